@@ -1,0 +1,52 @@
+# make help lists the targets.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-slow check fmt bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/python-ok:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; say which with: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "Python's venv module is needed (Debian and Ubuntu: apt install python3-venv)"; exit 1; }
+	@touch $@
+
+$(VENV)/run-ok: $(VENV)/python-ok pyproject.toml
+	@echo "installing into $(VENV) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/dev-ok: $(VENV)/python-ok pyproject.toml
+	@echo "installing into $(VENV), with what the tests and checks need ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/run-ok
+
+run: $(VENV)/run-ok ## serve on 127.0.0.1:8080; flags go in ARGS="--port 9000"
+	@exec $(BIN)/embedding-proxy serve $(ARGS)
+
+test: $(VENV)/dev-ok ## all tests, with a real Redis; pytest's flags go in ARGS
+	@$(BIN)/pytest $(ARGS)
+
+test-slow: $(VENV)/dev-ok ## the same with many more random examples
+	@HYPOTHESIS_PROFILE=slow $(BIN)/pytest $(ARGS)
+
+check: $(VENV)/dev-ok ## lint, format, types, import layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+fmt: $(VENV)/dev-ok ## format the code and mend what the linter can
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/dev-ok ## hit throughput against bare aiohttp; needs wrk
+	@$(BIN)/python bench/hot.py $(ARGS)
+
+clean: ## remove the environment and all caches
+	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
