@@ -1,0 +1,77 @@
+"""The errors the proxy itself can make, each with what a client or an operator needs to act on it."""
+
+import orjson
+
+
+class ProxyError(Exception):
+    """An answer of the proxy's own making, in the shape OpenAI documents for its errors.
+
+    https://platform.openai.com/docs/guides/error-codes: the SDKs choose their exception by ``status`` and
+    retry 408, 409, 429 and 5xx, so ``status`` alone says whether a repeat can help.
+    """
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def body(self) -> bytes:
+        return orjson.dumps(
+            {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        )
+
+
+class InvalidRequest(ProxyError):
+    """The request can't be understood, here or upstream."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class BodyTooLarge(ProxyError):
+    status = 413
+    type = "invalid_request_error"
+    code = "body_too_large"
+
+
+class NotCached(ProxyError):
+    """``Cache-Control: only-if-cached``, and something is missing (RFC 9111 §5.2.1.7 asks for 504)."""
+
+    status = 504
+    type = "invalid_request_error"
+    code = "not_cached"
+
+
+class UpstreamUnreachable(ProxyError):
+    """No answer could be had: name, connection, TLS, or a connection that died."""
+
+    status = 502
+    type = "upstream_error"
+    code = "upstream_unreachable"
+
+
+class UpstreamTimeout(ProxyError):
+    status = 504
+    type = "upstream_error"
+    code = "upstream_timeout"
+
+
+class StoreError(Exception):
+    """The store could not do all it was asked; ``found`` is what it had answered by then.
+
+    ``reason`` is one of a few fixed words, fit for a metric label: timeout, connection, refused, corrupt.
+    """
+
+    def __init__(self, reason: str, message: str, *, found: dict[bytes, bytes] | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.found: dict[bytes, bytes] = {} if found is None else found
+
+
+class ConfigError(Exception):
+    """A setting that can't be used: the message says what, where and what is accepted, in one line."""

@@ -1,0 +1,56 @@
+"""The identity of one input item (pure).
+
+A key is a BLAKE2b-256 over the msgpack encoding of everything that can change the vector, which is type-tagged and
+length-prefixed, followed by the item's kind and bytes. Two items share a key only if all of that is equal.
+XXH3 would be faster, but pairs of texts with equal XXH3 are made in seconds, and a planted document must not be able
+to receive another's vector.
+"""
+
+from array import array
+from hashlib import blake2b
+from typing import Any
+
+import msgpack
+import orjson
+
+from proxy.wire import EmbeddingRequest, Kind
+
+_SCHEMA = 1
+KEY_BYTES = 32
+
+
+def derive(request: EmbeddingRequest, *, url: str, credentials: list[str], vector_headers: list[str]) -> list[bytes]:
+    """The key of each item, in input order.
+
+    ``url`` is where the request is sent, query included: it says which upstream, and on Azure which deployment.
+    ``credentials`` and ``vector_headers`` are `proxy.headers.identity`.
+    """
+    common = msgpack.packb(
+        (
+            _SCHEMA,
+            credentials,
+            url,
+            vector_headers,
+            request.model,
+            orjson.dumps(request.parameters, option=orjson.OPT_SORT_KEYS),
+            request.kind.value,
+        ),
+        # Header bytes that are not UTF-8 arrive as surrogate escapes and stand for themselves.
+        unicode_errors="surrogateescape",
+    )
+    start = blake2b(common, digest_size=KEY_BYTES)
+    keys = []
+    for item in request.items:
+        state = start.copy()
+        # The item is the last element and runs to the end, so it needs no length.
+        state.update(_item_bytes(request.kind, item))
+        keys.append(state.digest())
+    return keys
+
+
+def _item_bytes(kind: Kind, item: Any) -> bytes:
+    if kind is Kind.TEXT:
+        return item.encode()  # type: ignore[no-any-return]
+    if kind is Kind.TOKENS:
+        return array("Q", item).tobytes()
+    return orjson.dumps(item, option=orjson.OPT_SORT_KEYS)

@@ -1,0 +1,138 @@
+"""Vectors without loss: what an upstream wrote, in the fewest bytes that give every client the same numbers (pure).
+
+Upstreams write a float32 either as the shortest text that gives the float32 back (TEI, Ollama, OpenRouter) or as
+the shortest text of the same number widened to float64 (vLLM, Infinity, AIGNE). A client parses both as float64 and
+gets different doubles, so which of the two it was is remembered with each vector.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import orjson
+import pybase64
+from numpy.typing import NDArray
+
+_NUMPY = orjson.OPT_SERIALIZE_NUMPY
+
+
+class DType(IntEnum):
+    """How a payload's bytes (little-endian) are to be read; the numbers are stored, so they never change."""
+
+    FLOAT32 = 0  # as text: float64 repr of the float32
+    FLOAT32_SHORTEST = 1  # as text: shortest text that reads back as the float32
+    FLOAT64 = 2
+    INT8 = 3
+    UINT8 = 4
+    INT32 = 5
+    INT64 = 6
+
+
+_NUMPY_TYPES: dict[DType, np.dtype[Any]] = {
+    DType.FLOAT32: np.dtype("<f4"),
+    DType.FLOAT32_SHORTEST: np.dtype("<f4"),
+    DType.FLOAT64: np.dtype("<f8"),
+    DType.INT8: np.dtype("i1"),
+    DType.UINT8: np.dtype("u1"),
+    DType.INT32: np.dtype("<i4"),
+    DType.INT64: np.dtype("<i8"),
+}
+_INTEGERS = (DType.INT8, DType.UINT8, DType.INT32, DType.INT64)
+# A base64 answer is always float32 on the wire, so only integers that survive it may be stored.
+_LARGEST_EXACT_IN_FLOAT32 = 2**24
+
+
+class InvalidVector(ValueError):
+    """Not an embedding: the message is a fixed phrase, fit for a log and a metric."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """``dimensions`` numbers of ``dtype``, packed little-endian in ``payload``."""
+
+    dtype: DType
+    payload: bytes
+
+    @property
+    def dimensions(self) -> int:
+        return len(self.payload) // _NUMPY_TYPES[self.dtype].itemsize
+
+    def array(self) -> NDArray[Any]:
+        return np.frombuffer(self.payload, _NUMPY_TYPES[self.dtype])
+
+
+def is_whole(vector: Vector) -> bool:
+    """Whether the payload is a whole, positive number of elements."""
+    return len(vector.payload) > 0 and len(vector.payload) % _NUMPY_TYPES[vector.dtype].itemsize == 0
+
+
+def from_base64(text: str) -> Vector:
+    """The OpenAI base64 form: little-endian float32. Raises `InvalidVector`."""
+    try:
+        payload = pybase64.b64decode(text, validate=True)
+    except ValueError:
+        raise InvalidVector("base64 that doesn't decode") from None
+    vector = Vector(DType.FLOAT32, payload)
+    if not is_whole(vector):
+        raise InvalidVector("base64 that is not a whole number of float32")
+    values = vector.array()
+    if not np.isfinite(values).all():
+        raise InvalidVector("a value that is not finite")
+    if not values.any():
+        raise InvalidVector("all zero")
+    return vector
+
+
+def from_numbers(numbers: list[Any]) -> Vector:
+    """A JSON array as parsed: every number keeps the exact value its text had. Raises `InvalidVector`."""
+    types = set(map(type, numbers))
+    if not types or not types <= {int, float}:
+        raise InvalidVector("not an array of numbers")
+    if not any(numbers):
+        raise InvalidVector("all zero")
+    return _from_integers(numbers) if types == {int} else _from_floats(numbers)
+
+
+def _from_integers(numbers: list[int]) -> Vector:
+    low, high = min(numbers), max(numbers)
+    if max(-low, high) > _LARGEST_EXACT_IN_FLOAT32:
+        raise InvalidVector("an integer that float32 can't hold")
+    dtype = next(t for t in _INTEGERS if np.iinfo(_NUMPY_TYPES[t]).min <= low and high <= np.iinfo(_NUMPY_TYPES[t]).max)
+    return Vector(dtype, np.array(numbers, _NUMPY_TYPES[dtype]).tobytes())
+
+
+def _from_floats(numbers: list[float]) -> Vector:
+    wide = np.array(numbers, np.float64)
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise InvalidVector("a value that is not finite as float32")
+    if not narrow.any():
+        raise InvalidVector("all zero as float32")
+    if (narrow == wide).all():
+        return Vector(DType.FLOAT32, narrow.astype("<f4").tobytes())
+    if orjson.loads(orjson.dumps(narrow, option=_NUMPY)) == numbers:
+        return Vector(DType.FLOAT32_SHORTEST, narrow.astype("<f4").tobytes())
+    return Vector(DType.FLOAT64, wide.astype("<f8").tobytes())
+
+
+def base64_json(vector: Vector) -> bytes:
+    """The vector as a JSON string, quotes included: base64 of little-endian float32."""
+    payload = vector.payload
+    if _NUMPY_TYPES[vector.dtype] != _NUMPY_TYPES[DType.FLOAT32]:
+        payload = vector.array().astype("<f4").tobytes()
+    return b'"%b"' % pybase64.b64encode(payload)
+
+
+def numbers_json(vector: Vector) -> bytes:
+    """The vector as a JSON array whose texts parse to the numbers the upstream wrote."""
+    values = vector.array()
+    if vector.dtype is DType.FLOAT32:
+        values = values.astype(np.float64)
+    return orjson.dumps(values, option=_NUMPY)
+
+
+def from_base64_json(text: bytes, dtype: DType) -> Vector:
+    """The inverse of `base64_json` for the two float32 types, which lose nothing on the way."""
+    return Vector(dtype, pybase64.b64decode(text[1:-1]))

@@ -1,0 +1,74 @@
+import pytest
+from multidict import CIMultiDict
+
+from proxy import headers
+from proxy.headers import NO_DIRECTIVES, Directives
+
+
+def test_what_belongs_to_one_connection_does_not_travel() -> None:
+    given = CIMultiDict(
+        [
+            ("Connection", "keep-alive, X-Hop"),
+            ("connection", "x-other"),
+            ("Keep-Alive", "timeout=5"),
+            ("Transfer-Encoding", "chunked"),
+            ("TE", "trailers"),
+            ("Upgrade", "h2c"),
+            ("Proxy-Authorization", "Basic x"),
+            ("X-Hop", "1"),
+            ("X-Other", "1"),
+            ("Authorization", "Bearer k"),
+            ("Accept", "a"),
+            ("Accept", "b"),
+        ]
+    )
+    assert list(headers.end_to_end(given).items()) == [
+        ("Authorization", "Bearer k"),
+        ("Accept", "a"),
+        ("Accept", "b"),
+    ]
+
+
+def test_towards_the_upstream_host_length_and_expect_are_the_clients_to_write() -> None:
+    given = CIMultiDict({"Host": "proxy", "Content-Length": "5", "Expect": "100-continue", "X-Custom": "1"})
+    assert dict(headers.to_upstream(given)) == {"X-Custom": "1"}
+
+
+def test_identity_does_not_depend_on_the_order_or_case_of_names() -> None:
+    one = CIMultiDict([("Authorization", "Bearer k"), ("Accept", "x"), ("API-Key", "a"), ("OpenAI-Project", "p")])
+    other = CIMultiDict([("openai-project", "p"), ("api-key", "a"), ("authorization", "Bearer k"), ("User-Agent", "u")])
+    assert headers.identity(one) == headers.identity(other)
+    assert headers.identity(one) == (["api-key", "a", "authorization", "Bearer k"], ["openai-project", "p"])
+
+
+def test_repeated_credentials_all_count_in_their_order() -> None:
+    both = CIMultiDict([("Authorization", "a"), ("Authorization", "b")])
+    turned = CIMultiDict([("Authorization", "b"), ("Authorization", "a")])
+    assert headers.identity(both)[0] == ["authorization", "a", "authorization", "b"]
+    assert headers.identity(both) != headers.identity(turned)
+
+
+@pytest.mark.parametrize(
+    ("value", "directives"),
+    [
+        ("no-cache", Directives(no_cache=True)),
+        ("No-Store", Directives(no_store=True)),
+        ("only-if-cached, max-age=60", Directives(only_if_cached=True, max_age_s=60)),
+        ('max-age="0"', Directives(max_age_s=0)),
+        ("max-age", NO_DIRECTIVES),
+        ("max-age=-1", NO_DIRECTIVES),
+        ("max-age=soon, immutable, , ;", NO_DIRECTIVES),
+        ("", NO_DIRECTIVES),
+    ],
+)
+def test_cache_control(value: str, directives: Directives) -> None:
+    assert headers.cache_control(CIMultiDict({"Cache-Control": value})) == directives
+
+
+def test_no_cache_control() -> None:
+    assert headers.cache_control(CIMultiDict()) == NO_DIRECTIVES
+
+
+def test_cache_control_in_several_fields_is_one_list() -> None:
+    given = CIMultiDict([("Cache-Control", "no-store"), ("Cache-Control", "no-cache")])
+    assert headers.cache_control(given) == Directives(no_cache=True, no_store=True)
