@@ -1,0 +1,136 @@
+"""Every metric, with its meaning. Names follow https://prometheus.io/docs/practices/naming/."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+
+from proxy import __version__
+
+OUTCOMES = ("hit", "partial", "miss", "bypass", "error")
+ITEM_RESULTS = ("memory", "store", "duplicate", "upstream")
+
+# A hit takes tenths of a millisecond, an upstream's slowest answer minutes.
+_LATENCY_S = (
+    0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0,
+)  # fmt: skip
+_STORE_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+_BATCH_ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+
+
+class Metrics:
+    """One process's metrics. The attributes with an ``s`` are maps from a label's value to a ready child."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+
+        requests = Counter(
+            "embedding_proxy_requests",
+            "Requests on the embeddings route: hit, no item was asked for upstream; partial, some were; miss, all were;"
+            " bypass, relayed unread; error, answered with an error.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.requests = {outcome: requests.labels(outcome) for outcome in OUTCOMES}
+
+        durations = Histogram(
+            "embedding_proxy_request_duration_seconds",
+            "From the last byte of the request's headers to the answer being ready, by outcome.",
+            ["outcome"],
+            buckets=_LATENCY_S,
+            registry=registry,
+        )
+        self.request_seconds = {outcome: durations.labels(outcome) for outcome in OUTCOMES}
+
+        items = Counter(
+            "embedding_proxy_items",
+            "Input items answered: from memory, from the store, as a duplicate within their request, from upstream.",
+            ["result"],
+            registry=registry,
+        )
+        self.items = {result: items.labels(result) for result in ITEM_RESULTS}
+
+        self.bypasses = Counter(
+            "embedding_proxy_bypasses",
+            "Requests on the embeddings route that were relayed unread, by what made their meaning uncertain.",
+            ["reason"],
+            registry=registry,
+        )
+        tokens = Counter(
+            "embedding_proxy_tokens",
+            "Input tokens: billed, as the upstream counted them; saved, what cached and duplicate items once cost.",
+            ["kind"],
+            registry=registry,
+        )
+        self.tokens_billed = tokens.labels("billed")
+        self.tokens_saved = tokens.labels("saved")
+
+        self.upstream_seconds = Histogram(
+            "embedding_proxy_upstream_duration_seconds",
+            "One embeddings call upstream, from sending it to its last byte.",
+            buckets=_LATENCY_S,
+            registry=registry,
+        )
+        self.upstream_batch_items = Histogram(
+            "embedding_proxy_upstream_batch_items",
+            "Items in one embeddings call upstream.",
+            buckets=_BATCH_ITEMS,
+            registry=registry,
+        )
+        self.upstream_answers = Counter(
+            "embedding_proxy_upstream_answers",
+            "Embeddings calls upstream by HTTP status, or unreachable, or timeout.",
+            ["status"],
+            registry=registry,
+        )
+        self.upstream_rejected = Counter(
+            "embedding_proxy_upstream_rejected",
+            "Answers with status 200 that were not stored because they did not check out, by what was wrong.",
+            ["reason"],
+            registry=registry,
+        )
+
+        store = Histogram(
+            "embedding_proxy_store_duration_seconds",
+            "One read or write of the store for one request.",
+            ["operation"],
+            buckets=_STORE_S,
+            registry=registry,
+        )
+        self.store_seconds = {operation: store.labels(operation) for operation in ("read", "write")}
+        self.store_errors = Counter(
+            "embedding_proxy_store_errors",
+            "Reads and writes of the store that failed or ran out of time; they cost hits, not requests.",
+            ["operation", "reason"],
+            registry=registry,
+        )
+        self.store_invalid_records = Counter(
+            "embedding_proxy_store_invalid_records",
+            "Stored values that did not check out and were taken for misses, by what was wrong.",
+            ["reason"],
+            registry=registry,
+        )
+        self._memory_bytes = Gauge(
+            "embedding_proxy_memory_bytes",
+            "Bytes the memory tier holds, its own estimate.",
+            registry=registry,
+        )
+        self._memory_entries = Gauge(
+            "embedding_proxy_memory_entries", "Entries the memory tier holds.", registry=registry
+        )
+        build = Gauge(
+            "embedding_proxy_build_info",
+            "Always 1; the version is in the label.",
+            ["version"],
+            registry=registry,
+        )
+        build.labels(__version__).set(1)
+
+    def watch_memory(self, *, size_bytes: Callable[[], int], entries: Callable[[], int]) -> None:
+        """Read the memory tier's size when scraped."""
+        self._memory_bytes.set_function(size_bytes)
+        self._memory_entries.set_function(entries)
+
+    def exposition(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,1 @@
+"""Where records are kept: a memory tier in front of one store."""

@@ -1,0 +1,50 @@
+"""The seam between the cache and whatever keeps its bytes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+
+class Store(Protocol):
+    """Bytes under 32-byte keys, shared by every process that opens the same store.
+
+    A store knows nothing of what the bytes mean and promises nothing: it may forget, and the cache checks what it
+    gets back. Keys must determine their values up to the last bits, because the first value written stays.
+
+    Both methods raise `StoreError` for whatever goes wrong, with what they had found until then, and may be cancelled
+    at any await without harm to other calls.
+    """
+
+    async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The values that are there. ``keys`` are distinct."""
+        ...
+
+    async def put_many(
+        self, values: Mapping[bytes, bytes], *, ttl_s: float | None, overwrite: bool
+    ) -> dict[bytes, bytes]:
+        """Store the values whose keys are free, or all of them with ``overwrite``.
+
+        Returns the standing values of the keys that were taken, which are now to be served in place of the caller's.
+        ``ttl_s`` lets a store drop values by itself; None keeps them for as long as there is room.
+        """
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class NoStore:
+    """`memory:`, nothing behind the memory tier."""
+
+    async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        return {}
+
+    async def put_many(
+        self,
+        values: Mapping[bytes, bytes],
+        *,
+        ttl_s: float | None,
+        overwrite: bool,
+    ) -> dict[bytes, bytes]:
+        return {}
+
+    async def aclose(self) -> None:
+        return None

@@ -1,0 +1,118 @@
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from proxy.errors import StoreError
+from proxy.store.redis import RedisStore
+from tests.redis_server import RedisServer, free_port
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+def name(number: int) -> str:
+    return "embedding:" + key(number).hex()
+
+
+@pytest.fixture
+async def admin(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    admin = Redis.from_url(redis_server.url)
+    await admin.flushall()
+    yield admin
+    await admin.aclose()
+
+
+@pytest.fixture
+async def store(redis_server: RedisServer) -> AsyncIterator[RedisStore]:
+    store = RedisStore(redis_server.url, timeout_s=5.0, max_connections=8)
+    yield store
+    await store.aclose()
+
+
+async def calls(admin: Redis, command: str) -> int:
+    stats = await admin.info("commandstats")
+    return int(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
+async def test_lookups_of_one_turn_ride_together(store: RedisStore, admin: Redis) -> None:
+    before = await calls(admin, "mget")
+    await asyncio.gather(*(store.get_many([key(n)]) for n in range(100)))
+    assert await calls(admin, "mget") == before + 1
+
+
+async def test_a_long_lookup_goes_in_chunks_of_128(store: RedisStore, admin: Redis) -> None:
+    before = await calls(admin, "mget")
+    await store.get_many([key(n) for n in range(300)])
+    assert await calls(admin, "mget") == before + 3
+
+
+async def test_a_ttl_is_left_to_redis(store: RedisStore, admin: Redis) -> None:
+    await store.put_many({key(1): b"x"}, ttl_s=100.0, overwrite=False)
+    await store.put_many({key(2): b"x"}, ttl_s=None, overwrite=False)
+    assert 90_000 < await admin.pttl(name(1)) <= 100_000
+    assert await admin.pttl(name(2)) == -1
+
+
+async def test_a_key_of_another_type_is_a_miss_and_can_be_overwritten(store: RedisStore, admin: Redis) -> None:
+    await admin.rpush(name(1), "a", "b")
+    assert await store.get_many([key(1)]) == {}
+    assert await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False) == {}
+    await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=True)
+    assert await store.get_many([key(1)]) == {key(1): b"x"}
+
+
+async def test_a_full_redis_refuses_writes_and_still_reads(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+    store = RedisStore(server.url, timeout_s=5.0, max_connections=8)
+    await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False)
+    async with Redis.from_url(server.url) as admin:
+        await admin.config_set("maxmemory", "1")
+    with pytest.raises(StoreError) as refused:
+        await store.put_many({key(1): b"y", key(2): b"y"}, ttl_s=None, overwrite=False)
+    assert refused.value.reason == "refused"
+    assert await store.get_many([key(1), key(2)]) == {key(1): b"x"}
+    await store.aclose()
+    server.kill()
+
+
+async def test_no_server_is_an_error_at_once(tmp_path: Path) -> None:
+    store = RedisStore(f"redis://127.0.0.1:{free_port()}/0", timeout_s=5.0, max_connections=8)
+    with pytest.raises(StoreError) as refused:
+        await store.get_many([key(1)])
+    assert refused.value.reason == "connection"
+    with pytest.raises(StoreError):
+        await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False)
+    await store.aclose()
+
+
+async def test_a_server_that_accepts_and_says_nothing_runs_out_of_time(tmp_path: Path) -> None:
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    store = RedisStore(f"redis://127.0.0.1:{port}/0", timeout_s=0.05, max_connections=8)
+    with pytest.raises(StoreError) as refused:
+        await store.get_many([key(1)])
+    assert refused.value.reason == "timeout"
+    await store.aclose()
+    silent.close()
+
+
+async def test_a_server_that_went_and_came_back_is_used_again(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+    store = RedisStore(server.url, timeout_s=5.0, max_connections=8)
+    await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False)
+    server.kill()
+    with pytest.raises(StoreError):
+        await store.get_many([key(1)])
+    server.restart()
+    await store.put_many({key(1): b"y"}, ttl_s=None, overwrite=False)
+    assert await store.get_many([key(1)]) == {key(1): b"y"}
+    await store.aclose()
+    server.kill()

@@ -1,0 +1,150 @@
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from proxy.errors import StoreError
+from proxy.store.sqlite import SQLiteStore
+
+VALUE = b"v" * 6300  # a 1536-d record
+MIB = 1024**2
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+class Clock:
+    now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def file_bytes(path: Path) -> int:
+    return sum(part.stat().st_size for part in path.parent.iterdir())
+
+
+async def put(store: SQLiteStore, numbers: range) -> None:
+    await store.put_many({key(n): VALUE for n in numbers}, ttl_s=None, overwrite=False)
+
+
+async def test_the_file_stays_within_its_limit_and_keeps_the_newest(sqlite_path: Path) -> None:
+    clock = Clock()
+    store = SQLiteStore(sqlite_path, limit_bytes=16 * MIB, clock=clock)
+    for start in range(0, 12_000, 100):
+        clock.now += 100
+        await put(store, range(start, start + 100))
+        assert sqlite_path.stat().st_size <= 16 * MIB + 4 * 32 * 1024
+    kept = await store.get_many([key(n) for n in range(12_000)])
+    await store.aclose()
+    batches = sorted(int.from_bytes(kept_key, "big") // 100 for kept_key in kept)
+    # Entries of one batch are equally old; of older batches none is left, of newer ones none is missing.
+    assert all(batches.count(batch) == 100 for batch in range(batches[0] + 1, 120))
+    assert len(kept) * len(VALUE) > 0.85 * 16 * MIB
+
+
+async def test_what_was_read_last_stays_longest(sqlite_path: Path) -> None:
+    clock = Clock()
+    store = SQLiteStore(sqlite_path, limit_bytes=16 * MIB, clock=clock)
+    await put(store, range(100))
+    for start in range(100, 6000, 100):
+        clock.now += 100
+        assert len(await store.get_many([key(n) for n in range(100)])) == 100
+        await put(store, range(start, start + 100))
+    await store.aclose()
+
+
+async def test_overwriting_does_not_make_the_file_grow(sqlite_path: Path) -> None:
+    store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
+    await put(store, range(500))
+    before = sqlite_path.stat().st_size
+    for _ in range(20):
+        await store.put_many({key(n): VALUE[::-1] for n in range(500)}, ttl_s=None, overwrite=True)
+    await store.aclose()
+    assert sqlite_path.stat().st_size <= max(before, 500 * 7000)
+
+
+async def test_bytes_an_item(sqlite_path: Path) -> None:
+    store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
+    for start in range(0, 3000, 64):
+        await put(store, range(start, start + 64))
+    await store.aclose()
+    assert file_bytes(sqlite_path) / 3008 <= 7400
+
+
+KILLED_WRITER = """
+import asyncio, sys
+from pathlib import Path
+from proxy.store.sqlite import SQLiteStore
+
+async def main():
+    store = SQLiteStore(Path(sys.argv[1]), limit_bytes=64 * 1024**2)
+    for n in range(10**9):
+        await store.put_many({n.to_bytes(32, "big"): n.to_bytes(4, "big") * 1500}, ttl_s=None, overwrite=False)
+        print(n, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_was_answered_before_a_kill_is_there_after_it(sqlite_path: Path) -> None:
+    writer = subprocess.Popen([sys.executable, "-c", KILLED_WRITER, str(sqlite_path)], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    done = [int(writer.stdout.readline()) for _ in range(300)]
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.wait()
+    writer.stdout.close()
+    store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
+    found = await store.get_many([key(n) for n in done])
+    await put(store, range(10_000, 10_010))
+    await store.aclose()
+    assert found == {key(n): n.to_bytes(4, "big") * 1500 for n in done}
+
+
+async def test_somebodys_database_is_left_alone(sqlite_path: Path) -> None:
+    with sqlite3.connect(sqlite_path) as connection:
+        connection.execute("CREATE TABLE customers (name)")
+    connection.close()
+    before = sqlite_path.read_bytes()
+    store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
+    with pytest.raises(StoreError, match="something else"):
+        await put(store, range(1))
+    with pytest.raises(StoreError, match="something else"):
+        await store.get_many([key(1)])
+    await store.aclose()
+    assert sqlite_path.read_bytes() == before
+
+
+async def test_a_file_that_is_no_database_is_left_alone(sqlite_path: Path) -> None:
+    sqlite_path.write_bytes(b"precious notes" * 1000)
+    store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
+    with pytest.raises(StoreError) as refused:
+        await store.get_many([key(1)])
+    await store.aclose()
+    assert refused.value.reason == "corrupt"
+    assert sqlite_path.read_bytes() == b"precious notes" * 1000
+
+
+async def test_a_folder_that_cannot_be_made_is_an_error_of_the_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    store = SQLiteStore(tmp_path / "file" / "cache.sqlite3", limit_bytes=64 * MIB)
+    with pytest.raises(StoreError) as refused:
+        await store.get_many([key(1)])
+    await store.aclose()
+    assert refused.value.reason == "refused"
+
+
+async def test_a_store_that_could_not_be_opened_is_tried_again(sqlite_path: Path) -> None:
+    sqlite_path.mkdir()
+    store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
+    with pytest.raises(StoreError):
+        await store.get_many([key(1)])
+    sqlite_path.rmdir()
+    await put(store, range(3))
+    assert len(await store.get_many([key(n) for n in range(3)])) == 3
+    await store.aclose()

@@ -1,0 +1,167 @@
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from proxy import record as records
+from proxy import vectors
+from proxy.errors import StoreError
+from proxy.metrics import Metrics
+from proxy.record import Record
+from proxy.store.base import NoStore, Store
+from proxy.store.memory import Memory
+from proxy.store.tiered import Cache
+
+A, B, C = (bytes([n]) * 32 for n in range(3))
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class DictStore:
+    """A store whose inside a test can see and spoil, and which can be told to fail or to hang."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self.failure: StoreError | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        await self.gate.wait()
+        if self.failure:
+            raise self.failure
+        return {key: self.values[key] for key in keys if key in self.values}
+
+    async def put_many(
+        self, values: Mapping[bytes, bytes], *, ttl_s: float | None, overwrite: bool
+    ) -> dict[bytes, bytes]:
+        await self.gate.wait()
+        if self.failure:
+            raise self.failure
+        standing = {} if overwrite else {key: self.values[key] for key in values if key in self.values}
+        self.values.update({key: value for key, value in values.items() if key not in standing})
+        return standing
+
+    async def aclose(self) -> None:
+        return None
+
+
+def record(number: float = 1.0, at: float = Clock.now, model: str = "m") -> Record:
+    vector = vectors.from_numbers([number, 0.5])
+    return Record(vector=vector, model=model, tokens=1, tokens_exact=True, stored_at_s=int(at))
+
+
+def make_cache(store: Store, clock: Clock | None = None, ttl_s: float | None = None, budget_s: float = 5.0) -> Cache:
+    return Cache(Memory(1_000_000), store, Metrics(), ttl_s=ttl_s, budget_s=budget_s, clock=clock or Clock())
+
+
+def served(entries: Mapping[bytes, object]) -> dict[bytes, bytes]:
+    return {key: entry.numbers() for key, entry in entries.items()}  # type: ignore[attr-defined]
+
+
+async def test_what_was_written_is_in_memory_and_in_the_store() -> None:
+    store = DictStore()
+    cache = make_cache(store)
+    await cache.write({A: record(1.0), B: record(2.0)}, overwrite=False)
+    assert served(cache.peek([A, B, C], not_before=0)) == {A: b"[1.0,0.5]", B: b"[2.0,0.5]"}
+    assert served(await make_cache(store).read([A, B, C], not_before=0)) == {A: b"[1.0,0.5]", B: b"[2.0,0.5]"}
+
+
+async def test_what_was_read_from_the_store_is_in_memory_from_then_on() -> None:
+    store = DictStore()
+    await make_cache(store).write({A: record()}, overwrite=False)
+    cache = make_cache(store)
+    assert cache.peek([A], not_before=0) == {}
+    await cache.read([A], not_before=0)
+    assert set(cache.peek([A], not_before=0)) == {A}
+
+
+async def test_the_first_writer_wins_and_the_loser_serves_the_winner() -> None:
+    store = DictStore()
+    await make_cache(store).write({A: record(1.0)}, overwrite=False)
+    loser = make_cache(store)
+    assert served(await loser.write({A: record(2.0)}, overwrite=False)) == {A: b"[1.0,0.5]"}
+    assert served(loser.peek([A], not_before=0)) == {A: b"[1.0,0.5]"}
+
+
+async def test_a_refresh_replaces() -> None:
+    store = DictStore()
+    await make_cache(store).write({A: record(1.0)}, overwrite=False)
+    cache = make_cache(store)
+    assert served(await cache.write({A: record(2.0)}, overwrite=True)) == {A: b"[2.0,0.5]"}
+    assert served(await make_cache(store).read([A], not_before=0)) == {A: b"[2.0,0.5]"}
+
+
+async def test_an_entry_past_its_ttl_is_a_miss_and_gives_way_to_a_new_one() -> None:
+    store, clock = DictStore(), Clock()
+    cache = make_cache(store, clock, ttl_s=60)
+    await cache.write({A: record(1.0)}, overwrite=False)
+    clock.now += 61
+    not_before = cache.oldest_fresh(None)
+    assert cache.peek([A], not_before=not_before) == {}
+    assert await cache.read([A], not_before=not_before) == {}
+    assert served(await cache.write({A: record(2.0, at=clock.now)}, overwrite=False)) == {A: b"[2.0,0.5]"}
+    assert records.decode(A, store.values[A]).stored_at_s == int(clock.now)
+
+
+def test_the_stricter_of_ttl_and_max_age_counts() -> None:
+    assert make_cache(NoStore()).oldest_fresh(None) == 0
+    assert make_cache(NoStore(), ttl_s=60).oldest_fresh(10) == Clock.now - 10
+    assert make_cache(NoStore(), ttl_s=60).oldest_fresh(100) == Clock.now - 60
+
+
+@pytest.mark.parametrize("damage", [b"", b"foreign", b"\0" * 200])
+async def test_a_damaged_record_is_a_miss_a_count_and_is_replaced(damage: bytes) -> None:
+    store = DictStore()
+    store.values[A] = damage
+    cache = make_cache(store)
+    assert await cache.read([A], not_before=0) == {}
+    assert served(await cache.write({A: record(2.0)}, overwrite=False)) == {A: b"[2.0,0.5]"}
+    assert records.decode(A, store.values[A]) == record(2.0)
+
+
+async def test_a_record_moved_to_another_key_is_a_miss() -> None:
+    store = DictStore()
+    cache = make_cache(store)
+    await cache.write({A: record()}, overwrite=False)
+    store.values[B] = store.values[A]
+    assert await cache.read([B], not_before=0) == {}
+
+
+async def test_a_failing_store_costs_hits_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    store = DictStore()
+    store.failure = StoreError("connection", "refused")
+    cache = make_cache(store)
+    for _ in range(3):
+        assert await cache.read([A], not_before=0) == {}
+    assert served(await cache.write({A: record()}, overwrite=False)) == {A: b"[1.0,0.5]"}
+    assert served(cache.peek([A], not_before=0)) == {A: b"[1.0,0.5]"}
+    store.failure = None
+    assert await cache.read([B], not_before=0) == {}
+    assert [line.message.split(":")[0] for line in caplog.records] == [
+        "store reads fail (connection)",
+        "store writes fail (connection)",
+        "store reads work again",
+    ]
+
+
+async def test_what_a_store_found_before_it_failed_is_served() -> None:
+    store = DictStore()
+    store.failure = StoreError("timeout", "half of it", found={A: records.encode(A, record())})
+    assert set(await make_cache(store).read([A, B], not_before=0)) == {A}
+
+
+async def test_a_hanging_store_is_waited_for_no_longer_than_the_budget() -> None:
+    store = DictStore()
+    store.gate.clear()
+    cache = make_cache(store, budget_s=0.01)
+    assert await cache.read([A], not_before=0) == {}
+    assert served(await cache.write({A: record()}, overwrite=False)) == {A: b"[1.0,0.5]"}
+    store.gate.set()
+    await cache.aclose()
+    assert set(store.values) == {A}, "the write that nobody waits for is finished all the same"
