@@ -1,0 +1,271 @@
+"""The command ``embedding-proxy``: the only reader of flags, environment and files."""
+
+import asyncio
+import difflib
+import logging
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+import uvloop
+from click.core import ParameterSource
+from platformdirs import user_cache_path
+
+from proxy import __version__, config, server
+from proxy.config import Settings
+from proxy.errors import ConfigError
+from proxy.providers import BASE_URLS
+from proxy.server import Running
+
+_ENV_PREFIX = "EMBEDDING_PROXY_"
+# Kubernetes puts the address of every Service into every Pod's environment; for one named `embedding-proxy` these
+# names fall among ours (https://kubernetes.io/docs/tutorials/services/connect-applications-service/).
+_KUBERNETES_LINK = re.compile(r"EMBEDDING_PROXY_(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
+_EXIT_USAGE = 2
+
+
+class _Parsed(click.ParamType[Any]):
+    """An option whose text is read by one of `proxy.config`'s functions."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):  # click converts what it has converted once more
+            return value
+        try:
+            return self._parse(value)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+_SIZE = _Parsed("size", config.parse_size)
+_STORE_LIMIT = _Parsed("size", config.parse_store_limit)
+_DURATION = _Parsed("duration", config.parse_duration)
+_UPSTREAM = _Parsed("url|name", config.parse_upstream)
+_STORE = _Parsed("url", config.parse_store)
+_PORT = click.IntRange(0, 65535)
+
+
+def _default_store() -> str:
+    return f"sqlite:///{user_cache_path('embedding-proxy') / 'cache.sqlite3'}"
+
+
+def _option(name: str, **attributes: Any) -> Callable[[Any], Any]:
+    variable = _ENV_PREFIX + name.upper().replace("-", "_")
+    return click.option(f"--{name}", envvar=variable, show_envvar=True, show_default=True, **attributes)
+
+
+def _read_config_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Put the file under the flags and the environment, above the defaults."""
+    if path is None:
+        return
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise click.UsageError(f"--config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{path}: not TOML: {error}") from error
+    names = [param.name for param in ctx.command.params if param.name not in {None, "config", "help"}]
+    for key, value in given.items():
+        if key not in names:
+            raise click.UsageError(_unknown(f"key {key!r} in {path}", key, [str(name) for name in names]))
+        if type(value) not in {str, int, float}:
+            raise click.UsageError(f"{key} in {path}: not one value; accepted: a text or a number")
+    ctx.default_map = {key: str(value) for key, value in given.items()}
+
+
+def _forget_kubernetes_link() -> None:
+    if os.environ.get("EMBEDDING_PROXY_PORT", "").startswith("tcp://"):
+        del os.environ["EMBEDDING_PROXY_PORT"]
+
+
+def _forbid_unknown_variables(ctx: click.Context) -> None:
+    known = {str(param.envvar) for param in ctx.command.params if param.envvar}
+    for name in os.environ:
+        if name.startswith(_ENV_PREFIX) and name not in known and not _KUBERNETES_LINK.fullmatch(name):
+            raise click.UsageError(_unknown(f"environment variable {name}", name, sorted(known)))
+
+
+def _unknown(what: str, name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"accepted: {', '.join(known)}"
+    return f"unknown {what}; {hint}"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="embedding-proxy")
+def cli() -> None:
+    """An embedding cache and deduplicating reverse proxy for OpenAI-compatible APIs."""
+
+
+@cli.command(name="serve")
+@_option("host", default="127.0.0.1", help="Address to serve clients on.")
+@_option("port", type=_PORT, default=8080, help="Port to serve clients on; 0 takes a free one.")
+@_option("admin-host", default="127.0.0.1", help="Address for metrics and health.")
+@_option("admin-port", type=_PORT, default=9090, help="Port for metrics and health.")
+@_option(
+    "upstream",
+    type=_UPSTREAM,
+    default="demo",
+    help=f"Base URL of the embeddings API, or one of: {', '.join(BASE_URLS)}; demo is built in and offline.",
+)
+@_option(
+    "store",
+    type=_STORE,
+    default=_default_store,
+    help="memory:, sqlite:///path, redis://, rediss:// or unix://.",
+)
+@_option(
+    "store-limit",
+    type=_STORE_LIMIT,
+    default="10GiB",
+    help="Bound on the SQLite file; oldest-read goes first.",
+)
+@_option("memory", type=_SIZE, default="512MiB", help="Bound on the vectors held in memory.")
+@_option("ttl", type=_DURATION, default="none", help="How long an entry is served after it was stored.")
+@_option("max-body", type=_SIZE, default="64MiB", help="Largest request body read on the embeddings route.")
+@_option(
+    "usage",
+    type=click.Choice(["billed", "full"]),
+    default="billed",
+    help="usage in answers: what the upstream billed, or what it would have without the cache.",
+)
+@_option(
+    "log-format",
+    type=click.Choice(["console", "json"]),
+    default="console",
+    help="For people or for machines.",
+)
+@_option(
+    "config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    is_eager=True,
+    expose_value=False,
+    callback=_read_config_file,
+    help="TOML file with any of these as keys, log_format for --log-format.",
+)
+@click.pass_context
+def serve_command(ctx: click.Context, /, **given: Any) -> None:
+    """Serve. A flag beats the environment, which beats the file, which beats the default."""
+    _forbid_unknown_variables(ctx)
+    settings = Settings(
+        host=given["host"],
+        port=given["port"],
+        admin_host=given["admin_host"],
+        admin_port=given["admin_port"],
+        upstream=given["upstream"],
+        store=given["store"],
+        store_limit_bytes=given["store_limit"],
+        memory_bytes=given["memory"],
+        ttl_s=given["ttl"],
+        max_body_bytes=given["max_body"],
+        reports_full_usage=given["usage"] == "full",
+        log_format=given["log_format"],
+    )
+    _set_up_logging(settings.log_format)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(server.serve(settings, announce=lambda proxy: _announce(settings, proxy)))
+
+
+class _JSONFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line).decode()
+
+
+def _set_up_logging(log_format: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    console = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+    handler.setFormatter(_JSONFormatter() if log_format == "json" else console)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _announce(settings: Settings, proxy: Running) -> None:
+    if settings.log_format == "json":
+        logging.getLogger(__name__).info(
+            "serving %s, upstream %s, store %s, metrics %s/metrics",
+            proxy.base_url,
+            settings.upstream.base_url,
+            settings.store,
+            proxy.admin_url,
+        )
+        return
+    upstream = f"{settings.upstream.name}, {settings.upstream.base_url}"
+    model, key = "text-embedding-3-small", "$OPENAI_API_KEY"
+    if settings.upstream.is_demo:
+        upstream = "demo, built in and offline: for trying this out, its vectors carry no meaning"
+        model, key = "demo", "any"
+    python_key = f'"{key}"' if settings.upstream.is_demo else 'os.environ["OPENAI_API_KEY"]'
+    click.echo(
+        f"""
+  embedding-proxy {__version__}
+
+  base_url  {proxy.base_url}
+  upstream  {upstream}
+  store     {settings.store}
+  metrics   {proxy.admin_url}/metrics
+
+  Try it twice, and see X-Cache turn from MISS to HIT:
+
+    curl -i {proxy.base_url}/embeddings -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\
+      -d '{{"model": "{model}", "input": "hello, world", "dimensions": 8}}'
+
+  Or from Python (pip install openai):
+
+    {"" if settings.upstream.is_demo else "import os; "}from openai import OpenAI
+    client = OpenAI(base_url="{proxy.base_url}", api_key={python_key})
+    print(client.embeddings.create(model="{model}", input=["hello, world", "hello again"]).data[0].embedding[:4])
+
+  Stop with Ctrl-C.
+"""
+    )
+
+
+def main() -> None:
+    """Run the command; whatever is wrong with its settings is one line on stderr and exit status 2."""
+    _forget_kubernetes_link()
+    try:
+        status = cli.main(prog_name="embedding-proxy", standalone_mode=False)
+    except click.ClickException as error:
+        _exit_with(_said_where(error))
+    except ConfigError as error:
+        _exit_with(str(error))
+    except click.Abort:
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _exit_with(message: str) -> None:
+    click.echo(f"embedding-proxy: {message}", err=True)
+    sys.exit(_EXIT_USAGE)
+
+
+def _said_where(error: click.ClickException) -> str:
+    """The error in one line, naming the flag, variable or key that the bad value came from."""
+    message = " ".join(error.format_message().split())
+    if not isinstance(error, click.BadParameter) or error.param is None or error.ctx is None:
+        return message
+    name = error.param.name or ""
+    match error.ctx.get_parameter_source(name):
+        case ParameterSource.ENVIRONMENT:
+            where = str(error.param.envvar)
+        case ParameterSource.DEFAULT_MAP:
+            where = f"{name} in the configuration file"
+        case _:
+            where = error.param.opts[0]
+    return f"{where}: {' '.join(error.message.split())}"

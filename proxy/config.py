@@ -1,0 +1,143 @@
+"""Settings: frozen and typed, with the units in their names, and how their texts are read."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+from proxy.errors import ConfigError
+from proxy.providers import BASE_URLS
+
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+
+# Not an address: the demo listens on a socket of its own, and keys made under it must outlive it.
+DEMO_BASE_URL = "http://demo/v1"
+
+_SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KIB, "mib": MIB, "gib": GIB}
+_DURATIONS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+_REDIS_SCHEMES = ("redis", "rediss", "unix")
+_MIN_STORE_BYTES = 16 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamSetting:
+    name: str  # a preset's name, `demo`, or the URL's host
+    base_url: str
+
+    @property
+    def is_demo(self) -> bool:
+        return self.base_url == DEMO_BASE_URL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSetting:
+    """One of: nothing (`memory:`), a ``path`` to a SQLite file, a ``url`` of Redis."""
+
+    path: Path | None = None
+    url: str | None = None
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"sqlite:///{self.path}"
+        return "memory:" if self.url is None else _without_password(self.url)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    host: str
+    port: int  # 0: any free one
+    admin_host: str
+    admin_port: int
+    upstream: UpstreamSetting
+    store: StoreSetting
+    store_limit_bytes: int
+    memory_bytes: int
+    ttl_s: float | None  # None: for as long as there is room
+    max_body_bytes: int
+    reports_full_usage: bool
+    log_format: str  # console or json
+    store_budget_s: float = 0.05
+
+
+def parse_size(text: str) -> int:
+    """Bytes: ``512MiB``, ``2GB``, ``1048576``. Raises `ConfigError`."""
+    return int(_quantity(text, _SIZES, "a size", "a number with B, KB, MB, GB, KiB, MiB or GiB, as 512MiB"))
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds: ``30d``, ``12h``, ``90``; None for ``none``. Raises `ConfigError`."""
+    if text.strip().lower() == "none":
+        return None
+    seconds = _quantity(text, _DURATIONS, "a duration", "a number with ms, s, m, h, d or w, as 30d; or none")
+    if seconds <= 0:
+        msg = f"{text!r} is not a duration above zero; to keep entries for good say none"
+        raise ConfigError(msg)
+    return seconds
+
+
+def _quantity(text: str, units: dict[str, float] | dict[str, int], what: str, accepted: str) -> float:
+    match = _QUANTITY.fullmatch(text.strip())
+    if match is None or match[2].lower() not in units:
+        msg = f"{text!r} is not {what}; accepted: {accepted}"
+        raise ConfigError(msg)
+    return float(match[1]) * units[match[2].lower()]
+
+
+def parse_upstream(text: str) -> UpstreamSetting:
+    """A preset's name, ``demo``, or a base URL as one would give an SDK. Raises `ConfigError`."""
+    name = text.strip()
+    if name == "demo":
+        return UpstreamSetting(name=name, base_url=DEMO_BASE_URL)
+    if name in BASE_URLS:
+        return UpstreamSetting(name=name, base_url=BASE_URLS[name])
+    parts = _split(name)
+    accepted = f"accepted: a base URL as https://api.example.com/v1, or {', '.join(BASE_URLS)}, demo"
+    if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
+        msg = f"{text!r} is not an upstream; {accepted}"
+        raise ConfigError(msg)
+    if parts.query or parts.fragment or "@" in parts.netloc or not name.isascii() or re.search(r"\s", name):
+        msg = f"{text!r} has a query, a fragment, a user, white space or non-ASCII letters; {accepted}"
+        raise ConfigError(msg)
+    return UpstreamSetting(name=parts.hostname, base_url=name.rstrip("/"))
+
+
+def parse_store(text: str) -> StoreSetting:
+    """``memory:``, ``sqlite:///path`` or a Redis URL. Raises `ConfigError`."""
+    scheme, colon, rest = text.strip().partition(":")
+    accepted = "accepted: memory:, sqlite:///path/to/file, redis://host:port/db, rediss://…, unix:///path/to/socket"
+    if scheme == "memory" and colon and not rest:
+        return StoreSetting()
+    if scheme == "sqlite" and rest.startswith("///") and len(rest) > len("///"):
+        # As in SQLAlchemy: three slashes before a relative path, four before an absolute one.
+        return StoreSetting(path=Path(rest.removeprefix("///")).expanduser())
+    if scheme in _REDIS_SCHEMES and rest.startswith("//") and _is_redis_url(text.strip()):
+        return StoreSetting(url=text.strip())
+    msg = f"{_without_password(text)!r} is not a store; {accepted}"
+    raise ConfigError(msg)
+
+
+def parse_store_limit(text: str) -> int:
+    size = parse_size(text)
+    if size < _MIN_STORE_BYTES:
+        msg = f"{text!r} is too small; accepted: {_MIN_STORE_BYTES // MIB}MiB or more"
+        raise ConfigError(msg)
+    return size
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises if it is not a number up to 65535
+    except ValueError:
+        return None
+    return parts
+
+
+def _is_redis_url(url: str) -> bool:
+    parts = _split(url)
+    return parts is not None and bool(parts.path if parts.scheme == "unix" else parts.hostname)
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//…@", url)

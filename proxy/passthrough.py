@@ -1,0 +1,113 @@
+"""Every route but the cached one: streamed through both ways, untouched."""
+
+import asyncio
+
+from aiohttp import ClientError, ClientWebSocketResponse, WSMsgType
+from aiohttp.web import BaseRequest, StreamResponse, WebSocketResponse
+from multidict import CIMultiDict
+from yarl import URL
+
+from proxy import headers
+from proxy.errors import UpstreamUnreachable
+from proxy.upstream import Upstream
+
+_WEBSOCKET_HANDSHAKE = frozenset(
+    {"sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions", "sec-websocket-protocol"}
+)
+
+
+async def relay(
+    request: BaseRequest,
+    upstream: Upstream,
+    url: str,
+    *,
+    body: bytes | None = None,
+    extra_headers: CIMultiDict[str] | None = None,
+) -> StreamResponse:
+    """Send ``request`` to ``url`` and its answer back as it arrives.
+
+    ``body`` stands in for the request's own where that has been read already; ``extra_headers`` join the answer's.
+    """
+    forwarded = headers.to_upstream(request.headers)
+    content: object = body
+    if body is None and request.body_exists:
+        content = request.content.iter_any()
+        if "Content-Length" in request.headers:  # else it came in chunks and goes on in chunks
+            forwarded["Content-Length"] = request.headers["Content-Length"]
+    answer = await upstream.open(request.method, url, forwarded, content)
+    async with answer:
+        response = StreamResponse(
+            status=answer.status, reason=answer.reason, headers=headers.end_to_end(answer.headers)
+        )
+        response.headers.extend(extra_headers or ())
+        await response.prepare(request)
+        # A failure from here on can't be told as a status: it goes up, and the server cuts the connection, which is
+        # how the client learns that the answer is not whole.
+        async for chunk in answer.content.iter_any():
+            await response.write(chunk)
+        await response.write_eof()
+    return response
+
+
+def is_websocket(request: BaseRequest) -> bool:
+    return request.method == "GET" and request.headers.get("Upgrade", "").lower() == "websocket"
+
+
+async def relay_websocket(request: BaseRequest, upstream: Upstream, url: str) -> StreamResponse:
+    """Join two WebSockets: every message, ping and close code goes to the other side."""
+    forwarded = headers.to_upstream(request.headers)
+    for name in _WEBSOCKET_HANDSHAKE:
+        forwarded.popall(name, None)
+    offered = request.headers.get("Sec-WebSocket-Protocol", "")
+    protocols = [name.strip() for name in offered.split(",") if name.strip()]
+    try:
+        there = await upstream.session.ws_connect(
+            URL(url, encoded=True),
+            headers=forwarded,
+            protocols=protocols,
+            autoping=False,
+            autoclose=False,
+            max_msg_size=0,
+        )
+    except (ClientError, TimeoutError, OSError) as error:
+        msg = f"The upstream did not open a WebSocket ({type(error).__name__})."
+        raise UpstreamUnreachable(msg) from error
+    async with there:
+        here = WebSocketResponse(
+            protocols=[there.protocol] if there.protocol else (),
+            autoping=False,
+            autoclose=False,
+            max_msg_size=0,
+        )
+        await here.prepare(request)
+        pumps = {asyncio.ensure_future(_pump(here, there)), asyncio.ensure_future(_pump(there, here))}
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+        await here.close()
+    return here
+
+
+_Socket = ClientWebSocketResponse | WebSocketResponse
+
+
+async def _pump(source: _Socket, sink: _Socket) -> None:
+    while True:
+        message = await source.receive()
+        match message.type:
+            case WSMsgType.TEXT:
+                await sink.send_str(message.data)
+            case WSMsgType.BINARY:
+                await sink.send_bytes(message.data)
+            case WSMsgType.PING:
+                await sink.ping(message.data)
+            case WSMsgType.PONG:
+                await sink.pong(message.data)
+            case WSMsgType.CLOSE:
+                await sink.close(code=message.data or 1000, message=(message.extra or "").encode())
+                return
+            case _:
+                return

@@ -1,0 +1,201 @@
+"""Two listeners, what is behind them, and their life from start to drain."""
+
+import asyncio
+import gc
+import logging
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import TCPConnector, UnixConnector, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler
+
+from proxy import demo
+from proxy.config import Settings, StoreSetting
+from proxy.embeddings import EmbeddingsRoute
+from proxy.errors import ConfigError, InvalidRequest, ProxyError
+from proxy.metrics import Metrics
+from proxy.passthrough import is_websocket, relay, relay_websocket
+from proxy.providers import GENERIC_FIELDS
+from proxy.routes import Routes
+from proxy.store.base import NoStore, Store
+from proxy.store.memory import Memory
+from proxy.store.redis import RedisStore
+from proxy.store.sqlite import SQLiteStore
+from proxy.store.tiered import Cache
+from proxy.upstream import Upstream
+
+_log = logging.getLogger(__name__)
+
+_Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+_REDIS_CONNECTIONS = 32
+_SHUTDOWN_TIMEOUT_S = 10.0
+_MAX_HEADER_BYTES = 64 * 1024  # a field: some gateways hand on large tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A proxy that answers: where it does, and the parts that a test or a banner wants to see."""
+
+    base_url: str  # what a client uses, /v1 included
+    admin_url: str
+    cache: Cache
+
+
+async def serve(settings: Settings, *, announce: Callable[[Running], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is under way."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(settings) as proxy:
+        announce(proxy)
+        # What lives now lives on: the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
+        await stop.wait()
+        _log.info("stopping: finishing the requests under way")
+    _log.info("stopped")
+
+
+@asynccontextmanager
+async def running(settings: Settings, *, clock: Callable[[], float] = time.time) -> AsyncIterator[Running]:
+    """A proxy for as long as the block lasts. Raises `ConfigError` if an address can't be listened on."""
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        connector: TCPConnector | UnixConnector = TCPConnector(limit=0)
+        if settings.upstream.is_demo:
+            connector = UnixConnector(str(await stack.enter_async_context(_demo_upstream())), limit=0)
+        upstream = await stack.enter_async_context(Upstream(connector, metrics))
+        memory = Memory(settings.memory_bytes)
+        metrics.watch_memory(size_bytes=lambda: memory.bytes, entries=lambda: memory.entries)
+        store = _open_store(settings, clock)
+        cache = Cache(memory, store, metrics, ttl_s=settings.ttl_s, budget_s=settings.store_budget_s, clock=clock)
+        stack.push_async_callback(cache.aclose)
+        route = EmbeddingsRoute(
+            cache,
+            upstream,
+            metrics,
+            fields=GENERIC_FIELDS,
+            max_body_bytes=settings.max_body_bytes,
+            reports_full_usage=settings.reports_full_usage,
+            clock=clock,
+        )
+        handler = _data_handler(Routes(settings.upstream.base_url), route, upstream)
+        server = web.ServerRunner(_make_server(handler, settings.max_body_bytes), shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
+        admin = web.AppRunner(_admin_app(metrics), access_log=None, shutdown_timeout=1.0)
+        port = await _listen(stack, server, settings.host, settings.port)
+        admin_port = await _listen(stack, admin, settings.admin_host, settings.admin_port)
+        yield Running(
+            base_url=f"http://{_bracketed(settings.host)}:{port}/v1",
+            admin_url=f"http://{_bracketed(settings.admin_host)}:{admin_port}",
+            cache=cache,
+        )
+
+
+def _open_store(settings: Settings, clock: Callable[[], float]) -> Store:
+    match settings.store:
+        case StoreSetting(path=Path() as path):
+            return SQLiteStore(path, limit_bytes=settings.store_limit_bytes, clock=clock)
+        case StoreSetting(url=str(url)):
+            return RedisStore(url, timeout_s=settings.store_budget_s, max_connections=_REDIS_CONNECTIONS)
+    return NoStore()
+
+
+@asynccontextmanager
+async def _demo_upstream() -> AsyncIterator[Path]:
+    """The demo on a Unix socket of its own, where nobody else meets it; yields the socket's path."""
+    with tempfile.TemporaryDirectory(prefix="embedding-proxy-") as folder:
+        path = Path(folder) / "demo.sock"
+        runner = web.AppRunner(demo.make_app(), access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        try:
+            await web.UnixSite(runner, str(path)).start()
+            yield path
+        finally:
+            await runner.cleanup()
+
+
+def _make_server(handler: _Handler, max_body_bytes: int) -> web.Server:
+    """aiohttp's server without its application layer, which a proxy has no use for and which costs a hit 15 %."""
+    loop = asyncio.get_running_loop()
+
+    def make_request(
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: RequestHandler,
+        writer: AbstractStreamWriter,
+        task: "asyncio.Task[None]",
+    ) -> web.BaseRequest:
+        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=max_body_bytes)
+
+    return web.Server(
+        handler,
+        request_factory=make_request,
+        access_log=None,
+        auto_decompress=False,
+        max_field_size=_MAX_HEADER_BYTES,
+        max_line_size=_MAX_HEADER_BYTES,
+    )
+
+
+def _data_handler(routes: Routes, embeddings: EmbeddingsRoute, upstream: Upstream) -> _Handler:
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            route = routes.find(request.raw_path)
+            if route is None:
+                raise InvalidRequest("The request target must be a path.")
+            if request.headers.get("Expect", "").lower() == "100-continue":
+                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                request.writer.output_size = 0  # aiohttp takes what was written for the start of an answer
+            if route.is_embeddings and request.method == "POST":
+                return await embeddings.handle(request, route.url)
+            if is_websocket(request):
+                return await relay_websocket(request, upstream, route.url)
+            return await relay(request, upstream, route.url)
+        except ProxyError as error:
+            return web.Response(status=error.status, body=error.body(), content_type="application/json")
+
+    return handle
+
+
+def _admin_app(metrics: Metrics) -> web.Application:
+    async def exposition(_: web.Request) -> web.Response:
+        # The format's own version parameter can't go through aiohttp's content_type.
+        return web.Response(
+            body=metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
+
+    async def healthy(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    app = web.Application()
+    app.router.add_get("/metrics", exposition)
+    # Neither depends on the store or the upstream: restarting the proxy would mend neither.
+    app.router.add_get("/healthz", healthy)
+    app.router.add_get("/readyz", healthy)
+    return app
+
+
+async def _listen(stack: AsyncExitStack, runner: web.BaseRunner, host: str, port: int) -> int:
+    """Start ``runner`` on an address; returns the port, which is a free one if 0 was asked for."""
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        msg = f"can't listen on {host}:{port}: {error.strerror or error}; choose another with --port or --admin-port"
+        raise ConfigError(msg) from error
+    return int(runner.addresses[0][1])
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,83 @@
+"""Fixtures: a real Redis, an upstream, and proxies in front of it."""
+
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+from hypothesis import HealthCheck, settings
+
+from proxy.config import MIB, Settings, StoreSetting, UpstreamSetting
+from proxy.server import running
+from tests.client import Client
+from tests.redis_server import RedisServer
+from tests.scripted import ScriptedUpstream
+
+# No deadline: a test is about what is right, not about how fast a busy machine gets there.
+settings.register_profile("default", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("slow", parent=settings.get_profile("default"), max_examples=10_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+StartProxy = Callable[..., Awaitable[Client]]
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[ScriptedUpstream]:
+    async with ScriptedUpstream().serving() as upstream:
+        yield upstream
+
+
+def settings_for(upstream: ScriptedUpstream, **changes: Any) -> Settings:
+    plain = Settings(
+        host="127.0.0.1",
+        port=0,
+        admin_host="127.0.0.1",
+        admin_port=0,
+        upstream=UpstreamSetting(name="scripted", base_url=upstream.base_url),
+        store=StoreSetting(),
+        store_limit_bytes=64 * MIB,
+        memory_bytes=64 * MIB,
+        ttl_s=None,
+        max_body_bytes=64 * MIB,
+        reports_full_usage=False,
+        log_format="console",
+        # Generous: a test must not turn a busy machine into a store that failed.
+        store_budget_s=5.0,
+    )
+    return replace(plain, **changes)
+
+
+@pytest.fixture
+async def start_proxy(upstream: ScriptedUpstream) -> AsyncIterator[StartProxy]:
+    """Start proxies in front of ``upstream``; keywords change their settings."""
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(ClientSession(auto_decompress=False))
+
+        async def start(*, clock: Callable[[], float] = time.time, **changes: Any) -> Client:
+            proxy = await stack.enter_async_context(running(settings_for(upstream, **changes), clock=clock))
+            return Client(session, proxy)
+
+        yield start
+
+
+@pytest.fixture
+async def client(start_proxy: StartProxy) -> Client:
+    """A client of a proxy with nothing but memory."""
+    return await start_proxy()
+
+
+@pytest.fixture
+def sqlite_path(tmp_path: Path) -> Path:
+    return tmp_path / "cache.sqlite3"

@@ -1,0 +1,160 @@
+"""Settings from flags, environment and file; each mistake is one line that says what, where and what is accepted."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy import cli, server
+from proxy.config import Settings, StoreSetting
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Settings]:
+    """Catches the settings that would have been served."""
+    caught: list[Settings] = []
+
+    async def serve(settings: Settings, *, announce: Any) -> None:
+        assert callable(announce)
+        caught.append(settings)
+
+    monkeypatch.setattr(server, "serve", serve)
+    monkeypatch.setattr(cli, "_set_up_logging", lambda _: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return caught
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["embedding-proxy", "serve", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_defaults(served: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert run(monkeypatch) == 0
+    assert served == [
+        Settings(
+            host="127.0.0.1",
+            port=8080,
+            admin_host="127.0.0.1",
+            admin_port=9090,
+            upstream=served[0].upstream,
+            store=StoreSetting(path=tmp_path / "embedding-proxy" / "cache.sqlite3"),
+            store_limit_bytes=10 * 1024**3,
+            memory_bytes=512 * 1024**2,
+            ttl_s=None,
+            max_body_bytes=64 * 1024**2,
+            reports_full_usage=False,
+            log_format="console",
+        )
+    ]
+    assert served[0].upstream.is_demo
+
+
+def test_flag_beats_environment_beats_file_beats_default(
+    served: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "proxy.toml"
+    file.write_text('port = 1\nadmin_port = 2\nmemory = "3MiB"\nttl = 60\n')
+    monkeypatch.setenv("EMBEDDING_PROXY_PORT", "11")
+    monkeypatch.setenv("EMBEDDING_PROXY_ADMIN_PORT", "12")
+    monkeypatch.setenv("EMBEDDING_PROXY_CONFIG", str(file))
+    assert run(monkeypatch, "--port", "21") == 0
+    settings = served[0]
+    assert (settings.port, settings.admin_port, settings.memory_bytes, settings.ttl_s) == (21, 12, 3 * 1024**2, 60)
+    assert settings.admin_host == "127.0.0.1"
+
+
+def test_every_flag_has_its_variable_and_its_key(
+    served: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = {
+        "host": "0.0.0.0", "port": "1", "admin_host": "::1", "admin_port": "2", "upstream": "openai",
+        "store": "memory:", "store_limit": "1GiB", "memory": "1MiB", "ttl": "1d", "max_body": "1KB",
+        "usage": "full", "log_format": "json",
+    }  # fmt: skip
+    file = tmp_path / "proxy.toml"
+    file.write_text("".join(f'{name} = "{value}"\n' for name, value in given.items()))
+    run(monkeypatch, *(part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)))
+    run(monkeypatch, "--config", str(file))
+    for name, value in given.items():
+        monkeypatch.setenv(f"EMBEDDING_PROXY_{name.upper()}", value)
+    run(monkeypatch)
+    assert served[0] == served[1] == served[2]
+    assert served[0].reports_full_usage
+    assert {param.name for param in cli.serve_command.params} == {*given, "config"}
+
+
+MISTAKES = [
+    (["--memory", "12 bananas"], {}, "", "--memory: '12 bananas' is not a size; accepted: a number with B, KB"),
+    (["--upstream", "opneai"], {}, "", "--upstream: 'opneai' is not an upstream; accepted: a base URL"),
+    (["--port", "http"], {}, "", "--port: 'http' is not a valid integer"),
+    (["--port", "70000"], {}, "", "--port: 70000 is not in the range 0<=x<=65535"),
+    (["--prot", "1"], {}, "", "No such option '--prot'."),
+    (["--log-format", "xml"], {}, "", "--log-format: 'xml' is not one of 'console', 'json'"),
+    ([], {"STORE": "mysql://h"}, "", "EMBEDDING_PROXY_STORE: 'mysql://h' is not a store; accepted: memory:"),
+    ([], {"TTL": "soon"}, "", "EMBEDDING_PROXY_TTL: 'soon' is not a duration; accepted:"),
+    ([], {"UPSTRAEM": "x"}, "", "unknown environment variable EMBEDDING_PROXY_UPSTRAEM; did you mean EMBEDDING_PROX"),
+    ([], {}, 'memory = "lots"', "memory in the configuration file: 'lots' is not a size"),
+    ([], {}, "memroy = 1", "unknown key 'memroy' in FILE; did you mean memory?"),
+    ([], {}, "colour = 1", "unknown key 'colour' in FILE; accepted: host, port,"),
+    ([], {}, "port = [1]", "port in FILE: not one value; accepted: a text or a number"),
+    ([], {}, "store = 5", "store in the configuration file: '5' is not a store"),
+    ([], {}, "memory = true", "memory in FILE: not one value"),
+    ([], {}, "port 80", "FILE: not TOML:"),
+    ([], {"CONFIG": "/nonexistent/proxy.toml"}, "", "--config /nonexistent/proxy.toml: No such file or directory"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "variables", "file", "message"), MISTAKES, ids=[m[3][:40] for m in MISTAKES])
+def test_a_mistake_is_one_line_and_exit_status_2(
+    served: list[Settings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    flags: list[str], variables: dict[str, str], file: str, message: str,
+) -> None:  # fmt: skip
+    path = tmp_path / "proxy.toml"
+    if file:
+        path.write_text(file)
+        flags = [*flags, "--config", str(path)]
+    for name, value in variables.items():
+        monkeypatch.setenv(f"EMBEDDING_PROXY_{name}", value)
+    assert run(monkeypatch, *flags) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.count("\n") == 1
+    assert err.startswith("embedding-proxy: " + message.replace("FILE", str(path)))
+    assert not served
+
+
+def test_the_variables_kubernetes_makes_for_a_service_of_our_name_are_no_mistake(
+    served: list[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables"""
+    for name, value in {
+        "SERVICE_HOST": "10.0.0.11",
+        "SERVICE_PORT": "8080",
+        "SERVICE_PORT_HTTP": "8080",
+        "PORT": "tcp://10.0.0.11:8080",
+        "PORT_8080_TCP": "tcp://10.0.0.11:8080",
+        "PORT_8080_TCP_ADDR": "10.0.0.11",
+    }.items():
+        monkeypatch.setenv(f"EMBEDDING_PROXY_{name}", value)
+    assert run(monkeypatch) == 0
+    assert served[0].port == 8080
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["--version"]])
+def test_help(arguments: list[str]) -> None:
+    shown = subprocess.run([sys.executable, "-m", "proxy", *arguments], capture_output=True, text=True, check=True)
+    assert not shown.stderr
+    assert "embedding-proxy" in shown.stdout
+
+
+def test_a_mistake_in_a_real_process_is_no_traceback() -> None:
+    command = [sys.executable, "-m", "proxy", "serve", "--upstream", "nowhere"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1

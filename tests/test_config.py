@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import pytest
+
+from proxy import config
+from proxy.config import StoreSetting, UpstreamSetting
+from proxy.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("1024", 1024),
+        ("512MiB", 512 * 1024**2),
+        ("1.5 GiB", 3 * 1024**3 // 2),
+        ("2gb", 2 * 10**9),
+        ("1 B", 1),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert config.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "lots", "-1", "1 TiBs", "1e9", "12 bananas", "MiB"])
+def test_what_is_no_size_is_said_to_be_none(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not a size; accepted: .*512MiB"):
+        config.parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("30d", 30 * 86400), ("1.5h", 5400), ("250ms", 0.25), ("None", None)]
+)
+def test_durations(text: str, seconds: float | None) -> None:
+    assert config.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0", "-5s", "3 fortnights"])
+def test_what_is_no_duration_is_said_to_be_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="none"):
+        config.parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("openai", UpstreamSetting(name="openai", base_url="https://api.openai.com/v1")),
+        ("openrouter", UpstreamSetting(name="openrouter", base_url="https://openrouter.ai/api/v1")),
+        ("https://api.example.com/v1/", UpstreamSetting(name="api.example.com", base_url="https://api.example.com/v1")),
+        ("http://10.0.0.1:8000", UpstreamSetting(name="10.0.0.1", base_url="http://10.0.0.1:8000")),
+        ("http://[::1]:80/a/b", UpstreamSetting(name="::1", base_url="http://[::1]:80/a/b")),
+    ],
+)
+def test_upstreams(text: str, setting: UpstreamSetting) -> None:
+    assert config.parse_upstream(text) == setting
+
+
+def test_the_five_named_systems_and_openai_are_presets() -> None:
+    for name in ("infron", "openrouter", "apertis", "aigne", "nemorouter", "openai"):
+        assert config.parse_upstream(name).base_url.startswith("https://")
+
+
+def test_the_demo_is_an_upstream() -> None:
+    assert config.parse_upstream("demo").is_demo
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "opneai", "api.openai.com/v1", "ftp://x/v1", "https://", "https://h:port/v1", "https://h:99999/v1",
+        "https://user:pass@h/v1", "https://h/v1?key=1", "https://h/v1#x", "https://h/a b", "https://hé/v1",
+    ],
+)  # fmt: skip
+def test_what_is_no_upstream_is_said_to_be_none(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"accepted: a base URL as https://api\.example\.com/v1, or aigne"):
+        config.parse_upstream(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("memory:", StoreSetting()),
+        ("sqlite:////var/cache/e.db", StoreSetting(path=Path("/var/cache/e.db"))),
+        ("sqlite:///e.db", StoreSetting(path=Path("e.db"))),
+        ("redis://h:6379/0", StoreSetting(url="redis://h:6379/0")),
+        ("rediss://u:p@h", StoreSetting(url="rediss://u:p@h")),
+        ("unix:///run/redis.sock?db=1", StoreSetting(url="unix:///run/redis.sock?db=1")),
+    ],
+)
+def test_stores(text: str, setting: StoreSetting) -> None:
+    assert config.parse_store(text) == setting
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "memory", "memory:x", "sqlite://", "sqlite:///", "redis://", "redis:h", "unix://", "mysql://h", "redis://h:x"],
+)
+def test_what_is_no_store_is_said_to_be_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a store; accepted: memory:"):
+        config.parse_store(text)
+
+
+def test_a_store_shown_or_refused_keeps_its_password_to_itself() -> None:
+    assert "s3cret" not in str(config.parse_store("redis://u:s3cret@h:1/0"))
+    with pytest.raises(ConfigError) as refused:
+        config.parse_store("redis://u:s3cret@h:x/0")
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_store_limit_too_small_to_be_meant() -> None:
+    assert config.parse_store_limit("16MiB") == 16 * 1024**2
+    with pytest.raises(ConfigError, match="16MiB or more"):
+        config.parse_store_limit("1MiB")

@@ -1,0 +1,137 @@
+"""The listeners: what comes in that is no good request, and how the process starts and ends."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+
+from proxy.errors import ConfigError
+from proxy.server import running
+from tests.client import Client
+from tests.conftest import StartProxy, settings_for
+from tests.redis_server import free_port
+from tests.scripted import ScriptedUpstream
+
+
+async def raw(client: Client, request: bytes) -> bytes:
+    """Send bytes, and read until the proxy closes."""
+    host, port = client.origin.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request)
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer
+
+
+async def test_a_target_that_names_a_host_is_refused(client: Client, upstream: ScriptedUpstream) -> None:
+    answer = await raw(client, b"GET http://evil.example/v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b'"type":"invalid_request_error"' in answer
+    assert not upstream.calls
+
+
+async def test_bytes_that_are_not_http_are_refused_and_the_process_lives(client: Client) -> None:
+    assert (await raw(client, b"\x16\x03\x01 not http\r\n\r\n")).startswith(b"HTTP/1.0 400")
+    assert (await client.embed("x")).cache == "MISS"
+
+
+async def test_health(client: Client) -> None:
+    for path in ("/healthz", "/readyz"):
+        async with client.session.get(client.proxy.admin_url + path) as response:
+            assert (response.status, await response.text()) == (200, "ok\n")
+
+
+async def test_metrics_are_in_the_prometheus_text_format(client: Client) -> None:
+    async with client.session.get(client.proxy.admin_url + "/metrics") as response:
+        assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert "# HELP embedding_proxy_requests_total " in await response.text()
+
+
+async def test_the_admin_routes_are_not_on_the_data_port(client: Client, upstream: ScriptedUpstream) -> None:
+    await client.send("GET", "/metrics")
+    assert upstream.calls[0].target == "/metrics"
+
+
+async def test_a_taken_port_is_said_plainly(upstream: ScriptedUpstream, start_proxy: StartProxy) -> None:
+    client = await start_proxy()
+    port = int(client.origin.rsplit(":", 1)[1])
+    with pytest.raises(ConfigError, match=rf"can't listen on 127\.0\.0\.1:{port}"):
+        async with running(settings_for(upstream, port=port)):
+            pass
+
+
+class Process:
+    """``embedding-proxy serve`` as a user runs it."""
+
+    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+        self.port = free_port()
+        command = [sys.executable, "-m", "proxy", "serve", "--port", str(self.port), "--admin-port", "0", *arguments]
+        self.popen = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache")} | environment,
+        )
+        assert self.popen.stdout is not None
+        self.banner = ""
+        for line in self.popen.stdout:
+            self.banner += line
+            if "Ctrl-C" in line:
+                return
+        msg = f"it did not start: {self.banner}"
+        raise AssertionError(msg)
+
+    def curl(self) -> str:
+        """Run the line that the banner shows, as it stands there."""
+        line = self.banner[self.banner.index("curl -i") :].split("\n\n")[0]
+        return subprocess.run(["sh", "-c", f"{line} -s"], capture_output=True, text=True, check=True).stdout  # noqa: S607
+
+    def stop(self, number: signal.Signals) -> tuple[int, str]:
+        self.popen.send_signal(number)
+        rest, _ = self.popen.communicate()
+        return self.popen.returncode, rest
+
+
+def test_as_a_newcomer_would(tmp_path: Path) -> None:
+    first = Process(tmp_path)
+    miss, hit = first.curl(), first.curl()
+    assert "X-Cache: MISS" in miss
+    assert "X-Cache: HIT" in hit
+    data = miss.split('"data":')[1].split('"usage"')[0]
+    assert data in hit
+    first.stop(signal.SIGKILL)
+
+    second = Process(tmp_path)
+    again = second.curl()
+    assert "X-Cache: HIT" in again
+    assert data in again
+    assert second.stop(signal.SIGTERM)[0] == 0
+
+
+def test_the_python_lines_of_the_banner_run(tmp_path: Path) -> None:
+    process = Process(tmp_path)
+    snippet = process.banner[process.banner.index("    from openai") :].split("\n\n")[0]
+    code = "\n".join(line.strip() for line in snippet.splitlines())
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("[")
+    assert process.stop(signal.SIGINT)[0] == 0
+
+
+def test_json_logs_are_json_to_the_last_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "proxy", "serve", "--port", "0", "--admin-port", "0", "--log-format", "json"]
+    command += ["--store", "memory:"]
+    popen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert popen.stdout is not None
+    first = popen.stdout.readline()
+    popen.send_signal(signal.SIGTERM)
+    rest, _ = popen.communicate()
+    lines = [orjson.loads(line) for line in [first, *rest.splitlines()]]
+    assert lines[0]["message"].startswith("serving http://127.0.0.1:")
+    assert lines[-1]["message"] == "stopped"
