@@ -175,6 +175,16 @@ def serve_command(ctx: click.Context, /, **given: Any) -> None:
         runner.run(server.serve(settings, announce=lambda proxy: _announce(settings, proxy)))
 
 
+@cli.command(name="demo")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=_PORT, default=8081, show_default=True, help="Port to listen on.")
+def demo_command(host: str, port: int) -> None:
+    """Serve the demo upstream alone, to put proxies in front of: its vectors carry no meaning."""
+    click.echo(f"demo upstream on http://{host}:{port}/v1; stop with Ctrl-C")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(server.serve_demo(host, port))
+
+
 class _JSONFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiohttp.web import BaseRequest, HTTPRequestEntityTooLarge, Response, StreamResponse
 from multidict import CIMultiDict
@@ -30,8 +30,7 @@ _CACHE_NAME = "embedding-proxy"
 _BODY_HEADERS = ("Content-Length", "Content-Encoding", "Content-Type", "ETag", "Content-MD5", "Digest")
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
+class _Job(NamedTuple):
     """One understood request on its way through."""
 
     request: BaseRequest
@@ -112,13 +111,12 @@ class EmbeddingsRoute:
     # --- in
 
     async def _read_body(self, request: BaseRequest) -> bytes:
-        too_large = BodyTooLarge(f"The request body is larger than {self._max_body_bytes} bytes.")
-        if (request.content_length or 0) > self._max_body_bytes:
-            raise too_large
         try:
-            return await request.read()
+            if (request.content_length or 0) <= self._max_body_bytes:
+                return await request.read()
         except HTTPRequestEntityTooLarge:
-            raise too_large from None
+            pass
+        raise BodyTooLarge(f"The request body is larger than {self._max_body_bytes} bytes.")
 
     async def _bypass(self, request: BaseRequest, url: str, body: bytes, reason: str) -> StreamResponse:
         self._metrics.bypasses.labels(reason).inc()

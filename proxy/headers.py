@@ -28,20 +28,23 @@ HOP_BY_HOP = frozenset(
 _REWRITTEN = frozenset({"host", "content-length", "expect"})
 
 # Every field by which one of the providers, or a gateway before it, tells callers apart.
-CREDENTIALS = frozenset(
-    {
-        "authorization",
-        "api-key",
-        "x-api-key",
-        "x-goog-api-key",
-        "ocp-apim-subscription-key",
-        "cookie",
-    }
+CREDENTIALS = (
+    "api-key",
+    "authorization",
+    "cookie",
+    "ocp-apim-subscription-key",
+    "x-api-key",
+    "x-goog-api-key",
 )
 
 # Fields that choose what computes the vector: OpenAI's organisation and project select the deployment a key
 # reaches; Azure routes by the two azureml fields.
-VECTOR_AFFECTING = frozenset({"openai-organization", "openai-project", "azureml-model-deployment", "extra-parameters"})
+VECTOR_AFFECTING = (
+    "azureml-model-deployment",
+    "extra-parameters",
+    "openai-organization",
+    "openai-project",
+)
 
 _DIRECTIVE = re.compile(r"([a-z-]+)(?:\s*=\s*\"?(\d+)\"?)?")
 
@@ -64,23 +67,13 @@ def to_upstream(headers: Headers) -> CIMultiDict[str]:
 def identity(headers: Headers) -> tuple[list[str], list[str]]:
     """What of the headers an item's key depends on: ``(credentials, vector-affecting fields)``.
 
-    Each list is flat, ``[name, value, name, value, …]`` with names in lower case, sorted by name and keeping
-    the order of repeated fields, so that it does not depend on the order in which a client writes them.
+    Each list is flat, ``[name, value, name, value, …]``, in an order of its own; repeated fields keep theirs.
     """
-    credentials: list[tuple[str, str]] = []
-    affecting: list[tuple[str, str]] = []
-    for name, value in headers.items():
-        lower = name.lower()
-        if lower in CREDENTIALS:
-            credentials.append((lower, value))
-        elif lower in VECTOR_AFFECTING:
-            affecting.append((lower, value))
-    return _flat(credentials), _flat(affecting)
+    return _flat(headers, CREDENTIALS), _flat(headers, VECTOR_AFFECTING)
 
 
-def _flat(fields: list[tuple[str, str]]) -> list[str]:
-    fields.sort(key=lambda field: field[0])
-    return [part for field in fields for part in field]
+def _flat(headers: Headers, names: tuple[str, ...]) -> list[str]:
+    return [part for name in names for value in headers.getall(name, ()) for part in (name, value)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

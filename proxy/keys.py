@@ -17,6 +17,8 @@ from proxy.wire import EmbeddingRequest, Kind
 
 _SCHEMA = 1
 KEY_BYTES = 32
+# Header bytes that are not UTF-8 arrive as surrogate escapes and stand for themselves.
+_PACKER = msgpack.Packer(unicode_errors="surrogateescape")
 
 
 def derive(request: EmbeddingRequest, *, url: str, credentials: list[str], vector_headers: list[str]) -> list[bytes]:
@@ -25,7 +27,7 @@ def derive(request: EmbeddingRequest, *, url: str, credentials: list[str], vecto
     ``url`` is where the request is sent, query included: it says which upstream, and on Azure which deployment.
     ``credentials`` and ``vector_headers`` are `proxy.headers.identity`.
     """
-    common = msgpack.packb(
+    common = _PACKER.pack(
         (
             _SCHEMA,
             credentials,
@@ -34,9 +36,7 @@ def derive(request: EmbeddingRequest, *, url: str, credentials: list[str], vecto
             request.model,
             orjson.dumps(request.parameters, option=orjson.OPT_SORT_KEYS),
             request.kind.value,
-        ),
-        # Header bytes that are not UTF-8 arrive as surrogate escapes and stand for themselves.
-        unicode_errors="surrogateescape",
+        )
     )
     start = blake2b(common, digest_size=KEY_BYTES)
     keys = []

@@ -25,17 +25,20 @@ class Routes:
             msg = f"not an http(s) URL: {base_url!r}"
             raise ValueError(msg)
         self._origin, self._path = match[1], match[2].rstrip("/")
+        self._embeddings = Route(f"{self._origin}{self._path}/embeddings", is_embeddings=True)
 
     def find(self, target: str) -> Route | None:
         """Map a request target in origin form (RFC 9112 §3.2.1); None for any other form.
 
         The client's target only ever follows the upstream's scheme, host and port, so it can't choose them.
         """
+        if target in _EMBEDDINGS:
+            return self._embeddings
         if not target.startswith("/"):
             return None
         path, mark, query = target.partition("?")
         if path in _EMBEDDINGS:
-            return Route(f"{self._origin}{self._path}/embeddings{mark}{query}", is_embeddings=True)
+            return Route(self._embeddings.url + mark + query, is_embeddings=True)
         if _AZURE_EMBEDDINGS.fullmatch(path):
             return Route(self._origin + target, is_embeddings=True)
         return Route(self._passed_through(target), is_embeddings=False)

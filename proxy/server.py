@@ -52,10 +52,7 @@ class Running:
 
 async def serve(settings: Settings, *, announce: Callable[[Running], None]) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is under way."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = _stop_signal()
     async with running(settings) as proxy:
         announce(proxy)
         # What lives now lives on: the collector need not walk it again and again.
@@ -64,6 +61,23 @@ async def serve(settings: Settings, *, announce: Callable[[Running], None]) -> N
         await stop.wait()
         _log.info("stopping: finishing the requests under way")
     _log.info("stopped")
+
+
+async def serve_demo(host: str, port: int) -> None:
+    """Serve the demo upstream on an address of its own, until SIGTERM or SIGINT."""
+    stop = _stop_signal()
+    async with AsyncExitStack() as stack:
+        runner = web.AppRunner(demo.make_app(), access_log=None, shutdown_timeout=1.0)
+        await _listen(stack, runner, host, port)
+        await stop.wait()
+
+
+def _stop_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
 
 
 @asynccontextmanager
@@ -192,7 +206,7 @@ async def _listen(stack: AsyncExitStack, runner: web.BaseRunner, host: str, port
     try:
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
-        msg = f"can't listen on {host}:{port}: {error.strerror or error}; choose another with --port or --admin-port"
+        msg = f"can't listen on {host}:{port}: {error.strerror or error}; choose another"
         raise ConfigError(msg) from error
     return int(runner.addresses[0][1])
 

@@ -40,8 +40,9 @@ class Cache:
 
     def oldest_fresh(self, max_age_s: float | None) -> float:
         """Unix time before which an entry was stored too long ago, by the TTL or by a request's ``max-age``."""
-        limits = [limit for limit in (self._ttl_s, max_age_s) if limit is not None]
-        return self._clock() - min(limits) if limits else 0.0
+        if self._ttl_s is None and max_age_s is None:
+            return 0.0
+        return self._clock() - min(limit for limit in (self._ttl_s, max_age_s) if limit is not None)
 
     def peek(self, keys: Sequence[bytes], *, not_before: float) -> dict[bytes, Entry]:
         """What memory has of ``keys``, without waiting."""
