@@ -1,0 +1,151 @@
+"""Send a corpus through a running proxy with the real openai client, and see what the cache did.
+
+    embedding-proxy demo --port 8081 &
+    embedding-proxy serve --upstream http://127.0.0.1:8081/v1 --store sqlite:////tmp/replay.sqlite3 &
+    python bench/replay.py corpus.jsonl.gz --passes 2 --store sqlite:////tmp/replay.sqlite3 \\
+        --check http://127.0.0.1:8081/v1
+
+A corpus is gzipped JSONL, an object with a "text" a line; empty texts are left out, since no API takes them. With
+--check every vector is compared, bit by bit, with what the upstream itself answers.
+"""
+
+import argparse
+import asyncio
+import gzip
+import os
+import sqlite3
+import time
+import urllib.request
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from openai import AsyncOpenAI
+from redis import Redis
+from tqdm import tqdm
+
+COUNTERS = {
+    "memory": 'embedding_proxy_items_total{result="memory"}',
+    "store": 'embedding_proxy_items_total{result="store"}',
+    "duplicate": 'embedding_proxy_items_total{result="duplicate"}',
+    "upstream": 'embedding_proxy_items_total{result="upstream"}',
+    "sent": "embedding_proxy_upstream_batch_items_sum",
+    "calls": "embedding_proxy_upstream_batch_items_count",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    seconds: list[float]  # of each request
+    vectors: dict[str, NDArray[np.float32]]
+    unequal: int  # vectors that were not the same bits as the text's first
+    counts: dict[str, int]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.jsonl.gz")
+    parser.add_argument("--base-url", default="http://127.0.0.1:8080/v1")
+    parser.add_argument("--admin-url", default="http://127.0.0.1:9090")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--batch", type=int, default=64, help="items a request")
+    parser.add_argument("--concurrency", type=int, default=1, help="requests at a time")
+    parser.add_argument("--passes", type=int, default=2)
+    parser.add_argument("--store", default="", help="the proxy's store, to measure bytes an item in it")
+    parser.add_argument("--check", default="", metavar="URL", help="the upstream's own base URL, to compare with")
+    given = parser.parse_args()
+    texts = [text for file in given.files for text in read(file)]
+    distinct = len(set(texts))
+    print(f"{len(texts)} items, {distinct} distinct, batches of {given.batch}, {given.concurrency} at a time")
+    print(f"{'pass':>4} {'hits':>8} {'dups':>6} {'sent up':>8} {'calls':>6} {'p50 ms':>8} {'p99 ms':>8} {'B/item':>8}")
+    known: dict[str, NDArray[np.float32]] = {}
+    for number in range(1, given.passes + 1):
+        done = asyncio.run(replay(texts, known, given, f"pass {number}"))
+        known |= done.vectors
+        p50, p99 = np.percentile(done.seconds, [50, 99]) * 1000
+        counts = done.counts
+        print(
+            f"{number:>4} {counts['memory'] + counts['store']:>8} {counts['duplicate']:>6} {counts['sent']:>8}"
+            f" {counts['calls']:>6} {p50:>8.1f} {p99:>8.1f} {bytes_an_item(given.store):>8}"
+            + (f"  {done.unequal} vectors differ from an earlier answer" if done.unequal else "")
+        )
+    if given.check:
+        asyncio.run(check(known, given))
+
+
+def read(file: Path) -> Iterable[str]:
+    with gzip.open(file) as lines:
+        yield from filter(None, (orjson.loads(line)["text"] for line in lines))
+
+
+def client_of(base_url: str) -> AsyncOpenAI:
+    key = os.environ.get("OPENAI_API_KEY", "sk-replay")
+    return AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0)
+
+
+async def replay(
+    texts: list[str], known: dict[str, NDArray[np.float32]], given: argparse.Namespace, title: str
+) -> Pass:
+    before = counters(given.admin_url)
+    seconds: list[float] = []
+    vectors: dict[str, NDArray[np.float32]] = {}
+    unequal = 0
+    async with client_of(given.base_url) as client:
+        batches = iter([texts[i : i + given.batch] for i in range(0, len(texts), given.batch)])
+        with tqdm(total=len(texts), desc=title, unit="item", leave=False) as bar:
+
+            async def work() -> None:
+                nonlocal unequal
+                for batch in batches:
+                    started = time.perf_counter()
+                    answer = await client.embeddings.create(model=given.model, input=batch)
+                    seconds.append(time.perf_counter() - started)
+                    for text, datum in zip(batch, answer.data, strict=True):
+                        vector = np.array(datum.embedding, np.float32)
+                        first = known.get(text, vectors.setdefault(text, vector))
+                        unequal += not np.array_equal(first, vector)
+                    bar.update(len(batch))
+
+            await asyncio.gather(*(work() for _ in range(given.concurrency)))
+    after = counters(given.admin_url)
+    counts = {name: int(after[name] - before[name]) for name in COUNTERS}
+    return Pass(seconds=seconds, vectors=vectors, unequal=unequal, counts=counts)
+
+
+async def check(known: dict[str, NDArray[np.float32]], given: argparse.Namespace) -> None:
+    texts, unequal = list(known), 0
+    async with client_of(given.check) as client:
+        for start in tqdm(range(0, len(texts), given.batch), desc="check", leave=False):
+            batch = texts[start : start + given.batch]
+            answer = await client.embeddings.create(model=given.model, input=batch)
+            for text, datum in zip(batch, answer.data, strict=True):
+                unequal += not np.array_equal(known[text], np.array(datum.embedding, np.float32))
+    print(f"{len(texts)} vectors compared with the upstream's own: {unequal} differ")
+
+
+def counters(admin_url: str) -> dict[str, float]:
+    with urllib.request.urlopen(f"{admin_url}/metrics") as response:  # noqa: S310
+        samples = dict(line.rsplit(" ", 1) for line in response.read().decode().splitlines() if line[0] != "#")
+    return {name: float(samples.get(sample, 0)) for name, sample in COUNTERS.items()}
+
+
+def bytes_an_item(store: str) -> str:
+    """What one entry costs the store: of SQLite the files' size, of Redis the mean of MEMORY USAGE over a sample."""
+    if store.startswith("sqlite:///"):
+        path = Path(store.removeprefix("sqlite:///"))
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+            (entries,) = connection.execute("SELECT count(*) FROM slot").fetchone()
+        connection.close()
+        return f"{path.stat().st_size / max(1, entries):.0f}"
+    if store:
+        with Redis.from_url(store) as client:
+            sample = [key for key, _ in zip(client.scan_iter("embedding:*"), range(1000), strict=False)]
+            return f"{np.mean([client.memory_usage(key) for key in sample]):.0f}" if sample else "-"
+    return "-"
+
+
+if __name__ == "__main__":
+    main()
