@@ -232,7 +232,7 @@ def _announce(settings: Settings, proxy: Running) -> None:
 
   Try it twice, and see X-Cache turn from MISS to HIT:
 
-    curl -i {proxy.base_url}/embeddings -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\
+    curl -i -w '\\n' {proxy.base_url}/embeddings -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\
       -d '{{"model": "{model}", "input": "hello, world", "dimensions": 8}}'
 
   Or from Python (pip install openai):
