@@ -51,7 +51,9 @@ _STORE_LIMIT = _Parsed("size", config.parse_store_limit)
 _DURATION = _Parsed("duration", config.parse_duration)
 _UPSTREAM = _Parsed("url|name", config.parse_upstream)
 _STORE = _Parsed("url", config.parse_store)
+_SECONDS = _Parsed("duration", config.parse_seconds)
 _PORT = click.IntRange(0, 65535)
+_COUNT = click.IntRange(1)
 
 
 def _default_store() -> str:
@@ -138,6 +140,16 @@ def cli() -> None:
     default="billed",
     help="usage in answers: what the upstream billed, or what it would have without the cache.",
 )
+@_option("batch-window", type=_SECONDS, default="10ms", help="How long misses gather while a call is under way.")
+@_option("max-batch-items", type=_COUNT, help="Most items in one call; default: what the provider documents.")
+@_option("max-queued-items", type=_COUNT, default=100_000, help="Items waiting for the upstream; more get 503.")
+@_option("max-held", type=_SIZE, default="1GiB", help="Request bodies held in memory; more get 503.")
+@_option("upstream-concurrency", type=_COUNT, default=64, help="Embeddings calls upstream at a time.")
+@_option("upstream-connect-timeout", type=_SECONDS, default="10s", help="To connect to the upstream.")
+@_option("upstream-read-timeout", type=_SECONDS, default="600s", help="For the upstream's next byte, the first too.")
+@_option("upstream-timeout", type=_SECONDS, default="600s", help="For an embeddings call upstream in all.")
+@_option("drain-delay", type=_SECONDS, default="0s", help="On SIGTERM: how long to go on accepting, not ready.")
+@_option("shutdown-timeout", type=_SECONDS, default="30s", help="After that: how long to finish what is under way.")
 @_option(
     "log-format",
     type=click.Choice(["console", "json"]),
@@ -169,6 +181,16 @@ def serve_command(ctx: click.Context, /, **given: Any) -> None:
         max_body_bytes=given["max_body"],
         reports_full_usage=given["usage"] == "full",
         log_format=given["log_format"],
+        batch_window_s=given["batch_window"],
+        max_batch_items=given["max_batch_items"],
+        max_queued_items=given["max_queued_items"],
+        max_held_bytes=given["max_held"],
+        upstream_concurrency=given["upstream_concurrency"],
+        upstream_connect_timeout_s=given["upstream_connect_timeout"],
+        upstream_read_timeout_s=given["upstream_read_timeout"],
+        upstream_timeout_s=given["upstream_timeout"],
+        drain_delay_s=given["drain_delay"],
+        shutdown_timeout_s=given["shutdown_timeout"],
     )
     _set_up_logging(settings.log_format)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -57,6 +57,16 @@ class Settings:
     max_body_bytes: int
     reports_full_usage: bool
     log_format: str  # console or json
+    batch_window_s: float
+    max_batch_items: int | None  # None: what the provider documents
+    max_queued_items: int
+    max_held_bytes: int
+    upstream_concurrency: int
+    upstream_connect_timeout_s: float
+    upstream_read_timeout_s: float
+    upstream_timeout_s: float
+    drain_delay_s: float
+    shutdown_timeout_s: float
     store_budget_s: float = 0.05
 
 
@@ -74,6 +84,11 @@ def parse_duration(text: str) -> float | None:
         msg = f"{text!r} is not a duration above zero; to keep entries for good say none"
         raise ConfigError(msg)
     return seconds
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds, 0 among them: ``10ms``, ``5s``, ``0``. Raises `ConfigError`."""
+    return _quantity(text, _DURATIONS, "a duration", "a number with ms, s, m, h, d or w, as 10ms")
 
 
 def _quantity(text: str, units: dict[str, float] | dict[str, int], what: str, accepted: str) -> float:

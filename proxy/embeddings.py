@@ -2,29 +2,27 @@
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from aiohttp.web import BaseRequest, HTTPRequestEntityTooLarge, Response, StreamResponse
 from multidict import CIMultiDict
 
 from proxy import headers, keys, wire
-from proxy.errors import BodyTooLarge, NotCached
+from proxy.batcher import Delivered, Refused, Unusable
+from proxy.errors import BodyTooLarge, NotCached, Overloaded, ProxyError
+from proxy.fetcher import Errand, Failure, Fetched, Fetcher
 from proxy.headers import Directives
 from proxy.metrics import Metrics
 from proxy.passthrough import relay
 from proxy.plan import Plan, plan
 from proxy.providers import Fields
-from proxy.record import Record
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache
 from proxy.upstream import Answer, Upstream
-from proxy.wire import Bypass, EmbeddingAnswer, EmbeddingRequest, InvalidAnswer
+from proxy.wire import Bypass, EmbeddingRequest
 
 _log = logging.getLogger(__name__)
 
-_OK = 200
 _CACHE_NAME = "embedding-proxy"
 # Of a relayed answer these describe bytes that the rebuilt body does not have.
 _BODY_HEADERS = ("Content-Length", "Content-Encoding", "Content-Type", "ETag", "Content-MD5", "Digest")
@@ -40,46 +38,49 @@ class _Job(NamedTuple):
     keys: list[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class _Fetched:
-    """What an upstream call brought: ``entries`` of the keys asked for, as they now stand in the cache."""
-
-    entries: dict[bytes, Entry]
-    usage: dict[str, Any]
-    headers: CIMultiDict[str]
-
-
 class EmbeddingsRoute:
     def __init__(
         self,
         cache: Cache,
+        fetcher: Fetcher,
         upstream: Upstream,
         metrics: Metrics,
         *,
         fields: Fields,
         max_body_bytes: int,
+        max_held_bytes: int,
         reports_full_usage: bool,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._cache = cache
+        self._fetcher = fetcher
         self._upstream = upstream
         self._metrics = metrics
         self._fields = fields
         self._max_body_bytes = max_body_bytes
+        self._max_held_bytes = max_held_bytes
+        self._held_bytes = 0  # request bodies in memory
         self._reports_full_usage = reports_full_usage
-        self._clock = clock
         self._logged_bypasses: set[str] = set()
 
     async def handle(self, request: BaseRequest, url: str) -> StreamResponse:
         """Answer ``POST …/embeddings``, which goes to ``url`` for whatever is not cached. Raises `ProxyError`."""
         started = time.perf_counter()
         outcome = "error"
+        size = request.content_length or 0
+        self._hold(size)
         try:
             outcome, response = await self._serve(request, url)
         finally:
+            self._hold(-size)
             self._metrics.requests[outcome].inc()
             self._metrics.request_seconds[outcome].observe(time.perf_counter() - started)
         return response
+
+    def _hold(self, size: int) -> None:
+        if size > 0 and self._held_bytes + size > self._max_held_bytes:
+            raise Overloaded("Too many request bodies are held in memory.")
+        self._held_bytes += size
+        self._metrics.held_bytes.set(self._held_bytes)
 
     async def _serve(self, request: BaseRequest, url: str) -> tuple[str, StreamResponse]:
         body = await self._read_body(request)
@@ -97,16 +98,17 @@ class EmbeddingsRoute:
         to_do = plan(job.keys, found)
         if to_do.missing and not job.directives.no_cache:
             found |= await self._cache.read([job.keys[i] for i in to_do.missing], not_before=not_before)
+            # While the store was read, a flight may have brought more; `Fetcher.fetch` counts on this look.
+            found |= self._cache.peek([job.keys[i] for i in to_do.missing], not_before=not_before)
             to_do = plan(job.keys, found)
         is_moved = _epochs(found) > 1
         if is_moved:
             found, to_do = {}, plan(job.keys, ())
-        self._count_items(job, to_do, found, from_memory)
         if not to_do.missing:
-            return "hit", self._answer_hit(job, found)
+            return "hit", self._answer_hit(job, found, from_memory)
         if job.directives.only_if_cached:
             raise NotCached(f"{len(to_do.missing)} of {len(job.keys)} items are not cached.")
-        return await self._fetch_and_answer(job, to_do, found, refresh=is_moved)
+        return await self._fetch_and_answer(job, to_do, found, from_memory, refresh=is_moved)
 
     # --- in
 
@@ -129,82 +131,71 @@ class EmbeddingsRoute:
     # --- up
 
     async def _fetch_and_answer(
-        self, job: _Job, to_do: Plan, found: dict[bytes, Entry], *, refresh: bool
+        self, job: _Job, to_do: Plan, found: dict[bytes, Entry], from_memory: int, *, refresh: bool
     ) -> tuple[str, StreamResponse]:
-        fetched = await self._fetch(job, to_do, refresh=refresh)
-        if isinstance(fetched, _Fetched) and _epochs(found | fetched.entries) > 1:
+        fetched = await self._fetcher.fetch(self._errand(job, to_do, refresh=refresh))
+        if fetched.failure is None and _epochs(found | fetched.entries) > 1:
             # The upstream now serves other weights under the same name. One answer must not mix the two, and what
             # is stored is out of date.
             found, to_do = {}, plan(job.keys, ())
-            fetched = await self._fetch(job, to_do, refresh=True)
-        if isinstance(fetched, Answer):
-            return "error", _relayed(fetched)
-        return ("partial" if found else "miss"), self._answer_fetched(job, to_do, found, fetched)
+            fetched = await self._fetcher.fetch(self._errand(job, to_do, refresh=True))
+        if fetched.failure is not None:
+            return "error", await self._answer_failure(job, fetched.failure)
+        return ("partial" if found else "miss"), self._answer_fetched(job, found, fetched, from_memory)
 
-    async def _fetch(self, job: _Job, to_do: Plan, *, refresh: bool) -> _Fetched | Answer:
-        """Ask for the missing items in one call; an `Answer` is to be relayed as it is."""
-        asked = job.asked
-        items = [asked.items[i] for i in to_do.missing]
-        body = wire.reduced_body(asked, items) if to_do.is_reduced else asked.body
-        answer = await self._call(job, body, len(items))
-        if answer.status != _OK:
-            return answer
-        try:
-            parsed = wire.parse_answer(answer.plain_body(), items=len(items), dimensions=asked.dimensions)
-        except InvalidAnswer as invalid:
-            self._metrics.upstream_rejected.labels(invalid.reason).inc()
-            _log.warning("the upstream's answer is relayed and not stored: %s", invalid.reason)
-            # Part of an answer can't be relayed as the whole: ask again for all the client asked for.
-            return await self._call(job, asked.body, len(asked.items)) if to_do.is_reduced else answer
-        self._metrics.tokens_billed.inc(parsed.usage["prompt_tokens"])
-        records = self._records(job, to_do, items, parsed)
-        return _Fetched(
-            entries=await self._store(job, records, refresh=refresh),
-            usage=parsed.usage,
-            headers=headers.end_to_end(answer.headers),
+    def _errand(self, job: _Job, to_do: Plan, *, refresh: bool) -> Errand:
+        credentials, affecting = headers.identity(job.request.headers)
+        directives = job.directives
+        return Errand(
+            asked=job.asked,
+            url=job.url,
+            headers=headers.to_upstream(job.request.headers),
+            group=keys.group(job.asked, url=job.url, credentials=credentials, vector_headers=affecting),
+            keys=[job.keys[i] for i in to_do.missing],
+            items=[job.asked.items[i] for i in to_do.missing],
+            is_whole=not to_do.is_reduced,
+            not_before=self._cache.oldest_fresh(directives.max_age_s),
+            is_shared=not (refresh or directives.no_cache or directives.no_store),
+            is_stored=not directives.no_store,
+            overwrite=refresh or directives.no_cache or directives.max_age_s is not None,
         )
 
-    async def _call(self, job: _Job, body: bytes, items: int) -> Answer:
-        return await self._upstream.embed(job.url, headers.to_upstream(job.request.headers), body, items=items)
-
-    def _records(self, job: _Job, to_do: Plan, items: list[Any], parsed: EmbeddingAnswer) -> dict[bytes, Record]:
-        weights = [wire.weight(job.asked.kind, item) for item in items]
-        tokens = wire.share_tokens(parsed.usage["prompt_tokens"], weights)
-        now = int(self._clock())
-        return {
-            job.keys[position]: Record(
-                vector=vector,
-                model=parsed.model or job.asked.model,
-                tokens=share,
-                tokens_exact=len(items) == 1,
-                stored_at_s=now,
-            )
-            for position, vector, share in zip(to_do.missing, parsed.vectors, tokens, strict=True)
-        }
-
-    async def _store(self, job: _Job, records: dict[bytes, Record], *, refresh: bool) -> dict[bytes, Entry]:
-        if job.directives.no_store:
-            return {key: Entry(record) for key, record in records.items()}
-        overwrite = refresh or job.directives.no_cache or job.directives.max_age_s is not None
-        return await self._cache.write(records, overwrite=overwrite)
+    async def _answer_failure(self, job: _Job, failure: Failure) -> StreamResponse:
+        match failure.cause:
+            case Refused(answer):
+                return _relayed(answer)
+            case Unusable(answer, body, reason):
+                _log.warning("an answer of the upstream is relayed and not stored: %s", reason)
+                if body is not job.asked.body:
+                    # Part of an answer can't be relayed as the whole: ask again for just what the client asked for.
+                    forwarded = headers.to_upstream(job.request.headers)
+                    items = len(job.asked.items)
+                    answer = await self._upstream.embed(job.url, forwarded, job.asked.body, items=items)
+                return _relayed(answer)
+            case ProxyError() as error:
+                raise error.again()
 
     # --- out
 
-    def _answer_hit(self, job: _Job, found: dict[bytes, Entry]) -> Response:
-        saved = sum(found[key].tokens for key in job.keys)
+    def _answer_hit(self, job: _Job, found: dict[bytes, Entry], from_memory: int) -> Response:
+        saved = sum([found[key].tokens for key in job.keys])
         extra = _cache_headers("HIT", "hit", saved_tokens=saved)
+        self._count_items(job, found, from_memory, own=0, joined=0)
         return self._answer(job, found, {"prompt_tokens": 0, "total_tokens": 0}, saved, extra)
 
-    def _answer_fetched(self, job: _Job, to_do: Plan, found: dict[bytes, Entry], fetched: _Fetched) -> Response:
+    def _answer_fetched(self, job: _Job, found: dict[bytes, Entry], fetched: Fetched, from_memory: int) -> Response:
         entries = found | fetched.entries
-        saved = sum(entries[key].tokens for key in job.keys) - sum(entries[job.keys[i]].tokens for i in to_do.missing)
-        stored = "" if job.directives.no_store else "; stored"
-        state, forward = ("PARTIAL", "partial") if found else ("MISS", "miss")
-        extra = _cache_headers(state, f"fwd={forward}; fwd-status=200{stored}", saved_tokens=saved)
+        saved = sum([entries[key].tokens for key in job.keys]) - sum([entries[key].tokens for key in fetched.own])
+        joined = len(fetched.entries) - len(fetched.own)
+        self._count_items(job, found, from_memory, own=len(fetched.own), joined=joined)
+        state, status = ("PARTIAL", "fwd=partial") if found else ("MISS", "fwd=miss")
+        status += "; fwd-status=200" + ("" if job.directives.no_store else "; stored")
+        status += "; collapsed" if joined else ""
+        extra = headers.end_to_end(fetched.receipts[0].headers) if fetched.receipts else CIMultiDict[str]()
         for name in _BODY_HEADERS:
-            fetched.headers.popall(name, None)
-        fetched.headers.extend(extra)
-        return self._answer(job, entries, fetched.usage, saved, fetched.headers)
+            extra.popall(name, None)
+        extra.extend(_cache_headers(state, status, saved_tokens=saved))
+        return self._answer(job, entries, _added_up(fetched.receipts), saved, extra)
 
     def _answer(
         self,
@@ -223,15 +214,24 @@ class EmbeddingsRoute:
         extra["Content-Type"] = "application/json"
         return Response(body=wire.assemble(texts, entries[job.keys[0]].model, usage), headers=extra)
 
-    def _count_items(self, job: _Job, to_do: Plan, found: dict[bytes, Entry], from_memory: int) -> None:
+    def _count_items(self, job: _Job, found: dict[bytes, Entry], from_memory: int, *, own: int, joined: int) -> None:
+        """``found`` is empty where what had been found was of another epoch, and fetched anew."""
         items = self._metrics.items
         from_memory = min(from_memory, len(found))
         items["memory"].inc(from_memory)
-        if len(job.keys) == from_memory:
+        if from_memory == len(job.keys):
             return
         items["store"].inc(len(found) - from_memory)
-        items["upstream"].inc(len(to_do.missing))
-        items["duplicate"].inc(len(job.keys) - len(found) - len(to_do.missing))
+        items["upstream"].inc(own)
+        items["joined"].inc(joined)
+        items["duplicate"].inc(len(job.keys) - len(found) - own - joined)
+
+
+def _added_up(receipts: list[Delivered]) -> dict[str, Any]:
+    """The usage of all calls made for one request; of a single one whatever else its upstream said there, too."""
+    if len(receipts) == 1:
+        return receipts[0].usage
+    return {name: sum(receipt.usage[name] for receipt in receipts) for name in ("prompt_tokens", "total_tokens")}
 
 
 def _require_plain_json(request: BaseRequest) -> None:

@@ -1,5 +1,7 @@
 """The errors the proxy itself can make, each with what a client or an operator needs to act on it."""
 
+from typing import Self
+
 import orjson
 
 
@@ -13,11 +15,16 @@ class ProxyError(Exception):
     status = 500
     type = "server_error"
     code = "internal_error"
+    retry_after_s: int | None = None  # becomes the answer's Retry-After
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+
+    def again(self) -> Self:
+        """The same error anew: one exception object must not be raised in several tasks."""
+        return type(self)(self.message, param=self.param)
 
     def body(self) -> bytes:
         return orjson.dumps(
@@ -55,10 +62,27 @@ class UpstreamUnreachable(ProxyError):
     code = "upstream_unreachable"
 
 
+class UpstreamDown(ProxyError):
+    """The circuit breaker is open: connecting failed again and again, and is not tried for a moment."""
+
+    status = 503
+    type = "upstream_error"
+    code = "upstream_down"
+    retry_after_s = 2
+
+
 class UpstreamTimeout(ProxyError):
     status = 504
     type = "upstream_error"
     code = "upstream_timeout"
+
+
+class Overloaded(ProxyError):
+    """Too much waits already. The answer carries ``Retry-After``."""
+
+    status = 503
+    code = "overloaded"
+    retry_after_s = 1
 
 
 class StoreError(Exception):

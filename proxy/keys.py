@@ -34,7 +34,7 @@ def derive(request: EmbeddingRequest, *, url: str, credentials: list[str], vecto
             url,
             vector_headers,
             request.model,
-            orjson.dumps(request.parameters, option=orjson.OPT_SORT_KEYS),
+            _canonical(request.parameters),
             request.kind.value,
         )
     )
@@ -48,9 +48,20 @@ def derive(request: EmbeddingRequest, *, url: str, credentials: list[str], vecto
     return keys
 
 
+def group(request: EmbeddingRequest, *, url: str, credentials: list[str], vector_headers: list[str]) -> bytes:
+    """Equal for requests that differ in nothing but their items, neutral fields and encoding included."""
+    rest = {name: value for name, value in request.fields.items() if name != "input"}
+    said: bytes = _PACKER.pack((credentials, url, vector_headers, request.kind.value, _canonical(rest)))
+    return said
+
+
+def _canonical(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
 def _item_bytes(kind: Kind, item: Any) -> bytes:
     if kind is Kind.TEXT:
         return item.encode()  # type: ignore[no-any-return]
     if kind is Kind.TOKENS:
         return array("Q", item).tobytes()
-    return orjson.dumps(item, option=orjson.OPT_SORT_KEYS)
+    return _canonical(item)

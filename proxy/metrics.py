@@ -8,7 +8,8 @@ from prometheus_client.exposition import generate_latest
 from proxy import __version__
 
 OUTCOMES = ("hit", "partial", "miss", "bypass", "error")
-ITEM_RESULTS = ("memory", "store", "duplicate", "upstream")
+ITEM_RESULTS = ("memory", "store", "duplicate", "joined", "upstream")
+_BREAKER_STATES = {"closed": 0, "half-open": 1, "open": 2}
 
 # A hit takes tenths of a millisecond, an upstream's slowest answer minutes.
 _LATENCY_S = (
@@ -44,7 +45,8 @@ class Metrics:
 
         items = Counter(
             "embedding_proxy_items",
-            "Input items answered: from memory, from the store, as a duplicate within their request, from upstream.",
+            "Input items: answered from memory, from the store, as a duplicate within their request; joined to another"
+            " request's fetch of the same item; asked of the upstream.",
             ["result"],
             registry=registry,
         )
@@ -74,6 +76,12 @@ class Metrics:
         self.upstream_batch_items = Histogram(
             "embedding_proxy_upstream_batch_items",
             "Items in one embeddings call upstream.",
+            buckets=_BATCH_ITEMS,
+            registry=registry,
+        )
+        self.upstream_merged_requests = Histogram(
+            "embedding_proxy_upstream_merged_requests",
+            "Requests whose items travelled in one embeddings call upstream.",
             buckets=_BATCH_ITEMS,
             registry=registry,
         )
@@ -110,6 +118,22 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self._breakers = Gauge(
+            "embedding_proxy_breaker_state",
+            "Circuit breakers, of each direction of the store and of the upstream: 0 closed, 1 half-open, 2 open.",
+            ["circuit"],
+            registry=registry,
+        )
+        for circuit in ("store_read", "store_write", "upstream"):
+            self.breaker(circuit, "closed")
+        self.queued_items = Gauge(
+            "embedding_proxy_upstream_queued_items",
+            "Items that were handed to the batcher and have no answer yet.",
+            registry=registry,
+        )
+        self.held_bytes = Gauge(
+            "embedding_proxy_held_request_bytes", "Request bodies held in memory.", registry=registry
+        )
         self._memory_bytes = Gauge(
             "embedding_proxy_memory_bytes",
             "Bytes the memory tier holds, its own estimate.",
@@ -130,6 +154,9 @@ class Metrics:
         """Read the memory tier's size when scraped."""
         self._memory_bytes.set_function(size_bytes)
         self._memory_entries.set_function(entries)
+
+    def breaker(self, circuit: str, state: str) -> None:
+        self._breakers.labels(circuit).set(_BREAKER_STATES[state])
 
     def exposition(self) -> bytes:
         """The Prometheus text format."""

@@ -23,10 +23,12 @@ async def relay(
     *,
     body: bytes | None = None,
     extra_headers: CIMultiDict[str] | None = None,
+    is_last: bool = False,
 ) -> StreamResponse:
     """Send ``request`` to ``url`` and its answer back as it arrives.
 
     ``body`` stands in for the request's own where that has been read already; ``extra_headers`` join the answer's.
+    ``is_last`` closes the client's connection after the answer.
     """
     forwarded = headers.to_upstream(request.headers)
     content: object = body
@@ -40,6 +42,8 @@ async def relay(
             status=answer.status, reason=answer.reason, headers=headers.end_to_end(answer.headers)
         )
         response.headers.extend(extra_headers or ())
+        if is_last:
+            response.force_close()
         await response.prepare(request)
         # A failure from here on can't be told as a status: it goes up, and the server cuts the connection, which is
         # how the client learns that the answer is not whole.

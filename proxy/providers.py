@@ -35,6 +35,9 @@ GENERIC_FIELDS = Fields(
     neutral=frozenset({"user", "session_id", "trace", "metadata", "request_id"}),
 )
 
+# What one call may hold. OpenAI's own limit; none of the presets documents a lower one.
+MAX_BATCH_ITEMS = 2048
+
 # name -> the base URL its documentation gives for the OpenAI-compatible API.
 BASE_URLS = {
     "aigne": "https://hub.aigne.io/app/api",  # the hosted hub; one's own hub is at https://<host>/api

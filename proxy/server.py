@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import os
 import signal
 import tempfile
 import time
@@ -18,27 +19,37 @@ from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from proxy import demo
+from proxy.batcher import Batcher, Limits
 from proxy.config import Settings, StoreSetting
 from proxy.embeddings import EmbeddingsRoute
 from proxy.errors import ConfigError, InvalidRequest, ProxyError
+from proxy.fetcher import Fetcher
 from proxy.metrics import Metrics
 from proxy.passthrough import is_websocket, relay, relay_websocket
-from proxy.providers import GENERIC_FIELDS
+from proxy.providers import GENERIC_FIELDS, MAX_BATCH_ITEMS
 from proxy.routes import Routes
 from proxy.store.base import NoStore, Store
 from proxy.store.memory import Memory
 from proxy.store.redis import RedisStore
 from proxy.store.sqlite import SQLiteStore
 from proxy.store.tiered import Cache
-from proxy.upstream import Upstream
+from proxy.upstream import Timeouts, Upstream
 
 _log = logging.getLogger(__name__)
 
 _Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _REDIS_CONNECTIONS = 32
-_SHUTDOWN_TIMEOUT_S = 10.0
+# Not what a request waits, which is the budget, but when a connection counts as dead; a write may take this long.
+_REDIS_TIMEOUT_S = 1.0
 _MAX_HEADER_BYTES = 64 * 1024  # a field: some gateways hand on large tokens
+
+
+class Lifecycle:
+    """Whether the proxy is to go on living: shared by whoever must behave otherwise when it isn't."""
+
+    def __init__(self) -> None:
+        self.is_draining = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +58,14 @@ class Running:
 
     base_url: str  # what a client uses, /v1 included
     admin_url: str
+    lifecycle: Lifecycle
     cache: Cache
+    fetcher: Fetcher
 
 
 async def serve(settings: Settings, *, announce: Callable[[Running], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is under way."""
+    """Serve until SIGTERM or SIGINT, then drain: say that it is not ready, go on accepting for ``drain_delay_s`` while
+    balancers take note, stop accepting, finish what is under way."""
     stop = _stop_signal()
     async with running(settings) as proxy:
         announce(proxy)
@@ -59,7 +73,9 @@ async def serve(settings: Settings, *, announce: Callable[[Running], None]) -> N
         gc.collect()
         gc.freeze()
         await stop.wait()
-        _log.info("stopping: finishing the requests under way")
+        proxy.lifecycle.is_draining = True
+        _log.info("stopping: not ready from now on, accepting for another %g s", settings.drain_delay_s)
+        await asyncio.sleep(settings.drain_delay_s)
     _log.info("stopped")
 
 
@@ -73,10 +89,17 @@ async def serve_demo(host: str, port: int) -> None:
 
 
 def _stop_signal() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT. The second ends the process at once: stored entries can't be torn."""
     stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, on_signal)
     return stop
 
 
@@ -84,35 +107,74 @@ def _stop_signal() -> asyncio.Event:
 async def running(settings: Settings, *, clock: Callable[[], float] = time.time) -> AsyncIterator[Running]:
     """A proxy for as long as the block lasts. Raises `ConfigError` if an address can't be listened on."""
     metrics = Metrics()
+    lifecycle = Lifecycle()
     async with AsyncExitStack() as stack:
-        connector: TCPConnector | UnixConnector = TCPConnector(limit=0)
-        if settings.upstream.is_demo:
-            connector = UnixConnector(str(await stack.enter_async_context(_demo_upstream())), limit=0)
-        upstream = await stack.enter_async_context(Upstream(connector, metrics))
-        memory = Memory(settings.memory_bytes)
-        metrics.watch_memory(size_bytes=lambda: memory.bytes, entries=lambda: memory.entries)
-        store = _open_store(settings, clock)
-        cache = Cache(memory, store, metrics, ttl_s=settings.ttl_s, budget_s=settings.store_budget_s, clock=clock)
-        stack.push_async_callback(cache.aclose)
+        upstream = await _open_upstream(stack, settings, metrics)
+        cache = _open_cache(settings, metrics, clock)
+        stack.push_async_callback(_at_most, settings.shutdown_timeout_s, cache.aclose)
+        batcher = Batcher(
+            upstream,
+            metrics,
+            limits=Limits(items=settings.max_batch_items or MAX_BATCH_ITEMS),
+            window_s=settings.batch_window_s,
+            concurrency=settings.upstream_concurrency,
+            max_queued_items=settings.max_queued_items,
+        )
+        fetcher = Fetcher(cache, batcher, clock=clock)
+        stack.push_async_callback(_at_most, settings.shutdown_timeout_s, fetcher.drain)
         route = EmbeddingsRoute(
             cache,
+            fetcher,
             upstream,
             metrics,
             fields=GENERIC_FIELDS,
             max_body_bytes=settings.max_body_bytes,
+            max_held_bytes=settings.max_held_bytes,
             reports_full_usage=settings.reports_full_usage,
-            clock=clock,
         )
-        handler = _data_handler(Routes(settings.upstream.base_url), route, upstream)
-        server = web.ServerRunner(_make_server(handler, settings.max_body_bytes), shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
-        admin = web.AppRunner(_admin_app(metrics), access_log=None, shutdown_timeout=1.0)
-        port = await _listen(stack, server, settings.host, settings.port)
+        handler = _data_handler(Routes(settings.upstream.base_url), route, upstream, lifecycle)
+        # The admin port is the last to go: it tells that the proxy is draining.
+        admin = web.AppRunner(_admin_app(metrics, lifecycle), access_log=None, shutdown_timeout=1.0)
         admin_port = await _listen(stack, admin, settings.admin_host, settings.admin_port)
+        web_server = _make_server(handler, settings.max_body_bytes)
+        data = web.ServerRunner(web_server, shutdown_timeout=settings.shutdown_timeout_s)
+        port = await _listen(stack, data, settings.host, settings.port)
         yield Running(
             base_url=f"http://{_bracketed(settings.host)}:{port}/v1",
             admin_url=f"http://{_bracketed(settings.admin_host)}:{admin_port}",
+            lifecycle=lifecycle,
             cache=cache,
+            fetcher=fetcher,
         )
+        lifecycle.is_draining = True
+
+
+async def _at_most(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    """Do the last ``work`` of a part for so long and no longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            await work()
+    except TimeoutError:
+        _log.warning("stopping: gave up on %s after %g s", work, seconds)
+
+
+async def _open_upstream(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Upstream:
+    connector: TCPConnector | UnixConnector = TCPConnector(limit=0)
+    if settings.upstream.is_demo:
+        connector = UnixConnector(str(await stack.enter_async_context(_demo_upstream())), limit=0)
+    timeouts = Timeouts(
+        connect_s=settings.upstream_connect_timeout_s,
+        read_s=settings.upstream_read_timeout_s,
+        total_s=settings.upstream_timeout_s,
+    )
+    return await stack.enter_async_context(Upstream(connector, metrics, timeouts=timeouts))
+
+
+def _open_cache(settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> Cache:
+    memory = Memory(settings.memory_bytes)
+    metrics.watch_memory(size_bytes=lambda: memory.bytes, entries=lambda: memory.entries)
+    store = _open_store(settings, clock)
+    return Cache(memory, store, metrics, ttl_s=settings.ttl_s, budget_s=settings.store_budget_s, clock=clock)
 
 
 def _open_store(settings: Settings, clock: Callable[[], float]) -> Store:
@@ -120,7 +182,7 @@ def _open_store(settings: Settings, clock: Callable[[], float]) -> Store:
         case StoreSetting(path=Path() as path):
             return SQLiteStore(path, limit_bytes=settings.store_limit_bytes, clock=clock)
         case StoreSetting(url=str(url)):
-            return RedisStore(url, timeout_s=settings.store_budget_s, max_connections=_REDIS_CONNECTIONS)
+            return RedisStore(url, timeout_s=_REDIS_TIMEOUT_S, max_connections=_REDIS_CONNECTIONS)
     return NoStore()
 
 
@@ -156,32 +218,42 @@ def _make_server(handler: _Handler, max_body_bytes: int) -> web.Server:
         request_factory=make_request,
         access_log=None,
         auto_decompress=False,
+        # A client that leaves frees what only it was waiting for.
+        handler_cancellation=True,
         max_field_size=_MAX_HEADER_BYTES,
         max_line_size=_MAX_HEADER_BYTES,
     )
 
 
-def _data_handler(routes: Routes, embeddings: EmbeddingsRoute, upstream: Upstream) -> _Handler:
+def _data_handler(routes: Routes, embeddings: EmbeddingsRoute, upstream: Upstream, lifecycle: Lifecycle) -> _Handler:
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        route = routes.find(request.raw_path)
+        if route is None:
+            raise InvalidRequest("The request target must be a path.")
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # aiohttp takes what was written for the start of an answer
+        if route.is_embeddings and request.method == "POST":
+            return await embeddings.handle(request, route.url)
+        if is_websocket(request):
+            return await relay_websocket(request, upstream, route.url)
+        return await relay(request, upstream, route.url, is_last=lifecycle.is_draining)
+
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         try:
-            route = routes.find(request.raw_path)
-            if route is None:
-                raise InvalidRequest("The request target must be a path.")
-            if request.headers.get("Expect", "").lower() == "100-continue":
-                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                request.writer.output_size = 0  # aiohttp takes what was written for the start of an answer
-            if route.is_embeddings and request.method == "POST":
-                return await embeddings.handle(request, route.url)
-            if is_websocket(request):
-                return await relay_websocket(request, upstream, route.url)
-            return await relay(request, upstream, route.url)
+            response = await answer(request)
         except ProxyError as error:
-            return web.Response(status=error.status, body=error.body(), content_type="application/json")
+            response = web.Response(status=error.status, body=error.body(), content_type="application/json")
+            if error.retry_after_s is not None:
+                response.headers["Retry-After"] = str(error.retry_after_s)
+        if lifecycle.is_draining and not response.prepared:
+            response.force_close()
+        return response
 
     return handle
 
 
-def _admin_app(metrics: Metrics) -> web.Application:
+def _admin_app(metrics: Metrics, lifecycle: Lifecycle) -> web.Application:
     async def exposition(_: web.Request) -> web.Response:
         # The format's own version parameter can't go through aiohttp's content_type.
         return web.Response(
@@ -191,11 +263,16 @@ def _admin_app(metrics: Metrics) -> web.Application:
     async def healthy(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
+    async def ready(_: web.Request) -> web.Response:
+        if lifecycle.is_draining:
+            return web.Response(status=503, text="draining\n")
+        return web.Response(text="ok\n")
+
     app = web.Application()
     app.router.add_get("/metrics", exposition)
     # Neither depends on the store or the upstream: restarting the proxy would mend neither.
     app.router.add_get("/healthz", healthy)
-    app.router.add_get("/readyz", healthy)
+    app.router.add_get("/readyz", ready)
     return app
 
 

@@ -2,25 +2,39 @@
 
 import asyncio
 import io
+import logging
 import time
 import zlib
 from dataclasses import dataclass
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
-from aiohttp import BaseConnector, ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar
+from aiohttp import (
+    BaseConnector,
+    ClientConnectionError,
+    ClientConnectorError,
+    ClientError,
+    ClientResponse,
+    ClientSession,
+    ClientTimeout,
+    ConnectionTimeoutError,
+    DummyCookieJar,
+    TraceConfig,
+)
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from proxy.errors import ProxyError, UpstreamTimeout, UpstreamUnreachable
+from proxy.breaker import Breaker, State
+from proxy.errors import ProxyError, UpstreamDown, UpstreamTimeout, UpstreamUnreachable
 from proxy.metrics import Metrics
 from proxy.wire import InvalidAnswer
 
+_log = logging.getLogger(__name__)
+
 # aiohttp would add each of these to a request that lacks it.
 _NO_AUTO_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
-_CONNECT_TIMEOUT_S = 10.0
-# The SDKs wait 600 s for an answer's next byte; who waits less than they do fails requests they would not.
-_READ_TIMEOUT_S = 600.0
+_MAX_CONNECT_FAILURES = 5
+_COOLDOWN_S = 2.0
 # 2048 items of 4096 numbers, written out at full length, are 180 MiB.
 _MAX_INFLATED_BYTES = 512 * 1024 * 1024
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
@@ -52,18 +66,35 @@ class Answer:
         return plain
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """The SDKs wait 600 s for an answer's next byte; who waits less than they do fails requests they would not."""
+
+    connect_s: float = 10.0
+    read_s: float = 600.0  # between two reads, the first byte among them
+    total_s: float = 600.0  # one embeddings call; other routes may stream for hours
+
+
 class Upstream:
     """Connections to the upstream. Nothing a client sends chooses where they go: callers pass URLs of `Routes`."""
 
-    def __init__(self, connector: BaseConnector, metrics: Metrics) -> None:
+    def __init__(self, connector: BaseConnector, metrics: Metrics, *, timeouts: Timeouts) -> None:
         self._metrics = metrics
+        self._timeouts = timeouts
+        self._breaker = Breaker(
+            max_failures=_MAX_CONNECT_FAILURES,
+            cooldown_s=_COOLDOWN_S,
+            clock=time.monotonic,
+            on_change=self._on_breaker,
+        )
         self._session = ClientSession(
             connector=connector,
             # A cookie of one client must not travel with another's request.
             cookie_jar=DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=_NO_AUTO_HEADERS,
-            timeout=ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=_READ_TIMEOUT_S),
+            timeout=ClientTimeout(total=None, sock_connect=timeouts.connect_s, sock_read=timeouts.read_s),
+            trace_configs=[_tells_reuse()],
             trust_env=False,
         )
 
@@ -85,37 +116,95 @@ class Upstream:
 
         Raises `UpstreamUnreachable` or `UpstreamTimeout`.
         """
-        if isinstance(body, bytes):
-            body = io.BytesIO(body)  # goes out in pieces; aiohttp warns of megabytes in one
         try:
-            return await self._session.request(
-                method, URL(url, encoded=True), headers=headers, data=body, allow_redirects=False
-            )
+            return await self._request(method, url, headers, body, {})
         except (ClientError, TimeoutError, OSError) as error:
             raise _mapped(error) from error
 
+    async def _request(
+        self, method: str, url: str, headers: CIMultiDict[str], body: Any, trace: dict[str, bool]
+    ) -> ClientResponse:
+        if isinstance(body, bytes):
+            body = io.BytesIO(body)  # goes out in pieces; aiohttp warns of megabytes in one
+        return await self._session.request(
+            method,
+            URL(url, encoded=True),
+            headers=headers,
+            data=body,
+            allow_redirects=False,
+            trace_request_ctx=trace,
+        )
+
     async def embed(self, url: str, headers: CIMultiDict[str], body: bytes, *, items: int) -> Answer:
-        """One embeddings call of ``items`` items. Raises as `open` does."""
+        """One embeddings call of ``items`` items. Raises `ProxyError`, `UpstreamDown` while the circuit is open."""
+        if not self._breaker.allows():
+            raise UpstreamDown("The upstream can't be connected to; it is tried again in a moment.")
+        headers = headers.copy()
         headers["Accept-Encoding"] = "identity"  # the answer is to be read here
         started = time.perf_counter()
         self._metrics.upstream_batch_items.observe(items)
         try:
-            response = await self.open("POST", url, headers, body)
-            async with response:
-                try:
-                    content = await response.read()
-                except (ClientError, TimeoutError, OSError) as error:
-                    raise _mapped(error) from error
-        except ProxyError as error:
-            self._metrics.upstream_answers.labels(error.code.removeprefix("upstream_")).inc()
+            async with asyncio.timeout(self._timeouts.total_s):
+                answer = await self._exchange(url, headers, body)
+        except (ClientConnectorError, ConnectionTimeoutError) as error:
+            self._breaker.failed()
+            raise self._counted(error) from error
+        except (ClientError, TimeoutError, OSError) as error:
+            # It was reached. What went wrong then may be about this request, and is nothing to other tenants.
+            self._breaker.succeeded()
+            raise self._counted(error) from error
+        except BaseException:
+            self._breaker.abandoned()
             raise
+        self._breaker.succeeded()
         self._metrics.upstream_seconds.observe(time.perf_counter() - started)
-        self._metrics.upstream_answers.labels(str(response.status)).inc()
+        self._metrics.upstream_answers.labels(str(answer.status)).inc()
+        return answer
+
+    async def _exchange(self, url: str, headers: CIMultiDict[str], body: bytes) -> Answer:
+        """Send and read; once more if a kept connection had died before the first byte of an answer.
+
+        An upstream closes idle connections when it likes, and the news may cross our request (RFC 9112 §9.3.1).
+        """
+        trace: dict[str, bool] = {}
+        try:
+            response = await self._request("POST", url, headers, body, trace)
+        except ClientConnectorError:
+            raise
+        except ClientConnectionError:
+            if not trace.get("reused"):
+                raise
+            response = await self._request("POST", url, headers, body, {})
+        async with response:
+            content = await response.read()
         return Answer(status=response.status, reason=response.reason or "", headers=response.headers, body=content)
+
+    def _counted(self, error: Exception) -> ProxyError:
+        mapped = _mapped(error)
+        self._metrics.upstream_answers.labels(mapped.code.removeprefix("upstream_")).inc()
+        return mapped
+
+    def _on_breaker(self, state: State) -> None:
+        self._metrics.breaker("upstream", state.value)
+        if state is State.OPEN:
+            _log.warning("the upstream can't be connected to; answering 503 and trying again every %s s", _COOLDOWN_S)
+        elif state is State.CLOSED:
+            _log.warning("the upstream can be connected to again")
+
+
+def _tells_reuse() -> TraceConfig:
+    """Notes in a request's trace context that it travels on a connection that was kept from an earlier one."""
+    config = TraceConfig()
+
+    async def on_reuse(_session: ClientSession, context: SimpleNamespace, _params: object) -> None:
+        context.trace_request_ctx["reused"] = True
+
+    config.on_connection_reuseconn.append(on_reuse)
+    return config
 
 
 def _mapped(error: Exception) -> ProxyError:
-    if isinstance(error, asyncio.TimeoutError):
+    if isinstance(error, TimeoutError):
         return UpstreamTimeout("The upstream did not answer in time.")
     # The exception's own text would name the upstream's address to the client.
     return UpstreamUnreachable(f"The upstream could not be reached ({type(error).__name__}).")

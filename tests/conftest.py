@@ -53,6 +53,16 @@ def settings_for(upstream: ScriptedUpstream, **changes: Any) -> Settings:
         max_body_bytes=64 * MIB,
         reports_full_usage=False,
         log_format="console",
+        batch_window_s=0.01,
+        max_batch_items=None,
+        max_queued_items=100_000,
+        max_held_bytes=1024 * MIB,
+        upstream_concurrency=64,
+        upstream_connect_timeout_s=10.0,
+        upstream_read_timeout_s=60.0,
+        upstream_timeout_s=60.0,
+        drain_delay_s=0.0,
+        shutdown_timeout_s=10.0,
         # Generous: a test must not turn a busy machine into a store that failed.
         store_budget_s=5.0,
     )

@@ -50,6 +50,16 @@ def test_defaults(served: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_p
             max_body_bytes=64 * 1024**2,
             reports_full_usage=False,
             log_format="console",
+            batch_window_s=0.01,
+            max_batch_items=None,
+            max_queued_items=100_000,
+            max_held_bytes=1024**3,
+            upstream_concurrency=64,
+            upstream_connect_timeout_s=10.0,
+            upstream_read_timeout_s=600.0,
+            upstream_timeout_s=600.0,
+            drain_delay_s=0.0,
+            shutdown_timeout_s=30.0,
         )
     ]
     assert served[0].upstream.is_demo
@@ -75,7 +85,9 @@ def test_every_flag_has_its_variable_and_its_key(
     given = {
         "host": "0.0.0.0", "port": "1", "admin_host": "::1", "admin_port": "2", "upstream": "openai",
         "store": "memory:", "store_limit": "1GiB", "memory": "1MiB", "ttl": "1d", "max_body": "1KB",
-        "usage": "full", "log_format": "json",
+        "usage": "full", "log_format": "json", "batch_window": "5ms", "max_batch_items": "7",
+        "max_queued_items": "8", "max_held": "1MiB", "upstream_concurrency": "9", "upstream_connect_timeout": "1s",
+        "upstream_read_timeout": "2s", "upstream_timeout": "3s", "drain_delay": "4s", "shutdown_timeout": "5s",
     }  # fmt: skip
     file = tmp_path / "proxy.toml"
     file.write_text("".join(f'{name} = "{value}"\n' for name, value in given.items()))

@@ -1,6 +1,6 @@
 """The seam between the cache and whatever keeps its bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 
@@ -28,10 +28,28 @@ class Store(Protocol):
         """
         ...
 
+    async def lease_many(self, keys: Sequence[bytes], *, ttl_s: float) -> set[bytes]:
+        """Those of ``keys`` that nobody else holds; they are now the caller's to fetch, for ``ttl_s``."""
+        ...
+
+    async def extend_many(self, keys: Collection[bytes], *, ttl_s: float) -> None:
+        """Hold leased keys for ``ttl_s`` from now; 0 gives them up."""
+        ...
+
     async def aclose(self) -> None: ...
 
 
-class NoStore:
+class Unleased:
+    """For a store whose users share no upstream work: whoever asks for a key may fetch it."""
+
+    async def lease_many(self, keys: Sequence[bytes], *, ttl_s: float) -> set[bytes]:
+        return set(keys)
+
+    async def extend_many(self, keys: Collection[bytes], *, ttl_s: float) -> None:
+        return None
+
+
+class NoStore(Unleased):
     """`memory:`, nothing behind the memory tier."""
 
     async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from proxy.errors import StoreError
+from proxy.store.base import Unleased
 
 _T = TypeVar("_T")
 
@@ -34,7 +35,7 @@ CREATE TABLE value (id INTEGER PRIMARY KEY, value BLOB NOT NULL);
 """
 
 
-class SQLiteStore:
+class SQLiteStore(Unleased):
     def __init__(self, path: Path, *, limit_bytes: int, clock: Callable[[], float] = time.time) -> None:
         self._path = path
         self._limit_bytes = limit_bytes

@@ -3,10 +3,13 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeVar
 
 from proxy import record as records
+from proxy.breaker import Breaker, State
 from proxy.errors import StoreError
 from proxy.metrics import Metrics
 from proxy.record import InvalidRecord, Record
@@ -14,6 +17,12 @@ from proxy.store.base import Store
 from proxy.store.memory import Entry, Memory
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+_MAX_FAILURES = 5
+_COOLDOWN_S = 1.0
+# Long enough that one late renewal loses nothing, short enough that a replica's death delays no one for long.
+_LEASE_S = 3.0
 
 
 class Cache:
@@ -35,7 +44,16 @@ class Cache:
         self._ttl_s = ttl_s
         self._budget_s = budget_s
         self._clock = clock
-        self._is_failing = {"read": False, "write": False}
+        # A full or read-only Redis fails every write and serves every read: each direction has a circuit of its own.
+        self._breakers = {
+            operation: Breaker(
+                max_failures=_MAX_FAILURES,
+                cooldown_s=_COOLDOWN_S,
+                clock=time.monotonic,
+                on_change=partial(self._on_breaker, operation),
+            )
+            for operation in ("read", "write")
+        }
         self._writing: set[asyncio.Task[dict[bytes, bytes]]] = set()
 
     def oldest_fresh(self, max_age_s: float | None) -> float:
@@ -56,10 +74,10 @@ class Cache:
 
     async def read(self, keys: Sequence[bytes], *, not_before: float) -> dict[bytes, Entry]:
         """What the store has of ``keys``, which are distinct; it goes into memory too."""
-        values: dict[bytes, bytes] = {}
-        with self._guard("read", values):
-            async with asyncio.timeout(self._budget_s):
-                values.update(await self._store.get_many(keys))
+        if not keys:
+            return {}
+        nothing: dict[bytes, bytes] = {}
+        values = await self._try("read", partial(self._store.get_many, keys), otherwise=nothing)
         found = {}
         for key, record in self._decoded(values).items():
             entry = Entry(record)
@@ -87,15 +105,35 @@ class Cache:
 
     async def _put(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, bytes]:
         values = {key: records.encode(key, record) for key, record in fresh.items()}
-        standing: dict[bytes, bytes] = {}
-        with self._guard("write", standing):
+
+        async def put() -> dict[bytes, bytes]:
             # The budget ends the waiting, not the writing: what was paid for should be stored.
             writing = asyncio.create_task(self._store.put_many(values, ttl_s=self._ttl_s, overwrite=overwrite))
             self._writing.add(writing)
             writing.add_done_callback(self._writing.discard)
-            async with asyncio.timeout(self._budget_s):
-                standing.update(await asyncio.shield(writing))
-        return standing
+            return await asyncio.shield(writing)
+
+        return await self._try("write", put, otherwise={})
+
+    @asynccontextmanager
+    async def leasing(self) -> AsyncIterator["Lease"]:
+        """Leases on keys that are to be fetched, renewed for as long as the block lasts and then given up."""
+        lease = Lease(self._lease, self._extend)
+        renewing = asyncio.create_task(lease.renew())
+        try:
+            yield lease
+        finally:
+            renewing.cancel()
+            await asyncio.wait([renewing])
+            await lease.release()
+
+    async def _lease(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Whoever can't ask the store goes alone."""
+        lease = partial(self._store.lease_many, keys, ttl_s=_LEASE_S)
+        return await self._try("write", lease, otherwise=set(keys))
+
+    async def _extend(self, keys: Sequence[bytes], ttl_s: float) -> None:
+        await self._try("write", partial(self._store.extend_many, keys, ttl_s=ttl_s), otherwise=None)
 
     def _decoded(self, values: Mapping[bytes, bytes]) -> dict[bytes, Record]:
         decoded = {}
@@ -106,31 +144,79 @@ class Cache:
                 self._metrics.store_invalid_records.labels(str(error)).inc()
         return decoded
 
-    @contextmanager
-    def _guard(self, operation: str, found: dict[bytes, bytes]) -> Iterator[None]:
-        """Time a call of the store and turn its failure into what it had ``found``, a count, and one line of log."""
+    async def _try(self, operation: str, ask: Callable[[], Awaitable[_T]], *, otherwise: _T) -> _T:
+        """Ask the store, within the budget and if the circuit allows; what goes wrong is counted and costs no more."""
+        breaker = self._breakers[operation]
+        if not breaker.allows():
+            self._metrics.store_errors.labels(operation, "open").inc()
+            return otherwise
         started = time.perf_counter()
         try:
-            yield
+            async with asyncio.timeout(self._budget_s):
+                answer = await ask()
         except StoreError as error:
-            found.update(error.found)
-            self._failed(operation, error.reason, str(error))
+            self._metrics.store_errors.labels(operation, error.reason).inc()
+            if error.reason == "busy":  # says that much is asked of us, and nothing about the store
+                breaker.abandoned()
+            else:
+                self._failed(operation, f"{error.reason}: {error}")
+            # What it had found by then is as good as any.
+            return error.found or otherwise  # type: ignore[return-value]
         except TimeoutError:
-            self._failed(operation, "timeout", f"no answer in {self._budget_s * 1000:.0f} ms")
-        else:
-            if self._is_failing[operation]:
-                self._is_failing[operation] = False
-                _log.warning("store %ss work again", operation)
+            self._metrics.store_errors.labels(operation, "timeout").inc()
+            self._failed(operation, f"timeout: no answer in {self._budget_s * 1000:.0f} ms")
+            return otherwise
+        except BaseException:
+            breaker.abandoned()
+            raise
         finally:
             self._metrics.store_seconds[operation].observe(time.perf_counter() - started)
+        breaker.succeeded()
+        return answer
 
-    def _failed(self, operation: str, reason: str, message: str) -> None:
-        self._metrics.store_errors.labels(operation, reason).inc()
-        if not self._is_failing[operation]:
-            self._is_failing[operation] = True
-            _log.warning("store %ss fail (%s): %s; serving without them", operation, reason, message)
+    def _failed(self, operation: str, why: str) -> None:
+        self._last_failure = why
+        self._breakers[operation].failed()
+
+    def _on_breaker(self, operation: str, state: State) -> None:
+        self._metrics.breaker(f"store_{operation}", state.value)
+        if state is State.OPEN:
+            _log.warning("store %ss fail (%s); going on without them", operation, self._last_failure)
+        elif state is State.CLOSED:
+            _log.warning("store %ss work again", operation)
 
     async def aclose(self) -> None:
         """Finish the writes under way, then close the store."""
         await asyncio.gather(*self._writing, return_exceptions=True)
         await self._store.aclose()
+
+
+class Lease:
+    """Keys that this replica alone fetches, as far as the others can tell."""
+
+    def __init__(
+        self,
+        lease: Callable[[Sequence[bytes]], Awaitable[set[bytes]]],
+        extend: Callable[[Sequence[bytes], float], Awaitable[None]],
+    ) -> None:
+        self._lease = lease
+        self._extend = extend
+        self._held: set[bytes] = set()
+
+    async def acquire(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Those of ``keys`` that are now ours to fetch, in their order."""
+        if not keys:
+            return []
+        granted = await self._lease(keys)
+        self._held |= granted
+        return [key for key in keys if key in granted]
+
+    async def renew(self) -> None:
+        while True:
+            await asyncio.sleep(_LEASE_S / 3)
+            if self._held:
+                await self._extend(list(self._held), _LEASE_S)
+
+    async def release(self) -> None:
+        if self._held:
+            await self._extend(list(self._held), 0)

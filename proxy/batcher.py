@@ -1,0 +1,240 @@
+"""Merges what many requests miss into few upstream calls."""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from proxy import wire
+from proxy.errors import Overloaded, ProxyError
+from proxy.metrics import Metrics
+from proxy.upstream import Answer, Upstream
+from proxy.vectors import Vector
+from proxy.wire import EmbeddingRequest, InvalidAnswer
+
+_OK = 200
+# Answers that blame what was sent. In a merged call that may be one caller's item, so each is asked for alone.
+_BLAMES_INPUT = frozenset({400, 413, 422})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an upstream takes in one call."""
+
+    items: int
+    tokens: int = 300_000
+    bytes: int = 32 * 1024**2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Share:
+    """One caller's items of a call. Shares of equal ``group`` may travel together.
+
+    ``group`` must determine everything a call says besides its items: URL, credentials, parameters and the rest.
+    """
+
+    group: bytes
+    url: str
+    headers: CIMultiDict[str]
+    asked: EmbeddingRequest
+    items: list[Any]
+    body: bytes  # asks for just these items
+
+    @property
+    def tokens(self) -> int:
+        return sum(wire.estimated_tokens(self.asked.kind, item) for item in self.items)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivered:
+    """``vectors[i]`` and ``tokens[i]`` are those of the share's i-th item."""
+
+    vectors: list[Vector]
+    tokens: list[int]
+    model: str  # "" if the upstream named none
+    usage: dict[str, Any]
+    headers: CIMultiDictProxy[str]
+    is_exact: bool  # the call was for this share alone
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Any status but 200, to be relayed as it is."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A 200 that did not check out. It may be relayed to a client whose own body was ``body``, and to no other."""
+
+    answer: Answer
+    body: bytes
+    reason: str
+
+
+Outcome = Delivered | Refused | Unusable
+
+
+@dataclass(slots=True)
+class _Group:
+    """Shares that may travel together: ``waiting`` gather while calls are ``under_way``."""
+
+    waiting: "list[tuple[Share, asyncio.Future[Outcome | ProxyError]]]"
+    under_way: int = 0
+    timer: asyncio.TimerHandle | None = None
+
+
+class Batcher:
+    """An idle group sends at once, so that a lone request waits for nothing. While a call is under way what comes
+    later gathers, and leaves together when the call returns, when the window has passed, or when a call is full."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        metrics: Metrics,
+        *,
+        limits: Limits,
+        window_s: float,
+        concurrency: int,
+        max_queued_items: int,
+    ) -> None:
+        self._upstream = upstream
+        self._metrics = metrics
+        self._limits = limits
+        self._window_s = window_s
+        self._slots = asyncio.Semaphore(concurrency)
+        self._max_queued_items = max_queued_items
+        self._groups: dict[bytes, _Group] = {}
+        self._calls: set[asyncio.Task[None]] = set()
+        self._queued_items = 0  # submitted and not answered
+
+    def __repr__(self) -> str:
+        return f"<Batcher {len(self._groups)} groups, {len(self._calls)} calls, {self._queued_items} items>"
+
+    def split(self, asked: EmbeddingRequest, items: list[Any]) -> list[slice]:
+        """Cut ``items`` into runs that each fit into a call."""
+        sizes = [(1, wire.estimated_tokens(asked.kind, item), wire.weight(asked.kind, item)) for item in items]
+        return list(_runs(sizes, (self._limits.items, self._limits.tokens, self._limits.bytes)))
+
+    async def submit(self, share: Share) -> Outcome:
+        """What became of a share that fits into a call. Raises `ProxyError`; `Overloaded` when too much waits."""
+        if self._queued_items + len(share.items) > self._max_queued_items:
+            raise Overloaded("Too many items wait for the upstream.")
+        self._queue(len(share.items))
+        answered: asyncio.Future[Outcome | ProxyError] = asyncio.get_running_loop().create_future()
+        try:
+            self._enqueue(share, answered)
+            outcome = await answered
+        finally:
+            self._queue(-len(share.items))
+        if isinstance(outcome, ProxyError):
+            raise outcome.again()
+        return outcome
+
+    def _queue(self, items: int) -> None:
+        self._queued_items += items
+        self._metrics.queued_items.set(self._queued_items)
+
+    def _enqueue(self, share: Share, answered: "asyncio.Future[Outcome | ProxyError]") -> None:
+        group = self._groups.setdefault(share.group, _Group([]))
+        group.waiting.append((share, answered))
+        if not group.under_way or sum(len(share.items) for share, _ in group.waiting) >= self._limits.items:
+            self._send_waiting(share.group, group)
+        elif group.timer is None:
+            loop = asyncio.get_running_loop()
+            group.timer = loop.call_later(self._window_s, self._send_waiting, share.group, group)
+
+    def _send_waiting(self, name: bytes, group: _Group) -> None:
+        if group.timer is not None:
+            group.timer.cancel()
+            group.timer = None
+        waiting, group.waiting = group.waiting, []
+        limits = (self._limits.items, self._limits.tokens, self._limits.bytes)
+        sizes = [(len(share.items), share.tokens, len(share.body)) for share, _ in waiting]
+        for run in _runs(sizes, limits):
+            group.under_way += 1
+            call = asyncio.create_task(self._call(name, group, waiting[run]))
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+
+    async def _call(
+        self, name: bytes, group: _Group, batch: "list[tuple[Share, asyncio.Future[Outcome | ProxyError]]]"
+    ) -> None:
+        """Make one call; every exit answers every share."""
+        shares = [share for share, _ in batch]
+        outcomes: Sequence[Outcome | ProxyError] = [ProxyError("The call was abandoned.")] * len(batch)
+        try:
+            outcomes = await self._outcomes(shares)
+        finally:
+            for (_, answered), outcome in zip(batch, outcomes, strict=True):
+                if not answered.done():
+                    answered.set_result(outcome)
+            group.under_way -= 1
+            if group.waiting:
+                self._send_waiting(name, group)
+            elif not group.under_way:
+                self._groups.pop(name, None)
+
+    async def _outcomes(self, shares: list[Share]) -> Sequence[Outcome | ProxyError]:
+        first = shares[0]
+        merged = len(shares) > 1
+        items = [item for share in shares for item in share.items]
+        body = wire.reduced_body(first.asked, items) if merged else first.body
+        self._metrics.upstream_merged_requests.observe(len(shares))
+        try:
+            async with self._slots:
+                answer = await self._upstream.embed(first.url, first.headers, body, items=len(items))
+            if answer.status == _OK:
+                parsed = wire.parse_answer(answer.plain_body(), items=len(items), dimensions=first.asked.dimensions)
+                self._metrics.tokens_billed.inc(parsed.usage["prompt_tokens"])
+                return list(_shared_out(shares, items, parsed, answer))
+            failure: Outcome = Refused(answer)
+            is_one_callers = answer.status in _BLAMES_INPUT
+        except ProxyError as error:
+            return [error] * len(shares)
+        except InvalidAnswer as invalid:
+            self._metrics.upstream_rejected.labels(invalid.reason).inc()
+            failure, is_one_callers = Unusable(answer, body, invalid.reason), True
+        if merged and is_one_callers:
+            alone = await asyncio.gather(*(self._outcomes([share]) for share in shares))
+            return [outcome for (outcome,) in alone]
+        return [failure] * len(shares)
+
+
+def _shared_out(
+    shares: list[Share], items: list[Any], parsed: wire.EmbeddingAnswer, answer: Answer
+) -> Iterator[Delivered]:
+    """Each share's part of one answer."""
+    total = parsed.usage["prompt_tokens"]
+    tokens = wire.share_tokens(total, [wire.weight(shares[0].asked.kind, item) for item in items])
+    ends = accumulate((len(share.items) for share in shares), initial=0)
+    for start, end in pairwise(ends):
+        billed = sum(tokens[start:end])
+        usage = parsed.usage if len(shares) == 1 else {"prompt_tokens": billed, "total_tokens": billed}
+        yield Delivered(
+            vectors=parsed.vectors[start:end],
+            tokens=tokens[start:end],
+            model=parsed.model,
+            usage=usage,
+            headers=answer.headers,
+            is_exact=len(shares) == 1,
+        )
+
+
+def _runs(sizes: Iterable[tuple[int, ...]], limits: tuple[int, ...]) -> Iterator[slice]:
+    """Cut a sequence, in order, into the longest runs whose summed sizes keep within ``limits``.
+
+    An element that alone exceeds them is a run of its own: the upstream shall say what it thinks of it.
+    """
+    start, end, used = 0, 0, (0,) * len(limits)
+    for end, size in enumerate(sizes):
+        grown = tuple(map(sum, zip(used, size, strict=True)))
+        if end > start and any(total > limit for total, limit in zip(grown, limits, strict=True)):
+            yield slice(start, end)
+            start, grown = end, size
+        used = grown
+    yield slice(start, end + 1)
