@@ -273,6 +273,9 @@ def main() -> None:
     _forget_kubernetes_link()
     try:
         status = cli.main(prog_name="embedding-proxy", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(_EXIT_USAGE)
     except click.ClickException as error:
         _exit_with(_said_where(error))
     except ConfigError as error:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from proxy.errors import ConfigError
 from proxy.providers import BASE_URLS
@@ -11,11 +11,11 @@ from proxy.providers import BASE_URLS
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
 # Not an address: the demo listens on a socket of its own, and keys made under it must outlive it.
-DEMO_BASE_URL = "http://demo/v1"
+DEMO_BASE_URL = "http://demo.invalid/v1"
 
 _SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KIB, "mib": MIB, "gib": GIB}
 _DURATIONS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+_QUANTITY = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([a-z]*)", re.IGNORECASE)
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 _MIN_STORE_BYTES = 16 * MIB
 
@@ -40,7 +40,7 @@ class StoreSetting:
     def __str__(self) -> str:
         if self.path is not None:
             return f"sqlite:///{self.path}"
-        return "memory:" if self.url is None else _without_password(self.url)
+        return "memory:" if self.url is None else _without_secrets(self.url)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,12 +109,15 @@ def parse_upstream(text: str) -> UpstreamSetting:
     parts = _split(name)
     accepted = f"accepted: a base URL as https://api.example.com/v1, or {', '.join(BASE_URLS)}, demo"
     if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
-        msg = f"{text!r} is not an upstream; {accepted}"
+        msg = f"{_without_secrets(text)!r} is not an upstream; {accepted}"
         raise ConfigError(msg)
     if parts.query or parts.fragment or "@" in parts.netloc or not name.isascii() or re.search(r"\s", name):
-        msg = f"{text!r} has a query, a fragment, a user, white space or non-ASCII letters; {accepted}"
+        msg = (
+            f"{_without_secrets(text)!r} has a query, a fragment, a user, white space or non-ASCII letters; {accepted}"
+        )
         raise ConfigError(msg)
-    return UpstreamSetting(name=parts.hostname, base_url=name.rstrip("/"))
+    base_url = parts.scheme + name[len(parts.scheme) :].rstrip("/")  # the scheme in lower case, the rest as it is
+    return UpstreamSetting(name=parts.hostname, base_url=base_url)
 
 
 def parse_store(text: str) -> StoreSetting:
@@ -125,10 +128,12 @@ def parse_store(text: str) -> StoreSetting:
         return StoreSetting()
     if scheme == "sqlite" and rest.startswith("///") and len(rest) > len("///"):
         # As in SQLAlchemy: three slashes before a relative path, four before an absolute one.
-        return StoreSetting(path=Path(rest.removeprefix("///")).expanduser())
+        path = _path(rest.removeprefix("///"))
+        if path is not None:
+            return StoreSetting(path=path)
     if scheme in _REDIS_SCHEMES and rest.startswith("//") and _is_redis_url(text.strip()):
         return StoreSetting(url=text.strip())
-    msg = f"{_without_password(text)!r} is not a store; {accepted}"
+    msg = f"{_without_secrets(text)!r} is not a store; {accepted}"
     raise ConfigError(msg)
 
 
@@ -149,10 +154,29 @@ def _split(url: str) -> SplitResult | None:
     return parts
 
 
+def _path(text: str) -> Path | None:
+    if "\0" in text:
+        return None
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~ of a user that does not exist
+        return None
+
+
 def _is_redis_url(url: str) -> bool:
+    """A URL that redis-py takes, with no option but ``db`` in its query: the others are set here."""
     parts = _split(url)
-    return parts is not None and bool(parts.path if parts.scheme == "unix" else parts.hostname)
+    if parts is None:
+        return False
+    query = parse_qs(parts.query, keep_blank_values=True)
+    if set(query) - {"db"} or not all(value.isdecimal() for value in query.get("db", [])):
+        return False
+    if parts.scheme == "unix":
+        return bool(parts.path)
+    return bool(parts.hostname) and re.fullmatch(r"(/\d*)?", parts.path) is not None
 
 
-def _without_password(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//…@", url)
+def _without_secrets(url: str) -> str:
+    """Without user, password and query, however crookedly these are written."""
+    shown = re.sub(r"(?<=:).*@", "//…@", url, flags=re.DOTALL)
+    return re.sub(r"\?.*", "?…", shown, flags=re.DOTALL)

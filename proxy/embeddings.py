@@ -1,6 +1,7 @@
 """The request path of the cached route: one way, read from `EmbeddingsRoute.handle` down."""
 
 import logging
+import re
 import time
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from proxy.errors import BodyTooLarge, NotCached, Overloaded, ProxyError
 from proxy.fetcher import Errand, Failure, Fetched, Fetcher
 from proxy.headers import Directives
 from proxy.metrics import Metrics
-from proxy.passthrough import relay
+from proxy.passthrough import answer_expect, relay
 from proxy.plan import Plan, plan
 from proxy.providers import Fields
 from proxy.store.memory import Entry
@@ -25,7 +26,10 @@ _log = logging.getLogger(__name__)
 
 _CACHE_NAME = "embedding-proxy"
 # Of a relayed answer these describe bytes that the rebuilt body does not have.
-_BODY_HEADERS = ("Content-Length", "Content-Encoding", "Content-Type", "ETag", "Content-MD5", "Digest")
+_BODY_HEADERS = (
+    "Content-Length", "Content-Encoding", "Content-Type", "Content-Digest", "Content-MD5", "Digest", "ETag",
+)  # fmt: skip
+_PLAIN_JSON = re.compile(r"application/json\s*(;\s*charset=\"?utf-?8\"?\s*)?", re.IGNORECASE)
 
 
 class _Job(NamedTuple):
@@ -115,6 +119,7 @@ class EmbeddingsRoute:
     async def _read_body(self, request: BaseRequest) -> bytes:
         try:
             if (request.content_length or 0) <= self._max_body_bytes:
+                await answer_expect(request)
                 return await request.read()
         except HTTPRequestEntityTooLarge:
             pass
@@ -194,7 +199,7 @@ class EmbeddingsRoute:
         extra = headers.end_to_end(fetched.receipts[0].headers) if fetched.receipts else CIMultiDict[str]()
         for name in _BODY_HEADERS:
             extra.popall(name, None)
-        extra.extend(_cache_headers(state, status, saved_tokens=saved))
+        extra.update(_cache_headers(state, status, saved_tokens=saved))
         return self._answer(job, entries, _added_up(fetched.receipts), saved, extra)
 
     def _answer(
@@ -236,7 +241,8 @@ def _added_up(receipts: list[Delivered]) -> dict[str, Any]:
 
 def _require_plain_json(request: BaseRequest) -> None:
     content_type = request.headers.get("Content-Type", "")
-    if content_type != "application/json" and request.content_type != "application/json":
+    # In another charset the same bytes are another text.
+    if content_type != "application/json" and not _PLAIN_JSON.fullmatch(content_type):
         raise Bypass("content-type")
     if "Content-Encoding" in request.headers:
         raise Bypass("content-encoding")
@@ -265,5 +271,5 @@ def _cache_headers(state: str, status: str, *, saved_tokens: int) -> CIMultiDict
 def _relayed(answer: Answer) -> Response:
     extra = headers.end_to_end(answer.headers)
     extra.popall("Content-Length", None)
-    extra.extend(_cache_headers("MISS", f"fwd=miss; fwd-status={answer.status}", saved_tokens=0))
+    extra.update(_cache_headers("MISS", f"fwd=miss; fwd-status={answer.status}", saved_tokens=0))
     return Response(status=answer.status, reason=answer.reason, headers=extra, body=answer.body)

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
@@ -27,26 +29,16 @@ HOP_BY_HOP = frozenset(
 # the server has already answered 100-continue on this hop.
 _REWRITTEN = frozenset({"host", "content-length", "expect"})
 
-# Every field by which one of the providers, or a gateway before it, tells callers apart.
-CREDENTIALS = (
-    "api-key",
-    "authorization",
-    "cookie",
-    "ocp-apim-subscription-key",
-    "x-api-key",
-    "x-goog-api-key",
-)
-
 # Fields that choose what computes the vector: OpenAI's organisation and project select the deployment a key
 # reaches; Azure routes by the two azureml fields.
-VECTOR_AFFECTING = (
-    "azureml-model-deployment",
-    "extra-parameters",
-    "openai-organization",
-    "openai-project",
-)
+_VECTOR_AFFECTING = frozenset({"azureml-model-deployment", "extra-parameters", "openai-organization", "openai-project"})
+# Providers and the gateways before them tell callers apart by many a field (Authorization, api-key, x-goog-api-key,
+# x-litellm-api-key, x-auth-token, …); whatever sounds like one counts as one.
+_CREDENTIAL = re.compile(r"auth|(^|[-_])(api)?key|token|secret|credential|password|signature")
+_NO_CREDENTIAL = frozenset({"idempotency-key", "x-idempotency-key"})  # new for every call
+_USUAL_CONNECTION = frozenset({None, "keep-alive", "Keep-Alive", "close"})  # names no field
 
-_DIRECTIVE = re.compile(r"([a-z-]+)(?:\s*=\s*\"?(\d+)\"?)?")
+_DIRECTIVE = re.compile(r"([a-z-]+)(?:\s*=\s*\"?(\d{1,9})\"?)?")
 
 
 def end_to_end(headers: Headers) -> CIMultiDict[str]:
@@ -64,16 +56,44 @@ def to_upstream(headers: Headers) -> CIMultiDict[str]:
     return forwarded
 
 
-def identity(headers: Headers) -> tuple[list[str], list[str]]:
+class _Class(Enum):
+    NEUTRAL = 0
+    CREDENTIAL = 1
+    VECTOR_AFFECTING = 2
+    COOKIE = 3
+
+
+@lru_cache(maxsize=4096)
+def _class_of(name: str) -> _Class:
+    name = name.lower()
+    if name == "cookie":
+        return _Class.COOKIE
+    if name in _VECTOR_AFFECTING:
+        return _Class.VECTOR_AFFECTING
+    if name in HOP_BY_HOP or name in _NO_CREDENTIAL or not _CREDENTIAL.search(name):
+        return _Class.NEUTRAL
+    return _Class.CREDENTIAL
+
+
+def identity(headers: Headers) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """What of the headers an item's key depends on: ``(credentials, vector-affecting fields)``.
 
-    Each list is flat, ``[name, value, name, value, …]``, in an order of its own; repeated fields keep theirs.
+    Each is a list of (name in lower case, value), sorted by name; repeated fields keep their order. Cookies are a
+    credential where there is no other: balancers set new ones all the time.
     """
-    return _flat(headers, CREDENTIALS), _flat(headers, VECTOR_AFFECTING)
+    if headers.get("Connection") not in _USUAL_CONNECTION:
+        headers = end_to_end(headers)  # what the upstream does not see identifies nothing
+    found: dict[_Class, list[tuple[str, str]]] = {}
+    for name, value in headers.items():
+        kind = _class_of(name)
+        if kind is not _Class.NEUTRAL:
+            found.setdefault(kind, []).append((name.lower(), value))
+    credentials = found.get(_Class.CREDENTIAL) or found.get(_Class.COOKIE, [])
+    return sorted(credentials, key=_name), sorted(found.get(_Class.VECTOR_AFFECTING, []), key=_name)
 
 
-def _flat(headers: Headers, names: tuple[str, ...]) -> list[str]:
-    return [part for name in names for value in headers.getall(name, ()) for part in (name, value)]
+def _name(field: tuple[str, str]) -> str:
+    return field[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,13 +15,15 @@ import orjson
 
 from proxy.wire import EmbeddingRequest, Kind
 
+Fields = list[tuple[str, str]]  # header names and values
+
 _SCHEMA = 1
 KEY_BYTES = 32
 # Header bytes that are not UTF-8 arrive as surrogate escapes and stand for themselves.
 _PACKER = msgpack.Packer(unicode_errors="surrogateescape")
 
 
-def derive(request: EmbeddingRequest, *, url: str, credentials: list[str], vector_headers: list[str]) -> list[bytes]:
+def derive(request: EmbeddingRequest, *, url: str, credentials: Fields, vector_headers: Fields) -> list[bytes]:
     """The key of each item, in input order.
 
     ``url`` is where the request is sent, query included: it says which upstream, and on Azure which deployment.
@@ -48,7 +50,7 @@ def derive(request: EmbeddingRequest, *, url: str, credentials: list[str], vecto
     return keys
 
 
-def group(request: EmbeddingRequest, *, url: str, credentials: list[str], vector_headers: list[str]) -> bytes:
+def group(request: EmbeddingRequest, *, url: str, credentials: Fields, vector_headers: Fields) -> bytes:
     """Equal for requests that differ in nothing but their items, neutral fields and encoding included."""
     rest = {name: value for name, value in request.fields.items() if name != "input"}
     said: bytes = _PACKER.pack((credentials, url, vector_headers, request.kind.value, _canonical(rest)))

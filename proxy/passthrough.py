@@ -2,8 +2,8 @@
 
 import asyncio
 
-from aiohttp import ClientError, ClientWebSocketResponse, WSMsgType
-from aiohttp.web import BaseRequest, StreamResponse, WebSocketResponse
+from aiohttp import ClientError, ClientWebSocketResponse, HttpVersion11, WSMsgType, WSServerHandshakeError
+from aiohttp.web import BaseRequest, Response, StreamResponse, WebSocketResponse
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -30,6 +30,8 @@ async def relay(
     ``body`` stands in for the request's own where that has been read already; ``extra_headers`` join the answer's.
     ``is_last`` closes the client's connection after the answer.
     """
+    if body is None:
+        await answer_expect(request)
     forwarded = headers.to_upstream(request.headers)
     content: object = body
     if body is None and request.body_exists:
@@ -41,7 +43,7 @@ async def relay(
         response = StreamResponse(
             status=answer.status, reason=answer.reason, headers=headers.end_to_end(answer.headers)
         )
-        response.headers.extend(extra_headers or ())
+        response.headers.update(extra_headers or ())
         if is_last:
             response.force_close()
         await response.prepare(request)
@@ -51,6 +53,13 @@ async def relay(
             await response.write(chunk)
         await response.write_eof()
     return response
+
+
+async def answer_expect(request: BaseRequest) -> None:
+    """Tell a client that asked first that its body is welcome (RFC 9110 §10.1.1; HTTP/1.0 knows no such answer)."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # aiohttp takes what was written for the start of an answer
 
 
 def is_websocket(request: BaseRequest) -> bool:
@@ -73,6 +82,8 @@ async def relay_websocket(request: BaseRequest, upstream: Upstream, url: str) ->
             autoclose=False,
             max_msg_size=0,
         )
+    except WSServerHandshakeError as refused:
+        return Response(status=refused.status, headers=headers.end_to_end(CIMultiDict(refused.headers or ())))
     except (ClientError, TimeoutError, OSError) as error:
         msg = f"The upstream did not open a WebSocket ({type(error).__name__})."
         raise UpstreamUnreachable(msg) from error

@@ -37,6 +37,10 @@ from proxy.upstream import Timeouts, Upstream
 
 _log = logging.getLogger(__name__)
 
+# aiohttp's server reports every malformed request with a traceback; our own handler reports what is ours.
+_http_log = logging.getLogger("proxy.http")
+_http_log.setLevel(logging.CRITICAL)
+
 _Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _REDIS_CONNECTIONS = 32
@@ -218,6 +222,7 @@ def _make_server(handler: _Handler, max_body_bytes: int) -> web.Server:
         request_factory=make_request,
         access_log=None,
         auto_decompress=False,
+        logger=_http_log,
         # A client that leaves frees what only it was waiting for.
         handler_cancellation=True,
         max_field_size=_MAX_HEADER_BYTES,
@@ -230,9 +235,6 @@ def _data_handler(routes: Routes, embeddings: EmbeddingsRoute, upstream: Upstrea
         route = routes.find(request.raw_path)
         if route is None:
             raise InvalidRequest("The request target must be a path.")
-        if request.headers.get("Expect", "").lower() == "100-continue":
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0  # aiohttp takes what was written for the start of an answer
         if route.is_embeddings and request.method == "POST":
             return await embeddings.handle(request, route.url)
         if is_websocket(request):
@@ -243,14 +245,26 @@ def _data_handler(routes: Routes, embeddings: EmbeddingsRoute, upstream: Upstrea
         try:
             response = await answer(request)
         except ProxyError as error:
-            response = web.Response(status=error.status, body=error.body(), content_type="application/json")
-            if error.retry_after_s is not None:
-                response.headers["Retry-After"] = str(error.retry_after_s)
+            response = _error_response(error)
+        except Exception as error:
+            if request.writer.output_size:
+                # Part of the answer is out. Cutting the connection is how the client learns that there is no more.
+                _log.warning("an answer was cut short: %s", type(error).__name__)
+                raise ConnectionResetError from error
+            _log.exception("a request failed in a way nobody thought of")
+            response = _error_response(ProxyError("The proxy failed; its log says how."))
         if lifecycle.is_draining and not response.prepared:
             response.force_close()
         return response
 
     return handle
+
+
+def _error_response(error: ProxyError) -> web.Response:
+    response = web.Response(status=error.status, body=error.body(), content_type="application/json")
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(error.retry_after_s)
+    return response
 
 
 def _admin_app(metrics: Metrics, lifecycle: Lifecycle) -> web.Application:
@@ -282,8 +296,9 @@ async def _listen(stack: AsyncExitStack, runner: web.BaseRunner, host: str, port
     stack.push_async_callback(runner.cleanup)
     try:
         await web.TCPSite(runner, host, port).start()
-    except OSError as error:
-        msg = f"can't listen on {host}:{port}: {error.strerror or error}; choose another"
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        msg = f"can't listen on {host}:{port}: {why}; choose another"
         raise ConfigError(msg) from error
     return int(runner.addresses[0][1])
 

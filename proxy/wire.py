@@ -4,6 +4,7 @@ https://platform.openai.com/docs/api-reference/embeddings
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -16,6 +17,10 @@ from proxy.providers import Fields
 from proxy.vectors import InvalidVector, Vector
 
 _LARGEST_EXACT_INTEGER = 2**53
+_ESCAPED_COLON = re.compile(rb"\\u003[aA]")
+# No provider takes more; and a short body that repeats a cached item would make an answer of any size.
+_MAX_ITEMS = 2048
+_MAX_DEPTH = 32  # of the JSON; what writes it again has limits of its own
 
 
 class Bypass(Exception):
@@ -92,8 +97,8 @@ def parse_request(body: bytes, fields_known: Fields) -> EmbeddingRequest:
         raise Bypass("model")
     kind, items = _items(fields.get("input"))
     encoding = _encoding(fields)
-    parameters = _parameters(fields, fields_known)
     _forbid_duplicate_keys(body, fields, kind, items)
+    parameters = _parameters(fields, fields_known)
     return EmbeddingRequest(
         model=model,
         kind=kind,
@@ -120,21 +125,20 @@ def _items(given: Any) -> tuple[Kind, list[Any]]:
     if type(given) is not list or not given:
         raise Bypass("input-form")
     types = set(map(type, given))
+    if types == {int}:
+        given, types = [given], {list}
+    if len(given) > _MAX_ITEMS:
+        raise Bypass("too-many-items")
     if types == {str}:
         if "" in given:
             raise Bypass("empty-item")
         return Kind.TEXT, given
-    if types == {int}:
-        given, types = [given], {list}
-    if types == {list}:
-        for tokens in given:
-            _require_tokens(tokens)
-        return Kind.TOKENS, given
-    if types == {dict}:
-        for item in given:
-            _require_content(item)
-        return Kind.OBJECT, given
-    raise Bypass("input-form")
+    if types not in ({list}, {dict}):
+        raise Bypass("input-form")
+    kind, require = (Kind.TOKENS, _require_tokens) if types == {list} else (Kind.OBJECT, _require_content)
+    for item in given:
+        require(item)
+    return kind, given
 
 
 def _require_tokens(tokens: list[Any]) -> None:
@@ -159,7 +163,7 @@ def _require_content(item: dict[str, Any]) -> None:
         match part:
             case {"type": "text", "text": str(), **rest} if not rest:
                 continue
-            case {"type": "image_url", "image_url": {"url": str(url)}, **rest} if not rest:
+            case {"type": "image_url", "image_url": {"url": str(url), **more}, **rest} if not (rest or more):
                 if not url[:5].lower() == "data:":
                     raise Bypass("remote-media")
             case _:
@@ -196,7 +200,7 @@ def _forbid_duplicate_keys(body: bytes, fields: dict[str, Any], kind: Kind, item
 
     Each pair of the document has one colon, and every other colon is inside a string. If the raw body has just as many
     as the parsed value accounts for, then no pair was dropped; unless an escaped colon made up for it, which has
-    ``\\u003`` in the raw body. Where the count leaves doubt the slow parser decides.
+    ``\\u003a`` in the raw body. Where the count leaves doubt the slow parser decides.
     """
     accounted = len(fields)
     for name, value in fields.items():
@@ -208,18 +212,20 @@ def _forbid_duplicate_keys(body: bytes, fields: dict[str, Any], kind: Kind, item
             accounted += text.count(":")
     elif kind is Kind.OBJECT:
         accounted += _colons(items)
-    if body.count(b":") != accounted or b"\\u003" in body:
+    if body.count(b":") != accounted or _ESCAPED_COLON.search(body):
         json.loads(body, object_pairs_hook=_require_distinct)
 
 
-def _colons(value: Any) -> int:
+def _colons(value: Any, depth: int = _MAX_DEPTH) -> int:
     if type(value) is str:
         return value.count(":")
+    if type(value) not in {dict, list}:
+        return 0
+    if depth == 0:
+        raise Bypass("too-deep")
     if type(value) is dict:
-        return sum(1 + name.count(":") + _colons(inner) for name, inner in value.items())
-    if type(value) is list:
-        return sum(map(_colons, value))
-    return 0
+        return sum(1 + name.count(":") + _colons(inner, depth - 1) for name, inner in value.items())
+    return sum(_colons(inner, depth - 1) for inner in value)
 
 
 def _require_distinct(pairs: list[tuple[str, Any]]) -> None:
@@ -289,10 +295,10 @@ def _usage(given: Any) -> dict[str, Any]:
     """Both integers, whichever of them the upstream sent (Voyage: total only; Together: neither)."""
     usage = dict(given) if type(given) is dict else {}
     counts = [usage.get(name) for name in ("prompt_tokens", "total_tokens")]
-    known = [count for count in counts if type(count) is int and count >= 0]
-    fallback = known[0] if known else 0
-    for name, count in zip(("prompt_tokens", "total_tokens"), counts, strict=True):
-        usage[name] = count if count in known else fallback
+    known = [count if type(count) is int and count >= 0 else None for count in counts]
+    fallback = next((count for count in known if count is not None), 0)
+    for name, count in zip(("prompt_tokens", "total_tokens"), known, strict=True):
+        usage[name] = fallback if count is None else count
     return usage
 
 

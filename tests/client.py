@@ -1,5 +1,6 @@
 """A plain HTTP client of a proxy, for tests that look at bytes and headers."""
 
+import asyncio
 import io
 from dataclasses import dataclass
 from typing import Any
@@ -83,3 +84,14 @@ class Client:
             text = await response.text()
         wanted = name + ("{" + ",".join(f'{k}="{v}"' for k, v in sorted(labels.items())) + "}" if labels else "") + " "
         return next((float(line.removeprefix(wanted)) for line in text.splitlines() if line.startswith(wanted)), 0.0)
+
+
+async def raw(client: Client, request: bytes, *, end: bytes = b"") -> bytes:
+    """Send bytes, and read until the proxy closes or, if given, until ``end``."""
+    host, port = client.origin.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request)
+    answer = await (reader.readuntil(end) if end else reader.read())
+    writer.close()
+    await writer.wait_closed()
+    return answer

@@ -170,3 +170,19 @@ def test_a_mistake_in_a_real_process_is_no_traceback() -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
+
+
+def test_without_a_command_it_shows_its_help() -> None:
+    shown = subprocess.run([sys.executable, "-m", "proxy"], capture_output=True, text=True, check=False)
+    assert shown.returncode == 2
+    assert shown.stdout.startswith("Usage: embedding-proxy")
+    assert shown.stdout.count("\n") > 5
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70, "nosuchhost.invalid"])
+def test_a_host_that_is_none_is_said_in_one_line(host: str) -> None:
+    command = [sys.executable, "-m", "proxy", "serve", "--host", host, "--store", "memory:", "--admin-port", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"embedding-proxy: can't listen on {host}:8080:")
+    assert ended.stderr.count("\n") == 1

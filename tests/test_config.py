@@ -22,7 +22,7 @@ def test_sizes(text: str, size: int) -> None:
     assert config.parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "lots", "-1", "1 TiBs", "1e9", "12 bananas", "MiB"])
+@pytest.mark.parametrize("text", ["", "lots", "-1", "9" * 400, "1 TiBs", "1e9", "12 bananas", "MiB"])
 def test_what_is_no_size_is_said_to_be_none(text: str) -> None:
     with pytest.raises(ConfigError, match=r"is not a size; accepted: .*512MiB"):
         config.parse_size(text)
@@ -46,6 +46,7 @@ def test_what_is_no_duration_is_said_to_be_none(text: str) -> None:
     [
         ("openai", UpstreamSetting(name="openai", base_url="https://api.openai.com/v1")),
         ("openrouter", UpstreamSetting(name="openrouter", base_url="https://openrouter.ai/api/v1")),
+        ("HTTPS://h/V1", UpstreamSetting(name="h", base_url="https://h/V1")),
         ("https://api.example.com/v1/", UpstreamSetting(name="api.example.com", base_url="https://api.example.com/v1")),
         ("http://10.0.0.1:8000", UpstreamSetting(name="10.0.0.1", base_url="http://10.0.0.1:8000")),
         ("http://[::1]:80/a/b", UpstreamSetting(name="::1", base_url="http://[::1]:80/a/b")),
@@ -100,10 +101,32 @@ def test_what_is_no_store_is_said_to_be_none(text: str) -> None:
         config.parse_store(text)
 
 
-def test_a_store_shown_or_refused_keeps_its_password_to_itself() -> None:
-    assert "s3cret" not in str(config.parse_store("redis://u:s3cret@h:1/0"))
+@pytest.mark.parametrize(
+    "text",
+    ["redis://h?foo=bar", "redis://h?db=abc", "redis://h/x", "redis://h?socket_timeout=1", "sqlite:///~nosuchuser/x",
+     "sqlite:////tmp/a\0b"],
+)  # fmt: skip
+def test_what_would_only_fail_later_is_refused_at_once(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a store"):
+        config.parse_store(text)
+
+
+@pytest.mark.parametrize("url", ["redis://u:s3cret@h:1/0", "redis://:a@s3cret@h:1/0"])
+def test_a_store_that_is_shown_keeps_its_password_to_itself(url: str) -> None:
+    assert str(config.parse_store(url)) == "redis://…@h:1/0"
+
+
+@pytest.mark.parametrize("text", ["redis://u:s3cret@h:x/0", "redis:/:s3cret@host", "redis://h?password=s3cret"])
+def test_a_store_that_is_refused_keeps_its_password_to_itself(text: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        config.parse_store("redis://u:s3cret@h:x/0")
+        config.parse_store(text)
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["https://user:s3cret@h/v1", "https://h/v1?key=s3cret", "htps://u:s3cret@h"])
+def test_an_upstream_that_is_refused_keeps_its_password_to_itself(text: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        config.parse_upstream(text)
     assert "s3cret" not in str(refused.value)
 
 

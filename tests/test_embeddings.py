@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from proxy.config import StoreSetting
 from proxy.server import running
-from tests.client import Client
+from tests.client import Client, raw
 from tests.conftest import StartProxy, settings_for
 from tests.redis_server import RedisServer, free_port
 from tests.scripted import Call, ScriptedUpstream, error_reply, vector
@@ -447,13 +447,18 @@ async def test_what_is_uncertain_is_relayed_both_ways_to_the_byte(
     assert await client.metric("embedding_proxy_bypasses_total", reason=reason) == 2
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "application/jsonl"])
+@pytest.mark.parametrize(
+    "content_type",
+    ["text/plain", "application/x-www-form-urlencoded", "application/jsonl", "application/json; charset=iso-8859-1"],
+)
 async def test_a_body_not_declared_as_json_is_bypassed(client: Client, content_type: str) -> None:
     answer = await client.post({"model": "m", "input": "x"}, Content_Type=content_type)
     assert answer.cache == "BYPASS"
 
 
-@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON"])
+@pytest.mark.parametrize(
+    "content_type", ["application/json; charset=utf-8", "Application/JSON", 'application/json;charset="UTF8"']
+)
 async def test_json_by_any_other_spelling_is_json(client: Client, content_type: str) -> None:
     assert (await client.post({"model": "m", "input": "x"}, Content_Type=content_type)).cache == "MISS"
 
@@ -586,6 +591,22 @@ async def test_expect_100_continue_is_answered(client: Client) -> None:
         client.origin + "/v1/embeddings", json={"model": "m", "input": "x"}, expect100=True
     ) as response:
         assert response.status == 200
+
+
+async def test_no_100_continue_before_a_refusal_nor_to_http_1_0(start_proxy: StartProxy) -> None:
+    client = await start_proxy(max_body_bytes=1000)
+    head = b"POST /v1/embeddings HTTP/%s\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    assert (await raw(client, head % (b"1.1", 5000), end=b"}}")).startswith(b"HTTP/1.1 413")
+    assert b"100 Continue" not in await raw(client, head % (b"1.0", 2) + b"{}")
+
+
+async def test_an_upstreams_own_x_cache_gives_way_to_ours(client: Client, upstream: ScriptedUpstream) -> None:
+    upstream.reply = lambda call: web.json_response(
+        upstream.answer_to(call.json), headers={"X-Cache": "Miss from cdn", "Content-Digest": "sha-256=:x:"}
+    )
+    answer = await client.embed("x")
+    assert answer.headers.getall("X-Cache") == ["MISS"]
+    assert "Content-Digest" not in answer.headers
 
 
 async def test_an_h2c_upgrade_offer_on_a_post_is_no_websocket(client: Client, upstream: ScriptedUpstream) -> None:

@@ -38,13 +38,13 @@ def test_identity_does_not_depend_on_the_order_or_case_of_names() -> None:
     one = CIMultiDict([("Authorization", "Bearer k"), ("Accept", "x"), ("API-Key", "a"), ("OpenAI-Project", "p")])
     other = CIMultiDict([("openai-project", "p"), ("api-key", "a"), ("authorization", "Bearer k"), ("User-Agent", "u")])
     assert headers.identity(one) == headers.identity(other)
-    assert headers.identity(one) == (["api-key", "a", "authorization", "Bearer k"], ["openai-project", "p"])
+    assert headers.identity(one) == ([("api-key", "a"), ("authorization", "Bearer k")], [("openai-project", "p")])
 
 
 def test_repeated_credentials_all_count_in_their_order() -> None:
     both = CIMultiDict([("Authorization", "a"), ("Authorization", "b")])
     turned = CIMultiDict([("Authorization", "b"), ("Authorization", "a")])
-    assert headers.identity(both)[0] == ["authorization", "a", "authorization", "b"]
+    assert headers.identity(both)[0] == [("authorization", "a"), ("authorization", "b")]
     assert headers.identity(both) != headers.identity(turned)
 
 
@@ -72,3 +72,36 @@ def test_no_cache_control() -> None:
 def test_cache_control_in_several_fields_is_one_list() -> None:
     given = CIMultiDict([("Cache-Control", "no-store"), ("Cache-Control", "no-cache")])
     assert headers.cache_control(given) == Directives(no_cache=True, no_store=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Authorization", "api-key", "X-Goog-Api-Key", "x-litellm-api-key", "X-Auth-Token", "apikey", "x-portkey-api-key",
+     "X-Secret", "X-Amz-Security-Token"],
+)  # fmt: skip
+def test_whatever_sounds_like_a_credential_is_one(name: str) -> None:
+    assert headers.identity(CIMultiDict({name: "v"})) == ([(name.lower(), "v")], [])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Idempotency-Key", "X-Stainless-Lang", "traceparent", "User-Agent", "x-portkey-trace-id", "Proxy-Authorization",
+     "X-Request-Id", "Content-Length"],
+)  # fmt: skip
+def test_what_varies_from_call_to_call_is_none(name: str) -> None:
+    assert headers.identity(CIMultiDict({name: "v"})) == ([], [])
+
+
+def test_cookies_are_a_credential_only_where_there_is_no_other() -> None:
+    assert headers.identity(CIMultiDict({"Cookie": "AWSALB=1"})) == ([("cookie", "AWSALB=1")], [])
+    both = CIMultiDict({"Cookie": "AWSALB=1", "Authorization": "k"})
+    assert headers.identity(both) == ([("authorization", "k")], [])
+
+
+def test_what_the_upstream_does_not_see_identifies_nothing() -> None:
+    given = CIMultiDict({"Connection": "azureml-model-deployment", "azureml-model-deployment": "blue"})
+    assert headers.identity(given) == ([], [])
+
+
+def test_an_absurd_max_age_is_none() -> None:
+    assert headers.cache_control(CIMultiDict({"Cache-Control": "max-age=" + "9" * 5000})) == NO_DIRECTIVES

@@ -38,7 +38,7 @@ PARAMETERS = st.dictionaries(
     st.one_of(JSON_SCALAR, st.dictionaries(st.text(), JSON_SCALAR, max_size=3)),
     max_size=3,
 )
-HEADERS = st.lists(st.text(max_size=6), max_size=4)
+HEADERS = st.lists(st.tuples(st.text(max_size=6), st.text(max_size=6)), max_size=3)
 
 
 @st.composite
@@ -59,7 +59,7 @@ def body_of(model: str, items: list[Any], parameters: dict[str, Any], **fields: 
 
 
 def derive(
-    body: bytes, url: str = URL, credentials: list[str] | None = None, vector_headers: list[str] | None = None
+    body: bytes, url: str = URL, credentials: keys.Fields | None = None, vector_headers: keys.Fields | None = None
 ) -> list[bytes]:
     request = wire.parse_request(body, GENERIC_FIELDS)
     return keys.derive(request, url=url, credentials=credentials or [], vector_headers=vector_headers or [])
@@ -153,12 +153,25 @@ def test_an_escaped_letter_is_the_letter() -> None:
 
 def test_header_bytes_that_are_not_utf8_can_be_in_an_identity() -> None:
     body = body_of("m", ["x"], {})
-    assert derive(body, credentials=["authorization", "\udcff"]) != derive(
-        body, credentials=["authorization", "\udcfe"]
+    assert derive(body, credentials=[("authorization", "\udcff")]) != derive(
+        body, credentials=[("authorization", "\udcfe")]
     )
 
 
 def test_the_key_is_pinned() -> None:
     """A change here orphans every entry that anyone has stored: raise the schema number and say so in the changelog."""
-    key = derive(b'{"model":"m","input":"hello","dimensions":8}', credentials=["authorization", "Bearer k"])[0]
-    assert key.hex() == "934bc0615c483b5e0cb166a387f3eac120489044ea12f8f921f216090c986411"
+    key = derive(b'{"model":"m","input":"hello","dimensions":8}', credentials=[("authorization", "Bearer k")])[0]
+    assert key.hex() == "35a269aba2e15127cfbfe9546248e9ce2202b8d497a0f69d1b67f3e8ff412ae8"
+
+
+@pytest.mark.parametrize("change", [{"user": "v"}, {"encoding_format": "base64"}, {"dimensions": 4}, {"model": "n"}])
+def test_requests_of_one_group_differ_in_nothing_but_their_items(change: dict[str, Any]) -> None:
+    def group(fields: dict[str, Any], credentials: keys.Fields) -> bytes:
+        request = wire.parse_request(orjson.dumps(fields), GENERIC_FIELDS)
+        return keys.group(request, url=URL, credentials=credentials, vector_headers=[])
+
+    fields: dict[str, Any] = {"model": "m", "input": ["a"], "user": "u"}
+    alike = {"user": "u", "input": ["b", "c"], "model": "m"}
+    assert group(fields, [("k", "1")]) == group(alike, [("k", "1")])
+    assert group(fields, [("k", "1")]) != group(fields, [("k", "2")])
+    assert group(fields, [("k", "1")]) != group(fields | change, [("k", "1")])

@@ -173,4 +173,4 @@ async def test_a_websocket_that_the_upstream_does_not_open(client: Client, upstr
     upstream.reply = error_reply(403, b"no")
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await client.session.ws_connect(client.origin.replace("http", "ws") + "/v1/realtime")
-    assert refused.value.status == 502
+    assert refused.value.status == 403

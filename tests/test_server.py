@@ -1,6 +1,5 @@
 """The listeners: what comes in that is no good request, and how the process starts and ends."""
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -12,21 +11,10 @@ import pytest
 
 from proxy.errors import ConfigError
 from proxy.server import running
-from tests.client import Client
+from tests.client import Client, raw
 from tests.conftest import StartProxy, settings_for
 from tests.redis_server import free_port
 from tests.scripted import ScriptedUpstream
-
-
-async def raw(client: Client, request: bytes) -> bytes:
-    """Send bytes, and read until the proxy closes."""
-    host, port = client.origin.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(request)
-    answer = await reader.read()
-    writer.close()
-    await writer.wait_closed()
-    return answer
 
 
 async def test_a_target_that_names_a_host_is_refused(client: Client, upstream: ScriptedUpstream) -> None:

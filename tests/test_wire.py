@@ -85,6 +85,10 @@ BYPASSES = [
         b'{"model":"m","input":"x","embedding_type":["float"]}',
     ),
     ("unknown-field", b'{"model":"m","input":"x","return_multivector":true}'),
+    ("too-deep", b'{"model":"m","input":"x","user":' + b"[" * 300 + b"]" * 300 + b"}"),
+    ("too-deep", b'{"model":"m","input":"x","provider":' + b'{"a":' * 900 + b"1" + b"}" * 900 + b"}"),
+    ("too-many-items", orjson.dumps({"model": "m", "input": ["a"] * 2049})),
+    ("input-form", b'{"model":"m","input":[{"content":[{"type":"image_url","image_url":{"url":"data:,","d":1}}]}]}'),
     ("list-parameter", b'{"model":"m","input":"x","modality":["text","image"]}'),
     ("inexact-number", b'{"model":"m","input":"x","dimensions":18446744073709551616}'),
     ("inexact-number", b'{"model":"m","input":"x","provider":{"a":[1e300]}}'),
@@ -98,7 +102,9 @@ BYPASSES = [
 
 
 @pytest.mark.parametrize(
-    ("reason", "body"), [(reason, body) for reason, *bodies in BYPASSES for body in bodies], ids=repr
+    ("reason", "body"),
+    [(reason, body) for reason, *bodies in BYPASSES for body in bodies],
+    ids=lambda value: repr(value)[:60],
 )
 def test_what_is_not_certain_is_bypassed(reason: str, body: bytes) -> None:
     with pytest.raises(Bypass) as bypass:
@@ -191,6 +197,8 @@ def test_an_error_that_is_null_is_none() -> None:
         ({"total_tokens": 7}, {"prompt_tokens": 7, "total_tokens": 7}),
         ({"prompt_tokens": 7}, {"prompt_tokens": 7, "total_tokens": 7}),
         ({"prompt_tokens": 0, "total_tokens": 9}, {"prompt_tokens": 0, "total_tokens": 9}),
+        ({"prompt_tokens": 5.0, "total_tokens": 5}, {"prompt_tokens": 5, "total_tokens": 5}),
+        ({"prompt_tokens": True, "total_tokens": -1}, {"prompt_tokens": 0, "total_tokens": 0}),
         ({"prompt_tokens": "7", "total_tokens": None}, {"prompt_tokens": 0, "total_tokens": 0}),
         ({"prompt_tokens": 7, "total_tokens": 7, "cost": 0.1}, {"prompt_tokens": 7, "total_tokens": 7, "cost": 0.1}),
         (None, {"prompt_tokens": 0, "total_tokens": 0}),
@@ -261,3 +269,7 @@ def test_shared_tokens_add_up_and_follow_the_weights(total: int, weights: list[i
     assert sum(shares) == total
     for share, weight in zip(shares, weights, strict=True):
         assert abs(share - total * weight / sum(weights)) < 1
+
+
+def test_an_item_of_many_tokens_is_one_item() -> None:
+    assert len(parse(orjson.dumps({"model": "m", "input": [1] * 100_000})).items) == 1

@@ -20,7 +20,7 @@ _PREFIX = "embedding:"
 _LEASE_PREFIX = "embedding-lease:"
 # One MGET of many keys costs ever more a key once its answer outgrows the socket buffers (measured: 6.5 µs a key at
 # 128 keys, 16.6 at 2048).
-_KEYS_PER_MGET = 128
+_KEYS_PER_COMMAND = 128
 
 
 class RedisStore:
@@ -64,9 +64,10 @@ class RedisStore:
         places: dict[_Chunk, list[bytes]] = {}
         for key in keys:
             chunk = self._gathering
-            if chunk is None or chunk.has_left or len(chunk.keys) >= _KEYS_PER_MGET:
+            if chunk is None or chunk.has_left or len(chunk.keys) >= _KEYS_PER_COMMAND:
                 chunk = self._gathering = _Chunk()
                 chunk.task = asyncio.create_task(self._read(chunk))
+                chunk.task.add_done_callback(_retrieve)
             chunk.keys[key] = None
             places.setdefault(chunk, []).append(key)
         return places
@@ -85,21 +86,28 @@ class RedisStore:
     async def put_many(
         self, values: Mapping[bytes, bytes], *, ttl_s: float | None, overwrite: bool
     ) -> dict[bytes, bytes]:
-        ttl_ms = None if ttl_s is None else max(1, int(ttl_s * 1000))
-        pipeline = self._redis.pipeline(transaction=False)
-        for key, value in values.items():
-            pipeline.set(_name(key), value, px=ttl_ms, nx=not overwrite)
-        try:
-            # One SET refused for want of memory must not hide what became of the others.
-            results = await pipeline.execute(raise_on_error=False)
-        except RedisError as error:
-            raise _store_error(error) from error
+        results: list[object] = []
+        pairs = list(values.items())
+        # In pieces, so that the timeout of a connection is about as much as one can carry in it.
+        for start in range(0, len(pairs), _KEYS_PER_COMMAND):
+            results += await self._set(pairs[start : start + _KEYS_PER_COMMAND], ttl_s, nx=not overwrite)
         taken = [key for key, result in zip(values, results, strict=True) if result is None]
         standing = await self.get_many(taken) if taken else {}
         refused = next((result for result in results if isinstance(result, RedisError)), None)
         if refused is not None:
             raise StoreError(_store_error(refused).reason, str(refused), found=standing)
         return standing
+
+    async def _set(self, pairs: list[tuple[bytes, bytes]], ttl_s: float | None, *, nx: bool) -> list[object]:
+        ttl_ms = None if ttl_s is None else max(1, int(ttl_s * 1000))
+        pipeline = self._redis.pipeline(transaction=False)
+        for key, value in pairs:
+            pipeline.set(_name(key), value, px=ttl_ms, nx=nx)
+        try:
+            # One SET refused for want of memory must not hide what became of the others.
+            return await pipeline.execute(raise_on_error=False)
+        except RedisError as error:
+            raise _store_error(error) from error
 
     async def lease_many(self, keys: Sequence[bytes], *, ttl_s: float) -> set[bytes]:
         results = await self._set_leases(keys, ttl_s, nx=True)
@@ -132,6 +140,12 @@ class _Chunk:
         self.keys: dict[bytes, None] = {}
         self.has_left = False
         self.task: asyncio.Task[dict[bytes, bytes]]
+
+
+def _retrieve(task: "asyncio.Task[dict[bytes, bytes]]") -> None:
+    """Everyone who waited may be gone; then nobody else would look at the exception, and asyncio complain of it."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _name(key: bytes) -> str:

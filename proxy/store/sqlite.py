@@ -8,7 +8,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -44,6 +44,7 @@ class SQLiteStore(Unleased):
         self._reader = _Worker("sqlite-read", path)
         self._writer = _Worker("sqlite-write", path)
         self._touched: set[bytes] = set()
+        self._touching: Future[None] | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -59,10 +60,9 @@ class SQLiteStore(Unleased):
 
     def _touch(self, keys: set[bytes]) -> None:
         """Note that ``keys`` were read, soon: while one note is being written the next ones gather."""
-        is_idle = not self._touched
         self._touched |= keys
-        if is_idle and not self._closed:
-            self._writer.submit(self._write_touched)
+        if not self._closed and (self._touching is None or self._touching.done()):
+            self._touching = self._writer.submit(self._write_touched)
 
     def _write_touched(self, connection: sqlite3.Connection) -> None:
         touched, self._touched = self._touched, set()
@@ -85,26 +85,24 @@ class SQLiteStore(Unleased):
         now = int(self._clock())
         with _transaction(connection):
             standing = _select(connection, list(values))
-            if overwrite:
-                connection.executemany(
-                    "UPDATE value SET value = ? WHERE id = ?",
-                    [(values[key], id_) for key, (id_, _, _) in standing.items()],
-                )
-            fresh = {key: value for key, value in values.items() if key not in standing}
-            freed = self._make_room(connection, fresh)
+            replaced = standing if overwrite else {}
+            freed = [id_ for id_, _, _ in replaced.values()]
+            connection.executemany("DELETE FROM slot WHERE key = ?", [(key,) for key in replaced])
+            fresh = {key: value for key, value in values.items() if key not in standing or key in replaced}
+            # Replaced and evicted values give their places to new ones, so that a full file does not become a sieve.
+            freed += self._make_room(connection, fresh, spare=sum(len(value) for _, _, value in replaced.values()))
             for key, value in fresh.items():
-                # An evicted value's place is taken by a new one, so that a full file does not become a sieve.
                 id_ = connection.execute(
-                    "INSERT OR REPLACE INTO value (id, value) VALUES (?, ?)",
-                    (freed.pop() if freed else None, value),
+                    "INSERT OR REPLACE INTO value (id, value) VALUES (?, ?)", (freed.pop() if freed else None, value)
                 ).lastrowid
                 connection.execute("INSERT INTO slot (key, id, read_at) VALUES (?, ?, ?)", (key, id_, now))
             connection.executemany("DELETE FROM value WHERE id = ?", [(id_,) for id_ in freed])
-        return {} if overwrite else {key: value for key, (_, _, value) in standing.items()}
+        return {key: value for key, (_, _, value) in standing.items() if key not in replaced}
 
-    def _make_room(self, connection: sqlite3.Connection, fresh: Mapping[bytes, bytes]) -> list[int]:
-        """Take out the keys that were read longest ago until ``fresh`` fits; returns their values' ids, now free."""
-        excess = _bytes_used(connection) + sum(map(len, fresh.values())) - self._limit_bytes
+    def _make_room(self, connection: sqlite3.Connection, fresh: Mapping[bytes, bytes], *, spare: int) -> list[int]:
+        """Take out the keys that were read longest ago until ``fresh`` fits, ``spare`` bytes being free already;
+        returns their values' ids, now free."""
+        excess = _bytes_used(connection) + sum(map(len, fresh.values())) - spare - self._limit_bytes
         freed: list[int] = []
         while excess > 0 and (oldest := _oldest(connection)):
             connection.executemany("DELETE FROM slot WHERE key = ?", [(key,) for key, _, _ in oldest])
@@ -128,9 +126,9 @@ class _Worker:
     async def run(self, work: Callable[..., _T], *args: object) -> _T:
         return await asyncio.wrap_future(self._thread.submit(self._guarded, work, *args))
 
-    def submit(self, work: Callable[..., object]) -> None:
+    def submit(self, work: Callable[..., _T]) -> "Future[_T]":
         """Run ``work`` sometime, for no one who waits: what goes wrong with it shows at the next `run`."""
-        self._thread.submit(self._guarded, work)
+        return self._thread.submit(self._guarded, work)
 
     def _guarded(self, work: Callable[..., _T], *args: object) -> _T:
         try:

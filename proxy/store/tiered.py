@@ -80,9 +80,12 @@ class Cache:
         values = await self._try("read", partial(self._store.get_many, keys), otherwise=nothing)
         found = {}
         for key, record in self._decoded(values).items():
-            entry = Entry(record)
-            self.memory.put(key, entry)
-            if record.stored_at_s >= not_before:
+            # A refresh may have put a newer one there while the store was read, or when it could not be written.
+            entry = self.memory.get(key)
+            if entry is None or entry.stored_at_s < record.stored_at_s:
+                entry = Entry(record)
+                self.memory.put(key, entry)
+            if entry.stored_at_s >= not_before:
                 found[key] = entry
         return found
 
@@ -97,10 +100,12 @@ class Cache:
         spoilt = {key: fresh[key] for key in standing if key not in winners}
         if spoilt:
             await self._put(spoilt, overwrite=True)
-        entries = {}
+        # Where the store named no winner, one that came into memory meanwhile was first.
+        entries = {} if overwrite else self.peek([key for key in fresh if key not in winners], not_before=not_before)
         for key, record in fresh.items():
-            entries[key] = entry = Entry(winners.get(key, record))
-            self.memory.put(key, entry)
+            if key not in entries:
+                entries[key] = Entry(winners.get(key, record))
+                self.memory.put(key, entries[key])
         return entries
 
     async def _put(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, bytes]:
@@ -110,10 +115,15 @@ class Cache:
             # The budget ends the waiting, not the writing: what was paid for should be stored.
             writing = asyncio.create_task(self._store.put_many(values, ttl_s=self._ttl_s, overwrite=overwrite))
             self._writing.add(writing)
-            writing.add_done_callback(self._writing.discard)
+            writing.add_done_callback(self._written)
             return await asyncio.shield(writing)
 
         return await self._try("write", put, otherwise={})
+
+    def _written(self, writing: "asyncio.Task[dict[bytes, bytes]]") -> None:
+        self._writing.discard(writing)
+        if not writing.cancelled():
+            writing.exception()  # whoever still waited has it too
 
     @asynccontextmanager
     async def leasing(self) -> AsyncIterator["Lease"]:

@@ -89,6 +89,23 @@ async def test_the_first_writer_wins_and_the_loser_serves_the_winner() -> None:
     assert served(loser.peek([A], not_before=0)) == {A: b"[1.0,0.5]"}
 
 
+async def test_without_a_store_too_the_first_in_memory_wins() -> None:
+    cache = make_cache(NoStore())
+    await cache.write({A: record(1.0)}, overwrite=False)
+    assert served(await cache.write({A: record(2.0)}, overwrite=False)) == {A: b"[1.0,0.5]"}
+
+
+async def test_a_slow_read_does_not_bring_back_what_was_refreshed_meanwhile() -> None:
+    store = DictStore()
+    await make_cache(store).write({A: record(1.0, at=1000)}, overwrite=False)
+    cache = make_cache(store)
+    store.failure = StoreError("refused", "read only")
+    await cache.write({A: record(2.0, at=2000)}, overwrite=True)
+    store.failure = None
+    assert served(await cache.read([A], not_before=0)) == {A: b"[2.0,0.5]"}
+    assert served(cache.peek([A], not_before=0)) == {A: b"[2.0,0.5]"}
+
+
 async def test_a_refresh_replaces() -> None:
     store = DictStore()
     await make_cache(store).write({A: record(1.0)}, overwrite=False)
