@@ -33,7 +33,7 @@ test: $(VENV)/dev-ok ## all tests, with a real Redis; pytest's flags go in ARGS
 	@$(BIN)/pytest $(ARGS)
 
 test-slow: $(VENV)/dev-ok ## the same with many more random examples
-	@HYPOTHESIS_PROFILE=slow $(BIN)/pytest $(ARGS)
+	@HYPOTHESIS_PROFILE=slow $(BIN)/pytest --timeout 1800 $(ARGS)
 
 check: $(VENV)/dev-ok ## lint, format, types, import layers
 	@$(BIN)/ruff check .

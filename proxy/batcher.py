@@ -111,6 +111,7 @@ class Batcher:
         self._groups: dict[bytes, _Group] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._queued_items = 0  # submitted and not answered
+        metrics.queued_items.set_function(lambda: self._queued_items)
 
     def __repr__(self) -> str:
         return f"<Batcher {len(self._groups)} groups, {len(self._calls)} calls, {self._queued_items} items>"
@@ -124,20 +125,16 @@ class Batcher:
         """What became of a share that fits into a call. Raises `ProxyError`; `Overloaded` when too much waits."""
         if self._queued_items + len(share.items) > self._max_queued_items:
             raise Overloaded("Too many items wait for the upstream.")
-        self._queue(len(share.items))
+        self._queued_items += len(share.items)
         answered: asyncio.Future[Outcome | ProxyError] = asyncio.get_running_loop().create_future()
         try:
             self._enqueue(share, answered)
             outcome = await answered
         finally:
-            self._queue(-len(share.items))
+            self._queued_items -= len(share.items)
         if isinstance(outcome, ProxyError):
             raise outcome.again()
         return outcome
-
-    def _queue(self, items: int) -> None:
-        self._queued_items += items
-        self._metrics.queued_items.set(self._queued_items)
 
     def _enqueue(self, share: Share, answered: "asyncio.Future[Outcome | ProxyError]") -> None:
         group = self._groups.setdefault(share.group, _Group([]))
@@ -230,11 +227,12 @@ def _runs(sizes: Iterable[tuple[int, ...]], limits: tuple[int, ...]) -> Iterator
 
     An element that alone exceeds them is a run of its own: the upstream shall say what it thinks of it.
     """
-    start, end, used = 0, 0, (0,) * len(limits)
+    start, end, used = 0, -1, (0,) * len(limits)
     for end, size in enumerate(sizes):
         grown = tuple(map(sum, zip(used, size, strict=True)))
         if end > start and any(total > limit for total, limit in zip(grown, limits, strict=True)):
             yield slice(start, end)
             start, grown = end, size
         used = grown
-    yield slice(start, end + 1)
+    if end >= start:
+        yield slice(start, end + 1)

@@ -62,7 +62,10 @@ class EmbeddingsRoute:
         self._fields = fields
         self._max_body_bytes = max_body_bytes
         self._max_held_bytes = max_held_bytes
-        self._held_bytes = 0  # request bodies in memory
+        self._held_bytes = 0  # request bodies in memory, or on their way into it
+        self._in_flight = 0
+        metrics.held_bytes.set_function(lambda: self._held_bytes)
+        metrics.requests_in_flight.set_function(lambda: self._in_flight)
         self._reports_full_usage = reports_full_usage
         self._logged_bypasses: set[str] = set()
 
@@ -70,21 +73,21 @@ class EmbeddingsRoute:
         """Answer ``POST …/embeddings``, which goes to ``url`` for whatever is not cached. Raises `ProxyError`."""
         started = time.perf_counter()
         outcome = "error"
-        size = request.content_length or 0
-        self._hold(size)
+        size = request.content_length
+        if size is None:  # it comes in chunks, and may be as large as any
+            size = self._max_body_bytes if request.body_exists else 0
+        if size and self._held_bytes + size > self._max_held_bytes:
+            raise Overloaded("Too many request bodies are held in memory.")
+        self._held_bytes += size
+        self._in_flight += 1
         try:
             outcome, response = await self._serve(request, url)
         finally:
-            self._hold(-size)
+            self._held_bytes -= size
+            self._in_flight -= 1
             self._metrics.requests[outcome].inc()
             self._metrics.request_seconds[outcome].observe(time.perf_counter() - started)
         return response
-
-    def _hold(self, size: int) -> None:
-        if size > 0 and self._held_bytes + size > self._max_held_bytes:
-            raise Overloaded("Too many request bodies are held in memory.")
-        self._held_bytes += size
-        self._metrics.held_bytes.set(self._held_bytes)
 
     async def _serve(self, request: BaseRequest, url: str) -> tuple[str, StreamResponse]:
         body = await self._read_body(request)

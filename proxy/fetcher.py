@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 from proxy import wire
 from proxy.batcher import Batcher, Delivered, Outcome, Refused, Share, Unusable
 from proxy.errors import ProxyError
-from proxy.flight import Flights
+from proxy.flight import Claim, Flights
 from proxy.record import Record
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache, Lease
@@ -101,18 +101,18 @@ class Fetcher:
         The caller must have looked into memory since its last await (see `Flights.claim`).
         """
         flights: Flights[_Landed] = self._flights if errand.is_shared else Flights()
-        mine, waiting = flights.claim(errand.keys)
-        fetch = self._start(errand.only(mine), flights) if mine else None
+        claim = flights.claim(errand.keys)
         # Neither the flights nor the fetch are cancelled with whoever waits here.
-        under_way: set[asyncio.Future[Any]] = set(waiting.values())
+        under_way: set[asyncio.Future[Any]] = set(claim.flights.values())
+        fetch = self._start(errand.only(list(claim.mine)), claim) if claim.mine else None
         if fetch is not None:
             under_way.add(fetch)
         await asyncio.wait(under_way)
-        landed = {key: flight.result() for key, flight in waiting.items()}
+        landed = {key: flight.result() for key, flight in claim.flights.items()}
         failed = {key: result for key, result in landed.items() if isinstance(result, Failure)}
         fetched = Fetched(
             entries={key: result for key, result in landed.items() if isinstance(result, Entry)},
-            own=frozenset(mine),
+            own=frozenset(claim.mine),
             receipts=fetch.result() if fetch else [],
             failure=next(iter(failed.values()), None),
         )
@@ -133,62 +133,62 @@ class Fetcher:
         while self._fetches:
             await asyncio.wait(self._fetches)
 
-    def _start(self, errand: Errand, flights: Flights[_Landed]) -> "asyncio.Task[list[Delivered]]":
-        fetch = asyncio.create_task(self._fly(errand, flights))
+    def _start(self, errand: Errand, claim: Claim[_Landed]) -> "asyncio.Task[list[Delivered]]":
+        fetch = asyncio.create_task(self._fly(errand, claim))
         self._fetches.add(fetch)
         fetch.add_done_callback(self._fetches.discard)
         return fetch
 
-    async def _fly(self, errand: Errand, flights: Flights[_Landed]) -> list[Delivered]:
+    async def _fly(self, errand: Errand, claim: Claim[_Landed]) -> list[Delivered]:
         """Fetch claimed keys; every exit settles every one of them."""
         try:
             if not errand.is_shared:
-                return await self._ask(errand, flights)
+                return await self._ask(errand, claim)
             async with self._cache.leasing() as lease:
                 ours = await lease.acquire(errand.keys)
                 others = [key for key in errand.keys if key not in ours]
                 receipts, later = await asyncio.gather(
-                    self._ask_unless_stored(errand.only(ours), flights),
-                    self._await_others(errand.only(others), flights, lease),
+                    self._ask_unless_stored(errand.only(ours), claim),
+                    self._await_others(errand.only(others), claim, lease),
                 )
             return receipts + later
         finally:
             lost = Failure(ProxyError("The fetch was abandoned."))
             for key in errand.keys:
-                flights.settle(key, lost)
+                claim.settle(key, lost)
 
-    async def _ask_unless_stored(self, errand: Errand, flights: Flights[_Landed]) -> list[Delivered]:
+    async def _ask_unless_stored(self, errand: Errand, claim: Claim[_Landed]) -> list[Delivered]:
         """Look once more: between the look before and the lease, another replica may have stored what it fetched."""
-        stored = await self._settle_stored(errand, flights)
-        return await self._ask(errand.only([key for key in errand.keys if key not in stored]), flights)
+        stored = await self._settle_stored(errand, claim)
+        return await self._ask(errand.only([key for key in errand.keys if key not in stored]), claim)
 
-    async def _await_others(self, errand: Errand, flights: Flights[_Landed], lease: Lease) -> list[Delivered]:
+    async def _await_others(self, errand: Errand, claim: Claim[_Landed], lease: Lease) -> list[Delivered]:
         """Wait for keys that other replicas fetch; whatever they give up or let lapse is fetched here."""
         receipts: list[Delivered] = []
         keys, pause_s = errand.keys, _POLL_S
         while keys:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _MAX_POLL_S)
-            stored = await self._settle_stored(errand.only(keys), flights)
+            stored = await self._settle_stored(errand.only(keys), claim)
             keys = [key for key in keys if key not in stored]
             if lapsed := await lease.acquire(keys):
-                receipts += await self._ask_unless_stored(errand.only(lapsed), flights)
+                receipts += await self._ask_unless_stored(errand.only(lapsed), claim)
                 keys = [key for key in keys if key not in lapsed]
         return receipts
 
-    async def _settle_stored(self, errand: Errand, flights: Flights[_Landed]) -> dict[bytes, Entry]:
+    async def _settle_stored(self, errand: Errand, claim: Claim[_Landed]) -> dict[bytes, Entry]:
         stored = await self._cache.read(errand.keys, not_before=errand.not_before)
         for key, entry in stored.items():
-            flights.settle(key, entry)
+            claim.settle(key, entry)
         return stored
 
-    async def _ask(self, errand: Errand, flights: Flights[_Landed]) -> list[Delivered]:
+    async def _ask(self, errand: Errand, claim: Claim[_Landed]) -> list[Delivered]:
         """Ask the upstream for keys that are ours, in as few calls as its limits allow."""
         parts = [errand.part(run) for run in self._batcher.split(errand.asked, errand.items)]
-        receipts = await asyncio.gather(*(self._ask_part(part, flights) for part in parts))
+        receipts = await asyncio.gather(*(self._ask_part(part, claim) for part in parts))
         return [receipt for receipt in receipts if receipt is not None]
 
-    async def _ask_part(self, part: Errand, flights: Flights[_Landed]) -> Delivered | None:
+    async def _ask_part(self, part: Errand, claim: Claim[_Landed]) -> Delivered | None:
         share = Share(
             group=part.group,
             url=part.url,
@@ -209,7 +209,7 @@ class Fetcher:
         else:
             landed = dict.fromkeys(part.keys, Failure(outcome))
         for key, result in landed.items():
-            flights.settle(key, result)
+            claim.settle(key, result)
         return outcome if isinstance(outcome, Delivered) else None
 
     async def _keep(self, part: Errand, delivered: Delivered) -> Mapping[bytes, Entry]:

@@ -131,6 +131,9 @@ class Metrics:
             "Items that were handed to the batcher and have no answer yet.",
             registry=registry,
         )
+        self.requests_in_flight = Gauge(
+            "embedding_proxy_requests_in_flight", "Requests on the embeddings route under way.", registry=registry
+        )
         self.held_bytes = Gauge(
             "embedding_proxy_held_request_bytes", "Request bodies held in memory.", registry=registry
         )

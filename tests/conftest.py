@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientSession, TCPConnector
 from hypothesis import HealthCheck, settings
 
 from proxy.config import MIB, Settings, StoreSetting, UpstreamSetting
@@ -73,7 +73,7 @@ def settings_for(upstream: ScriptedUpstream, **changes: Any) -> Settings:
 async def start_proxy(upstream: ScriptedUpstream) -> AsyncIterator[StartProxy]:
     """Start proxies in front of ``upstream``; keywords change their settings."""
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(ClientSession(auto_decompress=False))
+        session = await stack.enter_async_context(ClientSession(connector=TCPConnector(limit=0), auto_decompress=False))
 
         async def start(*, clock: Callable[[], float] = time.time, **changes: Any) -> Client:
             proxy = await stack.enter_async_context(running(settings_for(upstream, **changes), clock=clock))
