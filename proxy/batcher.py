@@ -1,6 +1,7 @@
 """Merges what many requests miss into few upstream calls."""
 
 import asyncio
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -14,6 +15,8 @@ from proxy.metrics import Metrics
 from proxy.upstream import Answer, Upstream
 from proxy.vectors import Vector
 from proxy.wire import EmbeddingRequest, InvalidAnswer
+
+_log = logging.getLogger(__name__)
 
 _OK = 200
 # Answers that blame what was sent. In a merged call that may be one caller's item, so each is asked for alone.
@@ -156,7 +159,12 @@ class Batcher:
             group.under_way += 1
             call = asyncio.create_task(self._call(name, group, waiting[run]))
             self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
+            call.add_done_callback(self._ended)
+
+    def _ended(self, call: "asyncio.Task[None]") -> None:
+        self._calls.discard(call)
+        if not call.cancelled() and (error := call.exception()) is not None:
+            _log.error("an upstream call failed in a way nobody thought of", exc_info=error)
 
     async def _call(
         self, name: bytes, group: _Group, batch: "list[tuple[Share, asyncio.Future[Outcome | ProxyError]]]"

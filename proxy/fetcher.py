@@ -4,6 +4,7 @@ A fetch belongs to itself, not to the request that began it: a client that leave
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,8 @@ from proxy.record import Record
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache, Lease
 from proxy.wire import EmbeddingRequest
+
+_log = logging.getLogger(__name__)
 
 # How often a key that another replica fetches is looked for: at first, and at most.
 _POLL_S, _MAX_POLL_S = 0.005, 0.1
@@ -81,6 +84,7 @@ class Fetched:
     failure: Failure | None
 
 
+_NOTHING_FETCHED = Fetched(entries={}, own=frozenset(), receipts=[], failure=None)
 _Landed = Entry | Failure
 
 
@@ -90,7 +94,7 @@ class Fetcher:
         self._batcher = batcher
         self._clock = clock
         self._flights: Flights[_Landed] = Flights()
-        self._fetches: set[asyncio.Task[list[Delivered]]] = set()
+        self._fetches: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"<Fetcher {self._flights!r}, {self._batcher!r}>"
@@ -102,27 +106,29 @@ class Fetcher:
         """
         flights: Flights[_Landed] = self._flights if errand.is_shared else Flights()
         claim = flights.claim(errand.keys)
-        # Neither the flights nor the fetch are cancelled with whoever waits here.
-        under_way: set[asyncio.Future[Any]] = set(claim.flights.values())
-        fetch = self._start(errand.only(list(claim.mine)), claim) if claim.mine else None
-        if fetch is not None:
-            under_way.add(fetch)
-        await asyncio.wait(under_way)
+        receipts: list[Delivered] = []
+        if claim.mine:
+            self._start(errand.only(list(claim.mine)), claim, receipts)
+        # This does not cancel the flights when whoever waits here is cancelled.
+        await asyncio.wait(claim.flights.values())
         landed = {key: flight.result() for key, flight in claim.flights.items()}
         failed = {key: result for key, result in landed.items() if isinstance(result, Failure)}
         fetched = Fetched(
             entries={key: result for key, result in landed.items() if isinstance(result, Entry)},
             own=frozenset(claim.mine),
-            receipts=fetch.result() if fetch else [],
+            receipts=receipts,
             failure=next(iter(failed.values()), None),
         )
         others_own = [key for key, failure in failed.items() if key not in fetched.own and not failure.is_everybodys]
         if is_retry or len(others_own) < len(failed) or not others_own:
             return fetched
-        # All that failed, failed for a leader's reasons. Once, this request leads them itself.
-        again = await self.fetch(errand.only(others_own), is_retry=True)
+        # All that failed, failed for a leader's reasons. Once, this request leads them itself; but another that was
+        # quicker to do so may be through by now.
+        found = self._cache.peek(others_own, not_before=errand.not_before)
+        rest = [key for key in others_own if key not in found]
+        again = await self.fetch(errand.only(rest), is_retry=True) if rest else _NOTHING_FETCHED
         return Fetched(
-            entries=fetched.entries | again.entries,
+            entries=fetched.entries | found | again.entries,
             own=fetched.own | again.own,
             receipts=fetched.receipts + again.receipts,
             failure=again.failure,
@@ -133,38 +139,43 @@ class Fetcher:
         while self._fetches:
             await asyncio.wait(self._fetches)
 
-    def _start(self, errand: Errand, claim: Claim[_Landed]) -> "asyncio.Task[list[Delivered]]":
-        fetch = asyncio.create_task(self._fly(errand, claim))
+    def _start(self, errand: Errand, claim: Claim[_Landed], receipts: list[Delivered]) -> None:
+        fetch = asyncio.create_task(self._fly(errand, claim, receipts))
         self._fetches.add(fetch)
-        fetch.add_done_callback(self._fetches.discard)
-        return fetch
+        fetch.add_done_callback(self._ended)
 
-    async def _fly(self, errand: Errand, claim: Claim[_Landed]) -> list[Delivered]:
-        """Fetch claimed keys; every exit settles every one of them."""
+    def _ended(self, fetch: "asyncio.Task[None]") -> None:
+        self._fetches.discard(fetch)
+        if not fetch.cancelled() and (error := fetch.exception()) is not None:
+            _log.error("a fetch failed in a way nobody thought of", exc_info=error)
+
+    async def _fly(self, errand: Errand, claim: Claim[_Landed], receipts: list[Delivered]) -> None:
+        """Fetch claimed keys; every exit settles every one of them. A receipt is there before its keys are settled."""
         try:
             if not errand.is_shared:
-                return await self._ask(errand, claim)
+                await self._ask(errand, claim, receipts)
+                return
             async with self._cache.leasing() as lease:
                 ours = await lease.acquire(errand.keys)
                 others = [key for key in errand.keys if key not in ours]
-                receipts, later = await asyncio.gather(
-                    self._ask_unless_stored(errand.only(ours), claim),
-                    self._await_others(errand.only(others), claim, lease),
+                await asyncio.gather(
+                    self._ask_unless_stored(errand.only(ours), claim, receipts),
+                    self._await_others(errand.only(others), claim, receipts, lease),
                 )
-            return receipts + later
         finally:
             lost = Failure(ProxyError("The fetch was abandoned."))
             for key in errand.keys:
                 claim.settle(key, lost)
 
-    async def _ask_unless_stored(self, errand: Errand, claim: Claim[_Landed]) -> list[Delivered]:
+    async def _ask_unless_stored(self, errand: Errand, claim: Claim[_Landed], receipts: list[Delivered]) -> None:
         """Look once more: between the look before and the lease, another replica may have stored what it fetched."""
         stored = await self._settle_stored(errand, claim)
-        return await self._ask(errand.only([key for key in errand.keys if key not in stored]), claim)
+        await self._ask(errand.only([key for key in errand.keys if key not in stored]), claim, receipts)
 
-    async def _await_others(self, errand: Errand, claim: Claim[_Landed], lease: Lease) -> list[Delivered]:
+    async def _await_others(
+        self, errand: Errand, claim: Claim[_Landed], receipts: list[Delivered], lease: Lease
+    ) -> None:
         """Wait for keys that other replicas fetch; whatever they give up or let lapse is fetched here."""
-        receipts: list[Delivered] = []
         keys, pause_s = errand.keys, _POLL_S
         while keys:
             await asyncio.sleep(pause_s)
@@ -172,9 +183,8 @@ class Fetcher:
             stored = await self._settle_stored(errand.only(keys), claim)
             keys = [key for key in keys if key not in stored]
             if lapsed := await lease.acquire(keys):
-                receipts += await self._ask_unless_stored(errand.only(lapsed), claim)
+                await self._ask_unless_stored(errand.only(lapsed), claim, receipts)
                 keys = [key for key in keys if key not in lapsed]
-        return receipts
 
     async def _settle_stored(self, errand: Errand, claim: Claim[_Landed]) -> dict[bytes, Entry]:
         stored = await self._cache.read(errand.keys, not_before=errand.not_before)
@@ -182,13 +192,12 @@ class Fetcher:
             claim.settle(key, entry)
         return stored
 
-    async def _ask(self, errand: Errand, claim: Claim[_Landed]) -> list[Delivered]:
+    async def _ask(self, errand: Errand, claim: Claim[_Landed], receipts: list[Delivered]) -> None:
         """Ask the upstream for keys that are ours, in as few calls as its limits allow."""
         parts = [errand.part(run) for run in self._batcher.split(errand.asked, errand.items)]
-        receipts = await asyncio.gather(*(self._ask_part(part, claim) for part in parts))
-        return [receipt for receipt in receipts if receipt is not None]
+        await asyncio.gather(*(self._ask_part(part, claim, receipts) for part in parts))
 
-    async def _ask_part(self, part: Errand, claim: Claim[_Landed]) -> Delivered | None:
+    async def _ask_part(self, part: Errand, claim: Claim[_Landed], receipts: list[Delivered]) -> None:
         share = Share(
             group=part.group,
             url=part.url,
@@ -204,13 +213,13 @@ class Fetcher:
             outcome = error
         landed: Mapping[bytes, _Landed]
         if isinstance(outcome, Delivered):
+            receipts.append(outcome)
             # Into memory first, then to those who wait: whoever finds no flight finds the entry.
             landed = await self._keep(part, outcome)
         else:
             landed = dict.fromkeys(part.keys, Failure(outcome))
         for key, result in landed.items():
             claim.settle(key, result)
-        return outcome if isinstance(outcome, Delivered) else None
 
     async def _keep(self, part: Errand, delivered: Delivered) -> Mapping[bytes, Entry]:
         now = int(self._clock())

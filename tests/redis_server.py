@@ -69,6 +69,16 @@ class RedisServer:
         msg = f"redis-server did not start; its log: {self._log.read_text() if self._log.exists() else 'none'}"
         raise RuntimeError(msg)
 
+    def command(self, *words: str) -> None:
+        """One command, over a connection of its own."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+            parts = "".join(f"${len(word)}\r\n{word}\r\n" for word in words)
+            connection.sendall(f"*{len(words)}\r\n{parts}".encode())
+            answer = connection.recv(1024)
+            if not answer.startswith(b"+OK"):
+                msg = f"{words} was answered {answer!r}"
+                raise RuntimeError(msg)
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()

@@ -1,6 +1,5 @@
 """The listeners: what comes in that is no good request, and how the process starts and ends."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from proxy.errors import ConfigError
 from proxy.server import running
 from tests.client import Client, raw
 from tests.conftest import StartProxy, settings_for
+from tests.process import Process
 from tests.redis_server import free_port
 from tests.scripted import ScriptedUpstream
 
@@ -54,57 +54,30 @@ async def test_a_taken_port_is_said_plainly(upstream: ScriptedUpstream, start_pr
             pass
 
 
-class Process:
-    """``embedding-proxy serve`` as a user runs it."""
-
-    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
-        self.port = free_port()
-        command = [sys.executable, "-m", "proxy", "serve", "--port", str(self.port), "--admin-port", "0", *arguments]
-        self.popen = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache")} | environment,
-        )
-        assert self.popen.stdout is not None
-        self.banner = ""
-        for line in self.popen.stdout:
-            self.banner += line
-            if "Ctrl-C" in line:
-                return
-        msg = f"it did not start: {self.banner}"
-        raise AssertionError(msg)
-
-    def curl(self) -> str:
-        """Run the line that the banner shows, as it stands there."""
-        line = self.banner[self.banner.index("curl -i") :].split("\n\n")[0]
-        return subprocess.run(["sh", "-c", f"{line} -s"], capture_output=True, text=True, check=True).stdout  # noqa: S607
-
-    def stop(self, number: signal.Signals) -> tuple[int, str]:
-        self.popen.send_signal(number)
-        rest, _ = self.popen.communicate()
-        return self.popen.returncode, rest
+def curl(process: Process) -> str:
+    """Run the line that the banner shows, as it stands there."""
+    line = process.banner[process.banner.index("curl -i") :].split("\n\n")[0]
+    return subprocess.run(["sh", "-c", f"{line} -s"], capture_output=True, text=True, check=True).stdout  # noqa: S607
 
 
 def test_as_a_newcomer_would(tmp_path: Path) -> None:
-    first = Process(tmp_path)
-    miss, hit = first.curl(), first.curl()
+    first = Process(tmp_path, free_port())
+    miss, hit = curl(first), curl(first)
     assert "X-Cache: MISS" in miss
     assert "X-Cache: HIT" in hit
     data = miss.split('"data":')[1].split('"usage"')[0]
     assert data in hit
     first.stop(signal.SIGKILL)
 
-    second = Process(tmp_path)
-    again = second.curl()
+    second = Process(tmp_path, free_port())
+    again = curl(second)
     assert "X-Cache: HIT" in again
     assert data in again
     assert second.stop(signal.SIGTERM)[0] == 0
 
 
 def test_the_python_lines_of_the_banner_run(tmp_path: Path) -> None:
-    process = Process(tmp_path)
+    process = Process(tmp_path, free_port())
     snippet = process.banner[process.banner.index("    from openai") :].split("\n\n")[0]
     code = "\n".join(line.strip() for line in snippet.splitlines())
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -138,7 +138,9 @@ class Cache:
             await lease.release()
 
     async def _lease(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Whoever can't ask the store goes alone."""
+        """Whoever can't ask the store goes alone; whoever can't read it would look for another's result in vain."""
+        if self._breakers["read"].state is not State.CLOSED:
+            return set(keys)
         lease = partial(self._store.lease_many, keys, ttl_s=_LEASE_S)
         return await self._try("write", lease, otherwise=set(keys))
 
