@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow check fmt bench clean
+.PHONY: help run test test-slow check fmt bench faults clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ fmt: $(VENV)/dev-ok ## format the code and mend what the linter can
 
 bench: $(VENV)/dev-ok ## hit throughput against bare aiohttp; needs wrk
 	@$(BIN)/python bench/hot.py $(ARGS)
+
+faults: $(VENV)/dev-ok ## what failures cost, a few minutes; ARGS=--quick for a tenth of it
+	@$(BIN)/python -m bench.faults $(ARGS)
 
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--admin-url", default="http://127.0.0.1:9090")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--batch", type=int, default=64, help="items a request")
-    parser.add_argument("--concurrency", type=int, default=1, help="requests at a time")
+    parser.add_argument("--concurrency", type=int, default=4, help="requests at a time")
     parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--store", default="", help="the proxy's store, to measure bytes an item in it")
     parser.add_argument("--check", default="", metavar="URL", help="the upstream's own base URL, to compare with")
