@@ -57,9 +57,11 @@ class FakeStore(Unleased):
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
         self.is_failing = False
+        self.turns = 1  # of the loop that a read takes
 
     async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        await asyncio.sleep(0)
+        for _ in range(self.turns):
+            await asyncio.sleep(0)
         if self.is_failing:
             raise StoreError("connection", "down")
         return {key: self.values[key] for key in keys if key in self.values}
@@ -123,6 +125,12 @@ def key_of(item: str) -> bytes:
 
 
 KEYS = {item: key_of(item) for item in ITEMS}
+
+
+async def take(turns: int) -> None:
+    """Let the loop turn."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
 
 
 class Machine(RuleBasedStateMachine):
@@ -209,11 +217,7 @@ class Machine(RuleBasedStateMachine):
     # --- what can happen
 
     def turn(self) -> None:
-        async def turns() -> None:
-            for _ in range(TURNS):
-                await asyncio.sleep(0)
-
-        self.runner.run(turns())
+        self.runner.run(take(TURNS))
         assert not self.wrongs
         for items, task in self.requests:
             if task.done():
@@ -245,8 +249,17 @@ class Machine(RuleBasedStateMachine):
         self.turn()
 
     @precondition(lambda self: self.upstream.calls)
-    @rule(which=st.integers(0), how=st.sampled_from(["good"] * 4 + ["500", "unreachable", "spoilt"]))
-    def upstream_answers(self, which: int, how: str) -> None:
+    @rule(
+        which=st.integers(0),
+        how=st.sampled_from(["good"] * 4 + ["500", "unreachable", "spoilt"]),
+        meanwhile=st.lists(st.sampled_from(ITEMS), max_size=3),
+        turns=st.integers(0, 9),
+    )
+    def upstream_answers(self, which: int, how: str, meanwhile: list[str], turns: int) -> None:
+        """Another client asks so many turns before; it may be reading the store when the answer comes."""
+        if meanwhile:
+            self.ask(meanwhile)
+        self.runner.run(take(turns))
         self.upstream.answer(which, how)
         self.turn()
 
@@ -260,17 +273,13 @@ class Machine(RuleBasedStateMachine):
     @rule(which=st.integers(0), turns=st.integers(0, 5))
     def client_leaves(self, which: int, turns: int) -> None:
         _, task = self.requests[which % len(self.requests)]
-
-        async def leave() -> None:
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            task.cancel()
-
-        self.runner.run(leave())
+        self.runner.run(take(turns))
+        task.cancel()
         self.turn()
 
-    @rule(is_failing=st.booleans())
-    def store_fails_or_mends(self, is_failing: bool) -> None:
+    @rule(is_failing=st.booleans(), turns=st.integers(0, 9))
+    def store_changes(self, is_failing: bool, turns: int) -> None:
+        self.store.turns = turns
         self.store.is_failing = is_failing
         self.store_has_failed |= is_failing
 
