@@ -103,17 +103,24 @@ class Batcher:
         limits: Limits,
         window_s: float,
         concurrency: int,
+        patience_s: float,
         max_queued_items: int,
+        max_queued_bytes: int,
     ) -> None:
         self._upstream = upstream
         self._metrics = metrics
         self._limits = limits
         self._window_s = window_s
         self._slots = asyncio.Semaphore(concurrency)
+        self._patience_s = patience_s  # how long a call waits for a slot
+        # One tenant whose calls take for ever must not have all the slots.
+        self._max_calls_a_group = max(1, concurrency // 2)
         self._max_queued_items = max_queued_items
+        self._max_queued_bytes = max_queued_bytes
         self._groups: dict[bytes, _Group] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._queued_items = 0  # submitted and not answered
+        self._queued_bytes = 0
         metrics.queued_items.set_function(lambda: self._queued_items)
 
     def __repr__(self) -> str:
@@ -126,25 +133,43 @@ class Batcher:
 
     async def submit(self, share: Share) -> Outcome:
         """What became of a share that fits into a call. Raises `ProxyError`; `Overloaded` when too much waits."""
-        if self._queued_items + len(share.items) > self._max_queued_items:
+        items, size = len(share.items), len(share.body)
+        if self._queued_items + items > self._max_queued_items or self._queued_bytes + size > self._max_queued_bytes:
             raise Overloaded("Too many items wait for the upstream.")
-        self._queued_items += len(share.items)
+        self._queued_items += items
+        self._queued_bytes += size
         answered: asyncio.Future[Outcome | ProxyError] = asyncio.get_running_loop().create_future()
         try:
             self._enqueue(share, answered)
             outcome = await answered
         finally:
-            self._queued_items -= len(share.items)
+            self._queued_items -= items
+            self._queued_bytes -= size
         if isinstance(outcome, ProxyError):
             raise outcome.again()
         return outcome
+
+    async def replay(self, share: Share) -> Answer:
+        """The upstream's answer to a client's own body, unread. Raises `ProxyError`."""
+        return await self._embed(share, share.asked.body, len(share.asked.items))
+
+    async def _embed(self, share: Share, body: bytes, items: int) -> Answer:
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise Overloaded("Too many calls wait for the upstream.") from None
+        try:
+            return await self._upstream.embed(share.url, _for_body(share, body), body, items=items)
+        finally:
+            self._slots.release()
 
     def _enqueue(self, share: Share, answered: "asyncio.Future[Outcome | ProxyError]") -> None:
         group = self._groups.setdefault(share.group, _Group([]))
         group.waiting.append((share, answered))
         if not group.under_way or sum(len(share.items) for share, _ in group.waiting) >= self._limits.items:
             self._send_waiting(share.group, group)
-        elif group.timer is None:
+        elif group.timer is None and group.under_way < self._max_calls_a_group:
             loop = asyncio.get_running_loop()
             group.timer = loop.call_later(self._window_s, self._send_waiting, share.group, group)
 
@@ -152,6 +177,8 @@ class Batcher:
         if group.timer is not None:
             group.timer.cancel()
             group.timer = None
+        if group.under_way >= self._max_calls_a_group:
+            return  # the next call that returns takes them along
         waiting, group.waiting = group.waiting, []
         limits = (self._limits.items, self._limits.tokens, self._limits.bytes)
         sizes = [(len(share.items), share.tokens, len(share.body)) for share, _ in waiting]
@@ -191,8 +218,7 @@ class Batcher:
         body = wire.reduced_body(first.asked, items) if merged else first.body
         self._metrics.upstream_merged_requests.observe(len(shares))
         try:
-            async with self._slots:
-                answer = await self._upstream.embed(first.url, first.headers, body, items=len(items))
+            answer = await self._embed(first, body, len(items))
             if answer.status == _OK:
                 parsed = wire.parse_answer(answer.plain_body(), items=len(items), dimensions=first.asked.dimensions)
                 self._metrics.tokens_billed.inc(parsed.usage["prompt_tokens"])
@@ -208,6 +234,17 @@ class Batcher:
             alone = await asyncio.gather(*(self._outcomes([share]) for share in shares))
             return [outcome for (outcome,) in alone]
         return [failure] * len(shares)
+
+
+def _for_body(share: Share, body: bytes) -> CIMultiDict[str]:
+    """The headers to send with ``body``. An idempotency key stands for the client's own body: an upstream that keeps
+    its word would answer another one with what it answered the first time."""
+    if body == share.asked.body:
+        return share.headers
+    headers = share.headers.copy()
+    for name in ("Idempotency-Key", "X-Idempotency-Key"):
+        headers.popall(name, None)
+    return headers
 
 
 def _shared_out(

@@ -30,7 +30,8 @@ _TRANSITIONS = {
 class Breaker:
     """Whoever is allowed to ask must say what became of it: `succeeded`, `failed` or `abandoned`.
 
-    Answers of requests that were allowed while it was closed and come back later change nothing once it is open.
+    Answers of requests that were allowed while it was closed and come back later change nothing while it is open;
+    during a probe they count as the probe's.
     ``clock`` counts seconds and only goes forward; ``on_change`` is called with each new state.
     """
 
@@ -52,6 +53,11 @@ class Breaker:
 
     def __repr__(self) -> str:
         return f"<Breaker {self.state.value}, {self._failures} failures in a row>"
+
+    @property
+    def is_troubled(self) -> bool:
+        """Whether the last one that asked failed."""
+        return self._failures > 0
 
     def allows(self) -> bool:
         """Whether one more may ask now. True of a half-open breaker makes the caller its probe."""

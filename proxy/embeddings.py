@@ -3,9 +3,10 @@
 import logging
 import re
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from aiohttp.web import BaseRequest, HTTPRequestEntityTooLarge, Response, StreamResponse
+from aiohttp.web import BaseRequest, Response, StreamResponse
 from multidict import CIMultiDict
 
 from proxy import headers, keys, wire
@@ -42,6 +43,22 @@ class _Job(NamedTuple):
     keys: list[bytes]
 
 
+class _Held:
+    """The bytes of one request's body that are in memory."""
+
+    __slots__ = ("_route", "size")
+
+    def __init__(self, route: "EmbeddingsRoute") -> None:
+        self._route = route
+        self.size = 0
+
+    def add(self, size: int) -> None:
+        if self._route.held_bytes + size > self._route.max_held_bytes:
+            raise Overloaded("Too many request bodies are held in memory.")
+        self._route.held_bytes += size
+        self.size += size
+
+
 class EmbeddingsRoute:
     def __init__(
         self,
@@ -54,6 +71,7 @@ class EmbeddingsRoute:
         max_body_bytes: int,
         max_held_bytes: int,
         reports_full_usage: bool,
+        is_draining: Callable[[], bool] = lambda: False,
     ) -> None:
         self._cache = cache
         self._fetcher = fetcher
@@ -61,36 +79,32 @@ class EmbeddingsRoute:
         self._metrics = metrics
         self._fields = fields
         self._max_body_bytes = max_body_bytes
-        self._max_held_bytes = max_held_bytes
-        self._held_bytes = 0  # request bodies in memory, or on their way into it
+        self.max_held_bytes = max_held_bytes
+        self.held_bytes = 0  # what has come of request bodies and is in memory
         self._in_flight = 0
-        metrics.held_bytes.set_function(lambda: self._held_bytes)
+        metrics.held_bytes.set_function(lambda: self.held_bytes)
         metrics.requests_in_flight.set_function(lambda: self._in_flight)
         self._reports_full_usage = reports_full_usage
-        self._logged_bypasses: set[str] = set()
+        self._is_draining = is_draining
+        self._said: set[tuple[str, str]] = set()
 
     async def handle(self, request: BaseRequest, url: str) -> StreamResponse:
         """Answer ``POST …/embeddings``, which goes to ``url`` for whatever is not cached. Raises `ProxyError`."""
         started = time.perf_counter()
         outcome = "error"
-        size = request.content_length
-        if size is None:  # it comes in chunks, and may be as large as any
-            size = self._max_body_bytes if request.body_exists else 0
-        if size and self._held_bytes + size > self._max_held_bytes:
-            raise Overloaded("Too many request bodies are held in memory.")
-        self._held_bytes += size
         self._in_flight += 1
+        held = _Held(self)
         try:
-            outcome, response = await self._serve(request, url)
+            outcome, response = await self._serve(request, url, held)
         finally:
-            self._held_bytes -= size
             self._in_flight -= 1
+            self.held_bytes -= held.size
             self._metrics.requests[outcome].inc()
             self._metrics.request_seconds[outcome].observe(time.perf_counter() - started)
         return response
 
-    async def _serve(self, request: BaseRequest, url: str) -> tuple[str, StreamResponse]:
-        body = await self._read_body(request)
+    async def _serve(self, request: BaseRequest, url: str, held: "_Held") -> tuple[str, StreamResponse]:
+        body = await self._read_body(request, held)
         try:
             _require_plain_json(request)
             asked = wire.parse_request(body, self._fields)
@@ -119,36 +133,42 @@ class EmbeddingsRoute:
 
     # --- in
 
-    async def _read_body(self, request: BaseRequest) -> bytes:
-        try:
-            if (request.content_length or 0) <= self._max_body_bytes:
-                await answer_expect(request)
-                return await request.read()
-        except HTTPRequestEntityTooLarge:
-            pass
-        raise BodyTooLarge(f"The request body is larger than {self._max_body_bytes} bytes.")
+    async def _read_body(self, request: BaseRequest, held: "_Held") -> bytes:
+        if (request.content_length or 0) > self._max_body_bytes:
+            raise BodyTooLarge(f"The request body is larger than {self._max_body_bytes} bytes.")
+        await answer_expect(request)
+        chunks = []
+        while chunk := await request.content.readany():
+            chunks.append(chunk)
+            held.add(len(chunk))
+            if held.size > self._max_body_bytes:
+                raise BodyTooLarge(f"The request body is larger than {self._max_body_bytes} bytes.")
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _bypass(self, request: BaseRequest, url: str, body: bytes, reason: str) -> StreamResponse:
         self._metrics.bypasses.labels(reason).inc()
-        if reason not in self._logged_bypasses:
-            self._logged_bypasses.add(reason)
-            _log.warning("a request is relayed without caching: %s (said once; counted in metrics)", reason)
+        self._say_once(reason, "a request is relayed without caching")
         extra = _cache_headers("BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0)
-        return await relay(request, self._upstream, url, body=body, extra_headers=extra)
+        is_last = self._is_draining()
+        return await relay(request, self._upstream, url, body=body, extra_headers=extra, is_last=is_last)
 
     # --- up
 
     async def _fetch_and_answer(
         self, job: _Job, to_do: Plan, found: dict[bytes, Entry], from_memory: int, *, refresh: bool
     ) -> tuple[str, StreamResponse]:
-        fetched = await self._fetcher.fetch(self._errand(job, to_do, refresh=refresh))
+        errand = self._errand(job, to_do, refresh=refresh)
+        fetched = await self._fetcher.fetch(errand)
         if fetched.failure is None and _epochs(found | fetched.entries) > 1:
             # The upstream now serves other weights under the same name. One answer must not mix the two, and what
             # is stored is out of date.
             found, to_do = {}, plan(job.keys, ())
-            fetched = await self._fetcher.fetch(self._errand(job, to_do, refresh=True))
+            errand = self._errand(job, to_do, refresh=True)
+            fetched = await self._fetcher.fetch(errand)
         if fetched.failure is not None:
-            return "error", await self._answer_failure(job, fetched.failure)
+            return "error", await self._answer_failure(job, errand, fetched.failure)
+        if _epochs(found | fetched.entries) > 1:  # and now it serves both by turns
+            return "error", _relayed(await self._fetcher.replay(errand))
         return ("partial" if found else "miss"), self._answer_fetched(job, found, fetched, from_memory)
 
     def _errand(self, job: _Job, to_do: Plan, *, refresh: bool) -> Errand:
@@ -168,20 +188,21 @@ class EmbeddingsRoute:
             overwrite=refresh or directives.no_cache or directives.max_age_s is not None,
         )
 
-    async def _answer_failure(self, job: _Job, failure: Failure) -> StreamResponse:
+    async def _answer_failure(self, job: _Job, errand: Errand, failure: Failure) -> StreamResponse:
         match failure.cause:
             case Refused(answer):
                 return _relayed(answer)
             case Unusable(answer, body, reason):
-                _log.warning("an answer of the upstream is relayed and not stored: %s", reason)
-                if body is not job.asked.body:
-                    # Part of an answer can't be relayed as the whole: ask again for just what the client asked for.
-                    forwarded = headers.to_upstream(job.request.headers)
-                    items = len(job.asked.items)
-                    answer = await self._upstream.embed(job.url, forwarded, job.asked.body, items=items)
-                return _relayed(answer)
+                self._say_once(reason, "an answer of the upstream is relayed and not stored")
+                # Part of an answer can't be relayed as the whole: ask again for just what the client asked for.
+                return _relayed(answer if body == job.asked.body else await self._fetcher.replay(errand))
             case ProxyError() as error:
                 raise error.again()
+
+    def _say_once(self, reason: str, what: str) -> None:
+        if (reason, what) not in self._said:
+            self._said.add((reason, what))
+            _log.warning("%s: %s (said once; counted in metrics)", what, reason)
 
     # --- out
 
@@ -193,15 +214,17 @@ class EmbeddingsRoute:
 
     def _answer_fetched(self, job: _Job, found: dict[bytes, Entry], fetched: Fetched, from_memory: int) -> Response:
         entries = found | fetched.entries
-        saved = sum([entries[key].tokens for key in job.keys]) - sum([entries[key].tokens for key in fetched.own])
-        joined = len(fetched.entries) - len(fetched.own)
-        self._count_items(job, found, from_memory, own=len(fetched.own), joined=joined)
+        saved = sum([entries[key].tokens for key in job.keys]) - sum([entries[key].tokens for key in fetched.asked])
+        joined = len(fetched.entries) - len(fetched.asked)
+        self._count_items(job, found, from_memory, own=len(fetched.asked), joined=joined)
         state, status = ("PARTIAL", "fwd=partial") if found else ("MISS", "fwd=miss")
         status += "; fwd-status=200" + ("" if job.directives.no_store else "; stored")
         status += "; collapsed" if joined else ""
         extra = headers.end_to_end(fetched.receipts[0].headers) if fetched.receipts else CIMultiDict[str]()
         for name in _BODY_HEADERS:
             extra.popall(name, None)
+        if not all(receipt.is_exact for receipt in fetched.receipts):
+            extra.popall("Set-Cookie", None)  # it may have been another client's call
         extra.update(_cache_headers(state, status, saved_tokens=saved))
         return self._answer(job, entries, _added_up(fetched.receipts), saved, extra)
 

@@ -18,12 +18,14 @@ from proxy.flight import Claim, Flights
 from proxy.record import Record
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache, Lease
+from proxy.upstream import Answer
 from proxy.wire import EmbeddingRequest
 
 _log = logging.getLogger(__name__)
 
 # How often a key that another replica fetches is looked for: at first, and at most.
 _POLL_S, _MAX_POLL_S = 0.005, 0.1
+ATTEMPTS = 3
 _TOO_MANY_REQUESTS, _SERVER_ERROR = 429, 500
 
 
@@ -53,8 +55,15 @@ class Errand:
         items = dict(zip(self.keys, self.items, strict=True))
         return replace(self, keys=keys, items=[items[key] for key in keys], is_whole=False)
 
-    def body(self) -> bytes:
-        return self.asked.body if self.is_whole else wire.reduced_body(self.asked, self.items)
+    def share(self) -> Share:
+        return Share(
+            group=self.group,
+            url=self.url,
+            headers=self.headers,
+            asked=self.asked,
+            items=self.items,
+            body=self.asked.body if self.is_whole else wire.reduced_body(self.asked, self.items),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +88,26 @@ class Fetched:
     """What became of an errand: ``entries`` of its keys, unless there is a ``failure``."""
 
     entries: dict[bytes, Entry]
-    own: frozenset[bytes]  # the keys that were asked of the upstream for this errand, and billed
+    asked: frozenset[bytes]  # the keys that were asked of the upstream for this errand, and billed
     receipts: list[Delivered]
     failure: Failure | None
 
 
-_NOTHING_FETCHED = Fetched(entries={}, own=frozenset(), receipts=[], failure=None)
 _Landed = Entry | Failure
 
 
+class _Ledger:
+    """What a fetch was billed for. It is written before the keys are settled."""
+
+    def __init__(self) -> None:
+        self.receipts: list[Delivered] = []
+        self.asked: set[bytes] = set()
+
+
 class Fetcher:
-    def __init__(self, cache: Cache, batcher: Batcher, *, clock: Callable[[], float]) -> None:
+    def __init__(self, cache: Cache, batcher: Batcher, *, patience_s: float, clock: Callable[[], float]) -> None:
         self._cache = cache
+        self._patience_s = patience_s  # how long another replica is waited for
         self._batcher = batcher
         self._clock = clock
         self._flights: Flights[_Landed] = Flights()
@@ -99,48 +116,57 @@ class Fetcher:
     def __repr__(self) -> str:
         return f"<Fetcher {self._flights!r}, {self._batcher!r}>"
 
-    async def fetch(self, errand: Errand, *, is_retry: bool = False) -> Fetched:
+    async def fetch(self, errand: Errand, *, attempt: int = 1) -> Fetched:
         """Fetch an errand's keys, or wait for those who do.
 
         The caller must have looked into memory since its last await (see `Flights.claim`).
         """
-        flights: Flights[_Landed] = self._flights if errand.is_shared else Flights()
+        # The last attempt is made apart, so that nobody's mistake but the client's own can be its end.
+        is_shared = errand.is_shared and attempt < ATTEMPTS
+        flights: Flights[_Landed] = self._flights if is_shared else Flights()
         claim = flights.claim(errand.keys)
-        receipts: list[Delivered] = []
+        ledger = _Ledger()
         if claim.mine:
-            self._start(errand.only(list(claim.mine)), claim, receipts)
+            self._start(errand.only(list(claim.mine)), claim, ledger)
         # This does not cancel the flights when whoever waits here is cancelled.
         await asyncio.wait(claim.flights.values())
-        landed = {key: flight.result() for key, flight in claim.flights.items()}
-        failed = {key: result for key, result in landed.items() if isinstance(result, Failure)}
-        fetched = Fetched(
-            entries={key: result for key, result in landed.items() if isinstance(result, Entry)},
-            own=frozenset(claim.mine),
-            receipts=receipts,
-            failure=next(iter(failed.values()), None),
-        )
-        others_own = [key for key, failure in failed.items() if key not in fetched.own and not failure.is_everybodys]
-        if is_retry or len(others_own) < len(failed) or not others_own:
+        entries, foreign, failure = {}, [], None
+        for key, flight in claim.flights.items():
+            landed = flight.result()
+            if isinstance(landed, Entry):
+                entries[key] = landed
+            elif key in claim.mine or landed.is_everybodys:
+                failure = landed
+            else:
+                foreign.append(key)
+        fetched = Fetched(entries=entries, asked=frozenset(ledger.asked), receipts=ledger.receipts, failure=failure)
+        if failure is not None or not foreign:
             return fetched
-        # All that failed, failed for a leader's reasons. Once, this request leads them itself; but another that was
-        # quicker to do so may be through by now.
-        found = self._cache.peek(others_own, not_before=errand.not_before)
-        rest = [key for key in others_own if key not in found]
-        again = await self.fetch(errand.only(rest), is_retry=True) if rest else _NOTHING_FETCHED
+        # What is left failed for its leaders' reasons. This request leads it itself; but another that was quicker to do
+        # so may be through by now.
+        entries |= self._cache.peek(foreign, not_before=errand.not_before)
+        rest = [key for key in foreign if key not in entries]
+        if not rest:
+            return fetched
+        again = await self.fetch(errand.only(rest), attempt=attempt + 1)
         return Fetched(
-            entries=fetched.entries | found | again.entries,
-            own=fetched.own | again.own,
+            entries=entries | again.entries,
+            asked=fetched.asked | again.asked,
             receipts=fetched.receipts + again.receipts,
             failure=again.failure,
         )
+
+    async def replay(self, errand: Errand) -> Answer:
+        """The upstream's answer to the client's own body, to be relayed. Raises `ProxyError`."""
+        return await self._batcher.replay(errand.share())
 
     async def drain(self) -> None:
         """Wait for the fetches under way, those included for which nobody waits any more."""
         while self._fetches:
             await asyncio.wait(self._fetches)
 
-    def _start(self, errand: Errand, claim: Claim[_Landed], receipts: list[Delivered]) -> None:
-        fetch = asyncio.create_task(self._fly(errand, claim, receipts))
+    def _start(self, errand: Errand, claim: Claim[_Landed], ledger: _Ledger) -> None:
+        fetch = asyncio.create_task(self._fly(errand, claim, ledger))
         self._fetches.add(fetch)
         fetch.add_done_callback(self._ended)
 
@@ -149,41 +175,42 @@ class Fetcher:
         if not fetch.cancelled() and (error := fetch.exception()) is not None:
             _log.error("a fetch failed in a way nobody thought of", exc_info=error)
 
-    async def _fly(self, errand: Errand, claim: Claim[_Landed], receipts: list[Delivered]) -> None:
-        """Fetch claimed keys; every exit settles every one of them. A receipt is there before its keys are settled."""
+    async def _fly(self, errand: Errand, claim: Claim[_Landed], ledger: _Ledger) -> None:
+        """Fetch claimed keys; every exit settles every one of them."""
         try:
             if not errand.is_shared:
-                await self._ask(errand, claim, receipts)
+                await self._ask(errand, claim, ledger)
                 return
             async with self._cache.leasing() as lease:
                 ours = await lease.acquire(errand.keys)
                 others = [key for key in errand.keys if key not in ours]
-                await asyncio.gather(
-                    self._ask_unless_stored(errand.only(ours), claim, receipts),
-                    self._await_others(errand.only(others), claim, receipts, lease),
-                )
+                ask = self._ask_unless_stored if lease.is_real else self._ask
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(ask(errand.only(ours), claim, ledger))
+                    tasks.create_task(self._await_others(errand.only(others), claim, ledger, lease))
         finally:
             lost = Failure(ProxyError("The fetch was abandoned."))
             for key in errand.keys:
                 claim.settle(key, lost)
 
-    async def _ask_unless_stored(self, errand: Errand, claim: Claim[_Landed], receipts: list[Delivered]) -> None:
+    async def _ask_unless_stored(self, errand: Errand, claim: Claim[_Landed], ledger: _Ledger) -> None:
         """Look once more: between the look before and the lease, another replica may have stored what it fetched."""
         stored = await self._settle_stored(errand, claim)
-        await self._ask(errand.only([key for key in errand.keys if key not in stored]), claim, receipts)
+        await self._ask(errand.only([key for key in errand.keys if key not in stored]), claim, ledger)
 
-    async def _await_others(
-        self, errand: Errand, claim: Claim[_Landed], receipts: list[Delivered], lease: Lease
-    ) -> None:
+    async def _await_others(self, errand: Errand, claim: Claim[_Landed], ledger: _Ledger, lease: Lease) -> None:
         """Wait for keys that other replicas fetch; whatever they give up or let lapse is fetched here."""
         keys, pause_s = errand.keys, _POLL_S
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._patience_s
         while keys:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _MAX_POLL_S)
             stored = await self._settle_stored(errand.only(keys), claim)
             keys = [key for key in keys if key not in stored]
-            if lapsed := await lease.acquire(keys):
-                await self._ask_unless_stored(errand.only(lapsed), claim, receipts)
+            lapsed = keys if loop.time() > deadline else await lease.acquire(keys)
+            if lapsed:
+                await self._ask_unless_stored(errand.only(lapsed), claim, ledger)
                 keys = [key for key in keys if key not in lapsed]
 
     async def _settle_stored(self, errand: Errand, claim: Claim[_Landed]) -> dict[bytes, Entry]:
@@ -192,28 +219,23 @@ class Fetcher:
             claim.settle(key, entry)
         return stored
 
-    async def _ask(self, errand: Errand, claim: Claim[_Landed], receipts: list[Delivered]) -> None:
+    async def _ask(self, errand: Errand, claim: Claim[_Landed], ledger: _Ledger) -> None:
         """Ask the upstream for keys that are ours, in as few calls as its limits allow."""
         parts = [errand.part(run) for run in self._batcher.split(errand.asked, errand.items)]
-        await asyncio.gather(*(self._ask_part(part, claim, receipts) for part in parts))
+        async with asyncio.TaskGroup() as tasks:
+            for part in parts:
+                tasks.create_task(self._ask_part(part, claim, ledger))
 
-    async def _ask_part(self, part: Errand, claim: Claim[_Landed], receipts: list[Delivered]) -> None:
-        share = Share(
-            group=part.group,
-            url=part.url,
-            headers=part.headers,
-            asked=part.asked,
-            items=part.items,
-            body=part.body(),
-        )
+    async def _ask_part(self, part: Errand, claim: Claim[_Landed], ledger: _Ledger) -> None:
         outcome: Outcome | ProxyError
         try:
-            outcome = await self._batcher.submit(share)
+            outcome = await self._batcher.submit(part.share())
         except ProxyError as error:
             outcome = error
         landed: Mapping[bytes, _Landed]
         if isinstance(outcome, Delivered):
-            receipts.append(outcome)
+            ledger.receipts.append(outcome)
+            ledger.asked.update(part.keys)
             # Into memory first, then to those who wait: whoever finds no flight finds the entry.
             landed = await self._keep(part, outcome)
         else:

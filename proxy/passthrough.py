@@ -2,7 +2,7 @@
 
 import asyncio
 
-from aiohttp import ClientError, ClientWebSocketResponse, HttpVersion11, WSMsgType, WSServerHandshakeError
+from aiohttp import ClientError, ClientWebSocketResponse, HttpVersion11, WSCloseCode, WSMsgType, WSServerHandshakeError
 from aiohttp.web import BaseRequest, Response, StreamResponse, WebSocketResponse
 from multidict import CIMultiDict
 from yarl import URL
@@ -125,4 +125,5 @@ async def _pump(source: _Socket, sink: _Socket) -> None:
                 await sink.close(code=message.data or 1000, message=(message.extra or "").encode())
                 return
             case _:
+                await sink.close(code=WSCloseCode.INTERNAL_ERROR)  # it broke off; that must not look like an end
                 return

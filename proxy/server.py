@@ -46,6 +46,7 @@ _Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _REDIS_CONNECTIONS = 32
 # Not what a request waits, which is the budget, but when a connection counts as dead; a write may take this long.
 _REDIS_TIMEOUT_S = 1.0
+_LAST_MOMENT_S = 0.5
 _MAX_HEADER_BYTES = 64 * 1024  # a field: some gateways hand on large tokens
 
 
@@ -54,6 +55,7 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self.is_draining = False
+        self.deadline = 0.0  # by the monotonic clock, once it is draining: when all must have ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,17 +117,19 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
     async with AsyncExitStack() as stack:
         upstream = await _open_upstream(stack, settings, metrics)
         cache = _open_cache(settings, metrics, clock)
-        stack.push_async_callback(_at_most, settings.shutdown_timeout_s, cache.aclose)
+        stack.push_async_callback(_before, lifecycle, cache.aclose)
         batcher = Batcher(
             upstream,
             metrics,
             limits=Limits(items=settings.max_batch_items or MAX_BATCH_ITEMS),
             window_s=settings.batch_window_s,
             concurrency=settings.upstream_concurrency,
+            patience_s=settings.upstream_timeout_s,
             max_queued_items=settings.max_queued_items,
+            max_queued_bytes=settings.max_held_bytes,
         )
-        fetcher = Fetcher(cache, batcher, clock=clock)
-        stack.push_async_callback(_at_most, settings.shutdown_timeout_s, fetcher.drain)
+        fetcher = Fetcher(cache, batcher, patience_s=settings.upstream_timeout_s, clock=clock)
+        stack.push_async_callback(_before, lifecycle, fetcher.drain)
         route = EmbeddingsRoute(
             cache,
             fetcher,
@@ -135,13 +139,15 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
             max_body_bytes=settings.max_body_bytes,
             max_held_bytes=settings.max_held_bytes,
             reports_full_usage=settings.reports_full_usage,
+            is_draining=lambda: lifecycle.is_draining,
         )
         handler = _data_handler(Routes(settings.upstream.base_url), route, upstream, lifecycle)
         # The admin port is the last to go: it tells that the proxy is draining.
         admin = web.AppRunner(_admin_app(metrics, lifecycle), access_log=None, shutdown_timeout=1.0)
         admin_port = await _listen(stack, admin, settings.admin_host, settings.admin_port)
         web_server = _make_server(handler, settings.max_body_bytes)
-        data = web.ServerRunner(web_server, shutdown_timeout=settings.shutdown_timeout_s)
+        # aiohttp waits this long for the handlers, and then as long again before it cancels them.
+        data = web.ServerRunner(web_server, shutdown_timeout=settings.shutdown_timeout_s / 2)
         port = await _listen(stack, data, settings.host, settings.port)
         yield Running(
             base_url=f"http://{_bracketed(settings.host)}:{port}/v1",
@@ -151,15 +157,16 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
             fetcher=fetcher,
         )
         lifecycle.is_draining = True
+        lifecycle.deadline = time.monotonic() + settings.shutdown_timeout_s
 
 
-async def _at_most(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-    """Do the last ``work`` of a part for so long and no longer."""
+async def _before(lifecycle: Lifecycle, work: Callable[[], Awaitable[None]]) -> None:
+    """Do the last ``work`` of a part before the deadline, or at least begin it."""
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(max(_LAST_MOMENT_S, lifecycle.deadline - time.monotonic())):
             await work()
     except TimeoutError:
-        _log.warning("stopping: gave up on %s after %g s", work, seconds)
+        _log.warning("stopping: gave up on %s", work)
 
 
 async def _open_upstream(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Upstream:

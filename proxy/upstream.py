@@ -5,20 +5,22 @@ import io
 import logging
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 from aiohttp import (
     BaseConnector,
-    ClientConnectionError,
     ClientConnectorError,
     ClientError,
+    ClientOSError,
     ClientResponse,
     ClientSession,
     ClientTimeout,
     ConnectionTimeoutError,
     DummyCookieJar,
+    ServerDisconnectedError,
     TraceConfig,
 )
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -94,7 +96,7 @@ class Upstream:
             auto_decompress=False,
             skip_auto_headers=_NO_AUTO_HEADERS,
             timeout=ClientTimeout(total=None, sock_connect=timeouts.connect_s, sock_read=timeouts.read_s),
-            trace_configs=[_tells_reuse()],
+            trace_configs=[_tells_connection()],
             trust_env=False,
         )
 
@@ -117,12 +119,28 @@ class Upstream:
         Raises `UpstreamUnreachable` or `UpstreamTimeout`.
         """
         try:
-            return await self._request(method, url, headers, body, {})
+            return await self._begin(method, url, headers, body, on_connected=lambda: None)
         except (ClientError, TimeoutError, OSError) as error:
             raise _mapped(error) from error
 
+    async def _begin(
+        self, method: str, url: str, headers: CIMultiDict[str], body: Any, *, on_connected: Callable[[], None]
+    ) -> ClientResponse:
+        """Send, and wait for the answer's head; once more if a kept connection had died before its first byte.
+
+        An upstream closes idle connections when it likes, and the news may cross our request (RFC 9112 §9.3.1). A body
+        that streams through is gone by then and can't be sent again.
+        """
+        trace: dict[str, Any] = {"on_connected": on_connected}
+        try:
+            return await self._request(method, url, headers, body, trace)
+        except (ServerDisconnectedError, ClientOSError) as error:
+            if isinstance(error, ClientConnectorError) or not trace.get("is_reused") or not isinstance(body, bytes):
+                raise
+        return await self._request(method, url, headers, body, trace)
+
     async def _request(
-        self, method: str, url: str, headers: CIMultiDict[str], body: Any, trace: dict[str, bool]
+        self, method: str, url: str, headers: CIMultiDict[str], body: Any, trace: dict[str, Any]
     ) -> ClientResponse:
         if isinstance(body, bytes):
             body = io.BytesIO(body)  # goes out in pieces; aiohttp warns of megabytes in one
@@ -145,38 +163,21 @@ class Upstream:
         self._metrics.upstream_batch_items.observe(items)
         try:
             async with asyncio.timeout(self._timeouts.total_s):
-                answer = await self._exchange(url, headers, body)
+                # Being connected is all the breaker asks for: what comes then may be about this one request.
+                response = await self._begin("POST", url, headers, body, on_connected=self._breaker.succeeded)
+                async with response:
+                    content = await response.read()
         except (ClientConnectorError, ConnectionTimeoutError) as error:
             self._breaker.failed()
             raise self._counted(error) from error
         except (ClientError, TimeoutError, OSError) as error:
-            # It was reached. What went wrong then may be about this request, and is nothing to other tenants.
-            self._breaker.succeeded()
+            self._breaker.abandoned()
             raise self._counted(error) from error
         except BaseException:
             self._breaker.abandoned()
             raise
-        self._breaker.succeeded()
         self._metrics.upstream_seconds.observe(time.perf_counter() - started)
-        self._metrics.upstream_answers.labels(str(answer.status)).inc()
-        return answer
-
-    async def _exchange(self, url: str, headers: CIMultiDict[str], body: bytes) -> Answer:
-        """Send and read; once more if a kept connection had died before the first byte of an answer.
-
-        An upstream closes idle connections when it likes, and the news may cross our request (RFC 9112 §9.3.1).
-        """
-        trace: dict[str, bool] = {}
-        try:
-            response = await self._request("POST", url, headers, body, trace)
-        except ClientConnectorError:
-            raise
-        except ClientConnectionError:
-            if not trace.get("reused"):
-                raise
-            response = await self._request("POST", url, headers, body, {})
-        async with response:
-            content = await response.read()
+        self._metrics.upstream_answers.labels(str(response.status)).inc()
         return Answer(status=response.status, reason=response.reason or "", headers=response.headers, body=content)
 
     def _counted(self, error: Exception) -> ProxyError:
@@ -192,13 +193,22 @@ class Upstream:
             _log.warning("the upstream can be connected to again")
 
 
-def _tells_reuse() -> TraceConfig:
-    """Notes in a request's trace context that it travels on a connection that was kept from an earlier one."""
+def _tells_connection() -> TraceConfig:
+    """Calls a request's ``on_connected``, and notes where its connection was kept from an earlier one."""
     config = TraceConfig()
 
-    async def on_reuse(_session: ClientSession, context: SimpleNamespace, _params: object) -> None:
-        context.trace_request_ctx["reused"] = True
+    def told(trace: dict[str, Any] | None, *, is_reused: bool) -> None:
+        if trace is not None:  # a WebSocket has none
+            trace["is_reused"] = is_reused
+            trace["on_connected"]()
 
+    async def on_new(_session: ClientSession, context: SimpleNamespace, _params: object) -> None:
+        told(context.trace_request_ctx, is_reused=False)
+
+    async def on_reuse(_session: ClientSession, context: SimpleNamespace, _params: object) -> None:
+        told(context.trace_request_ctx, is_reused=True)
+
+    config.on_connection_create_end.append(on_new)
     config.on_connection_reuseconn.append(on_reuse)
     return config
 

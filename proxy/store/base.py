@@ -14,8 +14,8 @@ class Store(Protocol):
     at any await without harm to other calls.
     """
 
-    async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """The values that are there. ``keys`` are distinct."""
+    async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
+        """The values that are there, asked for no longer than ``budget_s``. ``keys`` are distinct."""
         ...
 
     async def put_many(
@@ -52,7 +52,7 @@ class Unleased:
 class NoStore(Unleased):
     """`memory:`, nothing behind the memory tier."""
 
-    async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+    async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
         return {}
 
     async def put_many(

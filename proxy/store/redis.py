@@ -40,20 +40,24 @@ class RedisStore:
             driver_info=None,
         )
         self._redis: Redis = Redis.from_pool(pool)
+        self._timeout_s = timeout_s
         self._gathering: _Chunk | None = None
 
-    async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+    async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
         chunks = self._gather(keys)
-        # Shielded: others wait for the same chunks.
-        answers = await asyncio.gather(*(asyncio.shield(chunk.task) for chunk in chunks), return_exceptions=True)
+        # Waiting does not cancel the chunks: others wait for them too.
+        _, late = await asyncio.wait([chunk.task for chunk in chunks], timeout=budget_s)
+        if late:
+            await asyncio.sleep(0)  # it may be this loop that is late, and the answers in its hands already
         found: dict[bytes, bytes] = {}
         failure: StoreError | None = None
-        for answer, asked in zip(answers, chunks.values(), strict=True):
-            if isinstance(answer, StoreError):
-                failure = answer
-            elif isinstance(answer, BaseException):
-                raise answer
+        for chunk, asked in chunks.items():
+            if not chunk.task.done():
+                failure = StoreError("timeout", f"no answer in {budget_s * 1000:.0f} ms")
+            elif isinstance(error := chunk.task.exception(), StoreError):
+                failure = error
             else:
+                answer = chunk.task.result()
                 found.update((key, answer[key]) for key in asked if key in answer)
         if failure is not None:
             raise StoreError(failure.reason, str(failure), found=found)
@@ -81,6 +85,8 @@ class RedisStore:
             values = await self._redis.mget([_name(key) for key in keys])
         except RedisError as error:
             raise _store_error(error) from error
+        if not isinstance(values, list) or len(values) != len(keys):
+            raise StoreError("corrupt", "MGET was answered with something else")
         return {key: value for key, value in zip(keys, values, strict=True) if isinstance(value, bytes)}
 
     async def put_many(
@@ -92,7 +98,7 @@ class RedisStore:
         for start in range(0, len(pairs), _KEYS_PER_COMMAND):
             results += await self._set(pairs[start : start + _KEYS_PER_COMMAND], ttl_s, nx=not overwrite)
         taken = [key for key, result in zip(values, results, strict=True) if result is None]
-        standing = await self.get_many(taken) if taken else {}
+        standing = await self.get_many(taken, budget_s=self._timeout_s) if taken else {}
         refused = next((result for result in results if isinstance(result, RedisError)), None)
         if refused is not None:
             raise StoreError(_store_error(refused).reason, str(refused), found=standing)

@@ -50,8 +50,12 @@ class SQLiteStore(Unleased):
     def __repr__(self) -> str:
         return f"<SQLiteStore {self._path}, limit {self._limit_bytes} bytes>"
 
-    async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        found = await self._reader.run(_select, keys)
+    async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
+        try:
+            async with asyncio.timeout(budget_s):
+                found = await self._reader.run(_select, keys)
+        except TimeoutError:
+            raise StoreError("timeout", f"{self._path}: no answer in {budget_s * 1000:.0f} ms") from None
         stale = self._clock() - _READ_AT_PRECISION_S
         touched = {key for key, (_, read_at, _) in found.items() if read_at < stale}
         if touched:
@@ -214,7 +218,8 @@ def _select(connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes
         marks = ",".join("?" * len(chunk))
         query = f"SELECT key, id, read_at, value FROM slot JOIN value USING (id) WHERE key IN ({marks})"  # noqa: S608
         for key, id_, read_at, value in connection.execute(query, chunk):
-            found[key] = (id_, read_at, value)
+            # Somebody may have put another type there; as bytes it fails the record's checks.
+            found[key] = (id_, read_at, value if isinstance(value, bytes) else b"")
     return found
 
 

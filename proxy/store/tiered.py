@@ -3,10 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import TypeVar
 
 from proxy import record as records
 from proxy.breaker import Breaker, State
@@ -17,10 +16,11 @@ from proxy.store.base import Store
 from proxy.store.memory import Entry, Memory
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 _MAX_FAILURES = 5
 _COOLDOWN_S = 1.0
+# Reading and unpacking a record takes some 20 µs of this process, which may be busy with several batches.
+_BUDGET_PER_KEY_S = 0.00025
 # Long enough that one late renewal loses nothing, short enough that a replica's death delays no one for long.
 _LEASE_S = 3.0
 
@@ -76,8 +76,7 @@ class Cache:
         """What the store has of ``keys``, which are distinct; it goes into memory too."""
         if not keys:
             return {}
-        nothing: dict[bytes, bytes] = {}
-        values = await self._try("read", partial(self._store.get_many, keys), otherwise=nothing)
+        values = await self._get(keys)
         found = {}
         for key, record in self._decoded(values).items():
             # A refresh may have put a newer one there while the store was read, or when it could not be written.
@@ -108,27 +107,81 @@ class Cache:
                 self.memory.put(key, entries[key])
         return entries
 
+    async def _get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        breaker = self._breakers["read"]
+        if not breaker.allows():
+            self._metrics.store_errors.labels("read", "open").inc()
+            return {}
+        started = time.perf_counter()
+        try:
+            values = await self._store.get_many(keys, budget_s=self._budget_for(keys))
+        except StoreError as error:
+            self._count_failure("read", error)
+            return error.found  # what had come by then is as good as any
+        except BaseException:
+            breaker.abandoned()
+            raise
+        finally:
+            self._metrics.store_seconds["read"].observe(time.perf_counter() - started)
+        breaker.succeeded()
+        return values
+
     async def _put(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, bytes]:
+        """The standing values of keys that were taken, if the store says so in time.
+
+        The budget ends the waiting, not the writing: what was paid for should be stored. And there is no waiting where
+        the store did not answer a moment ago.
+        """
+        if not self._breakers["write"].allows():
+            self._metrics.store_errors.labels("write", "open").inc()
+            return {}
         values = {key: records.encode(key, record) for key, record in fresh.items()}
-
-        async def put() -> dict[bytes, bytes]:
-            # The budget ends the waiting, not the writing: what was paid for should be stored.
-            writing = asyncio.create_task(self._store.put_many(values, ttl_s=self._ttl_s, overwrite=overwrite))
-            self._writing.add(writing)
-            writing.add_done_callback(self._written)
-            return await asyncio.shield(writing)
-
-        return await self._try("write", put, otherwise={})
+        writing = asyncio.create_task(self._write(values, overwrite=overwrite))
+        self._writing.add(writing)
+        writing.add_done_callback(self._written)
+        if self._breakers["read"].is_troubled:
+            return {}
+        await asyncio.wait([writing], timeout=self._budget_for(values))
+        return writing.result() if writing.done() else {}
 
     def _written(self, writing: "asyncio.Task[dict[bytes, bytes]]") -> None:
         self._writing.discard(writing)
-        if not writing.cancelled():
-            writing.exception()  # whoever still waited has it too
+        if not writing.cancelled() and (error := writing.exception()) is not None:
+            _log.error("a write of the store failed in a way nobody thought of", exc_info=error)
+
+    async def _write(self, values: Mapping[bytes, bytes], *, overwrite: bool) -> dict[bytes, bytes]:
+        started = time.perf_counter()
+        try:
+            standing = await self._store.put_many(values, ttl_s=self._ttl_s, overwrite=overwrite)
+        except StoreError as error:
+            self._count_failure("write", error)
+            return error.found
+        except BaseException:
+            self._breakers["write"].abandoned()
+            raise
+        finally:
+            self._metrics.store_seconds["write"].observe(time.perf_counter() - started)
+        self._breakers["write"].succeeded()
+        return standing
+
+    def _budget_for(self, keys: Collection[bytes]) -> float:
+        """Large batches get more: what can't be read in time is asked of the upstream, which takes longer still."""
+        return self._budget_s + len(keys) * _BUDGET_PER_KEY_S
+
+    def _count_failure(self, operation: str, error: StoreError) -> None:
+        self._metrics.store_errors.labels(operation, error.reason).inc()
+        # A pool without a free connection, or an answer of which a part came in time, says that much is asked of the
+        # store, and that it is there.
+        if error.reason == "busy" or (error.reason == "timeout" and error.found):
+            self._breakers[operation].abandoned()
+        else:
+            self._last_failure = f"{error.reason}: {error}"
+            self._breakers[operation].failed()
 
     @asynccontextmanager
     async def leasing(self) -> AsyncIterator["Lease"]:
         """Leases on keys that are to be fetched, renewed for as long as the block lasts and then given up."""
-        lease = Lease(self._lease, self._extend)
+        lease = Lease(self._store, self._breakers, budget_s=self._budget_s)
         renewing = asyncio.create_task(lease.renew())
         try:
             yield lease
@@ -136,16 +189,6 @@ class Cache:
             renewing.cancel()
             await asyncio.wait([renewing])
             await lease.release()
-
-    async def _lease(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Whoever can't ask the store goes alone; whoever can't read it would look for another's result in vain."""
-        if self._breakers["read"].state is not State.CLOSED:
-            return set(keys)
-        lease = partial(self._store.lease_many, keys, ttl_s=_LEASE_S)
-        return await self._try("write", lease, otherwise=set(keys))
-
-    async def _extend(self, keys: Sequence[bytes], ttl_s: float) -> None:
-        await self._try("write", partial(self._store.extend_many, keys, ttl_s=ttl_s), otherwise=None)
 
     def _decoded(self, values: Mapping[bytes, bytes]) -> dict[bytes, Record]:
         decoded = {}
@@ -155,40 +198,6 @@ class Cache:
             except InvalidRecord as error:
                 self._metrics.store_invalid_records.labels(str(error)).inc()
         return decoded
-
-    async def _try(self, operation: str, ask: Callable[[], Awaitable[_T]], *, otherwise: _T) -> _T:
-        """Ask the store, within the budget and if the circuit allows; what goes wrong is counted and costs no more."""
-        breaker = self._breakers[operation]
-        if not breaker.allows():
-            self._metrics.store_errors.labels(operation, "open").inc()
-            return otherwise
-        started = time.perf_counter()
-        try:
-            async with asyncio.timeout(self._budget_s):
-                answer = await ask()
-        except StoreError as error:
-            self._metrics.store_errors.labels(operation, error.reason).inc()
-            if error.reason == "busy":  # says that much is asked of us, and nothing about the store
-                breaker.abandoned()
-            else:
-                self._failed(operation, f"{error.reason}: {error}")
-            # What it had found by then is as good as any.
-            return error.found or otherwise  # type: ignore[return-value]
-        except TimeoutError:
-            self._metrics.store_errors.labels(operation, "timeout").inc()
-            self._failed(operation, f"timeout: no answer in {self._budget_s * 1000:.0f} ms")
-            return otherwise
-        except BaseException:
-            breaker.abandoned()
-            raise
-        finally:
-            self._metrics.store_seconds[operation].observe(time.perf_counter() - started)
-        breaker.succeeded()
-        return answer
-
-    def _failed(self, operation: str, why: str) -> None:
-        self._last_failure = why
-        self._breakers[operation].failed()
 
     def _on_breaker(self, operation: str, state: State) -> None:
         self._metrics.breaker(f"store_{operation}", state.value)
@@ -204,31 +213,38 @@ class Cache:
 
 
 class Lease:
-    """Keys that this replica alone fetches, as far as the others can tell."""
+    """Keys that this replica alone fetches, as far as the others can tell. Who can't ask the store goes alone."""
 
-    def __init__(
-        self,
-        lease: Callable[[Sequence[bytes]], Awaitable[set[bytes]]],
-        extend: Callable[[Sequence[bytes], float], Awaitable[None]],
-    ) -> None:
-        self._lease = lease
-        self._extend = extend
+    def __init__(self, store: Store, breakers: Mapping[str, Breaker], *, budget_s: float) -> None:
+        self._store = store
+        self._breakers = breakers
+        self._budget_s = budget_s
         self._held: set[bytes] = set()
+        self.is_real = False  # whether the store has had a say
 
     async def acquire(self, keys: Sequence[bytes]) -> list[bytes]:
         """Those of ``keys`` that are now ours to fetch, in their order."""
-        if not keys:
-            return []
-        granted = await self._lease(keys)
+        if not keys or any(breaker.is_troubled for breaker in self._breakers.values()):
+            return list(keys)
+        try:
+            async with asyncio.timeout(self._budget_s):
+                granted = await self._store.lease_many(keys, ttl_s=_LEASE_S)
+        except (StoreError, TimeoutError):
+            return list(keys)
+        self.is_real = True
         self._held |= granted
         return [key for key in keys if key in granted]
 
     async def renew(self) -> None:
         while True:
             await asyncio.sleep(_LEASE_S / 3)
-            if self._held:
-                await self._extend(list(self._held), _LEASE_S)
+            await self._extend(_LEASE_S)
 
     async def release(self) -> None:
+        await self._extend(0)
+
+    async def _extend(self, ttl_s: float) -> None:
         if self._held:
-            await self._extend(list(self._held), 0)
+            with suppress(StoreError, TimeoutError):  # it lapses by itself
+                async with asyncio.timeout(self._budget_s):
+                    await self._store.extend_many(self._held, ttl_s=ttl_s)

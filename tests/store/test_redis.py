@@ -40,13 +40,13 @@ async def calls(admin: Redis, command: str) -> int:
 
 async def test_lookups_of_one_turn_ride_together(store: RedisStore, admin: Redis) -> None:
     before = await calls(admin, "mget")
-    await asyncio.gather(*(store.get_many([key(n)]) for n in range(100)))
+    await asyncio.gather(*(store.get_many([key(n)], budget_s=5.0) for n in range(100)))
     assert await calls(admin, "mget") == before + 1
 
 
 async def test_a_long_lookup_goes_in_chunks_of_128(store: RedisStore, admin: Redis) -> None:
     before = await calls(admin, "mget")
-    await store.get_many([key(n) for n in range(300)])
+    await store.get_many([key(n) for n in range(300)], budget_s=5.0)
     assert await calls(admin, "mget") == before + 3
 
 
@@ -59,10 +59,10 @@ async def test_a_ttl_is_left_to_redis(store: RedisStore, admin: Redis) -> None:
 
 async def test_a_key_of_another_type_is_a_miss_and_can_be_overwritten(store: RedisStore, admin: Redis) -> None:
     await admin.rpush(name(1), "a", "b")
-    assert await store.get_many([key(1)]) == {}
+    assert await store.get_many([key(1)], budget_s=5.0) == {}
     assert await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False) == {}
     await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=True)
-    assert await store.get_many([key(1)]) == {key(1): b"x"}
+    assert await store.get_many([key(1)], budget_s=5.0) == {key(1): b"x"}
 
 
 async def test_a_full_redis_refuses_writes_and_still_reads(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ async def test_a_full_redis_refuses_writes_and_still_reads(tmp_path: Path) -> No
     with pytest.raises(StoreError) as refused:
         await store.put_many({key(1): b"y", key(2): b"y"}, ttl_s=None, overwrite=False)
     assert refused.value.reason == "refused"
-    assert await store.get_many([key(1), key(2)]) == {key(1): b"x"}
+    assert await store.get_many([key(1), key(2)], budget_s=5.0) == {key(1): b"x"}
     await store.aclose()
     server.kill()
 
@@ -82,7 +82,7 @@ async def test_a_full_redis_refuses_writes_and_still_reads(tmp_path: Path) -> No
 async def test_no_server_is_an_error_at_once(tmp_path: Path) -> None:
     store = RedisStore(f"redis://127.0.0.1:{free_port()}/0", timeout_s=5.0, max_connections=8)
     with pytest.raises(StoreError) as refused:
-        await store.get_many([key(1)])
+        await store.get_many([key(1)], budget_s=5.0)
     assert refused.value.reason == "connection"
     with pytest.raises(StoreError):
         await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False)
@@ -98,7 +98,7 @@ async def test_a_server_that_accepts_and_says_nothing_runs_out_of_time(tmp_path:
     port = silent.sockets[0].getsockname()[1]
     store = RedisStore(f"redis://127.0.0.1:{port}/0", timeout_s=0.05, max_connections=8)
     with pytest.raises(StoreError) as refused:
-        await store.get_many([key(1)])
+        await store.get_many([key(1)], budget_s=5.0)
     assert refused.value.reason == "timeout"
     await store.aclose()
     silent.close()
@@ -110,9 +110,9 @@ async def test_a_server_that_went_and_came_back_is_used_again(tmp_path: Path) ->
     await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False)
     server.kill()
     with pytest.raises(StoreError):
-        await store.get_many([key(1)])
+        await store.get_many([key(1)], budget_s=5.0)
     server.restart()
     await store.put_many({key(1): b"y"}, ttl_s=None, overwrite=False)
-    assert await store.get_many([key(1)]) == {key(1): b"y"}
+    assert await store.get_many([key(1)], budget_s=5.0) == {key(1): b"y"}
     await store.aclose()
     server.kill()

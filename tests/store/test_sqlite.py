@@ -40,7 +40,7 @@ async def test_the_file_stays_within_its_limit_and_keeps_the_newest(sqlite_path:
         clock.now += 100
         await put(store, range(start, start + 100))
         assert sqlite_path.stat().st_size <= 16 * MIB + 4 * 32 * 1024
-    kept = await store.get_many([key(n) for n in range(12_000)])
+    kept = await store.get_many([key(n) for n in range(12_000)], budget_s=5.0)
     await store.aclose()
     batches = sorted(int.from_bytes(kept_key, "big") // 100 for kept_key in kept)
     # Entries of one batch are equally old; of older batches none is left, of newer ones none is missing.
@@ -54,7 +54,7 @@ async def test_what_was_read_last_stays_longest(sqlite_path: Path) -> None:
     await put(store, range(100))
     for start in range(100, 6000, 100):
         clock.now += 100
-        assert len(await store.get_many([key(n) for n in range(100)])) == 100
+        assert len(await store.get_many([key(n) for n in range(100)], budget_s=5.0)) == 100
         await put(store, range(start, start + 100))
     await store.aclose()
 
@@ -75,7 +75,7 @@ async def test_overwriting_with_larger_values_makes_room_for_them(sqlite_path: P
     for start in range(0, 2000, 50):
         large = {key(n): b"l" * 30_000 for n in range(start, start + 50)}
         await store.put_many(large, ttl_s=None, overwrite=True)
-        assert await store.get_many(list(large)) == large
+        assert await store.get_many(list(large), budget_s=5.0) == large
     await store.aclose()
     assert sqlite_path.stat().st_size <= 17 * MIB
 
@@ -111,7 +111,7 @@ async def test_what_was_answered_before_a_kill_is_there_after_it(sqlite_path: Pa
     writer.wait()
     writer.stdout.close()
     store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
-    found = await store.get_many([key(n) for n in done])
+    found = await store.get_many([key(n) for n in done], budget_s=5.0)
     await put(store, range(10_000, 10_010))
     await store.aclose()
     assert found == {key(n): n.to_bytes(4, "big") * 1500 for n in done}
@@ -126,7 +126,7 @@ async def test_somebodys_database_is_left_alone(sqlite_path: Path) -> None:
     with pytest.raises(StoreError, match="something else"):
         await put(store, range(1))
     with pytest.raises(StoreError, match="something else"):
-        await store.get_many([key(1)])
+        await store.get_many([key(1)], budget_s=5.0)
     await store.aclose()
     assert sqlite_path.read_bytes() == before
 
@@ -135,7 +135,7 @@ async def test_a_file_that_is_no_database_is_left_alone(sqlite_path: Path) -> No
     sqlite_path.write_bytes(b"precious notes" * 1000)
     store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
     with pytest.raises(StoreError) as refused:
-        await store.get_many([key(1)])
+        await store.get_many([key(1)], budget_s=5.0)
     await store.aclose()
     assert refused.value.reason == "corrupt"
     assert sqlite_path.read_bytes() == b"precious notes" * 1000
@@ -145,7 +145,7 @@ async def test_a_folder_that_cannot_be_made_is_an_error_of_the_store(tmp_path: P
     (tmp_path / "file").write_text("in the way")
     store = SQLiteStore(tmp_path / "file" / "cache.sqlite3", limit_bytes=64 * MIB)
     with pytest.raises(StoreError) as refused:
-        await store.get_many([key(1)])
+        await store.get_many([key(1)], budget_s=5.0)
     await store.aclose()
     assert refused.value.reason == "refused"
 
@@ -154,8 +154,8 @@ async def test_a_store_that_could_not_be_opened_is_tried_again(sqlite_path: Path
     sqlite_path.mkdir()
     store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
     with pytest.raises(StoreError):
-        await store.get_many([key(1)])
+        await store.get_many([key(1)], budget_s=5.0)
     sqlite_path.rmdir()
     await put(store, range(3))
-    assert len(await store.get_many([key(n) for n in range(3)])) == 3
+    assert len(await store.get_many([key(n) for n in range(3)], budget_s=5.0)) == 3
     await store.aclose()

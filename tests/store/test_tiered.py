@@ -31,8 +31,12 @@ class DictStore(Unleased):
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        await self.gate.wait()
+    async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
+        try:
+            async with asyncio.timeout(budget_s):
+                await self.gate.wait()
+        except TimeoutError:
+            raise StoreError("timeout", "hangs") from None
         if self.failure:
             raise self.failure
         return {key: self.values[key] for key in keys if key in self.values}
@@ -157,6 +161,7 @@ async def test_a_failing_store_costs_hits_and_is_said_once(caplog: pytest.LogCap
     for _ in range(20):
         assert await cache.read([A], not_before=0) == {}
         await cache.write({B: record()}, overwrite=False)
+        await asyncio.sleep(0)  # the writing goes on by itself
     assert served(await cache.write({A: record()}, overwrite=False)) == {A: b"[1.0,0.5]"}
     assert served(cache.peek([A], not_before=0)) == {A: b"[1.0,0.5]"}
     assert [line.message for line in caplog.records] == [
