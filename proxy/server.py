@@ -65,6 +65,7 @@ class Running:
     base_url: str  # what a client uses, /v1 included
     admin_url: str
     lifecycle: Lifecycle
+    routes: Routes
     cache: Cache
     fetcher: Fetcher
 
@@ -141,7 +142,8 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
             reports_full_usage=settings.reports_full_usage,
             is_draining=lambda: lifecycle.is_draining,
         )
-        handler = _data_handler(Routes(settings.upstream.base_url), route, upstream, lifecycle)
+        routes = Routes(settings.upstream.base_url)
+        handler = _data_handler(routes, route, upstream, lifecycle)
         # The admin port is the last to go: it tells that the proxy is draining.
         admin = web.AppRunner(_admin_app(metrics, lifecycle), access_log=None, shutdown_timeout=1.0)
         admin_port = await _listen(stack, admin, settings.admin_host, settings.admin_port)
@@ -153,6 +155,7 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
             base_url=f"http://{_bracketed(settings.host)}:{port}/v1",
             admin_url=f"http://{_bracketed(settings.admin_host)}:{admin_port}",
             lifecycle=lifecycle,
+            routes=routes,
             cache=cache,
             fetcher=fetcher,
         )

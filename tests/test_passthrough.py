@@ -169,6 +169,22 @@ async def test_a_websocket_is_joined_end_to_end(client: Client, upstream: Script
     assert upstream.calls[0].headers["Authorization"] == "Bearer k"
 
 
+async def test_a_websocket_that_breaks_off_does_not_look_like_an_end(
+    client: Client, upstream: ScriptedUpstream
+) -> None:
+    async def break_off(call: Call) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(call.request)
+        assert call.request.transport is not None
+        call.request.transport.abort()
+        return socket
+
+    upstream.reply = break_off
+    async with client.session.ws_connect(client.origin.replace("http", "ws") + "/v1/realtime") as socket:
+        last = await socket.receive()
+        assert (last.type, last.data) == (WSMsgType.CLOSE, 1011)
+
+
 async def test_a_websocket_that_the_upstream_does_not_open(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = error_reply(403, b"no")
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
