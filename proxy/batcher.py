@@ -177,12 +177,13 @@ class Batcher:
         if group.timer is not None:
             group.timer.cancel()
             group.timer = None
-        if group.under_way >= self._max_calls_a_group:
-            return  # the next call that returns takes them along
         waiting, group.waiting = group.waiting, []
         limits = (self._limits.items, self._limits.tokens, self._limits.bytes)
         sizes = [(len(share.items), share.tokens, len(share.body)) for share, _ in waiting]
         for run in _runs(sizes, limits):
+            if group.under_way >= self._max_calls_a_group:
+                group.waiting = waiting[run.start :]  # the next call that returns takes them along
+                break
             group.under_way += 1
             call = asyncio.create_task(self._call(name, group, waiting[run]))
             self._calls.add(call)

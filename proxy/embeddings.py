@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from aiohttp.web import BaseRequest, Response, StreamResponse
+from aiohttp.web import BaseRequest, RequestPayloadError, Response, StreamResponse
 from multidict import CIMultiDict
 
 from proxy import headers, keys, wire
 from proxy.batcher import Delivered, Refused, Unusable
-from proxy.errors import BodyTooLarge, NotCached, Overloaded, ProxyError
+from proxy.errors import BodyTooLarge, InvalidRequest, NotCached, Overloaded, ProxyError
 from proxy.fetcher import Errand, Failure, Fetched, Fetcher
 from proxy.headers import Directives
 from proxy.metrics import Metrics
@@ -138,11 +138,14 @@ class EmbeddingsRoute:
             raise BodyTooLarge(f"The request body is larger than {self._max_body_bytes} bytes.")
         await answer_expect(request)
         chunks = []
-        while chunk := await request.content.readany():
-            chunks.append(chunk)
-            held.add(len(chunk))
-            if held.size > self._max_body_bytes:
-                raise BodyTooLarge(f"The request body is larger than {self._max_body_bytes} bytes.")
+        try:
+            while chunk := await request.content.readany():
+                chunks.append(chunk)
+                held.add(len(chunk))
+                if held.size > self._max_body_bytes:
+                    raise BodyTooLarge(f"The request body is larger than {self._max_body_bytes} bytes.")
+        except RequestPayloadError:
+            raise InvalidRequest("The request body is not framed as its headers say.") from None
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _bypass(self, request: BaseRequest, url: str, body: bytes, reason: str) -> StreamResponse:

@@ -44,6 +44,8 @@ _http_log.setLevel(logging.CRITICAL)
 _Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _REDIS_CONNECTIONS = 32
+# Each is a file descriptor, of which a process has 1024 by default on many a system; the next one waits.
+_UPSTREAM_CONNECTIONS = 512
 # Not what a request waits, which is the budget, but when a connection counts as dead; a write may take this long.
 _REDIS_TIMEOUT_S = 1.0
 _LAST_MOMENT_S = 0.5
@@ -173,9 +175,9 @@ async def _before(lifecycle: Lifecycle, work: Callable[[], Awaitable[None]]) -> 
 
 
 async def _open_upstream(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Upstream:
-    connector: TCPConnector | UnixConnector = TCPConnector(limit=0)
+    connector: TCPConnector | UnixConnector = TCPConnector(limit=_UPSTREAM_CONNECTIONS)
     if settings.upstream.is_demo:
-        connector = UnixConnector(str(await stack.enter_async_context(_demo_upstream())), limit=0)
+        connector = UnixConnector(str(await stack.enter_async_context(_demo_upstream())), limit=_UPSTREAM_CONNECTIONS)
     timeouts = Timeouts(
         connect_s=settings.upstream_connect_timeout_s,
         read_s=settings.upstream_read_timeout_s,

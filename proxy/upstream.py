@@ -15,6 +15,7 @@ from aiohttp import (
     ClientConnectorError,
     ClientError,
     ClientOSError,
+    ClientPayloadError,
     ClientResponse,
     ClientSession,
     ClientTimeout,
@@ -38,7 +39,7 @@ _NO_AUTO_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 _MAX_CONNECT_FAILURES = 5
 _COOLDOWN_S = 2.0
 # 2048 items of 4096 numbers, written out at full length, are 180 MiB.
-_MAX_INFLATED_BYTES = 512 * 1024 * 1024
+_MAX_ANSWER_BYTES = 512 * 1024 * 1024
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 
 
@@ -60,7 +61,7 @@ class Answer:
             raise InvalidAnswer("content-encoding")
         try:
             inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
-            plain = inflater.decompress(self.body, _MAX_INFLATED_BYTES)
+            plain = inflater.decompress(self.body, _MAX_ANSWER_BYTES)
         except zlib.error:
             raise InvalidAnswer("content-encoding") from None
         if not inflater.eof:
@@ -166,7 +167,7 @@ class Upstream:
                 # Being connected is all the breaker asks for: what comes then may be about this one request.
                 response = await self._begin("POST", url, headers, body, on_connected=self._breaker.succeeded)
                 async with response:
-                    content = await response.read()
+                    content = await _read(response)
         except (ClientConnectorError, ConnectionTimeoutError) as error:
             self._breaker.failed()
             raise self._counted(error) from error
@@ -211,6 +212,16 @@ def _tells_connection() -> TraceConfig:
     config.on_connection_create_end.append(on_new)
     config.on_connection_reuseconn.append(on_reuse)
     return config
+
+
+async def _read(response: ClientResponse) -> bytes:
+    chunks, size = [], 0
+    async for chunk in response.content.iter_any():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > _MAX_ANSWER_BYTES:
+            raise ClientPayloadError("an answer without end")
+    return b"".join(chunks)
 
 
 def _mapped(error: Exception) -> ProxyError:

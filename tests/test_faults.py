@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import gzip
 import random
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -188,6 +189,32 @@ async def test_a_bad_answer_leaves_nothing_behind(
     assert answer.vectors == [right(upstream, text)[0] for text in texts]
     await client.proxy.fetcher.drain()
     assert repr(client.proxy.fetcher) == "<Fetcher <Flights 0 under way>, <Batcher 0 groups, 0 calls, 0 items>>"
+
+
+async def test_an_answer_without_end_has_one(
+    client: Client, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.upstream._MAX_ANSWER_BYTES", 1_000_000)
+
+    async def endless(call: Call) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(call.request)
+        while True:
+            await response.write(b" " * 65536)
+
+    upstream.reply = endless
+    assert (await client.embed("x")).status == 502
+    upstream.reply = None
+    assert (await client.embed("x")).cache == "MISS"
+
+
+async def test_a_bomb_of_gzip_is_relayed_as_it_is(
+    client: Client, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.upstream._MAX_ANSWER_BYTES", 1_000_000)
+    bomb = gzip.compress(b" " * 100_000_000)
+    upstream.reply = lambda _: web.Response(body=bomb, headers={"Content-Encoding": "gzip"})
+    assert (await client.embed("x")).body == bomb
 
 
 # --- the wire

@@ -515,6 +515,28 @@ async def test_one_tenant_cannot_take_every_slot(start_proxy: StartProxy, upstre
     assert {answer.status for answer in await asyncio.gather(*held)} == {200}
 
 
+async def test_a_tenant_with_a_long_queue_cannot_take_every_slot_either(
+    start_proxy: StartProxy, upstream: ScriptedUpstream
+) -> None:
+    """When its first call returns, all that waits would go at once."""
+    client = await start_proxy(upstream_concurrency=4, max_batch_items=1)
+    first, rest = asyncio.Event(), asyncio.Event()
+
+    async def stuck(call: Call) -> web.StreamResponse:
+        if call.json["model"] == "stuck":
+            await (first if len(upstream.calls) <= 2 else rest).wait()
+        return upstream.embed(call)
+
+    upstream.reply = stuck
+    held = [asyncio.create_task(client.embed(str(n), model="stuck")) for n in range(20)]
+    await waiting(client, 20)
+    first.set()
+    await asyncio.wait(held, return_when=asyncio.FIRST_COMPLETED)
+    assert (await client.embed("x", model="quick")).status == 200
+    rest.set()
+    assert {answer.status for answer in await asyncio.gather(*held)} == {200}
+
+
 async def test_idle_uploads_leave_room_for_others(start_proxy: StartProxy) -> None:
     client = await start_proxy(max_held_bytes=100_000, max_body_bytes=50_000)
     host, port = client.origin.removeprefix("http://").split(":")
