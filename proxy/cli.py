@@ -62,7 +62,8 @@ def _default_store() -> str:
 
 def _option(name: str, **attributes: Any) -> Callable[[Any], Any]:
     variable = _ENV_PREFIX + name.upper().replace("-", "_")
-    return click.option(f"--{name}", envvar=variable, show_envvar=True, show_default=True, **attributes)
+    shown = {"show_envvar": True, "show_default": True} | attributes
+    return click.option(f"--{name}", envvar=variable, **shown)
 
 
 def _read_config_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -123,6 +124,7 @@ def cli() -> None:
     "store",
     type=_STORE,
     default=_default_store,
+    show_default="SQLite in the user's cache folder",
     help="memory:, sqlite:///path, redis://, rediss:// or unix://.",
 )
 @_option(
