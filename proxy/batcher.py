@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -40,6 +41,7 @@ class Share:
     """
 
     group: bytes
+    tenant: bytes  # equal for requests under one credential
     url: str
     headers: CIMultiDict[str]
     asked: EmbeddingRequest
@@ -91,6 +93,14 @@ class _Group:
     timer: asyncio.TimerHandle | None = None
 
 
+@dataclass(slots=True)
+class _Tenant:
+    """A credential's share of the slots."""
+
+    slots: asyncio.Semaphore
+    calls: int = 0  # that have a slot or wait for one
+
+
 class Batcher:
     """An idle group sends at once, so that a lone request waits for nothing. While a call is under way what comes
     later gathers, and leaves together when the call returns, when the window has passed, or when a call is full."""
@@ -114,7 +124,8 @@ class Batcher:
         self._slots = asyncio.Semaphore(concurrency)
         self._patience_s = patience_s  # how long a call waits for a slot
         # One tenant whose calls take for ever must not have all the slots.
-        self._max_calls_a_group = max(1, concurrency // 2)
+        self._max_calls_a_tenant = max(1, concurrency // 2)
+        self._tenants: dict[bytes, _Tenant] = {}
         self._max_queued_items = max_queued_items
         self._max_queued_bytes = max_queued_bytes
         self._groups: dict[bytes, _Group] = {}
@@ -154,22 +165,43 @@ class Batcher:
         return await self._embed(share, share.asked.body, len(share.asked.items))
 
     async def _embed(self, share: Share, body: bytes, items: int) -> Answer:
-        try:
-            async with asyncio.timeout(self._patience_s):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise Overloaded("Too many calls wait for the upstream.") from None
-        try:
+        async with self._slot(share.tenant):
             return await self._upstream.embed(share.url, _for_body(share, body), body, items=items)
-        finally:
-            self._slots.release()
+
+    @asynccontextmanager
+    async def _slot(self, name: bytes) -> AsyncIterator[None]:
+        """One of the calls that may be under way at a time, of the tenant and in all. Raises `Overloaded`."""
+        tenant = self._tenants.setdefault(name, _Tenant(asyncio.Semaphore(self._max_calls_a_tenant)))
+        tenant.calls += 1
+        async with AsyncExitStack() as held:
+            held.callback(self._forget, name, tenant)
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    for slots in (tenant.slots, self._slots):
+                        await slots.acquire()
+                        held.callback(slots.release)
+            except TimeoutError:
+                raise Overloaded("Too many calls wait for the upstream.") from None
+            yield
+
+    def _forget(self, name: bytes, tenant: "_Tenant") -> None:
+        tenant.calls -= 1
+        if not tenant.calls:
+            del self._tenants[name]
+
+    def abandon(self) -> None:
+        """Cancel the calls under way; whoever waits for one is told so."""
+        for call in self._calls:
+            call.cancel()
 
     def _enqueue(self, share: Share, answered: "asyncio.Future[Outcome | ProxyError]") -> None:
         group = self._groups.setdefault(share.group, _Group([]))
         group.waiting.append((share, answered))
+        if group.under_way >= self._max_calls_a_tenant:
+            return  # the next call that returns takes it along
         if not group.under_way or sum(len(share.items) for share, _ in group.waiting) >= self._limits.items:
             self._send_waiting(share.group, group)
-        elif group.timer is None and group.under_way < self._max_calls_a_group:
+        elif group.timer is None:
             loop = asyncio.get_running_loop()
             group.timer = loop.call_later(self._window_s, self._send_waiting, share.group, group)
 
@@ -179,10 +211,11 @@ class Batcher:
             group.timer = None
         waiting, group.waiting = group.waiting, []
         limits = (self._limits.items, self._limits.tokens, self._limits.bytes)
-        sizes = [(len(share.items), share.tokens, len(share.body)) for share, _ in waiting]
+        # Measured one by one, and no further than there are calls to make: a great many may wait.
+        sizes = ((len(share.items), share.tokens, len(share.body)) for share, _ in waiting)
         for run in _runs(sizes, limits):
-            if group.under_way >= self._max_calls_a_group:
-                group.waiting = waiting[run.start :]  # the next call that returns takes them along
+            if group.under_way >= self._max_calls_a_tenant:
+                group.waiting = waiting[run.start :]
                 break
             group.under_way += 1
             call = asyncio.create_task(self._call(name, group, waiting[run]))

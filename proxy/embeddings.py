@@ -182,6 +182,7 @@ class EmbeddingsRoute:
             url=job.url,
             headers=headers.to_upstream(job.request.headers),
             group=keys.group(job.asked, url=job.url, credentials=credentials, vector_headers=affecting),
+            tenant=keys.tenant(credentials),
             keys=[job.keys[i] for i in to_do.missing],
             items=[job.asked.items[i] for i in to_do.missing],
             is_whole=not to_do.is_reduced,

@@ -37,6 +37,7 @@ class Errand:
     url: str
     headers: CIMultiDict[str]
     group: bytes
+    tenant: bytes
     keys: list[bytes]
     items: list[Any]
     is_whole: bool  # these are all the items of the client's body, in its order
@@ -58,6 +59,7 @@ class Errand:
     def share(self) -> Share:
         return Share(
             group=self.group,
+            tenant=self.tenant,
             url=self.url,
             headers=self.headers,
             asked=self.asked,
@@ -161,9 +163,14 @@ class Fetcher:
         return await self._batcher.replay(errand.share())
 
     async def drain(self) -> None:
-        """Wait for the fetches under way, those included for which nobody waits any more."""
-        while self._fetches:
-            await asyncio.wait(self._fetches)
+        """Wait for the fetches under way, those included for which nobody waits any more; cancelled, cancel them."""
+        try:
+            while self._fetches:
+                await asyncio.wait(self._fetches)
+        finally:
+            self._batcher.abandon()
+            for fetch in self._fetches:
+                fetch.cancel()
 
     def _start(self, errand: Errand, claim: Claim[_Landed], ledger: _Ledger) -> None:
         fetch = asyncio.create_task(self._fly(errand, claim, ledger))

@@ -29,13 +29,29 @@ HOP_BY_HOP = frozenset(
 # the server has already answered 100-continue on this hop.
 _REWRITTEN = frozenset({"host", "content-length", "expect"})
 
-# Fields that choose what computes the vector: OpenAI's organisation and project select the deployment a key
-# reaches; Azure routes by the two azureml fields.
-_VECTOR_AFFECTING = frozenset({"azureml-model-deployment", "extra-parameters", "openai-organization", "openai-project"})
+# Fields that choose what computes the vector: OpenAI's organisation and project select the deployment a key reaches;
+# Azure routes by the azureml fields, the gateways Portkey and Helicone by theirs.
+_VECTOR_AFFECTING = re.compile(
+    r"azureml-model-deployment|extra-parameters|openai-(organization|project)"
+    r"|x-portkey-(config|provider|custom-host)|helicone-target-.*"
+)
 # Providers and the gateways before them tell callers apart by many a field (Authorization, api-key, x-goog-api-key,
-# x-litellm-api-key, x-auth-token, …); whatever sounds like one counts as one.
-_CREDENTIAL = re.compile(r"auth|(^|[-_])(api)?key|token|secret|credential|password|signature")
-_NO_CREDENTIAL = frozenset({"idempotency-key", "x-idempotency-key"})  # new for every call
+# x-litellm-api-key, x-auth-token, x-goog-iap-jwt-assertion, …); whatever sounds like one counts as one.
+_CREDENTIAL = re.compile(
+    r"auth(?!or($|[-_]))|(^|[-_])(api)?key$|token$|secret|credential|password|jwt|assertion|oidc|client-cert|principal"
+    r"|(forwarded|remote)-user$|tenant|consumer"
+)
+# These sound like one and are new for every call.
+_NO_CREDENTIAL = frozenset(
+    {
+        "idempotency-key",
+        "x-idempotency-key",
+        "x-correlation-key",
+        "x-csrf-token",
+        "x-routing-key",
+        "x-xsrf-token",
+    }
+)
 _USUAL_CONNECTION = frozenset({None, "keep-alive", "Keep-Alive", "close"})  # names no field
 
 _DIRECTIVE = re.compile(r"([a-z-]+)(?:\s*=\s*\"?(\d{1,9})\"?)?")
@@ -68,7 +84,7 @@ def _class_of(name: str) -> _Class:
     name = name.lower()
     if name == "cookie":
         return _Class.COOKIE
-    if name in _VECTOR_AFFECTING:
+    if _VECTOR_AFFECTING.fullmatch(name):
         return _Class.VECTOR_AFFECTING
     if name in HOP_BY_HOP or name in _NO_CREDENTIAL or not _CREDENTIAL.search(name):
         return _Class.NEUTRAL

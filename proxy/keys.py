@@ -57,6 +57,11 @@ def group(request: EmbeddingRequest, *, url: str, credentials: Fields, vector_he
     return said
 
 
+def tenant(credentials: Fields) -> bytes:
+    """Equal for requests under the same credentials; not to be read back from memory."""
+    return blake2b(_PACKER.pack(credentials), digest_size=KEY_BYTES).digest()
+
+
 def _canonical(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aiohttp import TCPConnector, UnixConnector, web
+from aiohttp import BaseConnector, TCPConnector, UnixConnector, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
@@ -44,8 +44,6 @@ _http_log.setLevel(logging.CRITICAL)
 _Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _REDIS_CONNECTIONS = 32
-# Each is a file descriptor, of which a process has 1024 by default on many a system; the next one waits.
-_UPSTREAM_CONNECTIONS = 512
 # Not what a request waits, which is the budget, but when a connection counts as dead; a write may take this long.
 _REDIS_TIMEOUT_S = 1.0
 _LAST_MOMENT_S = 0.5
@@ -166,7 +164,7 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
 
 
 async def _before(lifecycle: Lifecycle, work: Callable[[], Awaitable[None]]) -> None:
-    """Do the last ``work`` of a part before the deadline, or at least begin it."""
+    """Do the last ``work`` of a part before the deadline, or be given up."""
     try:
         async with asyncio.timeout(max(_LAST_MOMENT_S, lifecycle.deadline - time.monotonic())):
             await work()
@@ -175,15 +173,17 @@ async def _before(lifecycle: Lifecycle, work: Callable[[], Awaitable[None]]) -> 
 
 
 async def _open_upstream(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Upstream:
-    connector: TCPConnector | UnixConnector = TCPConnector(limit=_UPSTREAM_CONNECTIONS)
-    if settings.upstream.is_demo:
-        connector = UnixConnector(str(await stack.enter_async_context(_demo_upstream())), limit=_UPSTREAM_CONNECTIONS)
+    socket = str(await stack.enter_async_context(_demo_upstream())) if settings.upstream.is_demo else None
+
+    def connect(limit: int) -> BaseConnector:
+        return TCPConnector(limit=limit) if socket is None else UnixConnector(socket, limit=limit)
+
     timeouts = Timeouts(
         connect_s=settings.upstream_connect_timeout_s,
         read_s=settings.upstream_read_timeout_s,
         total_s=settings.upstream_timeout_s,
     )
-    return await stack.enter_async_context(Upstream(connector, metrics, timeouts=timeouts))
+    return await stack.enter_async_context(Upstream(connect, metrics, timeouts=timeouts))
 
 
 def _open_cache(settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> Cache:

@@ -36,6 +36,8 @@ _log = logging.getLogger(__name__)
 
 # aiohttp would add each of these to a request that lacks it.
 _NO_AUTO_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+# Each is a file descriptor, of which a process has 1024 by default on many a system.
+_MAX_STREAMS = 512
 _MAX_CONNECT_FAILURES = 5
 _COOLDOWN_S = 2.0
 # 2048 items of 4096 numbers, written out at full length, are 180 MiB.
@@ -81,7 +83,8 @@ class Timeouts:
 class Upstream:
     """Connections to the upstream. Nothing a client sends chooses where they go: callers pass URLs of `Routes`."""
 
-    def __init__(self, connector: BaseConnector, metrics: Metrics, *, timeouts: Timeouts) -> None:
+    def __init__(self, connect: Callable[[int], BaseConnector], metrics: Metrics, *, timeouts: Timeouts) -> None:
+        """``connect`` makes a connector for so many connections, 0 for any number."""
         self._metrics = metrics
         self._timeouts = timeouts
         self._breaker = Breaker(
@@ -90,13 +93,23 @@ class Upstream:
             clock=time.monotonic,
             on_change=self._on_breaker,
         )
-        self._session = ClientSession(
+        # Streams that stay open for hours must not take the connections that embeddings calls need. Of these the
+        # batcher says how many there are at a time.
+        self._calls = self._open_session(
+            connect(0), ClientTimeout(total=None, sock_connect=timeouts.connect_s, sock_read=timeouts.read_s)
+        )
+        self._streams = self._open_session(
+            connect(_MAX_STREAMS), ClientTimeout(total=None, connect=timeouts.connect_s, sock_read=timeouts.read_s)
+        )
+
+    def _open_session(self, connector: BaseConnector, timeout: ClientTimeout) -> ClientSession:
+        return ClientSession(
             connector=connector,
             # A cookie of one client must not travel with another's request.
             cookie_jar=DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=_NO_AUTO_HEADERS,
-            timeout=ClientTimeout(total=None, sock_connect=timeouts.connect_s, sock_read=timeouts.read_s),
+            timeout=timeout,
             trace_configs=[_tells_connection()],
             trust_env=False,
         )
@@ -107,12 +120,13 @@ class Upstream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._session.close()
+        await self._calls.close()
+        await self._streams.close()
 
     @property
     def session(self) -> ClientSession:
         """For what is no plain exchange: WebSockets."""
-        return self._session
+        return self._streams
 
     async def open(self, method: str, url: str, headers: CIMultiDict[str], body: Any) -> ClientResponse:
         """Send a request and wait for the answer's head; the caller reads and releases the rest.
@@ -120,12 +134,19 @@ class Upstream:
         Raises `UpstreamUnreachable` or `UpstreamTimeout`.
         """
         try:
-            return await self._begin(method, url, headers, body, on_connected=lambda: None)
+            return await self._begin(self._streams, method, url, headers, body, on_connected=lambda: None)
         except (ClientError, TimeoutError, OSError) as error:
             raise _mapped(error) from error
 
     async def _begin(
-        self, method: str, url: str, headers: CIMultiDict[str], body: Any, *, on_connected: Callable[[], None]
+        self,
+        session: ClientSession,
+        method: str,
+        url: str,
+        headers: CIMultiDict[str],
+        body: Any,
+        *,
+        on_connected: Callable[[], None],
     ) -> ClientResponse:
         """Send, and wait for the answer's head; once more if a kept connection had died before its first byte.
 
@@ -133,26 +154,21 @@ class Upstream:
         that streams through is gone by then and can't be sent again.
         """
         trace: dict[str, Any] = {"on_connected": on_connected}
+
+        async def send() -> ClientResponse:
+            # A body in hand goes out in pieces; aiohttp warns of megabytes in one.
+            data = io.BytesIO(body) if isinstance(body, bytes) else body
+            target = URL(url, encoded=True)
+            return await session.request(
+                method, target, headers=headers, data=data, allow_redirects=False, trace_request_ctx=trace
+            )
+
         try:
-            return await self._request(method, url, headers, body, trace)
+            return await send()
         except (ServerDisconnectedError, ClientOSError) as error:
             if isinstance(error, ClientConnectorError) or not trace.get("is_reused") or not isinstance(body, bytes):
                 raise
-        return await self._request(method, url, headers, body, trace)
-
-    async def _request(
-        self, method: str, url: str, headers: CIMultiDict[str], body: Any, trace: dict[str, Any]
-    ) -> ClientResponse:
-        if isinstance(body, bytes):
-            body = io.BytesIO(body)  # goes out in pieces; aiohttp warns of megabytes in one
-        return await self._session.request(
-            method,
-            URL(url, encoded=True),
-            headers=headers,
-            data=body,
-            allow_redirects=False,
-            trace_request_ctx=trace,
-        )
+        return await send()
 
     async def embed(self, url: str, headers: CIMultiDict[str], body: bytes, *, items: int) -> Answer:
         """One embeddings call of ``items`` items. Raises `ProxyError`, `UpstreamDown` while the circuit is open."""
@@ -165,7 +181,9 @@ class Upstream:
         try:
             async with asyncio.timeout(self._timeouts.total_s):
                 # Being connected is all the breaker asks for: what comes then may be about this one request.
-                response = await self._begin("POST", url, headers, body, on_connected=self._breaker.succeeded)
+                response = await self._begin(
+                    self._calls, "POST", url, headers, body, on_connected=self._breaker.succeeded
+                )
                 async with response:
                     content = await _read(response)
         except (ClientConnectorError, ConnectionTimeoutError) as error:

@@ -77,7 +77,8 @@ def test_cache_control_in_several_fields_is_one_list() -> None:
 @pytest.mark.parametrize(
     "name",
     ["Authorization", "api-key", "X-Goog-Api-Key", "x-litellm-api-key", "X-Auth-Token", "apikey", "x-portkey-api-key",
-     "X-Secret", "X-Amz-Security-Token"],
+     "X-Secret", "X-Amz-Security-Token", "cf-access-jwt-assertion", "x-amzn-oidc-data", "X-Forwarded-Client-Cert",
+     "x-ms-client-principal", "X-Forwarded-User", "X-Tenant-Id", "x-consumer-id"],
 )  # fmt: skip
 def test_whatever_sounds_like_a_credential_is_one(name: str) -> None:
     assert headers.identity(CIMultiDict({name: "v"})) == ([(name.lower(), "v")], [])
@@ -86,7 +87,8 @@ def test_whatever_sounds_like_a_credential_is_one(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["Idempotency-Key", "X-Stainless-Lang", "traceparent", "User-Agent", "x-portkey-trace-id", "Proxy-Authorization",
-     "X-Request-Id", "Content-Length"],
+     "X-Request-Id", "Content-Length", "x-author", "x-request-token-count", "x-csrf-token", "x-correlation-key",
+     "x-vercel-proxy-signature", "signature-input", "x-data-keywordsai-params", "X-Forwarded-For"],
 )  # fmt: skip
 def test_what_varies_from_call_to_call_is_none(name: str) -> None:
     assert headers.identity(CIMultiDict({name: "v"})) == ([], [])
@@ -105,3 +107,8 @@ def test_what_the_upstream_does_not_see_identifies_nothing() -> None:
 
 def test_an_absurd_max_age_is_none() -> None:
     assert headers.cache_control(CIMultiDict({"Cache-Control": "max-age=" + "9" * 5000})) == NO_DIRECTIVES
+
+
+@pytest.mark.parametrize("name", ["X-Portkey-Config", "x-portkey-provider", "Helicone-Target-Url", "OpenAI-Project"])
+def test_what_chooses_the_model_is_part_of_the_identity(name: str) -> None:
+    assert headers.identity(CIMultiDict({name: "v"})) == ([], [(name.lower(), "v")])

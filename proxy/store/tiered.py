@@ -21,6 +21,8 @@ _MAX_FAILURES = 5
 _COOLDOWN_S = 1.0
 # Reading and unpacking a record takes some 20 µs of this process, which may be busy with several batches.
 _BUDGET_PER_KEY_S = 0.00025
+# Writes that a slow store has not done yet. What comes on top is served and not stored.
+_MAX_WRITING_BYTES = 64 * 1024**2
 # Long enough that one late renewal loses nothing, short enough that a replica's death delays no one for long.
 _LEASE_S = 3.0
 
@@ -55,6 +57,7 @@ class Cache:
             for operation in ("read", "write")
         }
         self._writing: set[asyncio.Task[dict[bytes, bytes]]] = set()
+        self._writing_bytes = 0
 
     def oldest_fresh(self, max_age_s: float | None) -> float:
         """Unix time before which an entry was stored too long ago, by the TTL or by a request's ``max-age``."""
@@ -136,15 +139,22 @@ class Cache:
             self._metrics.store_errors.labels("write", "open").inc()
             return {}
         values = {key: records.encode(key, record) for key, record in fresh.items()}
+        size = sum(map(len, values.values()))
+        if self._writing_bytes + size > _MAX_WRITING_BYTES:
+            self._metrics.store_errors.labels("write", "busy").inc()
+            self._breakers["write"].abandoned()
+            return {}
+        self._writing_bytes += size
         writing = asyncio.create_task(self._write(values, overwrite=overwrite))
         self._writing.add(writing)
-        writing.add_done_callback(self._written)
+        writing.add_done_callback(partial(self._written, size))
         if self._breakers["read"].is_troubled:
             return {}
         await asyncio.wait([writing], timeout=self._budget_for(values))
         return writing.result() if writing.done() else {}
 
-    def _written(self, writing: "asyncio.Task[dict[bytes, bytes]]") -> None:
+    def _written(self, size: int, writing: "asyncio.Task[dict[bytes, bytes]]") -> None:
+        self._writing_bytes -= size
         self._writing.discard(writing)
         if not writing.cancelled() and (error := writing.exception()) is not None:
             _log.error("a write of the store failed in a way nobody thought of", exc_info=error)
