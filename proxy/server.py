@@ -91,7 +91,7 @@ async def serve_demo(host: str, port: int) -> None:
     stop = _stop_signal()
     async with AsyncExitStack() as stack:
         runner = web.AppRunner(demo.make_app(), access_log=None, shutdown_timeout=1.0)
-        await _listen(stack, runner, host, port)
+        await _listen(stack, runner, host, port, flag="--port")
         await stop.wait()
 
 
@@ -146,11 +146,11 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
         handler = _data_handler(routes, route, upstream, lifecycle)
         # The admin port is the last to go: it tells that the proxy is draining.
         admin = web.AppRunner(_admin_app(metrics, lifecycle), access_log=None, shutdown_timeout=1.0)
-        admin_port = await _listen(stack, admin, settings.admin_host, settings.admin_port)
+        admin_port = await _listen(stack, admin, settings.admin_host, settings.admin_port, flag="--admin-port")
         web_server = _make_server(handler, settings.max_body_bytes)
         # aiohttp waits this long for the handlers, and then as long again before it cancels them.
         data = web.ServerRunner(web_server, shutdown_timeout=settings.shutdown_timeout_s / 2)
-        port = await _listen(stack, data, settings.host, settings.port)
+        port = await _listen(stack, data, settings.host, settings.port, flag="--port")
         yield Running(
             base_url=f"http://{_bracketed(settings.host)}:{port}/v1",
             admin_url=f"http://{_bracketed(settings.admin_host)}:{admin_port}",
@@ -302,7 +302,7 @@ def _admin_app(metrics: Metrics, lifecycle: Lifecycle) -> web.Application:
     return app
 
 
-async def _listen(stack: AsyncExitStack, runner: web.BaseRunner, host: str, port: int) -> int:
+async def _listen(stack: AsyncExitStack, runner: web.BaseRunner, host: str, port: int, *, flag: str) -> int:
     """Start ``runner`` on an address; returns the port, which is a free one if 0 was asked for."""
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
@@ -310,7 +310,7 @@ async def _listen(stack: AsyncExitStack, runner: web.BaseRunner, host: str, port
         await web.TCPSite(runner, host, port).start()
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
-        msg = f"can't listen on {host}:{port}: {why}; choose another"
+        msg = f"can't listen on {host}:{port}: {why}; choose another with {flag}"
         raise ConfigError(msg) from error
     return int(runner.addresses[0][1])
 

@@ -49,7 +49,7 @@ async def test_the_admin_routes_are_not_on_the_data_port(client: Client, upstrea
 async def test_a_taken_port_is_said_plainly(upstream: ScriptedUpstream, start_proxy: StartProxy) -> None:
     client = await start_proxy()
     port = int(client.origin.rsplit(":", 1)[1])
-    with pytest.raises(ConfigError, match=rf"can't listen on 127\.0\.0\.1:{port}"):
+    with pytest.raises(ConfigError, match=rf"can't listen on 127\.0\.0\.1:{port}: .*; choose another with --port"):
         async with running(settings_for(upstream, port=port)):
             pass
 
