@@ -32,6 +32,10 @@ class Limits:
     tokens: int = 300_000
     bytes: int = 32 * 1024**2
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        return self.items, self.tokens, self.bytes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Share:
@@ -140,7 +144,7 @@ class Batcher:
     def split(self, asked: EmbeddingRequest, items: list[Any]) -> list[slice]:
         """Cut ``items`` into runs that each fit into a call."""
         sizes = [(1, wire.estimated_tokens(asked.kind, item), wire.weight(asked.kind, item)) for item in items]
-        return list(_runs(sizes, (self._limits.items, self._limits.tokens, self._limits.bytes)))
+        return list(_runs(sizes, self._limits.sizes))
 
     async def submit(self, share: Share) -> Outcome:
         """What became of a share that fits into a call. Raises `ProxyError`; `Overloaded` when too much waits."""
@@ -210,10 +214,9 @@ class Batcher:
             group.timer.cancel()
             group.timer = None
         waiting, group.waiting = group.waiting, []
-        limits = (self._limits.items, self._limits.tokens, self._limits.bytes)
         # Measured one by one, and no further than there are calls to make: a great many may wait.
         sizes = ((len(share.items), share.tokens, len(share.body)) for share, _ in waiting)
-        for run in _runs(sizes, limits):
+        for run in _runs(sizes, self._limits.sizes):
             if group.under_way >= self._max_calls_a_tenant:
                 group.waiting = waiting[run.start :]
                 break

@@ -40,6 +40,8 @@ class _Job(NamedTuple):
     url: str
     asked: EmbeddingRequest
     directives: Directives
+    credentials: keys.Fields
+    vector_headers: keys.Fields
     keys: list[bytes]
 
 
@@ -110,7 +112,16 @@ class EmbeddingsRoute:
             asked = wire.parse_request(body, self._fields)
         except Bypass as bypass:
             return "bypass", await self._bypass(request, url, body, bypass.reason)
-        job = _Job(request, url, asked, headers.cache_control(request.headers), _keys(request, url, asked))
+        credentials, affecting = headers.identity(request.headers)
+        job = _Job(
+            request,
+            url,
+            asked,
+            headers.cache_control(request.headers),
+            credentials,
+            affecting,
+            keys.derive(asked, url=url, credentials=credentials, vector_headers=affecting),
+        )
         not_before = self._cache.oldest_fresh(job.directives.max_age_s)
 
         # While everything is in memory there is no await between here and the answer.
@@ -175,7 +186,7 @@ class EmbeddingsRoute:
         return ("partial" if found else "miss"), self._answer_fetched(job, found, fetched, from_memory)
 
     def _errand(self, job: _Job, to_do: Plan, *, refresh: bool) -> Errand:
-        credentials, affecting = headers.identity(job.request.headers)
+        credentials, affecting = job.credentials, job.vector_headers
         directives = job.directives
         return Errand(
             asked=job.asked,
@@ -276,11 +287,6 @@ def _require_plain_json(request: BaseRequest) -> None:
         raise Bypass("content-type")
     if "Content-Encoding" in request.headers:
         raise Bypass("content-encoding")
-
-
-def _keys(request: BaseRequest, url: str, asked: EmbeddingRequest) -> list[bytes]:
-    credentials, affecting = headers.identity(request.headers)
-    return keys.derive(asked, url=url, credentials=credentials, vector_headers=affecting)
 
 
 def _epochs(entries: dict[bytes, Entry]) -> int:

@@ -13,10 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import BaseConnector, TCPConnector, UnixConnector, web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_parser import RawRequestMessage
-from aiohttp.streams import StreamReader
-from aiohttp.web_protocol import RequestHandler
 
 from proxy import demo
 from proxy.batcher import Batcher, Limits
@@ -147,7 +143,7 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
         # The admin port is the last to go: it tells that the proxy is draining.
         admin = web.AppRunner(_admin_app(metrics, lifecycle), access_log=None, shutdown_timeout=1.0)
         admin_port = await _listen(stack, admin, settings.admin_host, settings.admin_port, flag="--admin-port")
-        web_server = _make_server(handler, settings.max_body_bytes)
+        web_server = _make_server(handler)
         # aiohttp waits this long for the handlers, and then as long again before it cancels them.
         data = web.ServerRunner(web_server, shutdown_timeout=settings.shutdown_timeout_s / 2)
         port = await _listen(stack, data, settings.host, settings.port, flag="--port")
@@ -216,22 +212,10 @@ async def _demo_upstream() -> AsyncIterator[Path]:
             await runner.cleanup()
 
 
-def _make_server(handler: _Handler, max_body_bytes: int) -> web.Server:
+def _make_server(handler: _Handler) -> web.Server:
     """aiohttp's server without its application layer, which a proxy has no use for and which costs a hit 15 %."""
-    loop = asyncio.get_running_loop()
-
-    def make_request(
-        message: RawRequestMessage,
-        payload: StreamReader,
-        protocol: RequestHandler,
-        writer: AbstractStreamWriter,
-        task: "asyncio.Task[None]",
-    ) -> web.BaseRequest:
-        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=max_body_bytes)
-
     return web.Server(
         handler,
-        request_factory=make_request,
         access_log=None,
         auto_decompress=False,
         logger=_http_log,
