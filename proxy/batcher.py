@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -13,40 +13,31 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from proxy import wire
 from proxy.errors import Overloaded, ProxyError
 from proxy.metrics import Metrics
-from proxy.upstream import Answer, Upstream
+from proxy.origins import Alternative, Origin
+from proxy.providers import Provider
+from proxy.upstream import Answer
 from proxy.vectors import Vector
 from proxy.wire import EmbeddingRequest, InvalidAnswer
 
 _log = logging.getLogger(__name__)
 
 _OK = 200
+_TOO_MANY_REQUESTS, _SERVER_ERROR = 429, 500
 # Answers that blame what was sent. In a merged call that may be one caller's item, so each is asked for alone.
 _BLAMES_INPUT = frozenset({400, 413, 422})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What an upstream takes in one call."""
-
-    items: int
-    tokens: int = 300_000
-    bytes: int = 32 * 1024**2
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        return self.items, self.tokens, self.bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Share:
     """One caller's items of a call. Shares of equal ``group`` may travel together.
 
-    ``group`` must determine everything a call says besides its items: URL, credentials, parameters and the rest.
+    ``group`` must determine everything a call says besides its items: origin, path, credentials, parameters, the rest.
     """
 
     group: bytes
     tenant: bytes  # equal for requests under one credential
-    url: str
+    origin: Origin
+    target: str  # of the client's request
     headers: CIMultiDict[str]
     asked: EmbeddingRequest
     items: list[Any]
@@ -71,9 +62,14 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Any status but 200, to be relayed as it is."""
+    """Any status but 200, as it is, and the body it is about."""
 
     answer: Answer
+    body: bytes
+
+    @property
+    def blames_input(self) -> bool:
+        return self.answer.status in _BLAMES_INPUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,25 +107,22 @@ class Batcher:
 
     def __init__(
         self,
-        upstream: Upstream,
         metrics: Metrics,
         *,
-        limits: Limits,
         window_s: float,
         concurrency: int,
         patience_s: float,
         max_queued_items: int,
         max_queued_bytes: int,
     ) -> None:
-        self._upstream = upstream
         self._metrics = metrics
-        self._limits = limits
         self._window_s = window_s
-        self._slots = asyncio.Semaphore(concurrency)
+        self._concurrency = concurrency  # calls to one origin at a time
+        self._slots: dict[Origin, asyncio.Semaphore] = {}
         self._patience_s = patience_s  # how long a call waits for a slot
         # One tenant whose calls take for ever must not have all the slots.
         self._max_calls_a_tenant = max(1, concurrency // 2)
-        self._tenants: dict[bytes, _Tenant] = {}
+        self._tenants: dict[tuple[Origin, bytes], _Tenant] = {}
         self._max_queued_items = max_queued_items
         self._max_queued_bytes = max_queued_bytes
         self._groups: dict[bytes, _Group] = {}
@@ -141,10 +134,10 @@ class Batcher:
     def __repr__(self) -> str:
         return f"<Batcher {len(self._groups)} groups, {len(self._calls)} calls, {self._queued_items} items>"
 
-    def split(self, asked: EmbeddingRequest, items: list[Any]) -> list[slice]:
+    def split(self, origin: Origin, asked: EmbeddingRequest, items: list[Any]) -> list[slice]:
         """Cut ``items`` into runs that each fit into a call."""
         sizes = [(1, wire.estimated_tokens(asked.kind, item), wire.weight(asked.kind, item)) for item in items]
-        return list(_runs(sizes, self._limits.sizes))
+        return list(_runs(sizes, origin.limits))
 
     async def submit(self, share: Share) -> Outcome:
         """What became of a share that fits into a call. Raises `ProxyError`; `Overloaded` when too much waits."""
@@ -169,26 +162,56 @@ class Batcher:
         return await self._embed(share, share.asked.body, len(share.asked.items))
 
     async def _embed(self, share: Share, body: bytes, items: int) -> Answer:
-        async with self._slot(share.tenant):
-            return await self._upstream.embed(share.url, _for_body(share, body), body, items=items)
+        """Ask the origin and, where it has no answer, in order, those that serve the same model.
+
+        If none of them has one, what the origin itself said is the answer. Raises `ProxyError`.
+        """
+        failure: Answer | ProxyError | None = None
+        for way in share.origin.ways:
+            if failure is not None:
+                self._metrics.upstream_fallbacks.labels(way.origin.name).inc()
+            try:
+                answer = await self._ask(share, way, body, items)
+            except ProxyError as error:
+                failure = failure or error
+                continue
+            if answer.status == _OK or (failure is None and not _is_out_of_order(answer)):
+                return answer
+            failure = failure or answer
+        if isinstance(failure, Answer):
+            return failure
+        raise failure or ProxyError("No upstream was asked.")
+
+    async def _ask(self, share: Share, way: Alternative, body: bytes, items: int) -> Answer:
+        headers = _for_body(share, body)
+        if way.model is not None:
+            body = wire.renamed_body(body, way.model)
+        url = way.origin.routes.embeddings(share.target).url
+        async with self._slot(way.origin, share.tenant):
+            return await way.origin.client.embed(url, headers, body, items=items)
 
     @asynccontextmanager
-    async def _slot(self, name: bytes) -> AsyncIterator[None]:
-        """One of the calls that may be under way at a time, of the tenant and in all. Raises `Overloaded`."""
+    async def _slot(self, origin: Origin, credential: bytes) -> AsyncIterator[None]:
+        """One of the calls to ``origin`` that may be under way at a time, of the tenant and in all.
+
+        Raises `Overloaded`.
+        """
+        name = origin, credential
+        all_slots = self._slots.setdefault(origin, asyncio.Semaphore(self._concurrency))
         tenant = self._tenants.setdefault(name, _Tenant(asyncio.Semaphore(self._max_calls_a_tenant)))
         tenant.calls += 1
         async with AsyncExitStack() as held:
             held.callback(self._forget, name, tenant)
             try:
                 async with asyncio.timeout(self._patience_s):
-                    for slots in (tenant.slots, self._slots):
+                    for slots in (tenant.slots, all_slots):
                         await slots.acquire()
                         held.callback(slots.release)
             except TimeoutError:
                 raise Overloaded("Too many calls wait for the upstream.") from None
             yield
 
-    def _forget(self, name: bytes, tenant: "_Tenant") -> None:
+    def _forget(self, name: tuple[Origin, bytes], tenant: "_Tenant") -> None:
         tenant.calls -= 1
         if not tenant.calls:
             del self._tenants[name]
@@ -203,7 +226,7 @@ class Batcher:
         group.waiting.append((share, answered))
         if group.under_way >= self._max_calls_a_tenant:
             return  # the next call that returns takes it along
-        if not group.under_way or sum(len(share.items) for share, _ in group.waiting) >= self._limits.items:
+        if not group.under_way or sum(len(share.items) for share, _ in group.waiting) >= share.origin.limits.items:
             self._send_waiting(share.group, group)
         elif group.timer is None:
             loop = asyncio.get_running_loop()
@@ -216,7 +239,7 @@ class Batcher:
         waiting, group.waiting = group.waiting, []
         # Measured one by one, and no further than there are calls to make: a great many may wait.
         sizes = ((len(share.items), share.tokens, len(share.body)) for share, _ in waiting)
-        for run in _runs(sizes, self._limits.sizes):
+        for run in _runs(sizes, waiting[0][0].origin.limits):
             if group.under_way >= self._max_calls_a_tenant:
                 group.waiting = waiting[run.start :]
                 break
@@ -257,11 +280,19 @@ class Batcher:
         try:
             answer = await self._embed(first, body, len(items))
             if answer.status == _OK:
-                parsed = wire.parse_answer(answer.plain_body(), items=len(items), dimensions=first.asked.dimensions)
+                _require_own_input(first.origin.provider, answer)
+                asked = first.asked
+                parsed = wire.parse_answer(
+                    answer.plain_body(), items=len(items), length=asked.length, packed=asked.packed
+                )
+                if first.origin.alternatives:
+                    # Whoever answered, it is one model by the operator's word, and has one name.
+                    parsed = replace(parsed, model=asked.model or "")
                 self._metrics.tokens_billed.inc(parsed.usage["prompt_tokens"])
                 return list(_shared_out(shares, items, parsed, answer))
-            failure: Outcome = Refused(answer)
-            is_one_callers = answer.status in _BLAMES_INPUT
+            refused = Refused(answer, body)
+            failure: Outcome = refused
+            is_one_callers = refused.blames_input
         except ProxyError as error:
             return [error] * len(shares)
         except InvalidAnswer as invalid:
@@ -273,13 +304,26 @@ class Batcher:
         return [failure] * len(shares)
 
 
+def _require_own_input(provider: Provider, answer: Answer) -> None:
+    """Raises `InvalidAnswer` if the upstream says that it embedded something else than it was sent."""
+    for name, value in provider.rewritten.items():
+        if answer.headers.get(name) == value:
+            raise InvalidAnswer("rewritten-input")
+
+
+def _is_out_of_order(answer: Answer) -> bool:
+    """Whether it says something of the upstream, and nothing of the request."""
+    return answer.status == _TOO_MANY_REQUESTS or answer.status >= _SERVER_ERROR
+
+
 def _for_body(share: Share, body: bytes) -> CIMultiDict[str]:
     """The headers to send with ``body``. An idempotency key stands for the client's own body: an upstream that keeps
-    its word would answer another one with what it answered the first time."""
+    its word would answer another one with what it answered the first time. So does a request's id: of two requests
+    under way with the same one vLLM's scheduler dies."""
     if body == share.asked.body:
         return share.headers
     headers = share.headers.copy()
-    for name in ("Idempotency-Key", "X-Idempotency-Key"):
+    for name in ("Idempotency-Key", "X-Idempotency-Key", "X-Request-Id"):
         headers.popall(name, None)
     return headers
 

@@ -7,7 +7,8 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ import uvloop
 from click.core import ParameterSource
 from platformdirs import user_cache_path
 
-from proxy import __version__, config, server
-from proxy.config import Settings
+from proxy import __version__, config, configfile, server
+from proxy.config import Settings, UpstreamSetting
 from proxy.errors import ConfigError
-from proxy.providers import BASE_URLS
+from proxy.providers import Form, Provider
 from proxy.server import Running
 
 _ENV_PREFIX = "EMBEDDING_PROXY_"
@@ -28,6 +29,9 @@ _ENV_PREFIX = "EMBEDDING_PROXY_"
 # names fall among ours (https://kubernetes.io/docs/tutorials/services/connect-applications-service/).
 _KUBERNETES_LINK = re.compile(r"EMBEDDING_PROXY_(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
 _EXIT_USAGE = 2
+# What of a configuration file is no single value, and where the context keeps it.
+_FILE = "file"
+_TABLES = {"upstream": list, "providers": dict}
 
 
 class _Parsed(click.ParamType[Any]):
@@ -49,7 +53,6 @@ class _Parsed(click.ParamType[Any]):
 _SIZE = _Parsed("size", config.parse_size)
 _STORE_LIMIT = _Parsed("size", config.parse_store_limit)
 _DURATION = _Parsed("duration", config.parse_duration)
-_UPSTREAM = _Parsed("url|name", config.parse_upstream)
 _STORE = _Parsed("url", config.parse_store)
 _SECONDS = _Parsed("duration", config.parse_seconds)
 _PORT = click.IntRange(0, 65535)
@@ -76,6 +79,10 @@ def _read_config_file(ctx: click.Context, _: click.Parameter, path: Path | None)
         raise click.UsageError(f"--config {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise click.UsageError(f"{path}: not TOML: {error}") from error
+    ctx.meta[_FILE] = str(path)
+    for key, kind in _TABLES.items():
+        if isinstance(given.get(key), kind):
+            ctx.meta[key] = given.pop(key)
     names = [param.name for param in ctx.command.params if param.name not in {None, "config", "help"}]
     for key, value in given.items():
         if key not in names:
@@ -92,7 +99,10 @@ def _forget_kubernetes_link() -> None:
 
 def _forbid_unknown_variables(ctx: click.Context) -> None:
     known = {str(param.envvar) for param in ctx.command.params if param.envvar}
-    for name in os.environ:
+    for name, value in os.environ.items():
+        if name in known and not value:
+            # click would take the default, which for an upstream is the demo.
+            raise click.UsageError(f"{name} is empty; give it a value or unset it")
         if name.startswith(_ENV_PREFIX) and name not in known and not _KUBERNETES_LINK.fullmatch(name):
             raise click.UsageError(_unknown(f"environment variable {name}", name, sorted(known)))
 
@@ -116,10 +126,12 @@ def cli() -> None:
 @_option("admin-port", type=_PORT, default=9090, help="Port for metrics and health.")
 @_option(
     "upstream",
-    type=_UPSTREAM,
+    metavar="URL|NAME",
     default="demo",
-    help=f"Base URL of the embeddings API, or one of: {', '.join(BASE_URLS)}; demo is built in and offline.",
+    help="Base URL of the embeddings API, or the name of a provider (see: embedding-proxy providers);"
+    " demo is built in and offline.",
 )
+@_option("provider", metavar="NAME", help="With a URL for --upstream: whose API it is; default: generic.")
 @_option(
     "store",
     type=_STORE,
@@ -170,12 +182,14 @@ def cli() -> None:
 def serve_command(ctx: click.Context, /, **given: Any) -> None:
     """Serve. A flag beats the environment, which beats the file, which beats the default."""
     _forbid_unknown_variables(ctx)
+    upstream, routed = _upstreams(ctx)
     settings = Settings(
         host=given["host"],
         port=given["port"],
         admin_host=given["admin_host"],
         admin_port=given["admin_port"],
-        upstream=given["upstream"],
+        upstream=upstream,
+        routed=routed,
         store=given["store"],
         store_limit_bytes=given["store_limit"],
         memory_bytes=given["memory"],
@@ -197,6 +211,86 @@ def serve_command(ctx: click.Context, /, **given: Any) -> None:
     _set_up_logging(settings.log_format)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.serve(settings, announce=lambda proxy: _announce(settings, proxy)))
+
+
+def _upstreams(ctx: click.Context) -> tuple[UpstreamSetting, tuple[UpstreamSetting, ...]]:
+    """The default upstream, and those that models are routed to. What a flag or a variable says is the default."""
+    rows = _rows(ctx)
+    tables = configfile.upstreams(ctx.meta.get("upstream", []), rows, ctx.meta.get(_FILE, ""))
+    routed = tuple(setting for setting in tables if setting.models)
+    default = next((setting for setting in tables if not setting.models), None)
+    is_given = ctx.get_parameter_source("upstream") is not ParameterSource.DEFAULT
+    if default is None or is_given:
+        if tables and not is_given:
+            raise ConfigError(
+                f"{ctx.meta[_FILE]}: every [[upstream]] has models, so other models have none;"
+                " add a table without models, or give --upstream"
+            )
+        default = _upstream_option(ctx, rows)
+        if default.name in {setting.name for setting in routed}:
+            default = replace(default, name=f"{default.name} (default)")
+    return default, routed
+
+
+def _upstream_option(ctx: click.Context, rows: Mapping[str, Provider]) -> UpstreamSetting:
+    name = ctx.params["provider"]
+    row = None if name is None else rows.get(name)
+    if name is not None and row is None:
+        raise _bad(ctx, "provider", f"{name!r} is no provider; accepted: {', '.join(rows)}")
+    try:
+        setting = config.parse_upstream(ctx.params["upstream"], row=row, rows=rows)
+    except ConfigError as error:
+        raise _bad(ctx, "upstream", str(error)) from error
+    if row is not None and setting.provider is not row:
+        raise _bad(ctx, "provider", f"{name} goes with a URL, and the upstream is {setting.name}")
+    return setting
+
+
+def _rows(ctx: click.Context) -> Mapping[str, Provider]:
+    return configfile.providers(ctx.meta.get("providers", {}), ctx.meta.get(_FILE, ""))
+
+
+def _bad(ctx: click.Context, name: str, message: str) -> click.BadParameter:
+    param = next(param for param in ctx.command.params if param.name == name)
+    return click.BadParameter(message, ctx=ctx, param=param)
+
+
+@cli.command(name="providers")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=_read_config_file,
+    is_eager=True,
+    expose_value=False,
+    help="TOML file whose [providers] tables add rows or change them.",
+)
+@click.argument("names", nargs=-1)
+@click.pass_context
+def providers_command(ctx: click.Context, names: tuple[str, ...]) -> None:
+    """Print what is known of each provider, or of those named."""
+    rows = _rows(ctx)
+    for name in names:
+        if name not in rows:
+            raise click.UsageError(_unknown(f"provider {name!r}", name, list(rows)))
+    click.echo("\n\n".join(_described(rows[name]) for name in names or rows))
+
+
+def _described(row: Provider) -> str:
+    """A row of the table, for people."""
+    facts = {
+        "auth": row.auth,
+        "input": ", ".join(form.value for form in Form if form in row.inputs),
+        "key": ", ".join(sorted(row.key)),
+        "neutral": ", ".join(sorted(row.neutral)),
+        "encoding": ", ".join([*sorted(row.encoding), *(f"{k} = {v}" for k, v in sorted(row.fixed.items()))]),
+        "cross-item": ", ".join(
+            f"{k} other than {orjson.dumps(v).decode()}" for k, v in sorted(row.cross_item.items())
+        ),
+        "limits": f"{row.limits.items:,} items, {row.limits.tokens:,} tokens, {row.limits.bytes:,} bytes a call",
+    }
+    where = "any base URL, " + row.path if row.base_url is None else row.base_url + row.path
+    lines = [f"{row.name:<12}{where}", *(f"  {what:<12}{said}" for what, said in facts.items() if said)]
+    return "\n".join(lines)
 
 
 @cli.command(name="demo")

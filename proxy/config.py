@@ -1,12 +1,13 @@
 """Settings: frozen and typed, with the units in their names, and how their texts are read."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from proxy.errors import ConfigError
-from proxy.providers import BASE_URLS
+from proxy.providers import GENERIC, PROVIDERS, Provider
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
@@ -21,9 +22,20 @@ _MIN_STORE_BYTES = 16 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SameModel:
+    """The operator's word that another upstream serves the same model, which is called ``model`` there."""
+
+    upstream: str
+    model: str | None = None  # None: by the same name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamSetting:
-    name: str  # a preset's name, `demo`, or the URL's host
+    name: str  # a provider's name, `demo`, or the URL's host
     base_url: str
+    provider: Provider = GENERIC
+    models: tuple[str, ...] = ()  # patterns of the models that are asked of it; none: all that nobody else has
+    same_model: tuple[SameModel, ...] = ()
 
     @property
     def is_demo(self) -> bool:
@@ -49,7 +61,8 @@ class Settings:
     port: int  # 0: any free one
     admin_host: str
     admin_port: int
-    upstream: UpstreamSetting
+    upstream: UpstreamSetting  # for all that no other is for
+    routed: tuple[UpstreamSetting, ...] = ()
     store: StoreSetting
     store_limit_bytes: int
     memory_bytes: int
@@ -99,15 +112,24 @@ def _quantity(text: str, units: dict[str, float] | dict[str, int], what: str, ac
     return float(match[1]) * units[match[2].lower()]
 
 
-def parse_upstream(text: str) -> UpstreamSetting:
-    """A preset's name, ``demo``, or a base URL as one would give an SDK. Raises `ConfigError`."""
+def parse_upstream(
+    text: str, *, row: Provider | None = None, rows: Mapping[str, Provider] = PROVIDERS
+) -> UpstreamSetting:
+    """A provider's name, ``demo``, or a base URL as one would give an SDK, with what ``row`` says of it.
+
+    Raises `ConfigError`.
+    """
     name = text.strip()
     if name == "demo":
         return UpstreamSetting(name=name, base_url=DEMO_BASE_URL)
-    if name in BASE_URLS:
-        return UpstreamSetting(name=name, base_url=BASE_URLS[name])
+    known = {own.name: own.base_url for own in rows.values() if own.base_url is not None}
+    if name in known:
+        return UpstreamSetting(name=name, base_url=known[name], provider=rows[name])
+    if name in rows:
+        msg = f"{name} has no address of its own; give its base URL, and {name} as the provider"
+        raise ConfigError(msg)
     parts = _split(name)
-    accepted = f"accepted: a base URL as https://api.example.com/v1, or {', '.join(BASE_URLS)}, demo"
+    accepted = "accepted: a base URL as https://api.example.com/v1" + (f", or {', '.join(known)}, demo" if rows else "")
     if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
         msg = f"{_without_secrets(text)!r} is not an upstream; {accepted}"
         raise ConfigError(msg)
@@ -117,7 +139,7 @@ def parse_upstream(text: str) -> UpstreamSetting:
         )
         raise ConfigError(msg)
     base_url = parts.scheme + name[len(parts.scheme) :].rstrip("/")  # the scheme in lower case, the rest as it is
-    return UpstreamSetting(name=parts.hostname, base_url=base_url)
+    return UpstreamSetting(name=parts.hostname, base_url=base_url, provider=row or rows[GENERIC.name])
 
 
 def parse_store(text: str) -> StoreSetting:

@@ -15,12 +15,12 @@ from proxy.errors import BodyTooLarge, InvalidRequest, NotCached, Overloaded, Pr
 from proxy.fetcher import Errand, Failure, Fetched, Fetcher
 from proxy.headers import Directives
 from proxy.metrics import Metrics
+from proxy.origins import Origin, Origins
 from proxy.passthrough import answer_expect, relay
 from proxy.plan import Plan, plan
-from proxy.providers import Fields
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache
-from proxy.upstream import Answer, Upstream
+from proxy.upstream import Answer
 from proxy.wire import Bypass, EmbeddingRequest
 
 _log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class _Job(NamedTuple):
     """One understood request on its way through."""
 
     request: BaseRequest
+    origin: Origin
     url: str
     asked: EmbeddingRequest
     directives: Directives
@@ -66,10 +67,9 @@ class EmbeddingsRoute:
         self,
         cache: Cache,
         fetcher: Fetcher,
-        upstream: Upstream,
+        origins: Origins,
         metrics: Metrics,
         *,
-        fields: Fields,
         max_body_bytes: int,
         max_held_bytes: int,
         reports_full_usage: bool,
@@ -77,9 +77,8 @@ class EmbeddingsRoute:
     ) -> None:
         self._cache = cache
         self._fetcher = fetcher
-        self._upstream = upstream
+        self._origins = origins
         self._metrics = metrics
-        self._fields = fields
         self._max_body_bytes = max_body_bytes
         self.max_held_bytes = max_held_bytes
         self.held_bytes = 0  # what has come of request bodies and is in memory
@@ -90,14 +89,14 @@ class EmbeddingsRoute:
         self._is_draining = is_draining
         self._said: set[tuple[str, str]] = set()
 
-    async def handle(self, request: BaseRequest, url: str) -> StreamResponse:
-        """Answer ``POST …/embeddings``, which goes to ``url`` for whatever is not cached. Raises `ProxyError`."""
+    async def handle(self, request: BaseRequest) -> StreamResponse:
+        """Answer ``POST …/embeddings``. Raises `ProxyError`."""
         started = time.perf_counter()
         outcome = "error"
         self._in_flight += 1
         held = _Held(self)
         try:
-            outcome, response = await self._serve(request, url, held)
+            outcome, response = await self._serve(request, held)
         finally:
             self._in_flight -= 1
             self.held_bytes -= held.size
@@ -105,16 +104,21 @@ class EmbeddingsRoute:
             self._metrics.request_seconds[outcome].observe(time.perf_counter() - started)
         return response
 
-    async def _serve(self, request: BaseRequest, url: str, held: "_Held") -> tuple[str, StreamResponse]:
+    async def _serve(self, request: BaseRequest, held: "_Held") -> tuple[str, StreamResponse]:
         body = await self._read_body(request, held)
+        origin = self._origins.default
         try:
-            _require_plain_json(request)
-            asked = wire.parse_request(body, self._fields)
+            credentials, affecting, is_signed = headers.identity(request.headers)
+            _require_plain_json(request, is_signed=is_signed)
+            fields = wire.read_object(body)
+            origin = self._origins.of(fields.get("model"))
+            asked = wire.parse_request(body, fields, origin.provider)
         except Bypass as bypass:
-            return "bypass", await self._bypass(request, url, body, bypass.reason)
-        credentials, affecting = headers.identity(request.headers)
+            return "bypass", await self._bypass(request, origin, body, bypass.reason)
+        url = origin.routes.embeddings(request.raw_path).url
         job = _Job(
             request,
+            origin,
             url,
             asked,
             headers.cache_control(request.headers),
@@ -159,12 +163,13 @@ class EmbeddingsRoute:
             raise InvalidRequest("The request body is not framed as its headers say.") from None
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def _bypass(self, request: BaseRequest, url: str, body: bytes, reason: str) -> StreamResponse:
+    async def _bypass(self, request: BaseRequest, origin: Origin, body: bytes, reason: str) -> StreamResponse:
         self._metrics.bypasses.labels(reason).inc()
         self._say_once(reason, "a request is relayed without caching")
         extra = _cache_headers("BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0)
         is_last = self._is_draining()
-        return await relay(request, self._upstream, url, body=body, extra_headers=extra, is_last=is_last)
+        url = origin.routes.embeddings(request.raw_path).url
+        return await relay(request, origin.client, url, body=body, extra_headers=extra, is_last=is_last)
 
     # --- up
 
@@ -190,7 +195,8 @@ class EmbeddingsRoute:
         directives = job.directives
         return Errand(
             asked=job.asked,
-            url=job.url,
+            origin=job.origin,
+            target=job.request.raw_path,
             headers=headers.to_upstream(job.request.headers),
             group=keys.group(job.asked, url=job.url, credentials=credentials, vector_headers=affecting),
             tenant=keys.tenant(credentials),
@@ -205,8 +211,11 @@ class EmbeddingsRoute:
 
     async def _answer_failure(self, job: _Job, errand: Errand, failure: Failure) -> StreamResponse:
         match failure.cause:
-            case Refused(answer):
+            case Refused(answer, body) if body == job.asked.body or not failure.cause.blames_input:
                 return _relayed(answer)
+            case Refused():
+                # It may name the place of the item it blames, which is another one in the client's list.
+                return _relayed(await self._fetcher.replay(errand))
             case Unusable(answer, body, reason):
                 self._say_once(reason, "an answer of the upstream is relayed and not stored")
                 # Part of an answer can't be relayed as the whole: ask again for just what the client asked for.
@@ -280,7 +289,9 @@ def _added_up(receipts: list[Delivered]) -> dict[str, Any]:
     return {name: sum(receipt.usage[name] for receipt in receipts) for name in ("prompt_tokens", "total_tokens")}
 
 
-def _require_plain_json(request: BaseRequest) -> None:
+def _require_plain_json(request: BaseRequest, *, is_signed: bool) -> None:
+    if is_signed:  # the upstream would refuse any other body
+        raise Bypass("signed-body")
     content_type = request.headers.get("Content-Type", "")
     # In another charset the same bytes are another text.
     if content_type != "application/json" and not _PLAIN_JSON.fullmatch(content_type):

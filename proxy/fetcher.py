@@ -15,6 +15,7 @@ from proxy import wire
 from proxy.batcher import Batcher, Delivered, Outcome, Refused, Share, Unusable
 from proxy.errors import ProxyError
 from proxy.flight import Claim, Flights
+from proxy.origins import Origin
 from proxy.record import Record
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache, Lease
@@ -34,7 +35,8 @@ class Errand:
     """What one request wants fetched: distinct ``keys``, and at the same places the items they stand for."""
 
     asked: EmbeddingRequest
-    url: str
+    origin: Origin
+    target: str
     headers: CIMultiDict[str]
     group: bytes
     tenant: bytes
@@ -60,7 +62,8 @@ class Errand:
         return Share(
             group=self.group,
             tenant=self.tenant,
-            url=self.url,
+            origin=self.origin,
+            target=self.target,
             headers=self.headers,
             asked=self.asked,
             items=self.items,
@@ -78,7 +81,7 @@ class Failure:
     def is_everybodys(self) -> bool:
         """Whether a waiter would fare no better by itself. A 4xx may be about the leader: its key, its other items."""
         match self.cause:
-            case Refused(answer):
+            case Refused(answer, _):
                 return answer.status == _TOO_MANY_REQUESTS or answer.status >= _SERVER_ERROR
             case ProxyError():
                 return True
@@ -228,7 +231,7 @@ class Fetcher:
 
     async def _ask(self, errand: Errand, claim: Claim[_Landed], ledger: _Ledger) -> None:
         """Ask the upstream for keys that are ours, in as few calls as its limits allow."""
-        parts = [errand.part(run) for run in self._batcher.split(errand.asked, errand.items)]
+        parts = [errand.part(run) for run in self._batcher.split(errand.origin, errand.asked, errand.items)]
         async with asyncio.TaskGroup() as tasks:
             for part in parts:
                 tasks.create_task(self._ask_part(part, claim, ledger))
@@ -255,7 +258,7 @@ class Fetcher:
         records = {
             key: Record(
                 vector=vector,
-                model=delivered.model or part.asked.model,
+                model=delivered.model or part.asked.model or "",
                 tokens=tokens,
                 tokens_exact=len(part.keys) == 1 and delivered.is_exact,
                 stored_at_s=now,

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from typing import NamedTuple
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
@@ -34,6 +35,19 @@ _REWRITTEN = frozenset({"host", "content-length", "expect"})
 _VECTOR_AFFECTING = re.compile(
     r"azureml-model-deployment|extra-parameters|openai-(organization|project)"
     r"|x-portkey-(config|provider|custom-host)|helicone-target-.*"
+    # NemoRouter compresses what is sent and fills in templates; NVIDIA takes images from the assets named there.
+    r"|x-(nr|nemo)-(compress|prompt-.*)|nvcf-.*"
+)
+# Fields that vouch for the very bytes of the body (RFC 9530, which RFC 9421 signatures cover; AWS; AIGNE's components),
+# so that no other body may be sent with them.
+_SIGNATURE = frozenset(
+    {
+        "content-digest",
+        "content-md5",
+        "digest",
+        "x-amz-content-sha256",
+        "x-component-sig",
+    }
 )
 # Providers and the gateways before them tell callers apart by many a field (Authorization, api-key, x-goog-api-key,
 # x-litellm-api-key, x-auth-token, x-goog-iap-jwt-assertion, …); whatever sounds like one counts as one.
@@ -77,6 +91,7 @@ class _Class(Enum):
     CREDENTIAL = 1
     VECTOR_AFFECTING = 2
     COOKIE = 3
+    SIGNATURE = 4
 
 
 @lru_cache(maxsize=4096)
@@ -84,6 +99,8 @@ def _class_of(name: str) -> _Class:
     name = name.lower()
     if name == "cookie":
         return _Class.COOKIE
+    if name in _SIGNATURE:
+        return _Class.SIGNATURE
     if _VECTOR_AFFECTING.fullmatch(name):
         return _Class.VECTOR_AFFECTING
     if name in HOP_BY_HOP or name in _NO_CREDENTIAL or not _CREDENTIAL.search(name):
@@ -91,10 +108,18 @@ def _class_of(name: str) -> _Class:
     return _Class.CREDENTIAL
 
 
-def identity(headers: Headers) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """What of the headers an item's key depends on: ``(credentials, vector-affecting fields)``.
+class Identity(NamedTuple):
+    """What of the headers an item's key depends on, and whether they allow no body but the one they came with."""
 
-    Each is a list of (name in lower case, value), sorted by name; repeated fields keep their order. Cookies are a
+    credentials: list[tuple[str, str]]
+    vector_affecting: list[tuple[str, str]]
+    is_signed: bool
+
+
+def identity(headers: Headers) -> Identity:
+    """Read who asks, and what else of the headers matters.
+
+    The fields are lists of (name in lower case, value), sorted by name; repeated fields keep their order. Cookies are a
     credential where there is no other: balancers set new ones all the time.
     """
     if headers.get("Connection") not in _USUAL_CONNECTION:
@@ -105,7 +130,8 @@ def identity(headers: Headers) -> tuple[list[tuple[str, str]], list[tuple[str, s
         if kind is not _Class.NEUTRAL:
             found.setdefault(kind, []).append((name.lower(), value))
     credentials = found.get(_Class.CREDENTIAL) or found.get(_Class.COOKIE, [])
-    return sorted(credentials, key=_name), sorted(found.get(_Class.VECTOR_AFFECTING, []), key=_name)
+    affecting = found.get(_Class.VECTOR_AFFECTING, [])
+    return Identity(sorted(credentials, key=_name), sorted(affecting, key=_name), _Class.SIGNATURE in found)
 
 
 def _name(field: tuple[str, str]) -> str:

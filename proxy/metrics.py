@@ -117,6 +117,12 @@ class Metrics:
             registry=registry,
         )
 
+        self.upstream_fallbacks = Counter(
+            "embedding_proxy_upstream_fallbacks",
+            "Embeddings calls that one upstream could not answer and one declared to serve the same model was asked.",
+            ["upstream"],
+            registry=registry,
+        )
         self.queued_items = Gauge(
             "embedding_proxy_upstream_queued_items",
             "Items that were handed to the batcher and have no answer yet.",
@@ -146,11 +152,11 @@ class Metrics:
         )
         self._breakers = Gauge(
             "embedding_proxy_breaker_state",
-            "Circuit breakers, of each direction of the store and of the upstream: 0 closed, 1 half-open, 2 open.",
+            "Circuit breakers, of each direction of the store and of each upstream: 0 closed, 1 half-open, 2 open.",
             ["circuit"],
             registry=registry,
         )
-        for circuit in ("store_read", "store_write", "upstream"):
+        for circuit in ("store_read", "store_write"):
             self.breaker(circuit, "closed")
         self._memory_bytes = Gauge(
             "embedding_proxy_memory_bytes",

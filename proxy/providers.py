@@ -1,22 +1,77 @@
-"""What each provider documents: where it is, and what the fields of an embeddings request mean there (pure)."""
+"""What each provider documents: where it is, what it takes, and what the fields of a request mean there (pure).
 
-from dataclasses import dataclass
+``embedding-proxy providers`` prints this table; a configuration file adds rows to it and changes them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+_MIB = 1024 * 1024
+
+
+class Form(Enum):
+    """What ``input`` can be."""
+
+    TEXT = "text"
+    TEXTS = "texts"
+    TOKENS = "tokens"  # [1, 2, 3]: one item
+    TOKEN_LISTS = "token lists"  # noqa: S105
+    CONTENT = "content parts"  # OpenRouter: {"content": [{"type": "text", …}, {"type": "image_url", …}]}
+    MEDIA = "media objects"  # Jina: {"text": …}, {"image": …}
+
+
+_TEXTS = frozenset({Form.TEXT, Form.TEXTS})
+_TOKENS = _TEXTS | {Form.TOKENS, Form.TOKEN_LISTS}
+
+
+class Limits(NamedTuple):
+    """What one call may hold; OpenAI's own where a provider documents none."""
+
+    items: int = 2048
+    tokens: int = 300_000
+    bytes: int = 32 * _MIB
+
+
+_USUAL = Limits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fields:
-    """The classes a field of the request body can have; one that is in none of them makes a request bypass.
+class Provider:
+    """A row. A field of the request body that stands in none of its classes makes a request bypass.
 
-    ``key``: changes the vector of each item alike, so its value is part of every item's key.
-    ``neutral``: changes nothing about the vector.
+    ``model`` and ``input`` have meanings of their own and stand in no class.
     """
 
-    key: frozenset[str]
-    neutral: frozenset[str]
+    name: str
+    base_url: str | None = None  # as one would give it to an SDK; None: everyone has another
+    path: str = "/embeddings"  # after the base URL
+    auth: str = "Authorization: Bearer"  # where the key goes
+    inputs: frozenset[Form] = _TOKENS
+    key: frozenset[str] = frozenset()  # changes the vector of each item alike, so its value is in every item's key
+    neutral: frozenset[str] = frozenset({"user"})  # changes nothing about the vector
+    # Lets an item's vector depend on the other items, or gives it several; name -> the one value that doesn't.
+    cross_item: Mapping[str, object] = field(default_factory=dict)
+    # Chooses how the vector is written: float, base64, or an integer type, which is in the key.
+    encoding: frozenset[str] = frozenset({"encoding_format"})
+    # Likewise, in ways that the proxy can't write itself; name -> the one value that it can.
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    limits: Limits = _USUAL
+    needs_model: bool = True
+    # Models that make one vector of all the items of a call, or may.
+    fused_models: tuple[str, ...] = ("*gemini-embedding-2*",)
+    references: tuple[str, ...] = ()  # what in a text stands for something that is not in the request
+    takes_null: bool = False  # in fields of class encoding and cross-item null is the same as absent
+    # The answer's fields that say that what was embedded is not what was sent; name -> value.
+    rewritten: Mapping[str, str] = field(default_factory=dict)
+    # Where clients reach the base URL on this proxy, besides its own path. Not a path where the server has another API.
+    aliases: tuple[str, ...] = ("/v1", "/api/v1", "/api", "")
 
 
-# ``model``, ``input`` and ``encoding_format`` have meanings of their own and stand in no class.
-GENERIC_FIELDS = Fields(
+# For an upstream about which nothing is known: what OpenAI documents, and fields that mean the same wherever they are.
+GENERIC = Provider(
+    name="generic",
     key=frozenset(
         {
             "dimensions",
@@ -32,18 +87,172 @@ GENERIC_FIELDS = Fields(
             "truncation",
         }
     ),
-    neutral=frozenset({"user", "session_id", "trace", "metadata", "request_id"}),
 )
 
-# What one call may hold. OpenAI's own limit; none of the presets documents a lower one.
-MAX_BATCH_ITEMS = 2048
+_ROWS = (
+    Provider(
+        name="infron",  # https://infronai.gitbook.io/docs/api-reference/embeddings
+        base_url="https://llm.onerouter.pro/v1",
+        inputs=_TEXTS,
+        key=frozenset({"dimensions", "provider"}),
+    ),
+    Provider(
+        name="openrouter",  # https://openrouter.ai/docs/api/reference/embeddings
+        base_url="https://openrouter.ai/api/v1",
+        inputs=_TOKENS | {Form.CONTENT},
+        key=frozenset({"dimensions", "input_type", "provider"}),
+        neutral=frozenset({"user", "session_id", "trace"}),
+    ),
+    Provider(
+        name="apertis",  # https://docs.apertis.ai/api/text-generation/embeddings
+        base_url="https://api.apertis.ai/v1",
+        inputs=_TEXTS,
+        key=frozenset({"dimensions", "task"}),
+    ),
+    Provider(
+        name="aigne",  # https://www.arcblock.io/content/docs/aigne-hub; one's own hub is at https://<host>/api/v1
+        base_url="https://hub.aigne.io/app/api/v1",
+        key=frozenset({"dimensions"}),
+    ),
+    Provider(
+        name="nemorouter",
+        base_url="https://api.nemorouter.ai/v1",
+        inputs=_TEXTS,
+        key=frozenset({"dimensions"}),
+        rewritten={"x-nr-guardrails": "redacted"},
+    ),
+    Provider(
+        name="openai",  # https://platform.openai.com/docs/api-reference/embeddings/create
+        base_url="https://api.openai.com/v1",
+        key=frozenset({"dimensions"}),
+    ),
+    Provider(
+        name="azure",  # https://learn.microsoft.com/azure/ai-foundry/openai/reference; the deployment is in the path
+        auth="api-key",
+        key=frozenset({"dimensions", "input_type"}),
+        needs_model=False,
+    ),
+    Provider(
+        name="jina",  # https://api.jina.ai/docs
+        base_url="https://api.jina.ai/v1",
+        inputs=_TEXTS | {Form.MEDIA},
+        key=frozenset({"task", "dimensions", "normalized", "truncate"}),
+        neutral=frozenset(),
+        cross_item={"late_chunking": False, "return_multivector": False},
+        encoding=frozenset({"embedding_type"}),
+        takes_null=True,
+        limits=Limits(items=512),
+    ),
+    Provider(
+        name="voyage",  # https://docs.voyageai.com/reference/embeddings-api
+        base_url="https://api.voyageai.com/v1",
+        inputs=_TEXTS,
+        key=frozenset({"input_type", "truncation", "output_dimension"}),
+        neutral=frozenset(),
+        encoding=frozenset({"encoding_format", "output_dtype"}),
+        takes_null=True,
+        limits=Limits(items=1000, tokens=120_000),
+    ),
+    Provider(
+        name="cohere",  # https://docs.cohere.com/docs/compatibility-api
+        base_url="https://api.cohere.ai/compatibility/v1",
+        inputs=frozenset({Form.TEXTS}),
+        neutral=frozenset(),
+        limits=Limits(items=96),
+    ),
+    Provider(
+        name="mistral",  # https://docs.mistral.ai/api/endpoint/embeddings
+        base_url="https://api.mistral.ai/v1",
+        inputs=_TEXTS,
+        key=frozenset({"output_dimension"}),
+        neutral=frozenset({"metadata"}),
+        encoding=frozenset({"encoding_format", "output_dtype"}),
+        takes_null=True,
+        limits=Limits(items=256, tokens=16_384),
+    ),
+    Provider(
+        name="together",  # https://docs.together.ai/reference/embeddings
+        base_url="https://api.together.xyz/v1",
+        inputs=_TEXTS,
+        neutral=frozenset(),  # it refuses `user` and `dimensions`
+    ),
+    Provider(
+        name="fireworks",  # https://docs.fireworks.ai/api-reference/creates-an-embedding-vector-representing-the-input-text
+        base_url="https://api.fireworks.ai/inference/v1",
+        inputs=_TEXTS,
+        key=frozenset({"prompt_template", "dimensions", "return_logits", "normalize"}),
+        neutral=frozenset(),
+    ),
+    Provider(
+        name="gemini",  # https://ai.google.dev/gemini-api/docs/openai
+        base_url="https://generativelanguage.googleapis.com/v1beta/openai",
+        inputs=_TEXTS,
+        key=frozenset({"dimensions"}),
+        limits=Limits(items=100),
+    ),
+    Provider(
+        name="nvidia",  # https://docs.nvidia.com/nim/nemo-retriever/text-embedding/latest/reference.html
+        base_url="https://integrate.api.nvidia.com/v1",
+        inputs=_TEXTS,
+        key=frozenset({"input_type", "truncate", "dimensions", "modality"}),
+        encoding=frozenset({"encoding_format", "embedding_type"}),
+        references=(";asset_id,",),
+    ),
+    Provider(
+        name="vllm",  # https://docs.vllm.ai/en/latest/serving/openai_compatible_server/
+        base_url="http://127.0.0.1:8000/v1",
+        key=frozenset(
+            {
+                "add_special_tokens",
+                "dimensions",
+                "normalize",
+                "padding",
+                "truncate_prompt_tokens",
+                "truncation_side",
+                "use_activation",
+            }
+        ),
+        neutral=frozenset({"user", "request_id", "priority", "cache_salt"}),
+        fixed={"embed_dtype": "float32", "endianness": "native"},
+        needs_model=False,
+    ),
+    Provider(
+        name="tei",  # https://huggingface.github.io/text-embeddings-inference/
+        base_url="http://127.0.0.1:3000/v1",
+        key=frozenset({"dimensions"}),
+        limits=Limits(items=32, bytes=2_000_000),
+        needs_model=False,
+    ),
+    Provider(
+        name="infinity",  # https://michaelfeil.eu/infinity/
+        base_url="http://127.0.0.1:7997",
+        inputs=_TEXTS,
+        key=frozenset({"dimensions", "modality"}),
+        needs_model=False,
+    ),
+    Provider(
+        name="ollama",  # https://docs.ollama.com/api/openai-compatibility
+        base_url="http://127.0.0.1:11434/v1",
+        inputs=_TEXTS,
+        key=frozenset({"dimensions"}),
+        aliases=("/v1", ""),  # /api/embeddings is its own API
+    ),
+    Provider(
+        name="llamacpp",  # https://github.com/ggml-org/llama.cpp/tree/master/tools/server
+        base_url="http://127.0.0.1:8080/v1",
+        key=frozenset({"dimensions", "embd_normalize"}),
+        needs_model=False,
+        aliases=("/v1",),  # /embeddings is its own API
+    ),
+    Provider(
+        name="lmstudio",  # https://lmstudio.ai/docs/developer/openai-compat
+        base_url="http://127.0.0.1:1234/v1",
+        inputs=_TEXTS,
+        key=frozenset({"dimensions"}),
+        neutral=frozenset({"user", "ttl"}),
+        needs_model=False,
+        aliases=("/v1", ""),  # /api/v0 and /api/v1 are its own API
+    ),
+)
 
-# name -> the base URL its documentation gives for the OpenAI-compatible API.
-BASE_URLS = {
-    "aigne": "https://hub.aigne.io/app/api",  # the hosted hub; one's own hub is at https://<host>/api
-    "apertis": "https://api.apertis.ai/v1",
-    "infron": "https://llm.onerouter.pro/v1",
-    "nemorouter": "https://api.nemorouter.ai/v1",
-    "openai": "https://api.openai.com/v1",
-    "openrouter": "https://openrouter.ai/api/v1",
-}
+PROVIDERS: Mapping[str, Provider] = {row.name: row for row in (GENERIC, *_ROWS)}

@@ -1,12 +1,13 @@
 """Where a request goes: its path on this proxy → a URL of the upstream, and whether it is the cached route (pure)."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-_EMBEDDINGS = frozenset({"/v1/embeddings", "/api/v1/embeddings", "/api/embeddings", "/embeddings"})
+from proxy.providers import GENERIC
+
 # https://learn.microsoft.com/azure/ai-services/openai/reference: the deployment in the path chooses the model.
 _AZURE_EMBEDDINGS = re.compile(r"/openai/(?:deployments/[^/?]+|v1)/embeddings")
-_VERSIONED = re.compile(r"/(?:api/)?v1(?=/|$)")
 _BASE = re.compile(r"(https?://[^/?#]+)(.*)")
 
 
@@ -17,36 +18,50 @@ class Route:
 
 
 class Routes:
-    """The map for one upstream, whose ``base_url`` is what one would give an SDK: scheme, host and maybe a path."""
+    """The map for one upstream, whose ``base_url`` is what one would give an SDK: scheme, host and maybe a path.
 
-    def __init__(self, base_url: str) -> None:
+    ``path`` is that of the embeddings after the base URL. ``aliases`` are where clients may think the base URL is.
+    """
+
+    def __init__(self, base_url: str, *, path: str = GENERIC.path, aliases: Sequence[str] = GENERIC.aliases) -> None:
         match = _BASE.fullmatch(base_url)
         if match is None:
             msg = f"not an http(s) URL: {base_url!r}"
             raise ValueError(msg)
-        self._origin, self._path = match[1], match[2].rstrip("/")
-        self._embeddings = Route(f"{self._origin}{self._path}/embeddings", is_embeddings=True)
+        self._origin, self._base = match[1], match[2].rstrip("/")
+        self._embeddings = Route(f"{self._origin}{self._base}{path}", is_embeddings=True)
+        self._names = frozenset({self._base + path, *(alias + path for alias in aliases)})
+        self._prefixes = [alias for alias in aliases if alias.endswith("/v1")]
 
     def find(self, target: str) -> Route | None:
         """Map a request target in origin form (RFC 9112 §3.2.1); None for any other form.
 
         The client's target only ever follows the upstream's scheme, host and port, so it can't choose them.
         """
-        if target in _EMBEDDINGS:
+        if target in self._names:
             return self._embeddings
         if not target.startswith("/"):
             return None
         path, mark, query = target.partition("?")
-        if path in _EMBEDDINGS:
+        if path in self._names:
             return Route(self._embeddings.url + mark + query, is_embeddings=True)
         if _AZURE_EMBEDDINGS.fullmatch(path):
             return Route(self._origin + target, is_embeddings=True)
-        return Route(self._passed_through(target), is_embeddings=False)
+        return Route(self._passed_through(path) + mark + query, is_embeddings=False)
 
-    def _passed_through(self, target: str) -> str:
-        own_path = self._path + "/"
-        if self._path and target.startswith(own_path):
-            return self._origin + target
-        if versioned := _VERSIONED.match(target):
-            return self._origin + self._path + target[versioned.end() :]
-        return self._origin + target
+    def embeddings(self, target: str) -> Route:
+        """The cached route of this upstream, for a target that some upstream's map took for it."""
+        if target in self._names:
+            return self._embeddings
+        path, mark, query = target.partition("?")
+        if _AZURE_EMBEDDINGS.fullmatch(path):
+            return Route(self._origin + target, is_embeddings=True)
+        return Route(self._embeddings.url + mark + query, is_embeddings=True)
+
+    def _passed_through(self, path: str) -> str:
+        if self._base and path.startswith(self._base + "/"):
+            return self._origin + path
+        for prefix in self._prefixes:
+            if path == prefix or path.startswith(prefix + "/"):
+                return self._origin + self._base + path[len(prefix) :]
+        return self._origin + path

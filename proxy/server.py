@@ -9,20 +9,21 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from aiohttp import BaseConnector, TCPConnector, UnixConnector, web
 
 from proxy import demo
-from proxy.batcher import Batcher, Limits
-from proxy.config import Settings, StoreSetting
+from proxy.batcher import Batcher
+from proxy.config import Settings, StoreSetting, UpstreamSetting
 from proxy.embeddings import EmbeddingsRoute
 from proxy.errors import ConfigError, InvalidRequest, ProxyError
 from proxy.fetcher import Fetcher
 from proxy.metrics import Metrics
+from proxy.origins import Alternative, Origin, Origins
 from proxy.passthrough import is_websocket, relay, relay_websocket
-from proxy.providers import GENERIC_FIELDS, MAX_BATCH_ITEMS
 from proxy.routes import Routes
 from proxy.store.base import NoStore, Store
 from proxy.store.memory import Memory
@@ -61,7 +62,7 @@ class Running:
     base_url: str  # what a client uses, /v1 included
     admin_url: str
     lifecycle: Lifecycle
-    routes: Routes
+    origins: Origins
     cache: Cache
     fetcher: Fetcher
 
@@ -112,13 +113,11 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
     metrics = Metrics()
     lifecycle = Lifecycle()
     async with AsyncExitStack() as stack:
-        upstream = await _open_upstream(stack, settings, metrics)
+        origins = await _open_origins(stack, settings, metrics)
         cache = _open_cache(settings, metrics, clock)
         stack.push_async_callback(_before, lifecycle, cache.aclose)
         batcher = Batcher(
-            upstream,
             metrics,
-            limits=Limits(items=settings.max_batch_items or MAX_BATCH_ITEMS),
             window_s=settings.batch_window_s,
             concurrency=settings.upstream_concurrency,
             patience_s=settings.upstream_timeout_s,
@@ -130,16 +129,14 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
         route = EmbeddingsRoute(
             cache,
             fetcher,
-            upstream,
+            origins,
             metrics,
-            fields=GENERIC_FIELDS,
             max_body_bytes=settings.max_body_bytes,
             max_held_bytes=settings.max_held_bytes,
             reports_full_usage=settings.reports_full_usage,
             is_draining=lambda: lifecycle.is_draining,
         )
-        routes = Routes(settings.upstream.base_url)
-        handler = _data_handler(routes, route, upstream, lifecycle)
+        handler = _data_handler(origins, route, lifecycle)
         # The admin port is the last to go: it tells that the proxy is draining.
         admin = web.AppRunner(_admin_app(metrics, lifecycle), access_log=None, shutdown_timeout=1.0)
         admin_port = await _listen(stack, admin, settings.admin_host, settings.admin_port, flag="--admin-port")
@@ -147,16 +144,26 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
         # aiohttp waits this long for the handlers, and then as long again before it cancels them.
         data = web.ServerRunner(web_server, shutdown_timeout=settings.shutdown_timeout_s / 2)
         port = await _listen(stack, data, settings.host, settings.port, flag="--port")
+        _forbid_itself(settings, port)
         yield Running(
             base_url=f"http://{_bracketed(settings.host)}:{port}/v1",
             admin_url=f"http://{_bracketed(settings.admin_host)}:{admin_port}",
             lifecycle=lifecycle,
-            routes=routes,
+            origins=origins,
             cache=cache,
             fetcher=fetcher,
         )
         lifecycle.is_draining = True
         lifecycle.deadline = time.monotonic() + settings.shutdown_timeout_s
+
+
+def _forbid_itself(settings: Settings, port: int) -> None:
+    for setting in (settings.upstream, *settings.routed):
+        parts = urlsplit(setting.base_url)
+        own = {settings.host, "localhost", "127.0.0.1", "::1"}
+        if parts.scheme == "http" and (parts.port or 80) == port and parts.hostname in own:
+            msg = f"upstream {setting.base_url} is this proxy's own address; choose another --port or --upstream"
+            raise ConfigError(msg)
 
 
 async def _before(lifecycle: Lifecycle, work: Callable[[], Awaitable[None]]) -> None:
@@ -168,8 +175,33 @@ async def _before(lifecycle: Lifecycle, work: Callable[[], Awaitable[None]]) -> 
         _log.warning("stopping: gave up on %s", work)
 
 
-async def _open_upstream(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Upstream:
-    socket = str(await stack.enter_async_context(_demo_upstream())) if settings.upstream.is_demo else None
+async def _open_origins(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Origins:
+    every = [settings.upstream, *settings.routed]
+    opened = {setting.name: await _open_origin(stack, setting, settings, metrics) for setting in every}
+    for setting in every:
+        others = (Alternative(opened[other.upstream], other.model) for other in setting.same_model)
+        opened[setting.name].alternatives = tuple(others)
+    return Origins(
+        opened[settings.upstream.name], [(setting.models, opened[setting.name]) for setting in settings.routed]
+    )
+
+
+async def _open_origin(stack: AsyncExitStack, setting: UpstreamSetting, settings: Settings, metrics: Metrics) -> Origin:
+    provider = setting.provider
+    if settings.max_batch_items is not None:
+        provider = replace(provider, limits=provider.limits._replace(items=settings.max_batch_items))
+    return Origin(
+        name=setting.name,
+        provider=provider,
+        routes=Routes(setting.base_url, path=provider.path, aliases=provider.aliases),
+        client=await _open_upstream(stack, setting, settings, metrics),
+    )
+
+
+async def _open_upstream(
+    stack: AsyncExitStack, setting: UpstreamSetting, settings: Settings, metrics: Metrics
+) -> Upstream:
+    socket = str(await stack.enter_async_context(_demo_upstream())) if setting.is_demo else None
 
     def connect(limit: int) -> BaseConnector:
         return TCPConnector(limit=limit) if socket is None else UnixConnector(socket, limit=limit)
@@ -179,7 +211,7 @@ async def _open_upstream(stack: AsyncExitStack, settings: Settings, metrics: Met
         read_s=settings.upstream_read_timeout_s,
         total_s=settings.upstream_timeout_s,
     )
-    return await stack.enter_async_context(Upstream(connect, metrics, timeouts=timeouts))
+    return await stack.enter_async_context(Upstream(setting.name, connect, metrics, timeouts=timeouts))
 
 
 def _open_cache(settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> Cache:
@@ -226,13 +258,14 @@ def _make_server(handler: _Handler) -> web.Server:
     )
 
 
-def _data_handler(routes: Routes, embeddings: EmbeddingsRoute, upstream: Upstream, lifecycle: Lifecycle) -> _Handler:
+def _data_handler(origins: Origins, embeddings: EmbeddingsRoute, lifecycle: Lifecycle) -> _Handler:
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        route = routes.find(request.raw_path)
+        route = origins.find(request.raw_path)
         if route is None:
             raise InvalidRequest("The request target must be a path.")
         if route.is_embeddings and request.method == "POST":
-            return await embeddings.handle(request, route.url)
+            return await embeddings.handle(request)
+        upstream = origins.default.client
         if is_websocket(request):
             return await relay_websocket(request, upstream, route.url)
         return await relay(request, upstream, route.url, is_last=lifecycle.is_draining)

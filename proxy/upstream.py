@@ -83,10 +83,15 @@ class Timeouts:
 class Upstream:
     """Connections to the upstream. Nothing a client sends chooses where they go: callers pass URLs of `Routes`."""
 
-    def __init__(self, connect: Callable[[int], BaseConnector], metrics: Metrics, *, timeouts: Timeouts) -> None:
+    def __init__(
+        self, name: str, connect: Callable[[int], BaseConnector], metrics: Metrics, *, timeouts: Timeouts
+    ) -> None:
         """``connect`` makes a connector for so many connections, 0 for any number."""
+        self._name = name
         self._metrics = metrics
         self._timeouts = timeouts
+        self._last_failure = ""
+        self._metrics.breaker(f"upstream {name}", State.CLOSED.value)
         self._breaker = Breaker(
             max_failures=_MAX_CONNECT_FAILURES,
             cooldown_s=_COOLDOWN_S,
@@ -187,6 +192,7 @@ class Upstream:
                 async with response:
                     content = await _read(response)
         except (ClientConnectorError, ConnectionTimeoutError) as error:
+            self._last_failure = str(error) or type(error).__name__
             self._breaker.failed()
             raise self._counted(error) from error
         except (ClientError, TimeoutError, OSError) as error:
@@ -205,11 +211,16 @@ class Upstream:
         return mapped
 
     def _on_breaker(self, state: State) -> None:
-        self._metrics.breaker("upstream", state.value)
+        self._metrics.breaker(f"upstream {self._name}", state.value)
         if state is State.OPEN:
-            _log.warning("the upstream can't be connected to; answering 503 and trying again every %s s", _COOLDOWN_S)
+            _log.warning(
+                "upstream %s can't be connected to (%s); trying again every %g s",
+                self._name,
+                self._last_failure,
+                _COOLDOWN_S,
+            )
         elif state is State.CLOSED:
-            _log.warning("the upstream can be connected to again")
+            _log.warning("upstream %s can be connected to again", self._name)
 
 
 def _tells_connection() -> TraceConfig:

@@ -27,6 +27,9 @@ class DType(IntEnum):
     UINT8 = 4
     INT32 = 5
     INT64 = 6
+    # Asked for by name (Voyage's `output_dtype`), so that base64 holds these very bytes and not float32.
+    INT8_PACKED = 7
+    UINT8_PACKED = 8
 
 
 _NUMPY_TYPES: dict[DType, np.dtype[Any]] = {
@@ -37,7 +40,10 @@ _NUMPY_TYPES: dict[DType, np.dtype[Any]] = {
     DType.UINT8: np.dtype("u1"),
     DType.INT32: np.dtype("<i4"),
     DType.INT64: np.dtype("<i8"),
+    DType.INT8_PACKED: np.dtype("i1"),
+    DType.UINT8_PACKED: np.dtype("u1"),
 }
+_PACKED = (DType.INT8_PACKED, DType.UINT8_PACKED)
 _INTEGERS = (DType.INT8, DType.UINT8, DType.INT32, DType.INT64)
 # A base64 answer is always float32 on the wire, so only integers that survive it may be stored.
 _LARGEST_EXACT_IN_FLOAT32 = 2**24
@@ -67,15 +73,15 @@ def is_whole(vector: Vector) -> bool:
     return len(vector.payload) > 0 and len(vector.payload) % _NUMPY_TYPES[vector.dtype].itemsize == 0
 
 
-def from_base64(text: str) -> Vector:
-    """The OpenAI base64 form: little-endian float32. Raises `InvalidVector`."""
+def from_base64(text: str, dtype: DType = DType.FLOAT32) -> Vector:
+    """The OpenAI base64 form, little-endian float32, or that of a packed ``dtype``. Raises `InvalidVector`."""
     try:
         payload = pybase64.b64decode(text, validate=True)
     except ValueError:
         raise InvalidVector("base64 that doesn't decode") from None
-    vector = Vector(DType.FLOAT32, payload)
+    vector = Vector(dtype, payload)
     if not is_whole(vector):
-        raise InvalidVector("base64 that is not a whole number of float32")
+        raise InvalidVector("base64 that is not a whole number of elements")
     values = vector.array()
     if not np.isfinite(values).all():
         raise InvalidVector("a value that is not finite")
@@ -84,14 +90,23 @@ def from_base64(text: str) -> Vector:
     return vector
 
 
-def from_numbers(numbers: list[Any]) -> Vector:
+def from_numbers(numbers: list[Any], packed: DType | None = None) -> Vector:
     """A JSON array as parsed: every number keeps the exact value its text had. Raises `InvalidVector`."""
     types = set(map(type, numbers))
     if not types or not types <= {int, float}:
         raise InvalidVector("not an array of numbers")
     if not any(numbers):
         raise InvalidVector("all zero")
+    if packed is not None:
+        return _from_packed(numbers, types, packed)
     return _from_integers(numbers) if types == {int} else _from_floats(numbers)
+
+
+def _from_packed(numbers: list[int], types: set[type], dtype: DType) -> Vector:
+    limits = np.iinfo(_NUMPY_TYPES[dtype])
+    if types != {int} or min(numbers) < limits.min or max(numbers) > limits.max:
+        raise InvalidVector("a number outside the integer type that was asked for")
+    return Vector(dtype, np.array(numbers, _NUMPY_TYPES[dtype]).tobytes())
 
 
 def _from_integers(numbers: list[int]) -> Vector:
@@ -118,9 +133,9 @@ def _from_floats(numbers: list[float]) -> Vector:
 
 
 def base64_json(vector: Vector) -> bytes:
-    """The vector as a JSON string, quotes included: base64 of little-endian float32."""
+    """The vector as a JSON string, quotes included: base64 of little-endian float32, or of a packed type's bytes."""
     payload = vector.payload
-    if _NUMPY_TYPES[vector.dtype] != _NUMPY_TYPES[DType.FLOAT32]:
+    if vector.dtype not in _PACKED and _NUMPY_TYPES[vector.dtype] != _NUMPY_TYPES[DType.FLOAT32]:
         payload = vector.array().astype("<f4").tobytes()
     return b'"%b"' % pybase64.b64encode(payload)
 

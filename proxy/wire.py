@@ -5,22 +5,32 @@ https://platform.openai.com/docs/api-reference/embeddings
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import orjson
 
 from proxy import vectors
-from proxy.providers import Fields
-from proxy.vectors import InvalidVector, Vector
+from proxy.providers import Form, Provider
+from proxy.vectors import DType, InvalidVector, Vector
 
 _LARGEST_EXACT_INTEGER = 2**53
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _ESCAPED_COLON = re.compile(rb"\\u003[aA]")
 # No provider takes more; and a short body that repeats a cached item would make an answer of any size.
 _MAX_ITEMS = 2048
 _MAX_DEPTH = 32  # of the JSON; what writes it again has limits of its own
+# The integer types a request can name. `binary` packs eight dimensions into each number.
+_PACKED = {
+    "int8": DType.INT8_PACKED,
+    "binary": DType.INT8_PACKED,
+    "uint8": DType.UINT8_PACKED,
+    "ubinary": DType.UINT8_PACKED,
+}
+_BITS = frozenset({"binary", "ubinary"})
 
 
 class Bypass(Exception):
@@ -50,18 +60,22 @@ class Kind(Enum):
 class EmbeddingRequest(NamedTuple):  # a frozen dataclass takes three times as long to make
     """A request whose meaning is certain. ``items`` are in input order: str, list[int] or dict, by ``kind``."""
 
-    model: str
+    model: str | None  # None: absent, where the provider allows that
     kind: Kind
     items: list[Any]
     encoding: Encoding
-    parameters: dict[str, Any]  # the fields of class `key`, as given: null is not absent
+    packed: DType | None  # the integer type that was asked for by name
+    parameters: dict[str, Any]  # the fields that change the vector, as given: null is not absent
     fields: dict[str, Any]  # the whole body
     body: bytes  # the same, as it came
 
     @property
-    def dimensions(self) -> int | None:
+    def length(self) -> int | None:
+        """How many numbers each vector must have, if the request says so."""
         given = self.parameters.get("dimensions", self.parameters.get("output_dimension"))
-        return given if type(given) is int else None
+        if type(given) is not int:
+            return None
+        return given // 8 if self.packed and not _BITS.isdisjoint(self.parameters.values()) else given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,61 +98,78 @@ class InvalidAnswer(ValueError):
 # --- requests
 
 
-def parse_request(body: bytes, fields_known: Fields) -> EmbeddingRequest:
-    """Read a request body. Raises `Bypass` where the meaning is not certain."""
+def read_object(body: bytes) -> dict[str, Any]:
+    """A request body as JSON. Raises `Bypass`."""
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError:  # bad UTF-8, lone surrogates and NaN among them
         raise Bypass("not-json") from None
     if type(fields) is not dict:
         raise Bypass("not-an-object")
+    return fields
+
+
+def parse_request(body: bytes, fields: dict[str, Any], provider: Provider) -> EmbeddingRequest:
+    """Understand a request to ``provider``; ``fields`` is `read_object` of ``body``.
+
+    Raises `Bypass` where the meaning is not certain.
+    """
     model = fields.get("model")
-    if type(model) is not str:
+    if type(model) is not str and (provider.needs_model or "model" in fields):
         raise Bypass("model")
-    kind, items = _items(fields.get("input"))
-    encoding = _encoding(fields)
+    kind, items = _items(fields.get("input"), provider.inputs)
     _forbid_duplicate_keys(body, fields, kind, items)
-    parameters = _parameters(fields, fields_known)
+    encoding, packed, parameters = _parameters(fields, provider)
+    if "modality" in parameters:
+        _forbid_remote(parameters["modality"], items)
+    for mark in provider.references:
+        if kind is Kind.TEXT and any(mark in item for item in items):
+            raise Bypass("remote-media")
+    if len(items) > 1 and type(model) is str and any(fnmatchcase(model, pattern) for pattern in provider.fused_models):
+        raise Bypass("cross-item")
     return EmbeddingRequest(
         model=model,
         kind=kind,
         items=items,
         encoding=encoding,
+        packed=packed,
         parameters=parameters,
         fields=fields,
         body=body,
     )
 
 
-def _encoding(fields: dict[str, Any]) -> Encoding:
-    match fields.get("encoding_format", "float"):
-        case "float":
-            return Encoding.FLOAT
-        case "base64":
-            return Encoding.BASE64
-    raise Bypass("encoding-format")
-
-
-def _items(given: Any) -> tuple[Kind, list[Any]]:
-    if type(given) is str:
-        given = [given]
-    if type(given) is not list or not given:
+def _items(given: Any, accepted: frozenset[Form]) -> tuple[Kind, list[Any]]:
+    form, items = _form(given)
+    if form not in accepted:
         raise Bypass("input-form")
-    types = set(map(type, given))
-    if types == {int}:
-        given, types = [given], {list}
-    if len(given) > _MAX_ITEMS:
+    if len(items) > _MAX_ITEMS:
         raise Bypass("too-many-items")
-    if types == {str}:
-        if "" in given:
+    if form in {Form.TEXT, Form.TEXTS}:
+        if "" in items:
             raise Bypass("empty-item")
-        return Kind.TEXT, given
-    if types not in ({list}, {dict}):
-        raise Bypass("input-form")
-    kind, require = (Kind.TOKENS, _require_tokens) if types == {list} else (Kind.OBJECT, _require_content)
-    for item in given:
+        return Kind.TEXT, items
+    kind, require = _CHECKS[form]
+    for item in items:
         require(item)
-    return kind, given
+    return kind, items
+
+
+def _form(given: Any) -> tuple[Form, list[Any]]:
+    """What an ``input`` is, by what its items are, and these."""
+    if type(given) is str:
+        return Form.TEXT, [given]
+    if type(given) is list:
+        types = set(map(type, given))
+        if types == {str}:
+            return Form.TEXTS, given
+        if types == {list}:
+            return Form.TOKEN_LISTS, given
+        if types == {int}:
+            return Form.TOKENS, [given]
+        if types == {dict}:
+            return Form.CONTENT if "content" in given[0] else Form.MEDIA, given
+    raise Bypass("input-form")
 
 
 def _require_tokens(tokens: list[Any]) -> None:
@@ -164,26 +195,88 @@ def _require_content(item: dict[str, Any]) -> None:
             case {"type": "text", "text": str(), **rest} if not rest:
                 continue
             case {"type": "image_url", "image_url": {"url": str(url), **more}, **rest} if not (rest or more):
-                if not url[:5].lower() == "data:":
-                    raise Bypass("remote-media")
+                _require_data_url(url)
             case _:
                 raise Bypass("input-form")
 
 
-def _parameters(fields: dict[str, Any], known: Fields) -> dict[str, Any]:
+def _require_media(item: dict[str, Any]) -> None:
+    """Jina's ``{"text": …}`` or ``{"image": …}``, the image as a data URL or plain base64.
+
+    https://api.jina.ai/docs: of a PDF there may be one vector or one a page, so it is not for us.
+    """
+    match item:
+        case {"text": str(text), **rest} if text and not rest:
+            return
+        case {"image": str(image), **rest} if image and not rest:
+            if not _BASE64.fullmatch(image):
+                _require_data_url(image)
+        case _:
+            raise Bypass("input-form")
+
+
+_CHECKS: dict[Form, tuple[Kind, Callable[[Any], None]]] = {
+    Form.TOKENS: (Kind.TOKENS, _require_tokens),
+    Form.TOKEN_LISTS: (Kind.TOKENS, _require_tokens),
+    Form.CONTENT: (Kind.OBJECT, _require_content),
+    Form.MEDIA: (Kind.OBJECT, _require_media),
+}
+
+
+def _forbid_remote(modality: Any, items: list[Any]) -> None:
+    """Where a text stands for an image or a sound it may be the address of one."""
+    if modality == "text":
+        return
+    for item in items:
+        if type(item) is str:
+            _require_data_url(item)
+
+
+def _require_data_url(url: str) -> None:
+    if url[:5].lower() != "data:":
+        raise Bypass("remote-media")
+
+
+def _parameters(fields: dict[str, Any], provider: Provider) -> tuple[Encoding, DType | None, dict[str, Any]]:
+    """What the request says besides model and input: how to write the vectors, and what changes them."""
+    encoding, packed = Encoding.FLOAT, None
     parameters = {}
     for name, value in fields.items():
-        if name in {"model", "input", "encoding_format"} or name in known.neutral:
+        if name in {"model", "input"} or name in provider.neutral:
             continue
-        if name not in known.key:
-            raise Bypass("unknown-field")
-        if type(value) is list:
-            # A list may be matched to the items by position (NVIDIA's `modality`), so a part of it means nothing.
-            raise Bypass("list-parameter")
-        if not _is_exact(value):
-            raise Bypass("inexact-number")
-        parameters[name] = value
-    return parameters
+        if name in provider.encoding:
+            if value == "base64":
+                encoding = Encoding.BASE64
+            elif type(value) is str and value in _PACKED:
+                packed = _PACKED[value]
+                parameters[name] = value
+            elif value != "float" and not (value is None and provider.takes_null):
+                raise Bypass("encoding")
+        elif name in provider.key:
+            _require_whole(value)
+            parameters[name] = value
+        else:
+            _require_harmless(name, value, provider)
+    return encoding, packed, parameters
+
+
+def _require_whole(value: Any) -> None:
+    if type(value) is list:
+        # A list may be matched to the items by position (NVIDIA's `modality`), so a part of it means nothing.
+        raise Bypass("list-parameter")
+    if not _is_exact(value):
+        raise Bypass("inexact-number")
+
+
+def _require_harmless(name: str, value: Any, provider: Provider) -> None:
+    for few, reason in ((provider.cross_item, "cross-item"), (provider.fixed, "encoding")):
+        if name in few:
+            if type(value) is type(few[name]) and value == few[name]:
+                return
+            if value is None and provider.takes_null:
+                return
+            raise Bypass(reason)
+    raise Bypass("unknown-field")
 
 
 def _is_exact(value: Any) -> bool:
@@ -238,21 +331,27 @@ def reduced_body(request: EmbeddingRequest, items: list[Any]) -> bytes:
     return orjson.dumps({**request.fields, "input": items})
 
 
+def renamed_body(body: bytes, model: str) -> bytes:
+    """A body that was understood, asking another name of the same model."""
+    return orjson.dumps({**orjson.loads(body), "model": model})
+
+
 # --- answers
 
 
-def parse_answer(body: bytes, *, items: int, dimensions: int | None) -> EmbeddingAnswer:
-    """Read a 200 of the embeddings route that was sent ``items`` items. Raises `InvalidAnswer`."""
+def parse_answer(body: bytes, *, items: int, length: int | None, packed: DType | None = None) -> EmbeddingAnswer:
+    """Read a 200 of the embeddings route that was sent ``items`` items; each vector shall have ``length`` numbers, if
+    that is known, of a ``packed`` type, if that was asked for. Raises `InvalidAnswer`."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
         raise InvalidAnswer("not-json") from None
     if type(answer) is not dict or answer.get("error") is not None:
         raise InvalidAnswer("error-in-200")
-    found = _vectors(_in_order(answer.get("data"), items))
+    found = _vectors(_in_order(answer.get("data"), items), packed)
     if len({vector.dimensions for vector in found}) != 1:
         raise InvalidAnswer("mixed-dimensions")
-    if dimensions is not None and found[0].dimensions != dimensions:
+    if length is not None and found[0].dimensions != length:
         raise InvalidAnswer("other-dimensions")
     model = answer.get("model")
     return EmbeddingAnswer(vectors=found, model=model if type(model) is str else "", usage=_usage(answer.get("usage")))
@@ -265,8 +364,11 @@ def _in_order(data: Any, items: int) -> list[dict[str, Any]]:
     if len(data) != items:
         raise InvalidAnswer("count")
     indices = [datum.get("index") for datum in data]
-    if all(index is None for index in indices):
+    absent = indices.count(None)
+    if absent == items:
         return data
+    if absent == 1:  # protocol buffers leave out what is zero (Gemini)
+        indices[indices.index(None)] = 0
     if set(map(type, indices)) != {int} or sorted(indices) != list(range(items)):
         raise InvalidAnswer("indices")
     ordered = data.copy()
@@ -275,15 +377,15 @@ def _in_order(data: Any, items: int) -> list[dict[str, Any]]:
     return ordered
 
 
-def _vectors(data: list[dict[str, Any]]) -> list[Vector]:
+def _vectors(data: list[dict[str, Any]], packed: DType | None) -> list[Vector]:
     found = []
     for datum in data:
         embedding = datum.get("embedding")
         try:
             if type(embedding) is str:
-                found.append(vectors.from_base64(embedding))
+                found.append(vectors.from_base64(embedding, packed or DType.FLOAT32))
             elif type(embedding) is list:
-                found.append(vectors.from_numbers(embedding))
+                found.append(vectors.from_numbers(embedding, packed))
             else:
                 raise InvalidAnswer("no-embedding")
         except InvalidVector:

@@ -13,6 +13,7 @@ from aiohttp import ClientSession, TCPConnector
 from hypothesis import HealthCheck, settings
 
 from proxy.config import MIB, Settings, StoreSetting, UpstreamSetting
+from proxy.providers import PROVIDERS
 from proxy.server import running
 from tests.client import Client
 from tests.redis_server import RedisServer
@@ -39,13 +40,13 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
         yield upstream
 
 
-def settings_for(upstream: ScriptedUpstream, **changes: Any) -> Settings:
+def settings_for(upstream: ScriptedUpstream, provider: str = "generic", **changes: Any) -> Settings:
     plain = Settings(
         host="127.0.0.1",
         port=0,
         admin_host="127.0.0.1",
         admin_port=0,
-        upstream=UpstreamSetting(name="scripted", base_url=upstream.base_url),
+        upstream=UpstreamSetting(name="scripted", base_url=upstream.base_url, provider=PROVIDERS[provider]),
         store=StoreSetting(),
         store_limit_bytes=64 * MIB,
         memory_bytes=64 * MIB,

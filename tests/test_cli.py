@@ -83,9 +83,9 @@ def test_every_flag_has_its_variable_and_its_key(
     served: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given = {
-        "host": "0.0.0.0", "port": "1", "admin_host": "::1", "admin_port": "2", "upstream": "openai",
-        "store": "memory:", "store_limit": "1GiB", "memory": "1MiB", "ttl": "1d", "max_body": "1KB",
-        "usage": "full", "log_format": "json", "batch_window": "5ms", "max_batch_items": "7",
+        "host": "0.0.0.0", "port": "1", "admin_host": "::1", "admin_port": "2", "upstream": "https://h/v1",
+        "provider": "vllm", "store": "memory:", "store_limit": "1GiB", "memory": "1MiB", "ttl": "1d",
+        "max_body": "1KB", "usage": "full", "log_format": "json", "batch_window": "5ms", "max_batch_items": "7",
         "max_queued_items": "8", "max_held": "1MiB", "upstream_concurrency": "9", "upstream_connect_timeout": "1s",
         "upstream_read_timeout": "2s", "upstream_timeout": "3s", "drain_delay": "4s", "shutdown_timeout": "5s",
     }  # fmt: skip

@@ -5,6 +5,7 @@ import pytest
 from proxy import config
 from proxy.config import StoreSetting, UpstreamSetting
 from proxy.errors import ConfigError
+from proxy.providers import PROVIDERS
 
 
 @pytest.mark.parametrize(
@@ -44,8 +45,13 @@ def test_what_is_no_duration_is_said_to_be_none(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "setting"),
     [
-        ("openai", UpstreamSetting(name="openai", base_url="https://api.openai.com/v1")),
-        ("openrouter", UpstreamSetting(name="openrouter", base_url="https://openrouter.ai/api/v1")),
+        ("openai", UpstreamSetting(name="openai", base_url="https://api.openai.com/v1", provider=PROVIDERS["openai"])),
+        (
+            "openrouter",
+            UpstreamSetting(
+                name="openrouter", base_url="https://openrouter.ai/api/v1", provider=PROVIDERS["openrouter"]
+            ),
+        ),
         ("HTTPS://h/V1", UpstreamSetting(name="h", base_url="https://h/V1")),
         ("https://api.example.com/v1/", UpstreamSetting(name="api.example.com", base_url="https://api.example.com/v1")),
         ("http://10.0.0.1:8000", UpstreamSetting(name="10.0.0.1", base_url="http://10.0.0.1:8000")),
@@ -61,6 +67,15 @@ def test_the_five_named_systems_and_openai_are_presets() -> None:
         assert config.parse_upstream(name).base_url.startswith("https://")
 
 
+def test_a_provider_without_an_address_needs_one() -> None:
+    with pytest.raises(ConfigError, match="azure has no address of its own; give its base URL, and azure as the prov"):
+        config.parse_upstream("azure")
+    azure = config.parse_upstream("https://me.openai.azure.com", row=PROVIDERS["azure"])
+    assert azure == UpstreamSetting(
+        name="me.openai.azure.com", base_url="https://me.openai.azure.com", provider=PROVIDERS["azure"]
+    )
+
+
 def test_the_demo_is_an_upstream() -> None:
     assert config.parse_upstream("demo").is_demo
 
@@ -73,7 +88,7 @@ def test_the_demo_is_an_upstream() -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_upstream_is_said_to_be_none(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"accepted: a base URL as https://api\.example\.com/v1, or aigne"):
+    with pytest.raises(ConfigError, match=r"accepted: a base URL as https://api\.example\.com/v1, or infron"):
         config.parse_upstream(text)
 
 

@@ -144,7 +144,7 @@ FAULTS: dict[str, Fault] = {
     "null data": changed(lambda answer, _: answer.update(data=None)),
     "an error in a 200": changed(lambda answer, _: answer.update(error={"message": "no"})),
     "an index twice": changed(lambda _, data: data[0].update(index=data[-1]["index"])),
-    "an index missing": changed(lambda _, data: data[0].pop("index")),
+    "an index missing": changed(lambda _, data: data[-1].pop("index")),
     "an index too high": changed(lambda _, data: data[0].update(index=len(data))),
     "a negative index": changed(lambda _, data: data[0].update(index=-1)),
     "an index that is text": changed(lambda _, data: data[0].update(index="0")),

@@ -38,7 +38,11 @@ def test_identity_does_not_depend_on_the_order_or_case_of_names() -> None:
     one = CIMultiDict([("Authorization", "Bearer k"), ("Accept", "x"), ("API-Key", "a"), ("OpenAI-Project", "p")])
     other = CIMultiDict([("openai-project", "p"), ("api-key", "a"), ("authorization", "Bearer k"), ("User-Agent", "u")])
     assert headers.identity(one) == headers.identity(other)
-    assert headers.identity(one) == ([("api-key", "a"), ("authorization", "Bearer k")], [("openai-project", "p")])
+    assert headers.identity(one) == (
+        [("api-key", "a"), ("authorization", "Bearer k")],
+        [("openai-project", "p")],
+        False,
+    )
 
 
 def test_repeated_credentials_all_count_in_their_order() -> None:
@@ -81,7 +85,7 @@ def test_cache_control_in_several_fields_is_one_list() -> None:
      "x-ms-client-principal", "X-Forwarded-User", "X-Tenant-Id", "x-consumer-id"],
 )  # fmt: skip
 def test_whatever_sounds_like_a_credential_is_one(name: str) -> None:
-    assert headers.identity(CIMultiDict({name: "v"})) == ([(name.lower(), "v")], [])
+    assert headers.identity(CIMultiDict({name: "v"})) == ([(name.lower(), "v")], [], False)
 
 
 @pytest.mark.parametrize(
@@ -91,24 +95,29 @@ def test_whatever_sounds_like_a_credential_is_one(name: str) -> None:
      "x-vercel-proxy-signature", "signature-input", "x-data-keywordsai-params", "X-Forwarded-For"],
 )  # fmt: skip
 def test_what_varies_from_call_to_call_is_none(name: str) -> None:
-    assert headers.identity(CIMultiDict({name: "v"})) == ([], [])
+    assert headers.identity(CIMultiDict({name: "v"})) == ([], [], False)
 
 
 def test_cookies_are_a_credential_only_where_there_is_no_other() -> None:
-    assert headers.identity(CIMultiDict({"Cookie": "AWSALB=1"})) == ([("cookie", "AWSALB=1")], [])
+    assert headers.identity(CIMultiDict({"Cookie": "AWSALB=1"})) == ([("cookie", "AWSALB=1")], [], False)
     both = CIMultiDict({"Cookie": "AWSALB=1", "Authorization": "k"})
-    assert headers.identity(both) == ([("authorization", "k")], [])
+    assert headers.identity(both) == ([("authorization", "k")], [], False)
 
 
 def test_what_the_upstream_does_not_see_identifies_nothing() -> None:
     given = CIMultiDict({"Connection": "azureml-model-deployment", "azureml-model-deployment": "blue"})
-    assert headers.identity(given) == ([], [])
+    assert headers.identity(given) == ([], [], False)
 
 
 def test_an_absurd_max_age_is_none() -> None:
     assert headers.cache_control(CIMultiDict({"Cache-Control": "max-age=" + "9" * 5000})) == NO_DIRECTIVES
 
 
+@pytest.mark.parametrize("name", ["Content-Digest", "Digest", "content-md5", "X-Amz-Content-Sha256", "x-component-sig"])
+def test_what_vouches_for_the_body_allows_no_other(name: str) -> None:
+    assert headers.identity(CIMultiDict({name: "v"})).is_signed
+
+
 @pytest.mark.parametrize("name", ["X-Portkey-Config", "x-portkey-provider", "Helicone-Target-Url", "OpenAI-Project"])
 def test_what_chooses_the_model_is_part_of_the_identity(name: str) -> None:
-    assert headers.identity(CIMultiDict({name: "v"})) == ([], [(name.lower(), "v")])
+    assert headers.identity(CIMultiDict({name: "v"})) == ([], [(name.lower(), "v")], False)

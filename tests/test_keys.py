@@ -1,6 +1,7 @@
 """Equal keys mean equal identity, and the other way round."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -9,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from proxy import keys, wire
-from proxy.providers import GENERIC_FIELDS
+from proxy.providers import GENERIC, Form
 
 URL = "https://api.example.com/v1/embeddings"
 TEXT = st.text(min_size=1)
@@ -34,7 +35,7 @@ CONTENT = st.fixed_dictionaries(
 ITEM = st.one_of(TEXT, TOKENS, CONTENT)
 JSON_SCALAR = st.one_of(st.none(), st.booleans(), st.integers(-1000, 1000), st.floats(-10, 10), st.text())
 PARAMETERS = st.dictionaries(
-    st.sampled_from(sorted(GENERIC_FIELDS.key)),
+    st.sampled_from(sorted(GENERIC.key - {"modality"})),
     st.one_of(JSON_SCALAR, st.dictionaries(st.text(), JSON_SCALAR, max_size=3)),
     max_size=3,
 )
@@ -61,7 +62,7 @@ def body_of(model: str, items: list[Any], parameters: dict[str, Any], **fields: 
 def derive(
     body: bytes, url: str = URL, credentials: keys.Fields | None = None, vector_headers: keys.Fields | None = None
 ) -> list[bytes]:
-    request = wire.parse_request(body, GENERIC_FIELDS)
+    request = wire.parse_request(body, wire.read_object(body), replace(GENERIC, inputs=frozenset(Form)))
     return keys.derive(request, url=url, credentials=credentials or [], vector_headers=vector_headers or [])
 
 
@@ -167,7 +168,7 @@ def test_the_key_is_pinned() -> None:
 @pytest.mark.parametrize("change", [{"user": "v"}, {"encoding_format": "base64"}, {"dimensions": 4}, {"model": "n"}])
 def test_requests_of_one_group_differ_in_nothing_but_their_items(change: dict[str, Any]) -> None:
     def group(fields: dict[str, Any], credentials: keys.Fields) -> bytes:
-        request = wire.parse_request(orjson.dumps(fields), GENERIC_FIELDS)
+        request = wire.parse_request(orjson.dumps(fields), fields, GENERIC)
         return keys.group(request, url=URL, credentials=credentials, vector_headers=[])
 
     fields: dict[str, Any] = {"model": "m", "input": ["a"], "user": "u"}

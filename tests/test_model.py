@@ -6,6 +6,7 @@ and each upstream answer comes exactly when the machine says so.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -16,12 +17,14 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy import keys, wire
-from proxy.batcher import Batcher, Limits
+from proxy.batcher import Batcher
 from proxy.embeddings import EmbeddingsRoute
 from proxy.errors import ProxyError, StoreError, UpstreamUnreachable
 from proxy.fetcher import ATTEMPTS, Errand, Fetched, Fetcher
 from proxy.metrics import Metrics
-from proxy.providers import GENERIC_FIELDS
+from proxy.origins import Origin, Origins
+from proxy.providers import GENERIC, Limits
+from proxy.routes import Routes
 from proxy.store.base import Unleased
 from proxy.store.memory import Memory
 from proxy.store.tiered import Cache
@@ -29,7 +32,8 @@ from proxy.upstream import Answer
 
 ITEMS = [f"item {n}" for n in range(8)]
 POISON = "poison"
-URL = "http://upstream/v1/embeddings"
+BASE_URL = "http://upstream/v1"
+URL = f"{BASE_URL}/embeddings"
 # Turns of the loop after which everything that can happen without the outside has happened.
 TURNS = 60
 IS_SLOW_PROFILE = settings.default is not None and settings.default.max_examples >= 10_000
@@ -40,6 +44,7 @@ class FakeRequest:
 
     content_type = "application/json"
     body_exists = True
+    raw_path = "/v1/embeddings"
 
     def __init__(self, items: list[str], directives: str) -> None:
         self._body = orjson.dumps({"model": "m", "input": items})
@@ -122,7 +127,8 @@ def _answer(status: int, body: object) -> Answer:
 
 
 def key_of(item: str) -> bytes:
-    asked = wire.parse_request(orjson.dumps({"model": "m", "input": item}), GENERIC_FIELDS)
+    fields = {"model": "m", "input": item}
+    asked = wire.parse_request(orjson.dumps(fields), fields, GENERIC)
     return keys.derive(asked, url=URL, credentials=[("authorization", "Bearer k")], vector_headers=[])[0]
 
 
@@ -151,10 +157,11 @@ class Machine(RuleBasedStateMachine):
         metrics = Metrics()
         self.cache = Cache(Memory(10_000_000), self.store, metrics, ttl_s=None, budget_s=60)
         upstream: Any = self.upstream
+        origin = Origin(
+            name="o", provider=replace(GENERIC, limits=Limits(items=4)), routes=Routes(BASE_URL), client=upstream
+        )
         batcher = Batcher(
-            upstream,
             metrics,
-            limits=Limits(items=4),
             window_s=0,
             concurrency=3,
             patience_s=1000,
@@ -165,9 +172,8 @@ class Machine(RuleBasedStateMachine):
         self.route = EmbeddingsRoute(
             self.cache,
             self.fetcher,
-            upstream,
+            Origins(origin),
             metrics,
-            fields=GENERIC_FIELDS,
             max_body_bytes=10**6,
             max_held_bytes=10**8,
             reports_full_usage=False,
@@ -235,7 +241,7 @@ class Machine(RuleBasedStateMachine):
     def ask(self, items: list[str], directives: str = "") -> None:
         async def ask() -> asyncio.Task[Any]:
             request: Any = FakeRequest(items, directives)
-            return asyncio.create_task(self.route.handle(request, URL))
+            return asyncio.create_task(self.route.handle(request))
 
         self.requests.append((items, self.runner.run(ask())))
 

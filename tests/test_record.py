@@ -26,6 +26,8 @@ SIZES = {
     DType.UINT8: 1,
     DType.INT32: 4,
     DType.INT64: 8,
+    DType.INT8_PACKED: 1,
+    DType.UINT8_PACKED: 1,
 }
 
 

@@ -365,7 +365,7 @@ async def test_an_upstream_that_cannot_be_connected_to_is_soon_left_alone(
     answers = [await client.embed(str(n)) for n in range(10)]
     assert [answer.status for answer in answers] == [502] * 5 + [503] * 5
     assert answers[-1].headers["Retry-After"] == "2"
-    assert await client.metric("embedding_proxy_breaker_state", circuit="upstream") == 2
+    assert await client.metric("embedding_proxy_breaker_state", circuit="upstream scripted") == 2
 
 
 @pytest.mark.parametrize("status", [401, 429, 500])
@@ -476,7 +476,7 @@ async def test_an_upstream_that_is_back_serves_all_while_the_probe_is_still_comp
     client = await start_proxy()
     for n in range(6):
         await client.embed(str(n))
-    routes = client.proxy.routes
+    routes = client.proxy.origins.default.routes
     routes._embeddings = type(routes._embeddings)(good_url + "/embeddings", is_embeddings=True)
     gate = Gate(upstream)
     probe = asyncio.create_task(client.embed("slow"))

@@ -1,6 +1,7 @@
 """Requests whose meaning is certain are understood, all others are let by; answers are believed only if whole."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -9,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import wire
-from proxy.providers import GENERIC_FIELDS
+from proxy.providers import GENERIC, Form
 from proxy.wire import Bypass, EmbeddingRequest, Encoding, InvalidAnswer, Kind
+
+ANY_FORM = replace(GENERIC, inputs=frozenset(Form))
 
 
 def parse(body: str | bytes) -> EmbeddingRequest:
-    return wire.parse_request(body.encode() if isinstance(body, str) else body, GENERIC_FIELDS)
+    content = body.encode() if isinstance(body, str) else body
+    return wire.parse_request(content, wire.read_object(content), ANY_FORM)
 
 
 IMAGE = '{"content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}]}'
@@ -50,7 +54,7 @@ def test_the_encodings(field: str, encoding: Encoding) -> None:
 def test_key_fields_are_parameters_and_neutral_ones_are_not() -> None:
     request = parse('{"model":"m","input":"x","user":"u","dimensions":256,"input_type":null}')
     assert request.parameters == {"dimensions": 256, "input_type": None}
-    assert request.dimensions == 256
+    assert request.length == 256
 
 
 BYPASSES = [
@@ -64,7 +68,7 @@ BYPASSES = [
     ("input-form", b'{"model":"m","input":[1,"a"]}', b'{"model":"m","input":[true]}', b'{"model":"m","input":[1.0]}'),
     ("input-form", b'{"model":"m","input":[[1,true]]}', b'{"model":"m","input":[[1],["a"]]}'),
     ("input-form", b'{"model":"m","input":[{"content":[]}]}', b'{"model":"m","input":[{"content":"x"}]}'),
-    ("input-form", b'{"model":"m","input":[{"content":[{"type":"text"}]}]}', b'{"model":"m","input":[{"text":"x"}]}'),
+    ("input-form", b'{"model":"m","input":[{"content":[{"type":"text"}]}]}', b'{"model":"m","input":[{"video":"x"}]}'),
     ("input-form", b'{"model":"m","input":[{"content":[{"type":"text","text":"x","cache":1}]}]}'),
     ("input-form", b'{"model":"m","input":[{"content":[{"type":"text","text":"x"}],"late":true}]}'),
     ("empty-item", b'{"model":"m","input":""}', b'{"model":"m","input":["a",""]}', b'{"model":"m","input":[[1],[]]}'),
@@ -74,9 +78,9 @@ BYPASSES = [
         b'{"model":"m","input":[{"content":[{"type":"image_url","image_url":{"url":"https://e/x.png"}}]}]}',
     ),
     (
-        "encoding-format",
+        "encoding",
         b'{"model":"m","input":"x","encoding_format":null}',
-        b'{"model":"m","input":"x","encoding_format":"int8"}',
+        b'{"model":"m","input":"x","encoding_format":"int4"}',
     ),
     ("unknown-field", b'{"model":"m","input":"x","foo":1}', b'{"model":"m","input":"x","late_chunking":true}'),
     (
@@ -171,24 +175,24 @@ def data(*members: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_vectors_go_by_index_not_by_position() -> None:
     body = answer(data=data({"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}))
-    parsed = wire.parse_answer(body, items=2, dimensions=None)
+    parsed = wire.parse_answer(body, items=2, length=None)
     assert [vector.array().tolist() for vector in parsed.vectors] == [[1.0], [2.0]]
 
 
 def test_without_any_index_position_will_do() -> None:
     body = answer(data=[{"embedding": [1.0]}, {"embedding": [2.0]}])
-    parsed = wire.parse_answer(body, items=2, dimensions=None)
+    parsed = wire.parse_answer(body, items=2, length=None)
     assert [vector.array().tolist() for vector in parsed.vectors] == [[1.0], [2.0]]
 
 
 def test_a_bare_data_array_is_enough() -> None:
-    parsed = wire.parse_answer(orjson.dumps({"data": [DATUM]}), items=1, dimensions=2)
+    parsed = wire.parse_answer(orjson.dumps({"data": [DATUM]}), items=1, length=2)
     assert parsed.model == ""
     assert parsed.usage == {"prompt_tokens": 0, "total_tokens": 0}
 
 
 def test_an_error_that_is_null_is_none() -> None:
-    assert wire.parse_answer(answer(error=None), items=1, dimensions=None).model == "m"
+    assert wire.parse_answer(answer(error=None), items=1, length=None).model == "m"
 
 
 @pytest.mark.parametrize(
@@ -206,7 +210,7 @@ def test_an_error_that_is_null_is_none() -> None:
     ],
 )
 def test_usage_always_has_both_integers(usage: Any, expected: dict[str, Any]) -> None:
-    assert wire.parse_answer(answer(usage=usage), items=1, dimensions=None).usage == expected
+    assert wire.parse_answer(answer(usage=usage), items=1, length=None).usage == expected
 
 
 @pytest.mark.parametrize(
@@ -247,7 +251,7 @@ def test_usage_always_has_both_integers(usage: Any, expected: dict[str, Any]) ->
 )
 def test_what_does_not_check_out_is_refused(reason: str, body: bytes) -> None:
     with pytest.raises(InvalidAnswer) as invalid:
-        wire.parse_answer(body, items=2, dimensions=2)
+        wire.parse_answer(body, items=2, length=2)
     assert invalid.value.reason == reason
 
 

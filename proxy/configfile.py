@@ -1,0 +1,160 @@
+"""The tables of the configuration file: several upstreams, and rows of the table of providers (pure)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from proxy.config import SameModel, UpstreamSetting, parse_upstream
+from proxy.errors import ConfigError
+from proxy.providers import GENERIC, PROVIDERS, Form, Limits, Provider
+
+_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+_Field = Annotated[str, Meta(min_length=1, max_length=128)]
+_Fields = Annotated[list[_Field], Meta(max_length=256)]
+_Count = Annotated[int, Meta(ge=1)]
+_Path = Annotated[str, Meta(pattern=r"^/[!-~]*$")]
+_OWN_FIELDS = frozenset({"model", "input"})
+
+
+class _ProviderTable(Struct, forbid_unknown_fields=True, kw_only=True):
+    """``[providers.NAME]``: a new row, or changes to one that is there."""
+
+    like: str | UnsetType = UNSET  # the row to start from; its own, or `generic`
+    base_url: str | UnsetType = UNSET
+    path: _Path | UnsetType = UNSET
+    auth: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
+    inputs: list[Form] | UnsetType = UNSET
+    key: _Fields = []
+    neutral: _Fields = []
+    cross_item: dict[_Field, Any] = {}
+    encoding: _Fields = []
+    max_items: _Count | UnsetType = UNSET
+    max_tokens: _Count | UnsetType = UNSET
+    max_bytes: _Count | UnsetType = UNSET
+    needs_model: bool | UnsetType = UNSET
+    fused_models: list[str] | UnsetType = UNSET
+
+
+class _SameModelTable(Struct, forbid_unknown_fields=True, kw_only=True):
+    """``[[upstream.same_model]]``: who else serves the models of the upstream above."""
+
+    upstream: str
+    model: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
+
+
+class _UpstreamTable(Struct, forbid_unknown_fields=True, kw_only=True):
+    """``[[upstream]]``."""
+
+    name: _Name | UnsetType = UNSET
+    provider: str = GENERIC.name
+    base_url: str | UnsetType = UNSET
+    models: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)] | UnsetType = UNSET
+    same_model: list[_SameModelTable] = []
+
+
+def providers(tables: Any, where: str) -> Mapping[str, Provider]:
+    """The table of providers with the rows of ``[providers]`` in it. Raises `ConfigError`."""
+    rows = dict(PROVIDERS)
+    for name, table in _read(tables, dict[_Name, _ProviderTable], f"{where}: [providers]").items():
+        start = table.like if isinstance(table.like, str) else name if name in rows else GENERIC.name
+        if start not in rows:
+            raise ConfigError(f"{where}: [providers.{name}] like = {start!r} is no provider; {_accepted(rows)}")
+        rows[name] = _changed(rows[start], name, table, where)
+    return rows
+
+
+def _changed(row: Provider, name: str, table: _ProviderTable, where: str) -> Provider:
+    listed = [*table.key, *table.neutral, *table.cross_item, *table.encoding]
+    twice = {field for field in listed if listed.count(field) > 1}
+    if twice or _OWN_FIELDS.intersection(listed):
+        wrong = min(twice or _OWN_FIELDS.intersection(listed))
+        why = "stands in two classes" if twice else "has a meaning of its own"
+        raise ConfigError(f"{where}: [providers.{name}] {wrong!r} {why}; list each other field once")
+    # What the operator lists counts, whatever class the field was in.
+    moved = frozenset(listed)
+    changes: dict[str, Any] = {
+        "name": name,
+        "key": (row.key - moved) | frozenset(table.key),
+        "neutral": (row.neutral - moved) | frozenset(table.neutral),
+        "encoding": (row.encoding - moved) | frozenset(table.encoding),
+        "cross_item": {k: v for k, v in row.cross_item.items() if k not in moved} | table.cross_item,
+        "fixed": {k: v for k, v in row.fixed.items() if k not in moved},
+        "limits": Limits(
+            row.limits.items if table.max_items is UNSET else table.max_items,
+            row.limits.tokens if table.max_tokens is UNSET else table.max_tokens,
+            row.limits.bytes if table.max_bytes is UNSET else table.max_bytes,
+        ),
+    }
+    for field in ("path", "auth", "needs_model"):
+        if (value := getattr(table, field)) is not UNSET:
+            changes[field] = value
+    if table.base_url is not UNSET:
+        changes["base_url"] = parse_upstream(table.base_url, row=row, rows={}).base_url
+    if table.inputs is not UNSET:
+        changes["inputs"] = frozenset(table.inputs)
+    if table.fused_models is not UNSET:
+        changes["fused_models"] = tuple(table.fused_models)
+    return replace(row, **changes)
+
+
+def upstreams(tables: Any, rows: Mapping[str, Provider], where: str) -> list[UpstreamSetting]:
+    """What the ``[[upstream]]`` tables say, in their order. Raises `ConfigError`."""
+    found: dict[str, UpstreamSetting] = {}
+    for table in _read(tables, list[_UpstreamTable], f"{where}: [[upstream]]"):
+        setting = _upstream(table, rows, where)
+        if setting.name in found:
+            raise ConfigError(f"{where}: two [[upstream]] tables are named {setting.name!r}; give one another name")
+        found[setting.name] = setting
+    for setting in found.values():
+        for other in setting.same_model:
+            if other.upstream not in found or other.upstream == setting.name:
+                raise ConfigError(
+                    f"{where}: upstream {setting.name!r} has same_model {other.upstream!r}, which is no other"
+                    f" [[upstream]] table; {_accepted([name for name in found if name != setting.name])}"
+                )
+    defaults = [setting.name for setting in found.values() if not setting.models]
+    if len(defaults) > 1:
+        raise ConfigError(
+            f"{where}: upstreams {', '.join(defaults)} have no models; only one, which gets all the rest, may lack them"
+        )
+    return list(found.values())
+
+
+def _upstream(table: _UpstreamTable, rows: Mapping[str, Provider], where: str) -> UpstreamSetting:
+    if table.provider not in rows:
+        raise ConfigError(f"{where}: [[upstream]] provider {table.provider!r} is unknown; {_accepted(rows)}")
+    row = rows[table.provider]
+    text = row.base_url if table.base_url is UNSET else table.base_url
+    if text is None:
+        raise ConfigError(f"{where}: [[upstream]] of provider {row.name!r} needs a base_url, as https://host/path")
+    setting = parse_upstream(text, row=row, rows={})
+    name = table.name if isinstance(table.name, str) else row.name if table.base_url is UNSET else setting.name
+    models = () if table.models is UNSET else tuple(table.models)
+    others = tuple(
+        SameModel(upstream=other.upstream, model=None if other.model is UNSET else other.model)
+        for other in table.same_model
+    )
+    renamed = [other.model for other in others if other.model is not None]
+    if renamed and (len(models) != 1 or not _is_one_name(models[0])):
+        raise ConfigError(
+            f"{where}: upstream {name!r} is the same model as {renamed[0]!r}, so its models must be just the one name"
+        )
+    return replace(setting, name=name, models=models, same_model=others)
+
+
+def _is_one_name(pattern: str) -> bool:
+    return not set("*?[") & set(pattern)
+
+
+def _read(tables: Any, kind: Any, where: str) -> Any:
+    try:
+        return msgspec.convert(tables, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _accepted(names: Sequence[str] | Mapping[str, Any]) -> str:
+    return f"accepted: {', '.join(names) or 'none yet'}"
