@@ -24,6 +24,8 @@ settings.register_profile("default", deadline=None, max_examples=100, suppress_h
 settings.register_profile("slow", parent=settings.get_profile("default"), max_examples=10_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+pytest_plugins = ["tests.matrix"]
+
 StartProxy = Callable[..., Awaitable[Client]]
 
 
