@@ -42,7 +42,7 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
         yield upstream
 
 
-def settings_for(upstream: ScriptedUpstream, provider: str = "generic", **changes: Any) -> Settings:
+def settings_for(upstream: ScriptedUpstream, /, provider: str = "generic", **changes: Any) -> Settings:
     plain = Settings(
         host="127.0.0.1",
         port=0,

@@ -1,0 +1,147 @@
+import tomllib
+
+import pytest
+
+from proxy import configfile
+from proxy.config import SameModel, UpstreamSetting
+from proxy.errors import ConfigError
+from proxy.providers import GENERIC, PROVIDERS, Form, Limits, Provider
+
+
+def rows(text: str) -> dict[str, Provider]:
+    return dict(configfile.providers(tomllib.loads(text).get("providers", {}), "f.toml"))
+
+
+def tables(text: str) -> list[UpstreamSetting]:
+    return configfile.upstreams(tomllib.loads(text)["upstream"], PROVIDERS, "f.toml")
+
+
+def test_a_field_nobody_knows_can_be_promoted() -> None:
+    row = rows('[providers.openai]\nkey = ["prompt_name"]\nneutral = ["trace_id"]')["openai"]
+    assert row.key == PROVIDERS["openai"].key | {"prompt_name"}
+    assert row.neutral == PROVIDERS["openai"].neutral | {"trace_id"}
+    assert row.base_url == PROVIDERS["openai"].base_url
+
+
+def test_what_the_operator_says_of_a_field_counts_alone() -> None:
+    row = rows('[providers.vllm]\nkey = ["user", "embed_dtype"]\n[providers.vllm.cross_item]\npriority = 0')["vllm"]
+    assert {"user", "embed_dtype"} <= row.key
+    assert not {"user", "priority"} & row.neutral
+    assert "embed_dtype" not in row.fixed
+    assert row.cross_item == {"priority": 0}
+
+
+def test_a_row_can_be_added_like_another_or_like_none() -> None:
+    added = rows(
+        """
+        [providers.mine]
+        like = "vllm"
+        base_url = "https://h/V1/"
+        path = "/embed"
+        auth = "x-key"
+        inputs = ["texts"]
+        max_items = 7
+        needs_model = true
+        fused_models = []
+        [providers.plain]
+        """
+    )
+    mine = added["mine"]
+    assert (mine.name, mine.base_url, mine.path, mine.auth) == ("mine", "https://h/V1", "/embed", "x-key")
+    assert (mine.inputs, mine.limits, mine.needs_model) == (frozenset({Form.TEXTS}), Limits(items=7), True)
+    assert (mine.key, mine.fused_models) == (PROVIDERS["vllm"].key, ())
+    assert (added["plain"].key, added["plain"].base_url) == (GENERIC.key, None)
+
+
+def test_upstreams_by_model() -> None:
+    found = tables(
+        """
+        [[upstream]]
+        provider = "openai"
+
+        [[upstream]]
+        provider = "openai"
+        name = "small"
+        models = ["text-embedding-3-small"]
+        [[upstream.same_model]]
+        upstream = "eu"
+        [[upstream.same_model]]
+        upstream = "openrouter"
+        model = "openai/text-embedding-3-small"
+
+        [[upstream]]
+        name = "eu"
+        provider = "openai"
+        base_url = "https://eu.api.openai.com/v1"
+        models = ["eu/*"]
+
+        [[upstream]]
+        provider = "openrouter"
+        models = ["*/*"]
+
+        [[upstream]]
+        base_url = "http://gpu:8000/v1"
+        models = ["local-?"]
+        """
+    )
+    assert [setting.name for setting in found] == ["openai", "small", "eu", "openrouter", "gpu"]
+    assert found[1].same_model == (
+        SameModel(upstream="eu"),
+        SameModel(upstream="openrouter", model="openai/text-embedding-3-small"),
+    )
+    assert (found[2].base_url, found[2].provider) == ("https://eu.api.openai.com/v1", PROVIDERS["openai"])
+    assert (found[4].provider, found[4].models) == (GENERIC, ("local-?",))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[providers.a]\nkye = ["x"]', "f.toml: [providers]: Object contains unknown field `kye` - at `$[...]`"),
+        ('[providers.a]\nlike = "b"', "f.toml: [providers.a] like = 'b' is no provider; accepted: generic, infron"),
+        ('[providers.a]\nkey = ["x"]\nneutral = ["x"]', "f.toml: [providers.a] 'x' stands in two classes"),
+        ('[providers.a]\nkey = ["input"]', "f.toml: [providers.a] 'input' has a meaning of its own"),
+        ('[providers.a]\nkey = "x"', "Expected `array`, got `str`"),
+        ("[providers.a]\nmax_items = 0", "Expected `int` >= 1"),
+        ('[providers.a]\npath = "embeddings"', "Expected `str` matching regex"),
+        ('[providers.a]\nbase_url = "h"', "'h' is not an upstream; accepted: a base URL as https://api.example.com/v1"),
+        ('[providers.a]\ninputs = ["text", "pdf"]', "Invalid enum value 'pdf'"),
+        ('[providers."a b"]', "Expected `str` matching regex"),
+    ],
+)
+def test_a_bad_row_is_said_to_be_one(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        rows(text)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[[upstream]]\nmodel = "a"', "f.toml: [[upstream]]: Object contains unknown field `model` - at `$[0]`"),
+        ('[[upstream]]\nprovider = "opneai"', "f.toml: [[upstream]] provider 'opneai' is unknown; accepted: generic"),
+        ('[[upstream]]\nprovider = "azure"', "provider 'azure' needs a base_url, as https://host/path"),
+        ("[[upstream]]", "provider 'generic' needs a base_url"),
+        ('[[upstream]]\nprovider = "openai"\nmodels = []', "Expected `array` of length >= 1"),
+        (
+            '[[upstream]]\nprovider = "openai"\n[[upstream]]\nprovider = "openai"\nmodels = ["a"]',
+            "two [[upstream]] tables are named 'openai'",
+        ),
+        (
+            '[[upstream]]\nprovider = "openai"\n[[upstream]]\nprovider = "jina"',
+            "upstreams openai, jina have no models; only one, which gets all the rest, may lack them",
+        ),
+        (
+            '[[upstream]]\nprovider = "openai"\n[[upstream.same_model]]\nupstream = "openai"',
+            "upstream 'openai' has same_model 'openai', which is no other [[upstream]] table; accepted: none yet",
+        ),
+        (
+            '[[upstream]]\nprovider = "jina"\n[[upstream]]\nprovider = "openai"\nmodels = ["a*"]\n'
+            '[[upstream.same_model]]\nupstream = "jina"\nmodel = "b"',
+            "upstream 'openai' is the same model as 'b', so its models must be just the one name",
+        ),
+    ],
+)
+def test_a_bad_upstream_is_said_to_be_one(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        tables(text)
+    assert message in str(error.value)
