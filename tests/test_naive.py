@@ -281,10 +281,9 @@ async def test_case_24_bodies_and_heads_that_are_not_plain(client: Client, upstr
     assert len(json.dumps(tokens)) > 2_300_000
     assert [(await client.embed(tokens)).cache for _ in range(2)] == ["MISS", "HIT"]
 
-    for extra in (
-        b"Expect: 100-continue",
-        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA",
-    ):
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nAuthorization: Bearer sk-test"
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA"
+    for extra in (b"Expect: 100-continue", upgrade):
         answer = await raw(
             client,
             head + b"\r\nContent-Length: %d\r\n%b\r\n\r\n%b" % (len(body), extra, body),
