@@ -11,11 +11,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import BaseConnector, TCPConnector, UnixConnector, web
 
-from proxy import demo
+from proxy import demo, openapi
 from proxy.batcher import Batcher
 from proxy.config import Settings, StoreSetting, UpstreamSetting
 from proxy.embeddings import EmbeddingsRoute
@@ -138,15 +139,21 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
         )
         handler = _data_handler(origins, route, lifecycle)
         # The admin port is the last to go: it tells that the proxy is draining.
-        admin = web.AppRunner(_admin_app(metrics, lifecycle), access_log=None, shutdown_timeout=1.0)
+        base_url = ""  # not known before there is a port
+
+        def describe() -> dict[str, Any]:
+            return openapi.describe(origins.default.provider, base_url)
+
+        admin = web.AppRunner(_admin_app(metrics, lifecycle, describe), access_log=None, shutdown_timeout=1.0)
         admin_port = await _listen(stack, admin, settings.admin_host, settings.admin_port, flag="--admin-port")
         web_server = _make_server(handler)
         # aiohttp waits this long for the handlers, and then as long again before it cancels them.
         data = web.ServerRunner(web_server, shutdown_timeout=settings.shutdown_timeout_s / 2)
         port = await _listen(stack, data, settings.host, settings.port, flag="--port")
         _forbid_itself(settings, port)
+        base_url = f"http://{_bracketed(settings.host)}:{port}/v1"
         yield Running(
-            base_url=f"http://{_bracketed(settings.host)}:{port}/v1",
+            base_url=base_url,
             admin_url=f"http://{_bracketed(settings.admin_host)}:{admin_port}",
             lifecycle=lifecycle,
             origins=origins,
@@ -296,7 +303,7 @@ def _error_response(error: ProxyError) -> web.Response:
     return response
 
 
-def _admin_app(metrics: Metrics, lifecycle: Lifecycle) -> web.Application:
+def _admin_app(metrics: Metrics, lifecycle: Lifecycle, describe: Callable[[], dict[str, Any]]) -> web.Application:
     async def exposition(_: web.Request) -> web.Response:
         # The format's own version parameter can't go through aiohttp's content_type.
         return web.Response(
@@ -311,8 +318,12 @@ def _admin_app(metrics: Metrics, lifecycle: Lifecycle) -> web.Application:
             return web.Response(status=503, text="draining\n")
         return web.Response(text="ok\n")
 
+    async def described(_: web.Request) -> web.Response:
+        return web.json_response(describe())
+
     app = web.Application()
     app.router.add_get("/metrics", exposition)
+    app.router.add_get("/openapi.json", described)
     # Neither depends on the store or the upstream: restarting the proxy would mend neither.
     app.router.add_get("/healthz", healthy)
     app.router.add_get("/readyz", ready)

@@ -21,10 +21,10 @@ _LARGEST_EXACT_INTEGER = 2**53
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _ESCAPED_COLON = re.compile(rb"\\u003[aA]")
 # No provider takes more; and a short body that repeats a cached item would make an answer of any size.
-_MAX_ITEMS = 2048
+MAX_ITEMS = 2048
 _MAX_DEPTH = 32  # of the JSON; what writes it again has limits of its own
 # The integer types a request can name. `binary` packs eight dimensions into each number.
-_PACKED = {
+PACKED = {
     "int8": DType.INT8_PACKED,
     "binary": DType.INT8_PACKED,
     "uint8": DType.UINT8_PACKED,
@@ -143,7 +143,7 @@ def _items(given: Any, accepted: frozenset[Form]) -> tuple[Kind, list[Any]]:
     form, items = _form(given)
     if form not in accepted:
         raise Bypass("input-form")
-    if len(items) > _MAX_ITEMS:
+    if len(items) > MAX_ITEMS:
         raise Bypass("too-many-items")
     if form in {Form.TEXT, Form.TEXTS}:
         if "" in items:
@@ -247,8 +247,8 @@ def _parameters(fields: dict[str, Any], provider: Provider) -> tuple[Encoding, D
         if name in provider.encoding:
             if value == "base64":
                 encoding = Encoding.BASE64
-            elif type(value) is str and value in _PACKED:
-                packed = _PACKED[value]
+            elif type(value) is str and value in PACKED:
+                packed = PACKED[value]
                 parameters[name] = value
             elif value != "float" and not (value is None and provider.takes_null):
                 raise Bypass("encoding")
