@@ -298,9 +298,10 @@ def _described(row: Provider) -> str:
 @click.option("--port", type=_PORT, default=8081, show_default=True, help="Port to listen on.")
 def demo_command(host: str, port: int) -> None:
     """Serve the demo upstream alone, to put proxies in front of: its vectors carry no meaning."""
-    click.echo(f"demo upstream on http://{host}:{port}/v1; stop with Ctrl-C")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(server.serve_demo(host, port))
+        runner.run(
+            server.serve_demo(host, port, announce=lambda url: click.echo(f"demo upstream on {url}; Ctrl-C ends it"))
+        )
 
 
 class _JSONFormatter(logging.Formatter):
@@ -334,11 +335,14 @@ def _announce(settings: Settings, proxy: Running) -> None:
         )
         return
     upstream = f"{settings.upstream.name}, {settings.upstream.base_url}"
-    model, key = "text-embedding-3-small", "$OPENAI_API_KEY"
+    model, variable = "MODEL", "API_KEY"
+    if settings.upstream.name == "openai":
+        model, variable = "text-embedding-3-small", "OPENAI_API_KEY"
+    key, python_key = f"${variable}", f'os.environ["{variable}"]'
     if settings.upstream.is_demo:
         upstream = "demo, built in and offline: for trying this out, its vectors carry no meaning"
-        model, key = "demo", "any"
-    python_key = f'"{key}"' if settings.upstream.is_demo else 'os.environ["OPENAI_API_KEY"]'
+        model, key, python_key = "demo", "any", '"any"'
+    upstream += "".join(f"\n            {own.name} for {', '.join(own.models)}" for own in settings.routed)
     click.echo(
         f"""
   embedding-proxy {__version__}

@@ -30,6 +30,7 @@ _CACHE_NAME = "embedding-proxy"
 _BODY_HEADERS = (
     "Content-Length", "Content-Encoding", "Content-Type", "Content-Digest", "Content-MD5", "Digest", "ETag",
 )  # fmt: skip
+_NOT_THERE = frozenset({404, 405})
 _PLAIN_JSON = re.compile(r"application/json\s*(;\s*charset=\"?utf-?8\"?\s*)?", re.IGNORECASE)
 
 
@@ -211,6 +212,10 @@ class EmbeddingsRoute:
 
     async def _answer_failure(self, job: _Job, errand: Errand, failure: Failure) -> StreamResponse:
         match failure.cause:
+            case Refused(answer) if answer.status in _NOT_THERE:
+                url = errand.origin.routes.embeddings("").url
+                self._say_once(f"{answer.status} from {url}", "perhaps the base URL is wrong")
+                return _relayed(answer)
             case Refused(answer, body) if body == job.asked.body or not failure.cause.blames_input:
                 return _relayed(answer)
             case Refused():

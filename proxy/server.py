@@ -1,6 +1,7 @@
 """Two listeners, what is behind them, and their life from start to drain."""
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -74,6 +75,7 @@ async def serve(settings: Settings, *, announce: Callable[[Running], None]) -> N
     stop = _stop_signal()
     async with running(settings) as proxy:
         announce(proxy)
+        await proxy.cache.try_store()
         # What lives now lives on: the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
@@ -84,12 +86,13 @@ async def serve(settings: Settings, *, announce: Callable[[Running], None]) -> N
     _log.info("stopped")
 
 
-async def serve_demo(host: str, port: int) -> None:
-    """Serve the demo upstream on an address of its own, until SIGTERM or SIGINT."""
+async def serve_demo(host: str, port: int, *, announce: Callable[[str], None]) -> None:
+    """Serve the demo upstream on an address of its own, which ``announce`` is told, until SIGTERM or SIGINT."""
     stop = _stop_signal()
     async with AsyncExitStack() as stack:
         runner = web.AppRunner(demo.make_app(), access_log=None, shutdown_timeout=1.0)
-        await _listen(stack, runner, host, port, flag="--port")
+        port = await _listen(stack, runner, host, port, flag="--port")
+        announce(f"http://{_bracketed(host)}:{port}/v1")
         await stop.wait()
 
 
@@ -338,7 +341,10 @@ async def _listen(stack: AsyncExitStack, runner: web.BaseRunner, host: str, port
         await web.TCPSite(runner, host, port).start()
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
-        msg = f"can't listen on {host}:{port}: {why}; choose another with {flag}"
+        other = (
+            flag if getattr(error, "errno", None) in {errno.EADDRINUSE, errno.EACCES} else flag.replace("port", "host")
+        )
+        msg = f"can't listen on {host}:{port}: {why}; choose another with {other}"
         raise ConfigError(msg) from error
     return int(runner.addresses[0][1])
 

@@ -186,12 +186,12 @@ class Upstream:
         try:
             async with asyncio.timeout(self._timeouts.total_s):
                 # Being connected is all the breaker asks for: what comes then may be about this one request.
-                response = await self._begin(
-                    self._calls, "POST", url, headers, body, on_connected=self._breaker.succeeded
-                )
+                response = await self._begin(self._calls, "POST", url, headers, body, on_connected=self._connected)
                 async with response:
                     content = await _read(response)
         except (ClientConnectorError, ConnectionTimeoutError) as error:
+            if not self._last_failure:
+                _log.warning("upstream %s can't be connected to: %s", self._name, error)
             self._last_failure = str(error) or type(error).__name__
             self._breaker.failed()
             raise self._counted(error) from error
@@ -210,14 +210,15 @@ class Upstream:
         self._metrics.upstream_answers.labels(mapped.code.removeprefix("upstream_")).inc()
         return mapped
 
+    def _connected(self) -> None:
+        self._last_failure = ""
+        self._breaker.succeeded()
+
     def _on_breaker(self, state: State) -> None:
         self._metrics.breaker(f"upstream {self._name}", state.value)
         if state is State.OPEN:
             _log.warning(
-                "upstream %s can't be connected to (%s); trying again every %g s",
-                self._name,
-                self._last_failure,
-                _COOLDOWN_S,
+                "upstream %s is given up (%s); trying again every %g s", self._name, self._last_failure, _COOLDOWN_S
             )
         elif state is State.CLOSED:
             _log.warning("upstream %s can be connected to again", self._name)

@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 _MAX_FAILURES = 5
 _COOLDOWN_S = 1.0
+_FIRST_BUDGET_S = 2.0
+_NOBODYS_KEY = bytes(32)
 # Reading and unpacking a record takes some 20 µs of this process, which may be busy with several batches.
 _BUDGET_PER_KEY_S = 0.00025
 # Writes that a slow store has not done yet. What comes on top is served and not stored.
@@ -109,6 +111,13 @@ class Cache:
                 entries[key] = Entry(winners.get(key, record))
                 self.memory.put(key, entries[key])
         return entries
+
+    async def try_store(self) -> None:
+        """Say so now if the store does not work, and not when somebody wonders where the hits are."""
+        try:
+            await self._store.get_many([_NOBODYS_KEY], budget_s=_FIRST_BUDGET_S)
+        except StoreError as error:
+            _log.warning("the store does not work (%s: %s); going on without it", error.reason, error)
 
     async def _get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         breaker = self._breakers["read"]
