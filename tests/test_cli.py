@@ -1,5 +1,6 @@
 """Settings from flags, environment and file; each mistake is one line that says what, where and what is accepted."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from proxy import cli, server
 from proxy.config import Settings, StoreSetting
+from proxy.providers import PROVIDERS
 
 
 @pytest.fixture
@@ -118,6 +120,14 @@ MISTAKES = [
     ([], {}, "store = 5", "store in the configuration file: '5' is not a store"),
     ([], {}, "memory = true", "memory in FILE: not one value"),
     ([], {}, "port 80", "FILE: not TOML:"),
+    ([], {"UPSTREAM": ""}, "", "EMBEDDING_PROXY_UPSTREAM is empty; give it a value or unset it"),
+    (["--upstream", "azure"], {}, "", "--upstream: azure has no address of its own; give its base URL, and azure as"),
+    (["--upstream", "http://h", "--provider", "x"], {}, "", "--provider: 'x' is no provider; accepted: generic, inf"),
+    (["--upstream", "openai", "--provider", "vllm"], {}, "", "--provider: vllm goes with a URL, and the upstream is"),
+    ([], {}, '[[upstream]]\nprovider = "openai"\nmodels = ["a"]', "FILE: every [[upstream]] has models, so other"),
+    ([], {}, "[[upstream]]\nmodel = 1", "FILE: [[upstream]]: Object contains unknown field `model`"),
+    ([], {}, "[providers.x]\nkeys = []", "FILE: [providers]: Object contains unknown field `keys`"),
+    ([], {}, "providers = 1", "unknown key 'providers' in FILE; did you mean provider?"),
     ([], {"CONFIG": "/nonexistent/proxy.toml"}, "", "--config /nonexistent/proxy.toml: No such file or directory"),
 ]  # fmt: skip
 
@@ -139,6 +149,55 @@ def test_a_mistake_is_one_line_and_exit_status_2(
     assert err.count("\n") == 1
     assert err.startswith("embedding-proxy: " + message.replace("FILE", str(path)))
     assert not served
+
+
+FILE = """
+[providers.generic]
+neutral = ["trace_id"]
+
+[providers.mine]
+like = "vllm"
+base_url = "http://gpu:8000/v1"
+
+[[upstream]]
+base_url = "https://llm.example.com/v1"
+
+[[upstream]]
+provider = "mine"
+models = ["local/*"]
+"""
+
+
+def test_a_file_has_upstreams_and_rows_for_them(
+    served: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "proxy.toml"
+    path.write_text(FILE)
+    assert run(monkeypatch, "--config", str(path)) == 0
+    assert run(monkeypatch, "--config", str(path), "--upstream", "openai") == 0
+    assert [settings.upstream.name for settings in served] == ["llm.example.com", "openai"]
+    assert "trace_id" in served[0].upstream.provider.neutral
+    for settings in served:
+        (mine,) = settings.routed
+        assert (mine.name, mine.base_url, mine.models) == ("mine", "http://gpu:8000/v1", ("local/*",))
+        assert mine.provider.key == PROVIDERS["vllm"].key
+
+
+def test_the_providers_are_shown_as_the_file_has_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "proxy.toml"
+    path.write_text(FILE)
+    monkeypatch.setattr(sys, "argv", ["embedding-proxy", "providers", "--config", str(path), "mine", "jina"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    shown = capsys.readouterr().out
+    assert shown.startswith("mine        http://gpu:8000/v1/embeddings\n  auth        Authorization: Bearer\n")
+    assert "cross-item  late_chunking other than false, return_multivector other than false\n" in shown
+    monkeypatch.setattr(sys, "argv", ["embedding-proxy", "providers"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert re.findall(r"^(\w+)", capsys.readouterr().out, re.MULTILINE) == list(PROVIDERS)
 
 
 def test_the_variables_kubernetes_makes_for_a_service_of_our_name_are_no_mistake(

@@ -8,13 +8,15 @@ from pathlib import Path
 import orjson
 import pytest
 
+from proxy.config import StoreSetting
 from proxy.errors import ConfigError
+from proxy.providers import GENERIC
 from proxy.server import running
 from tests.client import Client, raw
 from tests.conftest import StartProxy, settings_for
 from tests.process import Process
 from tests.redis_server import free_port
-from tests.scripted import ScriptedUpstream
+from tests.scripted import ScriptedUpstream, error_reply
 
 
 async def test_a_target_that_names_a_host_is_refused(client: Client, upstream: ScriptedUpstream) -> None:
@@ -52,6 +54,49 @@ async def test_a_taken_port_is_said_plainly(upstream: ScriptedUpstream, start_pr
     with pytest.raises(ConfigError, match=rf"can't listen on 127\.0\.0\.1:{port}: .*; choose another with --port"):
         async with running(settings_for(upstream, port=port)):
             pass
+
+
+async def test_a_store_that_does_not_work_is_said_at_once(
+    start_proxy: StartProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    unreachable = StoreSetting(url=f"redis://127.0.0.1:{free_port()}")
+    for store, reason in ((unreachable, "connection"), (StoreSetting(path=Path("/proc/no/such")), "refused")):
+        caplog.clear()
+        client = await start_proxy(store=store)
+        await client.proxy.cache.try_store()
+        (record,) = caplog.records
+        assert record.message.startswith(f"the store does not work ({reason}: ")
+        assert (await client.embed("x")).status == 200
+
+
+async def test_a_wrong_base_url_is_said_once(
+    client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream.reply = error_reply(404, b"404: Not Found")
+    for n in range(3):
+        assert (await client.post({"model": "m", "input": str(n)}, target=f"/v1/embeddings?n={n}")).status == 404
+    assert [record.message for record in caplog.records] == [
+        f"perhaps the base URL is wrong: 404 from {upstream.base_url}/embeddings (said once; counted in metrics)"
+    ]
+
+
+async def test_an_upstream_that_can_not_be_connected_to_is_said_at_the_first_time(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream.base_url = f"http://127.0.0.1:{free_port()}/v1"
+    client = await start_proxy()
+    for n in range(3):
+        assert (await client.embed(str(n))).status == 502
+    (record,) = caplog.records
+    assert record.message.startswith("upstream scripted can't be connected to: Cannot connect to host 127.0.0.1")
+
+
+async def test_the_description_says_where_and_what(client: Client) -> None:
+    async with client.session.get(client.proxy.admin_url + "/openapi.json") as response:
+        described = await response.json()
+    assert described["servers"] == [{"url": client.proxy.base_url}]
+    request = described["components"]["schemas"]["Request"]
+    assert {"model", "input", "encoding_format", "user", *GENERIC.key} == set(request["properties"])
 
 
 def curl(process: Process) -> str:
