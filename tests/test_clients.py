@@ -4,6 +4,7 @@ What a client sends, and what it does about an error, is pinned too: when a new 
 new requests to be tested with.
 """
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.client import Client
-from tests.client_process import ClientProcess
+from tests.client_process import ROOT, ClientProcess
 from tests.scripted import Call, Reply, ScriptedUpstream, error_reply, vector
 
 TEXTS = ["one", "deux à deux", " 三つ"]
@@ -39,7 +40,9 @@ def python(module: str, *arguments: str, of: str = sys.executable) -> tuple[str,
     return (of, "-m", f"tests.clients.{module}", *arguments)
 
 
-CURL_ERRORS = ("Failed",) * 3
+def node(module: str) -> tuple[str, ...]:
+    return ("node", str(ROOT / f"tests/clients/{module}.mjs"))
+
 
 QUICK = [
     Program(name="openai", command=python("openai_sync"), encoding="base64"),
@@ -50,11 +53,32 @@ QUICK = [
     Program(name="langchain, text", command=python("langchain_text"), encoding="base64"),
     Program(name="haystack, text", command=python("haystack_text"), encoding="float", sends_lists=False),
     Program(name="haystack, documents", command=python("haystack_documents"), encoding="float"),
-    Program(name="curl", command=python("curl", "absent"), encoding=None, retries=False, errors=CURL_ERRORS),
-    Program(name="curl, float", command=python("curl", "float"), encoding="float", retries=False, errors=CURL_ERRORS),
+    Program(name="curl", command=python("curl", "absent"), encoding=None, retries=False, errors=("Failed",) * 3),
+    Program(
+        name="curl, float", command=python("curl", "float"), encoding="float", retries=False, errors=("Failed",) * 3
+    ),
 ]
 
-CLIENTS = QUICK
+OLDER = str(ROOT / ".venv-clients/bin/python")
+
+ALL = [
+    *QUICK,
+    Program(name="openai 2", command=python("openai_sync", of=OLDER), encoding="base64"),
+    Program(name="llama-index", command=python("llama_index_openai", of=OLDER), encoding="base64"),
+    Program(name="litellm", command=python("litellm_client", of=OLDER), encoding=None),
+    Program(name="chromadb", command=python("chromadb_openai", of=OLDER), encoding="base64"),
+    Program(name="openai, node", command=node("openai_node"), encoding="base64"),
+    Program(name="ai sdk", command=node("ai_sdk"), encoding="float", errors=("AI_APICallError",) * 3),
+    Program(
+        name="openrouter",
+        command=node("openrouter"),
+        encoding=None,
+        retries=False,
+        errors=("BadRequestResponseError", "UnauthorizedResponseError", "TooManyRequestsResponseError"),
+    ),
+]
+
+CLIENTS = ALL if os.environ.get("CLIENTS") == "all" else QUICK
 
 Fills = Callable[[str], None]
 
@@ -146,9 +170,8 @@ async def test_the_very_numbers_of_the_upstream(
 
 
 def refusal(status: int) -> Reply:
-    # The code is the status, as OpenRouter has it; its client takes nothing else.
-    error = {"message": "no", "type": "invalid_request_error", "param": None, "code": status}
-    return error_reply(status, {"error": error}, retry_after_ms="1")
+    # As OpenRouter writes it, whose client takes no other code than a number.
+    return error_reply(status, {"error": {"message": "no", "code": status}}, retry_after_ms="1")
 
 
 @pytest.mark.parametrize("status", [400, 401])
