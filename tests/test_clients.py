@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aiohttp import web
 
 from tests.client import Client
 from tests.client_process import ROOT, ClientProcess
@@ -167,6 +168,23 @@ async def test_the_very_numbers_of_the_upstream(
     assert len(upstream.calls) == calls
     assert len(direct["vectors"]) == len(TEXTS)
     assert direct == miss == hit
+
+
+async def test_an_upstream_that_writes_as_little_as_it_may(
+    program: Program, process: ClientProcess, client: Client, upstream: ScriptedUpstream, fills: Fills
+) -> None:
+    """Floats whatever was asked for, in any order, and no usage: what breaks one client or another without a proxy."""
+    fills("bare upstream")
+
+    def bare(call: Call) -> web.Response:
+        answer = upstream.answer_to({"model": "m", "input": call.json["input"]})
+        data = [{"index": datum["index"], "embedding": datum["embedding"]} for datum in reversed(answer["data"])]
+        return web.json_response({"data": data})
+
+    upstream.reply = bare
+    for _ in range(2):
+        assert_vectors(await process.embed(client.proxy.base_url, "m", TEXTS), program.items(TEXTS))
+    assert sent(upstream.calls) == program.items(TEXTS)
 
 
 def refusal(status: int) -> Reply:
