@@ -2,12 +2,15 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# What the clients of `make test-clients` are installed into; tests/test_clients.py knows both.
+OTHERS := .venv-clients
+NODE   := tests/clients/node_modules
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow check fmt bench faults clean
+.PHONY: help run test test-slow test-clients check fmt bench faults clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(VENV)/python-ok:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -35,6 +38,22 @@ test: $(VENV)/dev-ok ## all tests, with a real Redis; pytest's flags go in ARGS
 test-slow: $(VENV)/dev-ok ## the same with many more random examples
 	@HYPOTHESIS_PROFILE=slow $(BIN)/pytest --timeout 1800 $(ARGS)
 
+$(OTHERS)/ok: $(VENV)/python-ok tests/clients/requirements.txt
+	@echo "installing the larger Python clients into $(OTHERS) ..."
+	@$(PYTHON) -m venv $(OTHERS)
+	@$(OTHERS)/bin/pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
+	@touch $@
+
+$(NODE)/ok: tests/clients/package.json tests/clients/package-lock.json
+	@{ command -v node && command -v npm; } >/dev/null || \
+	  { echo "node 20 or newer and npm are needed for the JavaScript clients; they were not found in PATH"; exit 1; }
+	@echo "installing the JavaScript clients into $(NODE) ..."
+	@cd tests/clients && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
+test-clients: $(NODE)/ok $(OTHERS)/ok $(VENV)/dev-ok ## every client, the larger ones too, as a table; needs node and npm
+	@CLIENTS=all $(BIN)/pytest tests/test_clients.py --matrix $(ARGS)
+
 check: $(VENV)/dev-ok ## lint, format, types, import layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -52,4 +71,4 @@ faults: $(VENV)/dev-ok ## what failures cost, a few minutes; ARGS=--quick for a 
 	@$(BIN)/python -m bench.faults $(ARGS)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OTHERS) $(NODE) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,12 @@
+from openai import OpenAI
+
+from tests.clients.loop import serve
+
+
+def embed(base_url: str, key: str, model: str, texts: list[str]) -> list[list[float]]:
+    with OpenAI(base_url=base_url, api_key=key) as client:
+        return [datum.embedding for datum in client.embeddings.create(model=model, input=texts).data]
+
+
+if __name__ == "__main__":
+    serve(embed)
