@@ -1,0 +1,199 @@
+"""Each provider as it documents itself, and the proxy in front of it: ``make test-providers`` prints the table."""
+
+import copy
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from proxy.headers import HOP_BY_HOP
+from tests.client import Answer, Client
+from tests.conftest import StartProxy
+from tests.emulators import EMULATORS
+from tests.emulators.base import Emulator, Json
+from tests.scripted import ScriptedUpstream
+
+_WRITTEN_ANEW = HOP_BY_HOP | {"date", "server", "content-length"}
+
+
+@dataclass
+class Stage:
+    """A provider's emulator, the proxy in front of it, and a client that can ask either."""
+
+    emulator: Emulator
+    upstream: ScriptedUpstream
+    client: Client
+
+    async def ask(self, body: bytes | Json, *, target: str | None = None, **headers: str) -> Answer:
+        fields = dict(self.emulator.credentials) | headers
+        return await self.client.post(body, target=target or self.emulator.client_target, key=None, **fields)
+
+    async def ask_directly(self, body: bytes | Json, *, target: str | None = None, **headers: str) -> Answer:
+        """What the provider itself answers; it does not count as a call."""
+        direct, calls = copy.copy(self.client), self.upstream.calls.copy()
+        direct.origin = self.upstream.base_url.removesuffix(self.emulator.base)
+        fields = dict(self.emulator.credentials) | headers
+        answer = await direct.post(body, target=target or self.emulator.target, key=None, **fields)
+        self.upstream.calls[:] = calls
+        return answer
+
+    def body(self, given: Any, **fields: Any) -> Json:
+        """A request that this provider takes."""
+        emulator = self.emulator
+        if isinstance(given, str) and not emulator.takes_text:
+            given = [given]
+        model = emulator.models[0] if emulator.models else "m"
+        return {"model": model, "input": given, **emulator.needed} | fields
+
+
+@pytest.fixture
+async def upstream(provider: str) -> AsyncIterator[ScriptedUpstream]:
+    emulator = EMULATORS[provider]
+    async with ScriptedUpstream(reply=emulator.answer).serving() as upstream:
+        upstream.base_url = upstream.base_url.removesuffix("/v1") + emulator.base
+        yield upstream
+
+
+@pytest.fixture
+async def stage(provider: str, upstream: ScriptedUpstream, start_proxy: StartProxy) -> Stage:
+    return Stage(EMULATORS[provider], upstream, await start_proxy(provider=provider))
+
+
+@pytest.fixture(autouse=True)
+def cell(request: pytest.FixtureRequest, provider: str, column: str) -> None:
+    request.node.user_properties.append(("matrix", (provider, column)))
+
+
+def cells(column: str, *providers: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        ("provider", "column"), [pytest.param(name, column, id=f"{name}-{column}") for name in providers or EMULATORS]
+    )
+
+
+def is_relayed(relayed: Answer, direct: Answer) -> bool:
+    """Whether it is the provider's own answer to the byte, and all that it said in headers is still there."""
+    told = [(name, value) for name, value in direct.headers.items() if name.lower() not in _WRITTEN_ANEW]
+    return (relayed.status, relayed.body) == (direct.status, direct.body) and all(
+        value in relayed.headers.getall(name, ()) for name, value in told
+    )
+
+
+def embeddings_text(answer: Answer) -> bytes:
+    return answer.body.split(b'"usage"')[0]
+
+
+def is_well_formed(answer: Answer, items: int, model: str) -> bool:
+    said = answer.json
+    usage = said["usage"]
+    return (
+        (said["object"], said["model"]) == ("list", model)
+        and [(datum["object"], datum["index"]) for datum in said["data"]] == [("embedding", i) for i in range(items)]
+        and all(type(usage[name]) is int for name in ("prompt_tokens", "total_tokens"))
+    )
+
+
+# --- what is good
+
+
+def questions(emulator: Emulator) -> Iterable[str]:
+    yield from ("single", "batch")
+    if emulator.takes_tokens:
+        yield "tokens"
+    if emulator.length_field:
+        yield "dimensions"
+    yield from ("base64", "float")
+
+
+def question(stage: Stage, column: str) -> Json:
+    emulator = stage.emulator
+    match column:
+        case "single":
+            return stage.body("x")
+        case "tokens":
+            return stage.body([[1, 2, 3], [4]])
+        case "dimensions":
+            model = {"model": emulator.length_model} if emulator.length_model else {}
+            return stage.body(["a", "b"], **model, **{str(emulator.length_field): emulator.length})
+        case "base64":
+            return stage.body(["a", "b"], **{emulator.encoding_field: "base64"})
+        case "float" if emulator.takes_float:
+            return stage.body(["a", "b"], **{emulator.encoding_field: "float"})
+    return stage.body(["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("provider", "column"),
+    [
+        pytest.param(name, column, id=f"{name}-{column}")
+        for name, emulator in EMULATORS.items()
+        for column in questions(emulator)
+    ],
+)
+async def test_what_is_asked_twice_goes_up_once_and_is_what_the_provider_says(stage: Stage, column: str) -> None:
+    body = question(stage, column)
+    direct = await stage.ask_directly(body)
+    miss, hit = await stage.ask(body), await stage.ask(body)
+    assert (direct.status, miss.status, miss.cache, hit.cache) == (200, 200, "MISS", "HIT")
+    assert [(call.target, call.json) for call in stage.upstream.calls] == [(stage.emulator.target, body)]
+    assert embeddings_text(miss) == embeddings_text(hit)
+    items = len(body["input"]) if isinstance(body["input"], list) else 1
+    model = str(direct.json.get("model", body["model"]))
+    assert is_well_formed(miss, items, model)
+    assert is_well_formed(hit, items, model)
+    if column == "base64":
+        assert all(isinstance(embedding, str) for embedding in hit.embeddings)
+        assert hit.vectors == np.array(direct.vectors, np.float32).tolist()
+    else:
+        assert hit.vectors == direct.vectors
+    if column == "dimensions":
+        assert {len(vector) for vector in hit.vectors} == {stage.emulator.length}
+    assert stage.emulator.headers.items() <= miss.headers.items()
+
+
+@cells("partial")
+async def test_only_what_is_new_goes_up(stage: Stage) -> None:
+    await stage.ask(stage.body(["a", "c"]))
+    body = stage.body(["a", "b", "c"])
+    answer = await stage.ask(body)
+    assert answer.cache == "PARTIAL"
+    assert stage.upstream.calls[-1].json == body | {"input": ["b"]}
+    assert answer.vectors == (await stage.ask_directly(body)).vectors
+
+
+# --- what is not
+
+
+@pytest.mark.parametrize(
+    ("provider", "column"),
+    [
+        pytest.param(name, str(status), id=f"{name}-{status}")
+        for status in (400, 401, 402, 404, 429, 500, 503, 529)
+        for name in EMULATORS
+    ],
+)
+async def test_an_error_is_relayed_to_the_byte_and_nothing_is_stored(stage: Stage, column: str) -> None:
+    body = stage.body(["a", "b"])
+    stage.upstream.reply = stage.emulator.failing(int(column))
+    direct = await stage.ask_directly(body)
+    relayed = await stage.ask(body)
+    assert direct.status == int(column)
+    assert is_relayed(relayed, direct)
+    assert len(stage.upstream.calls) == 1
+    stage.upstream.reply = stage.emulator.answer
+    good = await stage.ask(body)
+    assert (good.status, good.cache) == (200, "MISS")
+    assert good.vectors == (await stage.ask_directly(body)).vectors
+
+
+@cells("malformed")
+async def test_a_bad_200_is_relayed_to_the_byte_and_nothing_is_stored(stage: Stage) -> None:
+    body = stage.body(["a", "b"])
+    stage.upstream.reply = stage.emulator.malformed
+    direct = await stage.ask_directly(body)
+    assert is_relayed(await stage.ask(body), direct)
+    stage.upstream.reply = stage.emulator.answer
+    good = await stage.ask(body)
+    assert (good.status, good.cache) == (200, "MISS")
+    assert good.vectors == (await stage.ask_directly(body)).vectors
