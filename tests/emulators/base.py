@@ -61,8 +61,9 @@ class Emulator:
     takes_tokens: ClassVar[bool] = False
     takes_empty: ClassVar[bool] = False
     max_items: ClassVar[int] = 2048
-    acting: ClassVar[Mapping[str, object]] = {}  # fields that change the vector -> what their absence means
-    idle: ClassVar[frozenset[str]] = frozenset({"user"})  # fields that are documented and don't
+    acting: ClassVar[Mapping[str, tuple[object, object]]] = {}  # change the vector -> what absence means, another value
+    idle: ClassVar[Mapping[str, object]] = {"user": "u"}  # documented, and change nothing -> a value
+    special: ClassVar[frozenset[str]] = frozenset()  # documented, with an effect that the subclass knows
     refuses_unknown: ClassVar[bool] = False
     invalid: ClassVar[int] = 400  # the status of a request that is wrong in itself
 
@@ -71,6 +72,8 @@ class Emulator:
     length: ClassVar[int] = 8  # what tests ask for
     lengths: ClassVar[frozenset[int]] = frozenset()  # all there are; none: any up to the native one
     renormalises: ClassVar[bool] = True
+    is_half: ClassVar[bool] = False  # float16 inside
+    fused: ClassVar[frozenset[str]] = frozenset()  # models that make one vector of all the items
 
     encoding_field: ClassVar[str] = "encoding_format"
     takes_float: ClassVar[bool] = True  # as a value of that field
@@ -149,7 +152,7 @@ class Emulator:
         for name in self.needed:
             if name not in asked:
                 raise Refusal(self.invalid, f"{name} is required")
-        known = {"model", "input", self.encoding_field, self.length_field, *self.acting, *self.idle}
+        known = {"model", "input", self.encoding_field, self.length_field, *self.acting, *self.idle, *self.special}
         if self.refuses_unknown and (unknown := sorted(set(asked) - known)):
             raise self.unknown_field(unknown[0])
 
@@ -197,9 +200,19 @@ class Emulator:
         return [self.datum(i, self.written(values, asked)) for i, values in enumerate(self.vectors(asked))]
 
     def vectors(self, asked: Json) -> list[Numbers]:
-        weights, meaning = self.weights(asked), self.meaning(asked)
-        length = self.wanted_length(asked)
-        return [self.cut(unit(vector(weights, [item, meaning], self.native)), length) for item in self.items(asked)]
+        weights, meaning, length = self.weights(asked), self.meaning(asked), self.wanted_length(asked)
+        items = [self.seen(item) for item in self.items(asked)]
+        if weights in self.fused:
+            items = [items]
+        return [self.cut(self.scaled(vector(weights, [item, meaning], self.native), asked), length) for item in items]
+
+    def seen(self, item: Any) -> Any:
+        """What the model gets of an item."""
+        return item
+
+    def scaled(self, values: Numbers, asked: Json) -> Numbers:
+        """What comes out of the model."""
+        return unit(values)
 
     def weights(self, asked: Json) -> str:
         """The name under which the model itself goes."""
@@ -208,7 +221,7 @@ class Emulator:
     def meaning(self, asked: Json) -> Json:
         """What of the fields has an effect."""
         said = {name: asked.get(name) for name in self.acting}
-        return {name: value for name, value in said.items() if value is not None and value != self.acting[name]}
+        return {name: value for name, value in said.items() if value is not None and value != self.acting[name][0]}
 
     def wanted_length(self, asked: Json) -> int:
         wanted = asked.get(self.length_field) if self.length_field else None
@@ -219,7 +232,8 @@ class Emulator:
         return int(wanted)
 
     def cut(self, values: Numbers, length: int) -> Numbers:
-        return unit(values[:length]) if self.renormalises and length < len(values) else values[:length]
+        values = unit(values[:length]) if self.renormalises and length < len(values) else values[:length]
+        return values.astype(np.float16).astype(np.float32) if self.is_half else values
 
     def written(self, values: Numbers, asked: Json) -> Any:
         if self.base64 == "written" and asked.get(self.encoding_field) == "base64":

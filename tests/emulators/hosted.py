@@ -1,14 +1,14 @@
-"""The providers that run models of their own, or of others, for everyone."""
+"""The platforms that serve models for everyone."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import orjson
 from aiohttp import web
+from multidict import CIMultiDictProxy
 
-from tests.emulators.base import KEY, Emulator, Json, Numbers, Refusal, numbers, quantised
+from tests.emulators.base import KEY, Emulator, Json, Numbers, Refusal, quantised
 from tests.scripted import Call
-
-_DTYPES = frozenset({None, "float", "int8", "uint8", "binary", "ubinary"})
 
 
 class OpenAI(Emulator):
@@ -56,7 +56,7 @@ class Azure(OpenAI):
     credentials: ClassVar[Mapping[str, str]] = {"api-key": KEY}
     deployments: ClassVar[Sequence[str]] = ("small", "large")
     models = ()
-    acting: ClassVar[Mapping[str, object]] = {"input_type": None}
+    acting: ClassVar[Mapping[str, tuple[object, object]]] = {"input_type": (None, "query")}
     refuses_unknown = False
     texts: ClassVar[Mapping[int, str]] = {
         401: "Access denied due to invalid subscription key or wrong API endpoint. Make sure to provide a valid key "
@@ -97,134 +97,182 @@ class Azure(OpenAI):
         return self.ok({"error": {"message": "HTTP 429: {}", "code": 429}})
 
 
-class Jina(Emulator):
-    """https://api.jina.ai/docs"""
+class Together(Emulator):
+    """https://docs.together.ai/reference/embeddings"""
 
-    name = "jina"
-    models = ("jina-embeddings-v3", "jina-embeddings-v4")
-    acting: ClassVar[Mapping[str, object]] = {"task": None, "normalized": True, "truncate": False}
-    idle = frozenset({"late_chunking", "return_multivector"})
+    name = "together"
+    models = ("togethercomputer/m2-bert-80M-32k-retrieval", "BAAI/bge-base-en-v1.5")
+    idle: ClassVar[Mapping[str, object]] = {}
+    length_field = None
     refuses_unknown = True
-    invalid = 422
-    max_items = 512
-    encoding_field = "embedding_type"
-    floats: ClassVar[Literal["shortest", "widened"]] = "widened"
-    headers: ClassVar[Mapping[str, str]] = {"X-RateLimit-Remaining-Requests": "499"}
-    retry_headers: ClassVar[Mapping[str, str]] = {
-        "X-RateLimit-Remaining-Requests": "0",
-        "X-RateLimit-Remaining-Tokens": "1",
-    }
-    codes: ClassVar[Mapping[int, str]] = {
-        400: "INPUT_MODEL_NOT_FOUND",
-        401: "AUTH_INVALID_API_KEY",
-        403: "AUTHZ_INSUFFICIENT_BALANCE",
-        429: "RATE_REQUEST_LIMIT_EXCEEDED",
-        500: "INTERNAL_ERROR",
-        503: "SERVICE_UNAVAILABLE",
-    }
-
-    def error(self, status: int, message: str) -> Json:
-        if status == 422:
-            return {"detail": "[RID: 03f5] Validation errors in 1 field", "errors": [{"message": message}]}
-        return {"detail": message, "code": self.codes.get(status, "ERROR"), "request_id": "03f5"}
-
-    def unknown_model(self, model: object) -> Refusal:
-        return Refusal(400, f"Model {model} not found")
+    headers: ClassVar[Mapping[str, str]] = {"x-ratelimit-remaining": "9"}
+    retry_headers: ClassVar[Mapping[str, str]] = {"x-ratelimit-reset": "1", "x-tokenlimit-remaining": "0"}
 
     def unknown_field(self, name: str) -> Refusal:
-        return Refusal(422, f"body -> {self.models[0]} -> {name}: Extra inputs are not permitted")
-
-    def takes(self, item: Any) -> bool:
-        if isinstance(item, dict):
-            return len(item) == 1 and bool(item.keys() & {"text", "image"})
-        return super().takes(item)
-
-    def unknown_encoding(self, encoding: object) -> None:
-        wanted = encoding if isinstance(encoding, list) else [encoding]
-        if not set(wanted) <= {"float", "base64", "binary", "ubinary"}:
-            super().unknown_encoding(encoding)
-
-    def meaning(self, asked: Json) -> Json:
-        # All inputs of a late-chunked call are one sequence.
-        sequence = {"sequence": asked["input"]} if asked.get("late_chunking") else {}
-        return super().meaning(asked) | sequence
-
-    def written(self, values: Numbers, asked: Json) -> Any:
-        kind = asked.get("embedding_type")
-        if isinstance(kind, list):
-            return {name: self.written(values, {"embedding_type": name}) for name in kind}
-        return numbers(quantised(values, kind)) if kind in _DTYPES - {None} else super().written(values, asked)
-
-    def data(self, asked: Json) -> list[Json]:
-        if not asked.get("return_multivector"):
-            return super().data(asked)
-        return [
-            {"object": "embeddings", "index": i, "embeddings": [numbers(values[:8]), numbers(values[8:])]}
-            for i, values in enumerate(self.vectors(asked))
-        ]
+        return Refusal(400, f"Unrecognized request arguments supplied: {name}")
 
     def envelope(self, asked: Json, data: list[Json], tokens: int) -> Json:
-        usage = {"total_tokens": tokens, "prompt_tokens": tokens}
-        return {"model": asked["model"], "object": "list", "usage": usage, "data": data}
+        """Without usage, as most of its models answer."""
+        return {"object": "list", "data": data, "model": asked["model"]}
 
     def malformed(self, call: Call) -> web.Response:
-        asked = call.json | {"return_multivector": True}
-        return self.ok(self.envelope(asked, self.data(asked), 1))
+        return self.ok(self.envelope(call.json, [self.datum(i, None) for i in (0, 1)], 1))
 
 
-class Voyage(Emulator):
-    """https://docs.voyageai.com/reference/embeddings-api"""
+class Fireworks(Emulator):
+    """https://docs.fireworks.ai/api-reference/creates-an-embedding-vector-representing-the-input-text"""
 
-    name = "voyage"
-    models = ("voyage-3.5", "voyage-3-large")
-    native = 1024
-    max_items = 1000
-    acting: ClassVar[Mapping[str, object]] = {"input_type": None, "truncation": True}
-    idle = frozenset({"output_dtype"})
+    name = "fireworks"
+    base = "/inference/v1"
+    target = "/inference/v1/embeddings"
+    models = ("fireworks/qwen3-embedding-8b", "nomic-ai/nomic-embed-text-v1.5")
+    acting: ClassVar[Mapping[str, tuple[object, object]]] = {
+        "prompt_template": (None, "Embed this text: {text}"),
+        "normalize": (None, False),
+    }
+    idle: ClassVar[Mapping[str, object]] = {}
+    special = frozenset({"return_logits"})
     refuses_unknown = True
-    length_field = "output_dimension"
-    length = 256
-    lengths = frozenset({256, 512, 1024, 2048})
-    takes_float = False
-    headers: ClassVar[Mapping[str, str]] = {
-        "x-request-id": "1",
-        "x-api-warning": "You have not yet added your payment method.",
-    }
-    retry_headers: ClassVar[Mapping[str, str]] = {"retry-after": "20"}
-    texts: ClassVar[Mapping[int, str]] = {
-        429: "You have not yet added your payment method in the billing page and will have reduced rate limits of 3 "
-        "RPM and 10K TPM.",
-        503: "upstream connect error or disconnect/reset before headers",
-    }
+    renormalises = False
+    base64: ClassVar[Literal["written", "ignored"]] = "ignored"
+    floats: ClassVar[Literal["shortest", "widened"]] = "widened"
+    headers: ClassVar[Mapping[str, str]] = {"X-Ratelimit-Limit-Tokens-Prompt": "60000"}
+    retry_headers: ClassVar[Mapping[str, str]] = {"X-Ratelimit-Limit-Tokens-Prompt": "30000"}
 
-    def error(self, status: int, message: str) -> Json | bytes:
-        return message.encode() if status == 503 else {"detail": message}
-
-    def unknown_model(self, model: object) -> Refusal:
-        return Refusal(400, f"Model {model} is not supported. Supported models are {list(self.models)}.")
+    def error(self, status: int, message: str) -> Json:
+        return {"error": {"object": "error", "type": "invalid_request_error", "code": "error", "message": message}}
 
     def unknown_field(self, name: str) -> Refusal:
-        return Refusal(
-            400,
-            "The request body is not valid JSON, or some arguments were not specified properly. In particular, "
-            f"Argument '{name}' is not supported by our API",
-        )
+        return Refusal(400, f"Extra inputs are not permitted, field: '{name}'")
 
     def unknown_encoding(self, encoding: object) -> None:
-        raise Refusal(
-            400,
-            f"Value '{encoding}' supplied for argument 'encoding_format' is not valid -- accepted values are 'base64'",
-        )
+        pass
 
-    def written(self, values: Numbers, asked: Json) -> Any:
-        dtype = asked.get("output_dtype")
-        if dtype not in _DTYPES:
-            raise Refusal(400, f"Value '{dtype}' supplied for argument 'output_dtype' is not valid")
-        # base64 holds the bytes of the type that was asked for.
-        return super().written(quantised(values, dtype), asked)
+    def scaled(self, values: Numbers, asked: Json) -> Numbers:
+        return super().scaled(values, asked) if asked.get("normalize") else values
 
-    def datum(self, index: int, embedding: Any) -> Json:
-        return {"object": "embedding", "embedding": embedding, "index": index}
+    def wanted_length(self, asked: Json) -> int:
+        logits = asked.get("return_logits")
+        return len(logits) if logits else super().wanted_length(asked)
 
     def envelope(self, asked: Json, data: list[Json], tokens: int) -> Json:
-        return {"object": "list", "data": data, "model": asked["model"], "usage": {"total_tokens": tokens}}
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return {"data": data, "model": asked["model"], "object": "list", "usage": usage}
+
+
+class Gemini(Emulator):
+    """https://ai.google.dev/gemini-api/docs/openai"""
+
+    name = "gemini"
+    base = "/v1beta/openai"
+    target = "/v1beta/openai/embeddings"
+    models = ("gemini-embedding-001", "models/gemini-embedding-001", "gemini-embedding-2", "gemini-embedding-2-preview")
+    fused = frozenset({"gemini-embedding-2", "gemini-embedding-2-preview"})
+    max_items = 100
+    renormalises = False
+    base64: ClassVar[Literal["written", "ignored"]] = "ignored"
+    floats: ClassVar[Literal["shortest", "widened"]] = "widened"
+    kinds: ClassVar[Mapping[int, str]] = {
+        400: "INVALID_ARGUMENT",
+        401: "UNAUTHENTICATED",
+        404: "NOT_FOUND",
+        429: "RESOURCE_EXHAUSTED",
+        500: "INTERNAL",
+        503: "UNAVAILABLE",
+    }
+
+    def check_key(self, headers: CIMultiDictProxy[str]) -> None:
+        try:
+            super().check_key(headers)
+        except Refusal:
+            raise Refusal(400, "API key not valid. Please pass a valid API key.") from None
+
+    def ok(self, said: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+        return super().ok(orjson.dumps(said, option=orjson.OPT_INDENT_2) + b"\n", status=status, headers=headers)
+
+    def error(self, status: int, message: str) -> Json:
+        error: Json = {"code": status, "message": message, "status": self.kinds.get(status, "UNKNOWN")}
+        if status == 429:
+            retry = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "45s"}
+            error["details"] = [retry]
+        return {"error": error}
+
+    def unknown_model(self, model: object) -> Refusal:
+        return Refusal(
+            404, f"models/{model} is not found for API version v1main, or is not supported for embedContent."
+        )
+
+    def too_many(self, items: int) -> Refusal:
+        return Refusal(400, "* BatchEmbedContentsRequest.requests: at most 100 requests can be in one batch\n")
+
+    def weights(self, asked: Json) -> str:
+        return super().weights(asked).removeprefix("models/")
+
+    def datum(self, index: int, embedding: Any) -> Json:
+        # Protocol buffers leave out what is zero.
+        return {"object": "embedding"} | ({"index": index} if index else {}) | {"embedding": embedding}
+
+    def envelope(self, asked: Json, data: list[Json], tokens: int) -> Json:
+        return {"object": "list", "data": data, "model": asked["model"]}
+
+
+class Nvidia(Emulator):
+    """https://docs.nvidia.com/nim/nemo-retriever/text-embedding/latest/reference.html"""
+
+    name = "nvidia"
+    models = (
+        "nvidia/nv-embedqa-e5-v5",
+        "nvidia/nv-embedqa-e5-v5-query",
+        "nvidia/nv-embedqa-e5-v5-passage",
+        "nvidia/llama-3.2-nv-embedqa-1b-v2",
+    )
+    needed: ClassVar[Mapping[str, Any]] = {"input_type": "query"}
+    acting: ClassVar[Mapping[str, tuple[object, object]]] = {
+        "input_type": (None, "passage"),
+        "truncate": ("NONE", "END"),
+    }
+    special = frozenset({"modality", "embedding_type"})
+    refuses_unknown = True
+    length_model = "nvidia/llama-3.2-nv-embedqa-1b-v2"
+
+    def check_fields(self, asked: Json) -> None:
+        suffixed = str(asked["model"]).endswith(("-query", "-passage"))
+        if not suffixed and "input_type" not in asked:
+            raise Refusal(400, "'input_type' parameter is required for asymmetric models")
+        super().check_fields({"input_type": None} | asked)
+        if asked.get("dimensions") is not None and asked["model"] != self.length_model:
+            raise self.unknown_field("dimensions")
+
+    def error(self, status: int, message: str) -> Json:
+        """The model's own, or the gateway's before it."""
+        return {"error": message} if status in {400, 422} else {"status": status, "title": message, "detail": message}
+
+    def error_headers(self, status: int) -> Mapping[str, str]:
+        return {"WWW-Authenticate": 'Bearer error="invalid_token"'} if status == 401 else {}
+
+    def weights(self, asked: Json) -> str:
+        return super().weights(asked).removesuffix("-query").removesuffix("-passage")
+
+    def meaning(self, asked: Json) -> Json:
+        _, dash, suffix = str(asked["model"]).rpartition("-")
+        return super().meaning(asked) | ({"input_type": suffix} if suffix in {"query", "passage"} and dash else {})
+
+    def vectors(self, asked: Json) -> list[Numbers]:
+        modality, items = asked.get("modality", "text"), self.items(asked)
+        each = modality if isinstance(modality, list) else [modality] * len(items)
+        if len(each) != len(items):
+            raise Refusal(400, "the length of modality must be that of input")
+        return [
+            super(Nvidia, self).vectors(asked | {"input": [item if kind == "text" else f"{kind}:{item}"]})[0]
+            for item, kind in zip(items, each, strict=True)
+        ]
+
+    def written(self, values: Numbers, asked: Json) -> Any:
+        return super().written(quantised(values, asked.get("embedding_type")), asked)
+
+    def envelope(self, asked: Json, data: list[Json], tokens: int) -> Json:
+        return super().envelope(asked | {"model": self.weights(asked)}, data, tokens)
+
+    def pending(self, _: Call) -> web.Response:
+        """No vector yet: its functions can tell one to ask again."""
+        return self.ok(b"", status=202, headers={"NVCF-REQID": "1", "NVCF-STATUS": "pending-evaluation"})
