@@ -55,6 +55,8 @@ class Provider:
     cross_item: Mapping[str, object] = field(default_factory=dict)
     # Chooses how the vector is written: float, base64, or an integer type, which is in the key.
     encoding: frozenset[str] = frozenset({"encoding_format"})
+    # "float" is what it writes anyway, but it refuses to be told so in these.
+    unnamed_float: frozenset[str] = frozenset()
     # Likewise, in ways that the proxy can't write itself; name -> the one value that it can.
     fixed: Mapping[str, object] = field(default_factory=dict)
     limits: Limits = _USUAL
@@ -150,6 +152,7 @@ _ROWS = (
         key=frozenset({"input_type", "truncation", "output_dimension"}),
         neutral=frozenset(),
         encoding=frozenset({"encoding_format", "output_dtype"}),
+        unnamed_float=frozenset({"encoding_format"}),
         takes_null=True,
         limits=Limits(items=1000, tokens=120_000),
     ),

@@ -250,7 +250,10 @@ def _parameters(fields: dict[str, Any], provider: Provider) -> tuple[Encoding, D
             elif type(value) is str and value in _PACKED:
                 packed = _PACKED[value]
                 parameters[name] = value
-            elif value != "float" and not (value is None and provider.takes_null):
+            elif value == "float":
+                if name in provider.unnamed_float:
+                    raise Bypass("encoding")
+            elif value is not None or not provider.takes_null:
                 raise Bypass("encoding")
         elif name in provider.key:
             _require_whole(value)
