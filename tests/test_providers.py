@@ -13,6 +13,7 @@ from tests.client import Answer, Client
 from tests.conftest import StartProxy
 from tests.emulators import EMULATORS
 from tests.emulators.base import Emulator, Json
+from tests.emulators.hosted import OpenAI
 from tests.scripted import ScriptedUpstream
 
 _WRITTEN_ANEW = HOP_BY_HOP | {"date", "server", "content-length"}
@@ -164,6 +165,55 @@ async def test_only_what_is_new_goes_up(stage: Stage) -> None:
     assert answer.vectors == (await stage.ask_directly(body)).vectors
 
 
+@cells("encodings")
+async def test_one_entry_serves_every_encoding(stage: Stage) -> None:
+    body = stage.body(["a", "b"])
+    direct = await stage.ask_directly(body)
+    await stage.ask(body)
+    as_base64 = await stage.ask(body | {stage.emulator.encoding_field: "base64"})
+    again = await stage.ask(body)
+    assert [as_base64.cache, again.cache] == ["HIT", "HIT"]
+    assert all(isinstance(embedding, str) for embedding in as_base64.embeddings)
+    assert as_base64.vectors == np.array(direct.vectors, np.float32).tolist()
+    assert again.vectors == direct.vectors
+
+
+@cells("path")
+async def test_the_providers_own_path_is_the_same_route(stage: Stage) -> None:
+    body = stage.body("x")
+    await stage.ask(body)
+    assert (await stage.ask(body, target=stage.emulator.target)).cache == "HIT"
+
+
+@cells("fields")
+async def test_a_field_counts_where_it_changes_the_vector_and_nowhere_else(stage: Stage) -> None:
+    body = stage.body(["a", "b"])
+    plain = await stage.ask(body)
+    for name, (_, value) in stage.emulator.acting.items():
+        changed = body | {name: value}
+        direct = await stage.ask_directly(changed)
+        miss, hit = await stage.ask(changed), await stage.ask(changed)
+        assert (name, direct.status, miss.cache, hit.cache) == (name, 200, "MISS", "HIT")
+        assert hit.vectors == direct.vectors != plain.vectors
+    for name, value in stage.emulator.idle.items():
+        answer = await stage.ask(body | {name: value})
+        assert (name, answer.cache) == (name, "HIT")
+        assert answer.vectors == plain.vectors == (await stage.ask_directly(body | {name: value})).vectors
+
+
+@cells("split", *(name for name, emulator in EMULATORS.items() if emulator.max_items < OpenAI.max_items))
+async def test_more_items_than_it_takes_are_split(stage: Stage) -> None:
+    limit = stage.emulator.max_items
+    texts = [f"text {i}" for i in range(limit + 8)]
+    refused = await stage.ask_directly(stage.body(texts))
+    parts = [await stage.ask_directly(stage.body(part)) for part in (texts[:limit], texts[limit:])]
+    answer = await stage.ask(stage.body(texts))
+    assert refused.status in {400, 422}
+    assert answer.status == 200
+    assert answer.vectors == [vector for part in parts for vector in part.vectors]
+    assert sorted(len(call.items) for call in stage.upstream.calls) == [8, limit]
+
+
 # --- what is not
 
 
@@ -199,3 +249,56 @@ async def test_a_bad_200_is_relayed_to_the_byte_and_nothing_is_stored(stage: Sta
     good = await stage.ask(body)
     assert (good.status, good.cache) == (200, "MISS")
     assert good.vectors == (await stage.ask_directly(body)).vectors
+
+
+ODDITIES: dict[str, Json] = {
+    "unknown model": {"model": "no-such-model"},
+    "no model": {"model": None},
+    "unknown field": {"foo": 1},
+    "user": {"user": "u"},
+    "no items": {"input": []},
+    "empty item": {"input": ["a", ""]},
+    "white space": {"input": [" a", "a\n", " "]},
+    "one token list": {"input": [1, 2, 3]},
+    "token lists": {"input": [[1, 2], [3]]},
+    "texts and tokens": {"input": ["a", [1, 2]]},
+    "text among tokens": {"input": [1, "a", 2]},
+    "object": {"input": {"text": "a"}},
+    "objects": {"input": [{"text": "a"}, {"text": "b"}]},
+    "other encoding": {"encoding_format": "hex"},
+    "null encoding": {"encoding_format": None},
+    "base64 by OpenAI's name": {"encoding_format": "base64"},
+    "float by OpenAI's name": {"encoding_format": "float"},
+    "null dimensions": {"dimensions": None},
+    "dimensions": {"dimensions": 8},
+    "no dimensions": {"dimensions": 0},
+    "too many dimensions": {"dimensions": 100_000},
+    "another's field": {"input_type": "query", "task": "text-matching"},
+}
+
+
+@cells("oddities")
+async def test_whatever_the_provider_makes_of_a_request_the_client_is_told(stage: Stage) -> None:
+    await stage.ask(stage.body(["a", "b"]))
+    for name, change in ODDITIES.items():
+        body = stage.body(["a", "b"]) | change
+        direct = await stage.ask_directly(body)
+        for _ in range(2):
+            answer = await stage.ask(body)
+            assert (name, answer.status) == (name, direct.status)
+            if direct.status != 200 or answer.cache == "BYPASS":
+                assert is_relayed(answer, direct), name
+            else:
+                told = np.array(answer.vectors, np.float32), np.array(direct.vectors, np.float32)
+                assert np.array_equal(*told), name
+
+
+@cells("bad key", *(name for name in EMULATORS if name != "ollama"))
+async def test_nobody_is_served_with_a_key_that_the_provider_refuses(stage: Stage) -> None:
+    body = stage.body(["a", "b"])
+    await stage.ask(body)
+    wrong = dict.fromkeys(stage.emulator.credentials, "Bearer sk-wrong")
+    direct = await stage.ask_directly(body, **wrong)
+    assert direct.status in {400, 401}
+    assert is_relayed(await stage.ask(body, **wrong), direct)
+    assert (await stage.ask(body)).cache == "HIT"
