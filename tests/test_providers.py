@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 
 from proxy.headers import HOP_BY_HOP
@@ -13,7 +14,8 @@ from tests.client import Answer, Client
 from tests.conftest import StartProxy
 from tests.emulators import EMULATORS
 from tests.emulators.base import Emulator, Json
-from tests.emulators.hosted import OpenAI
+from tests.emulators.gateways import NemoRouter
+from tests.emulators.hosted import Nvidia, OpenAI
 from tests.scripted import ScriptedUpstream
 
 _WRITTEN_ANEW = HOP_BY_HOP | {"date", "server", "content-length"}
@@ -302,3 +304,261 @@ async def test_nobody_is_served_with_a_key_that_the_provider_refuses(stage: Stag
     assert direct.status in {400, 401}
     assert is_relayed(await stage.ask(body, **wrong), direct)
     assert (await stage.ask(body)).cache == "HIT"
+
+
+# --- what only one of them has
+
+
+async def assert_cached(stage: Stage, body: Json) -> Answer:
+    """That it is stored, and served as the provider itself would have answered; the hit."""
+    direct = await stage.ask_directly(body)
+    miss, hit = await stage.ask(body), await stage.ask(body)
+    assert (direct.status, miss.cache, hit.cache) == (200, "MISS", "HIT")
+    assert miss.embeddings == hit.embeddings == direct.embeddings
+    return hit
+
+
+async def assert_relayed(
+    stage: Stage, body: Json, *, target: str | None = None, cache: str | None = "BYPASS"
+) -> Answer:
+    """That each time it goes up to the byte, and comes back so; the answer."""
+    written = orjson.dumps(body)
+    direct = await stage.ask_directly(written, target=target)
+    for _ in range(2):
+        calls = len(stage.upstream.calls)
+        answer = await stage.ask(written, target=target)
+        assert is_relayed(answer, direct)
+        assert answer.headers.get("X-Cache") == cache
+        assert [call.body for call in stage.upstream.calls[calls:]] == [written]
+    return answer
+
+
+@cells("own", "jina")
+async def test_an_item_of_a_late_chunked_call_is_not_cached(stage: Stage) -> None:
+    body = stage.body(["a", "b"])
+    plain = await stage.ask(body)
+    answer = await assert_relayed(stage, body | {"late_chunking": True})
+    assert answer.vectors != plain.vectors
+    assert (await stage.ask(body)).vectors == plain.vectors
+
+
+@cells("own", "jina")
+async def test_several_vectors_of_an_item_are_not_cached(stage: Stage) -> None:
+    body = stage.body(["a"], model="jina-embeddings-v4", return_multivector=True)
+    assert "embeddings" in (await assert_relayed(stage, body)).json["data"][0]
+
+
+@cells("own", "jina")
+async def test_jinas_embedding_types(stage: Stage) -> None:
+    body = stage.body(["a", "b"])
+    await stage.ask(body)
+    for kind in ("binary", "ubinary"):
+        hit = await assert_cached(stage, body | {"embedding_type": kind})
+        assert {type(number) for numbers in hit.embeddings for number in numbers} == {int}
+    await assert_relayed(stage, body | {"embedding_type": ["float", "base64"]})
+
+
+@cells("own", "jina")
+@pytest.mark.parametrize("image", ["data:image/png;base64,AA", "iVBORw0KGgo="])
+async def test_jinas_images_are_cached_if_they_are_in_the_request(stage: Stage, image: str) -> None:
+    hit = await assert_cached(stage, stage.body([{"image": image}, {"text": "a"}]))
+    assert (await stage.ask(stage.body([image, "a"]))).vectors[0] != hit.vectors[0]
+    await assert_relayed(stage, stage.body([{"image": "https://example.com/a.png"}]))
+    await assert_relayed(stage, stage.body(["a", {"image": image}]))
+
+
+@cells("own", "voyage")
+@pytest.mark.parametrize("encoding", [{}, {"encoding_format": "base64"}], ids=["numbers", "base64"])
+async def test_voyages_output_types_come_in_the_bytes_that_it_sends(stage: Stage, encoding: Json) -> None:
+    plain = await stage.ask(stage.body(["a", "b"]))
+    for dtype in ("int8", "uint8", "binary", "ubinary"):
+        body = stage.body(["a", "b"], output_dtype=dtype)
+        hit = await assert_cached(stage, body | encoding)
+        assert hit.embeddings != plain.embeddings
+        for other in ({}, {"encoding_format": "base64"}):
+            answer = await stage.ask(body | other)
+            assert answer.cache == "HIT"
+            assert answer.embeddings == (await stage.ask_directly(body | other)).embeddings
+    fewer = stage.body(["a", "b"], output_dtype="binary", output_dimension=256)
+    assert {len(numbers) for numbers in (await assert_cached(stage, fewer)).embeddings} == {256 // 8}
+
+
+@cells("own", "mistral")
+async def test_mistrals_output_types(stage: Stage) -> None:
+    await stage.ask(stage.body(["a", "b"]))
+    assert (await stage.ask(stage.body(["a", "b"], output_dtype="float"))).cache == "HIT"
+    for dtype in ("int8", "uint8", "binary", "ubinary"):
+        await assert_cached(stage, stage.body(["a", "b"], output_dtype=dtype))
+
+
+@cells("own", "mistral")
+async def test_a_call_keeps_within_mistrals_tokens(stage: Stage) -> None:
+    texts = [f"{i} " + "word " * 2000 for i in range(12)]
+    refused = await stage.ask_directly(stage.body(texts))
+    answer = await stage.ask(stage.body(texts))
+    assert (refused.status, answer.status) == (400, 200)
+    assert len(stage.upstream.calls) > 1
+
+
+@cells("own", "nvidia")
+async def test_nvidias_embedding_types(stage: Stage) -> None:
+    await stage.ask(stage.body(["a", "b"]))
+    for kind in ("int8", "uint8", "binary", "ubinary"):
+        await assert_cached(stage, stage.body(["a", "b"], embedding_type=kind))
+
+
+@cells("own", "nvidia")
+async def test_nvidias_queries_and_passages_are_not_mixed_up(stage: Stage) -> None:
+    texts = {"input": ["a", "b"]}
+    by_field = [await assert_cached(stage, stage.body(["a", "b"], input_type=kind)) for kind in ("query", "passage")]
+    by_name = [
+        await assert_cached(stage, texts | {"model": f"nvidia/nv-embedqa-e5-v5-{kind}"})
+        for kind in ("query", "passage")
+    ]
+    assert by_field[0].vectors == by_name[0].vectors != by_field[1].vectors == by_name[1].vectors
+
+
+@cells("own", "nvidia")
+async def test_a_modality_for_each_item_is_not_taken_apart(stage: Stage) -> None:
+    image = "data:image/png;base64,AA"
+    await stage.ask(stage.body([image]))
+    await assert_cached(stage, stage.body([image], modality="image"))
+    await assert_relayed(stage, stage.body(["a", image], modality=["text", "image"]))
+    await assert_relayed(stage, stage.body(["a", image], modality=["text"]))
+    await assert_relayed(stage, stage.body(['<img src="data:image/png;asset_id,1" />']))
+
+
+@cells("own", "nvidia")
+async def test_a_202_is_relayed_and_the_vector_is_asked_for_again(stage: Stage) -> None:
+    stage.upstream.reply = Nvidia().pending
+    await assert_relayed(stage, stage.body(["a"]), cache="MISS")
+    stage.upstream.reply = stage.emulator.answer
+    await assert_cached(stage, stage.body(["a"]))
+
+
+@cells("own", "openrouter")
+async def test_content_parts_are_cached_if_they_are_all_in_the_request(stage: Stage) -> None:
+    def item(url: str) -> Json:
+        parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": url}}]
+        return {"content": parts}
+
+    images = [item("data:image/png;base64,AA"), item("data:image/png;base64,BB")]
+    await assert_cached(stage, stage.body(images))
+    assert (await stage.ask(stage.body(images[::-1]))).cache == "HIT"
+    await assert_relayed(stage, stage.body([images[0], item("https://example.com/a.png")]))
+
+
+@cells("own", "openrouter")
+async def test_the_provider_object_counts_by_what_it_says(stage: Stage) -> None:
+    chosen = {"order": ["a", "b"], "zdr": True}
+    hit = await assert_cached(stage, stage.body(["x"], provider=chosen))
+    again = await stage.ask(stage.body(["x"], provider=dict(reversed(chosen.items()))))
+    other = await assert_cached(stage, stage.body(["x"], provider=chosen | {"order": ["b", "a"]}))
+    assert (again.cache, again.vectors) == ("HIT", hit.vectors)
+    assert other.vectors != hit.vectors
+
+
+@cells("own", "vllm")
+async def test_vllms_other_bytes_are_its_own(stage: Stage) -> None:
+    body = stage.body(["a", "b"], encoding_format="base64")
+    await assert_cached(stage, body)
+    for change in (
+        {"embed_dtype": "float16"},
+        {"endianness": "big"},
+        {"encoding_format": "bytes"},
+        {"encoding_format": "bytes", "embed_dtype": "float16"},
+    ):
+        await assert_relayed(stage, body | change)
+
+
+@cells("own", "vllm")
+async def test_a_conversation_is_not_cached(stage: Stage) -> None:
+    await assert_relayed(stage, {"model": "bge", "messages": [{"role": "user", "content": "a"}]})
+
+
+@cells("own", "vllm")
+async def test_a_model_that_is_not_named_is_whatever_is_served(stage: Stage) -> None:
+    await assert_cached(stage, {"input": ["a", "b"]})
+
+
+@cells("own", "azure")
+async def test_deployments_are_told_apart_by_path_and_by_model(stage: Stage) -> None:
+    body = {"input": ["a"]}
+    targets = [f"/openai/deployments/{name}/embeddings?api-version=2024-10-21" for name in ("small", "large")]
+    by_path = [await stage.ask(body, target=target) for target in targets]
+    hits = [await stage.ask(body, target=target) for target in targets]
+    by_model = [await stage.ask(body | {"model": name}, target="/openai/v1/embeddings") for name in ("small", "large")]
+    assert [answer.cache for answer in by_path + hits] == ["MISS", "MISS", "HIT", "HIT"]
+    assert [answer.vectors for answer in by_path] == [answer.vectors for answer in by_model]
+    assert by_path[0].vectors != by_path[1].vectors
+    gone = "/openai/deployments/gone/embeddings?api-version=2024-10-21"
+    assert is_relayed(await stage.ask(body, target=gone), await stage.ask_directly(body, target=gone))
+
+
+@cells("own", "infinity")
+async def test_a_url_is_not_what_is_found_there(stage: Stage) -> None:
+    image = "data:image/png;base64,AA"
+    as_text = await stage.ask(stage.body([image]))
+    assert (await assert_cached(stage, stage.body([image], modality="image"))).vectors != as_text.vectors
+    await assert_cached(stage, stage.body(["https://example.com/a.png"]))
+    await assert_relayed(stage, stage.body(["https://example.com/a.png"], modality="image"))
+
+
+@cells("own", "gemini", "openrouter", "apertis")
+async def test_one_vector_of_many_items_is_nobodys(stage: Stage) -> None:
+    model = next(iter(stage.emulator.fused))
+    await assert_cached(stage, stage.body("a", model=model))
+    answer = await assert_relayed(stage, stage.body(["a", "b"], model=model))
+    assert len(answer.embeddings) == 1
+
+
+@cells("own", "nemorouter")
+async def test_a_vector_of_a_text_that_was_rewritten_is_not_stored(stage: Stage) -> None:
+    await stage.ask(stage.body("a"))
+    stage.upstream.reply = NemoRouter().redacting
+    await assert_relayed(stage, stage.body("secret"), cache="MISS")
+    body = stage.body(["a", "secret"])
+    assert is_relayed(await stage.ask(body), await stage.ask_directly(body))
+    stage.upstream.reply = stage.emulator.answer
+    await assert_cached(stage, stage.body("secret"))
+
+
+@cells("own", "ollama", "llamacpp")
+async def test_its_own_api_is_passed_through(stage: Stage, provider: str) -> None:
+    target, body = {
+        "ollama": ("/api/embeddings", {"model": "all-minilm", "prompt": "a"}),
+        "llamacpp": ("/embeddings", {"content": "a"}),
+    }[provider]
+    await assert_relayed(stage, body, target=target, cache=None)
+    assert {call.target for call in stage.upstream.calls} == {target}
+
+
+@cells("own", "aigne", "llamacpp", "lmstudio", "ollama")
+async def test_a_length_that_is_ignored_is_relayed_and_not_stored(stage: Stage) -> None:
+    wanted = 8 if stage.emulator.length_field is None else 2 * stage.emulator.native
+    answer = await assert_relayed(stage, stage.body(["a", "b"], dimensions=wanted), cache="MISS")
+    assert {len(vector) for vector in answer.vectors} == {stage.emulator.native}
+
+
+@cells("own", "apertis")
+async def test_a_caller_known_by_x_api_key_is_not_anonymous(stage: Stage) -> None:
+    async def ask(**headers: str) -> Answer:
+        return await stage.client.post(stage.body("a"), key=None, **headers)
+
+    answers = [await ask(x_api_key="sk-test"), await ask(x_api_key="sk-test"), await ask(), await ask(x_api_key="no")]
+    assert [(answer.status, answer.cache) for answer in answers] == [
+        (200, "MISS"),
+        (200, "HIT"),
+        (401, "MISS"),
+        (401, "MISS"),
+    ]
+
+
+@cells("own", "fireworks")
+async def test_chosen_logits_are_no_embedding(stage: Stage) -> None:
+    await assert_relayed(stage, stage.body(["a", "b"], return_logits=[1, 2, 3]))
+
+
+@cells("own", "cohere")
+async def test_a_field_of_the_native_api_is_not_cached(stage: Stage) -> None:
+    await assert_relayed(stage, stage.body(["a", "b"], input_type="search_query"))
