@@ -50,6 +50,10 @@ class Stage:
         model = emulator.models[0] if emulator.models else "m"
         return {"model": model, "input": given, **emulator.needed} | fields
 
+    def sizable(self, given: Any) -> Json:
+        """The same of a model that has several lengths, if there is one."""
+        return self.body(given) | ({"model": self.emulator.length_model} if self.emulator.length_model else {})
+
 
 @pytest.fixture
 async def upstream(provider: str) -> AsyncIterator[ScriptedUpstream]:
@@ -118,8 +122,7 @@ def question(stage: Stage, column: str) -> Json:
         case "tokens":
             return stage.body([[1, 2, 3], [4]])
         case "dimensions":
-            model = {"model": emulator.length_model} if emulator.length_model else {}
-            return stage.body(["a", "b"], **model, **{str(emulator.length_field): emulator.length})
+            return stage.sizable(["a", "b"]) | {str(emulator.length_field): emulator.length}
         case "base64":
             return stage.body(["a", "b"], **{emulator.encoding_field: "base64"})
         case "float" if emulator.takes_float:
@@ -189,15 +192,16 @@ async def test_the_providers_own_path_is_the_same_route(stage: Stage) -> None:
 
 @cells("fields")
 async def test_a_field_counts_where_it_changes_the_vector_and_nowhere_else(stage: Stage) -> None:
-    body = stage.body(["a", "b"])
+    body, emulator = stage.sizable(["a", "b"]), stage.emulator
     plain = await stage.ask(body)
-    for name, (_, value) in stage.emulator.acting.items():
+    acting = {name: value for name, (_, value) in emulator.acting.items()}
+    for name, value in (acting | ({emulator.length_field: emulator.length} if emulator.length_field else {})).items():
         changed = body | {name: value}
         direct = await stage.ask_directly(changed)
         miss, hit = await stage.ask(changed), await stage.ask(changed)
         assert (name, direct.status, miss.cache, hit.cache) == (name, 200, "MISS", "HIT")
         assert hit.vectors == direct.vectors != plain.vectors
-    for name, value in stage.emulator.idle.items():
+    for name, value in emulator.idle.items():
         answer = await stage.ask(body | {name: value})
         assert (name, answer.cache) == (name, "HIT")
         assert answer.vectors == plain.vectors == (await stage.ask_directly(body | {name: value})).vectors

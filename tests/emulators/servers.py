@@ -62,6 +62,7 @@ class Vllm(Emulator):
         "truncation_side": (None, "left"),
         "use_activation": (None, False),
         "padding": (None, "max_length"),
+        "normalize": (None, False),  # of older releases
     }
     idle: ClassVar[Mapping[str, object]] = {
         "user": "u",
