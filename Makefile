@@ -7,10 +7,10 @@ OTHERS := .venv-clients
 NODE   := tests/clients/node_modules
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-clients check fmt bench faults clean
+.PHONY: help run test test-slow test-providers test-clients check fmt bench faults clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(VENV)/python-ok:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -53,6 +53,9 @@ $(NODE)/ok: tests/clients/package.json tests/clients/package-lock.json
 
 test-clients: $(NODE)/ok $(OTHERS)/ok $(VENV)/dev-ok ## every client, the larger ones too, as a table; needs node and npm
 	@CLIENTS=all $(BIN)/pytest tests/test_clients.py --matrix $(ARGS)
+
+test-providers: $(VENV)/dev-ok ## what was tried of each provider, as a table
+	@$(BIN)/pytest tests/test_providers.py --matrix $(ARGS)
 
 check: $(VENV)/dev-ok ## lint, format, types, import layers
 	@$(BIN)/ruff check .

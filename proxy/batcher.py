@@ -14,7 +14,6 @@ from proxy import wire
 from proxy.errors import Overloaded, ProxyError
 from proxy.metrics import Metrics
 from proxy.origins import Alternative, Origin
-from proxy.providers import Provider
 from proxy.upstream import Answer
 from proxy.vectors import Vector
 from proxy.wire import EmbeddingRequest, InvalidAnswer
@@ -159,34 +158,37 @@ class Batcher:
 
     async def replay(self, share: Share) -> Answer:
         """The upstream's answer to a client's own body, unread. Raises `ProxyError`."""
-        return await self._embed(share, share.asked.body, len(share.asked.items))
+        answer, _ = await self._embed(share, share.asked.body, len(share.asked.items))
+        return answer
 
-    async def _embed(self, share: Share, body: bytes, items: int) -> Answer:
-        """Ask the origin and, where it has no answer, in order, those that serve the same model.
+    async def _embed(self, share: Share, body: bytes, items: int) -> tuple[Answer, Origin]:
+        """Ask the origin and, where it has no answer, in order, those that serve the same model; says who answered.
 
         If none of them has one, what the origin itself said is the answer. Raises `ProxyError`.
         """
         failure: Answer | ProxyError | None = None
         for way in share.origin.ways:
             if failure is not None:
+                if not wire.reads_alike(share.asked, way.origin.provider):
+                    continue
                 self._metrics.upstream_fallbacks.labels(way.origin.name).inc()
             try:
                 answer = await self._ask(share, way, body, items)
             except ProxyError as error:
                 failure = failure or error
                 continue
-            if answer.status == _OK or (failure is None and not _is_out_of_order(answer)):
-                return answer
+            if answer.status == _OK or (failure is None and not is_out_of_order(answer)):
+                return answer, way.origin
             failure = failure or answer
         if isinstance(failure, Answer):
-            return failure
+            return failure, share.origin
         raise failure or ProxyError("No upstream was asked.")
 
     async def _ask(self, share: Share, way: Alternative, body: bytes, items: int) -> Answer:
-        headers = _for_body(share, body)
         if way.model is not None:
             body = wire.renamed_body(body, way.model)
-        url = way.origin.routes.embeddings(share.target).url
+        headers = _for_body(share, body)
+        url = way.origin.routes.embeddings(share.target, model=way.model)
         async with self._slot(way.origin, share.tenant):
             return await way.origin.client.embed(url, headers, body, items=items)
 
@@ -278,16 +280,9 @@ class Batcher:
         body = wire.reduced_body(first.asked, items) if merged else first.body
         self._metrics.upstream_merged_requests.observe(len(shares))
         try:
-            answer = await self._embed(first, body, len(items))
+            answer, origin = await self._embed(first, body, len(items))
             if answer.status == _OK:
-                _require_own_input(first.origin.provider, answer)
-                asked = first.asked
-                parsed = wire.parse_answer(
-                    answer.plain_body(), items=len(items), length=asked.length, packed=asked.packed
-                )
-                if first.origin.alternatives:
-                    # Whoever answered, it is one model by the operator's word, and has one name.
-                    parsed = replace(parsed, model=asked.model or "")
+                parsed = _read(first, origin, answer, len(items))
                 self._metrics.tokens_billed.inc(parsed.usage["prompt_tokens"])
                 return list(_shared_out(shares, items, parsed, answer))
             refused = Refused(answer, body)
@@ -304,14 +299,27 @@ class Batcher:
         return [failure] * len(shares)
 
 
-def _require_own_input(provider: Provider, answer: Answer) -> None:
-    """Raises `InvalidAnswer` if the upstream says that it embedded something else than it was sent."""
+def _read(share: Share, origin: Origin, answer: Answer, items: int) -> wire.EmbeddingAnswer:
+    """What ``origin`` answered to a call for ``items`` items of shares like this one. Raises `InvalidAnswer`."""
+    asked, provider = share.asked, origin.provider
     for name, value in provider.rewritten.items():
         if answer.headers.get(name) == value:
             raise InvalidAnswer("rewritten-input")
+    parsed = wire.parse_answer(
+        answer.plain_body(),
+        items=items,
+        length=asked.length,
+        packed=asked.packed,
+        packs_base64=provider.packs_base64,
+    )
+    if origin is share.origin:
+        origin.remember(asked.model, parsed.model)
+        return parsed
+    # By the operator's word it is the same model, which in one answer and in the store has one name.
+    return replace(parsed, model=share.origin.names.get(asked.model, asked.model or ""))
 
 
-def _is_out_of_order(answer: Answer) -> bool:
+def is_out_of_order(answer: Answer) -> bool:
     """Whether it says something of the upstream, and nothing of the request."""
     return answer.status == _TOO_MANY_REQUESTS or answer.status >= _SERVER_ERROR
 

@@ -83,13 +83,15 @@ def _read_config_file(ctx: click.Context, _: click.Parameter, path: Path | None)
     for key, kind in _TABLES.items():
         if isinstance(given.get(key), kind):
             ctx.meta[key] = given.pop(key)
-    names = [param.name for param in ctx.command.params if param.name not in {None, "config", "help"}]
+    # The file is the server's, whatever command reads it.
+    names = [param.name for param in serve_command.params if param.name not in {None, "config", "help"}]
     for key, value in given.items():
         if key not in names:
             raise click.UsageError(_unknown(f"key {key!r} in {path}", key, [str(name) for name in names]))
         if type(value) not in {str, int, float}:
             raise click.UsageError(f"{key} in {path}: not one value; accepted: a text or a number")
-    ctx.default_map = {key: str(value) for key, value in given.items()}
+    if ctx.command is serve_command:
+        ctx.default_map = {key: str(value) for key, value in given.items()}
 
 
 def _forget_kubernetes_link() -> None:
@@ -229,7 +231,21 @@ def _upstreams(ctx: click.Context) -> tuple[UpstreamSetting, tuple[UpstreamSetti
         default = _upstream_option(ctx, rows)
         if default.name in {setting.name for setting in routed}:
             default = replace(default, name=f"{default.name} (default)")
+        _require_declared(ctx, default, routed)
+    elif ctx.params["provider"] is not None:
+        raise _bad(ctx, "provider", "it goes with --upstream; an [[upstream]] table has a provider of its own")
     return default, routed
+
+
+def _require_declared(ctx: click.Context, default: UpstreamSetting, routed: tuple[UpstreamSetting, ...]) -> None:
+    names = {default.name, *(setting.name for setting in routed)}
+    for setting in routed:
+        for other in setting.same_model:
+            if other.upstream not in names:
+                raise ConfigError(
+                    f"{ctx.meta[_FILE]}: upstream {setting.name!r} has same_model {other.upstream!r}, in whose place"
+                    " --upstream stands; give that table models, or leave --upstream out"
+                )
 
 
 def _upstream_option(ctx: click.Context, rows: Mapping[str, Provider]) -> UpstreamSetting:
@@ -241,9 +257,15 @@ def _upstream_option(ctx: click.Context, rows: Mapping[str, Provider]) -> Upstre
         setting = config.parse_upstream(ctx.params["upstream"], row=row, rows=rows)
     except ConfigError as error:
         raise _bad(ctx, "upstream", str(error)) from error
-    if row is not None and setting.provider is not row:
+    if row is not None and setting.provider is not row and not _is_overridden(ctx):
         raise _bad(ctx, "provider", f"{name} goes with a URL, and the upstream is {setting.name}")
     return setting
+
+
+def _is_overridden(ctx: click.Context) -> bool:
+    """Whether the file says the provider, and something above it the upstream."""
+    sources = [ctx.get_parameter_source(name) for name in ("provider", "upstream")]
+    return sources[0] is ParameterSource.DEFAULT_MAP and sources[1] is not ParameterSource.DEFAULT_MAP
 
 
 def _rows(ctx: click.Context) -> Mapping[str, Provider]:
@@ -275,6 +297,11 @@ def providers_command(ctx: click.Context, names: tuple[str, ...]) -> None:
     click.echo("\n\n".join(_described(rows[name]) for name in names or rows))
 
 
+def _encodings(row: Provider) -> list[str]:
+    chosen = [f"{name} ({' '.join(sorted(values))})" for name, values in sorted(row.encoding.items())]
+    return chosen + [f"{name} ({value})" for name, value in sorted(row.fixed.items())]
+
+
 def _described(row: Provider) -> str:
     """A row of the table, for people."""
     facts = {
@@ -282,10 +309,12 @@ def _described(row: Provider) -> str:
         "input": ", ".join(form.value for form in Form if form in row.inputs),
         "key": ", ".join(sorted(row.key)),
         "neutral": ", ".join(sorted(row.neutral)),
-        "encoding": ", ".join([*sorted(row.encoding), *(f"{k} = {v}" for k, v in sorted(row.fixed.items()))]),
+        "encoding": ", ".join(_encodings(row)),
         "cross-item": ", ".join(
             f"{k} other than {orjson.dumps(v).decode()}" for k, v in sorted(row.cross_item.items())
         ),
+        "one by one": ", ".join(row.fused_models),
+        "not cached": ", ".join(row.multi_vector_models),
         "limits": f"{row.limits.items:,} items, {row.limits.tokens:,} tokens, {row.limits.bytes:,} bytes a call",
     }
     where = "any base URL, " + row.path if row.base_url is None else row.base_url + row.path

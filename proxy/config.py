@@ -120,7 +120,7 @@ def parse_upstream(
     Raises `ConfigError`.
     """
     name = text.strip()
-    if name == "demo":
+    if name == "demo" and rows:
         return UpstreamSetting(name=name, base_url=DEMO_BASE_URL)
     known = {own.name: own.base_url for own in rows.values() if own.base_url is not None}
     if name in known:
@@ -201,4 +201,4 @@ def _is_redis_url(url: str) -> bool:
 def _without_secrets(url: str) -> str:
     """Without user, password and query, however crookedly these are written."""
     shown = re.sub(r"(?<=:).*@", "//…@", url, flags=re.DOTALL)
-    return re.sub(r"\?.*", "?…", shown, flags=re.DOTALL)
+    return re.sub(r"([?#]).*", r"\1…", shown, flags=re.DOTALL)

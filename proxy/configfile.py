@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -16,6 +16,8 @@ _Field = Annotated[str, Meta(min_length=1, max_length=128)]
 _Fields = Annotated[list[_Field], Meta(max_length=256)]
 _Count = Annotated[int, Meta(ge=1)]
 _Path = Annotated[str, Meta(pattern=r"^/[!-~]*$")]
+_Output = Literal["float", "base64", "int8", "uint8", "binary", "ubinary"]
+_WRITING = frozenset({"encoding_format", "embedding_type", "output_dtype", "embed_dtype", "endianness"})
 _OWN_FIELDS = frozenset({"model", "input"})
 
 
@@ -30,12 +32,14 @@ class _ProviderTable(Struct, forbid_unknown_fields=True, kw_only=True):
     key: _Fields = []
     neutral: _Fields = []
     cross_item: dict[_Field, Any] = {}
-    encoding: _Fields = []
+    encoding: dict[_Field, list[_Output]] = {}
+    packs_base64: bool | UnsetType = UNSET
     max_items: _Count | UnsetType = UNSET
     max_tokens: _Count | UnsetType = UNSET
     max_bytes: _Count | UnsetType = UNSET
     needs_model: bool | UnsetType = UNSET
     fused_models: list[str] | UnsetType = UNSET
+    multi_vector_models: list[str] | UnsetType = UNSET
 
 
 class _SameModelTable(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -60,6 +64,8 @@ def providers(tables: Any, where: str) -> Mapping[str, Provider]:
     rows = dict(PROVIDERS)
     for name, table in _read(tables, dict[_Name, _ProviderTable], f"{where}: [providers]").items():
         start = table.like if isinstance(table.like, str) else name if name in rows else GENERIC.name
+        if name == "demo":
+            raise ConfigError(f"{where}: [providers.demo] is built in; choose another name")
         if start not in rows:
             raise ConfigError(f"{where}: [providers.{name}] like = {start!r} is no provider; {_accepted(rows)}")
         rows[name] = _changed(rows[start], name, table, where)
@@ -73,13 +79,19 @@ def _changed(row: Provider, name: str, table: _ProviderTable, where: str) -> Pro
         wrong = min(twice or _OWN_FIELDS.intersection(listed))
         why = "stands in two classes" if twice else "has a meaning of its own"
         raise ConfigError(f"{where}: [providers.{name}] {wrong!r} {why}; list each other field once")
+    if written := _WRITING.intersection((*table.key, *table.neutral)):
+        raise ConfigError(
+            f"{where}: [providers.{name}] {min(written)!r} chooses how vectors are written;"
+            f' say encoding = {{ {min(written)} = ["float", "int8"] }} with the values that it takes'
+        )
     # What the operator lists counts, whatever class the field was in.
     moved = frozenset(listed)
     changes: dict[str, Any] = {
         "name": name,
         "key": (row.key - moved) | frozenset(table.key),
         "neutral": (row.neutral - moved) | frozenset(table.neutral),
-        "encoding": (row.encoding - moved) | frozenset(table.encoding),
+        "encoding": {name: values for name, values in row.encoding.items() if name not in moved}
+        | {name: frozenset(values) for name, values in table.encoding.items()},
         "cross_item": {k: v for k, v in row.cross_item.items() if k not in moved} | table.cross_item,
         "fixed": {k: v for k, v in row.fixed.items() if k not in moved},
         "limits": Limits(
@@ -88,15 +100,16 @@ def _changed(row: Provider, name: str, table: _ProviderTable, where: str) -> Pro
             row.limits.bytes if table.max_bytes is UNSET else table.max_bytes,
         ),
     }
-    for field in ("path", "auth", "needs_model"):
+    for field in ("path", "auth", "needs_model", "packs_base64"):
         if (value := getattr(table, field)) is not UNSET:
             changes[field] = value
     if table.base_url is not UNSET:
-        changes["base_url"] = parse_upstream(table.base_url, row=row, rows={}).base_url
+        changes["base_url"] = _base_url(table.base_url, row, f"{where}: [providers.{name}]").base_url
     if table.inputs is not UNSET:
         changes["inputs"] = frozenset(table.inputs)
-    if table.fused_models is not UNSET:
-        changes["fused_models"] = tuple(table.fused_models)
+    for field in ("fused_models", "multi_vector_models"):
+        if (patterns := getattr(table, field)) is not UNSET:
+            changes[field] = tuple(patterns)
     return replace(row, **changes)
 
 
@@ -130,7 +143,7 @@ def _upstream(table: _UpstreamTable, rows: Mapping[str, Provider], where: str) -
     text = row.base_url if table.base_url is UNSET else table.base_url
     if text is None:
         raise ConfigError(f"{where}: [[upstream]] of provider {row.name!r} needs a base_url, as https://host/path")
-    setting = parse_upstream(text, row=row, rows={})
+    setting = _base_url(text, row, f"{where}: [[upstream]]")
     name = table.name if isinstance(table.name, str) else row.name if table.base_url is UNSET else setting.name
     models = () if table.models is UNSET else tuple(table.models)
     others = tuple(
@@ -143,6 +156,13 @@ def _upstream(table: _UpstreamTable, rows: Mapping[str, Provider], where: str) -
             f"{where}: upstream {name!r} is the same model as {renamed[0]!r}, so its models must be just the one name"
         )
     return replace(setting, name=name, models=models, same_model=others)
+
+
+def _base_url(text: str, row: Provider, where: str) -> UpstreamSetting:
+    try:
+        return parse_upstream(text, row=row, rows={})
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _is_one_name(pattern: str) -> bool:

@@ -107,16 +107,16 @@ class EmbeddingsRoute:
 
     async def _serve(self, request: BaseRequest, held: "_Held") -> tuple[str, StreamResponse]:
         body = await self._read_body(request, held)
-        origin = self._origins.default
+        origin = None
         try:
             credentials, affecting, is_signed = headers.identity(request.headers)
             _require_plain_json(request, is_signed=is_signed)
             fields = wire.read_object(body)
             origin = self._origins.of(fields.get("model"))
+            url = _embeddings_url(origin, request.raw_path)
             asked = wire.parse_request(body, fields, origin.provider)
         except Bypass as bypass:
-            return "bypass", await self._bypass(request, origin, body, bypass.reason)
-        url = origin.routes.embeddings(request.raw_path).url
+            return "bypass", await self._bypass(request, origin or self._by_model(body), body, bypass.reason)
         job = _Job(
             request,
             origin,
@@ -164,12 +164,23 @@ class EmbeddingsRoute:
             raise InvalidRequest("The request body is not framed as its headers say.") from None
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
+    def _by_model(self, body: bytes) -> Origin:
+        """Who is asked about a body that was not understood."""
+        if self._origins.is_one:
+            return self._origins.default
+        model = wire.model_in(body)
+        if model is None:
+            # It may be meant for an upstream whose texts no other may see.
+            raise InvalidRequest("The body names no model that can be read, and that says which upstream it is for.")
+        return self._origins.of(model)
+
     async def _bypass(self, request: BaseRequest, origin: Origin, body: bytes, reason: str) -> StreamResponse:
         self._metrics.bypasses.labels(reason).inc()
         self._say_once(reason, "a request is relayed without caching")
         extra = _cache_headers("BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0)
         is_last = self._is_draining()
-        url = origin.routes.embeddings(request.raw_path).url
+        route = origin.routes.find(request.raw_path)
+        url = route.url if route else origin.routes.embeddings(request.raw_path)
         return await relay(request, origin.client, url, body=body, extra_headers=extra, is_last=is_last)
 
     # --- up
@@ -213,7 +224,7 @@ class EmbeddingsRoute:
     async def _answer_failure(self, job: _Job, errand: Errand, failure: Failure) -> StreamResponse:
         match failure.cause:
             case Refused(answer) if answer.status in _NOT_THERE:
-                url = errand.origin.routes.embeddings("").url
+                url = errand.origin.routes.embeddings("")
                 self._say_once(f"{answer.status} from {url}", "perhaps the base URL is wrong")
                 return _relayed(answer)
             case Refused(answer, body) if body == job.asked.body or not failure.cause.blames_input:
@@ -303,6 +314,13 @@ def _require_plain_json(request: BaseRequest, *, is_signed: bool) -> None:
         raise Bypass("content-type")
     if "Content-Encoding" in request.headers:
         raise Bypass("content-encoding")
+
+
+def _embeddings_url(origin: Origin, target: str) -> str:
+    route = origin.routes.find(target)
+    if route is None or not route.is_embeddings:  # where the model's upstream has another API
+        raise Bypass("other-route")
+    return route.url
 
 
 def _epochs(entries: dict[bytes, Entry]) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from multidict import CIMultiDict
 
 from proxy import wire
-from proxy.batcher import Batcher, Delivered, Outcome, Refused, Share, Unusable
+from proxy.batcher import Batcher, Delivered, Outcome, Refused, Share, Unusable, is_out_of_order
 from proxy.errors import ProxyError
 from proxy.flight import Claim, Flights
 from proxy.origins import Origin
@@ -27,7 +27,6 @@ _log = logging.getLogger(__name__)
 # How often a key that another replica fetches is looked for: at first, and at most.
 _POLL_S, _MAX_POLL_S = 0.005, 0.1
 ATTEMPTS = 3
-_TOO_MANY_REQUESTS, _SERVER_ERROR = 429, 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +81,7 @@ class Failure:
         """Whether a waiter would fare no better by itself. A 4xx may be about the leader: its key, its other items."""
         match self.cause:
             case Refused(answer, _):
-                return answer.status == _TOO_MANY_REQUESTS or answer.status >= _SERVER_ERROR
+                return is_out_of_order(answer)
             case ProxyError():
                 return True
         return False

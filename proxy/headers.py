@@ -30,10 +30,10 @@ HOP_BY_HOP = frozenset(
 # the server has already answered 100-continue on this hop.
 _REWRITTEN = frozenset({"host", "content-length", "expect"})
 
-# Fields that choose what computes the vector: OpenAI's organisation and project select the deployment a key reaches;
-# Azure routes by the azureml fields, the gateways Portkey and Helicone by theirs.
+# Fields that choose what computes the vector: OpenAI's organisation and project, and Google's, select what a key
+# reaches; Azure routes by the azureml fields, the gateways Portkey and Helicone by theirs.
 _VECTOR_AFFECTING = re.compile(
-    r"azureml-model-deployment|extra-parameters|openai-(organization|project)"
+    r"azureml-model-deployment|extra-parameters|openai-(organization|project)|x-goog-user-project"
     r"|x-portkey-(config|provider|custom-host)|helicone-target-.*"
     # NemoRouter compresses what is sent and fills in templates; NVIDIA takes images from the assets named there.
     r"|x-(nr|nemo)-(compress|prompt-.*)|nvcf-.*"

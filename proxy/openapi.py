@@ -8,7 +8,7 @@ from typing import Any
 
 from proxy import __version__
 from proxy.providers import Form, Provider
-from proxy.wire import MAX_ITEMS, PACKED
+from proxy.wire import MAX_ITEMS
 
 _TEXT = {"type": "string", "minLength": 1}
 _TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -90,7 +90,7 @@ def describe(provider: Provider, base_url: str) -> dict[str, Any]:
 def _request(provider: Provider) -> dict[str, Any]:
     properties: dict[str, Any] = {"model": {"type": "string"}, "input": {"oneOf": _inputs(provider)}}
     for name in sorted(provider.encoding):
-        properties[name] = {"enum": ["float", "base64", *PACKED]}
+        properties[name] = {"enum": sorted(provider.encoding[name])}
     for name in sorted(provider.key):
         properties[name] = {"description": "Changes the vector: part of the key.", "not": {"type": "array"}}
     for name in sorted(provider.neutral):

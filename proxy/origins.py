@@ -1,16 +1,16 @@
 """The upstreams of one proxy, and which of them a model is asked of."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 from proxy.providers import Limits, Provider
-from proxy.routes import Route, Routes
+from proxy.routes import Routes
 from proxy.upstream import Upstream
 
-# A client can name any number of models.
-_MAX_REMEMBERED = 4096
+# A client can name any number of models, of any length.
+_MAX_REMEMBERED, _MAX_NAME = 4096, 256
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -22,11 +22,19 @@ class Origin:
     routes: Routes
     client: Upstream
     alternatives: "tuple[Alternative, ...]" = ()  # in order; as the operator declared
+    # What it called each model in its last answer: an alternative's answers go by that name, too.
+    names: dict[str | None, str] = field(default_factory=dict)
 
     @property
     def limits(self) -> Limits:
         """What fits into a call wherever it ends up."""
         return Limits(*map(min, zip(*(way.origin.provider.limits for way in self.ways), strict=True)))
+
+    def remember(self, asked: str | None, answered: str) -> None:
+        if self.alternatives and answered:
+            if len(self.names) >= _MAX_REMEMBERED:
+                self.names.clear()
+            self.names[asked] = answered
 
     @property
     def ways(self) -> "tuple[Alternative, ...]":
@@ -54,17 +62,25 @@ class Origins:
         known = self._known.get(model)
         if known is None:
             known = next((origin for patterns, origin in self._routed if _fits(model, patterns)), self.default)
-            if len(self._known) < _MAX_REMEMBERED:
+            if len(model) <= _MAX_NAME:
+                if len(self._known) >= _MAX_REMEMBERED:
+                    self._known.clear()
                 self._known[model] = known
         return known
 
-    def find(self, target: str) -> Route | None:
-        """Where a request goes by its target alone. All but embeddings go to the default."""
-        route = self.default.routes.find(target)
-        if route is None or route.is_embeddings:
-            return route
-        others = (origin.routes.find(target) for _, origin in self._routed)
-        return next((other for other in others if other and other.is_embeddings), route)
+    @property
+    def is_one(self) -> bool:
+        """Whether there is nothing to choose."""
+        return not self._routed
+
+    def is_embeddings(self, target: str) -> bool:
+        """Whether anyone's map takes ``target`` for the cached route; whose it is, its model will tell."""
+        return any(_takes(origin, target) for origin in (self.default, *(origin for _, origin in self._routed)))
+
+
+def _takes(origin: Origin, target: str) -> bool:
+    route = origin.routes.find(target)
+    return route is not None and route.is_embeddings
 
 
 def _fits(model: str, patterns: Sequence[str]) -> bool:

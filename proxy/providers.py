@@ -22,6 +22,8 @@ class Form(Enum):
     MEDIA = "media objects"  # Jina: {"text": …}, {"image": …}
 
 
+_FLOATS = frozenset({"float", "base64"})
+_INTEGERS = frozenset({"int8", "uint8", "binary", "ubinary"})
 _TEXTS = frozenset({Form.TEXT, Form.TEXTS})
 _TOKENS = _TEXTS | {Form.TOKENS, Form.TOKEN_LISTS}
 
@@ -53,25 +55,33 @@ class Provider:
     neutral: frozenset[str] = frozenset({"user"})  # changes nothing about the vector
     # Lets an item's vector depend on the other items, or gives it several; name -> the one value that doesn't.
     cross_item: Mapping[str, object] = field(default_factory=dict)
-    # Chooses how the vector is written: float, base64, or an integer type, which is in the key.
-    encoding: frozenset[str] = frozenset({"encoding_format"})
+    # Chooses how the vector is written; name -> the values that it documents, of float, base64 and the integer types,
+    # which are other numbers and therefore in the key.
+    encoding: Mapping[str, frozenset[str]] = field(default_factory=lambda: {"encoding_format": _FLOATS})
+    packs_base64: bool = False  # base64 of an integer type is its bytes; where it isn't, it is nothing we know
     # Likewise, in ways that the proxy can't write itself; name -> the one value that it can.
     fixed: Mapping[str, object] = field(default_factory=dict)
     limits: Limits = _USUAL
     needs_model: bool = True
     # Models that make one vector of all the items of a call, or may.
     fused_models: tuple[str, ...] = ("*gemini-embedding-2*",)
+    # Models that make several vectors of an item: base64 of these can't be told from one long vector.
+    multi_vector_models: tuple[str, ...] = ("*colbert*",)
     references: tuple[str, ...] = ()  # what in a text stands for something that is not in the request
     takes_null: bool = False  # in fields of class encoding and cross-item null is the same as absent
     # The answer's fields that say that what was embedded is not what was sent; name -> value.
     rewritten: Mapping[str, str] = field(default_factory=dict)
-    # Where clients reach the base URL on this proxy, besides its own path. Not a path where the server has another API.
+    # Where clients reach the embeddings on this proxy, besides its own path. No path where the server has another API.
     aliases: tuple[str, ...] = ("/v1", "/api/v1", "/api", "")
+    # Where they reach everything else at the base URL; likewise.
+    prefixes: tuple[str, ...] = ("/v1", "/api/v1")
+    has_deployments: bool = False  # Azure: /openai/deployments/NAME/embeddings is the cached route too
 
 
 # For an upstream about which nothing is known: what OpenAI documents, and fields that mean the same wherever they are.
 GENERIC = Provider(
     name="generic",
+    has_deployments=True,
     key=frozenset(
         {
             "dimensions",
@@ -131,6 +141,7 @@ _ROWS = (
         auth="api-key",
         key=frozenset({"dimensions", "input_type"}),
         needs_model=False,
+        has_deployments=True,
     ),
     Provider(
         name="jina",  # https://api.jina.ai/docs
@@ -139,7 +150,7 @@ _ROWS = (
         key=frozenset({"task", "dimensions", "normalized", "truncate"}),
         neutral=frozenset(),
         cross_item={"late_chunking": False, "return_multivector": False},
-        encoding=frozenset({"embedding_type"}),
+        encoding={"embedding_type": _FLOATS | {"binary", "ubinary"}},
         takes_null=True,
         limits=Limits(items=512),
     ),
@@ -149,7 +160,9 @@ _ROWS = (
         inputs=_TEXTS,
         key=frozenset({"input_type", "truncation", "output_dimension"}),
         neutral=frozenset(),
-        encoding=frozenset({"encoding_format", "output_dtype"}),
+        # It refuses to be told "float", which it writes anyway.
+        encoding={"encoding_format": frozenset({"base64"}), "output_dtype": _INTEGERS | {"float"}},
+        packs_base64=True,
         takes_null=True,
         limits=Limits(items=1000, tokens=120_000),
     ),
@@ -158,6 +171,7 @@ _ROWS = (
         base_url="https://api.cohere.ai/compatibility/v1",
         inputs=frozenset({Form.TEXTS}),
         neutral=frozenset(),
+        prefixes=(),
         limits=Limits(items=96),
     ),
     Provider(
@@ -166,7 +180,7 @@ _ROWS = (
         inputs=_TEXTS,
         key=frozenset({"output_dimension"}),
         neutral=frozenset({"metadata"}),
-        encoding=frozenset({"encoding_format", "output_dtype"}),
+        encoding={"encoding_format": _FLOATS, "output_dtype": _INTEGERS | {"float"}},
         takes_null=True,
         limits=Limits(items=256, tokens=16_384),
     ),
@@ -180,13 +194,15 @@ _ROWS = (
         name="fireworks",  # https://docs.fireworks.ai/api-reference/creates-an-embedding-vector-representing-the-input-text
         base_url="https://api.fireworks.ai/inference/v1",
         inputs=_TEXTS,
-        key=frozenset({"prompt_template", "dimensions", "return_logits", "normalize"}),
+        key=frozenset({"prompt_template", "dimensions", "normalize"}),
         neutral=frozenset(),
+        prefixes=(),
     ),
     Provider(
         name="gemini",  # https://ai.google.dev/gemini-api/docs/openai
         base_url="https://generativelanguage.googleapis.com/v1beta/openai",
         inputs=_TEXTS,
+        prefixes=(),
         key=frozenset({"dimensions"}),
         limits=Limits(items=100),
     ),
@@ -195,7 +211,7 @@ _ROWS = (
         base_url="https://integrate.api.nvidia.com/v1",
         inputs=_TEXTS,
         key=frozenset({"input_type", "truncate", "dimensions", "modality"}),
-        encoding=frozenset({"encoding_format", "embedding_type"}),
+        encoding={"encoding_format": _FLOATS, "embedding_type": _INTEGERS | {"float"}},
         references=(";asset_id,",),
     ),
     Provider(
@@ -236,6 +252,7 @@ _ROWS = (
         inputs=_TEXTS,
         key=frozenset({"dimensions"}),
         aliases=("/v1", ""),  # /api/embeddings is its own API
+        prefixes=("/v1",),
     ),
     Provider(
         name="llamacpp",  # https://github.com/ggml-org/llama.cpp/tree/master/tools/server
@@ -243,6 +260,7 @@ _ROWS = (
         key=frozenset({"dimensions", "embd_normalize"}),
         needs_model=False,
         aliases=("/v1",),  # /embeddings is its own API
+        prefixes=("/v1",),
     ),
     Provider(
         name="lmstudio",  # https://lmstudio.ai/docs/developer/openai-compat
@@ -252,6 +270,7 @@ _ROWS = (
         neutral=frozenset({"user", "ttl"}),
         needs_model=False,
         aliases=("/v1", ""),  # /api/v0 and /api/v1 are its own API
+        prefixes=("/v1",),
     ),
 )
 

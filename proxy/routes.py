@@ -1,13 +1,13 @@
 """Where a request goes: its path on this proxy → a URL of the upstream, and whether it is the cached route (pure)."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
-from proxy.providers import GENERIC
+from proxy.providers import GENERIC, Provider
 
 # https://learn.microsoft.com/azure/ai-services/openai/reference: the deployment in the path chooses the model.
-_AZURE_EMBEDDINGS = re.compile(r"/openai/(?:deployments/[^/?]+|v1)/embeddings")
+_AZURE_EMBEDDINGS = re.compile(r"/openai/(?:deployments/([^/?]+)|v1)/embeddings")
 _BASE = re.compile(r"(https?://[^/?#]+)(.*)")
 
 
@@ -20,18 +20,20 @@ class Route:
 class Routes:
     """The map for one upstream, whose ``base_url`` is what one would give an SDK: scheme, host and maybe a path.
 
-    ``path`` is that of the embeddings after the base URL. ``aliases`` are where clients may think the base URL is.
+    What of ``provider`` counts is where it has its embeddings and nothing else.
     """
 
-    def __init__(self, base_url: str, *, path: str = GENERIC.path, aliases: Sequence[str] = GENERIC.aliases) -> None:
+    def __init__(self, base_url: str, provider: Provider = GENERIC) -> None:
         match = _BASE.fullmatch(base_url)
         if match is None:
             msg = f"not an http(s) URL: {base_url!r}"
             raise ValueError(msg)
         self._origin, self._base = match[1], match[2].rstrip("/")
+        path = provider.path
         self._embeddings = Route(f"{self._origin}{self._base}{path}", is_embeddings=True)
-        self._names = frozenset({self._base + path, *(alias + path for alias in aliases)})
-        self._prefixes = [alias for alias in aliases if alias.endswith("/v1")]
+        self._names = frozenset({self._base + path, *(alias + path for alias in provider.aliases)})
+        self._prefixes = provider.prefixes
+        self._has_deployments = provider.has_deployments
 
     def find(self, target: str) -> Route | None:
         """Map a request target in origin form (RFC 9112 §3.2.1); None for any other form.
@@ -45,18 +47,22 @@ class Routes:
         path, mark, query = target.partition("?")
         if path in self._names:
             return Route(self._embeddings.url + mark + query, is_embeddings=True)
-        if _AZURE_EMBEDDINGS.fullmatch(path):
+        if self._has_deployments and _AZURE_EMBEDDINGS.fullmatch(path):
             return Route(self._origin + target, is_embeddings=True)
         return Route(self._passed_through(path) + mark + query, is_embeddings=False)
 
-    def embeddings(self, target: str) -> Route:
-        """The cached route of this upstream, for a target that some upstream's map took for it."""
-        if target in self._names:
-            return self._embeddings
+    def embeddings(self, target: str, *, model: str | None = None) -> str:
+        """The URL of the cached route, for a target that another upstream's map took for its own; ``model`` is what the
+        model is called here, if not as there."""
         path, mark, query = target.partition("?")
-        if _AZURE_EMBEDDINGS.fullmatch(path):
-            return Route(self._origin + target, is_embeddings=True)
-        return Route(self._embeddings.url + mark + query, is_embeddings=True)
+        deployment = _AZURE_EMBEDDINGS.fullmatch(path)
+        if deployment is None:
+            return self._embeddings.url + mark + query
+        if not self._has_deployments:
+            return self._embeddings.url  # the query is Azure's own
+        if model is not None and deployment[1] is not None:
+            target = f"{target[: deployment.start(1)]}{quote(model, safe='')}{target[deployment.end(1) :]}"
+        return self._origin + target
 
     def _passed_through(self, path: str) -> str:
         if self._base and path.startswith(self._base + "/"):

@@ -46,6 +46,8 @@ _REDIS_CONNECTIONS = 32
 # Not what a request waits, which is the budget, but when a connection counts as dead; a write may take this long.
 _REDIS_TIMEOUT_S = 1.0
 _LAST_MOMENT_S = 0.5
+_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
+_LOCAL = _THIS_MACHINE | {"0.0.0.0", "::"}  # noqa: S104 - compared with, not listened on
 _MAX_HEADER_BYTES = 64 * 1024  # a field: some gateways hand on large tokens
 
 
@@ -170,7 +172,7 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
 def _forbid_itself(settings: Settings, port: int) -> None:
     for setting in (settings.upstream, *settings.routed):
         parts = urlsplit(setting.base_url)
-        own = {settings.host, "localhost", "127.0.0.1", "::1"}
+        own = {settings.host} | (_THIS_MACHINE if settings.host in _LOCAL else set())
         if parts.scheme == "http" and (parts.port or 80) == port and parts.hostname in own:
             msg = f"upstream {setting.base_url} is this proxy's own address; choose another --port or --upstream"
             raise ConfigError(msg)
@@ -203,7 +205,7 @@ async def _open_origin(stack: AsyncExitStack, setting: UpstreamSetting, settings
     return Origin(
         name=setting.name,
         provider=provider,
-        routes=Routes(setting.base_url, path=provider.path, aliases=provider.aliases),
+        routes=Routes(setting.base_url, provider),
         client=await _open_upstream(stack, setting, settings, metrics),
     )
 
@@ -270,10 +272,10 @@ def _make_server(handler: _Handler) -> web.Server:
 
 def _data_handler(origins: Origins, embeddings: EmbeddingsRoute, lifecycle: Lifecycle) -> _Handler:
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        route = origins.find(request.raw_path)
+        route = origins.default.routes.find(request.raw_path)
         if route is None:
             raise InvalidRequest("The request target must be a path.")
-        if route.is_embeddings and request.method == "POST":
+        if request.method == "POST" and (route.is_embeddings or origins.is_embeddings(request.raw_path)):
             return await embeddings.handle(request)
         upstream = origins.default.client
         if is_websocket(request):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
@@ -24,7 +25,7 @@ _ESCAPED_COLON = re.compile(rb"\\u003[aA]")
 MAX_ITEMS = 2048
 _MAX_DEPTH = 32  # of the JSON; what writes it again has limits of its own
 # The integer types a request can name. `binary` packs eight dimensions into each number.
-PACKED = {
+_PACKED = {
     "int8": DType.INT8_PACKED,
     "binary": DType.INT8_PACKED,
     "uint8": DType.UINT8_PACKED,
@@ -65,6 +66,7 @@ class EmbeddingRequest(NamedTuple):  # a frozen dataclass takes three times as l
     items: list[Any]
     encoding: Encoding
     packed: DType | None  # the integer type that was asked for by name
+    is_bits: bool  # eight dimensions in each number
     parameters: dict[str, Any]  # the fields that change the vector, as given: null is not absent
     fields: dict[str, Any]  # the whole body
     body: bytes  # the same, as it came
@@ -75,7 +77,9 @@ class EmbeddingRequest(NamedTuple):  # a frozen dataclass takes three times as l
         given = self.parameters.get("dimensions", self.parameters.get("output_dimension"))
         if type(given) is not int:
             return None
-        return given // 8 if self.packed and not _BITS.isdisjoint(self.parameters.values()) else given
+        # A value may be of any JSON type, and those that don't hash can't be looked up in a set.
+        is_bits = self.packed and any(type(value) is str and value in _BITS for value in self.parameters.values())
+        return given // 8 if is_bits else given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +113,25 @@ def read_object(body: bytes) -> dict[str, Any]:
     return fields
 
 
+def model_in(body: bytes) -> str | None:
+    """The model that a body names, read more tolerantly than anything else here: it only says who is asked."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    model = fields.get("model") if type(fields) is dict else None
+    return model if type(model) is str else None
+
+
+def reads_alike(asked: EmbeddingRequest, provider: Provider) -> bool:
+    """Whether a request means at ``provider`` what it means where it was understood."""
+    try:
+        there = parse_request(asked.body, asked.fields, provider)
+    except Bypass:
+        return False
+    return there == asked
+
+
 def parse_request(body: bytes, fields: dict[str, Any], provider: Provider) -> EmbeddingRequest:
     """Understand a request to ``provider``; ``fields`` is `read_object` of ``body``.
 
@@ -119,20 +142,26 @@ def parse_request(body: bytes, fields: dict[str, Any], provider: Provider) -> Em
         raise Bypass("model")
     kind, items = _items(fields.get("input"), provider.inputs)
     _forbid_duplicate_keys(body, fields, kind, items)
-    encoding, packed, parameters = _parameters(fields, provider)
+    written, parameters = _parameters(fields, provider)
+    if written.packed is not None and written.encoding is Encoding.BASE64 and not provider.packs_base64:
+        raise Bypass("encoding")
     if "modality" in parameters:
         _forbid_remote(parameters["modality"], items)
     for mark in provider.references:
         if kind is Kind.TEXT and any(mark in item for item in items):
             raise Bypass("remote-media")
-    if len(items) > 1 and type(model) is str and any(fnmatchcase(model, pattern) for pattern in provider.fused_models):
-        raise Bypass("cross-item")
+    if type(model) is str:
+        if len(items) > 1 and _is_one_of(model, provider.fused_models):
+            raise Bypass("cross-item")
+        if _is_one_of(model, provider.multi_vector_models):
+            raise Bypass("multi-vector")
     return EmbeddingRequest(
         model=model,
         kind=kind,
         items=items,
-        encoding=encoding,
-        packed=packed,
+        encoding=written.encoding,
+        packed=written.packed,
+        is_bits=written.is_bits,
         parameters=parameters,
         fields=fields,
         body=body,
@@ -145,7 +174,7 @@ def _items(given: Any, accepted: frozenset[Form]) -> tuple[Kind, list[Any]]:
         raise Bypass("input-form")
     if len(items) > MAX_ITEMS:
         raise Bypass("too-many-items")
-    if form in {Form.TEXT, Form.TEXTS}:
+    if form is Form.TEXT or form is Form.TEXTS:
         if "" in items:
             raise Bypass("empty-item")
         return Kind.TEXT, items
@@ -237,27 +266,40 @@ def _require_data_url(url: str) -> None:
         raise Bypass("remote-media")
 
 
-def _parameters(fields: dict[str, Any], provider: Provider) -> tuple[Encoding, DType | None, dict[str, Any]]:
+class _Written(NamedTuple):
+    """How vectors shall be written."""
+
+    encoding: Encoding = Encoding.FLOAT
+    packed: DType | None = None
+    is_bits: bool = False
+
+
+_PLAIN = _Written()
+
+
+def _parameters(fields: dict[str, Any], provider: Provider) -> tuple[_Written, dict[str, Any]]:
     """What the request says besides model and input: how to write the vectors, and what changes them."""
-    encoding, packed = Encoding.FLOAT, None
+    written = _PLAIN
     parameters = {}
     for name, value in fields.items():
         if name in {"model", "input"} or name in provider.neutral:
             continue
         if name in provider.encoding:
-            if value == "base64":
-                encoding = Encoding.BASE64
-            elif type(value) is str and value in PACKED:
-                packed = PACKED[value]
-                parameters[name] = value
-            elif value != "float" and not (value is None and provider.takes_null):
+            if value is None and provider.takes_null:
+                continue
+            if type(value) is not str or value not in provider.encoding[name]:
                 raise Bypass("encoding")
+            if value == "base64":
+                written = written._replace(encoding=Encoding.BASE64)
+            elif value != "float":
+                written = written._replace(packed=_PACKED[value], is_bits=value in _BITS)
+                parameters[name] = value
         elif name in provider.key:
             _require_whole(value)
             parameters[name] = value
         else:
             _require_harmless(name, value, provider)
-    return encoding, packed, parameters
+    return written, parameters
 
 
 def _require_whole(value: Any) -> None:
@@ -277,6 +319,11 @@ def _require_harmless(name: str, value: Any, provider: Provider) -> None:
                 return
             raise Bypass(reason)
     raise Bypass("unknown-field")
+
+
+@lru_cache(maxsize=4096)
+def _is_one_of(model: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(model.lower(), pattern) for pattern in patterns)
 
 
 def _is_exact(value: Any) -> bool:
@@ -306,7 +353,10 @@ def _forbid_duplicate_keys(body: bytes, fields: dict[str, Any], kind: Kind, item
     elif kind is Kind.OBJECT:
         accounted += _colons(items)
     if body.count(b":") != accounted or _ESCAPED_COLON.search(body):
-        json.loads(body, object_pairs_hook=_require_distinct)
+        try:
+            json.loads(body, object_pairs_hook=_require_distinct)
+        except RecursionError:
+            raise Bypass("too-deep") from None
 
 
 def _colons(value: Any, depth: int = _MAX_DEPTH) -> int:
@@ -339,16 +389,19 @@ def renamed_body(body: bytes, model: str) -> bytes:
 # --- answers
 
 
-def parse_answer(body: bytes, *, items: int, length: int | None, packed: DType | None = None) -> EmbeddingAnswer:
+def parse_answer(
+    body: bytes, *, items: int, length: int | None, packed: DType | None = None, packs_base64: bool = False
+) -> EmbeddingAnswer:
     """Read a 200 of the embeddings route that was sent ``items`` items; each vector shall have ``length`` numbers, if
-    that is known, of a ``packed`` type, if that was asked for. Raises `InvalidAnswer`."""
+    that is known, of a ``packed`` type, if that was asked for, which in base64 is its bytes if the provider
+    ``packs_base64``. Raises `InvalidAnswer`."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
         raise InvalidAnswer("not-json") from None
     if type(answer) is not dict or answer.get("error") is not None:
         raise InvalidAnswer("error-in-200")
-    found = _vectors(_in_order(answer.get("data"), items), packed)
+    found = _vectors(_in_order(answer.get("data"), items), packed, packs_base64=packs_base64)
     if len({vector.dimensions for vector in found}) != 1:
         raise InvalidAnswer("mixed-dimensions")
     if length is not None and found[0].dimensions != length:
@@ -377,12 +430,14 @@ def _in_order(data: Any, items: int) -> list[dict[str, Any]]:
     return ordered
 
 
-def _vectors(data: list[dict[str, Any]], packed: DType | None) -> list[Vector]:
+def _vectors(data: list[dict[str, Any]], packed: DType | None, *, packs_base64: bool) -> list[Vector]:
     found = []
     for datum in data:
         embedding = datum.get("embedding")
         try:
             if type(embedding) is str:
+                if packed is not None and not packs_base64:
+                    raise InvalidAnswer("encoding")
                 found.append(vectors.from_base64(embedding, packed or DType.FLOAT32))
             elif type(embedding) is list:
                 found.append(vectors.from_numbers(embedding, packed))

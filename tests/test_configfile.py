@@ -24,10 +24,9 @@ def test_a_field_nobody_knows_can_be_promoted() -> None:
 
 
 def test_what_the_operator_says_of_a_field_counts_alone() -> None:
-    row = rows('[providers.vllm]\nkey = ["user", "embed_dtype"]\n[providers.vllm.cross_item]\npriority = 0')["vllm"]
-    assert {"user", "embed_dtype"} <= row.key
+    row = rows('[providers.vllm]\nkey = ["user"]\n[providers.vllm.cross_item]\npriority = 0')["vllm"]
+    assert "user" in row.key
     assert not {"user", "priority"} & row.neutral
-    assert "embed_dtype" not in row.fixed
     assert row.cross_item == {"priority": 0}
 
 
@@ -101,6 +100,9 @@ def test_upstreams_by_model() -> None:
         ('[providers.a]\nkey = ["x"]\nneutral = ["x"]', "f.toml: [providers.a] 'x' stands in two classes"),
         ('[providers.a]\nkey = ["input"]', "f.toml: [providers.a] 'input' has a meaning of its own"),
         ('[providers.a]\nkey = "x"', "Expected `array`, got `str`"),
+        ('[providers.a]\nkey = ["output_dtype"]', "[providers.a] 'output_dtype' chooses how vectors are written; say enc"),
+        ('[providers.a]\nencoding = { x = ["int4"] }', "Invalid enum value 'int4'"),
+        ("[providers.demo]", "[providers.demo] is built in; choose another name"),
         ("[providers.a]\nmax_items = 0", "Expected `int` >= 1"),
         ('[providers.a]\npath = "embeddings"', "Expected `str` matching regex"),
         ('[providers.a]\nbase_url = "h"', "'h' is not an upstream; accepted: a base URL as https://api.example.com/v1"),

@@ -118,6 +118,9 @@ def test_what_vouches_for_the_body_allows_no_other(name: str) -> None:
     assert headers.identity(CIMultiDict({name: "v"})).is_signed
 
 
-@pytest.mark.parametrize("name", ["X-Portkey-Config", "x-portkey-provider", "Helicone-Target-Url", "OpenAI-Project"])
+@pytest.mark.parametrize(
+    "name",
+    ["X-Portkey-Config", "x-portkey-provider", "Helicone-Target-Url", "OpenAI-Project", "X-Goog-User-Project"],
+)
 def test_what_chooses_the_model_is_part_of_the_identity(name: str) -> None:
     assert headers.identity(CIMultiDict({name: "v"})) == ([], [(name.lower(), "v")], False)

@@ -76,7 +76,7 @@ async def test_the_same_item_at_two_upstreams_is_two_entries(
 
 
 async def key_urls(client: Client) -> str:
-    return client.proxy.origins.of("m").routes.embeddings("/v1/embeddings").url
+    return client.proxy.origins.of("m").routes.embeddings("/v1/embeddings")
 
 
 # --- the same model elsewhere

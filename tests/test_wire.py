@@ -57,6 +57,12 @@ def test_key_fields_are_parameters_and_neutral_ones_are_not() -> None:
     assert request.length == 256
 
 
+@pytest.mark.parametrize(("kind", "length"), [("int8", 256), ("binary", 32)])
+def test_the_length_of_packed_vectors_whatever_the_other_fields_are(kind: str, length: int) -> None:
+    fields = f'"dimensions":256,"provider":{{"only":["p"]}},"encoding_format":"{kind}"'
+    assert parse(f'{{"model":"m","input":"x",{fields}}}').length == length
+
+
 BYPASSES = [
     ("not-json", "", b'{"model":', b'{"model":"m","input":"\\ud800"}', b'{"model":"m","input":"\xff"}'),
     ("not-json", b'{"model":"m","input":"x","dimensions":NaN}', b'\xef\xbb\xbf{"model":"m","input":"x"}'),
