@@ -1,7 +1,7 @@
 """Each provider as it documents itself, and the proxy in front of it: ``make test-providers`` prints the table."""
 
 import copy
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,8 +69,8 @@ async def stage(provider: str, upstream: ScriptedUpstream, start_proxy: StartPro
 
 
 @pytest.fixture(autouse=True)
-def cell(request: pytest.FixtureRequest, provider: str, column: str) -> None:
-    request.node.user_properties.append(("matrix", (provider, column)))
+def cell(record_property: Callable[[str, object], None], provider: str, column: str) -> None:
+    record_property("matrix", (provider, column))
 
 
 def cells(column: str, *providers: str) -> pytest.MarkDecorator:
@@ -527,11 +527,12 @@ async def test_a_vector_of_a_text_that_was_rewritten_is_not_stored(stage: Stage)
     await assert_cached(stage, stage.body("secret"))
 
 
-@cells("own", "ollama", "llamacpp")
+@cells("own", "ollama", "llamacpp", "lmstudio")
 async def test_its_own_api_is_passed_through(stage: Stage, provider: str) -> None:
     target, body = {
         "ollama": ("/api/embeddings", {"model": "all-minilm", "prompt": "a"}),
         "llamacpp": ("/embeddings", {"content": "a"}),
+        "lmstudio": ("/api/v1/chat", {"input": "a"}),
     }[provider]
     await assert_relayed(stage, body, target=target, cache=None)
     assert {call.target for call in stage.upstream.calls} == {target}
