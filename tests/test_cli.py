@@ -103,6 +103,16 @@ def test_every_flag_has_its_variable_and_its_key(
     assert {param.name for param in cli.serve_command.params} == {*given, "config"}
 
 
+SAME = """
+[[upstream]]
+provider = "openai"
+[[upstream]]
+name = "b"
+provider = "openai"
+models = ["b"]
+[[upstream.same_model]]
+upstream = "openai"
+"""
 MISTAKES = [
     (["--memory", "12 bananas"], {}, "", "--memory: '12 bananas' is not a size; accepted: a number with B, KB"),
     (["--upstream", "opneai"], {}, "", "--upstream: 'opneai' is not an upstream; accepted: a base URL"),
@@ -125,6 +135,9 @@ MISTAKES = [
     (["--upstream", "http://h", "--provider", "x"], {}, "", "--provider: 'x' is no provider; accepted: generic, inf"),
     (["--upstream", "openai", "--provider", "vllm"], {}, "", "--provider: vllm goes with a URL, and the upstream is"),
     ([], {}, '[[upstream]]\nprovider = "openai"\nmodels = ["a"]', "FILE: every [[upstream]] has models, so other"),
+    (["--upstream", "demo"], {}, SAME, "FILE: upstream 'b' has same_model 'openai', in whose place --upstream stands"),
+    (["--provider", "tei"], {}, SAME, "--provider: it goes with --upstream; an [[upstream]] table has a provider"),
+    ([], {}, '[[upstream]]\nbase_url = "h"', "FILE: [[upstream]]: 'h' is not an upstream"),
     ([], {}, "[[upstream]]\nmodel = 1", "FILE: [[upstream]]: Object contains unknown field `model`"),
     ([], {}, "[providers.x]\nkeys = []", "FILE: [providers]: Object contains unknown field `keys`"),
     ([], {}, "providers = 1", "unknown key 'providers' in FILE; did you mean provider?"),
@@ -152,6 +165,8 @@ def test_a_mistake_is_one_line_and_exit_status_2(
 
 
 FILE = """
+port = 8000
+
 [providers.generic]
 neutral = ["trace_id"]
 

@@ -100,7 +100,10 @@ def test_upstreams_by_model() -> None:
         ('[providers.a]\nkey = ["x"]\nneutral = ["x"]', "f.toml: [providers.a] 'x' stands in two classes"),
         ('[providers.a]\nkey = ["input"]', "f.toml: [providers.a] 'input' has a meaning of its own"),
         ('[providers.a]\nkey = "x"', "Expected `array`, got `str`"),
-        ('[providers.a]\nkey = ["output_dtype"]', "[providers.a] 'output_dtype' chooses how vectors are written; say enc"),
+        (
+            '[providers.a]\nkey = ["output_dtype"]',
+            "'output_dtype' chooses how vectors are written; say enc",
+        ),
         ('[providers.a]\nencoding = { x = ["int4"] }', "Invalid enum value 'int4'"),
         ("[providers.demo]", "[providers.demo] is built in; choose another name"),
         ("[providers.a]\nmax_items = 0", "Expected `int` >= 1"),

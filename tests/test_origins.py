@@ -1,9 +1,11 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
+from aiohttp import web
 
-from proxy.config import SameModel, UpstreamSetting
+from proxy.config import SameModel, StoreSetting, UpstreamSetting
 from proxy.errors import ConfigError
 from proxy.providers import PROVIDERS
 from tests.client import Client
@@ -44,15 +46,84 @@ async def test_models_go_where_their_pattern_says_and_the_rest_to_the_default(
     ]
 
 
-async def test_a_bypassed_request_goes_to_its_models_upstream_and_one_without_a_model_to_the_default(
+UNREADABLE = [
+    ({"Content-Type": "text/json"}, b'{"model":"gpu","input":"x"}'),
+    ({"Content-Digest": "sha-256=:x:"}, b'{"model":"gpu","input":"x"}'),
+    ({}, b'{"model":"gpu","input":"x","unheard_of":1}'),
+    ({}, b'{"model":"gpu","input":"\\ud800"}'),
+    ({}, b'{"model":"gpu","input":"x","dimensions":NaN}'),
+]
+
+
+@pytest.mark.parametrize(("fields", "body"), UNREADABLE)
+async def test_what_is_bypassed_goes_where_its_model_belongs(
+    start_proxy: StartProxy,
+    upstream: ScriptedUpstream,
+    others: list[ScriptedUpstream],
+    fields: dict[str, str],
+    body: bytes,
+) -> None:
+    client = await start_proxy(routed=(setting("one", others[0], "gpu"),))
+    answered = error_reply(400, b"{}")
+    upstream.reply = others[0].reply = answered
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer k"} | fields
+    answer = await client.send("POST", "/v1/embeddings", body=body, headers=headers)
+    assert (answer.status, answer.cache) == (400, "BYPASS")
+    assert [call.body for call in others[0].calls] == [body]
+    assert not upstream.calls
+
+
+@pytest.mark.parametrize("body", [b'{"model":"gpu","input":"x"', b"\x1f\x8b", b"[" * 100_000, b"[]"])
+async def test_a_body_that_may_be_anyones_goes_to_nobody(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream], body: bytes
+) -> None:
+    client = await start_proxy(routed=(setting("one", others[0], "gpu"),))
+    answer = await client.post(body)
+    assert (answer.status, answer.json["error"]["code"]) == (400, "invalid_request")
+    assert calls(upstream, others[0]) == [0, 0]
+
+
+async def test_routes_that_are_not_embeddings_go_to_the_default(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
-    client = await start_proxy(routed=(setting("one", others[0], "a"),))
-    assert (await client.embed("x", model="a", unheard_of=1)).cache == "BYPASS"
-    assert calls(others[0], upstream) == [1, 0]
-    assert (await client.post(b'{"input": "x", "model": 7}')).cache == "BYPASS"
+    cohere = UpstreamSetting(
+        name="cohere",
+        base_url=others[0].base_url.replace("/v1", "/compatibility/v1"),
+        models=("embed-*",),
+        provider=PROVIDERS["cohere"],
+    )
+    client = await start_proxy(routed=(cohere,))
+    own = "/compatibility/v1/embeddings"
+    await client.send("GET", own)
     await client.send("GET", "/v1/models")
-    assert calls(others[0], upstream) == [1, 2]
+    assert [call.target for call in upstream.calls] == [own, "/v1/models"]
+    assert (await client.post({"model": "embed-v4", "input": ["x"]}, target=own)).cache == "MISS"
+    assert (await client.post({"model": "embed-v4", "input": ["x"]})).cache == "HIT"
+    assert [call.target for call in others[0].calls] == [own]
+
+
+async def test_an_upstreams_own_api_stays_its_own_beside_others(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
+) -> None:
+    ollama = UpstreamSetting(name="ollama", base_url=upstream.base_url, provider=PROVIDERS["ollama"])
+    client = await start_proxy(upstream=ollama, routed=(setting("one", others[0], "text-*"),))
+    upstream.reply = error_reply(200, {"embedding": [1.0]})
+    answer = await client.post({"model": "nomic", "prompt": "x"}, target="/api/embeddings")
+    assert (answer.cache, answer.json) == ("BYPASS", {"embedding": [1.0]})
+    assert [call.target for call in upstream.calls] == ["/api/embeddings"]
+
+
+async def test_models_nobody_has_heard_of_take_no_memory(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
+) -> None:
+    client = await start_proxy(routed=(setting("one", others[0], "gpu"),))
+    origins = client.proxy.origins
+    for n in range(10_000):
+        assert origins.of(f"{n}") is origins.default
+    assert origins.of("x" * 1_000_000) is origins.default
+    assert origins.of("gpu").name == "one"
+    assert len(origins._known) <= 4096
+    assert max(map(len, origins._known)) <= 256
 
 
 async def test_each_upstream_has_the_fields_of_its_own_provider(
@@ -156,6 +227,69 @@ async def test_an_upstream_that_can_not_be_reached_has_no_answer(
     for n in range(8):  # before its breaker opens and after
         assert (await client.embed(str(n))).status == 200
     assert calls(*others) == [8, 0]
+
+
+async def test_who_stands_in_is_judged_by_its_own_row(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
+) -> None:
+    nemo = UpstreamSetting(name="two", base_url=others[0].base_url, models=("n",), provider=PROVIDERS["nemorouter"])
+    first = setting("one", upstream, "m", same=(SameModel(upstream="two"),))
+    client = await start_proxy(routed=(first, nemo))
+    upstream.reply = error_reply(503, {})
+    others[0].reply = lambda call: web.json_response(
+        others[0].answer_to(call.json), headers={"x-nr-guardrails": "redacted"}
+    )
+    assert [(await client.embed("x")).cache for _ in range(2)] == ["MISS", "MISS"]
+
+
+async def test_nobody_stands_in_who_would_read_the_request_otherwise(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
+) -> None:
+    together = UpstreamSetting(name="two", base_url=others[0].base_url, models=("n",), provider=PROVIDERS["together"])
+    first = setting("one", upstream, "m", same=(SameModel(upstream="two"),))
+    client = await start_proxy(routed=(first, together))
+    upstream.reply = error_reply(503, {})
+    assert (await client.embed("x", dimensions=8)).status == 503
+    assert (await client.embed("x")).status == 200
+    assert [call.json for call in others[0].calls] == [{"model": "m", "input": "x"}]
+
+
+async def test_stored_entries_stay_when_the_model_gets_an_alternative(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream], sqlite_path: Path
+) -> None:
+    """The upstream's own name for the model is not the one that is asked for."""
+    store = StoreSetting(path=sqlite_path)
+    upstream.reply = lambda call: upstream.embed(call, model="m-2026")
+    before = await (await start_proxy(store=store)).embed(["a", "b"])
+    first = setting("one", upstream, "m", same=(SameModel(upstream="two"),))
+    client = await start_proxy(store=store, routed=(first, setting("two", others[0], "n")))
+    after = await client.embed(["a", "b", "c"])
+    assert (after.cache, after.embeddings[:2], after.json["model"]) == ("PARTIAL", before.embeddings, "m-2026")
+    upstream.reply = error_reply(503, {})
+    instead = await client.embed(["a", "d"])
+    assert (instead.cache, instead.embeddings[0], instead.json["model"]) == ("PARTIAL", before.embeddings[0], "m-2026")
+
+
+async def test_another_deployment_is_asked_by_its_path(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
+) -> None:
+    east = UpstreamSetting(
+        name="east",
+        base_url=upstream.base_url.removesuffix("/v1"),
+        provider=PROVIDERS["azure"],
+        models=("m",),
+        same_model=(SameModel(upstream="west", model="other dep"), SameModel(upstream="openai")),
+    )
+    west = UpstreamSetting(
+        name="west", base_url=others[0].base_url.removesuffix("/v1"), provider=PROVIDERS["azure"], models=("w",)
+    )
+    openai = UpstreamSetting(name="openai", base_url=others[1].base_url, provider=PROVIDERS["openai"], models=("o",))
+    client = await start_proxy(upstream=setting("default", upstream), routed=(east, west, openai))
+    upstream.reply = others[0].reply = error_reply(503, {})
+    answer = await client.post({"model": "m", "input": "x"}, target="/openai/deployments/dep/embeddings?api-version=1")
+    assert answer.status == 200
+    assert [call.target for call in others[0].calls] == ["/openai/deployments/other%20dep/embeddings?api-version=1"]
+    assert [call.target for call in others[1].calls] == ["/v1/embeddings"]
 
 
 async def test_nobody_is_asked_whom_the_operator_has_not_declared(

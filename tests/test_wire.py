@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import wire
-from proxy.providers import GENERIC, Form
+from proxy.providers import GENERIC, PROVIDERS, Form
 from proxy.wire import Bypass, EmbeddingRequest, Encoding, InvalidAnswer, Kind
 
 ANY_FORM = replace(GENERIC, inputs=frozenset(Form))
@@ -59,8 +59,10 @@ def test_key_fields_are_parameters_and_neutral_ones_are_not() -> None:
 
 @pytest.mark.parametrize(("kind", "length"), [("int8", 256), ("binary", 32)])
 def test_the_length_of_packed_vectors_whatever_the_other_fields_are(kind: str, length: int) -> None:
-    fields = f'"dimensions":256,"provider":{{"only":["p"]}},"encoding_format":"{kind}"'
-    assert parse(f'{{"model":"m","input":"x",{fields}}}').length == length
+    body = orjson.dumps(
+        {"model": "m", "input": "x", "output_dimension": 256, "input_type": {"binary": []}, "output_dtype": kind}
+    )
+    assert wire.parse_request(body, orjson.loads(body), PROVIDERS["voyage"]).length == length
 
 
 BYPASSES = [
