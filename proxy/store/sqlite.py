@@ -101,6 +101,7 @@ class SQLiteStore(Unleased):
                 ).lastrowid
                 connection.execute("INSERT INTO slot (key, id, read_at) VALUES (?, ?, ?)", (key, id_, now))
             connection.executemany("DELETE FROM value WHERE id = ?", [(id_,) for id_ in freed])
+            self._keep_within_limit(connection, fresh)
         return {key: value for key, (_, _, value) in standing.items() if key not in replaced}
 
     def _make_room(self, connection: sqlite3.Connection, fresh: Mapping[bytes, bytes], *, spare: int) -> list[int]:
@@ -113,6 +114,16 @@ class SQLiteStore(Unleased):
             freed += [id_ for _, id_, _ in oldest]
             excess -= sum(size for _, _, size in oldest)
         return freed
+
+    def _keep_within_limit(self, connection: sqlite3.Connection, fresh: Mapping[bytes, bytes]) -> None:
+        """Small values that lie scattered leave few whole pages when they go, so that what fits by its bytes may not
+        fit by its pages."""
+        while _bytes_used(connection) > self._limit_bytes:
+            oldest = [(key, id_) for key, id_, _ in _oldest(connection) if key not in fresh]
+            if not oldest:
+                return
+            connection.executemany("DELETE FROM slot WHERE key = ?", [(key,) for key, _ in oldest])
+            connection.executemany("DELETE FROM value WHERE id = ?", [(id_,) for _, id_ in oldest])
 
     async def aclose(self) -> None:
         self._closed = True
