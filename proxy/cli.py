@@ -313,8 +313,8 @@ def _described(row: Provider) -> str:
         "cross-item": ", ".join(
             f"{k} other than {orjson.dumps(v).decode()}" for k, v in sorted(row.cross_item.items())
         ),
-        "one by one": ", ".join(row.fused_models),
-        "not cached": ", ".join(row.multi_vector_models),
+        "fused": ", ".join(row.fused_models),
+        "multi-vector": ", ".join(row.multi_vector_models),
         "limits": f"{row.limits.items:,} items, {row.limits.tokens:,} tokens, {row.limits.bytes:,} bytes a call",
     }
     where = "any base URL, " + row.path if row.base_url is None else row.base_url + row.path
@@ -363,7 +363,7 @@ def _announce(settings: Settings, proxy: Running) -> None:
             proxy.admin_url,
         )
         return
-    upstream = f"{settings.upstream.name}, {settings.upstream.base_url}"
+    upstream = f"{settings.upstream.name}, {settings.upstream.base_url}, as {settings.upstream.provider.name}"
     model, variable = "MODEL", "API_KEY"
     if settings.upstream.name == "openai":
         model, variable = "text-embedding-3-small", "OPENAI_API_KEY"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -38,8 +38,8 @@ class _ProviderTable(Struct, forbid_unknown_fields=True, kw_only=True):
     max_tokens: _Count | UnsetType = UNSET
     max_bytes: _Count | UnsetType = UNSET
     needs_model: bool | UnsetType = UNSET
-    fused_models: list[str] | UnsetType = UNSET
-    multi_vector_models: list[str] | UnsetType = UNSET
+    fused_models: list[str] = []
+    multi_vector_models: list[str] = []
 
 
 class _SameModelTable(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -62,7 +62,8 @@ class _UpstreamTable(Struct, forbid_unknown_fields=True, kw_only=True):
 def providers(tables: Any, where: str) -> Mapping[str, Provider]:
     """The table of providers with the rows of ``[providers]`` in it. Raises `ConfigError`."""
     rows = dict(PROVIDERS)
-    for name, table in _read(tables, dict[_Name, _ProviderTable], f"{where}: [providers]").items():
+    for name, given in _read(tables, dict[_Name, Any], f"{where}: [providers]").items():
+        table = _read(given, _ProviderTable, f"{where}: [providers.{name}]")
         start = table.like if isinstance(table.like, str) else name if name in rows else GENERIC.name
         if name == "demo":
             raise ConfigError(f"{where}: [providers.demo] is built in; choose another name")
@@ -88,6 +89,7 @@ def _changed(row: Provider, name: str, table: _ProviderTable, where: str) -> Pro
     moved = frozenset(listed)
     changes: dict[str, Any] = {
         "name": name,
+        "base_url": row.base_url if name == row.name else None,  # another API has another address
         "key": (row.key - moved) | frozenset(table.key),
         "neutral": (row.neutral - moved) | frozenset(table.neutral),
         "encoding": {name: values for name, values in row.encoding.items() if name not in moved}
@@ -108,15 +110,15 @@ def _changed(row: Provider, name: str, table: _ProviderTable, where: str) -> Pro
     if table.inputs is not UNSET:
         changes["inputs"] = frozenset(table.inputs)
     for field in ("fused_models", "multi_vector_models"):
-        if (patterns := getattr(table, field)) is not UNSET:
-            changes[field] = tuple(patterns)
+        changes[field] = (*getattr(row, field), *getattr(table, field))
     return replace(row, **changes)
 
 
 def upstreams(tables: Any, rows: Mapping[str, Provider], where: str) -> list[UpstreamSetting]:
     """What the ``[[upstream]]`` tables say, in their order. Raises `ConfigError`."""
     found: dict[str, UpstreamSetting] = {}
-    for table in _read(tables, list[_UpstreamTable], f"{where}: [[upstream]]"):
+    for number, given in enumerate(tables, start=1):
+        table = _read(given, _UpstreamTable, f"{where}: [[upstream]] {number}")
         setting = _upstream(table, rows, where)
         if setting.name in found:
             raise ConfigError(f"{where}: two [[upstream]] tables are named {setting.name!r}; give one another name")
@@ -144,7 +146,7 @@ def _upstream(table: _UpstreamTable, rows: Mapping[str, Provider], where: str) -
     if text is None:
         raise ConfigError(f"{where}: [[upstream]] of provider {row.name!r} needs a base_url, as https://host/path")
     setting = _base_url(text, row, f"{where}: [[upstream]]")
-    name = table.name if isinstance(table.name, str) else row.name if table.base_url is UNSET else setting.name
+    name = table.name if isinstance(table.name, str) else setting.name if row.name == GENERIC.name else row.name
     models = () if table.models is UNSET else tuple(table.models)
     others = tuple(
         SameModel(upstream=other.upstream, model=None if other.model is UNSET else other.model)
@@ -169,11 +171,21 @@ def _is_one_name(pattern: str) -> bool:
     return not set("*?[") & set(pattern)
 
 
-def _read(tables: Any, kind: Any, where: str) -> Any:
+def _read(given: Any, kind: Any, where: str) -> Any:
     try:
-        return msgspec.convert(tables, kind)
+        return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {error}{_hint(str(error), kind)}") from None
+
+
+def _hint(error: str, kind: Any) -> str:
+    """What would be accepted, where the error does not say it."""
+    if "unknown field" in error:
+        return f"; {_accepted([field.encode_name for field in msgspec.structs.fields(kind)])}"
+    if "Invalid enum value" in error:
+        values = [form.value for form in Form] if ".inputs" in error else get_args(_Output)
+        return f"; {_accepted(values)}"
+    return ""
 
 
 def _accepted(names: Sequence[str] | Mapping[str, Any]) -> str:

@@ -138,8 +138,8 @@ MISTAKES = [
     (["--upstream", "demo"], {}, SAME, "FILE: upstream 'b' has same_model 'openai', in whose place --upstream stands"),
     (["--provider", "tei"], {}, SAME, "--provider: it goes with --upstream; an [[upstream]] table has a provider"),
     ([], {}, '[[upstream]]\nbase_url = "h"', "FILE: [[upstream]]: 'h' is not an upstream"),
-    ([], {}, "[[upstream]]\nmodel = 1", "FILE: [[upstream]]: Object contains unknown field `model`"),
-    ([], {}, "[providers.x]\nkeys = []", "FILE: [providers]: Object contains unknown field `keys`"),
+    ([], {}, "[[upstream]]\nmodel = 1", "FILE: [[upstream]] 1: Object contains unknown field `model`"),
+    ([], {}, "[providers.x]\nkeys = []", "FILE: [providers.x]: Object contains unknown field `keys`"),
     ([], {}, "providers = 1", "unknown key 'providers' in FILE; did you mean provider?"),
     ([], {"CONFIG": "/nonexistent/proxy.toml"}, "", "--config /nonexistent/proxy.toml: No such file or directory"),
 ]  # fmt: skip

@@ -41,14 +41,15 @@ def test_a_row_can_be_added_like_another_or_like_none() -> None:
         inputs = ["texts"]
         max_items = 7
         needs_model = true
-        fused_models = []
+        fused_models = ["f"]
         [providers.plain]
         """
     )
     mine = added["mine"]
     assert (mine.name, mine.base_url, mine.path, mine.auth) == ("mine", "https://h/V1", "/embed", "x-key")
     assert (mine.inputs, mine.limits, mine.needs_model) == (frozenset({Form.TEXTS}), Limits(items=7), True)
-    assert (mine.key, mine.fused_models) == (PROVIDERS["vllm"].key, ())
+    assert (mine.key, mine.fused_models) == (PROVIDERS["vllm"].key, (*PROVIDERS["vllm"].fused_models, "f"))
+    assert rows('[providers.other]\nlike = "openai"')["other"].base_url is None
     assert (added["plain"].key, added["plain"].base_url) == (GENERIC.key, None)
 
 
@@ -95,7 +96,10 @@ def test_upstreams_by_model() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[providers.a]\nkye = ["x"]', "f.toml: [providers]: Object contains unknown field `kye` - at `$[...]`"),
+        (
+            '[providers.a]\nkye = ["x"]',
+            "[providers.a]: Object contains unknown field `kye`; accepted: like, base_url,",
+        ),
         ('[providers.a]\nlike = "b"', "f.toml: [providers.a] like = 'b' is no provider; accepted: generic, infron"),
         ('[providers.a]\nkey = ["x"]\nneutral = ["x"]', "f.toml: [providers.a] 'x' stands in two classes"),
         ('[providers.a]\nkey = ["input"]', "f.toml: [providers.a] 'input' has a meaning of its own"),
@@ -109,7 +113,10 @@ def test_upstreams_by_model() -> None:
         ("[providers.a]\nmax_items = 0", "Expected `int` >= 1"),
         ('[providers.a]\npath = "embeddings"', "Expected `str` matching regex"),
         ('[providers.a]\nbase_url = "h"', "'h' is not an upstream; accepted: a base URL as https://api.example.com/v1"),
-        ('[providers.a]\ninputs = ["text", "pdf"]', "Invalid enum value 'pdf'"),
+        (
+            '[providers.a]\ninputs = ["text", "pdf"]',
+            "value 'pdf' - at `$.inputs[1]`; accepted: text, texts,",
+        ),
         ('[providers."a b"]', "Expected `str` matching regex"),
     ],
 )
@@ -122,7 +129,10 @@ def test_a_bad_row_is_said_to_be_one(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[[upstream]]\nmodel = "a"', "f.toml: [[upstream]]: Object contains unknown field `model` - at `$[0]`"),
+        (
+            '[[upstream]]\nmodel = "a"',
+            "[[upstream]] 1: Object contains unknown field `model`; accepted: name, prov",
+        ),
         ('[[upstream]]\nprovider = "opneai"', "f.toml: [[upstream]] provider 'opneai' is unknown; accepted: generic"),
         ('[[upstream]]\nprovider = "azure"', "provider 'azure' needs a base_url, as https://host/path"),
         ("[[upstream]]", "provider 'generic' needs a base_url"),
