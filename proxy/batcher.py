@@ -187,7 +187,7 @@ class Batcher:
     async def _ask(self, share: Share, way: Alternative, body: bytes, items: int) -> Answer:
         if way.model is not None:
             body = wire.renamed_body(body, way.model)
-        headers = _for_body(share, body)
+        headers = way.origin.outbound(_for_body(share, body))
         url = way.origin.routes.embeddings(share.target, model=way.model)
         async with self._slot(way.origin, share.tenant):
             return await way.origin.client.embed(url, headers, body, items=items)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
@@ -34,6 +34,7 @@ class UpstreamSetting:
     name: str  # a provider's name, `demo`, or the URL's host
     base_url: str
     provider: Provider = GENERIC
+    key: str | None = field(default=None, repr=False)  # the proxy's own; None: the client's goes upstream
     models: tuple[str, ...] = ()  # patterns of the models that are asked of it; none: all that nobody else has
     same_model: tuple[SameModel, ...] = ()
 
@@ -80,7 +81,15 @@ class Settings:
     upstream_timeout_s: float
     drain_delay_s: float
     shutdown_timeout_s: float
+    shares_all: bool = False  # one scope for all validated credentials
+    revalidate_s: float = 600.0
+    client_keys: Path | None = None  # None: whoever can connect may ask
+    record_key: bytes | None = field(default=None, repr=False)
     store_budget_s: float = 0.05
+
+    @property
+    def owns_key(self) -> bool:
+        return self.upstream.key is not None
 
 
 def parse_size(text: str) -> int:

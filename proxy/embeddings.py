@@ -4,20 +4,23 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from aiohttp.web import BaseRequest, RequestPayloadError, Response, StreamResponse
 from multidict import CIMultiDict
 
 from proxy import headers, keys, wire
+from proxy.auth import KEY_REFUSALS, Access, Validations
 from proxy.batcher import Delivered, Refused, Unusable
-from proxy.errors import BodyTooLarge, InvalidRequest, NotCached, Overloaded, ProxyError
+from proxy.errors import BodyTooLarge, InvalidRequest, KeyRefused, NotCached, Overloaded, ProxyError
 from proxy.fetcher import Errand, Failure, Fetched, Fetcher
-from proxy.headers import Directives
+from proxy.headers import Directives, Identity
 from proxy.metrics import Metrics
 from proxy.origins import Origin, Origins
 from proxy.passthrough import answer_expect, relay
 from proxy.plan import Plan, plan
+from proxy.sentinels import Sentinels
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache
 from proxy.upstream import Answer
@@ -30,6 +33,8 @@ _CACHE_NAME = "embedding-proxy"
 _BODY_HEADERS = (
     "Content-Length", "Content-Encoding", "Content-Type", "Content-Digest", "Content-MD5", "Digest", "ETag",
 )  # fmt: skip
+# How long requests for stored items wait for the upstream to say what their credential is worth.
+_PATIENCE_S = 2.0
 _NOT_THERE = frozenset({404, 405})
 _PLAIN_JSON = re.compile(r"application/json\s*(;\s*charset=\"?utf-?8\"?\s*)?", re.IGNORECASE)
 
@@ -42,8 +47,8 @@ class _Job(NamedTuple):
     url: str
     asked: EmbeddingRequest
     directives: Directives
-    credentials: keys.Fields
-    vector_headers: keys.Fields
+    identity: Identity
+    who: bytes
     keys: list[bytes]
 
 
@@ -71,6 +76,8 @@ class EmbeddingsRoute:
         origins: Origins,
         metrics: Metrics,
         *,
+        access: Access,
+        validations: Validations,
         max_body_bytes: int,
         max_held_bytes: int,
         reports_full_usage: bool,
@@ -79,6 +86,9 @@ class EmbeddingsRoute:
         self._cache = cache
         self._fetcher = fetcher
         self._origins = origins
+        self._access = access
+        self._validations = validations
+        self._sentinels = Sentinels(fetcher)
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
         self.max_held_bytes = max_held_bytes
@@ -109,8 +119,8 @@ class EmbeddingsRoute:
         body = await self._read_body(request, held)
         origin = None
         try:
-            credentials, affecting, is_signed = headers.identity(request.headers)
-            _require_plain_json(request, is_signed=is_signed)
+            identity = self._access.identity(request.headers)
+            _require_plain_json(request, is_signed=identity.is_signed)
             fields = wire.read_object(body)
             origin = self._origins.of(fields.get("model"))
             url = _embeddings_url(origin, request.raw_path)
@@ -123,9 +133,9 @@ class EmbeddingsRoute:
             url,
             asked,
             headers.cache_control(request.headers),
-            credentials,
-            affecting,
-            keys.derive(asked, url=url, credentials=credentials, vector_headers=affecting),
+            identity,
+            self._validations.name(origin, identity),
+            keys.derive(asked, url=url, scope=self._access.scope(identity), vector_headers=identity.vector_affecting),
         )
         not_before = self._cache.oldest_fresh(job.directives.max_age_s)
 
@@ -141,11 +151,50 @@ class EmbeddingsRoute:
         is_moved = _epochs(found) > 1
         if is_moved:
             found, to_do = {}, plan(job.keys, ())
-        if not to_do.missing:
-            return "hit", self._answer_hit(job, found, from_memory)
+        is_valid = self._access.owns_key or self._validations.holds(job.who, asked.model)
+        if not to_do.missing and is_valid:
+            return "hit", self._answer_hit(job, found, from_memory, [])
         if job.directives.only_if_cached:
             raise NotCached(f"{len(to_do.missing)} of {len(job.keys)} items are not cached.")
+        if not is_valid and (self._access.is_shared or not to_do.missing):
+            return await self._ask_first(job, to_do, found, from_memory)
         return await self._fetch_and_answer(job, to_do, found, from_memory, refresh=is_moved)
+
+    async def _ask_first(
+        self, job: _Job, to_do: Plan, found: dict[bytes, Entry], from_memory: int
+    ) -> tuple[str, StreamResponse]:
+        """Nobody knows what this credential is worth now: the upstream shall say, by the request's smallest item.
+
+        Entries in a credential's own scope are there because the upstream once accepted it. So while it says nothing,
+        these are served; entries in a scope that is shared are not.
+        """
+        errand = self._smallest(job, found)
+        patience_s = None if self._access.is_shared else _PATIENCE_S
+        said = await self._sentinels.ask((job.who, job.asked.model), errand, patience_s=patience_s)
+        if said is None:
+            return "hit", self._answer_hit(job, found, from_memory, [], detail="unvalidated")
+        fetched = said.fetched
+        if fetched.failure is not None:
+            if self._access.is_shared or fetched.failure.is_verdict:
+                return "error", await self._answer_failure(job, errand, fetched.failure)
+            return "hit", self._answer_hit(job, found, from_memory, [], detail="unvalidated")
+        receipts = fetched.receipts if said.is_own else []
+        if said.is_own and _epochs(found | fetched.entries) > 1:
+            return await self._fetch_and_answer(job, plan(job.keys, ()), {}, 0, refresh=True)
+        if to_do.missing:
+            found |= self._cache.peek([job.keys[i] for i in to_do.missing], not_before=errand.not_before)
+            to_do = plan(job.keys, found)
+        if to_do.missing:
+            return await self._fetch_and_answer(job, to_do, found, from_memory, refresh=False)
+        return "hit", self._answer_hit(job, found, from_memory, receipts, detail="validated")
+
+    def _smallest(self, job: _Job, found: dict[bytes, Entry]) -> Errand:
+        """An errand for the item that costs least, which is asked for even if it is stored."""
+        asked = job.asked
+        place = min(range(len(asked.items)), key=lambda i: wire.weight(asked.kind, asked.items[i]))
+        errand = self._errand(job, plan(job.keys, ()), refresh=False).only([job.keys[place]])
+        is_new = job.keys[place] not in found
+        return replace(errand, is_shared=False, is_stored=errand.is_stored and is_new)
 
     # --- in
 
@@ -181,7 +230,16 @@ class EmbeddingsRoute:
         is_last = self._is_draining()
         route = origin.routes.find(request.raw_path)
         url = route.url if route else origin.routes.embeddings(request.raw_path)
-        return await relay(request, origin.client, url, body=body, extra_headers=extra, is_last=is_last)
+        return await relay(
+            request,
+            origin.client,
+            url,
+            origin.outbound(headers.to_upstream(request.headers)),
+            body=body,
+            extra_headers=extra,
+            is_last=is_last,
+            refused=KEY_REFUSALS if origin.key else (),
+        )
 
     # --- up
 
@@ -203,15 +261,19 @@ class EmbeddingsRoute:
         return ("partial" if found else "miss"), self._answer_fetched(job, found, fetched, from_memory)
 
     def _errand(self, job: _Job, to_do: Plan, *, refresh: bool) -> Errand:
-        credentials, affecting = job.credentials, job.vector_headers
         directives = job.directives
         return Errand(
             asked=job.asked,
             origin=job.origin,
             target=job.request.raw_path,
             headers=headers.to_upstream(job.request.headers),
-            group=keys.group(job.asked, url=job.url, credentials=credentials, vector_headers=affecting),
-            tenant=keys.tenant(credentials),
+            group=keys.group(
+                job.asked,
+                url=job.url,
+                credentials=job.identity.credentials,
+                vector_headers=job.identity.vector_affecting,
+            ),
+            tenant=job.who,
             keys=[job.keys[i] for i in to_do.missing],
             items=[job.asked.items[i] for i in to_do.missing],
             is_whole=not to_do.is_reduced,
@@ -222,6 +284,11 @@ class EmbeddingsRoute:
         )
 
     async def _answer_failure(self, job: _Job, errand: Errand, failure: Failure) -> StreamResponse:
+        if job.origin.key is not None and isinstance(failure.cause, Refused):
+            status = failure.cause.answer.status
+            if status in KEY_REFUSALS:
+                self._say_once(f"{job.origin.name} answers {status}", "an upstream refuses the key that is held for it")
+                raise KeyRefused("The upstream refused the key that this proxy holds for it.")
         match failure.cause:
             case Refused(answer) if answer.status in _NOT_THERE:
                 url = errand.origin.routes.embeddings("")
@@ -246,11 +313,14 @@ class EmbeddingsRoute:
 
     # --- out
 
-    def _answer_hit(self, job: _Job, found: dict[bytes, Entry], from_memory: int) -> Response:
-        saved = sum([found[key].tokens for key in job.keys])
-        extra = _cache_headers("HIT", "hit", saved_tokens=saved)
+    def _answer_hit(
+        self, job: _Job, found: dict[bytes, Entry], from_memory: int, receipts: list[Delivered], detail: str = ""
+    ) -> Response:
+        usage = _added_up(receipts) if receipts else {"prompt_tokens": 0, "total_tokens": 0}
+        saved = max(0, sum([found[key].tokens for key in job.keys]) - usage["prompt_tokens"])
+        extra = _cache_headers("HIT", f"hit; detail={detail}" if detail else "hit", saved_tokens=saved)
         self._count_items(job, found, from_memory, own=0, joined=0)
-        return self._answer(job, found, {"prompt_tokens": 0, "total_tokens": 0}, saved, extra)
+        return self._answer(job, found, usage, saved, extra)
 
     def _answer_fetched(self, job: _Job, found: dict[bytes, Entry], fetched: Fetched, from_memory: int) -> Response:
         entries = found | fetched.entries

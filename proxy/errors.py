@@ -40,6 +40,30 @@ class InvalidRequest(ProxyError):
     code = "invalid_request"
 
 
+class Unauthorized(ProxyError):
+    """The proxy has a list of its clients, and this is none of them."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class KeyRefused(ProxyError):
+    """The upstream refused the key that the proxy holds. Its own words may quote the key, so they go no further."""
+
+    status = 502
+    type = "upstream_error"
+    code = "upstream_key_refused"
+
+
+class RequestTimeout(ProxyError):
+    """The request did not come in time (RFC 9110 §15.5.9)."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
 class BodyTooLarge(ProxyError):
     status = 413
     type = "invalid_request_error"

@@ -12,6 +12,7 @@ from typing import Any
 from multidict import CIMultiDict
 
 from proxy import wire
+from proxy.auth import Validations
 from proxy.batcher import Batcher, Delivered, Outcome, Refused, Share, Unusable, is_out_of_order
 from proxy.errors import ProxyError
 from proxy.flight import Claim, Flights
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 # How often a key that another replica fetches is looked for: at first, and at most.
 _POLL_S, _MAX_POLL_S = 0.005, 0.1
 ATTEMPTS = 3
+_REFUSALS = frozenset({401, 403, 404})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,11 @@ class Failure:
     cause: Refused | Unusable | ProxyError
 
     @property
+    def is_verdict(self) -> bool:
+        """Whether the upstream refused the credential, or the model to it."""
+        return isinstance(self.cause, Refused) and self.cause.answer.status in _REFUSALS
+
+    @property
     def is_everybodys(self) -> bool:
         """Whether a waiter would fare no better by itself. A 4xx may be about the leader: its key, its other items."""
         match self.cause:
@@ -109,8 +116,17 @@ class _Ledger:
 
 
 class Fetcher:
-    def __init__(self, cache: Cache, batcher: Batcher, *, patience_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        batcher: Batcher,
+        validations: Validations,
+        *,
+        patience_s: float,
+        clock: Callable[[], float],
+    ) -> None:
         self._cache = cache
+        self._validations = validations
         self._patience_s = patience_s  # how long another replica is waited for
         self._batcher = batcher
         self._clock = clock
@@ -241,6 +257,7 @@ class Fetcher:
             outcome = await self._batcher.submit(part.share())
         except ProxyError as error:
             outcome = error
+        self._note(part, outcome)
         landed: Mapping[bytes, _Landed]
         if isinstance(outcome, Delivered):
             ledger.receipts.append(outcome)
@@ -251,6 +268,14 @@ class Fetcher:
             landed = dict.fromkeys(part.keys, Failure(outcome))
         for key, result in landed.items():
             claim.settle(key, result)
+
+    def _note(self, part: Errand, outcome: Outcome | ProxyError) -> None:
+        """What the answer says of the credential, whoever still waits for it."""
+        match outcome:
+            case Delivered() | Unusable():
+                self._validations.confirm(part.tenant, part.asked.model)
+            case Refused(answer):
+                self._validations.note(part.tenant, part.asked.model, answer.status)
 
     async def _keep(self, part: Errand, delivered: Delivered) -> Mapping[bytes, Entry]:
         now = int(self._clock())

@@ -86,6 +86,12 @@ def to_upstream(headers: Headers) -> CIMultiDict[str]:
     return forwarded
 
 
+def without_credentials(headers: Headers) -> CIMultiDict[str]:
+    """A copy without whatever says who the client is, cookies included."""
+    private = {_Class.CREDENTIAL, _Class.COOKIE}
+    return CIMultiDict((name, value) for name, value in headers.items() if _class_of(name) not in private)
+
+
 class _Class(Enum):
     NEUTRAL = 0
     CREDENTIAL = 1

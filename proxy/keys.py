@@ -23,16 +23,17 @@ KEY_BYTES = 32
 _PACKER = msgpack.Packer(unicode_errors="surrogateescape")
 
 
-def derive(request: EmbeddingRequest, *, url: str, credentials: Fields, vector_headers: Fields) -> list[bytes]:
+def derive(request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers: Fields) -> list[bytes]:
     """The key of each item, in input order.
 
     ``url`` is where the request is sent, query included: it says which upstream, and on Azure which deployment.
-    ``credentials`` and ``vector_headers`` are `proxy.headers.identity`.
+    ``scope`` says whose entries these are, by default the credentials'; ``vector_headers`` are of
+    `proxy.headers.identity`.
     """
     common = _PACKER.pack(
         (
             _SCHEMA,
-            credentials,
+            scope,
             url,
             vector_headers,
             request.model,
@@ -55,11 +56,6 @@ def group(request: EmbeddingRequest, *, url: str, credentials: Fields, vector_he
     rest = {name: value for name, value in request.fields.items() if name != "input"}
     said: bytes = _PACKER.pack((credentials, url, vector_headers, request.kind.value, _canonical(rest)))
     return said
-
-
-def tenant(credentials: Fields) -> bytes:
-    """Equal for requests under the same credentials; not to be read back from memory."""
-    return blake2b(_PACKER.pack(credentials), digest_size=KEY_BYTES).digest()
 
 
 def _canonical(value: Any) -> bytes:

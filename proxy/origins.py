@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from multidict import CIMultiDict
+
+from proxy import headers
 from proxy.providers import Limits, Provider
 from proxy.routes import Routes
 from proxy.upstream import Upstream
@@ -21,6 +24,7 @@ class Origin:
     provider: Provider
     routes: Routes
     client: Upstream
+    key: str | None = field(default=None, repr=False)  # the proxy's own; None: the client's goes upstream
     alternatives: "tuple[Alternative, ...]" = ()  # in order; as the operator declared
     # What it called each model in its last answer: an alternative's answers go by that name, too.
     names: dict[str | None, str] = field(default_factory=dict)
@@ -29,6 +33,15 @@ class Origin:
     def limits(self) -> Limits:
         """What fits into a call wherever it ends up."""
         return Limits(*map(min, zip(*(way.origin.provider.limits for way in self.ways), strict=True)))
+
+    def outbound(self, forwarded: CIMultiDict[str]) -> CIMultiDict[str]:
+        """A request's fields as this upstream is to see them: with the proxy's key for it, if there is one."""
+        if self.key is None:
+            return forwarded
+        outbound = headers.without_credentials(forwarded)
+        name, _, scheme = self.provider.auth.partition(": ")
+        outbound[name] = f"{scheme} {self.key}" if scheme else self.key
+        return outbound
 
     def remember(self, asked: str | None, answered: str) -> None:
         if self.alternatives and answered:

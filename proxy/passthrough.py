@@ -1,6 +1,7 @@
 """Every route but the cached one: streamed through both ways, untouched."""
 
 import asyncio
+from collections.abc import Collection
 
 from aiohttp import ClientError, ClientWebSocketResponse, HttpVersion11, WSCloseCode, WSMsgType, WSServerHandshakeError
 from aiohttp.web import BaseRequest, Response, StreamResponse, WebSocketResponse
@@ -8,7 +9,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from proxy import headers
-from proxy.errors import UpstreamUnreachable
+from proxy.errors import KeyRefused, UpstreamUnreachable
 from proxy.upstream import Upstream
 
 _WEBSOCKET_HANDSHAKE = frozenset(
@@ -20,19 +21,21 @@ async def relay(
     request: BaseRequest,
     upstream: Upstream,
     url: str,
+    forwarded: CIMultiDict[str],
     *,
     body: bytes | None = None,
     extra_headers: CIMultiDict[str] | None = None,
     is_last: bool = False,
+    refused: Collection[int] = (),
 ) -> StreamResponse:
-    """Send ``request`` to ``url`` and its answer back as it arrives.
+    """Send ``request`` to ``url`` with the header fields ``forwarded``, and its answer back as it arrives.
 
     ``body`` stands in for the request's own where that has been read already; ``extra_headers`` join the answer's.
-    ``is_last`` closes the client's connection after the answer.
+    ``is_last`` closes the client's connection after the answer. ``refused`` are statuses that are an error of the
+    proxy's own, which holds the key. Raises `ProxyError`.
     """
     if body is None:
         await answer_expect(request)
-    forwarded = headers.to_upstream(request.headers)
     content: object = body
     if body is None and request.body_exists:
         content = request.content.iter_any()
@@ -40,6 +43,8 @@ async def relay(
             forwarded["Content-Length"] = request.headers["Content-Length"]
     answer = await upstream.open(request.method, url, forwarded, content)
     async with answer:
+        if answer.status in refused:
+            raise KeyRefused("The upstream refused the key that this proxy holds for it.")
         response = StreamResponse(
             status=answer.status, reason=answer.reason, headers=headers.end_to_end(answer.headers)
         )
@@ -66,9 +71,10 @@ def is_websocket(request: BaseRequest) -> bool:
     return request.method == "GET" and request.headers.get("Upgrade", "").lower() == "websocket"
 
 
-async def relay_websocket(request: BaseRequest, upstream: Upstream, url: str) -> StreamResponse:
+async def relay_websocket(
+    request: BaseRequest, upstream: Upstream, url: str, forwarded: CIMultiDict[str]
+) -> StreamResponse:
     """Join two WebSockets: every message, ping and close code goes to the other side."""
-    forwarded = headers.to_upstream(request.headers)
     for name in _WEBSOCKET_HANDSHAKE:
         forwarded.popall(name, None)
     offered = request.headers.get("Sec-WebSocket-Protocol", "")

@@ -17,8 +17,10 @@ from urllib.parse import urlsplit
 
 from aiohttp import BaseConnector, TCPConnector, UnixConnector, web
 
-from proxy import demo, openapi
+from proxy import demo, headers, openapi
+from proxy.auth import KEY_REFUSALS, Access, Validations
 from proxy.batcher import Batcher
+from proxy.clientkeys import ClientKeys
 from proxy.config import Settings, StoreSetting, UpstreamSetting
 from proxy.embeddings import EmbeddingsRoute
 from proxy.errors import ConfigError, InvalidRequest, ProxyError
@@ -67,6 +69,7 @@ class Running:
     admin_url: str
     lifecycle: Lifecycle
     origins: Origins
+    client_keys: ClientKeys | None
     cache: Cache
     fetcher: Fetcher
 
@@ -114,7 +117,12 @@ def _stop_signal() -> asyncio.Event:
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, clock: Callable[[], float] = time.time) -> AsyncIterator[Running]:
+async def running(
+    settings: Settings,
+    *,
+    clock: Callable[[], float] = time.time,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> AsyncIterator[Running]:
     """A proxy for as long as the block lasts. Raises `ConfigError` if an address can't be listened on."""
     metrics = Metrics()
     lifecycle = Lifecycle()
@@ -130,19 +138,24 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
             max_queued_items=settings.max_queued_items,
             max_queued_bytes=settings.max_held_bytes,
         )
-        fetcher = Fetcher(cache, batcher, patience_s=settings.upstream_timeout_s, clock=clock)
+        validations = Validations(ttl_s=settings.revalidate_s, clock=monotonic)
+        fetcher = Fetcher(cache, batcher, validations, patience_s=settings.upstream_timeout_s, clock=clock)
         stack.push_async_callback(_before, lifecycle, fetcher.drain)
+        client_keys = None if settings.client_keys is None else ClientKeys(settings.client_keys)
+        access = Access(shares_all=settings.shares_all, owns_key=settings.owns_key, client_keys=client_keys)
         route = EmbeddingsRoute(
             cache,
             fetcher,
             origins,
             metrics,
+            access=access,
+            validations=validations,
             max_body_bytes=settings.max_body_bytes,
             max_held_bytes=settings.max_held_bytes,
             reports_full_usage=settings.reports_full_usage,
             is_draining=lambda: lifecycle.is_draining,
         )
-        handler = _data_handler(origins, route, lifecycle)
+        handler = _data_handler(origins, route, access, lifecycle)
         # The admin port is the last to go: it tells that the proxy is draining.
         base_url = ""  # not known before there is a port
 
@@ -162,6 +175,7 @@ async def running(settings: Settings, *, clock: Callable[[], float] = time.time)
             admin_url=f"http://{_bracketed(settings.admin_host)}:{admin_port}",
             lifecycle=lifecycle,
             origins=origins,
+            client_keys=client_keys,
             cache=cache,
             fetcher=fetcher,
         )
@@ -207,6 +221,7 @@ async def _open_origin(stack: AsyncExitStack, setting: UpstreamSetting, settings
         provider=provider,
         routes=Routes(setting.base_url, provider),
         client=await _open_upstream(stack, setting, settings, metrics),
+        key=setting.key,
     )
 
 
@@ -270,17 +285,20 @@ def _make_server(handler: _Handler) -> web.Server:
     )
 
 
-def _data_handler(origins: Origins, embeddings: EmbeddingsRoute, lifecycle: Lifecycle) -> _Handler:
+def _data_handler(origins: Origins, embeddings: EmbeddingsRoute, access: Access, lifecycle: Lifecycle) -> _Handler:
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        access.admit(request.headers)
         route = origins.default.routes.find(request.raw_path)
         if route is None:
             raise InvalidRequest("The request target must be a path.")
         if request.method == "POST" and (route.is_embeddings or origins.is_embeddings(request.raw_path)):
             return await embeddings.handle(request)
-        upstream = origins.default.client
+        origin = origins.default
+        forwarded = origin.outbound(headers.to_upstream(request.headers))
         if is_websocket(request):
-            return await relay_websocket(request, upstream, route.url)
-        return await relay(request, upstream, route.url, is_last=lifecycle.is_draining)
+            return await relay_websocket(request, origin.client, route.url, forwarded)
+        refused = KEY_REFUSALS if origin.key else ()
+        return await relay(request, origin.client, route.url, forwarded, is_last=lifecycle.is_draining, refused=refused)
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         try:

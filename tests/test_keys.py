@@ -63,7 +63,7 @@ def derive(
     body: bytes, url: str = URL, credentials: keys.Fields | None = None, vector_headers: keys.Fields | None = None
 ) -> list[bytes]:
     request = wire.parse_request(body, wire.read_object(body), replace(GENERIC, inputs=frozenset(Form)))
-    return keys.derive(request, url=url, credentials=credentials or [], vector_headers=vector_headers or [])
+    return keys.derive(request, url=url, scope=credentials or [], vector_headers=vector_headers or [])
 
 
 def key_of(identity: dict[str, Any]) -> bytes:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from proxy import keys, wire
+from proxy import headers, keys, wire
+from proxy.auth import Access, Validations
 from proxy.batcher import Batcher
 from proxy.embeddings import EmbeddingsRoute
 from proxy.errors import ProxyError, StoreError, UpstreamUnreachable
@@ -129,7 +130,7 @@ def _answer(status: int, body: object) -> Answer:
 def key_of(item: str) -> bytes:
     fields = {"model": "m", "input": item}
     asked = wire.parse_request(orjson.dumps(fields), fields, GENERIC)
-    return keys.derive(asked, url=URL, credentials=[("authorization", "Bearer k")], vector_headers=[])[0]
+    return keys.derive(asked, url=URL, scope=[("authorization", "Bearer k")], vector_headers=[])[0]
 
 
 KEYS = {item: key_of(item) for item in ITEMS}
@@ -168,16 +169,26 @@ class Machine(RuleBasedStateMachine):
             max_queued_items=10**4,
             max_queued_bytes=10**8,
         )
+        self.validations = self.validated(origin)
         self.fetcher = WatchedFetcher(self, batcher)
         self.route = EmbeddingsRoute(
             self.cache,
             self.fetcher,
             Origins(origin),
             metrics,
+            access=Access(shares_all=False, owns_key=False, client_keys=None),
+            validations=self.validations,
             max_body_bytes=10**6,
             max_held_bytes=10**8,
             reports_full_usage=False,
         )
+
+    def validated(self, origin: Origin) -> Validations:
+        """The credential is known to be good: what happens where it isn't is not part of the model."""
+        validations = Validations(ttl_s=1e9, clock=lambda: 0.0)
+        identity = headers.identity(CIMultiDict({"Authorization": "Bearer k"}))
+        validations.confirm(validations.name(origin, identity), "m")
+        return validations
 
     # --- what must hold
 
@@ -308,7 +319,7 @@ class WatchedFetcher(Fetcher):
     client's own body after a spoilt answer to a part of it."""
 
     def __init__(self, machine: Machine, batcher: Batcher) -> None:
-        super().__init__(machine.cache, batcher, patience_s=1000, clock=lambda: 1000.0)
+        super().__init__(machine.cache, batcher, machine.validations, patience_s=1000, clock=lambda: 1000.0)
         self._machine = machine
 
     async def fetch(self, errand: Errand, *, attempt: int = 1) -> Fetched:

@@ -1,0 +1,102 @@
+"""Who may be served a cached vector, and with whose credentials the upstream is asked.
+
+Either the client's own credentials go upstream, and the upstream says by its answers what they are worth; or the proxy
+holds the key, and a list of its own says who may ask.
+"""
+
+import re
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable
+from hashlib import blake2b
+
+import msgpack
+
+from proxy import headers
+from proxy.clientkeys import ClientKeys
+from proxy.errors import Unauthorized
+from proxy.headers import Headers, Identity
+from proxy.keys import Fields
+from proxy.origins import Origin
+
+_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 401, 403, 404
+# What an upstream answers to a key it does not take.
+KEY_REFUSALS = frozenset({_UNAUTHORIZED, _FORBIDDEN})
+# A client can send any number of credentials and models that the upstream accepts.
+_MAX_CREDENTIALS, _MAX_MODELS = 100_000, 256
+# No header has an empty name, so that no credentials are like these.
+_EVERYBODY: Fields = [("", "share=all")]
+_OWN_KEY: Fields = [("", "upstream key of the proxy")]
+_BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
+_KEY_FIELDS = ("x-api-key", "api-key")
+
+
+class Validations:
+    """What the upstream accepted a short time ago: credentials, for a model, at an origin.
+
+    In memory only, and by a MAC under a key that ends with the process: what is here is of no use elsewhere. (BLAKE2b's
+    keyed mode is a MAC as it is, RFC 7693 §2.9.)
+    """
+
+    def __init__(self, *, ttl_s: float, clock: Callable[[], float]) -> None:
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._secret = secrets.token_bytes(32)
+        self._pack = msgpack.Packer(unicode_errors="surrogateescape").pack
+        self._until: OrderedDict[bytes, dict[str | None, float]] = OrderedDict()
+
+    def name(self, origin: Origin, identity: Identity) -> bytes:
+        """What stands for a client at ``origin``; not to be read back."""
+        said = self._pack((origin.name, identity.credentials, identity.vector_affecting))
+        return blake2b(said, key=self._secret, digest_size=32).digest()
+
+    def holds(self, who: bytes, model: str | None) -> bool:
+        return self._until.get(who, {}).get(model, 0.0) > self._clock()
+
+    def confirm(self, who: bytes, model: str | None) -> None:
+        """The upstream answered 2xx on the embeddings route."""
+        models = self._until.setdefault(who, {})
+        self._until.move_to_end(who)
+        models.pop(model, None)
+        models[model] = self._clock() + self._ttl_s
+        if len(models) > _MAX_MODELS:
+            del models[next(iter(models))]
+        if len(self._until) > _MAX_CREDENTIALS:
+            self._until.popitem(last=False)
+
+    def note(self, who: bytes, model: str | None, status: int) -> None:
+        """The upstream answered something else: a refusal ends what was confirmed, at once."""
+        if status in {_UNAUTHORIZED, _FORBIDDEN}:
+            self._until.pop(who, None)
+        elif status == _NOT_FOUND and who in self._until:
+            self._until[who].pop(model, None)
+
+
+class Access:
+    """Who gets in, whose entries a request sees, and what credentials it goes on with."""
+
+    def __init__(self, *, shares_all: bool, owns_key: bool, client_keys: ClientKeys | None) -> None:
+        self.is_shared = shares_all or owns_key  # one scope for all
+        self.owns_key = owns_key
+        self._client_keys = client_keys
+
+    def admit(self, given: Headers) -> None:
+        """Raises `Unauthorized` if the proxy has a list of its clients and this is none of them."""
+        if self._client_keys is not None and not any(map(self._client_keys.knows, _keys_in(given))):
+            raise Unauthorized(
+                "This proxy does not know the API key. Its operator can make one: embedding-proxy keys add."
+            )
+
+    def identity(self, given: Headers) -> Identity:
+        """Who the upstream will see, and what else of the headers it will."""
+        identity = headers.identity(given)
+        return identity._replace(credentials=_OWN_KEY) if self.owns_key else identity
+
+    def scope(self, identity: Identity) -> Fields:
+        """Whose entries these are."""
+        return _EVERYBODY if self.is_shared and not self.owns_key else identity.credentials
+
+
+def _keys_in(given: Headers) -> list[str]:
+    found = [match[1] for value in given.getall("Authorization", ()) if (match := _BEARER.fullmatch(value))]
+    return found + [value for name in _KEY_FIELDS for value in given.getall(name, ())]

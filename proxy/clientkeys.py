@@ -1,0 +1,110 @@
+"""The keys of a proxy's own clients: a file of their names and hashes.
+
+A key is 32 random bytes, so a plain SHA-256 of it can't be searched; a slow hash is for what people make up.
+"""
+
+import os
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from hmac import compare_digest
+from pathlib import Path
+
+from proxy.errors import ConfigError
+
+_PREFIX = "ep-"
+_LINE = re.compile(r"(?P<name>[A-Za-z0-9][\w.@-]{0,63}) +sha256:(?P<digest>[0-9a-f]{64}) +(?P<since>\d{4}-\d\d-\d\d)")
+_NAME = re.compile(r"[A-Za-z0-9][\w.@-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientKey:
+    name: str
+    digest: bytes
+    since: str  # the date it was made
+
+    def __str__(self) -> str:
+        return f"{self.name} sha256:{self.digest.hex()} {self.since}"
+
+
+def read(path: Path) -> list[ClientKey]:
+    """The keys in a file. Raises `ConfigError` for one that can't be read, or has a line that is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"client keys {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
+    found: list[ClientKey] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            raise ConfigError(f"client keys {path}, line {number}: accepted: NAME sha256:HEX YYYY-MM-DD")
+        found.append(ClientKey(name=match["name"], digest=bytes.fromhex(match["digest"]), since=match["since"]))
+    return found
+
+
+def add(path: Path, name: str) -> str:
+    """Make a key for a client; returns it, which nobody can do again. Raises `ConfigError`."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is no name; accepted: letters, digits and any of . _ @ -, up to 64")
+    known = read(path) if path.exists() else []
+    if any(key.name == name for key in known):
+        raise ConfigError(f"client keys {path}: there is a key named {name}; revoke it first or choose another name")
+    key = _PREFIX + secrets.token_urlsafe(32)
+    made = ClientKey(name=name, digest=_digest(key), since=time.strftime("%Y-%m-%d", time.gmtime()))
+    _write(path, [*known, made])
+    return key
+
+
+def revoke(path: Path, name: str) -> None:
+    """Take a client's key from the file. Raises `ConfigError`."""
+    known = read(path)
+    if all(key.name != name for key in known):
+        accepted = ", ".join(key.name for key in known) or "none, the file is empty"
+        raise ConfigError(f"client keys {path}: there is no key named {name}; accepted: {accepted}")
+    _write(path, [key for key in known if key.name != name])
+
+
+def _write(path: Path, keys: Iterable[ClientKey]) -> None:
+    """All or nothing: a proxy may be reading it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.writelines(f"{key}\n" for key in keys)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise ConfigError(f"client keys {path}: {error.strerror}") from error
+
+
+def _digest(key: str) -> bytes:
+    return sha256(key.encode(errors="surrogateescape")).digest()
+
+
+class ClientKeys:
+    """Who may ask; read again when the operator says so."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._digests: list[bytes] = []
+        self.reload()
+
+    def reload(self) -> int:
+        """Read the file; returns how many keys there are. Raises `ConfigError`, and then the old ones still count."""
+        self._digests = [key.digest for key in read(self._path)]
+        return len(self._digests)
+
+    def knows(self, key: str) -> bool:
+        """Compares with every one, in time that says nothing of which or how much of it agreed."""
+        digest = _digest(key)
+        known = False
+        for other in self._digests:
+            known |= compare_digest(digest, other)
+        return known

@@ -1,0 +1,68 @@
+"""One question to the upstream about one credential, however many requests wait for what it says."""
+
+import asyncio
+import logging
+from typing import NamedTuple
+
+from proxy.errors import ProxyError
+from proxy.fetcher import Errand, Failure, Fetched, Fetcher
+
+_log = logging.getLogger(__name__)
+
+_Name = tuple[bytes, str | None]  # a credential at an origin, and a model
+
+
+class Said(NamedTuple):
+    fetched: Fetched
+    is_own: bool  # asked for this very request, and billed to it
+
+
+class _Question(NamedTuple):
+    answer: asyncio.Task[Fetched]
+    asked_at_s: float
+
+
+class Sentinels:
+    def __init__(self, fetcher: Fetcher) -> None:
+        self._fetcher = fetcher
+        self._questions: dict[_Name, _Question] = {}
+
+    async def ask(self, name: _Name, errand: Errand, *, patience_s: float | None) -> Said | None:
+        """Fetch ``errand``, or wait for the same question of another request; None if that takes too long.
+
+        The patience is counted from when the question was asked, so that an upstream that hangs delays the first few
+        requests and not each of them.
+        """
+        question, is_own = self._questions.get(name), False
+        if question is None:
+            question, is_own = self._begin(name, errand), True
+        timeout_s = None
+        if patience_s is not None:
+            timeout_s = max(0.0, question.asked_at_s + patience_s - asyncio.get_running_loop().time())
+        # Neither this request's end nor its patience ends the question: others wait for it, and so will later ones.
+        await asyncio.wait([question.answer], timeout=timeout_s)
+        if not question.answer.done():
+            return None
+        fetched = self._result(question.answer)
+        if not is_own and fetched.failure is not None and not fetched.failure.is_verdict:
+            if fetched.failure.is_everybodys:
+                return Said(fetched, is_own=False)
+            return Said(await self._fetcher.fetch(errand), is_own=True)  # it was about the other's item
+        return Said(fetched, is_own)
+
+    def _begin(self, name: _Name, errand: Errand) -> _Question:
+        loop = asyncio.get_running_loop()
+        question = _Question(loop.create_task(self._fetcher.fetch(errand)), loop.time())
+        self._questions[name] = question
+        question.answer.add_done_callback(lambda _: self._questions.pop(name, None))
+        return question
+
+    def _result(self, answer: "asyncio.Task[Fetched]") -> Fetched:
+        if answer.cancelled():
+            error = ProxyError("The question was abandoned.")
+        elif (raised := answer.exception()) is not None:
+            _log.error("a question to the upstream failed in a way nobody thought of", exc_info=raised)
+            error = ProxyError("The proxy failed; its log says how.")
+        else:
+            return answer.result()
+        return Fetched(entries={}, asked=frozenset(), receipts=[], failure=Failure(error))
