@@ -18,7 +18,7 @@ import uvloop
 from click.core import ParameterSource
 from platformdirs import user_cache_path
 
-from proxy import __version__, config, configfile, server
+from proxy import __version__, clientkeys, config, configfile, server
 from proxy.config import Settings, UpstreamSetting
 from proxy.errors import ConfigError
 from proxy.providers import Form, Provider
@@ -29,6 +29,7 @@ _ENV_PREFIX = "EMBEDDING_PROXY_"
 # names fall among ours (https://kubernetes.io/docs/tutorials/services/connect-applications-service/).
 _KUBERNETES_LINK = re.compile(r"EMBEDDING_PROXY_(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
 _EXIT_USAGE = 2
+_MIN_SECRET = 32
 # What of a configuration file is no single value, and where the context keeps it.
 _FILE = "file"
 _TABLES = {"upstream": list, "providers": dict}
@@ -55,6 +56,7 @@ _STORE_LIMIT = _Parsed("size", config.parse_store_limit)
 _DURATION = _Parsed("duration", config.parse_duration)
 _STORE = _Parsed("url", config.parse_store)
 _SECONDS = _Parsed("duration", config.parse_seconds)
+_POSITIVE = _Parsed("duration", config.parse_positive_seconds)
 _PORT = click.IntRange(0, 65535)
 _COUNT = click.IntRange(1)
 
@@ -149,6 +151,28 @@ def cli() -> None:
 )
 @_option("memory", type=_SIZE, default="512MiB", help="Bound on the vectors held in memory.")
 @_option("ttl", type=_DURATION, default="none", help="How long an entry is served after it was stored.")
+@_option(
+    "share",
+    type=click.Choice(["credential", "all"]),
+    default="credential",
+    help="Whose entries a request sees: those its own credential paid for, or everybody's whose credential is good.",
+)
+@_option("revalidate", type=_POSITIVE, default="10m", help="How long a credential counts as good after a 2xx upstream.")
+@_option(
+    "upstream-key-env",
+    metavar="NAME",
+    help="Environment variable with the upstream's key, if the proxy is to hold it; clients then need none.",
+)
+@_option(
+    "client-keys",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File of the keys that may ask (see: embedding-proxy keys); read again on SIGHUP.",
+)
+@_option(
+    "record-key-env",
+    metavar="NAME",
+    help="Environment variable with a secret that proves stored records to be the proxies' own.",
+)
 @_option("max-body", type=_SIZE, default="64MiB", help="Largest request body read on the embeddings route.")
 @_option(
     "usage",
@@ -194,6 +218,10 @@ def serve_command(ctx: click.Context, /, **given: Any) -> None:
         routed=routed,
         store=given["store"],
         store_limit_bytes=given["store_limit"],
+        shares_all=given["share"] == "all",
+        revalidate_s=given["revalidate"],
+        client_keys=given["client_keys"],
+        record_key=_record_key(given["record_key_env"]),
         memory_bytes=given["memory"],
         ttl_s=given["ttl"],
         max_body_bytes=given["max_body"],
@@ -210,6 +238,7 @@ def serve_command(ctx: click.Context, /, **given: Any) -> None:
         drain_delay_s=given["drain_delay"],
         shutdown_timeout_s=given["shutdown_timeout"],
     )
+    config.forbid_open_door(settings)
     _set_up_logging(settings.log_format)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.serve(settings, announce=lambda proxy: _announce(settings, proxy)))
@@ -218,7 +247,7 @@ def serve_command(ctx: click.Context, /, **given: Any) -> None:
 def _upstreams(ctx: click.Context) -> tuple[UpstreamSetting, tuple[UpstreamSetting, ...]]:
     """The default upstream, and those that models are routed to. What a flag or a variable says is the default."""
     rows = _rows(ctx)
-    tables = configfile.upstreams(ctx.meta.get("upstream", []), rows, ctx.meta.get(_FILE, ""))
+    tables = configfile.upstreams(ctx.meta.get("upstream", []), rows, os.environ, ctx.meta.get(_FILE, ""))
     routed = tuple(setting for setting in tables if setting.models)
     default = next((setting for setting in tables if not setting.models), None)
     is_given = ctx.get_parameter_source("upstream") is not ParameterSource.DEFAULT
@@ -232,9 +261,24 @@ def _upstreams(ctx: click.Context) -> tuple[UpstreamSetting, tuple[UpstreamSetti
         if default.name in {setting.name for setting in routed}:
             default = replace(default, name=f"{default.name} (default)")
         _require_declared(ctx, default, routed)
+        if (name := ctx.params["upstream_key_env"]) is not None:
+            default = replace(default, key=configfile.secret(name, os.environ, "--upstream-key-env"))
+    elif ctx.params["upstream_key_env"] is not None:
+        raise _bad(ctx, "upstream_key_env", "it goes with --upstream; an [[upstream]] table has a key_env of its own")
     elif ctx.params["provider"] is not None:
         raise _bad(ctx, "provider", "it goes with --upstream; an [[upstream]] table has a provider of its own")
     return default, routed
+
+
+def _record_key(name: str | None) -> bytes | None:
+    if name is None:
+        return None
+    secret = configfile.secret(name, os.environ, "--record-key-env")
+    if len(secret) < _MIN_SECRET:
+        raise ConfigError(
+            f"--record-key-env: {name} has fewer than {_MIN_SECRET} characters; make one: openssl rand -hex 32"
+        )
+    return secret.encode()
 
 
 def _require_declared(ctx: click.Context, default: UpstreamSetting, routed: tuple[UpstreamSetting, ...]) -> None:
@@ -320,6 +364,48 @@ def _described(row: Provider) -> str:
     where = "any base URL, " + row.path if row.base_url is None else row.base_url + row.path
     lines = [f"{row.name:<12}{where}", *(f"  {what:<12}{said}" for what, said in facts.items() if said)]
     return "\n".join(lines)
+
+
+@cli.group(name="keys")
+def keys_group() -> None:
+    """The keys of this proxy's own clients, for a proxy that holds the upstream's key."""
+
+
+_KEYS_FILE = click.option(
+    "--client-keys",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="EMBEDDING_PROXY_CLIENT_KEYS",
+    show_envvar=True,
+    required=True,
+    help="The file that the proxy is given with --client-keys.",
+)
+
+
+@keys_group.command(name="add")
+@click.argument("name")
+@_KEYS_FILE
+def keys_add(path: Path, name: str) -> None:
+    """Make a key for a client and print it: this once, for the file has only its hash."""
+    click.echo(clientkeys.add(path, name))
+    click.echo(f"embedding-proxy: {name} is in {path}; a running proxy reads it on SIGHUP", err=True)
+
+
+@keys_group.command(name="list")
+@_KEYS_FILE
+def keys_list(path: Path) -> None:
+    """Print the names of the clients, and when their keys were made."""
+    for key in clientkeys.read(path):
+        click.echo(f"{key.since}  {key.name}")
+
+
+@keys_group.command(name="revoke")
+@click.argument("name")
+@_KEYS_FILE
+def keys_revoke(path: Path, name: str) -> None:
+    """Take a client's key out of the file."""
+    clientkeys.revoke(path, name)
+    click.echo(f"embedding-proxy: {name} is no longer in {path}; a running proxy reads it on SIGHUP", err=True)
 
 
 @cli.command(name="demo")

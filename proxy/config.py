@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
@@ -111,6 +112,39 @@ def parse_duration(text: str) -> float | None:
 def parse_seconds(text: str) -> float:
     """Seconds, 0 among them: ``10ms``, ``5s``, ``0``. Raises `ConfigError`."""
     return _quantity(text, _DURATIONS, "a duration", "a number with ms, s, m, h, d or w, as 10ms")
+
+
+def parse_positive_seconds(text: str) -> float:
+    """Seconds above zero: ``10m``, ``30s``. Raises `ConfigError`."""
+    seconds = parse_seconds(text)
+    if seconds <= 0:
+        raise ConfigError(f"{text!r} is not above zero; accepted: a number with ms, s, m, h, d or w, as 10m")
+    return seconds
+
+
+def forbid_open_door(settings: Settings) -> None:
+    """Refuse to hold a key for whoever can connect from another machine. Raises `ConfigError`."""
+    upstreams = (settings.upstream, *settings.routed)
+    owned = [setting.name for setting in upstreams if setting.key is not None]
+    if owned and len(owned) < len(upstreams):
+        others = ", ".join(setting.name for setting in upstreams if setting.key is None)
+        raise ConfigError(
+            f"the proxy holds a key for {', '.join(owned)} and none for {others}; give all or none of them one"
+        )
+    if settings.client_keys is not None and not owned:
+        raise ConfigError("--client-keys goes with --upstream-key-env: without it clients send the upstream's own keys")
+    if owned and settings.client_keys is None and not _is_loopback(settings.host):
+        raise ConfigError(
+            f"--host {settings.host} lets others connect, and they would ask with the proxy's own key:"
+            " give --client-keys, or listen on 127.0.0.1"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _quantity(text: str, units: dict[str, float] | dict[str, int], what: str, accepted: str) -> float:

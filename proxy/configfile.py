@@ -55,6 +55,7 @@ class _UpstreamTable(Struct, forbid_unknown_fields=True, kw_only=True):
     name: _Name | UnsetType = UNSET
     provider: str = GENERIC.name
     base_url: str | UnsetType = UNSET
+    key_env: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
     models: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)] | UnsetType = UNSET
     same_model: list[_SameModelTable] = []
 
@@ -114,12 +115,19 @@ def _changed(row: Provider, name: str, table: _ProviderTable, where: str) -> Pro
     return replace(row, **changes)
 
 
-def upstreams(tables: Any, rows: Mapping[str, Provider], where: str) -> list[UpstreamSetting]:
-    """What the ``[[upstream]]`` tables say, in their order. Raises `ConfigError`."""
+def upstreams(
+    tables: Any, rows: Mapping[str, Provider], environment: Mapping[str, str], where: str
+) -> list[UpstreamSetting]:
+    """What the ``[[upstream]]`` tables say, in their order; ``environment`` has the keys that they name.
+
+    Raises `ConfigError`.
+    """
     found: dict[str, UpstreamSetting] = {}
     for number, given in enumerate(tables, start=1):
         table = _read(given, _UpstreamTable, f"{where}: [[upstream]] {number}")
         setting = _upstream(table, rows, where)
+        if isinstance(table.key_env, str):
+            setting = replace(setting, key=secret(table.key_env, environment, f"{where}: [[upstream]] key_env"))
         if setting.name in found:
             raise ConfigError(f"{where}: two [[upstream]] tables are named {setting.name!r}; give one another name")
         found[setting.name] = setting
@@ -165,6 +173,16 @@ def _base_url(text: str, row: Provider, where: str) -> UpstreamSetting:
         return parse_upstream(text, row=row, rows={})
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def secret(name: str, environment: Mapping[str, str], where: str) -> str:
+    """The value of a variable that holds a secret. Raises `ConfigError`, which never shows it."""
+    value = environment.get(name, "").strip()
+    if not value:
+        raise ConfigError(f"{where}: the environment has no {name}, or an empty one")
+    if not value.isascii() or not value.isprintable():
+        raise ConfigError(f"{where}: {name} holds what can't be sent in a header")
+    return value
 
 
 def _is_one_name(pattern: str) -> bool:

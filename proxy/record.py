@@ -1,10 +1,13 @@
 """What is stored under a key, and its bytes (pure).
 
 The bytes are one msgpack array followed by its XXH3-64. The checksum finds rot and truncation, cheaply, over the whole
-record; it is no defence against someone who can write to the store.
+record; it is no defence against someone who can write to the store. Against these the operator can give a secret, and
+then a keyed BLAKE2b (a MAC as it is, RFC 7693 §2.9) follows, without which no record counts.
 """
 
 from dataclasses import dataclass
+from hashlib import blake2b
+from hmac import compare_digest
 
 import msgpack
 import xxhash
@@ -13,6 +16,7 @@ from proxy.vectors import DType, Vector, is_whole
 
 _FORMAT = 1
 _CHECKSUM_BYTES = 8
+_TAG_BYTES = 16
 _FIELDS = 9
 _DTYPES = frozenset(DType)
 
@@ -35,7 +39,7 @@ class Record:
     stored_at_s: int  # Unix time
 
 
-def encode(key: bytes, record: Record) -> bytes:
+def encode(key: bytes, record: Record, secret: bytes | None = None) -> bytes:
     packed: bytes = msgpack.packb(
         (
             _FORMAT,
@@ -49,11 +53,16 @@ def encode(key: bytes, record: Record) -> bytes:
             record.vector.payload,
         )
     )
-    return packed + xxhash.xxh3_64_digest(packed)
+    data = packed + xxhash.xxh3_64_digest(packed)
+    return data if secret is None else data + _tag(data, secret)
 
 
-def decode(key: bytes, data: bytes) -> Record:
+def decode(key: bytes, data: bytes, secret: bytes | None = None) -> Record:
     """The record under ``key``. Raises `InvalidRecord` for anything that does not check out."""
+    if secret is not None:
+        data, tag = data[:-_TAG_BYTES], data[-_TAG_BYTES:]
+        if not compare_digest(tag, _tag(data, secret)):
+            raise InvalidRecord("tag")
     packed, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     if xxhash.xxh3_64_digest(packed) != checksum:
         raise InvalidRecord("checksum")
@@ -64,6 +73,11 @@ def decode(key: bytes, data: bytes) -> Record:
     if not isinstance(fields, tuple) or len(fields) != _FIELDS or fields[0] != _FORMAT:
         raise InvalidRecord("format")
     return _checked(key, fields)
+
+
+def _tag(data: bytes, secret: bytes) -> bytes:
+    # The key's own length is bounded; a hash of the secret is not.
+    return blake2b(data, key=blake2b(secret).digest(), digest_size=_TAG_BYTES).digest()
 
 
 def _checked(key: bytes, fields: tuple[object, ...]) -> Record:

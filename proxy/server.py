@@ -80,6 +80,8 @@ async def serve(settings: Settings, *, announce: Callable[[Running], None]) -> N
     stop = _stop_signal()
     async with running(settings) as proxy:
         announce(proxy)
+        if proxy.client_keys is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, proxy.client_keys)
         await proxy.cache.try_store()
         # What lives now lives on: the collector need not walk it again and again.
         gc.collect()
@@ -89,6 +91,13 @@ async def serve(settings: Settings, *, announce: Callable[[Running], None]) -> N
         _log.info("stopping: not ready from now on, accepting for another %g s", settings.drain_delay_s)
         await asyncio.sleep(settings.drain_delay_s)
     _log.info("stopped")
+
+
+def _reload(client_keys: ClientKeys) -> None:
+    try:
+        _log.info("client keys: %d, read again", client_keys.reload())
+    except ConfigError as error:
+        _log.error("%s; going on with those there were", error)
 
 
 async def serve_demo(host: str, port: int, *, announce: Callable[[str], None]) -> None:
@@ -245,7 +254,15 @@ def _open_cache(settings: Settings, metrics: Metrics, clock: Callable[[], float]
     memory = Memory(settings.memory_bytes)
     metrics.watch_memory(size_bytes=lambda: memory.bytes, entries=lambda: memory.entries)
     store = _open_store(settings, clock)
-    return Cache(memory, store, metrics, ttl_s=settings.ttl_s, budget_s=settings.store_budget_s, clock=clock)
+    return Cache(
+        memory,
+        store,
+        metrics,
+        ttl_s=settings.ttl_s,
+        budget_s=settings.store_budget_s,
+        record_key=settings.record_key,
+        clock=clock,
+    )
 
 
 def _open_store(settings: Settings, clock: Callable[[], float]) -> Store:

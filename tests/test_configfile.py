@@ -13,7 +13,7 @@ def rows(text: str) -> dict[str, Provider]:
 
 
 def tables(text: str) -> list[UpstreamSetting]:
-    return configfile.upstreams(tomllib.loads(text)["upstream"], PROVIDERS, "f.toml")
+    return configfile.upstreams(tomllib.loads(text)["upstream"], PROVIDERS, {}, "f.toml")
 
 
 def test_a_field_nobody_knows_can_be_promoted() -> None:

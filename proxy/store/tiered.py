@@ -40,9 +40,11 @@ class Cache:
         *,
         ttl_s: float | None,
         budget_s: float,
+        record_key: bytes | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.memory = memory
+        self._record_key = record_key
         self._store = store
         self._metrics = metrics
         self._ttl_s = ttl_s
@@ -147,7 +149,7 @@ class Cache:
         if not self._breakers["write"].allows():
             self._metrics.store_errors.labels("write", "open").inc()
             return {}
-        values = {key: records.encode(key, record) for key, record in fresh.items()}
+        values = {key: records.encode(key, record, self._record_key) for key, record in fresh.items()}
         size = sum(map(len, values.values()))
         if self._writing_bytes + size > _MAX_WRITING_BYTES:
             self._metrics.store_errors.labels("write", "busy").inc()
@@ -213,7 +215,7 @@ class Cache:
         decoded = {}
         for key, value in values.items():
             try:
-                decoded[key] = records.decode(key, value)
+                decoded[key] = records.decode(key, value, self._record_key)
             except InvalidRecord as error:
                 self._metrics.store_invalid_records.labels(str(error)).inc()
         return decoded
