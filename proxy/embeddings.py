@@ -14,7 +14,7 @@ from proxy import headers, keys, wire
 from proxy.auth import KEY_REFUSALS, Access, Validations
 from proxy.batcher import Delivered, Refused, Unusable
 from proxy.errors import BodyTooLarge, InvalidRequest, KeyRefused, NotCached, Overloaded, ProxyError
-from proxy.fetcher import Errand, Failure, Fetched, Fetcher
+from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
 from proxy.headers import Directives, Identity
 from proxy.metrics import Metrics
 from proxy.origins import Origin, Origins
@@ -158,7 +158,7 @@ class EmbeddingsRoute:
             raise NotCached(f"{len(to_do.missing)} of {len(job.keys)} items are not cached.")
         if not is_valid and (self._access.is_shared or not to_do.missing):
             return await self._ask_first(job, to_do, found, from_memory)
-        return await self._fetch_and_answer(job, to_do, found, from_memory, refresh=is_moved)
+        return await self._fetch_and_answer(job, found, from_memory, refresh=is_moved)
 
     async def _ask_first(
         self, job: _Job, to_do: Plan, found: dict[bytes, Entry], from_memory: int
@@ -168,7 +168,7 @@ class EmbeddingsRoute:
         Entries in a credential's own scope are there because the upstream once accepted it. So while it says nothing,
         these are served; entries in a scope that is shared are not.
         """
-        errand = self._smallest(job, found)
+        errand = self._smallest(job, to_do)
         patience_s = None if self._access.is_shared else _PATIENCE_S
         said = await self._sentinels.ask((job.who, job.asked.model), errand, patience_s=patience_s)
         if said is None:
@@ -178,23 +178,23 @@ class EmbeddingsRoute:
             if self._access.is_shared or fetched.failure.is_verdict:
                 return "error", await self._answer_failure(job, errand, fetched.failure)
             return "hit", self._answer_hit(job, found, from_memory, [], detail="unvalidated")
-        receipts = fetched.receipts if said.is_own else []
-        if said.is_own and _epochs(found | fetched.entries) > 1:
-            return await self._fetch_and_answer(job, plan(job.keys, ()), {}, 0, refresh=True)
-        if to_do.missing:
-            found |= self._cache.peek([job.keys[i] for i in to_do.missing], not_before=errand.not_before)
-            to_do = plan(job.keys, found)
-        if to_do.missing:
-            return await self._fetch_and_answer(job, to_do, found, from_memory, refresh=False)
-        return "hit", self._answer_hit(job, found, from_memory, receipts, detail="validated")
+        first = fetched if said.is_own else NOTHING
+        if _epochs(found | first.entries) > 1:
+            return await self._fetch_and_answer(job, {}, 0, refresh=True)
+        if not to_do.missing:
+            return "hit", self._answer_hit(job, found, from_memory, first.receipts, detail="validated")
+        # `Fetcher.fetch` counts on a look into memory since the last await.
+        there = self._cache.peek([job.keys[i] for i in to_do.missing], not_before=errand.not_before)
+        first = replace(first, entries=there | first.entries)
+        return await self._fetch_and_answer(job, found, from_memory, refresh=False, first=first)
 
-    def _smallest(self, job: _Job, found: dict[bytes, Entry]) -> Errand:
-        """An errand for the item that costs least, which is asked for even if it is stored."""
+    def _smallest(self, job: _Job, to_do: Plan) -> Errand:
+        """An errand for the item that costs least: of the missing ones, or if none is, one that is stored."""
         asked = job.asked
-        place = min(range(len(asked.items)), key=lambda i: wire.weight(asked.kind, asked.items[i]))
+        places = to_do.missing or range(len(asked.items))
+        place = min(places, key=lambda i: wire.weight(asked.kind, asked.items[i]))
         errand = self._errand(job, plan(job.keys, ()), refresh=False).only([job.keys[place]])
-        is_new = job.keys[place] not in found
-        return replace(errand, is_shared=False, is_stored=errand.is_stored and is_new)
+        return replace(errand, is_shared=False, is_stored=errand.is_stored and bool(to_do.missing))
 
     # --- in
 
@@ -244,15 +244,23 @@ class EmbeddingsRoute:
     # --- up
 
     async def _fetch_and_answer(
-        self, job: _Job, to_do: Plan, found: dict[bytes, Entry], from_memory: int, *, refresh: bool
+        self,
+        job: _Job,
+        found: dict[bytes, Entry],
+        from_memory: int,
+        *,
+        refresh: bool,
+        first: Fetched = NOTHING,
     ) -> tuple[str, StreamResponse]:
+        """Fetch what was neither ``found`` nor has come ``first``."""
+        to_do = plan(job.keys, found | first.entries)
         errand = self._errand(job, to_do, refresh=refresh)
-        fetched = await self._fetcher.fetch(errand)
+        fetched = (await self._fetcher.fetch(errand) if to_do.missing else NOTHING).after(first)
         if fetched.failure is None and _epochs(found | fetched.entries) > 1:
             # The upstream now serves other weights under the same name. One answer must not mix the two, and what
             # is stored is out of date.
-            found, to_do = {}, plan(job.keys, ())
-            errand = self._errand(job, to_do, refresh=True)
+            found = {}
+            errand = self._errand(job, plan(job.keys, ()), refresh=True)
             fetched = await self._fetcher.fetch(errand)
         if fetched.failure is not None:
             return "error", await self._answer_failure(job, errand, fetched.failure)

@@ -103,6 +103,17 @@ class Fetched:
     receipts: list[Delivered]
     failure: Failure | None
 
+    def after(self, first: "Fetched") -> "Fetched":
+        """Both as one; what failed last counts."""
+        return Fetched(
+            entries=first.entries | self.entries,
+            asked=first.asked | self.asked,
+            receipts=first.receipts + self.receipts,
+            failure=self.failure,
+        )
+
+
+NOTHING = Fetched(entries={}, asked=frozenset(), receipts=[], failure=None)
 
 _Landed = Entry | Failure
 
@@ -169,12 +180,7 @@ class Fetcher:
         if not rest:
             return fetched
         again = await self.fetch(errand.only(rest), attempt=attempt + 1)
-        return Fetched(
-            entries=entries | again.entries,
-            asked=fetched.asked | again.asked,
-            receipts=fetched.receipts + again.receipts,
-            failure=again.failure,
-        )
+        return again.after(fetched)
 
     async def replay(self, errand: Errand) -> Answer:
         """The upstream's answer to the client's own body, to be relayed. Raises `ProxyError`."""

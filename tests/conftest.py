@@ -78,8 +78,14 @@ async def start_proxy(upstream: ScriptedUpstream) -> AsyncIterator[StartProxy]:
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(ClientSession(connector=TCPConnector(limit=0), auto_decompress=False))
 
-        async def start(*, clock: Callable[[], float] = time.time, **changes: Any) -> Client:
-            proxy = await stack.enter_async_context(running(settings_for(upstream, **changes), clock=clock))
+        async def start(
+            *,
+            clock: Callable[[], float] = time.time,
+            monotonic: Callable[[], float] = time.monotonic,
+            **changes: Any,
+        ) -> Client:
+            settings = settings_for(upstream, **changes)
+            proxy = await stack.enter_async_context(running(settings, clock=clock, monotonic=monotonic))
             return Client(session, proxy)
 
         yield start

@@ -1,0 +1,366 @@
+"""Who is served what: a cell for every kind of key, of hit and of sharing, with the upstream up and down."""
+
+import asyncio
+import itertools
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from proxy import clientkeys
+from proxy.auth import Validations
+from proxy.config import UpstreamSetting
+from proxy.headers import Identity
+from proxy.origins import Origin
+from proxy.providers import GENERIC, PROVIDERS
+from proxy.routes import Routes
+from tests.client import Answer, Client
+from tests.conftest import StartProxy
+from tests.scripted import Call, ScriptedUpstream, error_reply
+
+REVALIDATE_S = 600.0
+INVALID = b'{"error":{"message":"Incorrect API key"}}'
+KINDS = ("valid", "invalid", "revoked", "other tenant", "none", "expired validation")
+HITS = ("miss", "partial", "all-hit")
+SHARINGS = ("credential", "all", "owned")
+STATES = ("up", "down")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Guarded:
+    """An upstream that knows some keys, and takes no connection while it is down."""
+
+    def __init__(self, upstream: ScriptedUpstream) -> None:
+        self._upstream = upstream
+        self.keys = {"Bearer first", "Bearer second", "Bearer owned"}
+        self.is_down = False
+
+    def __call__(self, call: Call) -> web.StreamResponse:
+        if self.is_down:
+            transport = call.request.transport
+            assert transport is not None
+            transport.abort()
+            return web.Response()
+        if call.headers.get("Authorization") not in self.keys:
+            return web.Response(status=401, body=INVALID, content_type="application/json")
+        return self._upstream.embed(call)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def guarded(upstream: ScriptedUpstream) -> Guarded:
+    upstream.reply = Guarded(upstream)
+    return upstream.reply
+
+
+def expected(kind: str, hit: str, sharing: str, state: str) -> int:  # noqa: PLR0911 - it is the table
+    """The status that the rules ask for."""
+    if sharing == "owned":
+        if kind in {"invalid", "revoked", "none"}:
+            return 401  # the proxy's own list says so, whatever the upstream does
+        return 200 if state == "up" or hit == "all-hit" else 502
+    if state == "up":
+        return 401 if kind in {"invalid", "revoked", "none"} else 200
+    if hit != "all-hit":
+        return 502
+    if kind == "valid" or (kind == "revoked" and sharing == "credential"):
+        return 200  # what it stored needed a 2xx, and nobody says otherwise
+    if kind == "revoked":
+        return 200  # validated a short time ago
+    if kind == "expired validation":
+        return 200 if sharing == "credential" else 502
+    return 502  # nothing in a scope of its own, or in a shared one never validated
+
+
+CELLS = list(itertools.product(KINDS, HITS, SHARINGS, STATES))
+
+
+@pytest.mark.parametrize(("kind", "hit", "sharing", "state"), CELLS, ids=["-".join(cell) for cell in CELLS])
+async def test_the_key_matrix(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, guarded: Guarded, clock: Clock, tmp_path: Path,
+    kind: str, hit: str, sharing: str, state: str,
+) -> None:  # fmt: skip
+    setup = await Setup.make(start_proxy, upstream, clock, tmp_path, sharing)
+    first, second = setup.keys
+    # Somebody has asked for these before.
+    assert (await setup.ask(first, ["a", "b"])).status == 200
+    key = {"invalid": "never-heard-of", "none": None, "other tenant": second}.get(kind, first)
+    if kind == "revoked":
+        setup.revoke(first, guarded)
+    if kind == "expired validation" or (kind == "revoked" and state == "up"):
+        clock.now += REVALIDATE_S  # until then the upstream's last word counts
+    guarded.is_down = state == "down"
+    items = {"miss": ["c", "d"], "partial": ["a", "c"], "all-hit": ["b", "a"]}[hit]
+    if kind == "other tenant" and sharing == "credential" and state == "down":
+        assert (await setup.ask(key, items)).status == 502
+        return
+    upstream.calls.clear()
+    answer = await setup.ask(key, items)
+    status = expected(kind, hit, sharing, state)
+    assert answer.status == status, answer.body
+    if status == 200:
+        assert len(answer.vectors) == len(items)
+    elif status == 401 and sharing != "owned":
+        assert answer.body == INVALID
+    if sharing == "owned":
+        assert {call.headers["Authorization"] for call in upstream.calls} <= {"Bearer owned"}
+        assert status != 401 or not upstream.calls
+
+
+class Setup:
+    """A proxy in one of the three ways to share, and two clients' keys for it."""
+
+    def __init__(self, client: Client, keys: tuple[str, str], path: Path | None) -> None:
+        self._client = client
+        self.keys = keys
+        self._path = path
+
+    @classmethod
+    async def make(
+        cls, start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock, folder: Path, sharing: str
+    ) -> "Setup":
+        if sharing != "owned":
+            client = await start_proxy(monotonic=clock, shares_all=sharing == "all", revalidate_s=REVALIDATE_S)
+            return cls(client, ("first", "second"), None)
+        path = folder / "clients"
+        keys = clientkeys.add(path, "first"), clientkeys.add(path, "second")
+        setting = UpstreamSetting(name="scripted", base_url=upstream.base_url, key="owned")
+        client = await start_proxy(monotonic=clock, upstream=setting, client_keys=path, revalidate_s=REVALIDATE_S)
+        return cls(client, keys, path)
+
+    def revoke(self, key: str, guarded: Guarded) -> None:
+        if self._path is None:
+            guarded.keys.discard(f"Bearer {key}")
+            return
+        clientkeys.revoke(self._path, "first")
+        assert self._client.proxy.client_keys is not None
+        self._client.proxy.client_keys.reload()
+
+    async def ask(self, key: str | None, items: list[str]) -> Answer:
+        return await self._client.post({"model": "m", "input": items}, key=None if key is None else f"Bearer {key}")
+
+
+# --- what is asked before stored items are served
+
+
+def sent(upstream: ScriptedUpstream) -> list[list[str]]:
+    return [call.items for call in upstream.calls]
+
+
+async def test_a_credential_nobody_has_vouched_for_is_asked_about_by_the_smallest_item(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock
+) -> None:
+    client = await start_proxy(monotonic=clock, revalidate_s=REVALIDATE_S)
+    miss = await client.embed(["long text", "abc", "longer text"])
+    clock.now += REVALIDATE_S
+    hit = await client.embed(["long text", "abc", "longer text"])
+    assert (hit.cache, hit.embeddings) == ("HIT", miss.embeddings)
+    assert sent(upstream)[1:] == [["abc"]]
+    assert hit.json["usage"] == {"prompt_tokens": 3, "total_tokens": 3}  # that much was billed
+    assert hit.headers["Cache-Status"] == "embedding-proxy; hit; detail=validated"
+    again = await client.embed(["abc"])
+    assert (again.headers["Cache-Status"], len(upstream.calls)) == ("embedding-proxy; hit", 2)
+
+
+async def test_many_requests_ask_once(start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock) -> None:
+    client = await start_proxy(monotonic=clock, revalidate_s=REVALIDATE_S)
+    await client.embed(["a", "b"])
+    clock.now += REVALIDATE_S
+    answers = await asyncio.gather(*(client.embed(["a", "b"]) for _ in range(50)))
+    assert {answer.cache for answer in answers} == {"HIT"}
+    assert len(upstream.calls) == 2
+    assert sorted(answer.json["usage"]["total_tokens"] for answer in answers) == [0] * 49 + [1]
+
+
+async def test_in_a_shared_scope_the_first_question_is_no_waste(
+    start_proxy: StartProxy, upstream: ScriptedUpstream
+) -> None:
+    client = await start_proxy(shares_all=True)
+    answers = await asyncio.gather(*(client.embed(["long", "a", "longer"]) for _ in range(20)))
+    assert len({str(answer.embeddings) for answer in answers}) == 1
+    assert sorted(item for call in upstream.calls for item in call.items) == ["a", "long", "longer"]
+
+
+async def test_in_a_shared_scope_nobody_is_served_by_anothers_good_name(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, guarded: Guarded
+) -> None:
+    client = await start_proxy(shares_all=True)
+    body = {"model": "m", "input": ["a", "b"]}
+    assert (await client.post(body, key="Bearer first")).cache == "MISS"
+    assert (await client.post(body, key="Bearer second")).cache == "HIT"
+    assert (await client.post(body, key="Bearer third")).status == 401
+    assert (await client.post(body | {"model": "n"}, key="Bearer second")).cache == "MISS"
+
+
+@pytest.mark.parametrize(("status", "purges"), [(401, True), (403, True), (404, True), (429, False), (500, False)])
+async def test_what_ends_a_validation_at_once(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, status: int, purges: bool
+) -> None:
+    client = await start_proxy()
+    await client.embed("a")
+    refusal = error_reply(status, b'{"error":"no"}')
+    upstream.reply = refusal
+    assert (await client.embed("b")).status == status
+    asked = len(upstream.calls)
+    answer = await client.embed("a")
+    assert len(upstream.calls) - asked == purges
+    assert answer.status == (status if purges else 200)
+
+
+async def test_a_model_that_is_refused_says_nothing_of_others(
+    start_proxy: StartProxy, upstream: ScriptedUpstream
+) -> None:
+    client = await start_proxy()
+    for model in ("m", "n"):
+        await client.embed("a", model=model)
+    upstream.reply = error_reply(404, b"{}")
+    assert (await client.embed("b", model="n")).status == 404
+    assert (await client.embed("a", model="m")).cache == "HIT"
+    assert (await client.embed("a", model="n")).status == 404
+
+
+async def test_an_upstream_that_hangs_delays_stored_items_once(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.embeddings._PATIENCE_S", 0.05)
+    client = await start_proxy(monotonic=clock, revalidate_s=REVALIDATE_S)
+    await client.embed("a")
+    clock.now += REVALIDATE_S
+    gate = asyncio.Event()
+
+    async def held(call: Call) -> web.Response:
+        await gate.wait()
+        return upstream.embed(call)
+
+    upstream.reply = held
+    for _ in range(3):
+        answer = await client.embed("a")
+        assert answer.headers["Cache-Status"] == "embedding-proxy; hit; detail=unvalidated"
+    assert len(upstream.calls) == 2
+    gate.set()
+    while (await client.embed("a")).headers["Cache-Status"] != "embedding-proxy; hit":
+        pass
+    assert len(upstream.calls) == 2
+
+
+async def test_a_model_that_has_moved_is_noticed_by_the_question(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock
+) -> None:
+    client = await start_proxy(monotonic=clock, revalidate_s=REVALIDATE_S)
+    await client.embed(["a", "bb"])
+    clock.now += REVALIDATE_S
+    upstream.reply = lambda call: upstream.embed(call, model="m-2")
+    answer = await client.embed(["a", "bb"])
+    assert (answer.cache, answer.json["model"]) == ("MISS", "m-2")
+    assert sent(upstream)[1:] == [["a"], ["a", "bb"]]
+
+
+async def test_only_if_cached_asks_nobody(start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock) -> None:
+    client = await start_proxy(monotonic=clock, revalidate_s=REVALIDATE_S)
+    await client.embed("a")
+    asked = {"Cache_Control": "only-if-cached"}
+    assert (await client.embed("a", headers=asked)).cache == "HIT"
+    clock.now += REVALIDATE_S
+    assert (await client.embed("a", headers=asked)).status == 504
+    assert len(upstream.calls) == 1
+
+
+# --- a key of the proxy's own
+
+
+async def owning(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, folder: Path, provider: str = "generic"
+) -> tuple[Client, str]:
+    key = clientkeys.add(folder / "clients", "app")
+    own = UpstreamSetting(name="scripted", base_url=upstream.base_url, key="sk-owned", provider=PROVIDERS[provider])
+    return await start_proxy(upstream=own, client_keys=folder / "clients"), key
+
+
+@pytest.mark.parametrize(
+    ("provider", "name", "value"), [("openai", "Authorization", "Bearer sk-owned"), ("azure", "api-key", "sk-owned")]
+)
+async def test_the_upstream_sees_the_proxys_key_and_nothing_of_the_clients(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path, provider: str, name: str, value: str
+) -> None:
+    client, key = await owning(start_proxy, upstream, tmp_path, provider)
+    sent_along = {"Cookie": "session=1", "X-Auth-Token": "t", "x_api_key": key, "X-Trace": "kept"}
+    assert (await client.post({"model": "m", "input": "a"}, key=f"Bearer {key}", **sent_along)).cache == "MISS"
+    assert (await client.post({"model": "m", "input": "a", "odd": 1}, key=f"Bearer {key}")).cache == "BYPASS"
+    upstream.reply = error_reply(200, {"data": []})
+    assert (await client.send("GET", "/v1/models", headers={"x-api-key": key})).status == 200
+    for call in upstream.calls:
+        assert call.headers[name] == value
+        everything = " ".join(f"{field}: {said}" for field, said in call.headers.items())
+        assert key not in everything
+        assert "session=1" not in everything
+        assert "X-Auth-Token" not in call.headers
+    assert upstream.calls[0].headers["X-Trace"] == "kept"
+
+
+@pytest.mark.parametrize("target", ["/v1/embeddings", "/v1/models", "/v1/realtime"])
+async def test_nothing_passes_without_a_key_of_the_list(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path, target: str
+) -> None:
+    client, key = await owning(start_proxy, upstream, tmp_path)
+    websocket = {"Upgrade": "websocket", "Connection": "Upgrade"}
+    for fields in ({}, {"Authorization": "Bearer x"}, {"Authorization": key}, {"api-key": key + "x"}, websocket):
+        answer = await client.send("GET" if fields is websocket else "POST", target, body=b"{}", headers=fields)
+        assert (answer.status, answer.json["error"]["code"]) == (401, "invalid_api_key")
+    assert not upstream.calls
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("kind", ["embeddings", "bypass", "other"])
+async def test_what_the_upstream_says_of_the_proxys_key_stays_here(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path, status: int, kind: str
+) -> None:
+    client, key = await owning(start_proxy, upstream, tmp_path)
+    upstream.reply = error_reply(status, b'{"error":"Incorrect API key: sk-owned"}')
+    body = {"model": "m", "input": "a"} | ({"odd": 1} if kind == "bypass" else {})
+    target = "/v1/other" if kind == "other" else "/v1/embeddings"
+    answer = await client.post(body, target=target, key=f"Bearer {key}")
+    assert (answer.status, answer.json["error"]["code"]) == (502, "upstream_key_refused")
+    assert b"sk-owned" not in answer.body
+
+
+async def test_clients_of_one_proxy_share_entries(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    client, key = await owning(start_proxy, upstream, tmp_path)
+    other = clientkeys.add(tmp_path / "clients", "other")
+    assert client.proxy.client_keys is not None
+    client.proxy.client_keys.reload()
+    body = {"model": "m", "input": "a"}
+    assert [(await client.post(body, key=f"Bearer {one}")).cache for one in (key, other)] == ["MISS", "HIT"]
+
+
+# --- what is remembered of credentials
+
+
+def test_validations_are_bounded_and_not_to_be_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.auth._MAX_CREDENTIALS", 10)
+    monkeypatch.setattr("proxy.auth._MAX_MODELS", 5)
+    validations = Validations(ttl_s=10, clock=lambda: 0.0)
+    for n in range(100):
+        validations.confirm(bytes([n]), "m")
+        validations.confirm(b"one", f"{n}")
+    assert len(validations._until) <= 10
+    assert validations.holds(b"one", "99")
+    assert not validations.holds(b"one", "1")
+    origin = Origin(name="o", provider=GENERIC, routes=Routes("http://h"), client=None)  # type: ignore[arg-type]
+    identity = Identity([("authorization", "Bearer secret")], [], is_signed=False)
+    name = validations.name(origin, identity)
+    assert name == validations.name(origin, identity)
+    assert name != Validations(ttl_s=10, clock=lambda: 0.0).name(origin, identity)
+    assert b"secret" not in name
