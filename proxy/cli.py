@@ -184,6 +184,7 @@ def cli() -> None:
 @_option("max-batch-items", type=_COUNT, help="Most items in one call; default: what the provider documents.")
 @_option("max-queued-items", type=_COUNT, default=100_000, help="Items waiting for the upstream; more get 503.")
 @_option("max-held", type=_SIZE, default="1GiB", help="Request bodies held in memory; more get 503.")
+@_option("max-connections", type=_COUNT, default=10_000, help="Clients' connections; more get 503.")
 @_option("upstream-concurrency", type=_COUNT, default=64, help="Embeddings calls upstream at a time.")
 @_option("upstream-connect-timeout", type=_SECONDS, default="10s", help="To connect to the upstream.")
 @_option("upstream-read-timeout", type=_SECONDS, default="600s", help="For the upstream's next byte, the first too.")
@@ -231,6 +232,7 @@ def serve_command(ctx: click.Context, /, **given: Any) -> None:
         max_batch_items=given["max_batch_items"],
         max_queued_items=given["max_queued_items"],
         max_held_bytes=given["max_held"],
+        max_connections=given["max_connections"],
         upstream_concurrency=given["upstream_concurrency"],
         upstream_connect_timeout_s=given["upstream_connect_timeout"],
         upstream_read_timeout_s=given["upstream_read_timeout"],

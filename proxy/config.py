@@ -86,6 +86,7 @@ class Settings:
     revalidate_s: float = 600.0
     client_keys: Path | None = None  # None: whoever can connect may ask
     record_key: bytes | None = field(default=None, repr=False)
+    max_connections: int = 10_000
     store_budget_s: float = 0.05
 
     @property

@@ -1,8 +1,10 @@
 """The request path of the cached route: one way, read from `EmbeddingsRoute.handle` down."""
 
+import asyncio
 import logging
 import re
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ from multidict import CIMultiDict
 from proxy import headers, keys, wire
 from proxy.auth import KEY_REFUSALS, Access, Validations
 from proxy.batcher import Delivered, Refused, Unusable
+from proxy.connections import paced
 from proxy.errors import BodyTooLarge, InvalidRequest, KeyRefused, NotCached, Overloaded, ProxyError
 from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
 from proxy.headers import Directives, Identity
@@ -116,17 +119,19 @@ class EmbeddingsRoute:
         return response
 
     async def _serve(self, request: BaseRequest, held: "_Held") -> tuple[str, StreamResponse]:
-        body = await self._read_body(request, held)
+        body = sent = await self._read_body(request, held)
         origin = None
         try:
             identity = self._access.identity(request.headers)
-            _require_plain_json(request, is_signed=identity.is_signed)
+            _require_json(request, is_signed=identity.is_signed)
+            if "Content-Encoding" in request.headers:
+                body = await self._inflated(request, sent, held)
             fields = wire.read_object(body)
             origin = self._origins.of(fields.get("model"))
             url = _embeddings_url(origin, request.raw_path)
             asked = wire.parse_request(body, fields, origin.provider)
         except Bypass as bypass:
-            return "bypass", await self._bypass(request, origin or self._by_model(body), body, bypass.reason)
+            return "bypass", await self._bypass(request, origin or self._by_model(body), sent, bypass.reason)
         job = _Job(
             request,
             origin,
@@ -202,16 +207,32 @@ class EmbeddingsRoute:
         if (request.content_length or 0) > self._max_body_bytes:
             raise BodyTooLarge(f"The request body is larger than {self._max_body_bytes} bytes.")
         await answer_expect(request)
-        chunks = []
+        chunks: list[bytes] = []
+
+        def take(chunk: bytes) -> None:
+            chunks.append(chunk)
+            held.add(len(chunk))
+            if held.size > self._max_body_bytes:
+                raise BodyTooLarge(f"The request body is larger than {self._max_body_bytes} bytes.")
+
         try:
-            while chunk := await request.content.readany():
-                chunks.append(chunk)
-                held.add(len(chunk))
-                if held.size > self._max_body_bytes:
-                    raise BodyTooLarge(f"The request body is larger than {self._max_body_bytes} bytes.")
+            if request.content.is_eof():  # it came along with its head
+                take(request.content.read_nowait())
+            else:
+                async for chunk in paced(request.content):
+                    take(chunk)
         except RequestPayloadError:
             raise InvalidRequest("The request body is not framed as its headers say.") from None
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def _inflated(self, request: BaseRequest, body: bytes, held: "_Held") -> bytes:
+        """A compressed body as it was, which is no larger than one that is not compressed may be."""
+        codings = request.headers.getall("Content-Encoding")
+        if len(codings) != 1 or codings[0].lower() not in {"gzip", "deflate"}:
+            raise Bypass("content-encoding")
+        plain = await asyncio.to_thread(_inflate, body, self._max_body_bytes)
+        held.add(len(plain))
+        return plain
 
     def _by_model(self, body: bytes) -> Origin:
         """Who is asked about a body that was not understood."""
@@ -274,7 +295,7 @@ class EmbeddingsRoute:
             asked=job.asked,
             origin=job.origin,
             target=job.request.raw_path,
-            headers=headers.to_upstream(job.request.headers),
+            headers=_as_plain(headers.to_upstream(job.request.headers)),
             group=keys.group(
                 job.asked,
                 url=job.url,
@@ -383,15 +404,32 @@ def _added_up(receipts: list[Delivered]) -> dict[str, Any]:
     return {name: sum(receipt.usage[name] for receipt in receipts) for name in ("prompt_tokens", "total_tokens")}
 
 
-def _require_plain_json(request: BaseRequest, *, is_signed: bool) -> None:
+def _inflate(body: bytes, max_bytes: int) -> bytes:
+    try:
+        inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, as it says itself
+        plain = inflater.decompress(body, max_bytes + 1)
+    except zlib.error:
+        raise Bypass("content-encoding") from None
+    if len(plain) > max_bytes:
+        raise BodyTooLarge(f"The request body is larger than {max_bytes} bytes when it is not compressed.")
+    if not inflater.eof or inflater.unused_data:
+        raise Bypass("content-encoding")
+    return plain
+
+
+def _as_plain(forwarded: CIMultiDict[str]) -> CIMultiDict[str]:
+    """What goes up for an understood request is not compressed, whatever came."""
+    forwarded.popall("Content-Encoding", None)
+    return forwarded
+
+
+def _require_json(request: BaseRequest, *, is_signed: bool) -> None:
     if is_signed:  # the upstream would refuse any other body
         raise Bypass("signed-body")
     content_type = request.headers.get("Content-Type", "")
     # In another charset the same bytes are another text.
     if content_type != "application/json" and not _PLAIN_JSON.fullmatch(content_type):
         raise Bypass("content-type")
-    if "Content-Encoding" in request.headers:
-        raise Bypass("content-encoding")
 
 
 def _embeddings_url(origin: Origin, target: str) -> str:

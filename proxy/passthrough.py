@@ -9,6 +9,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from proxy import headers
+from proxy.connections import paced
 from proxy.errors import KeyRefused, UpstreamUnreachable
 from proxy.upstream import Upstream
 
@@ -38,7 +39,7 @@ async def relay(
         await answer_expect(request)
     content: object = body
     if body is None and request.body_exists:
-        content = request.content.iter_any()
+        content = paced(request.content)
         if "Content-Length" in request.headers:  # else it came in chunks and goes on in chunks
             forwarded["Content-Length"] = request.headers["Content-Length"]
     answer = await upstream.open(request.method, url, forwarded, content)

@@ -5,11 +5,12 @@ import errno
 import gc
 import logging
 import os
+import resource
 import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from proxy.auth import KEY_REFUSALS, Access, Validations
 from proxy.batcher import Batcher
 from proxy.clientkeys import ClientKeys
 from proxy.config import Settings, StoreSetting, UpstreamSetting
+from proxy.connections import Handler, Server, require_strict_parser
 from proxy.embeddings import EmbeddingsRoute
 from proxy.errors import ConfigError, InvalidRequest, ProxyError
 from proxy.fetcher import Fetcher
@@ -42,12 +44,13 @@ _log = logging.getLogger(__name__)
 _http_log = logging.getLogger("proxy.http")
 _http_log.setLevel(logging.CRITICAL)
 
-_Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-
 _REDIS_CONNECTIONS = 32
 # Not what a request waits, which is the budget, but when a connection counts as dead; a write may take this long.
 _REDIS_TIMEOUT_S = 1.0
 _LAST_MOMENT_S = 0.5
+# Connections upstream and to the store, files, and the like.
+_OTHER_FILES = 768
+_FEWEST_CONNECTIONS = 128
 _THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _LOCAL = _THIS_MACHINE | {"0.0.0.0", "::"}  # noqa: S104 - compared with, not listened on
 _MAX_HEADER_BYTES = 64 * 1024  # a field: some gateways hand on large tokens
@@ -173,7 +176,9 @@ async def running(
 
         admin = web.AppRunner(_admin_app(metrics, lifecycle, describe), access_log=None, shutdown_timeout=1.0)
         admin_port = await _listen(stack, admin, settings.admin_host, settings.admin_port, flag="--admin-port")
-        web_server = _make_server(handler)
+        require_strict_parser()
+        web_server = _make_server(handler, _max_connections(settings.max_connections))
+        await stack.enter_async_context(web_server.sweeping())
         # aiohttp waits this long for the handlers, and then as long again before it cancels them.
         data = web.ServerRunner(web_server, shutdown_timeout=settings.shutdown_timeout_s / 2)
         port = await _listen(stack, data, settings.host, settings.port, flag="--port")
@@ -288,10 +293,21 @@ async def _demo_upstream() -> AsyncIterator[Path]:
             await runner.cleanup()
 
 
-def _make_server(handler: _Handler) -> web.Server:
-    """aiohttp's server without its application layer, which a proxy has no use for and which costs a hit 15 %."""
-    return web.Server(
+def _max_connections(wanted: int) -> int:
+    """As many as were asked for and as the process may have open files, of which it needs some for other things."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = max(soft, wanted + _OTHER_FILES)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, wanted + _OTHER_FILES)), hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(_FEWEST_CONNECTIONS, min(wanted, soft - _OTHER_FILES))
+
+
+def _make_server(handler: Handler, max_connections: int) -> Server:
+    return Server(
         handler,
+        max_connections=max_connections,
         access_log=None,
         auto_decompress=False,
         logger=_http_log,
@@ -302,7 +318,7 @@ def _make_server(handler: _Handler) -> web.Server:
     )
 
 
-def _data_handler(origins: Origins, embeddings: EmbeddingsRoute, access: Access, lifecycle: Lifecycle) -> _Handler:
+def _data_handler(origins: Origins, embeddings: EmbeddingsRoute, access: Access, lifecycle: Lifecycle) -> Handler:
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         access.admit(request.headers)
         route = origins.default.routes.find(request.raw_path)

@@ -56,9 +56,11 @@ class FakeRequest:
         self.content_length = len(self._body)
         self.content = self
 
-    async def readany(self) -> bytes:
-        body, self._body = self._body, b""
-        return body
+    def is_eof(self) -> bool:
+        return True
+
+    def read_nowait(self) -> bytes:
+        return self._body
 
 
 class FakeStore(Unleased):

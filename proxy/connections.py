@@ -1,0 +1,147 @@
+"""The HTTP server's side of connections: how many there may be, and how long each may take.
+
+aiohttp waits for ever for a head that does not come, so whoever opens connections and says little has them all.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import StreamReader, http_parser, web
+from aiohttp.web_protocol import RequestHandler
+
+from proxy.errors import ConfigError, Overloaded, ProxyError, RequestTimeout
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+# From the connection or the first byte of a request to the last of its head.
+_HEAD_TIMEOUT_S = 30.0
+# Between two requests of one connection.
+_IDLE_TIMEOUT_S = 75.0
+_SWEEP_S = 1.0
+# A body may take so long in any case, and beyond that so many bytes a second.
+_BODY_GRACE_S = 20.0
+_MIN_BODY_BYTES_A_SECOND = 1024
+
+
+class Connection(RequestHandler):
+    """One connection. Times are those of the loop's clock."""
+
+    __slots__ = ("_is_busy", "_server", "_since", "_speaks")
+
+    def __init__(self, manager: "Server", **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._server = manager
+        self._is_busy = False  # with a request whose head is here
+        self._speaks = True  # the head of a request is due
+        self._since = 0.0  # when it began to be, or when the last request ended
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._since = self._server.now()
+        super().connection_made(transport)
+        if len(self._server.connections) > self._server.max_connections:
+            self._refuse(Overloaded("Too many connections are open."))
+
+    def data_received(self, data: bytes) -> None:
+        if not (self._is_busy or self._speaks):
+            self._speaks, self._since = True, self._server.now()
+        super().data_received(data)
+
+    def began(self) -> None:
+        self._is_busy, self._speaks = True, False
+
+    def ended(self) -> None:
+        self._is_busy, self._since = False, self._server.now()
+
+    def sweep(self, now: float) -> None:
+        """Close the connection if it has been silent for too long."""
+        if self._is_busy:
+            return
+        if self._speaks and now - self._since > _HEAD_TIMEOUT_S:
+            self._refuse(RequestTimeout("The head of the request did not come in time."))
+        elif now - self._since > _IDLE_TIMEOUT_S:
+            self.force_close()
+
+    def _refuse(self, error: ProxyError) -> None:
+        body = error.body()
+        retry = "" if error.retry_after_s is None else f"Retry-After: {error.retry_after_s}\r\n"
+        head = (
+            f"HTTP/1.1 {error.status} {error.code}\r\nContent-Type: application/json\r\n{retry}"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        if self.transport is not None:
+            self.transport.write(head.encode() + body)
+        self.force_close()
+
+
+class Server(web.Server):
+    """aiohttp's server without its application layer, which a proxy has no use for and which costs a hit 15 %."""
+
+    def __init__(
+        self, handler: Handler, *, max_connections: int, clock: Callable[[], float] | None = None, **options: Any
+    ) -> None:
+        super().__init__(self._tracked, **options)
+        self.max_connections = max_connections
+        self.now = clock or asyncio.get_running_loop().time
+        self._handler = handler
+
+    def __call__(self) -> RequestHandler:
+        return Connection(self, loop=self._loop, **self._kwargs)
+
+    async def _tracked(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = request.protocol
+        assert isinstance(connection, Connection)  # noqa: S101 - there are no others
+        connection.began()
+        try:
+            return await self._handler(request)
+        finally:
+            connection.ended()
+
+    def sweep(self) -> None:
+        now = self.now()
+        for connection in self.connections:
+            if isinstance(connection, Connection):
+                connection.sweep(now)
+
+    @asynccontextmanager
+    async def sweeping(self) -> AsyncIterator[None]:
+        async def sweep() -> None:
+            while True:
+                await asyncio.sleep(_SWEEP_S)
+                self.sweep()
+
+        sweeper = asyncio.create_task(sweep())
+        try:
+            yield
+        finally:
+            sweeper.cancel()
+
+
+async def paced(content: StreamReader, *, now: Callable[[], float] | None = None) -> AsyncIterator[bytes]:
+    """The chunks of a request's body as they come. Raises `RequestTimeout` when they come too slowly.
+
+    Only the waiting for the client counts, not what is done with a chunk.
+    """
+    now = now or asyncio.get_running_loop().time
+    waited_s, received = 0.0, 0
+    while not content.at_eof():
+        allowed_s = _BODY_GRACE_S + received / _MIN_BODY_BYTES_A_SECOND - waited_s
+        started = now()
+        try:
+            async with asyncio.timeout(max(0.0, allowed_s)):
+                chunk = await content.readany()
+        except TimeoutError:
+            raise RequestTimeout("The body of the request did not come in time.") from None
+        waited_s += now() - started
+        received += len(chunk)
+        if chunk:
+            yield chunk
+
+
+def require_strict_parser() -> None:
+    """Raises `ConfigError` where aiohttp runs without its compiled HTTP parser, which is the stricter of the two."""
+    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+        raise ConfigError(
+            "aiohttp is installed without its C parser; install its wheel, and unset AIOHTTP_NO_EXTENSIONS"
+        )
