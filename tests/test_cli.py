@@ -90,7 +90,11 @@ def test_every_flag_has_its_variable_and_its_key(
         "max_body": "1KB", "usage": "full", "log_format": "json", "batch_window": "5ms", "max_batch_items": "7",
         "max_queued_items": "8", "max_held": "1MiB", "upstream_concurrency": "9", "upstream_connect_timeout": "1s",
         "upstream_read_timeout": "2s", "upstream_timeout": "3s", "drain_delay": "4s", "shutdown_timeout": "5s",
+        "share": "all", "revalidate": "6m", "upstream_key_env": "KEY", "client_keys": "clients", "max_connections": "10",
+        "record_key_env": "SECRET",
     }  # fmt: skip
+    monkeypatch.setenv("KEY", "sk-owned")
+    monkeypatch.setenv("SECRET", "s" * 32)
     file = tmp_path / "proxy.toml"
     file.write_text("".join(f'{name} = "{value}"\n' for name, value in given.items()))
     run(monkeypatch, *(part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)))

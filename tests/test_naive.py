@@ -264,15 +264,18 @@ async def test_case_24_bodies_and_heads_that_are_not_plain(client: Client, upstr
     body = b'{"model":"m","input":"x"}'
     squeezed = gzip.compress(body)
     upstream.reply = lambda call: web.json_response(upstream.answer_to({"model": "m", "input": "x"}))
-    assert (await client.post(squeezed, Content_Encoding="gzip")).cache == "BYPASS"
-    assert upstream.calls[-1].body == squeezed
+    assert (await client.post(squeezed, Content_Encoding="gzip")).cache == "MISS"
+    assert (upstream.calls[-1].body, "Content-Encoding" in upstream.calls[-1].headers) == (body, False)
+    assert (await client.post(squeezed, Content_Encoding="gzip")).cache == "HIT"
+    assert (await client.post(squeezed, Content_Encoding="zstd")).cache == "BYPASS"
+    assert (upstream.calls[-1].body, upstream.calls[-1].headers["Content-Encoding"]) == (squeezed, "zstd")
 
     def squeeze(call: Call) -> web.Response:
         answer = gzip.compress(orjson.dumps(upstream.answer_to(call.json)))
         return web.Response(body=answer, headers={"Content-Encoding": "gzip", "Content-Type": "application/json"})
 
     upstream.reply = squeeze
-    miss, hit = await client.embed("x"), await client.embed("x")
+    miss, hit = await client.embed("y"), await client.embed("y")
     assert ("Content-Encoding" in miss.headers, miss.cache, hit.cache) == (False, "MISS", "HIT")
     assert miss.embeddings == hit.embeddings
 
