@@ -87,10 +87,11 @@ class Access:
                 "This proxy does not know the API key. Its operator can make one: embedding-proxy keys add."
             )
 
-    def identity(self, given: Headers) -> Identity:
-        """Who the upstream will see, and what else of the headers it will."""
-        identity = headers.identity(given)
-        return identity._replace(credentials=_OWN_KEY) if self.owns_key else identity
+    def outgoing(self, given: Headers, own: Identity) -> Identity:
+        """Who the upstream will see, and what else of the headers it will; ``own`` is the client's own identity."""
+        if not self.owns_key:
+            return own
+        return headers.identity(headers.without_credentials(given))._replace(credentials=_OWN_KEY)
 
     def scope(self, identity: Identity) -> Fields:
         """Whose entries these are."""

@@ -283,7 +283,8 @@ class Batcher:
             answer, origin = await self._embed(first, body, len(items))
             if answer.status == _OK:
                 parsed = _read(first, origin, answer, len(items))
-                self._metrics.tokens_billed.inc(parsed.usage["prompt_tokens"])
+                self._metrics.admit_model(first.asked.model)
+                self._metrics.of_model(first.asked.model).tokens_billed.inc(parsed.usage["prompt_tokens"])
                 return list(_shared_out(shares, items, parsed, answer))
             refused = Refused(answer, body)
             failure: Outcome = refused

@@ -122,7 +122,8 @@ class EmbeddingsRoute:
         body = sent = await self._read_body(request, held)
         origin = None
         try:
-            identity = self._access.identity(request.headers)
+            own = headers.identity(request.headers)
+            identity = self._access.outgoing(request.headers, own)
             _require_json(request, is_signed=identity.is_signed)
             if "Content-Encoding" in request.headers:
                 body = await self._inflated(request, sent, held)
@@ -139,7 +140,7 @@ class EmbeddingsRoute:
             asked,
             headers.cache_control(request.headers),
             identity,
-            self._validations.name(origin, identity),
+            self._validations.name(origin, own),
             keys.derive(asked, url=url, scope=self._access.scope(identity), vector_headers=identity.vector_affecting),
         )
         not_before = self._cache.oldest_fresh(job.directives.max_age_s)
@@ -160,6 +161,8 @@ class EmbeddingsRoute:
         if not to_do.missing and is_valid:
             return "hit", self._answer_hit(job, found, from_memory, [])
         if job.directives.only_if_cached:
+            if not to_do.missing:
+                raise NotCached("The items are cached, but the upstream has not vouched for this credential of late.")
             raise NotCached(f"{len(to_do.missing)} of {len(job.keys)} items are not cached.")
         if not is_valid and (self._access.is_shared or not to_do.missing):
             return await self._ask_first(job, to_do, found, from_memory)
@@ -375,7 +378,7 @@ class EmbeddingsRoute:
         saved: int,
         extra: CIMultiDict[str],
     ) -> Response:
-        self._metrics.tokens_saved.inc(saved)
+        self._metrics.of_model(job.asked.model).tokens_saved.inc(saved)
         if self._reports_full_usage:
             usage = usage | {name: usage[name] + saved for name in ("prompt_tokens", "total_tokens")}
         text = self._cache.memory.text
@@ -386,7 +389,7 @@ class EmbeddingsRoute:
 
     def _count_items(self, job: _Job, found: dict[bytes, Entry], from_memory: int, *, own: int, joined: int) -> None:
         """``found`` is empty where what had been found was of another epoch, and fetched anew."""
-        items = self._metrics.items
+        items = self._metrics.of_model(job.asked.model).items
         from_memory = min(from_memory, len(found))
         items["memory"].inc(from_memory)
         if from_memory == len(job.keys):

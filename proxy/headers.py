@@ -55,6 +55,8 @@ _CREDENTIAL = re.compile(
     r"auth(?!or($|[-_]))|(^|[-_])(api)?key$|token$|secret|credential|password|jwt|assertion|oidc|client-cert|principal"
     r"|(forwarded|remote)-user$|tenant|consumer"
 )
+# Fields that are for whoever holds the key to say.
+_KEY_HOLDERS = re.compile(r"openai-(organization|project)|x-goog-user-project|x-portkey-.*|helicone-.*", re.IGNORECASE)
 # These sound like one and are new for every call.
 _NO_CREDENTIAL = frozenset(
     {
@@ -87,9 +89,14 @@ def to_upstream(headers: Headers) -> CIMultiDict[str]:
 
 
 def without_credentials(headers: Headers) -> CIMultiDict[str]:
-    """A copy without whatever says who the client is, cookies included."""
+    """A copy without whatever says who the client is or who shall pay, cookies included, or where a gateway shall send
+    the key that is put in instead."""
     private = {_Class.CREDENTIAL, _Class.COOKIE}
-    return CIMultiDict((name, value) for name, value in headers.items() if _class_of(name) not in private)
+    return CIMultiDict(
+        (name, value)
+        for name, value in headers.items()
+        if _class_of(name) not in private and not _KEY_HOLDERS.fullmatch(name)
+    )
 
 
 class _Class(Enum):

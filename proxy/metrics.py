@@ -1,6 +1,7 @@
 """Every metric, with its meaning. Names follow https://prometheus.io/docs/practices/naming/."""
 
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import generate_latest
@@ -9,6 +10,8 @@ from proxy import __version__
 
 OUTCOMES = ("hit", "partial", "miss", "bypass", "error")
 ITEM_RESULTS = ("memory", "store", "duplicate", "joined", "upstream")
+# Models that have a label of their own; the rest are `other`. A series is for ever, and costs the Prometheus too.
+_MAX_MODELS, _MAX_LABEL, _OTHER = 50, 128, "other"
 _BREAKER_STATES = {"closed": 0, "half-open": 1, "open": 2}
 
 # A series each for when a counter was made doubles a scrape and tells nobody anything.
@@ -20,6 +23,15 @@ _LATENCY_S = (
 )  # fmt: skip
 _STORE_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _BATCH_ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+
+
+class ModelCounters:
+    """What is counted for one model: ``items[result]``, and tokens."""
+
+    def __init__(self, items: Counter, tokens: Counter, model: str) -> None:
+        self.items = {result: items.labels(result, model) for result in ITEM_RESULTS}
+        self.tokens_billed = tokens.labels("billed", model)
+        self.tokens_saved = tokens.labels("saved", model)
 
 
 class Metrics:
@@ -58,10 +70,9 @@ class Metrics:
             "embedding_proxy_items",
             "Input items: answered from memory, from the store, as a duplicate within their request; joined to another"
             " request's fetch of the same item; asked of the upstream.",
-            ["result"],
+            ["result", "model"],
             registry=registry,
         )
-        self.items = {result: items.labels(result) for result in ITEM_RESULTS}
 
         self.bypasses = Counter(
             "embedding_proxy_bypasses",
@@ -72,11 +83,12 @@ class Metrics:
         tokens = Counter(
             "embedding_proxy_tokens",
             "Input tokens: billed, as the upstream counted them; saved, what cached and duplicate items once cost.",
-            ["kind"],
+            ["kind", "model"],
             registry=registry,
         )
-        self.tokens_billed = tokens.labels("billed")
-        self.tokens_saved = tokens.labels("saved")
+        self._counters_of = partial(ModelCounters, items, tokens)
+        self._others = self._counters_of(_OTHER)
+        self._models: dict[str | None, ModelCounters] = {}
 
         self.requests_in_flight = Gauge(
             "embedding_proxy_requests_in_flight", "Requests on the embeddings route under way.", registry=registry
@@ -166,6 +178,17 @@ class Metrics:
         self._memory_entries = Gauge(
             "embedding_proxy_memory_entries", "Entries the memory tier holds.", registry=registry
         )
+
+    def of_model(self, model: str | None) -> ModelCounters:
+        """What counts ``model``, by its own name only once an upstream has answered for it: a client can name any."""
+        return self._models.get(model, self._others)
+
+    def admit_model(self, model: str | None) -> None:
+        """An upstream has answered 2xx for ``model``."""
+        if model is None or model in self._models or len(model) > _MAX_LABEL:
+            return
+        if len(self._models) < _MAX_MODELS:
+            self._models[model] = self._counters_of(model)
 
     def watch_memory(self, *, size_bytes: Callable[[], int], entries: Callable[[], int]) -> None:
         """Read the memory tier's size when scraped."""

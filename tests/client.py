@@ -10,6 +10,7 @@ import orjson
 import pybase64
 from aiohttp import ClientSession
 from multidict import CIMultiDictProxy
+from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.server import Running
 
@@ -79,11 +80,15 @@ class Client:
         return await self.post({"model": model, "input": given, **fields}, **(headers or {}))
 
     async def metric(self, name: str, **labels: str) -> float:
-        """One sample's value, 0 if there is none."""
+        """The sum of the samples that have these labels, whatever others they have."""
         async with self.session.get(self.proxy.admin_url + "/metrics") as response:
-            text = await response.text()
-        wanted = name + ("{" + ",".join(f'{k}="{v}"' for k, v in sorted(labels.items())) + "}" if labels else "") + " "
-        return next((float(line.removeprefix(wanted)) for line in text.splitlines() if line.startswith(wanted)), 0.0)
+            families = text_string_to_metric_families(await response.text())
+        return sum(
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
 
 async def raw(client: Client, request: bytes, *, end: bytes = b"") -> bytes:

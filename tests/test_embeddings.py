@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import itertools
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -466,11 +467,44 @@ async def test_json_by_any_other_spelling_is_json(client: Client, content_type: 
     assert (await client.post({"model": "m", "input": "x"}, Content_Type=content_type)).cache == "MISS"
 
 
-async def test_a_compressed_request_is_relayed_as_it_is(client: Client, upstream: ScriptedUpstream) -> None:
-    body = gzip.compress(orjson.dumps({"model": "m", "input": "x"}))
-    upstream.reply = error_reply(200, b"{}")
-    assert (await client.post(body, Content_Encoding="gzip")).cache == "BYPASS"
-    assert (upstream.calls[-1].body, upstream.calls[-1].headers["Content-Encoding"]) == (body, "gzip")
+@pytest.mark.parametrize(
+    ("coding", "compress"), [("gzip", gzip.compress), ("GZIP", gzip.compress), ("deflate", zlib.compress)]
+)
+async def test_a_compressed_request_is_one_like_any_other(
+    client: Client, upstream: ScriptedUpstream, coding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    plain = orjson.dumps({"model": "m", "input": "x"})
+    miss, hit = [await client.post(compress(plain), Content_Encoding=coding) for _ in range(2)]
+    assert (miss.cache, hit.cache, miss.embeddings) == ("MISS", "HIT", hit.embeddings)
+    assert (await client.embed("x")).cache == "HIT"
+    (call,) = upstream.calls
+    assert (call.body, "Content-Encoding" in call.headers) == (plain, False)
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", b"not gzip at all"),
+        ("gzip", gzip.compress(b'{"model":"m","input":"x"}')[:-4]),
+        ("gzip", gzip.compress(b'{"model":"m","input":"x"}') + b"more"),
+        ("br", b'{"model":"m","input":"x"}'),
+        ("gzip, gzip", gzip.compress(gzip.compress(b'{"model":"m","input":"x"}'))),
+    ],
+)
+async def test_what_can_not_be_inflated_is_relayed_as_it_is(
+    client: Client, upstream: ScriptedUpstream, coding: str, body: bytes
+) -> None:
+    upstream.reply = error_reply(400, b"{}")
+    assert (await client.post(body, Content_Encoding=coding)).cache == "BYPASS"
+    assert (upstream.calls[-1].body, upstream.calls[-1].headers["Content-Encoding"]) == (body, coding)
+
+
+async def test_a_body_that_grows_beyond_bounds_is_refused(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+    client = await start_proxy(max_body_bytes=100_000)
+    bomb = gzip.compress(b'{"model":"m","input":"' + b"a" * 50_000_000 + b'"}')
+    assert len(bomb) < 100_000
+    assert (await client.post(bomb, Content_Encoding="gzip")).status == 413
+    assert not upstream.calls
 
 
 # --- Cache-Control
