@@ -24,16 +24,17 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 from openai import AsyncOpenAI
+from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from tqdm import tqdm
 
 COUNTERS = {
-    "memory": 'embedding_proxy_items_total{result="memory"}',
-    "store": 'embedding_proxy_items_total{result="store"}',
-    "duplicate": 'embedding_proxy_items_total{result="duplicate"}',
-    "upstream": 'embedding_proxy_items_total{result="upstream"}',
-    "sent": "embedding_proxy_upstream_batch_items_sum",
-    "calls": "embedding_proxy_upstream_batch_items_count",
+    "memory": ("embedding_proxy_items_total", {"result": "memory"}),
+    "store": ("embedding_proxy_items_total", {"result": "store"}),
+    "duplicate": ("embedding_proxy_items_total", {"result": "duplicate"}),
+    "upstream": ("embedding_proxy_items_total", {"result": "upstream"}),
+    "sent": ("embedding_proxy_upstream_batch_items_sum", {}),
+    "calls": ("embedding_proxy_upstream_batch_items_count", {}),
 }
 
 
@@ -128,8 +129,16 @@ async def check(known: dict[str, NDArray[np.float32]], given: argparse.Namespace
 
 def counters(admin_url: str) -> dict[str, float]:
     with urllib.request.urlopen(f"{admin_url}/metrics") as response:  # noqa: S310
-        samples = dict(line.rsplit(" ", 1) for line in response.read().decode().splitlines() if line[0] != "#")
-    return {name: float(samples.get(sample, 0)) for name, sample in COUNTERS.items()}
+        families = list(text_string_to_metric_families(response.read().decode()))
+    return {
+        name: sum(
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == wanted and labels.items() <= sample.labels.items()
+        )
+        for name, (wanted, labels) in COUNTERS.items()
+    }
 
 
 def bytes_an_item(store: str) -> str:
