@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
@@ -83,11 +84,17 @@ class Unusable:
 Outcome = Delivered | Refused | Unusable
 
 
+class _Waiting(NamedTuple):
+    share: Share
+    answered: "asyncio.Future[Outcome | ProxyError]"
+    since_s: float
+
+
 @dataclass(slots=True)
 class _Group:
     """Shares that may travel together: ``waiting`` gather while calls are ``under_way``."""
 
-    waiting: "list[tuple[Share, asyncio.Future[Outcome | ProxyError]]]"
+    waiting: "list[_Waiting]"
     under_way: int = 0
     timer: asyncio.TimerHandle | None = None
 
@@ -225,10 +232,13 @@ class Batcher:
 
     def _enqueue(self, share: Share, answered: "asyncio.Future[Outcome | ProxyError]") -> None:
         group = self._groups.setdefault(share.group, _Group([]))
-        group.waiting.append((share, answered))
+        group.waiting.append(_Waiting(share, answered, time.perf_counter()))
         if group.under_way >= self._max_calls_a_tenant:
             return  # the next call that returns takes it along
-        if not group.under_way or sum(len(share.items) for share, _ in group.waiting) >= share.origin.limits.items:
+        if (
+            not group.under_way
+            or sum(len(waiting.share.items) for waiting in group.waiting) >= share.origin.limits.items
+        ):
             self._send_waiting(share.group, group)
         elif group.timer is None:
             loop = asyncio.get_running_loop()
@@ -240,8 +250,8 @@ class Batcher:
             group.timer = None
         waiting, group.waiting = group.waiting, []
         # Measured one by one, and no further than there are calls to make: a great many may wait.
-        sizes = ((len(share.items), share.tokens, len(share.body)) for share, _ in waiting)
-        for run in _runs(sizes, waiting[0][0].origin.limits):
+        sizes = ((len(one.share.items), one.share.tokens, len(one.share.body)) for one in waiting)
+        for run in _runs(sizes, waiting[0].share.origin.limits):
             if group.under_way >= self._max_calls_a_tenant:
                 group.waiting = waiting[run.start :]
                 break
@@ -255,18 +265,19 @@ class Batcher:
         if not call.cancelled() and (error := call.exception()) is not None:
             _log.error("an upstream call failed in a way nobody thought of", exc_info=error)
 
-    async def _call(
-        self, name: bytes, group: _Group, batch: "list[tuple[Share, asyncio.Future[Outcome | ProxyError]]]"
-    ) -> None:
+    async def _call(self, name: bytes, group: _Group, batch: list[_Waiting]) -> None:
         """Make one call; every exit answers every share."""
-        shares = [share for share, _ in batch]
+        shares = [waiting.share for waiting in batch]
+        now_s = time.perf_counter()
+        for waiting in batch:
+            self._metrics.stage_seconds["wait"].observe(now_s - waiting.since_s)
         outcomes: Sequence[Outcome | ProxyError] = [ProxyError("The call was abandoned.")] * len(batch)
         try:
             outcomes = await self._outcomes(shares)
         finally:
-            for (_, answered), outcome in zip(batch, outcomes, strict=True):
-                if not answered.done():
-                    answered.set_result(outcome)
+            for waiting, outcome in zip(batch, outcomes, strict=True):
+                if not waiting.answered.done():
+                    waiting.answered.set_result(outcome)
             group.under_way -= 1
             if group.waiting:
                 self._send_waiting(name, group)
@@ -284,7 +295,7 @@ class Batcher:
             if answer.status == _OK:
                 parsed = _read(first, origin, answer, len(items))
                 self._metrics.admit_model(first.asked.model)
-                self._metrics.of_model(first.asked.model).tokens_billed.inc(parsed.usage["prompt_tokens"])
+                self._metrics.of_model(first.asked.model).bill(parsed.usage["prompt_tokens"])
                 return list(_shared_out(shares, items, parsed, answer))
             refused = Refused(answer, body)
             failure: Outcome = refused

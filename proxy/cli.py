@@ -32,7 +32,7 @@ _EXIT_USAGE = 2
 _MIN_SECRET = 32
 # What of a configuration file is no single value, and where the context keeps it.
 _FILE = "file"
-_TABLES = {"upstream": list, "providers": dict}
+_TABLES = {"upstream": list, "providers": dict, "prices": dict}
 
 
 class _Parsed(click.ParamType[Any]):
@@ -233,6 +233,7 @@ def serve_command(ctx: click.Context, /, **given: Any) -> None:
         max_queued_items=given["max_queued_items"],
         max_held_bytes=given["max_held"],
         max_connections=given["max_connections"],
+        prices=configfile.prices(ctx.meta.get("prices", {}), ctx.meta.get(_FILE, "")),
         upstream_concurrency=given["upstream_concurrency"],
         upstream_connect_timeout_s=given["upstream_connect_timeout"],
         upstream_read_timeout_s=given["upstream_read_timeout"],

@@ -115,6 +115,12 @@ def _changed(row: Provider, name: str, table: _ProviderTable, where: str) -> Pro
     return replace(row, **changes)
 
 
+def prices(table: Any, where: str) -> dict[str, float]:
+    """``[prices]``: money per million tokens, by patterns of model names, in order. Raises `ConfigError`."""
+    found: dict[str, float] = _read(table, dict[str, Annotated[float, Meta(ge=0)]], f"{where}: [prices]")
+    return found
+
+
 def upstreams(
     tables: Any, rows: Mapping[str, Provider], environment: Mapping[str, str], where: str
 ) -> list[UpstreamSetting]:

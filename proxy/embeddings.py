@@ -38,6 +38,7 @@ _BODY_HEADERS = (
 )  # fmt: skip
 # How long requests for stored items wait for the upstream to say what their credential is worth.
 _PATIENCE_S = 2.0
+_CLIENT_LEFT = 499  # as nginx counts it: nobody was there to be answered
 _NOT_THERE = frozenset({404, 405})
 _PLAIN_JSON = re.compile(r"application/json\s*(;\s*charset=\"?utf-?8\"?\s*)?", re.IGNORECASE)
 
@@ -56,12 +57,13 @@ class _Job(NamedTuple):
 
 
 class _Held:
-    """The bytes of one request's body that are in memory."""
+    """The bytes of one request's body that are in memory, and which model they name."""
 
-    __slots__ = ("_route", "size")
+    __slots__ = ("_route", "model", "size")
 
     def __init__(self, route: "EmbeddingsRoute") -> None:
         self._route = route
+        self.model: str | None = None
         self.size = 0
 
     def add(self, size: int) -> None:
@@ -93,6 +95,7 @@ class EmbeddingsRoute:
         self._validations = validations
         self._sentinels = Sentinels(fetcher)
         self._metrics = metrics
+        self._stages = metrics.stage_seconds
         self._max_body_bytes = max_body_bytes
         self.max_held_bytes = max_held_bytes
         self.held_bytes = 0  # what has come of request bodies and is in memory
@@ -106,21 +109,26 @@ class EmbeddingsRoute:
     async def handle(self, request: BaseRequest) -> StreamResponse:
         """Answer ``POST …/embeddings``. Raises `ProxyError`."""
         started = time.perf_counter()
-        outcome = "error"
+        outcome, status = "error", _CLIENT_LEFT
         self._in_flight += 1
         held = _Held(self)
         try:
             outcome, response = await self._serve(request, held)
+            status = response.status
+        except ProxyError as error:
+            status = error.status
+            raise
         finally:
             self._in_flight -= 1
             self.held_bytes -= held.size
-            self._metrics.requests[outcome].inc()
+            self._metrics.of_model(held.model).answered(outcome, status)
             self._metrics.request_seconds[outcome].observe(time.perf_counter() - started)
         return response
 
     async def _serve(self, request: BaseRequest, held: "_Held") -> tuple[str, StreamResponse]:
         body = sent = await self._read_body(request, held)
-        origin = None
+        began_s = time.perf_counter()
+        origin, fields = None, {}
         try:
             own = headers.identity(request.headers)
             identity = self._access.outgoing(request.headers, own)
@@ -128,10 +136,12 @@ class EmbeddingsRoute:
             if "Content-Encoding" in request.headers:
                 body = await self._inflated(request, sent, held)
             fields = wire.read_object(body)
-            origin = self._origins.of(fields.get("model"))
+            held.model = wire.model_of(fields)
+            origin = self._origins.of(held.model)
             url = _embeddings_url(origin, request.raw_path)
             asked = wire.parse_request(body, fields, origin.provider)
         except Bypass as bypass:
+            self._metrics.of_model(held.model).items["bypass"].inc(wire.count_of(fields))
             return "bypass", await self._bypass(request, origin or self._by_model(body), sent, bypass.reason)
         job = _Job(
             request,
@@ -144,6 +154,8 @@ class EmbeddingsRoute:
             keys.derive(asked, url=url, scope=self._access.scope(identity), vector_headers=identity.vector_affecting),
         )
         not_before = self._cache.oldest_fresh(job.directives.max_age_s)
+        parsed_s = time.perf_counter()
+        self._stages["parse"].observe(parsed_s - began_s)
 
         # While everything is in memory there is no await between here and the answer.
         found = {} if job.directives.no_cache else self._cache.peek(job.keys, not_before=not_before)
@@ -154,6 +166,7 @@ class EmbeddingsRoute:
             # While the store was read, a flight may have brought more; `Fetcher.fetch` counts on this look.
             found |= self._cache.peek([job.keys[i] for i in to_do.missing], not_before=not_before)
             to_do = plan(job.keys, found)
+        self._stages["lookup"].observe(time.perf_counter() - parsed_s)
         is_moved = _epochs(found) > 1
         if is_moved:
             found, to_do = {}, plan(job.keys, ())
@@ -180,12 +193,15 @@ class EmbeddingsRoute:
         patience_s = None if self._access.is_shared else _PATIENCE_S
         said = await self._sentinels.ask((job.who, job.asked.model), errand, patience_s=patience_s)
         if said is None:
+            self._metrics.validations.labels("unknown").inc()
             return "hit", self._answer_hit(job, found, from_memory, [], detail="unvalidated")
         fetched = said.fetched
         if fetched.failure is not None:
+            self._metrics.validations.labels("refused" if fetched.failure.is_verdict else "unknown").inc()
             if self._access.is_shared or fetched.failure.is_verdict:
                 return "error", await self._answer_failure(job, errand, fetched.failure)
             return "hit", self._answer_hit(job, found, from_memory, [], detail="unvalidated")
+        self._metrics.validations.labels("confirmed").inc()
         first = fetched if said.is_own else NOTHING
         if _epochs(found | first.entries) > 1:
             return await self._fetch_and_answer(job, {}, 0, refresh=True)
@@ -378,14 +394,17 @@ class EmbeddingsRoute:
         saved: int,
         extra: CIMultiDict[str],
     ) -> Response:
-        self._metrics.of_model(job.asked.model).tokens_saved.inc(saved)
+        self._metrics.of_model(job.asked.model).save(saved)
         if self._reports_full_usage:
             usage = usage | {name: usage[name] + saved for name in ("prompt_tokens", "total_tokens")}
+        began_s = time.perf_counter()
         text = self._cache.memory.text
         encoding = job.asked.encoding
         texts = [text(key, entries[key], encoding) for key in job.keys]
         extra["Content-Type"] = "application/json"
-        return Response(body=wire.assemble(texts, entries[job.keys[0]].model, usage), headers=extra)
+        body = wire.assemble(texts, entries[job.keys[0]].model, usage)
+        self._stages["assemble"].observe(time.perf_counter() - began_s)
+        return Response(body=body, headers=extra)
 
     def _count_items(self, job: _Job, found: dict[bytes, Entry], from_memory: int, *, own: int, joined: int) -> None:
         """``found`` is empty where what had been found was of another epoch, and fetched anew."""

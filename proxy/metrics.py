@@ -1,7 +1,8 @@
 """Every metric, with its meaning. Names follow https://prometheus.io/docs/practices/naming/."""
 
-from collections.abc import Callable
-from functools import partial
+import platform
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import generate_latest
@@ -9,10 +10,12 @@ from prometheus_client.exposition import generate_latest
 from proxy import __version__
 
 OUTCOMES = ("hit", "partial", "miss", "bypass", "error")
-ITEM_RESULTS = ("memory", "store", "duplicate", "joined", "upstream")
+ITEM_RESULTS = ("memory", "store", "duplicate", "joined", "upstream", "bypass")
+STAGES = ("parse", "lookup", "wait", "upstream", "assemble")
 # Models that have a label of their own; the rest are `other`. A series is for ever, and costs the Prometheus too.
 _MAX_MODELS, _MAX_LABEL, _OTHER = 50, 128, "other"
 _BREAKER_STATES = {"closed": 0, "half-open": 1, "open": 2}
+_MILLION = 1_000_000
 
 # A series each for when a counter was made doubles a scrape and tells nobody anything.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -21,42 +24,64 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 _LATENCY_S = (
     0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0,
 )  # fmt: skip
+_STAGE_S = (0.00001, 0.00005, 0.0002, 0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
 _STORE_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+_LAG_S = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
+_AGE_S = (60.0, 600.0, 3600.0, 21600.0, 86400.0, 604800.0, 2592000.0)
 _BATCH_ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
 class ModelCounters:
-    """What is counted for one model: ``items[result]``, and tokens."""
+    """What is counted for one model. ``items`` and ``requests`` are ready children by their other labels."""
 
-    def __init__(self, items: Counter, tokens: Counter, model: str) -> None:
-        self.items = {result: items.labels(result, model) for result in ITEM_RESULTS}
-        self.tokens_billed = tokens.labels("billed", model)
-        self.tokens_saved = tokens.labels("saved", model)
+    __slots__ = ("_label", "_price", "_requests", "cost_billed", "cost_saved", "items", "tokens")
+
+    def __init__(self, metrics: "Metrics", label: str, price: float | None) -> None:
+        self._label = label
+        self._price = price
+        self._requests = metrics.requests_by_label
+        self.items = {result: metrics.items.labels(result, label) for result in ITEM_RESULTS}
+        self.tokens = {kind: metrics.tokens.labels(kind, label) for kind in ("billed", "saved")}
+        if price is not None:
+            self.cost_billed, self.cost_saved = (metrics.cost.labels(kind, label) for kind in ("billed", "saved"))
+
+    def answered(self, outcome: str, status: int) -> None:
+        self._requests(outcome, status, self._label).inc()
+
+    def bill(self, tokens: int) -> None:
+        self.tokens["billed"].inc(tokens)
+        if self._price is not None:
+            self.cost_billed.inc(tokens * self._price / _MILLION)
+
+    def save(self, tokens: int) -> None:
+        self.tokens["saved"].inc(tokens)
+        if self._price is not None:
+            self.cost_saved.inc(tokens * self._price / _MILLION)
 
 
 class Metrics:
     """One process's metrics. The attributes with an ``s`` are maps from a label's value to a ready child."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, prices: Mapping[str, float] | None = None) -> None:
+        """``prices`` are per million tokens, by patterns of model names; the first that fits counts."""
         self._registry = CollectorRegistry()
+        self._prices = dict(prices or {})
         self._add_requests(self._registry)
+        self._add_models(self._registry)
         self._add_upstream(self._registry)
         self._add_store(self._registry)
-        build = Gauge(
-            "embedding_proxy_build_info", "Always 1; the version is in the label.", ["version"], registry=self._registry
-        )
-        build.labels(__version__).set(1)
+        self._add_memory(self._registry)
+        self._add_process(self._registry)
 
     def _add_requests(self, registry: CollectorRegistry) -> None:
-        requests = Counter(
+        self._requests = Counter(
             "embedding_proxy_requests",
             "Requests on the embeddings route: hit, no item was asked for upstream; partial, some were; miss, all were;"
             " bypass, relayed unread; error, answered with an error.",
-            ["outcome"],
+            ["outcome", "status", "model"],
             registry=registry,
         )
-        self.requests = {outcome: requests.labels(outcome) for outcome in OUTCOMES}
-
+        self._request_children: dict[tuple[str, int, str], Counter] = {}
         durations = Histogram(
             "embedding_proxy_request_duration_seconds",
             "From the last byte of the request's headers to the answer being ready, by outcome.",
@@ -65,31 +90,28 @@ class Metrics:
             registry=registry,
         )
         self.request_seconds = {outcome: durations.labels(outcome) for outcome in OUTCOMES}
-
-        items = Counter(
-            "embedding_proxy_items",
-            "Input items: answered from memory, from the store, as a duplicate within their request; joined to another"
-            " request's fetch of the same item; asked of the upstream.",
-            ["result", "model"],
+        stages = Histogram(
+            "embedding_proxy_stage_duration_seconds",
+            "Where a request's time goes: parse, reading and identifying it; lookup, in memory and store; wait, until"
+            " its call upstream begins; upstream, that call; assemble, writing the answer.",
+            ["stage"],
+            buckets=_STAGE_S,
             registry=registry,
         )
-
+        self.stage_seconds = {stage: stages.labels(stage) for stage in STAGES}
         self.bypasses = Counter(
             "embedding_proxy_bypasses",
             "Requests on the embeddings route that were relayed unread, by what made their meaning uncertain.",
             ["reason"],
             registry=registry,
         )
-        tokens = Counter(
-            "embedding_proxy_tokens",
-            "Input tokens: billed, as the upstream counted them; saved, what cached and duplicate items once cost.",
-            ["kind", "model"],
+        self.validations = Counter(
+            "embedding_proxy_validations",
+            "Questions to an upstream about a credential under which only stored items were asked for: confirmed,"
+            " refused, or unknown, when it gave no verdict.",
+            ["result"],
             registry=registry,
         )
-        self._counters_of = partial(ModelCounters, items, tokens)
-        self._others = self._counters_of(_OTHER)
-        self._models: dict[str | None, ModelCounters] = {}
-
         self.requests_in_flight = Gauge(
             "embedding_proxy_requests_in_flight", "Requests on the embeddings route under way.", registry=registry
         )
@@ -97,10 +119,34 @@ class Metrics:
             "embedding_proxy_held_request_bytes", "Request bodies held in memory.", registry=registry
         )
 
+    def _add_models(self, registry: CollectorRegistry) -> None:
+        self.items = Counter(
+            "embedding_proxy_items",
+            "Input items: answered from memory, from the store, as a duplicate within their request; joined to another"
+            " request's fetch of the same item; asked of the upstream; bypass, relayed unread.",
+            ["result", "model"],
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "embedding_proxy_tokens",
+            "Input tokens: billed, as the upstream counted them; saved, what cached and duplicate items once cost.",
+            ["kind", "model"],
+            registry=registry,
+        )
+        self.cost = Counter(
+            "embedding_proxy_cost",
+            "The same in money, of models that have a price in the configuration; in the prices' currency.",
+            ["kind", "model"],
+            registry=registry,
+        )
+        self._others = ModelCounters(self, _OTHER, None)
+        self._models: dict[str | None, ModelCounters] = {}
+
     def _add_upstream(self, registry: CollectorRegistry) -> None:
         self.upstream_seconds = Histogram(
             "embedding_proxy_upstream_duration_seconds",
             "One embeddings call upstream, from sending it to its last byte.",
+            ["upstream"],
             buckets=_LATENCY_S,
             registry=registry,
         )
@@ -119,7 +165,7 @@ class Metrics:
         self.upstream_answers = Counter(
             "embedding_proxy_upstream_answers",
             "Embeddings calls upstream by HTTP status, or unreachable, or timeout.",
-            ["status"],
+            ["upstream", "status"],
             registry=registry,
         )
         self.upstream_rejected = Counter(
@@ -128,7 +174,6 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
-
         self.upstream_fallbacks = Counter(
             "embedding_proxy_upstream_fallbacks",
             "Embeddings calls that one upstream could not answer and one declared to serve the same model was asked.",
@@ -138,6 +183,12 @@ class Metrics:
         self.queued_items = Gauge(
             "embedding_proxy_upstream_queued_items",
             "Items that were handed to the batcher and have no answer yet.",
+            registry=registry,
+        )
+        self._breakers = Gauge(
+            "embedding_proxy_breaker_state",
+            "Circuit breakers, of each direction of the store and of each upstream: 0 closed, 1 half-open, 2 open.",
+            ["circuit"],
             registry=registry,
         )
 
@@ -158,26 +209,51 @@ class Metrics:
         )
         self.store_invalid_records = Counter(
             "embedding_proxy_store_invalid_records",
-            "Stored values that did not check out and were taken for misses, by what was wrong.",
+            "Stored values that did not check out and were taken for misses, by what was wrong; tag is a forged one.",
             ["reason"],
-            registry=registry,
-        )
-        self._breakers = Gauge(
-            "embedding_proxy_breaker_state",
-            "Circuit breakers, of each direction of the store and of each upstream: 0 closed, 1 half-open, 2 open.",
-            ["circuit"],
             registry=registry,
         )
         for circuit in ("store_read", "store_write"):
             self.breaker(circuit, "closed")
+
+    def _add_memory(self, registry: CollectorRegistry) -> None:
         self._memory_bytes = Gauge(
-            "embedding_proxy_memory_bytes",
-            "Bytes the memory tier holds, its own estimate.",
-            registry=registry,
+            "embedding_proxy_memory_bytes", "Bytes the memory tier holds, its own estimate.", registry=registry
+        )
+        self._memory_limit_bytes = Gauge(
+            "embedding_proxy_memory_limit_bytes", "Bytes the memory tier may hold.", registry=registry
         )
         self._memory_entries = Gauge(
             "embedding_proxy_memory_entries", "Entries the memory tier holds.", registry=registry
         )
+        self.memory_evicted_age = Histogram(
+            "embedding_proxy_memory_evicted_age_seconds",
+            "How long ago an entry was stored that leaves the memory tier for want of room.",
+            buckets=_AGE_S,
+            registry=registry,
+        )
+
+    def _add_process(self, registry: CollectorRegistry) -> None:
+        self.loop_lag = Histogram(
+            "embedding_proxy_event_loop_lag_seconds",
+            "How late the event loop comes to a task that is due: what every request waits at each of its steps.",
+            buckets=_LAG_S,
+            registry=registry,
+        )
+        build = Gauge(
+            "embedding_proxy_build_info",
+            "Always 1; the versions are in the labels.",
+            ["version", "python"],
+            registry=registry,
+        )
+        build.labels(__version__, platform.python_version()).set(1)
+
+    def requests_by_label(self, outcome: str, status: int, model: str) -> Counter:
+        name = outcome, status, model
+        child = self._request_children.get(name)
+        if child is None:
+            child = self._request_children[name] = self._requests.labels(outcome, str(status), model)
+        return child
 
     def of_model(self, model: str | None) -> ModelCounters:
         """What counts ``model``, by its own name only once an upstream has answered for it: a client can name any."""
@@ -188,12 +264,14 @@ class Metrics:
         if model is None or model in self._models or len(model) > _MAX_LABEL:
             return
         if len(self._models) < _MAX_MODELS:
-            self._models[model] = self._counters_of(model)
+            price = next((price for pattern, price in self._prices.items() if fnmatchcase(model, pattern)), None)
+            self._models[model] = ModelCounters(self, model, price)
 
-    def watch_memory(self, *, size_bytes: Callable[[], int], entries: Callable[[], int]) -> None:
+    def watch_memory(self, *, size_bytes: Callable[[], int], entries: Callable[[], int], limit_bytes: int) -> None:
         """Read the memory tier's size when scraped."""
         self._memory_bytes.set_function(size_bytes)
         self._memory_entries.set_function(entries)
+        self._memory_limit_bytes.set(limit_bytes)
 
     def breaker(self, circuit: str, state: str) -> None:
         self._breakers.labels(circuit).set(_BREAKER_STATES[state])

@@ -48,6 +48,7 @@ _REDIS_CONNECTIONS = 32
 # Not what a request waits, which is the budget, but when a connection counts as dead; a write may take this long.
 _REDIS_TIMEOUT_S = 1.0
 _LAST_MOMENT_S = 0.5
+_LAG_PERIOD_S = 0.5
 # Connections upstream and to the store, files, and the like.
 _OTHER_FILES = 768
 _FEWEST_CONNECTIONS = 128
@@ -136,7 +137,7 @@ async def running(
     monotonic: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Running]:
     """A proxy for as long as the block lasts. Raises `ConfigError` if an address can't be listened on."""
-    metrics = Metrics()
+    metrics = Metrics(prices=settings.prices)
     lifecycle = Lifecycle()
     async with AsyncExitStack() as stack:
         origins = await _open_origins(stack, settings, metrics)
@@ -179,6 +180,7 @@ async def running(
         require_strict_parser()
         web_server = _make_server(handler, _max_connections(settings.max_connections))
         await stack.enter_async_context(web_server.sweeping())
+        await stack.enter_async_context(_watching_lag(metrics))
         # aiohttp waits this long for the handlers, and then as long again before it cancels them.
         data = web.ServerRunner(web_server, shutdown_timeout=settings.shutdown_timeout_s / 2)
         port = await _listen(stack, data, settings.host, settings.port, flag="--port")
@@ -204,6 +206,24 @@ def _forbid_itself(settings: Settings, port: int) -> None:
         if parts.scheme == "http" and (parts.port or 80) == port and parts.hostname in own:
             msg = f"upstream {setting.base_url} is this proxy's own address; choose another --port or --upstream"
             raise ConfigError(msg)
+
+
+@asynccontextmanager
+async def _watching_lag(metrics: Metrics) -> AsyncIterator[None]:
+    """Measure how late the event loop comes to what is due."""
+    now = asyncio.get_running_loop().time
+
+    async def watch() -> None:
+        while True:
+            due_s = now() + _LAG_PERIOD_S
+            await asyncio.sleep(_LAG_PERIOD_S)
+            metrics.loop_lag.observe(max(0.0, now() - due_s))
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
 
 
 async def _before(lifecycle: Lifecycle, work: Callable[[], Awaitable[None]]) -> None:
@@ -256,8 +276,13 @@ async def _open_upstream(
 
 
 def _open_cache(settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> Cache:
-    memory = Memory(settings.memory_bytes)
-    metrics.watch_memory(size_bytes=lambda: memory.bytes, entries=lambda: memory.entries)
+    memory = Memory(
+        settings.memory_bytes,
+        on_evicted=lambda entry: metrics.memory_evicted_age.observe(max(0.0, clock() - entry.stored_at_s)),
+    )
+    metrics.watch_memory(
+        size_bytes=lambda: memory.bytes, entries=lambda: memory.entries, limit_bytes=settings.memory_bytes
+    )
     store = _open_store(settings, clock)
     return Cache(
         memory,

@@ -89,6 +89,7 @@ class Upstream:
         """``connect`` makes a connector for so many connections, 0 for any number."""
         self._name = name
         self._metrics = metrics
+        self._seconds = metrics.upstream_seconds.labels(name)
         self._timeouts = timeouts
         self._last_failure = ""
         self._metrics.breaker(f"upstream {name}", State.CLOSED.value)
@@ -201,13 +202,15 @@ class Upstream:
         except BaseException:
             self._breaker.abandoned()
             raise
-        self._metrics.upstream_seconds.observe(time.perf_counter() - started)
-        self._metrics.upstream_answers.labels(str(response.status)).inc()
+        took_s = time.perf_counter() - started
+        self._seconds.observe(took_s)
+        self._metrics.stage_seconds["upstream"].observe(took_s)
+        self._metrics.upstream_answers.labels(self._name, str(response.status)).inc()
         return Answer(status=response.status, reason=response.reason or "", headers=response.headers, body=content)
 
     def _counted(self, error: Exception) -> ProxyError:
         mapped = _mapped(error)
-        self._metrics.upstream_answers.labels(mapped.code.removeprefix("upstream_")).inc()
+        self._metrics.upstream_answers.labels(self._name, mapped.code.removeprefix("upstream_")).inc()
         return mapped
 
     def _connected(self) -> None:

@@ -113,14 +113,25 @@ def read_object(body: bytes) -> dict[str, Any]:
     return fields
 
 
+def model_of(fields: dict[str, Any]) -> str | None:
+    """The model that a body names."""
+    model = fields.get("model")
+    return model if type(model) is str else None
+
+
+def count_of(fields: dict[str, Any]) -> int:
+    """How many items a body seems to have, whatever they are."""
+    given = fields.get("input")
+    return len(given) if type(given) is list and given and type(given[0]) is not int else 1
+
+
 def model_in(body: bytes) -> str | None:
     """The model that a body names, read more tolerantly than anything else here: it only says who is asked."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    model = fields.get("model") if type(fields) is dict else None
-    return model if type(model) is str else None
+    return model_of(fields) if type(fields) is dict else None
 
 
 def reads_alike(asked: EmbeddingRequest, provider: Provider) -> bool:

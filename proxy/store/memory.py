@@ -3,6 +3,8 @@
 TinyLFU decides who stays: a re-index of a corpus larger than memory is a loop, of which LRU keeps nothing.
 """
 
+from collections.abc import Callable
+
 from moka_py import Moka
 
 from proxy import vectors
@@ -54,10 +56,19 @@ class Entry:
 
 
 class Memory:
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, *, on_evicted: Callable[[Entry], None] = lambda _: None) -> None:
+        """``on_evicted`` is told of every entry that leaves for want of room."""
         self.max_bytes = max_bytes
+
+        def on_left(_: bytes, entry: Entry, cause: str) -> None:
+            if cause == "size":
+                on_evicted(entry)
+
         self._entries: Moka[bytes, Entry] = Moka(
-            max_bytes, policy="tiny_lfu", weigher=lambda _, entry: entry.weight_bytes
+            max_bytes,
+            policy="tiny_lfu",
+            weigher=lambda _, entry: entry.weight_bytes,
+            eviction_listener=on_left,
         )
         self.get = self._entries.get
 
