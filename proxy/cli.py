@@ -198,6 +198,12 @@ def cli() -> None:
     help="For people or for machines.",
 )
 @_option(
+    "log-requests",
+    type=click.Choice(["yes", "no"]),
+    default="yes",
+    help="A line for each request, on stderr as all of the log.",
+)
+@_option(
     "config",
     type=click.Path(path_type=Path, dir_okay=False),
     is_eager=True,
@@ -228,6 +234,7 @@ def serve_command(ctx: click.Context, /, **given: Any) -> None:
         max_body_bytes=given["max_body"],
         reports_full_usage=given["usage"] == "full",
         log_format=given["log_format"],
+        logs_requests=given["log_requests"] == "yes",
         batch_window_s=given["batch_window"],
         max_batch_items=given["max_batch_items"],
         max_queued_items=given["max_queued_items"],

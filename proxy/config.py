@@ -86,6 +86,7 @@ class Settings:
     revalidate_s: float = 600.0
     client_keys: Path | None = None  # None: whoever can connect may ask
     record_key: bytes | None = field(default=None, repr=False)
+    logs_requests: bool = True
     prices: Mapping[str, float] = field(default_factory=dict)  # per million tokens, by patterns of model names
     max_connections: int = 10_000
     store_budget_s: float = 0.05

@@ -38,7 +38,7 @@ _BODY_HEADERS = (
 )  # fmt: skip
 # How long requests for stored items wait for the upstream to say what their credential is worth.
 _PATIENCE_S = 2.0
-_CLIENT_LEFT = 499  # as nginx counts it: nobody was there to be answered
+CLIENT_LEFT = 499  # as nginx counts it: nobody was there to be answered
 _NOT_THERE = frozenset({404, 405})
 _PLAIN_JSON = re.compile(r"application/json\s*(;\s*charset=\"?utf-?8\"?\s*)?", re.IGNORECASE)
 
@@ -56,21 +56,17 @@ class _Job(NamedTuple):
     keys: list[bytes]
 
 
-class _Held:
-    """The bytes of one request's body that are in memory, and which model they name."""
+class Progress:
+    """What is known of one request under way, for those who count and log it."""
 
-    __slots__ = ("_route", "model", "size")
+    __slots__ = ("cached", "held_bytes", "items", "model", "outcome")
 
-    def __init__(self, route: "EmbeddingsRoute") -> None:
-        self._route = route
-        self.model: str | None = None
-        self.size = 0
-
-    def add(self, size: int) -> None:
-        if self._route.held_bytes + size > self._route.max_held_bytes:
-            raise Overloaded("Too many request bodies are held in memory.")
-        self._route.held_bytes += size
-        self.size += size
+    def __init__(self) -> None:
+        self.outcome = "error"
+        self.model: str | None = None  # as the client wrote it
+        self.items = 0
+        self.cached = 0  # of the items
+        self.held_bytes = 0  # of its body, in memory
 
 
 class EmbeddingsRoute:
@@ -106,27 +102,32 @@ class EmbeddingsRoute:
         self._is_draining = is_draining
         self._said: set[tuple[str, str]] = set()
 
-    async def handle(self, request: BaseRequest) -> StreamResponse:
+    async def handle(self, request: BaseRequest, progress: Progress) -> StreamResponse:
         """Answer ``POST …/embeddings``. Raises `ProxyError`."""
         started = time.perf_counter()
-        outcome, status = "error", _CLIENT_LEFT
+        status = CLIENT_LEFT
         self._in_flight += 1
-        held = _Held(self)
         try:
-            outcome, response = await self._serve(request, held)
+            progress.outcome, response = await self._serve(request, progress)
             status = response.status
         except ProxyError as error:
             status = error.status
             raise
         finally:
             self._in_flight -= 1
-            self.held_bytes -= held.size
-            self._metrics.of_model(held.model).answered(outcome, status)
-            self._metrics.request_seconds[outcome].observe(time.perf_counter() - started)
+            self.held_bytes -= progress.held_bytes
+            self._metrics.of_model(progress.model).answered(progress.outcome, status)
+            self._metrics.request_seconds[progress.outcome].observe(time.perf_counter() - started)
         return response
 
-    async def _serve(self, request: BaseRequest, held: "_Held") -> tuple[str, StreamResponse]:
-        body = sent = await self._read_body(request, held)
+    def _hold(self, progress: Progress, size: int) -> None:
+        if self.held_bytes + size > self.max_held_bytes:
+            raise Overloaded("Too many request bodies are held in memory.")
+        self.held_bytes += size
+        progress.held_bytes += size
+
+    async def _serve(self, request: BaseRequest, progress: Progress) -> tuple[str, StreamResponse]:
+        body = sent = await self._read_body(request, progress)
         began_s = time.perf_counter()
         origin, fields = None, {}
         try:
@@ -134,14 +135,15 @@ class EmbeddingsRoute:
             identity = self._access.outgoing(request.headers, own)
             _require_json(request, is_signed=identity.is_signed)
             if "Content-Encoding" in request.headers:
-                body = await self._inflated(request, sent, held)
+                body = await self._inflated(request, sent, progress)
             fields = wire.read_object(body)
-            held.model = wire.model_of(fields)
-            origin = self._origins.of(held.model)
+            progress.model = wire.model_of(fields)
+            origin = self._origins.of(progress.model)
             url = _embeddings_url(origin, request.raw_path)
             asked = wire.parse_request(body, fields, origin.provider)
         except Bypass as bypass:
-            self._metrics.of_model(held.model).items["bypass"].inc(wire.count_of(fields))
+            progress.items = wire.count_of(fields)
+            self._metrics.of_model(progress.model).items["bypass"].inc(progress.items)
             return "bypass", await self._bypass(request, origin or self._by_model(body), sent, bypass.reason)
         job = _Job(
             request,
@@ -167,6 +169,7 @@ class EmbeddingsRoute:
             found |= self._cache.peek([job.keys[i] for i in to_do.missing], not_before=not_before)
             to_do = plan(job.keys, found)
         self._stages["lookup"].observe(time.perf_counter() - parsed_s)
+        progress.items, progress.cached = len(job.keys), len(job.keys) - len(to_do.missing)
         is_moved = _epochs(found) > 1
         if is_moved:
             found, to_do = {}, plan(job.keys, ())
@@ -222,7 +225,7 @@ class EmbeddingsRoute:
 
     # --- in
 
-    async def _read_body(self, request: BaseRequest, held: "_Held") -> bytes:
+    async def _read_body(self, request: BaseRequest, progress: Progress) -> bytes:
         if (request.content_length or 0) > self._max_body_bytes:
             raise BodyTooLarge(f"The request body is larger than {self._max_body_bytes} bytes.")
         await answer_expect(request)
@@ -230,8 +233,8 @@ class EmbeddingsRoute:
 
         def take(chunk: bytes) -> None:
             chunks.append(chunk)
-            held.add(len(chunk))
-            if held.size > self._max_body_bytes:
+            self._hold(progress, len(chunk))
+            if progress.held_bytes > self._max_body_bytes:
                 raise BodyTooLarge(f"The request body is larger than {self._max_body_bytes} bytes.")
 
         try:
@@ -244,13 +247,13 @@ class EmbeddingsRoute:
             raise InvalidRequest("The request body is not framed as its headers say.") from None
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def _inflated(self, request: BaseRequest, body: bytes, held: "_Held") -> bytes:
+    async def _inflated(self, request: BaseRequest, body: bytes, progress: Progress) -> bytes:
         """A compressed body as it was, which is no larger than one that is not compressed may be."""
         codings = request.headers.getall("Content-Encoding")
         if len(codings) != 1 or codings[0].lower() not in {"gzip", "deflate"}:
             raise Bypass("content-encoding")
         plain = await asyncio.to_thread(_inflate, body, self._max_body_bytes)
-        held.add(len(plain))
+        self._hold(progress, len(plain))
         return plain
 
     def _by_model(self, body: bytes) -> Origin:

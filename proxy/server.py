@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,18 +19,19 @@ from urllib.parse import urlsplit
 
 from aiohttp import BaseConnector, TCPConnector, UnixConnector, web
 
-from proxy import demo, headers, openapi
-from proxy.auth import KEY_REFUSALS, Access, Validations
+from proxy import demo, openapi
+from proxy.auth import Access, Validations
 from proxy.batcher import Batcher
 from proxy.clientkeys import ClientKeys
 from proxy.config import Settings, StoreSetting, UpstreamSetting
 from proxy.connections import Handler, Server, require_strict_parser
+from proxy.dispatch import Dispatcher
 from proxy.embeddings import EmbeddingsRoute
-from proxy.errors import ConfigError, InvalidRequest, ProxyError
+from proxy.errors import ConfigError
 from proxy.fetcher import Fetcher
 from proxy.metrics import Metrics
 from proxy.origins import Alternative, Origin, Origins
-from proxy.passthrough import is_websocket, relay, relay_websocket
+from proxy.requestlog import RequestLog
 from proxy.routes import Routes
 from proxy.store.base import NoStore, Store
 from proxy.store.memory import Memory
@@ -74,6 +76,7 @@ class Running:
     lifecycle: Lifecycle
     origins: Origins
     client_keys: ClientKeys | None
+    log: RequestLog
     cache: Cache
     fetcher: Fetcher
 
@@ -82,7 +85,8 @@ async def serve(settings: Settings, *, announce: Callable[[Running], None]) -> N
     """Serve until SIGTERM or SIGINT, then drain: say that it is not ready, go on accepting for ``drain_delay_s`` while
     balancers take note, stop accepting, finish what is under way."""
     stop = _stop_signal()
-    async with running(settings) as proxy:
+    write = sys.stderr.write if settings.logs_requests else None
+    async with running(settings, write_log=write) as proxy:
         announce(proxy)
         if proxy.client_keys is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, proxy.client_keys)
@@ -135,8 +139,12 @@ async def running(
     *,
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
+    write_log: Callable[[str], object] | None = None,
 ) -> AsyncIterator[Running]:
-    """A proxy for as long as the block lasts. Raises `ConfigError` if an address can't be listened on."""
+    """A proxy for as long as the block lasts; ``write_log`` gets the lines of its requests.
+
+    Raises `ConfigError` if an address can't be listened on.
+    """
     metrics = Metrics(prices=settings.prices)
     lifecycle = Lifecycle()
     async with AsyncExitStack() as stack:
@@ -168,7 +176,9 @@ async def running(
             reports_full_usage=settings.reports_full_usage,
             is_draining=lambda: lifecycle.is_draining,
         )
-        handler = _data_handler(origins, route, access, lifecycle)
+        log = RequestLog(write_log, is_json=settings.log_format == "json", clock=clock)
+        await stack.enter_async_context(log.flushing())
+        dispatcher = Dispatcher(origins, route, access, log, is_draining=lambda: lifecycle.is_draining)
         # The admin port is the last to go: it tells that the proxy is draining.
         base_url = ""  # not known before there is a port
 
@@ -178,7 +188,7 @@ async def running(
         admin = web.AppRunner(_admin_app(metrics, lifecycle, describe), access_log=None, shutdown_timeout=1.0)
         admin_port = await _listen(stack, admin, settings.admin_host, settings.admin_port, flag="--admin-port")
         require_strict_parser()
-        web_server = _make_server(handler, _max_connections(settings.max_connections))
+        web_server = _make_server(dispatcher.handle, _max_connections(settings.max_connections))
         await stack.enter_async_context(web_server.sweeping())
         await stack.enter_async_context(_watching_lag(metrics))
         # aiohttp waits this long for the handlers, and then as long again before it cancels them.
@@ -192,6 +202,7 @@ async def running(
             lifecycle=lifecycle,
             origins=origins,
             client_keys=client_keys,
+            log=log,
             cache=cache,
             fetcher=fetcher,
         )
@@ -341,47 +352,6 @@ def _make_server(handler: Handler, max_connections: int) -> Server:
         max_field_size=_MAX_HEADER_BYTES,
         max_line_size=_MAX_HEADER_BYTES,
     )
-
-
-def _data_handler(origins: Origins, embeddings: EmbeddingsRoute, access: Access, lifecycle: Lifecycle) -> Handler:
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        access.admit(request.headers)
-        route = origins.default.routes.find(request.raw_path)
-        if route is None:
-            raise InvalidRequest("The request target must be a path.")
-        if request.method == "POST" and (route.is_embeddings or origins.is_embeddings(request.raw_path)):
-            return await embeddings.handle(request)
-        origin = origins.default
-        forwarded = origin.outbound(headers.to_upstream(request.headers))
-        if is_websocket(request):
-            return await relay_websocket(request, origin.client, route.url, forwarded)
-        refused = KEY_REFUSALS if origin.key else ()
-        return await relay(request, origin.client, route.url, forwarded, is_last=lifecycle.is_draining, refused=refused)
-
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        try:
-            response = await answer(request)
-        except ProxyError as error:
-            response = _error_response(error)
-        except Exception as error:
-            if request.writer.output_size:
-                # Part of the answer is out. Cutting the connection is how the client learns that there is no more.
-                _log.warning("an answer was cut short: %s", type(error).__name__)
-                raise ConnectionResetError from error
-            _log.exception("a request failed in a way nobody thought of")
-            response = _error_response(ProxyError("The proxy failed; its log says how."))
-        if lifecycle.is_draining and not response.prepared:
-            response.force_close()
-        return response
-
-    return handle
-
-
-def _error_response(error: ProxyError) -> web.Response:
-    response = web.Response(status=error.status, body=error.body(), content_type="application/json")
-    if error.retry_after_s is not None:
-        response.headers["Retry-After"] = str(error.retry_after_s)
-    return response
 
 
 def _admin_app(metrics: Metrics, lifecycle: Lifecycle, describe: Callable[[], dict[str, Any]]) -> web.Application:

@@ -82,10 +82,13 @@ async def start_proxy(upstream: ScriptedUpstream) -> AsyncIterator[StartProxy]:
             *,
             clock: Callable[[], float] = time.time,
             monotonic: Callable[[], float] = time.monotonic,
+            write_log: Callable[[str], object] | None = None,
             **changes: Any,
         ) -> Client:
             settings = settings_for(upstream, **changes)
-            proxy = await stack.enter_async_context(running(settings, clock=clock, monotonic=monotonic))
+            proxy = await stack.enter_async_context(
+                running(settings, clock=clock, monotonic=monotonic, write_log=write_log)
+            )
             return Client(session, proxy)
 
         yield start

@@ -19,7 +19,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from proxy import headers, keys, wire
 from proxy.auth import Access, Validations
 from proxy.batcher import Batcher
-from proxy.embeddings import EmbeddingsRoute
+from proxy.embeddings import EmbeddingsRoute, Progress
 from proxy.errors import ProxyError, StoreError, UpstreamUnreachable
 from proxy.fetcher import ATTEMPTS, Errand, Fetched, Fetcher
 from proxy.metrics import Metrics
@@ -254,7 +254,7 @@ class Machine(RuleBasedStateMachine):
     def ask(self, items: list[str], directives: str = "") -> None:
         async def ask() -> asyncio.Task[Any]:
             request: Any = FakeRequest(items, directives)
-            return asyncio.create_task(self.route.handle(request))
+            return asyncio.create_task(self.route.handle(request, Progress()))
 
         self.requests.append((items, self.runner.run(ask())))
 

@@ -1,0 +1,100 @@
+"""Every request of the data port: who may ask, which way it goes, what is said when it fails, and its line of log."""
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+
+from aiohttp import web
+
+from proxy import headers
+from proxy.auth import KEY_REFUSALS, Access
+from proxy.embeddings import CLIENT_LEFT, EmbeddingsRoute, Progress
+from proxy.errors import InvalidRequest, ProxyError
+from proxy.origins import Origins
+from proxy.passthrough import is_websocket, relay, relay_websocket
+from proxy.requestlog import Line, RequestIds, RequestLog, trace_id
+
+_log = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    def __init__(
+        self,
+        origins: Origins,
+        embeddings: EmbeddingsRoute,
+        access: Access,
+        log: RequestLog,
+        *,
+        is_draining: Callable[[], bool],
+    ) -> None:
+        self._origins = origins
+        self._embeddings = embeddings
+        self._access = access
+        self._log = log
+        self._is_draining = is_draining
+        self._ids = RequestIds(secrets.token_hex(4))
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The answer to any request; what goes wrong becomes one, too."""
+        started_s = time.perf_counter()
+        progress = Progress()
+        request_id = self._ids.of(request.headers.get("X-Request-Id"))
+        status = CLIENT_LEFT
+        try:
+            response = await self._answer(request, progress)
+            status = response.status
+        finally:
+            self._log.add(
+                Line(
+                    request_id=request_id,
+                    trace_id=trace_id(request.headers.get("traceparent")),
+                    outcome=progress.outcome,
+                    status=status,
+                    model=progress.model,
+                    items=progress.items,
+                    cached=progress.cached,
+                    duration_s=time.perf_counter() - started_s,
+                )
+            )
+        if not response.prepared:
+            response.headers.setdefault("X-Request-Id", request_id)  # an upstream's own stays
+            if self._is_draining():
+                response.force_close()
+        return response
+
+    async def _answer(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
+        try:
+            return await self._route(request, progress)
+        except ProxyError as error:
+            return _error_response(error)
+        except Exception as error:
+            if request.writer.output_size:
+                # Part of the answer is out. Cutting the connection is how the client learns that there is no more.
+                _log.warning("an answer was cut short: %s", type(error).__name__)
+                raise ConnectionResetError from error
+            _log.exception("a request failed in a way nobody thought of")
+            return _error_response(ProxyError("The proxy failed; its log says how."))
+
+    async def _route(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
+        self._access.admit(request.headers)
+        target = request.raw_path
+        origin = self._origins.default
+        route = origin.routes.find(target)
+        if route is None:
+            raise InvalidRequest("The request target must be a path.")
+        if request.method == "POST" and (route.is_embeddings or self._origins.is_embeddings(target)):
+            return await self._embeddings.handle(request, progress)
+        progress.outcome = "pass"
+        forwarded = origin.outbound(headers.to_upstream(request.headers))
+        if is_websocket(request):
+            return await relay_websocket(request, origin.client, route.url, forwarded)
+        refused = KEY_REFUSALS if origin.key else ()
+        return await relay(request, origin.client, route.url, forwarded, is_last=self._is_draining(), refused=refused)
+
+
+def _error_response(error: ProxyError) -> web.Response:
+    response = web.Response(status=error.status, body=error.body(), content_type="application/json")
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(error.retry_after_s)
+    return response
