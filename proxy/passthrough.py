@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection
+from http import HTTPStatus
 
 from aiohttp import ClientError, ClientWebSocketResponse, HttpVersion11, WSCloseCode, WSMsgType, WSServerHandshakeError
 from aiohttp.web import BaseRequest, Response, StreamResponse, WebSocketResponse
@@ -90,7 +91,12 @@ async def relay_websocket(
             max_msg_size=0,
         )
     except WSServerHandshakeError as refused:
-        return Response(status=refused.status, headers=headers.end_to_end(CIMultiDict(refused.headers or ())))
+        if refused.status == HTTPStatus.SWITCHING_PROTOCOLS:
+            raise UpstreamUnreachable("The upstream opened a WebSocket wrongly.") from refused
+        fields = headers.end_to_end(CIMultiDict(refused.headers or ()))
+        for name in ("Content-Length", "Content-Encoding"):  # of a body that aiohttp does not hand out
+            fields.popall(name, None)
+        return Response(status=refused.status, headers=fields)
     except (ClientError, TimeoutError, OSError) as error:
         msg = f"The upstream did not open a WebSocket ({type(error).__name__})."
         raise UpstreamUnreachable(msg) from error
