@@ -42,7 +42,7 @@ async def relay(
     if body is None and request.body_exists:
         content = paced(request.content)
         if "Content-Length" in request.headers:  # else it came in chunks and goes on in chunks
-            forwarded["Content-Length"] = request.headers["Content-Length"]
+            forwarded["Content-Length"] = str(request.content_length)  # not 005
     answer = await upstream.open(request.method, url, forwarded, content)
     async with answer:
         if answer.status in refused:
