@@ -25,7 +25,7 @@ from proxy.clientkeys import ClientKeys
 from proxy.config import Settings, StoreSetting, UpstreamSetting
 from proxy.connections import Handler, Server, require_strict_parser
 from proxy.embeddings import EmbeddingsRoute
-from proxy.errors import ConfigError, InvalidRequest, ProxyError
+from proxy.errors import ConfigError, InvalidRequest, ProxyError, RequestTimeout
 from proxy.fetcher import Fetcher
 from proxy.metrics import Metrics
 from proxy.origins import Alternative, Origin, Origins
@@ -368,6 +368,8 @@ def _error_response(error: ProxyError) -> web.Response:
     response = web.Response(status=error.status, body=error.body(), content_type="application/json")
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, RequestTimeout):
+        response.force_close()  # what still comes of the body is nobody's
     return response
 
 
