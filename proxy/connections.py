@@ -23,6 +23,8 @@ _SWEEP_S = 1.0
 # A body may take so long in any case, and beyond that so many bytes a second.
 _BODY_GRACE_S = 20.0
 _MIN_BODY_BYTES_A_SECOND = 1024
+# And this long between two bytes, or a fast start would earn hours of silence.
+_BODY_SILENCE_S = 30.0
 
 
 class Connection(RequestHandler):
@@ -129,7 +131,7 @@ async def paced(content: StreamReader, *, now: Callable[[], float] | None = None
         allowed_s = _BODY_GRACE_S + received / _MIN_BODY_BYTES_A_SECOND - waited_s
         started = now()
         try:
-            async with asyncio.timeout(max(0.0, allowed_s)):
+            async with asyncio.timeout(min(max(0.0, allowed_s), _BODY_SILENCE_S)):
                 chunk = await content.readany()
         except TimeoutError:
             raise RequestTimeout("The body of the request did not come in time.") from None
