@@ -91,6 +91,13 @@ class Server(web.Server):
     def __call__(self) -> RequestHandler:
         return Connection(self, loop=self._loop, **self._kwargs)
 
+    def _make_request(self, message: Any, *others: Any) -> web.BaseRequest:
+        # Of what follows a request to upgrade in the same packet, aiohttp drops all but the tail of a WebSocket's:
+        # the rest of a request cut in two by that would pass for one of its own.
+        if message.upgrade and message.headers.get("Upgrade", "").lower() != "websocket":
+            message = message._replace(should_close=True)
+        return super()._make_request(message, *others)
+
     async def _tracked(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
         assert isinstance(connection, Connection)  # noqa: S101 - there are no others
