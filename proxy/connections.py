@@ -23,6 +23,8 @@ _SWEEP_S = 1.0
 # A body may take so long in any case, and beyond that so many bytes a second.
 _BODY_GRACE_S = 20.0
 _MIN_BODY_BYTES_A_SECOND = 1024
+# And this long between two bytes, or a fast start would earn hours of silence.
+_BODY_SILENCE_S = 30.0
 
 
 class Connection(RequestHandler):
@@ -89,6 +91,13 @@ class Server(web.Server):
     def __call__(self) -> RequestHandler:
         return Connection(self, loop=self._loop, **self._kwargs)
 
+    def _make_request(self, message: Any, *others: Any) -> web.BaseRequest:
+        # Of what follows a request to upgrade in the same packet, aiohttp drops all but the tail of a WebSocket's:
+        # the rest of a request cut in two by that would pass for one of its own.
+        if message.upgrade and message.headers.get("Upgrade", "").lower() != "websocket":
+            message = message._replace(should_close=True)
+        return super()._make_request(message, *others)
+
     async def _tracked(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
         assert isinstance(connection, Connection)  # noqa: S101 - there are no others
@@ -129,7 +138,7 @@ async def paced(content: StreamReader, *, now: Callable[[], float] | None = None
         allowed_s = _BODY_GRACE_S + received / _MIN_BODY_BYTES_A_SECOND - waited_s
         started = now()
         try:
-            async with asyncio.timeout(max(0.0, allowed_s)):
+            async with asyncio.timeout(min(max(0.0, allowed_s), _BODY_SILENCE_S)):
                 chunk = await content.readany()
         except TimeoutError:
             raise RequestTimeout("The body of the request did not come in time.") from None

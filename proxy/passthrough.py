@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection
+from http import HTTPStatus
 
 from aiohttp import ClientError, ClientWebSocketResponse, HttpVersion11, WSCloseCode, WSMsgType, WSServerHandshakeError
 from aiohttp.web import BaseRequest, Response, StreamResponse, WebSocketResponse
@@ -41,7 +42,7 @@ async def relay(
     if body is None and request.body_exists:
         content = paced(request.content)
         if "Content-Length" in request.headers:  # else it came in chunks and goes on in chunks
-            forwarded["Content-Length"] = request.headers["Content-Length"]
+            forwarded["Content-Length"] = str(request.content_length)  # not 005
     answer = await upstream.open(request.method, url, forwarded, content)
     async with answer:
         if answer.status in refused:
@@ -90,7 +91,12 @@ async def relay_websocket(
             max_msg_size=0,
         )
     except WSServerHandshakeError as refused:
-        return Response(status=refused.status, headers=headers.end_to_end(CIMultiDict(refused.headers or ())))
+        if refused.status == HTTPStatus.SWITCHING_PROTOCOLS:
+            raise UpstreamUnreachable("The upstream opened a WebSocket wrongly.") from refused
+        fields = headers.end_to_end(CIMultiDict(refused.headers or ()))
+        for name in ("Content-Length", "Content-Encoding"):  # of a body that aiohttp does not hand out
+            fields.popall(name, None)
+        return Response(status=refused.status, headers=fields)
     except (ClientError, TimeoutError, OSError) as error:
         msg = f"The upstream did not open a WebSocket ({type(error).__name__})."
         raise UpstreamUnreachable(msg) from error

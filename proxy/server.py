@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from aiohttp import BaseConnector, TCPConnector, UnixConnector, web
+from aiohttp import BaseConnector, HttpVersion10, HttpVersion11, TCPConnector, UnixConnector, web
 
 from proxy import demo, headers, openapi
 from proxy.auth import KEY_REFUSALS, Access, Validations
@@ -25,7 +25,7 @@ from proxy.clientkeys import ClientKeys
 from proxy.config import Settings, StoreSetting, UpstreamSetting
 from proxy.connections import Handler, Server, require_strict_parser
 from proxy.embeddings import EmbeddingsRoute
-from proxy.errors import ConfigError, InvalidRequest, ProxyError
+from proxy.errors import ConfigError, InvalidRequest, ProxyError, RequestTimeout
 from proxy.fetcher import Fetcher
 from proxy.metrics import Metrics
 from proxy.origins import Alternative, Origin, Origins
@@ -53,6 +53,7 @@ _OTHER_FILES = 768
 _FEWEST_CONNECTIONS = 128
 _THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _LOCAL = _THIS_MACHINE | {"0.0.0.0", "::"}  # noqa: S104 - compared with, not listened on
+_VERSIONS = (HttpVersion11, HttpVersion10)
 _MAX_HEADER_BYTES = 64 * 1024  # a field: some gateways hand on large tokens
 
 
@@ -321,6 +322,7 @@ def _make_server(handler: Handler, max_connections: int) -> Server:
 def _data_handler(origins: Origins, embeddings: EmbeddingsRoute, access: Access, lifecycle: Lifecycle) -> Handler:
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         access.admit(request.headers)
+        _require_framed(request)
         route = origins.default.routes.find(request.raw_path)
         if route is None:
             raise InvalidRequest("The request target must be a path.")
@@ -352,10 +354,22 @@ def _data_handler(origins: Origins, embeddings: EmbeddingsRoute, access: Access,
     return handle
 
 
+def _require_framed(request: web.BaseRequest) -> None:
+    """Raises `InvalidRequest` for what aiohttp lets through and two servers may take for different requests."""
+    if request.method == "CONNECT":  # after a 2xx to it there is no HTTP any more (RFC 9110 §9.3.6)
+        raise InvalidRequest("This proxy opens no tunnels.")
+    if request.version not in _VERSIONS:
+        raise InvalidRequest("The HTTP version must be 1.0 or 1.1.")
+    if request.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+        raise InvalidRequest("The only transfer coding understood is chunked.")
+
+
 def _error_response(error: ProxyError) -> web.Response:
     response = web.Response(status=error.status, body=error.body(), content_type="application/json")
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, RequestTimeout):
+        response.force_close()  # what still comes of the body is nobody's
     return response
 
 
