@@ -90,8 +90,8 @@ def test_every_flag_has_its_variable_and_its_key(
         "max_body": "1KB", "usage": "full", "log_format": "json", "batch_window": "5ms", "max_batch_items": "7",
         "max_queued_items": "8", "max_held": "1MiB", "upstream_concurrency": "9", "upstream_connect_timeout": "1s",
         "upstream_read_timeout": "2s", "upstream_timeout": "3s", "drain_delay": "4s", "shutdown_timeout": "5s",
-        "share": "all", "revalidate": "6m", "upstream_key_env": "KEY", "client_keys": "clients", "max_connections": "10",
-        "record_key_env": "SECRET",
+        "share": "all", "revalidate": "6m", "upstream_key_env": "KEY", "client_keys": "clients",
+        "max_connections": "10", "record_key_env": "SECRET",
     }  # fmt: skip
     monkeypatch.setenv("KEY", "sk-owned")
     monkeypatch.setenv("SECRET", "s" * 32)
