@@ -57,6 +57,7 @@ class Delivered:
     usage: dict[str, Any]
     headers: CIMultiDictProxy[str]
     is_exact: bool  # the call was for this share alone
+    by_origin: bool  # and not by one that stood in for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +286,7 @@ class Batcher:
                 parsed = _read(first, origin, answer, len(items))
                 self._metrics.admit_model(first.asked.model)
                 self._metrics.of_model(first.asked.model).tokens_billed.inc(parsed.usage["prompt_tokens"])
-                return list(_shared_out(shares, items, parsed, answer))
+                return list(_shared_out(shares, items, parsed, answer, by_origin=origin is first.origin))
             refused = Refused(answer, body)
             failure: Outcome = refused
             is_one_callers = refused.blames_input
@@ -338,7 +339,7 @@ def _for_body(share: Share, body: bytes) -> CIMultiDict[str]:
 
 
 def _shared_out(
-    shares: list[Share], items: list[Any], parsed: wire.EmbeddingAnswer, answer: Answer
+    shares: list[Share], items: list[Any], parsed: wire.EmbeddingAnswer, answer: Answer, *, by_origin: bool
 ) -> Iterator[Delivered]:
     """Each share's part of one answer."""
     total = parsed.usage["prompt_tokens"]
@@ -354,6 +355,7 @@ def _shared_out(
             usage=usage,
             headers=answer.headers,
             is_exact=len(shares) == 1,
+            by_origin=by_origin,
         )
 
 

@@ -302,7 +302,7 @@ def _max_connections(wanted: int) -> int:
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, wanted + _OTHER_FILES)), hard))
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(_FEWEST_CONNECTIONS, min(wanted, soft - _OTHER_FILES))
+    return min(wanted, max(_FEWEST_CONNECTIONS, soft - _OTHER_FILES))
 
 
 def _make_server(handler: Handler, max_connections: int) -> Server:
@@ -331,7 +331,7 @@ def _data_handler(origins: Origins, embeddings: EmbeddingsRoute, access: Access,
         origin = origins.default
         forwarded = origin.outbound(headers.to_upstream(request.headers))
         if is_websocket(request):
-            return await relay_websocket(request, origin.client, route.url, forwarded)
+            return await relay_websocket(request, origin.client, route.url, forwarded, owns_key=bool(origin.key))
         refused = KEY_REFUSALS if origin.key else ()
         return await relay(request, origin.client, route.url, forwarded, is_last=lifecycle.is_draining, refused=refused)
 
@@ -358,6 +358,8 @@ def _require_framed(request: web.BaseRequest) -> None:
     """Raises `InvalidRequest` for what aiohttp lets through and two servers may take for different requests."""
     if request.method == "CONNECT":  # after a 2xx to it there is no HTTP any more (RFC 9110 §9.3.6)
         raise InvalidRequest("This proxy opens no tunnels.")
+    if request.method == "TRACE":  # it may echo a key that is not the client's (RFC 9110 §9.3.8)
+        raise InvalidRequest("This proxy relays no TRACE.")
     if request.version not in _VERSIONS:
         raise InvalidRequest("The HTTP version must be 1.0 or 1.1.")
     if request.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
