@@ -4,8 +4,11 @@ Whatever comes in, the upstream sees one well-framed request or none, and the ne
 """
 
 import asyncio
+import gzip
 import re
-from collections.abc import AsyncIterator
+import tracemalloc
+import zlib
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -13,7 +16,10 @@ import orjson
 import pytest
 from aiohttp import web
 
-from tests.client import Client
+from proxy.config import MIB
+from tests.client import Client, raw
+from tests.conftest import StartProxy
+from tests.redis_server import free_port
 from tests.scripted import Call, ScriptedUpstream
 
 CHUNKED = b"Transfer-Encoding: chunked"
@@ -274,3 +280,280 @@ async def test_what_comes_right_behind_is_answered_or_the_connection_ends(
     # What is to be the last request of its connection is refused if more is behind it.
     assert seen(upstream) in ([], *([[GOOD_SEEN]] if expected is None else [[expected], [expected, GOOD_SEEN]]))
     await ask_again(echoing)
+
+
+async def test_requests_in_one_packet_are_answered_in_turn(echoing: Client, upstream: ScriptedUpstream) -> None:
+    async with connected(echoing) as (reader, writer):
+        writer.write(post(b"Content-Length: 5") + chunks(HELLO) + get(b"Content-Length: 5", body=b"GET /") + LAST)
+        for expected in (["POST", "/v1/echo", "hello"], ["POST", "/v1/echo", "hello"], ["GET", "/v1/echo", "GET /"]):
+            assert orjson.loads((await read_framed(reader)).body) == expected
+        await read_last(reader)
+    assert len(upstream.calls) == 4
+
+
+@pytest.mark.parametrize("request_", [post(b"Content-Length: 5", body=b"hello, and more"), get(body=b"xyz\r\n\r\n")])
+async def test_what_follows_a_body_is_no_part_of_it(
+    echoing: Client, upstream: ScriptedUpstream, request_: bytes
+) -> None:
+    async with connected(echoing) as (reader, writer):
+        writer.write(request_)
+        while (await read_framed(reader)).stays:
+            pass
+        assert await rest(reader) == b""
+    assert {call.body for call in upstream.calls} <= {b"hello", b""}
+    await ask_again(echoing)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        chunks(b"5\r\nhello\r\n"),
+        chunks(b"5\r\nhel"),
+        post(b"Content-Length: 6"),
+        post(b"Content-Length: 99999999999999"),
+        post(CHUNKED, body=b"5\r\nhello\r\n", path=b"/v1/embeddings"),
+        post(b"Content-Length: 6", path=b"/v1/embeddings"),
+        b"GET /v1/echo\r\n",
+        b"GET /v1/echo HTTP/1.1\r\nHost: x\r\n",
+    ],
+)
+async def test_half_a_request_is_none(echoing: Client, upstream: ScriptedUpstream, request_: bytes) -> None:
+    async with connected(echoing) as (reader, writer):
+        writer.write(request_)
+        writer.write_eof()
+        await rest(reader)
+    assert not upstream.calls
+    await ask_again(echoing)
+
+
+async def test_half_a_request_behind_an_upgrade_is_not_taken_for_one(
+    echoing: Client, upstream: ScriptedUpstream
+) -> None:
+    first = get(b"Connection: Upgrade", b"Upgrade: h2c") + post(b"Content-Length: %d" % len(SMUGGLED), body=b"")
+    async with connected(echoing) as (reader, writer):
+        writer.write(first)
+        assert (await read_framed(reader)).status == 200
+        writer.write(SMUGGLED)
+        assert await rest(reader) == b""
+    assert seen(upstream) == [ECHO]
+
+
+async def test_a_websocket_that_the_upstream_opens_wrongly_is_a_502(client: Client, upstream: ScriptedUpstream) -> None:
+    upstream.reply = lambda _: web.Response(
+        status=101, headers={"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": "not this"}
+    )
+    handshake = get(b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13")
+    async with connected(client) as (reader, writer):
+        writer.write(handshake)
+        assert (await read_framed(reader)).status == 502
+
+
+async def test_a_length_beyond_the_limit_is_refused_before_the_body_comes(
+    echoing: Client, upstream: ScriptedUpstream
+) -> None:
+    fields = (b"Content-Length: 99999999999999", b"Expect: 100-continue")
+    async with connected(echoing) as (reader, writer):
+        writer.write(post(*fields, body=b"", path=b"/v1/embeddings"))
+        assert (await read_framed(reader)).status == 413
+    assert not upstream.calls
+
+
+# --- bodies that swell
+
+LIMIT = 256 * 1024
+EMBED = b'{"model":"m","input":"x"}'
+
+
+def swollen(size: int) -> bytes:
+    """A request of so many spaces, about a thousandth of it as gzip."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+    parts = [packer.compress(EMBED)]
+    parts += [packer.compress(b" " * MIB) for _ in range(size // MIB)]
+    return b"".join([*parts, packer.flush()])
+
+
+async def test_a_bomb_is_not_inflated(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+    client = await start_proxy(max_body_bytes=LIMIT)
+    bomb = swollen(100 * MIB)
+    assert len(bomb) < LIMIT
+    tracemalloc.start()
+    try:
+        answer = await client.post(bomb, Content_Encoding="gzip")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (answer.status, answer.json["error"]["code"]) == (413, "body_too_large")
+    assert peak < LIMIT + 4 * MIB
+    assert not upstream.calls
+    assert (await client.embed("x")).cache == "MISS"
+
+
+async def test_bombs_count_as_held_while_they_are(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+    client = await start_proxy(max_held_bytes=LIMIT)
+    answer = await client.post(swollen(MIB), Content_Encoding="gzip")
+    assert (answer.status, answer.json["error"]["code"]) == (503, "overloaded")
+    assert not upstream.calls
+    assert await client.metric("embedding_proxy_held_bytes") == 0
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "deflate"])
+async def test_a_compressed_body_is_read(client: Client, upstream: ScriptedUpstream, coding: str) -> None:
+    packed = zlib.compress(EMBED) if coding == "deflate" else gzip.compress(EMBED)
+    assert (await client.post(packed, Content_Encoding=coding)).cache == "MISS"
+    assert (await client.post(EMBED)).cache == "HIT"
+    assert upstream.calls[0].json["input"] == "x"
+    assert "Content-Encoding" not in upstream.calls[0].headers
+
+
+@pytest.mark.parametrize(
+    ("body", "coding"),
+    [
+        (gzip.compress(gzip.compress(EMBED)), "gzip, gzip"),
+        (gzip.compress(EMBED)[:-4], "gzip"),
+        (gzip.compress(EMBED) + b"more", "gzip"),
+        (gzip.compress(EMBED) * 2, "gzip"),
+        (gzip.compress(EMBED)[:10] + b"\xff" * 20, "gzip"),
+        (b"garbage", "gzip"),
+        (b"", "gzip"),
+        (EMBED, "gzip"),
+        (zlib.compress(EMBED)[2:-4], "deflate"),  # the raw stream that some send
+        (EMBED, "br"),
+        (EMBED, "identity"),
+        (EMBED, ""),
+    ],
+)
+async def test_what_can_not_be_inflated_is_relayed_as_it_came(
+    client: Client, upstream: ScriptedUpstream, body: bytes, coding: str
+) -> None:
+    upstream.reply = lambda _: web.Response(status=415)
+    answer = await client.post(body, Content_Encoding=coding)
+    assert (answer.status, answer.cache) == (415, "BYPASS")
+    assert [(call.body, call.headers["Content-Encoding"]) for call in upstream.calls] == [(body, coding)]
+
+
+async def test_two_codings_in_two_fields_are_relayed_as_they_came(client: Client, upstream: ScriptedUpstream) -> None:
+    upstream.reply = lambda _: web.Response(status=415)
+    packed = gzip.compress(EMBED)
+    fields = (b"Content-Encoding: gzip", b"Content-Encoding: gzip", b"Content-Length: %d" % len(packed))
+    async with connected(client) as (reader, writer):
+        writer.write(post(*fields, b"Content-Type: application/json", body=packed, path=b"/v1/embeddings"))
+        answer = await read_framed(reader)
+    assert (answer.status, answer.fields["x-cache"]) == (415, "BYPASS")
+    assert upstream.calls[0].headers.getall("Content-Encoding") == ["gzip", "gzip"]
+    assert upstream.calls[0].body == packed
+
+
+async def test_gzip_within_gzip_is_no_json(client: Client, upstream: ScriptedUpstream) -> None:
+    upstream.reply = lambda _: web.Response(status=400)
+    answer = await client.post(gzip.compress(gzip.compress(EMBED)), Content_Encoding="gzip")
+    assert 400 <= answer.status < 500
+
+
+# --- what travels
+
+HOPS = (
+    b"Connection: X-One, close",
+    b"Connection: x-TWO ,, X-Three",
+    b"Keep-Alive: timeout=5",
+    b"Proxy-Connection: keep-alive",
+    b"Proxy-Authorization: Basic x",
+    b"TE: trailers",
+    b"Trailer: X-Trailer",
+    b"X-One: 1",
+    b"X-Two: 2",
+    b"X-Three: 3",
+)
+
+
+@pytest.mark.parametrize("path", ["/v1/echo", "/v1/embeddings"])
+async def test_no_connections_own_fields_travel(client: Client, upstream: ScriptedUpstream, path: str) -> None:
+    def reply(call: Call) -> web.Response:
+        response = upstream.embed(call)
+        for name, value in (
+            ("Connection", "X-One, Set-Cookie"),
+            ("Connection", "x-two"),
+            ("Keep-Alive", "timeout=5"),
+            ("Proxy-Authenticate", "Basic"),
+            ("Trailer", "X-Trailer"),
+            ("Upgrade", "h2c"),
+            ("X-One", "1"),
+            ("X-Two", "2"),
+            ("Set-Cookie", "a=b"),
+            ("X-End", "to end"),
+        ):
+            response.headers.add(name, value)
+        return response
+
+    upstream.reply = reply
+    length = b"Content-Length: %d" % len(EMBED)
+    answer = await raw(client, post(*HOPS, length, b"Content-Type: application/json", body=EMBED, path=path.encode()))
+    assert answer.startswith(b"HTTP/1.1 200")
+    sent = {name.lower() for name in upstream.calls[0].headers}
+    assert sent <= {"host", "content-length", "content-type", "accept-encoding"}
+    names = {line.split(b":")[0].lower() for line in answer.split(b"\r\n\r\n")[0].split(b"\r\n")[1:]}
+    assert b"x-end" in names
+    assert not names & {b"keep-alive", b"proxy-authenticate", b"trailer", b"upgrade", b"x-one", b"x-two", b"set-cookie"}
+
+
+@pytest.mark.parametrize("path", ["/v1/echo", "/v1/embeddings"])
+async def test_forwarded_fields_are_neither_made_up_nor_believed(
+    client: Client, upstream: ScriptedUpstream, path: str
+) -> None:
+    names = {"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}
+    await client.post({"model": "m", "input": "x"}, target=path)
+    assert not names & {name.lower() for name in upstream.calls[0].headers}
+    given = {"X-Forwarded-For": "10.0.0.1", "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "https"}
+    await client.post({"model": "m", "input": "y"}, target=path, **given)
+    sent = upstream.calls[1].headers
+    assert {name: sent[name] for name in given} == given
+    assert sent["Host"] == upstream.calls[0].headers["Host"]
+
+
+async def test_who_a_client_says_it_is_forwarded_for_opens_no_other_scope(client: Client) -> None:
+    await client.embed("x")
+    assert (await client.embed("x", headers={"X-Forwarded-For": "10.0.0.1"})).cache == "HIT"
+    assert (await client.post({"model": "m", "input": "x"}, key="Bearer other", X_Forwarded_For="1")).cache == "MISS"
+
+
+async def test_an_answers_cookie_reaches_none_of_those_that_shared_the_call(
+    client: Client, upstream: ScriptedUpstream
+) -> None:
+    held = asyncio.Event()
+
+    async def reply(call: Call) -> web.Response:
+        await held.wait()
+        response = upstream.embed(call)
+        response.set_cookie("session", "1")
+        return response
+
+    upstream.reply = reply
+    first = asyncio.create_task(client.embed("first"))
+    while not upstream.calls:
+        await asyncio.sleep(0)
+    others = [asyncio.create_task(client.embed(text)) for text in ("a", "b")]
+    try:
+        while await client.metric("embedding_proxy_upstream_queued_items") < 3:
+            await asyncio.sleep(0)
+    finally:
+        held.set()
+    answers = await asyncio.gather(first, *others)
+    shared = any(len(call.items) > 1 for call in upstream.calls)
+    assert ["Set-Cookie" in answer.headers for answer in answers] == [True, not shared, not shared]
+
+
+async def test_a_redirect_of_the_embeddings_route_is_relayed(client: Client, upstream: ScriptedUpstream) -> None:
+    upstream.reply = lambda _: web.Response(status=307, headers={"Location": f"{upstream.base_url}/elsewhere"})
+    answer = await client.post(EMBED)
+    assert (answer.status, answer.headers["Location"]) == (307, f"{upstream.base_url}/elsewhere")
+    assert {call.target for call in upstream.calls} == {"/v1/embeddings"}
+
+
+@pytest.mark.parametrize("case", [str.upper, str.lower])
+async def test_no_proxy_of_the_environment_is_used(
+    start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch, case: Callable[[str], str]
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(case(name), f"http://127.0.0.1:{free_port()}")
+    client = await start_proxy()
+    assert (await client.embed("x")).status == 200
+    assert (await client.send("GET", "/v1/models")).status != 502
