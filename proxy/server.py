@@ -43,6 +43,8 @@ _log = logging.getLogger(__name__)
 # aiohttp's server reports every malformed request with a traceback; our own handler reports what is ours.
 _http_log = logging.getLogger("proxy.http")
 _http_log.setLevel(logging.CRITICAL)
+# aiohttp warns of the WebSocket subprotocols a client offers in vain; OpenAI's browser clients put their key there.
+logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
 
 _REDIS_CONNECTIONS = 32
 # Not what a request waits, which is the budget, but when a connection counts as dead; a write may take this long.
