@@ -151,7 +151,8 @@ async def malformed(client: Client, upstream: ScriptedUpstream) -> None:
     for number, reply in enumerate(replies):
         upstream.reply = reply
         assert (await client.embed(f"{TEXT} malformed {number}", headers={"key": BEARER})).status == 200
-    for number, reply in enumerate((cut_off, broken, half)):
+    breaking: list[Reply] = [cut_off, broken, half]
+    for number, reply in enumerate(breaking):
         upstream.reply = reply
         assert (await client.embed(f"{TEXT} broken {number}", headers={"key": BEARER})).status == 502
 
