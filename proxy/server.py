@@ -84,9 +84,9 @@ async def serve(settings: Settings, *, announce: Callable[[Running], None]) -> N
     balancers take note, stop accepting, finish what is under way."""
     stop = _stop_signal()
     async with running(settings) as proxy:
-        announce(proxy)
         if proxy.client_keys is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, proxy.client_keys)
+        announce(proxy)
         await proxy.cache.try_store()
         # What lives now lives on: the collector need not walk it again and again.
         gc.collect()
