@@ -61,21 +61,21 @@ def add(path: Path, name: str) -> str:
             )
         key = _PREFIX + secrets.token_urlsafe(32)
         made = ClientKey(name=name, digest=_digest(key), since=time.strftime("%Y-%m-%d", time.gmtime()))
-        before = path.read_text(encoding="utf-8").rstrip("\n") + "\n" if path.exists() else ""
-        _write(path, before.lstrip("\n") + f"{made}\n")
+        before = file.read_text(encoding="utf-8").rstrip("\n") + "\n" if file.exists() else ""
+        _write(file, before.lstrip("\n") + f"{made}\n")
     return key
 
 
 def revoke(path: Path, name: str) -> None:
     """Take a client's key from the file. Raises `ConfigError`."""
-    with _changing(path) as path:
-        known = read(path)
+    with _changing(path) as file:
+        known = read(file)
         gone = {str(key) for key in known if key.name == name}
         if not gone:
             accepted = ", ".join(key.name for key in known) or "none, the file is empty"
             raise ConfigError(f"client keys {path}: there is no key named {name}; accepted: {accepted}")
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        _write(path, "".join(line for line in lines if " ".join(line.split()) not in gone))
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        _write(file, "".join(line for line in lines if " ".join(line.split()) not in gone))
 
 
 @contextmanager
@@ -94,16 +94,20 @@ def _changing(path: Path) -> Iterator[Path]:
 def _write(path: Path, text: str) -> None:
     """All or nothing, since a proxy may be reading it, and for whom it was."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-        if path.exists():
-            known = path.stat()
-            os.fchmod(file.fileno(), known.st_mode)
-            with suppress(PermissionError):  # only root can give files away
-                os.fchown(file.fileno(), known.st_uid, known.st_gid)
-    Path(temporary).replace(path)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            if path.exists():
+                known = path.stat()
+                os.fchmod(file.fileno(), known.st_mode)
+                with suppress(PermissionError):  # only root can give files away
+                    os.fchown(file.fileno(), known.st_uid, known.st_gid)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink()
+        raise
 
 
 def _digest(key: str) -> bytes:

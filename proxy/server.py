@@ -43,6 +43,8 @@ _log = logging.getLogger(__name__)
 # aiohttp's server reports every malformed request with a traceback; our own handler reports what is ours.
 _http_log = logging.getLogger("proxy.http")
 _http_log.setLevel(logging.CRITICAL)
+# aiohttp warns of the WebSocket subprotocols a client offers in vain; OpenAI's browser clients put their key there.
+logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
 
 _REDIS_CONNECTIONS = 32
 # Not what a request waits, which is the budget, but when a connection counts as dead; a write may take this long.
@@ -83,9 +85,9 @@ async def serve(settings: Settings, *, announce: Callable[[Running], None]) -> N
     balancers take note, stop accepting, finish what is under way."""
     stop = _stop_signal()
     async with running(settings) as proxy:
-        announce(proxy)
         if proxy.client_keys is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, proxy.client_keys)
+        announce(proxy)
         await proxy.cache.try_store()
         # What lives now lives on: the collector need not walk it again and again.
         gc.collect()
