@@ -54,11 +54,9 @@ def add(path: Path, name: str) -> str:
     """Make a key for a client; returns it, which nobody can do again. Raises `ConfigError`."""
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is no name; accepted: letters, digits and any of . _ @ -, up to 64")
-    with _changing(path) as path:
-        if path.exists() and any(key.name == name for key in read(path)):
-            raise ConfigError(
-                f"client keys {path}: there is a key named {name}; revoke it first or choose another name"
-            )
+    with _changing(path) as file:
+        if file.exists() and any(key.name == name for key in read(file)):
+            raise ConfigError(f"client keys {path}: there is a key named {name}; revoke it or choose another name")
         key = _PREFIX + secrets.token_urlsafe(32)
         made = ClientKey(name=name, digest=_digest(key), since=time.strftime("%Y-%m-%d", time.gmtime()))
         before = file.read_text(encoding="utf-8").rstrip("\n") + "\n" if file.exists() else ""
