@@ -5,9 +5,11 @@ BIN    := $(VENV)/bin
 # What the clients of `make test-clients` are installed into; tests/test_clients.py knows both.
 OTHERS := .venv-clients
 NODE   := tests/clients/node_modules
+LOCKER := .venv-lock
+LOCK   := deploy/requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-providers test-clients check fmt bench faults clean
+.PHONY: help run test test-slow test-providers test-clients check fmt lock bench faults clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -67,6 +69,22 @@ fmt: $(VENV)/dev-ok ## format the code and mend what the linter can
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
+$(LOCKER)/ok: $(VENV)/python-ok
+	@echo "installing pip-tools into $(LOCKER) ..."
+	@$(PYTHON) -m venv $(LOCKER)
+	@$(LOCKER)/bin/pip install --quiet --disable-pip-version-check 'pip-tools>=7.5'
+	@touch $@
+
+# The oldest Python resolves to what all newer ones can install, too. What pip was told of this machine stays out.
+lock: $(LOCKER)/ok ## pin what the container installs, by hash; with the oldest Python: PYTHON=python3.11
+	@$(LOCKER)/bin/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "locking takes Python 3.11, the oldest: rm -r $(LOCKER) and make lock PYTHON=python3.11"; exit 1; }
+	@env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null $(LOCKER)/bin/pip-compile --quiet --upgrade \
+	  --no-config --generate-hashes --strip-extras --no-header --no-emit-options --annotation-style line \
+	  --output-file $(LOCK) pyproject.toml
+	@{ echo "# By make lock, from pyproject.toml: for Python 3.11.4 or newer on Linux, pip install --require-hashes -r"; \
+	  cat $(LOCK); } > $(LOCK).new && mv $(LOCK).new $(LOCK)
+
 bench: $(VENV)/dev-ok ## hit throughput against bare aiohttp; needs wrk
 	@$(BIN)/python bench/hot.py $(ARGS)
 
@@ -74,4 +92,4 @@ faults: $(VENV)/dev-ok ## what failures cost, a few minutes; ARGS=--quick for a 
 	@$(BIN)/python -m bench.faults $(ARGS)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) $(OTHERS) $(NODE) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OTHERS) $(LOCKER) $(NODE) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

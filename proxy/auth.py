@@ -9,6 +9,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
+from typing import NamedTuple
 
 import msgpack
 
@@ -22,17 +23,25 @@ from proxy.origins import Origin
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 401, 403, 404
 # What an upstream answers to a key it does not take.
 KEY_REFUSALS = frozenset({_UNAUTHORIZED, _FORBIDDEN})
-# A client can send any number of credentials and models that the upstream accepts.
-_MAX_CREDENTIALS, _MAX_MODELS = 100_000, 256
+# A client can have any number of credentials accepted, at any number of places.
+_MAX_CREDENTIALS, _MAX_PLACES, _MAX_PLACE = 100_000, 256, 4096
 # No header has an empty name, so that no credentials are like these.
 _EVERYBODY: Fields = [("", "share=all")]
 _OWN_KEY: Fields = [("", "upstream key of the proxy")]
 _BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
+_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _KEY_FIELDS = ("x-api-key", "api-key")
 
 
+class Place(NamedTuple):
+    """What a credential was accepted for."""
+
+    url: str  # query included: it may hold a credential, or on Azure say which deployment
+    model: str | None
+
+
 class Validations:
-    """What the upstream accepted a short time ago: credentials, for a model, at an origin.
+    """What upstreams accepted a short time ago: credentials, for places.
 
     In memory only, and by a MAC under a key that ends with the process: what is here is of no use elsewhere. (BLAKE2b's
     keyed mode is a MAC as it is, RFC 7693 §2.9.)
@@ -40,36 +49,46 @@ class Validations:
 
     def __init__(self, *, ttl_s: float, clock: Callable[[], float]) -> None:
         self._ttl_s = ttl_s
-        self._clock = clock
+        self.now = clock
         self._secret = secrets.token_bytes(32)
         self._pack = msgpack.Packer(unicode_errors="surrogateescape").pack
-        self._until: OrderedDict[bytes, dict[str | None, float]] = OrderedDict()
+        self._until: OrderedDict[bytes, dict[Place, float]] = OrderedDict()
+        self._refused: OrderedDict[bytes, float] = OrderedDict()
 
     def name(self, origin: Origin, identity: Identity) -> bytes:
         """What stands for a client at ``origin``; not to be read back."""
         said = self._pack((origin.name, identity.credentials, identity.vector_affecting))
         return blake2b(said, key=self._secret, digest_size=32).digest()
 
-    def holds(self, who: bytes, model: str | None) -> bool:
-        return self._until.get(who, {}).get(model, 0.0) > self._clock()
+    def holds(self, who: bytes, place: Place) -> bool:
+        return self._until.get(who, {}).get(place, 0.0) > self.now()
 
-    def confirm(self, who: bytes, model: str | None) -> None:
-        """The upstream answered 2xx on the embeddings route."""
-        models = self._until.setdefault(who, {})
+    def confirm(self, who: bytes, place: Place, *, asked_at_s: float) -> None:
+        """The upstream itself answered 2xx to what it was asked at ``asked_at_s``, by `now`.
+
+        Such an answer may come after that to a later question, which was a refusal.
+        """
+        if asked_at_s < self._refused.get(who, asked_at_s) or len(place.url) + len(place.model or "") > _MAX_PLACE:
+            return
+        places = self._until.setdefault(who, {})
         self._until.move_to_end(who)
-        models.pop(model, None)
-        models[model] = self._clock() + self._ttl_s
-        if len(models) > _MAX_MODELS:
-            del models[next(iter(models))]
+        places.pop(place, None)
+        places[place] = asked_at_s + self._ttl_s
+        if len(places) > _MAX_PLACES:
+            del places[next(iter(places))]
         if len(self._until) > _MAX_CREDENTIALS:
             self._until.popitem(last=False)
 
-    def note(self, who: bytes, model: str | None, status: int) -> None:
+    def note(self, who: bytes, place: Place, status: int) -> None:
         """The upstream answered something else: a refusal ends what was confirmed, at once."""
-        if status in {_UNAUTHORIZED, _FORBIDDEN}:
+        if status in KEY_REFUSALS:
             self._until.pop(who, None)
+            self._refused[who] = self.now()
+            self._refused.move_to_end(who)
+            if len(self._refused) > _MAX_CREDENTIALS:
+                self._refused.popitem(last=False)
         elif status == _NOT_FOUND and who in self._until:
-            self._until[who].pop(model, None)
+            self._until[who].pop(place, None)
 
 
 class Access:
@@ -81,7 +100,10 @@ class Access:
         self._client_keys = client_keys
 
     def admit(self, given: Headers) -> None:
-        """Raises `Unauthorized` if the proxy has a list of its clients and this is none of them."""
+        """Raises `Unauthorized` if the proxy has a list of its clients and this is none of them; or if it has none, and
+        a web page may be asking, which any page can make a browser on this machine do."""
+        if self.owns_key and self._client_keys is None:
+            _forbid_web_pages(given)
         if self._client_keys is not None and not any(map(self._client_keys.knows, _keys_in(given))):
             raise Unauthorized(
                 "This proxy does not know the API key. Its operator can make one: embedding-proxy keys add."
@@ -96,6 +118,14 @@ class Access:
     def scope(self, identity: Identity) -> Fields:
         """Whose entries these are."""
         return _EVERYBODY if self.is_shared and not self.owns_key else identity.credentials
+
+
+def _forbid_web_pages(given: Headers) -> None:
+    host = given.get("Host", "").rpartition(":")[0] or given.get("Host", "")
+    if "Origin" in given or given.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
+        raise Unauthorized("This proxy holds a key, and answers no web page.")
+    if host.strip("[]").lower() not in _THIS_MACHINE:
+        raise Unauthorized("This proxy holds a key, and is reached as localhost only.")
 
 
 def _keys_in(given: Headers) -> list[str]:

@@ -58,6 +58,7 @@ class Delivered:
     usage: dict[str, Any]
     headers: CIMultiDictProxy[str]
     is_exact: bool  # the call was for this share alone
+    by_origin: bool  # and not by one that stood in for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +290,9 @@ class Batcher:
         merged = len(shares) > 1
         items = [item for share in shares for item in share.items]
         body = wire.reduced_body(first.asked, items) if merged else first.body
+        if len({share.headers.get("Cookie") for share in shares}) > 1:
+            # Where there is another credential, which they have in common, cookies are somebody's own.
+            first = replace(first, headers=_without(first.headers, "Cookie"))
         self._metrics.upstream_merged_requests.observe(len(shares))
         try:
             answer, origin = await self._embed(first, body, len(items))
@@ -296,7 +300,7 @@ class Batcher:
                 parsed = _read(first, origin, answer, len(items))
                 self._metrics.admit_model(first.asked.model)
                 self._metrics.of_model(first.asked.model).bill(parsed.usage["prompt_tokens"])
-                return list(_shared_out(shares, items, parsed, answer))
+                return list(_shared_out(shares, items, parsed, answer, by_origin=origin is first.origin))
             refused = Refused(answer, body)
             failure: Outcome = refused
             is_one_callers = refused.blames_input
@@ -342,14 +346,18 @@ def _for_body(share: Share, body: bytes) -> CIMultiDict[str]:
     under way with the same one vLLM's scheduler dies."""
     if body == share.asked.body:
         return share.headers
-    headers = share.headers.copy()
-    for name in ("Idempotency-Key", "X-Idempotency-Key", "X-Request-Id"):
-        headers.popall(name, None)
-    return headers
+    return _without(share.headers, "Idempotency-Key", "X-Idempotency-Key", "X-Request-Id")
+
+
+def _without(headers: CIMultiDict[str], *names: str) -> CIMultiDict[str]:
+    copy = headers.copy()
+    for name in names:
+        copy.popall(name, None)
+    return copy
 
 
 def _shared_out(
-    shares: list[Share], items: list[Any], parsed: wire.EmbeddingAnswer, answer: Answer
+    shares: list[Share], items: list[Any], parsed: wire.EmbeddingAnswer, answer: Answer, *, by_origin: bool
 ) -> Iterator[Delivered]:
     """Each share's part of one answer."""
     total = parsed.usage["prompt_tokens"]
@@ -365,6 +373,7 @@ def _shared_out(
             usage=usage,
             headers=answer.headers,
             is_exact=len(shares) == 1,
+            by_origin=by_origin,
         )
 
 

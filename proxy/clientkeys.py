@@ -8,8 +8,10 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fcntl import LOCK_EX, flock
 from hashlib import sha256
 from hmac import compare_digest
 from pathlib import Path
@@ -52,36 +54,58 @@ def add(path: Path, name: str) -> str:
     """Make a key for a client; returns it, which nobody can do again. Raises `ConfigError`."""
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is no name; accepted: letters, digits and any of . _ @ -, up to 64")
-    known = read(path) if path.exists() else []
-    if any(key.name == name for key in known):
-        raise ConfigError(f"client keys {path}: there is a key named {name}; revoke it first or choose another name")
-    key = _PREFIX + secrets.token_urlsafe(32)
-    made = ClientKey(name=name, digest=_digest(key), since=time.strftime("%Y-%m-%d", time.gmtime()))
-    _write(path, [*known, made])
+    with _changing(path) as file:
+        if file.exists() and any(key.name == name for key in read(file)):
+            raise ConfigError(f"client keys {path}: there is a key named {name}; revoke it or choose another name")
+        key = _PREFIX + secrets.token_urlsafe(32)
+        made = ClientKey(name=name, digest=_digest(key), since=time.strftime("%Y-%m-%d", time.gmtime()))
+        before = file.read_text(encoding="utf-8").rstrip("\n") + "\n" if file.exists() else ""
+        _write(file, before.lstrip("\n") + f"{made}\n")
     return key
 
 
 def revoke(path: Path, name: str) -> None:
     """Take a client's key from the file. Raises `ConfigError`."""
-    known = read(path)
-    if all(key.name != name for key in known):
-        accepted = ", ".join(key.name for key in known) or "none, the file is empty"
-        raise ConfigError(f"client keys {path}: there is no key named {name}; accepted: {accepted}")
-    _write(path, [key for key in known if key.name != name])
+    with _changing(path) as file:
+        known = read(file)
+        gone = {str(key) for key in known if key.name == name}
+        if not gone:
+            accepted = ", ".join(key.name for key in known) or "none, the file is empty"
+            raise ConfigError(f"client keys {path}: there is no key named {name}; accepted: {accepted}")
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        _write(file, "".join(line for line in lines if " ".join(line.split()) not in gone))
 
 
-def _write(path: Path, keys: Iterable[ClientKey]) -> None:
-    """All or nothing: a proxy may be reading it."""
+@contextmanager
+def _changing(path: Path) -> Iterator[Path]:
+    """The file itself where ``path`` is a link to it, and nobody else changing it."""
+    path = path.resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.writelines(f"{key}\n" for key in keys)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        with (path.parent / f".{path.name}.lock").open("w") as lock:
+            flock(lock, LOCK_EX)
+            yield path
     except OSError as error:
         raise ConfigError(f"client keys {path}: {error.strerror}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    """All or nothing, since a proxy may be reading it, and for whom it was."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            if path.exists():
+                known = path.stat()
+                os.fchmod(file.fileno(), known.st_mode)
+                with suppress(PermissionError):  # only root can give files away
+                    os.fchown(file.fileno(), known.st_uid, known.st_gid)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink()
+        raise
 
 
 def _digest(key: str) -> bytes:

@@ -49,7 +49,7 @@ class StoreSetting:
     """One of: nothing (`memory:`), a ``path`` to a SQLite file, a ``url`` of Redis."""
 
     path: Path | None = None
-    url: str | None = None
+    url: str | None = field(default=None, repr=False)  # a password may be in it
 
     def __str__(self) -> str:
         if self.path is not None:

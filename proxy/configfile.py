@@ -1,5 +1,6 @@
 """The tables of the configuration file: several upstreams, and rows of the table of providers (pure)."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args
@@ -18,6 +19,7 @@ _Count = Annotated[int, Meta(ge=1)]
 _Path = Annotated[str, Meta(pattern=r"^/[!-~]*$")]
 _Output = Literal["float", "base64", "int8", "uint8", "binary", "ubinary"]
 _WRITING = frozenset({"encoding_format", "embedding_type", "output_dtype", "embed_dtype", "endianness"})
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _OWN_FIELDS = frozenset({"model", "input"})
 
 
@@ -184,6 +186,9 @@ def _base_url(text: str, row: Provider, where: str) -> UpstreamSetting:
 def secret(name: str, environment: Mapping[str, str], where: str) -> str:
     """The value of a variable that holds a secret. Raises `ConfigError`, which never shows it."""
     value = environment.get(name, "").strip()
+    if not value and not _VARIABLE.fullmatch(name):
+        # It may be the secret itself.
+        raise ConfigError(f"{where}: the environment has no variable of the name given; accepted: a name as API_KEY")
     if not value:
         raise ConfigError(f"{where}: the environment has no {name}, or an empty one")
     if not value.isascii() or not value.isprintable():

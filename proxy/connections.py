@@ -22,19 +22,24 @@ _IDLE_TIMEOUT_S = 75.0
 _SWEEP_S = 1.0
 # A body may take so long in any case, and beyond that so many bytes a second.
 _BODY_GRACE_S = 20.0
-_MIN_BODY_BYTES_A_SECOND = 1024
+_MIN_BODY_BYTES_A_SECOND = 16 * 1024
+# How long what was written may wait for a client that takes none of it.
+_UNREAD_TIMEOUT_S = 60.0
+# And this long between two bytes, or a fast start would earn hours of silence.
+_BODY_SILENCE_S = 30.0
 
 
 class Connection(RequestHandler):
     """One connection. Times are those of the loop's clock."""
 
-    __slots__ = ("_is_busy", "_server", "_since", "_speaks")
+    __slots__ = ("_is_busy", "_server", "_since", "_speaks", "_unread", "_unread_since")
 
     def __init__(self, manager: "Server", **options: Any) -> None:
         super().__init__(manager, **options)
         self._server = manager
         self._is_busy = False  # with a request whose head is here
         self._speaks = True  # the head of a request is due
+        self._unread, self._unread_since = 0, 0.0  # bytes that wait to be taken, and since when it is just as many
         self._since = 0.0  # when it began to be, or when the last request ended
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -44,7 +49,8 @@ class Connection(RequestHandler):
             self._refuse(Overloaded("Too many connections are open."))
 
     def data_received(self, data: bytes) -> None:
-        if not (self._is_busy or self._speaks):
+        # Some clients send an empty line after a body (RFC 9112 §2.2).
+        if not (self._is_busy or self._speaks) and data.strip(b"\r\n"):
             self._speaks, self._since = True, self._server.now()
         super().data_received(data)
 
@@ -56,12 +62,21 @@ class Connection(RequestHandler):
 
     def sweep(self, now: float) -> None:
         """Close the connection if it has been silent for too long."""
+        self._sweep_unread(now)
         if self._is_busy:
             return
         if self._speaks and now - self._since > _HEAD_TIMEOUT_S:
             self._refuse(RequestTimeout("The head of the request did not come in time."))
         elif now - self._since > _IDLE_TIMEOUT_S:
             self.force_close()
+
+    def _sweep_unread(self, now: float) -> None:
+        transport = self.transport
+        unread = 0 if transport is None else transport.get_write_buffer_size()
+        if unread == 0 or unread != self._unread:
+            self._unread, self._unread_since = unread, now
+        elif transport is not None and now - self._unread_since > _UNREAD_TIMEOUT_S:
+            transport.abort()  # to close it would wait for it all to be read
 
     def _refuse(self, error: ProxyError) -> None:
         body = error.body()
@@ -88,6 +103,13 @@ class Server(web.Server):
 
     def __call__(self) -> RequestHandler:
         return Connection(self, loop=self._loop, **self._kwargs)
+
+    def _make_request(self, message: Any, *others: Any) -> web.BaseRequest:
+        # Of what follows a request to upgrade in the same packet, aiohttp drops all but the tail of a WebSocket's:
+        # the rest of a request cut in two by that would pass for one of its own.
+        if message.upgrade and message.headers.get("Upgrade", "").lower() != "websocket":
+            message = message._replace(should_close=True)
+        return super()._make_request(message, *others)
 
     async def _tracked(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
@@ -129,7 +151,7 @@ async def paced(content: StreamReader, *, now: Callable[[], float] | None = None
         allowed_s = _BODY_GRACE_S + received / _MIN_BODY_BYTES_A_SECOND - waited_s
         started = now()
         try:
-            async with asyncio.timeout(max(0.0, allowed_s)):
+            async with asyncio.timeout(min(max(0.0, allowed_s), _BODY_SILENCE_S)):
                 chunk = await content.readany()
         except TimeoutError:
             raise RequestTimeout("The body of the request did not come in time.") from None

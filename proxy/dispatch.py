@@ -5,17 +5,19 @@ import secrets
 import time
 from collections.abc import Callable
 
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 
 from proxy import headers
 from proxy.auth import KEY_REFUSALS, Access
 from proxy.embeddings import CLIENT_LEFT, EmbeddingsRoute, Progress
-from proxy.errors import InvalidRequest, ProxyError
+from proxy.errors import InvalidRequest, ProxyError, RequestTimeout
 from proxy.origins import Origins
 from proxy.passthrough import is_websocket, relay, relay_websocket
 from proxy.requestlog import Line, RequestIds, RequestLog, trace_id
 
 _log = logging.getLogger(__name__)
+
+_VERSIONS = (HttpVersion11, HttpVersion10)
 
 
 class Dispatcher:
@@ -78,6 +80,7 @@ class Dispatcher:
 
     async def _route(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
         self._access.admit(request.headers)
+        _require_framed(request)
         target = request.raw_path
         origin = self._origins.default
         route = origin.routes.find(target)
@@ -88,13 +91,27 @@ class Dispatcher:
         progress.outcome = "pass"
         forwarded = origin.outbound(headers.to_upstream(request.headers))
         if is_websocket(request):
-            return await relay_websocket(request, origin.client, route.url, forwarded)
+            return await relay_websocket(request, origin.client, route.url, forwarded, owns_key=bool(origin.key))
         refused = KEY_REFUSALS if origin.key else ()
         return await relay(request, origin.client, route.url, forwarded, is_last=self._is_draining(), refused=refused)
+
+
+def _require_framed(request: web.BaseRequest) -> None:
+    """Raises `InvalidRequest` for what aiohttp lets through and two servers may take for different requests."""
+    if request.method == "CONNECT":  # after a 2xx to it there is no HTTP any more (RFC 9110 §9.3.6)
+        raise InvalidRequest("This proxy opens no tunnels.")
+    if request.method == "TRACE":  # it may echo a key that is not the client's (RFC 9110 §9.3.8)
+        raise InvalidRequest("This proxy relays no TRACE.")
+    if request.version not in _VERSIONS:
+        raise InvalidRequest("The HTTP version must be 1.0 or 1.1.")
+    if request.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+        raise InvalidRequest("The only transfer coding understood is chunked.")
 
 
 def _error_response(error: ProxyError) -> web.Response:
     response = web.Response(status=error.status, body=error.body(), content_type="application/json")
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, RequestTimeout):
+        response.force_close()  # what still comes of the body is nobody's
     return response

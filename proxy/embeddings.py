@@ -6,6 +6,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from aiohttp.web import BaseRequest, RequestPayloadError, Response, StreamRespon
 from multidict import CIMultiDict
 
 from proxy import headers, keys, wire
-from proxy.auth import KEY_REFUSALS, Access, Validations
+from proxy.auth import KEY_REFUSALS, Access, Place, Validations
 from proxy.batcher import Delivered, Refused, Unusable
 from proxy.connections import paced
 from proxy.errors import BodyTooLarge, InvalidRequest, KeyRefused, NotCached, Overloaded, ProxyError
@@ -36,6 +37,7 @@ _CACHE_NAME = "embedding-proxy"
 _BODY_HEADERS = (
     "Content-Length", "Content-Encoding", "Content-Type", "Content-Digest", "Content-MD5", "Digest", "ETag",
 )  # fmt: skip
+_MAX_RATIO, _LEAST_BOUND = 100, 1024 * 1024
 # How long requests for stored items wait for the upstream to say what their credential is worth.
 _PATIENCE_S = 2.0
 CLIENT_LEFT = 499  # as nginx counts it: nobody was there to be answered
@@ -53,6 +55,7 @@ class _Job(NamedTuple):
     directives: Directives
     identity: Identity
     who: bytes
+    place: Place
     keys: list[bytes]
 
 
@@ -90,6 +93,9 @@ class EmbeddingsRoute:
         self._access = access
         self._validations = validations
         self._sentinels = Sentinels(fetcher)
+        # One at a time and in a thread of its own: it takes a core for as long as it lasts.
+        self._inflating = asyncio.Semaphore(1)
+        self._inflater = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inflate")
         self._metrics = metrics
         self._stages = metrics.stage_seconds
         self._max_body_bytes = max_body_bytes
@@ -126,6 +132,10 @@ class EmbeddingsRoute:
         self.held_bytes += size
         progress.held_bytes += size
 
+    def _give_back(self, progress: Progress, size: int) -> None:
+        self.held_bytes -= size
+        progress.held_bytes -= size
+
     async def _serve(self, request: BaseRequest, progress: Progress) -> tuple[str, StreamResponse]:
         body = sent = await self._read_body(request, progress)
         began_s = time.perf_counter()
@@ -153,6 +163,7 @@ class EmbeddingsRoute:
             headers.cache_control(request.headers),
             identity,
             self._validations.name(origin, own),
+            Place(url, asked.model),
             keys.derive(asked, url=url, scope=self._access.scope(identity), vector_headers=identity.vector_affecting),
         )
         not_before = self._cache.oldest_fresh(job.directives.max_age_s)
@@ -173,16 +184,21 @@ class EmbeddingsRoute:
         is_moved = _epochs(found) > 1
         if is_moved:
             found, to_do = {}, plan(job.keys, ())
-        is_valid = self._access.owns_key or self._validations.holds(job.who, asked.model)
+        is_valid = self._is_valid(job)
         if not to_do.missing and is_valid:
             return "hit", self._answer_hit(job, found, from_memory, [])
         if job.directives.only_if_cached:
             if not to_do.missing:
                 raise NotCached("The items are cached, but the upstream has not vouched for this credential of late.")
             raise NotCached(f"{len(to_do.missing)} of {len(job.keys)} items are not cached.")
-        if not is_valid and (self._access.is_shared or not to_do.missing):
+        # What is fetched anew anyway needs no question.
+        is_anew = is_moved or job.directives.no_cache
+        if not is_valid and not is_anew and (self._access.is_shared or not to_do.missing):
             return await self._ask_first(job, to_do, found, from_memory)
         return await self._fetch_and_answer(job, found, from_memory, refresh=is_moved)
+
+    def _is_valid(self, job: _Job) -> bool:
+        return self._access.owns_key or self._validations.holds(job.who, job.place)
 
     async def _ask_first(
         self, job: _Job, to_do: Plan, found: dict[bytes, Entry], from_memory: int
@@ -194,20 +210,20 @@ class EmbeddingsRoute:
         """
         errand = self._smallest(job, to_do)
         patience_s = None if self._access.is_shared else _PATIENCE_S
-        said = await self._sentinels.ask((job.who, job.asked.model), errand, patience_s=patience_s)
+        said = await self._sentinels.ask((job.who, job.place), errand, patience_s=patience_s)
         if said is None:
             self._metrics.validations.labels("unknown").inc()
             return "hit", self._answer_hit(job, found, from_memory, [], detail="unvalidated")
         fetched = said.fetched
         if fetched.failure is not None:
             self._metrics.validations.labels("refused" if fetched.failure.is_verdict else "unknown").inc()
-            if self._access.is_shared or fetched.failure.is_verdict:
+            if self._access.is_shared or not fetched.failure.is_everybodys:
                 return "error", await self._answer_failure(job, errand, fetched.failure)
             return "hit", self._answer_hit(job, found, from_memory, [], detail="unvalidated")
         self._metrics.validations.labels("confirmed").inc()
         first = fetched if said.is_own else NOTHING
-        if _epochs(found | first.entries) > 1:
-            return await self._fetch_and_answer(job, {}, 0, refresh=True)
+        if _epochs(found, fetched.entries) > 1:
+            return await self._fetch_and_answer(job, {}, 0, refresh=True, first=first.bill)
         if not to_do.missing:
             return "hit", self._answer_hit(job, found, from_memory, first.receipts, detail="validated")
         # `Fetcher.fetch` counts on a look into memory since the last await.
@@ -252,8 +268,12 @@ class EmbeddingsRoute:
         codings = request.headers.getall("Content-Encoding")
         if len(codings) != 1 or codings[0].lower() not in {"gzip", "deflate"}:
             raise Bypass("content-encoding")
-        plain = await asyncio.to_thread(_inflate, body, self._max_body_bytes)
-        self._hold(progress, len(plain))
+        # No JSON of texts is a hundred times smaller for it; what claims to be is a bomb.
+        bound = min(self._max_body_bytes, max(_LEAST_BOUND, _MAX_RATIO * len(body)))
+        self._hold(progress, bound)
+        async with self._inflating:
+            plain = await asyncio.get_running_loop().run_in_executor(self._inflater, _inflate, body, bound)
+        self._give_back(progress, bound - len(plain))
         return plain
 
     def _by_model(self, body: bytes) -> Origin:
@@ -273,7 +293,7 @@ class EmbeddingsRoute:
         is_last = self._is_draining()
         route = origin.routes.find(request.raw_path)
         url = route.url if route else origin.routes.embeddings(request.raw_path)
-        return await relay(
+        response = await relay(
             request,
             origin.client,
             url,
@@ -283,6 +303,10 @@ class EmbeddingsRoute:
             is_last=is_last,
             refused=KEY_REFUSALS if origin.key else (),
         )
+        if response.status in KEY_REFUSALS:
+            who = self._validations.name(origin, headers.identity(request.headers))
+            self._validations.note(who, Place(url, None), response.status)
+        return response
 
     # --- up
 
@@ -299,16 +323,20 @@ class EmbeddingsRoute:
         to_do = plan(job.keys, found | first.entries)
         errand = self._errand(job, to_do, refresh=refresh)
         fetched = (await self._fetcher.fetch(errand) if to_do.missing else NOTHING).after(first)
-        if fetched.failure is None and _epochs(found | fetched.entries) > 1:
+        if fetched.failure is None and _epochs(found, fetched.entries) > 1:
             # The upstream now serves other weights under the same name. One answer must not mix the two, and what
             # is stored is out of date.
             found = {}
             errand = self._errand(job, plan(job.keys, ()), refresh=True)
-            fetched = await self._fetcher.fetch(errand)
+            fetched = (await self._fetcher.fetch(errand)).after(fetched.bill)
         if fetched.failure is not None:
             return "error", await self._answer_failure(job, errand, fetched.failure)
-        if _epochs(found | fetched.entries) > 1:  # and now it serves both by turns
+        if _epochs(found, fetched.entries) > 1:  # and now it serves both by turns
             return "error", _relayed(await self._fetcher.replay(errand))
+        if not fetched.receipts and not self._is_valid(job):
+            # All of it was in the store after all, or in the flight of another replica.
+            everything = found | fetched.entries
+            return await self._ask_first(job, plan(job.keys, everything), everything, from_memory)
         return ("partial" if found else "miss"), self._answer_fetched(job, found, fetched, from_memory)
 
     def _errand(self, job: _Job, to_do: Plan, *, refresh: bool) -> Errand:
@@ -325,6 +353,7 @@ class EmbeddingsRoute:
                 vector_headers=job.identity.vector_affecting,
             ),
             tenant=job.who,
+            place=job.place,
             keys=[job.keys[i] for i in to_do.missing],
             items=[job.asked.items[i] for i in to_do.missing],
             is_whole=not to_do.is_reduced,
@@ -464,8 +493,8 @@ def _embeddings_url(origin: Origin, target: str) -> str:
     return route.url
 
 
-def _epochs(entries: dict[bytes, Entry]) -> int:
-    return len({entry.epoch for entry in entries.values()})
+def _epochs(*entries: dict[bytes, Entry]) -> int:
+    return len({entry.epoch for some in entries for entry in some.values()})
 
 
 def _cache_headers(state: str, status: str, *, saved_tokens: int) -> CIMultiDict[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from multidict import CIMultiDict
 
 from proxy import wire
-from proxy.auth import Validations
+from proxy.auth import Place, Validations
 from proxy.batcher import Batcher, Delivered, Outcome, Refused, Share, Unusable, is_out_of_order
 from proxy.errors import ProxyError
 from proxy.flight import Claim, Flights
@@ -41,6 +41,7 @@ class Errand:
     headers: CIMultiDict[str]
     group: bytes
     tenant: bytes
+    place: Place
     keys: list[bytes]
     items: list[Any]
     is_whole: bool  # these are all the items of the client's body, in its order
@@ -111,6 +112,11 @@ class Fetched:
             receipts=first.receipts + self.receipts,
             failure=self.failure,
         )
+
+    @property
+    def bill(self) -> "Fetched":
+        """What it cost, without what came of it."""
+        return replace(NOTHING, receipts=self.receipts)
 
 
 NOTHING = Fetched(entries={}, asked=frozenset(), receipts=[], failure=None)
@@ -184,7 +190,9 @@ class Fetcher:
 
     async def replay(self, errand: Errand) -> Answer:
         """The upstream's answer to the client's own body, to be relayed. Raises `ProxyError`."""
-        return await self._batcher.replay(errand.share())
+        answer = await self._batcher.replay(errand.share())
+        self._validations.note(errand.tenant, errand.place, answer.status)
+        return answer
 
     async def drain(self) -> None:
         """Wait for the fetches under way, those included for which nobody waits any more; cancelled, cancel them."""
@@ -259,11 +267,12 @@ class Fetcher:
 
     async def _ask_part(self, part: Errand, claim: Claim[_Landed], ledger: _Ledger) -> None:
         outcome: Outcome | ProxyError
+        asked_at_s = self._validations.now()
         try:
             outcome = await self._batcher.submit(part.share())
         except ProxyError as error:
             outcome = error
-        self._note(part, outcome)
+        self._note(part, outcome, asked_at_s)
         landed: Mapping[bytes, _Landed]
         if isinstance(outcome, Delivered):
             ledger.receipts.append(outcome)
@@ -275,13 +284,13 @@ class Fetcher:
         for key, result in landed.items():
             claim.settle(key, result)
 
-    def _note(self, part: Errand, outcome: Outcome | ProxyError) -> None:
+    def _note(self, part: Errand, outcome: Outcome | ProxyError, asked_at_s: float) -> None:
         """What the answer says of the credential, whoever still waits for it."""
         match outcome:
-            case Delivered() | Unusable():
-                self._validations.confirm(part.tenant, part.asked.model)
+            case Delivered(by_origin=True):
+                self._validations.confirm(part.tenant, part.place, asked_at_s=asked_at_s)
             case Refused(answer):
-                self._validations.note(part.tenant, part.asked.model, answer.status)
+                self._validations.note(part.tenant, part.place, answer.status)
 
     async def _keep(self, part: Errand, delivered: Delivered) -> Mapping[bytes, Entry]:
         now = int(self._clock())

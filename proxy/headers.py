@@ -68,7 +68,7 @@ _NO_CREDENTIAL = frozenset(
         "x-xsrf-token",
     }
 )
-_USUAL_CONNECTION = frozenset({None, "keep-alive", "Keep-Alive", "close"})  # names no field
+_USUAL_CONNECTION = frozenset({"keep-alive", "Keep-Alive", "close"})  # names no field
 
 _DIRECTIVE = re.compile(r"([a-z-]+)(?:\s*=\s*\"?(\d{1,9})\"?)?")
 
@@ -135,7 +135,8 @@ def identity(headers: Headers) -> Identity:
     The fields are lists of (name in lower case, value), sorted by name; repeated fields keep their order. Cookies are a
     credential where there is no other: balancers set new ones all the time.
     """
-    if headers.get("Connection") not in _USUAL_CONNECTION:
+    connections = headers.getall("Connection", ())
+    if connections and (len(connections) > 1 or connections[0] not in _USUAL_CONNECTION):
         headers = end_to_end(headers)  # what the upstream does not see identifies nothing
     found: dict[_Class, list[tuple[str, str]]] = {}
     for name, value in headers.items():

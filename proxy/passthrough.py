@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection
+from http import HTTPStatus
 
 from aiohttp import ClientError, ClientWebSocketResponse, HttpVersion11, WSCloseCode, WSMsgType, WSServerHandshakeError
 from aiohttp.web import BaseRequest, Response, StreamResponse, WebSocketResponse
@@ -13,6 +14,8 @@ from proxy.connections import paced
 from proxy.errors import KeyRefused, UpstreamUnreachable
 from proxy.upstream import Upstream
 
+# How browsers, which can set no headers, tell OpenAI who they are.
+_CREDENTIAL_PROTOCOLS = ("openai-insecure-api-key.", "openai-organization.", "openai-project.")
 _WEBSOCKET_HANDSHAKE = frozenset(
     {"sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions", "sec-websocket-protocol"}
 )
@@ -41,7 +44,7 @@ async def relay(
     if body is None and request.body_exists:
         content = paced(request.content)
         if "Content-Length" in request.headers:  # else it came in chunks and goes on in chunks
-            forwarded["Content-Length"] = request.headers["Content-Length"]
+            forwarded["Content-Length"] = str(request.content_length)  # not 005
     answer = await upstream.open(request.method, url, forwarded, content)
     async with answer:
         if answer.status in refused:
@@ -73,13 +76,19 @@ def is_websocket(request: BaseRequest) -> bool:
 
 
 async def relay_websocket(
-    request: BaseRequest, upstream: Upstream, url: str, forwarded: CIMultiDict[str]
+    request: BaseRequest, upstream: Upstream, url: str, forwarded: CIMultiDict[str], *, owns_key: bool = False
 ) -> StreamResponse:
-    """Join two WebSockets: every message, ping and close code goes to the other side."""
+    """Join two WebSockets: every message, ping and close code goes to the other side.
+
+    Where the proxy holds the key, what the client offers as credentials in its subprotocols stays here, and so does a
+    refusal of the key.
+    """
     for name in _WEBSOCKET_HANDSHAKE:
         forwarded.popall(name, None)
     offered = request.headers.get("Sec-WebSocket-Protocol", "")
     protocols = [name.strip() for name in offered.split(",") if name.strip()]
+    if owns_key:
+        protocols = [name for name in protocols if not name.startswith(_CREDENTIAL_PROTOCOLS)]
     try:
         there = await upstream.session.ws_connect(
             URL(url, encoded=True),
@@ -90,7 +99,14 @@ async def relay_websocket(
             max_msg_size=0,
         )
     except WSServerHandshakeError as refused:
-        return Response(status=refused.status, headers=headers.end_to_end(CIMultiDict(refused.headers or ())))
+        if owns_key and refused.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+            raise KeyRefused("The upstream refused the key that this proxy holds for it.") from None
+        if refused.status == HTTPStatus.SWITCHING_PROTOCOLS:
+            raise UpstreamUnreachable("The upstream opened a WebSocket wrongly.") from refused
+        fields = headers.end_to_end(CIMultiDict(refused.headers or ()))
+        for name in ("Content-Length", "Content-Encoding"):  # of a body that aiohttp does not hand out
+            fields.popall(name, None)
+        return Response(status=refused.status, headers=fields)
     except (ClientError, TimeoutError, OSError) as error:
         msg = f"The upstream did not open a WebSocket ({type(error).__name__})."
         raise UpstreamUnreachable(msg) from error

@@ -4,12 +4,13 @@ import asyncio
 import logging
 from typing import NamedTuple
 
+from proxy.auth import Place
 from proxy.errors import ProxyError
 from proxy.fetcher import Errand, Failure, Fetched, Fetcher
 
 _log = logging.getLogger(__name__)
 
-_Name = tuple[bytes, str | None]  # a credential at an origin, and a model
+_Name = tuple[bytes, Place]  # a credential, and what it is to be accepted for
 
 
 class Said(NamedTuple):
@@ -33,29 +34,36 @@ class Sentinels:
         The patience is counted from when the question was asked, so that an upstream that hangs delays the first few
         requests and not each of them.
         """
-        question, is_own = self._questions.get(name), False
-        if question is None:
-            question, is_own = self._begin(name, errand), True
-        timeout_s = None
-        if patience_s is not None:
-            timeout_s = max(0.0, question.asked_at_s + patience_s - asyncio.get_running_loop().time())
-        # Neither this request's end nor its patience ends the question: others wait for it, and so will later ones.
-        await asyncio.wait([question.answer], timeout=timeout_s)
-        if not question.answer.done():
-            return None
-        fetched = self._result(question.answer)
-        if not is_own and fetched.failure is not None and not fetched.failure.is_verdict:
-            if fetched.failure.is_everybodys:
-                return Said(fetched, is_own=False)
-            return Said(await self._fetcher.fetch(errand), is_own=True)  # it was about the other's item
-        return Said(fetched, is_own)
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        while True:
+            question, is_own = self._questions.get(name), False
+            if question is None:
+                question, is_own = self._begin(name, errand), True
+            timeout_s = None
+            if patience_s is not None:
+                timeout_s = max(0.0, min(began_s, question.asked_at_s) + patience_s - loop.time())
+            # Neither this request's end nor its patience ends the question: others wait for it, and so will later ones.
+            await asyncio.wait([question.answer], timeout=timeout_s)
+            if not question.answer.done():
+                return None
+            self._forget(name, question)
+            fetched = self._result(question.answer)
+            failure = fetched.failure
+            if is_own or failure is None or failure.is_verdict or failure.is_everybodys:
+                return Said(fetched, is_own)
+            # It was about the other's item: the next to ask is this request, or another that waited.
 
     def _begin(self, name: _Name, errand: Errand) -> _Question:
         loop = asyncio.get_running_loop()
         question = _Question(loop.create_task(self._fetcher.fetch(errand)), loop.time())
         self._questions[name] = question
-        question.answer.add_done_callback(lambda _: self._questions.pop(name, None))
+        question.answer.add_done_callback(lambda _: self._forget(name, question))
         return question
+
+    def _forget(self, name: _Name, question: _Question) -> None:
+        if self._questions.get(name) is question:
+            del self._questions[name]
 
     def _result(self, answer: "asyncio.Task[Fetched]") -> Fetched:
         if answer.cancelled():

@@ -45,6 +45,8 @@ _log = logging.getLogger(__name__)
 # aiohttp's server reports every malformed request with a traceback; our own handler reports what is ours.
 _http_log = logging.getLogger("proxy.http")
 _http_log.setLevel(logging.CRITICAL)
+# aiohttp warns of the WebSocket subprotocols a client offers in vain; OpenAI's browser clients put their key there.
+logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
 
 _REDIS_CONNECTIONS = 32
 # Not what a request waits, which is the budget, but when a connection counts as dead; a write may take this long.
@@ -87,9 +89,9 @@ async def serve(settings: Settings, *, announce: Callable[[Running], None]) -> N
     stop = _stop_signal()
     write = sys.stderr.write if settings.logs_requests else None
     async with running(settings, write_log=write) as proxy:
-        announce(proxy)
         if proxy.client_keys is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, proxy.client_keys)
+        announce(proxy)
         await proxy.cache.try_store()
         # What lives now lives on: the collector need not walk it again and again.
         gc.collect()
@@ -337,7 +339,7 @@ def _max_connections(wanted: int) -> int:
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, wanted + _OTHER_FILES)), hard))
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(_FEWEST_CONNECTIONS, min(wanted, soft - _OTHER_FILES))
+    return min(wanted, max(_FEWEST_CONNECTIONS, soft - _OTHER_FILES))
 
 
 def _make_server(handler: Handler, max_connections: int) -> Server:

@@ -258,6 +258,8 @@ async def _read(response: ClientResponse) -> bytes:
 
 
 def _mapped(error: Exception) -> ProxyError:
+    if isinstance(error.__cause__, ProxyError):
+        return error.__cause__  # the request's own body failed, which is no fault of the upstream
     if isinstance(error, TimeoutError):
         return UpstreamTimeout("The upstream did not answer in time.")
     # The exception's own text would name the upstream's address to the client.

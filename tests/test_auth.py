@@ -3,18 +3,19 @@
 import asyncio
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 
 from proxy import clientkeys
-from proxy.auth import Validations
-from proxy.config import UpstreamSetting
+from proxy.auth import Place, Validations
+from proxy.config import SameModel, UpstreamSetting
 from proxy.headers import Identity
 from proxy.origins import Origin
 from proxy.providers import GENERIC, PROVIDERS
 from proxy.routes import Routes
-from tests.client import Answer, Client
+from tests.client import Answer, Client, raw
 from tests.conftest import StartProxy
 from tests.scripted import Call, ScriptedUpstream, error_reply
 
@@ -351,17 +352,170 @@ async def test_clients_of_one_proxy_share_entries(
 
 def test_validations_are_bounded_and_not_to_be_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.auth._MAX_CREDENTIALS", 10)
-    monkeypatch.setattr("proxy.auth._MAX_MODELS", 5)
+    monkeypatch.setattr("proxy.auth._MAX_PLACES", 5)
     validations = Validations(ttl_s=10, clock=lambda: 0.0)
     for n in range(100):
-        validations.confirm(bytes([n]), "m")
-        validations.confirm(b"one", f"{n}")
+        validations.confirm(bytes([n]), Place("u", "m"), asked_at_s=0.0)
+        validations.confirm(b"one", Place("u", f"{n}"), asked_at_s=0.0)
+        validations.note(f"{n}".encode(), Place("u", "m"), 401)
+    validations.confirm(b"one", Place("u" * 5000, "m"), asked_at_s=0.0)
     assert len(validations._until) <= 10
-    assert validations.holds(b"one", "99")
-    assert not validations.holds(b"one", "1")
-    origin = Origin(name="o", provider=GENERIC, routes=Routes("http://h"), client=None)  # type: ignore[arg-type]
+    assert len(validations._refused) <= 10
+    assert validations.holds(b"one", Place("u", "99"))
+    assert not validations.holds(b"one", Place("u", "1"))
+    assert not validations.holds(b"one", Place("u" * 5000, "m"))
+    client: Any = None
+    origin = Origin(name="o", provider=GENERIC, routes=Routes("http://h"), client=client)
     identity = Identity([("authorization", "Bearer secret")], [], is_signed=False)
     name = validations.name(origin, identity)
     assert name == validations.name(origin, identity)
     assert name != Validations(ttl_s=10, clock=lambda: 0.0).name(origin, identity)
     assert b"secret" not in name
+
+
+def test_an_answer_to_an_earlier_question_says_nothing_after_a_refusal() -> None:
+    clock = Clock()
+    validations = Validations(ttl_s=100, clock=clock)
+    asked_at_s = validations.now()
+    clock.now += 1
+    validations.note(b"who", Place("u", "m"), 401)
+    clock.now += 1
+    validations.confirm(b"who", Place("u", "m"), asked_at_s=asked_at_s)
+    assert not validations.holds(b"who", Place("u", "m"))
+    validations.confirm(b"who", Place("u", "m"), asked_at_s=validations.now())
+    assert validations.holds(b"who", Place("u", "m"))
+    clock.now += 100
+    assert not validations.holds(b"who", Place("u", "m"))
+
+
+# --- what a validation is for, and what it is not for
+
+
+async def test_a_deployment_vouches_for_itself_alone(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+    client = await start_proxy(shares_all=True, provider="azure")
+    targets = {name: f"/openai/deployments/{name}/embeddings?api-version=1" for name in ("a", "b")}
+
+    def guard(call: Call) -> web.Response:
+        if "/b/" in call.target and call.headers["api-key"] == "second":
+            return web.Response(status=401, body=INVALID)
+        return upstream.embed(Call("POST", "", call.headers, b'{"model":"m","input":["x"]}', call.request))
+
+    upstream.reply = guard
+    body = {"input": ["x"]}
+    for target in targets.values():
+        assert (await client.post(body, target=target, key=None, api_key="first")).status == 200
+    assert (await client.post(body, target=targets["a"], key=None, api_key="second")).cache == "HIT"
+    assert (await client.post(body, target=targets["b"], key=None, api_key="second")).status == 401
+
+
+async def test_a_credential_in_the_query_vouches_for_itself_alone(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock
+) -> None:
+    client = await start_proxy(monotonic=clock, revalidate_s=REVALIDATE_S)
+    body = {"model": "m", "input": "x"}
+    for key in "12":
+        assert (await client.post(body, target=f"/v1/embeddings?key={key}", key=None)).status == 200
+    clock.now += REVALIDATE_S
+    upstream.reply = lambda call: upstream.embed(call) if call.target.endswith("1") else web.Response(status=401)
+    assert (await client.post(body, target="/v1/embeddings?key=1", key=None)).status == 200
+    assert (await client.post(body, target="/v1/embeddings?key=2", key=None)).status == 401
+
+
+async def test_who_stands_in_vouches_for_nobody(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+    async with ScriptedUpstream().serving() as other:
+        first = UpstreamSetting(
+            name="one", base_url=upstream.base_url, models=("m",), same_model=(SameModel(upstream="two"),)
+        )
+        second = UpstreamSetting(name="two", base_url=other.base_url, models=("n",))
+        client = await start_proxy(shares_all=True, routed=(first, second))
+        body = {"model": "m", "input": "x"}
+        assert (await client.post(body, key="Bearer first")).status == 200
+        upstream.reply = error_reply(503, {})
+        assert (await client.post(body, key="Bearer second")).status == 200
+        upstream.reply = error_reply(401, INVALID)
+        assert (await client.post(body, key="Bearer second")).status == 401
+
+
+async def test_a_200_that_is_an_error_vouches_for_nobody(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+    client = await start_proxy(shares_all=True)
+    body = {"model": "m", "input": "x"}
+    assert (await client.post(body, key="Bearer first")).status == 200
+    upstream.reply = error_reply(200, {"error": {"code": 401}})
+    for _ in range(2):
+        assert (await client.post(body, key="Bearer bad")).json == {"error": {"code": 401}}
+
+
+@pytest.mark.parametrize("status", [302, 400, 402, 407, 410])
+async def test_any_answer_but_a_2xx_is_one(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock, status: int
+) -> None:
+    """Gemini answers 400 to a key it does not know."""
+    client = await start_proxy(monotonic=clock, revalidate_s=REVALIDATE_S)
+    await client.embed(["a", "b"])
+    clock.now += REVALIDATE_S
+    upstream.reply = error_reply(status, INVALID)
+    for _ in range(2):
+        answer = await client.embed(["a", "b"])
+        assert (answer.status, answer.body) == (status, INVALID)
+
+
+async def test_a_refusal_of_a_relayed_request_counts(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+    client = await start_proxy()
+    await client.embed("a")
+    upstream.reply = error_reply(401, INVALID)
+    assert (await client.embed("a", odd=1)).cache == "BYPASS"
+    assert (await client.embed("a")).status == 401
+
+
+async def test_a_single_item_notices_that_its_model_has_moved(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock
+) -> None:
+    client = await start_proxy(monotonic=clock, revalidate_s=REVALIDATE_S)
+    await client.embed("a")
+    clock.now += REVALIDATE_S
+    upstream.reply = lambda call: upstream.embed(call, model="m-2")
+    answer = await client.embed("a")
+    assert answer.json["model"] == "m-2"
+    assert answer.json["usage"]["total_tokens"] == 2  # it was asked twice
+
+
+async def test_no_cache_is_obeyed_whoever_asks(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+    client = await start_proxy(shares_all=True)
+    body = {"model": "m", "input": ["a", "bb", "ccc"]}
+    await client.post(body, key="Bearer first")
+    answer = await client.post(body, key="Bearer second", Cache_Control="no-cache")
+    assert answer.cache == "MISS"
+    assert sent(upstream)[-1] == ["a", "bb", "ccc"]
+
+
+async def test_a_field_that_connection_names_identifies_nothing(
+    start_proxy: StartProxy, upstream: ScriptedUpstream
+) -> None:
+    client = await start_proxy(shares_all=True)
+    head = (
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nAuthorization: Bearer k\r\n"
+        b"Connection: keep-alive\r\nConnection: close, azureml-model-deployment\r\nazureml-model-deployment: blue\r\n"
+        b'Content-Length: 25\r\n\r\n{"model":"m","input":"x"}'
+    )
+    assert b"X-Cache: MISS" in await raw(client, head)
+    blue = await client.post({"model": "m", "input": "x"}, key="Bearer k", azureml_model_deployment="blue")
+    assert blue.cache == "MISS"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"Host": "evil.example"},
+        {"Origin": "https://evil.example"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+)
+async def test_a_proxy_that_holds_a_key_for_this_machine_answers_no_web_page(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, fields: dict[str, str]
+) -> None:
+    own = UpstreamSetting(name="scripted", base_url=upstream.base_url, key="sk-owned")
+    client = await start_proxy(upstream=own)
+    assert (await client.embed("x")).status == 200
+    for method in ("POST", "OPTIONS", "GET"):
+        assert (await client.send(method, "/v1/embeddings", headers=fields, body=b"{}")).status == 401
+    assert len(upstream.calls) == 1

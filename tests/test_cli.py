@@ -117,6 +117,9 @@ models = ["b"]
 [[upstream.same_model]]
 upstream = "openai"
 """
+OWN = ("--upstream", "openai", "--upstream-key-env")
+KEYED = '[[upstream]]\nname = "openai"\nprovider = "openai"\nkey_env = "OWNED"\n'
+UNKEYED = '[[upstream]]\nprovider = "jina"\nmodels = ["jina*"]\n'
 MISTAKES = [
     (["--memory", "12 bananas"], {}, "", "--memory: '12 bananas' is not a size; accepted: a number with B, KB"),
     (["--upstream", "opneai"], {}, "", "--upstream: 'opneai' is not an upstream; accepted: a base URL"),
@@ -146,10 +149,41 @@ MISTAKES = [
     ([], {}, "[providers.x]\nkeys = []", "FILE: [providers.x]: Object contains unknown field `keys`"),
     ([], {}, "providers = 1", "unknown key 'providers' in FILE; did you mean provider?"),
     ([], {"CONFIG": "/nonexistent/proxy.toml"}, "", "--config /nonexistent/proxy.toml: No such file or directory"),
+    (["--share", "everybody"], {}, "", "--share: 'everybody' is not one of 'credential', 'all'"),
+    (["--revalidate", "0"], {}, "", "--revalidate: '0' is not above zero; accepted: a number with ms"),
+    ([], {"REVALIDATE": "none"}, "", "EMBEDDING_PROXY_REVALIDATE: 'none' is not a duration; accepted: a number"),
+    ([*OWN, "NOT_SET"], {}, "", "--upstream-key-env: the environment has no NOT_SET, or an empty one"),
+    ([*OWN, "EMPTY"], {}, "", "--upstream-key-env: the environment has no EMPTY, or an empty one"),
+    ([*OWN, "BLANK"], {}, "", "--upstream-key-env: the environment has no BLANK, or an empty one"),
+    ([*OWN, "LINES"], {}, "", "--upstream-key-env: LINES holds what can't be sent in a header"),
+    ([*OWN, "UMLAUT"], {}, "", "--upstream-key-env: UMLAUT holds what can't be sent in a header"),
+    ([*OWN, "sk-c4nary"], {}, "", "--upstream-key-env: the environment has no variable of the name given; accepted"),
+    ([], {"RECORD_KEY_ENV": "c4nary" * 9}, "", "--record-key-env: the environment has no variable of the name given"),
+    (["--record-key-env", "NOT_SET"], {}, "", "--record-key-env: the environment has no NOT_SET, or an empty one"),
+    (["--record-key-env", "SHORT"], {}, "", "--record-key-env: SHORT has fewer than 32 characters; make one: openssl"),
+    (["--client-keys", "f"], {}, "", "--client-keys goes with --upstream-key-env: without it clients send the upstr"),
+    *[([*OWN, "OWNED", "--host", host], {}, "", f"--host {host} lets others connect, and they would ask with the")
+      for host in ("0.0.0.0", "::", "192.168.1.5", "fe80::1", "proxy.internal")],
+    ([], {"HOST": "0.0.0.0"}, KEYED, "--host 0.0.0.0 lets others connect, and they would ask with the proxy's own key"),
+    ([], {}, KEYED + UNKEYED, "the proxy holds a key for openai and none for jina; give all or none of them one"),
+    ([*OWN, "OWNED"], {}, UNKEYED, "the proxy holds a key for openai and none for jina; give all or none of them one"),
+    (["--upstream", "openai"], {}, KEYED.replace("name", 'models = ["a"]\nname'), "the proxy holds a key for"),
+    (["--upstream-key-env", "OWNED"], {}, KEYED, "--upstream-key-env: it goes with --upstream; an [[upstream]] table"),
+    ([], {}, KEYED.replace("OWNED", "NOT_SET"), "FILE: [[upstream]] key_env: the environment has no NOT_SET, or an e"),
+    ([], {}, KEYED.replace("OWNED", "sk-c4nary"), "FILE: [[upstream]] key_env: the environment has no variable of"),
+    ([], {}, KEYED.replace('"OWNED"', '""'), "FILE: [[upstream]] 1: Expected `str` of length >= 1 - at `$.key_env`"),
+    (["--store", "redis://:c4nary@h:x/0"], {}, "", "--store: 'redis://…@h:x/0' is not a store; accepted: memory:,"),
+    ([], {"STORE": "rediss://u:c4nary@h/0?password=c4nary"}, "", "EMBEDDING_PROXY_STORE: 'rediss://…@h/0?…' is not a"),
+    (["--upstream", "https://u:c4nary@h/v1"], {}, "", "--upstream: 'https://…@h/v1' has a query, a fragment, a user"),
+    (["--upstream", "https://h/v1?key=c4nary"], {}, "", "--upstream: 'https://h/v1?…' has a query, a fragment, a us"),
 ]  # fmt: skip
+SECRETS = {
+    "OWNED": "sk-c4nary-owned", "EMPTY": "", "BLANK": " \n", "LINES": "sk-c4nary\r\nX: y", "UMLAUT": "sk-c4nary-\u00e4",
+    "SHORT": "c4nary" + "s" * 25,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("flags", "variables", "file", "message"), MISTAKES, ids=[m[3][:40] for m in MISTAKES])
+@pytest.mark.parametrize(("flags", "variables", "file", "message"), MISTAKES, ids=[m[3][:60] for m in MISTAKES])
 def test_a_mistake_is_one_line_and_exit_status_2(
     served: list[Settings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
     flags: list[str], variables: dict[str, str], file: str, message: str,
@@ -160,11 +194,14 @@ def test_a_mistake_is_one_line_and_exit_status_2(
         flags = [*flags, "--config", str(path)]
     for name, value in variables.items():
         monkeypatch.setenv(f"EMBEDDING_PROXY_{name}", value)
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
     assert run(monkeypatch, *flags) == 2
     out, err = capsys.readouterr()
     assert not out
     assert err.count("\n") == 1
     assert err.startswith("embedding-proxy: " + message.replace("FILE", str(path)))
+    assert "c4nary" not in err
     assert not served
 
 
@@ -234,6 +271,46 @@ def test_the_variables_kubernetes_makes_for_a_service_of_our_name_are_no_mistake
         monkeypatch.setenv(f"EMBEDDING_PROXY_{name}", value)
     assert run(monkeypatch) == 0
     assert served[0].port == 8080
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *[("--host", host) for host in ("127.0.0.1", "127.8.9.10", "::1", "localhost")],
+        *[("--host", host, "--client-keys", "clients") for host in ("0.0.0.0", "::", "192.168.1.5")],
+    ],
+    ids=" ".join,
+)
+def test_who_may_ask_with_the_proxys_key(
+    served: list[Settings], monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("OWNED", " sk-c4nary-owned\n")  # as a file of secrets is often mounted
+    assert run(monkeypatch, *OWN, "OWNED", *flags) == 0
+    assert served[0].upstream.key == "sk-c4nary-owned"
+    assert "c4nary" not in repr(served[0])
+
+
+def test_every_upstream_has_a_key_of_its_own(
+    served: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "proxy.toml"
+    path.write_text(KEYED + UNKEYED + 'key_env = "JINA"\n')
+    monkeypatch.setenv("OWNED", "sk-c4nary-openai")
+    monkeypatch.setenv("JINA", "sk-c4nary-jina")
+    assert run(monkeypatch, "--config", str(path)) == 0
+    (settings,) = served
+    assert [upstream.key for upstream in (settings.upstream, *settings.routed)] == [
+        "sk-c4nary-openai",
+        "sk-c4nary-jina",
+    ]
+    assert "c4nary" not in repr(settings)
+
+
+def test_a_secret_of_32_characters_will_do(served: list[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "c4nary" + "s" * 26)
+    assert run(monkeypatch, "--record-key-env", "SECRET") == 0
+    assert served[0].record_key == b"c4nary" + b"s" * 26
+    assert "c4nary" not in repr(served[0])
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["--version"]])

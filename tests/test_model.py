@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy import headers, keys, wire
-from proxy.auth import Access, Validations
+from proxy.auth import Access, Place, Validations
 from proxy.batcher import Batcher
 from proxy.embeddings import EmbeddingsRoute, Progress
 from proxy.errors import ProxyError, StoreError, UpstreamUnreachable
@@ -189,7 +189,7 @@ class Machine(RuleBasedStateMachine):
         """The credential is known to be good: what happens where it isn't is not part of the model."""
         validations = Validations(ttl_s=1e9, clock=lambda: 0.0)
         identity = headers.identity(CIMultiDict({"Authorization": "Bearer k"}))
-        validations.confirm(validations.name(origin, identity), "m")
+        validations.confirm(validations.name(origin, identity), Place(URL, "m"), asked_at_s=0.0)
         return validations
 
     # --- what must hold

@@ -125,3 +125,57 @@ def test_sealed_bytes_that_are_not_msgpack_are_no_record() -> None:
 
 def test_a_1536_d_vector_costs_at_most_160_bytes_more_than_its_floats() -> None:
     assert len(records.encode(KEY, RECORD)) <= 1536 * 4 + 160
+
+
+# --- with a secret
+
+SECRET = b"s" * 32
+OTHER_SECRETS = st.none() | st.binary(min_size=32, max_size=200).filter(lambda secret: secret != SECRET)
+
+
+@given(st.binary(min_size=32, max_size=32), any_record(), st.binary(min_size=32, max_size=200))
+def test_round_trip_with_a_secret(key: bytes, record: Record, secret: bytes) -> None:
+    assert records.decode(key, records.encode(key, record, secret), secret) == record
+
+
+@given(st.data(), any_record())
+def test_no_changed_byte_passes_the_tag(data: st.DataObject, record: Record) -> None:
+    good = records.encode(KEY, record, SECRET)
+    position = data.draw(st.integers(0, len(good) - 1))
+    bad = bytearray(good)
+    bad[position] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(InvalidRecord, match="tag"):
+        records.decode(KEY, bytes(bad), SECRET)
+
+
+@given(st.data(), any_record())
+def test_no_missing_or_added_bytes_pass_the_tag(data: st.DataObject, record: Record) -> None:
+    good = records.encode(KEY, record, SECRET)
+    for bad in (good[: data.draw(st.integers(0, len(good) - 1))], good + data.draw(st.binary(min_size=1))):
+        with pytest.raises(InvalidRecord, match="tag"):
+            records.decode(KEY, bad, SECRET)
+
+
+@given(any_record(), OTHER_SECRETS)
+def test_a_record_of_who_does_not_have_the_secret_is_no_record(record: Record, secret: bytes | None) -> None:
+    """Its checksum is as good as any: without a tag, or under another secret."""
+    with pytest.raises(InvalidRecord, match="tag"):
+        records.decode(KEY, records.encode(KEY, record, secret), SECRET)
+
+
+@given(any_record())
+def test_without_the_secret_a_tagged_record_is_no_record(record: Record) -> None:
+    with pytest.raises(InvalidRecord, match="checksum"):
+        records.decode(KEY, records.encode(KEY, record, SECRET))
+
+
+@given(any_record(), st.binary(min_size=32, max_size=32).filter(lambda key: key != KEY))
+def test_a_tagged_record_can_not_be_moved_to_another_key(record: Record, key: bytes) -> None:
+    with pytest.raises(InvalidRecord, match="key"):
+        records.decode(key, records.encode(KEY, record, SECRET), SECRET)
+
+
+@given(st.binary())
+def test_foreign_bytes_are_no_tagged_record(data: bytes) -> None:
+    with pytest.raises(InvalidRecord, match="tag"):
+        records.decode(KEY, data, SECRET)
