@@ -9,7 +9,7 @@ LOCKER := .venv-lock
 LOCK   := deploy/requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-providers test-clients check fmt lock bench faults clean
+.PHONY: help run test test-slow test-providers test-clients check fmt lock bench faults hostile clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -90,6 +90,9 @@ bench: $(VENV)/dev-ok ## hit throughput against bare aiohttp; needs wrk
 
 faults: $(VENV)/dev-ok ## what failures cost, a few minutes; ARGS=--quick for a tenth of it
 	@$(BIN)/python -m bench.faults $(ARGS)
+
+hostile: $(VENV)/dev-ok ## what slow and too many clients cost, a few minutes; ARGS=--quick for less
+	@$(BIN)/python -m bench.hostile $(ARGS)
 
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) $(OTHERS) $(LOCKER) $(NODE) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

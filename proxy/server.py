@@ -58,6 +58,8 @@ _OTHER_FILES = 768
 _FEWEST_CONNECTIONS = 128
 _THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _LOCAL = _THIS_MACHINE | {"0.0.0.0", "::"}  # noqa: S104 - compared with, not listened on
+# Of connections that wait to be accepted. When it is full the kernel drops what some clients count as connected.
+_BACKLOG = 4096
 _MAX_HEADER_BYTES = 64 * 1024  # a field: some gateways hand on large tokens
 
 
@@ -388,7 +390,7 @@ async def _listen(stack: AsyncExitStack, runner: web.BaseRunner, host: str, port
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     try:
-        await web.TCPSite(runner, host, port).start()
+        await web.TCPSite(runner, host, port, backlog=_BACKLOG).start()
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
         other = (
