@@ -56,7 +56,9 @@ def add(path: Path, name: str) -> str:
         raise ConfigError(f"{name!r} is no name; accepted: letters, digits and any of . _ @ -, up to 64")
     with _changing(path) as file:
         if file.exists() and any(key.name == name for key in read(file)):
-            raise ConfigError(f"client keys {path}: there is a key named {name}; revoke it or choose another name")
+            raise ConfigError(
+                f"client keys {path}: there is a key named {name}; revoke it first or choose another name"
+            )
         key = _PREFIX + secrets.token_urlsafe(32)
         made = ClientKey(name=name, digest=_digest(key), since=time.strftime("%Y-%m-%d", time.gmtime()))
         before = file.read_text(encoding="utf-8").rstrip("\n") + "\n" if file.exists() else ""
@@ -82,9 +84,12 @@ def _changing(path: Path) -> Iterator[Path]:
     path = path.resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with (path.parent / f".{path.name}.lock").open("w") as lock:
-            flock(lock, LOCK_EX)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            flock(folder, LOCK_EX)
             yield path
+        finally:
+            os.close(folder)
     except OSError as error:
         raise ConfigError(f"client keys {path}: {error.strerror}") from error
 

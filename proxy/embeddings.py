@@ -66,7 +66,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.outcome = "error"
-        self.model: str | None = None  # as the client wrote it
+        self.model: str | None = None  # as the client wrote it; once it is answered, as it may be shown
         self.items = 0
         self.cached = 0  # of the items
         self.held_bytes = 0  # of its body, in memory
@@ -123,6 +123,7 @@ class EmbeddingsRoute:
             self._in_flight -= 1
             self.held_bytes -= progress.held_bytes
             self._metrics.of_model(progress.model).answered(progress.outcome, status)
+            progress.model = self._metrics.label_of(progress.model)
             self._metrics.request_seconds[progress.outcome].observe(time.perf_counter() - started)
         return response
 

@@ -259,6 +259,10 @@ class Metrics:
         """What counts ``model``, by its own name only once an upstream has answered for it: a client can name any."""
         return self._models.get(model, self._others)
 
+    def label_of(self, model: str | None) -> str | None:
+        """What may be shown of the model that a client named."""
+        return model if model is None or model in self._models else _OTHER
+
     def admit_model(self, model: str | None) -> None:
         """An upstream has answered 2xx for ``model``."""
         if model is None or model in self._models or len(model) > _MAX_LABEL:

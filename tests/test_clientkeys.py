@@ -53,13 +53,24 @@ def test_a_key_is_printed_once_and_only_its_hash_is_kept(
     assert digest not in out + err
 
 
-def test_only_the_owner_can_read_the_file(path: Path) -> None:
-    path.write_text("")
-    path.chmod(0o644)
+def test_only_the_owner_can_read_a_new_file_and_whoever_could_an_old_one(path: Path) -> None:
     clientkeys.add(path, "app")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o640)  # for a proxy that runs as somebody else of the group
+    clientkeys.add(path, "other")
     clientkeys.revoke(path, "app")
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_link_stays_one_and_what_people_wrote_stays_too(path: Path) -> None:
+    real = path.with_name("real")
+    path.symlink_to(real)
+    clientkeys.add(path, "a")
+    real.write_text("# made by hand\n" + real.read_text())
+    clientkeys.add(path, "b")
+    clientkeys.revoke(path, "a")
+    assert path.is_symlink()
+    assert real.read_text().startswith("# made by hand\nb sha256:")
 
 
 def test_a_revoked_key_is_known_no_more_and_the_others_are(
