@@ -501,6 +501,7 @@ def _announce(settings: Settings, proxy: Running) -> None:
   base_url  {proxy.base_url}
   upstream  {upstream}
   store     {settings.store}
+  status    {proxy.admin_url}/
   metrics   {proxy.admin_url}/metrics
 
   Try it twice, and see X-Cache turn from MISS to HIT:
