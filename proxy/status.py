@@ -3,7 +3,6 @@
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from math import inf
 from typing import Protocol, TypeVar
 
@@ -165,8 +164,10 @@ class History:
 
     def __init__(self, started_s: float) -> None:
         self._samples = deque([(started_s, Counts())], maxlen=_STEPS + 1)
+        self._steps: deque[Step] = deque(maxlen=_STEPS)
 
     def note(self, now_s: float, counts: Counts) -> None:
+        self._steps.append(self._step(now_s, counts))
         self._samples.append((now_s, counts))
 
     def recent(self, now_s: float, counts: Counts) -> Window:
@@ -176,10 +177,18 @@ class History:
         return window(counts.since(earlier), now_s - then_s)
 
     def steps(self, now_s: float, counts: Counts) -> list[Step]:
-        samples = [*self._samples, (now_s, counts)]
-        return [
-            _step(later.since(earlier), end_s - start_s) for (start_s, earlier), (end_s, later) in pairwise(samples)
-        ]
+        return [*self._steps, self._step(now_s, counts)]
+
+    def _step(self, now_s: float, counts: Counts) -> Step:
+        then_s, earlier = self._samples[-1]
+        grown = counts.since(earlier)
+        from_cache = sum(grown.items.get(result, 0) for result in _FROM_CACHE)
+        return Step(
+            seconds=now_s - then_s,
+            requests=int(sum(buckets[inf] for buckets in grown.seconds.values())),
+            from_cache=int(from_cache),
+            asked=int(sum(grown.items.values()) - from_cache),
+        )
 
 
 def quantile(buckets: Buckets, q: float) -> float | None:
@@ -335,17 +344,6 @@ def _upstreams(samples: _Samples, known: Iterable[UpstreamStatus]) -> list[Upstr
         )
         for own in known
     ]
-
-
-def _step(grown: Counts, seconds: float) -> Step:
-    counted = window(grown, seconds)
-    from_cache = sum(counted.items.get(result, 0) for result in _FROM_CACHE)
-    return Step(
-        seconds=seconds,
-        requests=sum(counted.requests.values()),
-        from_cache=from_cache,
-        asked=sum(counted.items.values()) - from_cache,
-    )
 
 
 def _latency(buckets: Buckets) -> Latency:
