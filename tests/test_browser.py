@@ -152,7 +152,21 @@ async def test_it_says_when_the_proxy_is_gone_and_when_it_is_back(browser: Brows
     async with running(settings_for(upstream, admin_port=port)) as again:
         await asyncio.to_thread(browser.wait_for, LIVE)
         again.lifecycle.is_draining = True
-        await asyncio.to_thread(browser.wait_for, "document.getElementById('state').textContent.startsWith('Stopping')")
+        await asyncio.to_thread(
+            browser.wait_for, "document.getElementById('state').textContent.startsWith('Live; stopping: ')"
+        )
+
+
+@pytest.mark.parametrize("scheme", [LIGHT, DARK])
+async def test_an_open_breaker_is_said_at_the_top(browser: Browser, client: Client, scheme: str) -> None:
+    browser.look(width=360, scheme=scheme)
+    await opened(browser, client.proxy.admin_url)
+    client.proxy.status_page._metrics.breaker("store_read", "open")
+    said = "document.getElementById('state').textContent === 'Live; store_read is open'"
+    await asyncio.to_thread(browser.wait_for, said)
+    row = "return document.querySelector('#breakers tbody').rows[0].textContent"
+    assert await asyncio.to_thread(browser.run, row) == "store_readopen, failing"
+    assert await asyncio.to_thread(violations, browser) == []
 
 
 async def test_it_does_not_ask_while_nobody_looks(browser: Browser, client: Client) -> None:
