@@ -16,7 +16,8 @@ from tests.client import Client
 from tests.conftest import StartProxy, settings_for
 from tests.scripted import ScriptedUpstream
 
-pytestmark = pytest.mark.skipif("BROWSER" not in os.environ, reason="make test-browser runs it, with a Chromium")
+if "BROWSER" not in os.environ:
+    pytest.skip("make test-browser runs it, with a Chromium", allow_module_level=True)
 
 LIVE = "document.getElementById('state').textContent === 'Live'"
 # The number in the tile of this name.
