@@ -9,7 +9,7 @@ LOCKER := .venv-lock
 LOCK   := deploy/requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-providers test-clients check fmt lock bench faults hostile clean
+.PHONY: help run test test-slow test-providers test-clients test-browser screenshots check fmt lock bench faults hostile clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -55,6 +55,12 @@ $(NODE)/ok: tests/clients/package.json tests/clients/package-lock.json
 
 test-clients: $(NODE)/ok $(OTHERS)/ok $(VENV)/dev-ok ## every client, the larger ones too, as a table; needs node and npm
 	@CLIENTS=all $(BIN)/pytest tests/test_clients.py --matrix $(ARGS)
+
+test-browser: $(VENV)/dev-ok ## the status page in a headless browser; needs chromium and chromedriver
+	@BROWSER=1 $(BIN)/pytest tests/test_browser.py $(ARGS)
+
+screenshots: $(VENV)/dev-ok ## pictures of the status page under load, into docs/; needs chromium and chromedriver
+	@$(BIN)/python -m tests.browser docs
 
 test-providers: $(VENV)/dev-ok ## what was tried of each provider, as a table
 	@$(BIN)/pytest tests/test_providers.py --matrix $(ARGS)

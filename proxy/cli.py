@@ -8,6 +8,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,19 @@ import uvloop
 from click.core import ParameterSource
 from platformdirs import user_cache_path
 
-from proxy import __version__, clientkeys, config, configfile, server
+from proxy import __version__, clientkeys, config, configfile, screen, server, statusclient
 from proxy.config import Settings, UpstreamSetting
 from proxy.errors import ConfigError
 from proxy.providers import Form, Provider
 from proxy.server import Running
+from proxy.statusclient import Unreachable
 
 _ENV_PREFIX = "EMBEDDING_PROXY_"
 # Kubernetes puts the address of every Service into every Pod's environment; for one named `embedding-proxy` these
 # names fall among ours (https://kubernetes.io/docs/tutorials/services/connect-applications-service/).
 _KUBERNETES_LINK = re.compile(r"EMBEDDING_PROXY_(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
 _EXIT_USAGE = 2
+_EXIT_UNREACHABLE = 1
 _MIN_SECRET = 32
 # What of a configuration file is no single value, and where the context keeps it.
 _FILE = "file"
@@ -429,6 +432,36 @@ def demo_command(host: str, port: int) -> None:
         )
 
 
+@cli.command(name="stats")
+@click.option("--watch", "is_watching", is_flag=True, help="Show it anew every 2 s, until Ctrl-C.")
+@click.option("--admin-url", default="http://127.0.0.1:9090", show_default=True, help="The proxy's admin port.")
+def stats_command(admin_url: str, *, is_watching: bool) -> None:
+    """Print how a running proxy does: hits, savings, latency, breakers."""
+    with suppress(KeyboardInterrupt):
+        asyncio.run(_watch(admin_url) if is_watching else _print_stats(admin_url))
+
+
+async def _print_stats(admin_url: str) -> None:
+    click.echo(screen.render(await statusclient.once(admin_url)))
+
+
+async def _watch(admin_url: str) -> None:
+    shown = ""
+    async for status in statusclient.watch(admin_url):
+        if isinstance(status, Unreachable):
+            # What was known last stays, below the line that says it is old.
+            click.echo(_repainted(f"{status}\n{shown}"), nl=False)
+        else:
+            shown = "\n" + screen.render(status)
+            click.echo(_repainted(screen.render(status)), nl=False)
+
+
+def _repainted(text: str) -> str:
+    """Over what the terminal shows, without the flicker of clearing it first. A pipe gets the text alone."""
+    lines = "".join(f"{line}\x1b[K\n" for line in text.split("\n"))
+    return f"\x1b[H{lines}\x1b[J"
+
+
 class _JSONFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -475,6 +508,7 @@ def _announce(settings: Settings, proxy: Running) -> None:
   base_url  {proxy.base_url}
   upstream  {upstream}
   store     {settings.store}
+  status    {proxy.admin_url}/
   metrics   {proxy.admin_url}/metrics
 
   Try it twice, and see X-Cache turn from MISS to HIT:
@@ -494,7 +528,8 @@ def _announce(settings: Settings, proxy: Running) -> None:
 
 
 def main() -> None:
-    """Run the command; whatever is wrong with its settings is one line on stderr and exit status 2."""
+    """Run the command; whatever is wrong with its settings is one line on stderr and exit status 2, a proxy that can't
+    be reached likewise and 1."""
     _forget_kubernetes_link()
     try:
         status = cli.main(prog_name="embedding-proxy", standalone_mode=False)
@@ -505,14 +540,16 @@ def main() -> None:
         _exit_with(_said_where(error))
     except ConfigError as error:
         _exit_with(str(error))
+    except Unreachable as error:
+        _exit_with(str(error), _EXIT_UNREACHABLE)
     except click.Abort:
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _exit_with(message: str) -> None:
+def _exit_with(message: str, status: int = _EXIT_USAGE) -> None:
     click.echo(f"embedding-proxy: {message}", err=True)
-    sys.exit(_EXIT_USAGE)
+    sys.exit(status)
 
 
 def _said_where(error: click.ClickException) -> str:

@@ -1,10 +1,10 @@
 """Every metric, with its meaning. Names follow https://prometheus.io/docs/practices/naming/."""
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, disable_created_metrics
 from prometheus_client.exposition import generate_latest
 
 from proxy import __version__
@@ -89,6 +89,7 @@ class Metrics:
             buckets=_LATENCY_S,
             registry=registry,
         )
+        self._durations = durations
         self.request_seconds = {outcome: durations.labels(outcome) for outcome in OUTCOMES}
         stages = Histogram(
             "embedding_proxy_stage_duration_seconds",
@@ -279,6 +280,15 @@ class Metrics:
 
     def breaker(self, circuit: str, state: str) -> None:
         self._breakers.labels(circuit).set(_BREAKER_STATES[state])
+
+    def families(self) -> Iterable[Metric]:
+        """All of them, as they stand."""
+        return self._registry.collect()
+
+    def counted(self) -> Iterable[Metric]:
+        """Those that `proxy.status.counts_of` reads: few enough to be read every now and then."""
+        for metric in (self._durations, self.items, self.tokens, self.cost):
+            yield from metric.collect()
 
     def exposition(self) -> bytes:
         """The Prometheus text format."""

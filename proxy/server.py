@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import BaseConnector, TCPConnector, UnixConnector, web
 
-from proxy import demo, openapi
+from proxy import __version__, demo, openapi
 from proxy.auth import Access, Validations
 from proxy.batcher import Batcher
 from proxy.clientkeys import ClientKeys
@@ -33,6 +33,8 @@ from proxy.metrics import Metrics
 from proxy.origins import Alternative, Origin, Origins
 from proxy.requestlog import RequestLog
 from proxy.routes import Routes
+from proxy.status import About, UpstreamStatus
+from proxy.statuspage import StatusPage
 from proxy.store.base import NoStore, Store
 from proxy.store.memory import Memory
 from proxy.store.redis import RedisStore
@@ -83,6 +85,7 @@ class Running:
     log: RequestLog
     cache: Cache
     fetcher: Fetcher
+    status_page: StatusPage
 
 
 async def serve(settings: Settings, *, announce: Callable[[Running], None]) -> None:
@@ -189,7 +192,11 @@ async def running(
         def describe() -> dict[str, Any]:
             return openapi.describe(origins.default.provider, base_url)
 
-        admin = web.AppRunner(_admin_app(metrics, lifecycle, describe), access_log=None, shutdown_timeout=1.0)
+        page = StatusPage(
+            metrics, lambda: _about(settings, base_url), is_draining=lambda: lifecycle.is_draining, now=monotonic
+        )
+        await stack.enter_async_context(page.sampling())
+        admin = web.AppRunner(_admin_app(metrics, lifecycle, describe, page), access_log=None, shutdown_timeout=1.0)
         admin_port = await _listen(stack, admin, settings.admin_host, settings.admin_port, flag="--admin-port")
         require_strict_parser()
         web_server = _make_server(dispatcher.handle, _max_connections(settings.max_connections))
@@ -209,9 +216,19 @@ async def running(
             log=log,
             cache=cache,
             fetcher=fetcher,
+            status_page=page,
         )
         lifecycle.is_draining = True
         lifecycle.deadline = time.monotonic() + settings.shutdown_timeout_s
+
+
+def _about(settings: Settings, base_url: str) -> About:
+    """What the admin port tells of the settings: no key, and no URL with a secret in it."""
+    upstreams = (
+        UpstreamStatus(name=own.name, base_url=own.base_url, provider=own.provider.name, models=own.models)
+        for own in (settings.upstream, *settings.routed)
+    )
+    return About(version=__version__, base_url=base_url, upstreams=tuple(upstreams), store_url=str(settings.store))
 
 
 def _forbid_itself(settings: Settings, port: int) -> None:
@@ -358,7 +375,9 @@ def _make_server(handler: Handler, max_connections: int) -> Server:
     )
 
 
-def _admin_app(metrics: Metrics, lifecycle: Lifecycle, describe: Callable[[], dict[str, Any]]) -> web.Application:
+def _admin_app(
+    metrics: Metrics, lifecycle: Lifecycle, describe: Callable[[], dict[str, Any]], page: StatusPage
+) -> web.Application:
     async def exposition(_: web.Request) -> web.Response:
         # The format's own version parameter can't go through aiohttp's content_type.
         return web.Response(
@@ -377,6 +396,7 @@ def _admin_app(metrics: Metrics, lifecycle: Lifecycle, describe: Callable[[], di
         return web.json_response(describe())
 
     app = web.Application()
+    page.add_routes(app.router)
     app.router.add_get("/metrics", exposition)
     app.router.add_get("/openapi.json", described)
     # Neither depends on the store or the upstream: restarting the proxy would mend neither.
