@@ -313,8 +313,8 @@ def _overview() -> Dashboard:
                 ),
                 Panel(
                     title="Share of bypasses",
-                    description="Of all requests of a job, over a quarter of an hour and over a day; needs the recording"
-                    " rules. The alert EmbeddingProxyBypassSpike compares these two.",
+                    description="Of all requests of a job, over a quarter of an hour and over a day; needs the"
+                    " recording rules. The alert EmbeddingProxyBypassSpike compares these two.",
                     targets=[
                         Target(
                             expr=recorded(f"job:embedding_proxy_bypasses:ratio_rate{window}"),
