@@ -7,7 +7,7 @@ OTHERS := .venv-clients
 NODE   := tests/clients/node_modules
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-providers test-clients check fmt bench faults clean
+.PHONY: help run test test-slow test-grafana test-providers test-clients check fmt bench faults clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ test-clients: $(NODE)/ok $(OTHERS)/ok $(VENV)/dev-ok ## every client, the larger
 
 test-providers: $(VENV)/dev-ok ## what was tried of each provider, as a table
 	@$(BIN)/pytest tests/test_providers.py --matrix $(ARGS)
+
+test-grafana: $(VENV)/dev-ok ## dashboards and alerts with a real Prometheus; needs prometheus and promtool
+	@$(BIN)/pytest tests/grafana -m prometheus $(ARGS)
 
 check: $(VENV)/dev-ok ## lint, format, types, import layers
 	@$(BIN)/ruff check .
