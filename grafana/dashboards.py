@@ -79,8 +79,12 @@ def quantile(q: float, by: str, histogram: str, *labels: str) -> str:
     return f"histogram_quantile({q}, {total(les, f'{histogram}_bucket', *labels)})"
 
 
-def mean(by: str, histogram: str) -> str:
-    return f"{total(by, f'{histogram}_sum')} / {total(by, f'{histogram}_count')}"
+def counted(histogram: str) -> list[Target]:
+    """Quantiles and mean of what is a whole number, and 1 at least: between 0 and 1 the quantile is made up."""
+    return [
+        *(Target(expr=f"clamp_min({quantile(q, '', histogram)}, 1)", legend=f"p{q * 100:g}") for q in (0.5, 0.95)),
+        Target(expr=f"{total('', f'{histogram}_sum')} / {total('', f'{histogram}_count')}", legend="mean"),
+    ]
 
 
 def quantiles(by: str, histogram: str, *labels: str, of: Iterable[float] = _QUANTILES) -> list[Target]:
@@ -110,8 +114,8 @@ def error_ratio(window: str) -> str:
 
 
 def calls_avoided(window: str = "$__rate_interval") -> str:
-    """Without the proxy each of these requests would have been a call."""
-    asked = 'outcome=~"hit|partial|miss"'
+    """Without the proxy each of these requests would have been a call; with it, a bypass is still one."""
+    asked = 'outcome!="bypass"'
     return (
         f"{total('', 'requests_total', asked, window=window)}"
         f" - {total('', 'upstream_batch_items_count', window=window)}"
@@ -171,8 +175,9 @@ def _overview() -> Dashboard:
                 ),
                 _stat(
                     "Upstream calls avoided",
-                    "Requests that could be cached, less the embeddings calls made for them: the work of hits and of"
-                    " merging. Negative where large requests are split. Of all models: a call is not counted by model.",
+                    "Requests that were not relayed unread, less the embeddings calls made for them: the work of hits"
+                    " and of merging. Fallbacks, validations and splitting large requests cost calls. Of all models: a"
+                    " call is not counted by model.",
                     calls_avoided("$__range"),
                     "short",
                 ),
@@ -229,7 +234,7 @@ def _overview() -> Dashboard:
                 ),
                 Panel(
                     title="Upstream calls avoided",
-                    description="Requests that could be cached, less the calls made for them. Of all models.",
+                    description="Requests that were not relayed unread, less the calls made for them. Of all models.",
                     targets=[Target(expr=calls_avoided(), legend="avoided")],
                     unit="cps",
                 ),
@@ -327,7 +332,8 @@ def _overview() -> Dashboard:
                 ),
                 Panel(
                     title="Errors by model and status",
-                    description="499: the client left before its answer. 503: a limit was reached, or it drains.",
+                    description="499: the client left before its answer. 503: a limit was reached, or it drains. 200:"
+                    " an answer that did not check out and was passed on.",
                     targets=[
                         Target(
                             expr=total("model, status", "requests_total", 'outcome="error"', by_model=True),
@@ -430,19 +436,13 @@ def _upstream() -> Dashboard:
                 Panel(
                     title="Items in a call",
                     description="Larger batches cost less time an item; what bounds them is --max-batch-items.",
-                    targets=[
-                        *quantiles("", "upstream_batch_items", of=(0.5, 0.95)),
-                        Target(expr=mean("", "upstream_batch_items"), legend="mean"),
-                    ],
+                    targets=counted("upstream_batch_items"),
                     unit="short",
                 ),
                 Panel(
                     title="Requests merged into a call",
                     description="1 is a call for one request. More of them merge with a longer --batch-window.",
-                    targets=[
-                        *quantiles("", "upstream_merged_requests", of=(0.5, 0.95)),
-                        Target(expr=mean("", "upstream_merged_requests"), legend="mean"),
-                    ],
+                    targets=counted("upstream_merged_requests"),
                     unit="short",
                 ),
                 Panel(
@@ -773,7 +773,6 @@ def variables(dashboard: Dashboard) -> list[dict[str, Any]]:
             "regex": "",
             "multi": False,
             "includeAll": False,
-            "current": {},
             "hide": 0,
         },
         chosen("job", "Job", "label_values(embedding_proxy_build_info, job)"),

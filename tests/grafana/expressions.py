@@ -26,6 +26,7 @@ _METRIC = re.compile(r"\bembedding_proxy_\w+")
 class Expression:
     where: str
     promql: str
+    unit: str = ""  # Grafana's, of a panel
 
     def __str__(self) -> str:
         return self.where
@@ -57,7 +58,9 @@ def panels(dashboard: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def of_dashboards() -> list[Expression]:
     return [
-        Expression(f"{name}: {panel['title']} {target['refId']}", target["expr"])
+        Expression(
+            f"{name}: {panel['title']} {target['refId']}", target["expr"], panel["fieldConfig"]["defaults"]["unit"]
+        )
         for name, dashboard in dashboards().items()
         for panel in panels(dashboard)
         for target in panel["targets"]

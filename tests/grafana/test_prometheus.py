@@ -39,6 +39,18 @@ def values(prometheus: Prometheus, expression: Expression) -> list[float]:
 @pytest.mark.parametrize("expression", WITH_DATA, ids=str)
 def test_an_expression_has_data(prometheus: Prometheus, expression: Expression) -> None:
     assert poll(lambda: bool(values(prometheus, expression)), timeout_s=_TIMEOUT_S), filled(expression.promql)
+    if expression.unit == "percentunit":
+        # A rate is an estimate; where the series of a ratio began at different times it may be a little off.
+        assert all(-0.01 <= value <= 1.01 for value in values(prometheus, expression))
+
+
+def test_hits_avoid_calls(prometheus: Prometheus) -> None:
+    avoided = [expression for expression in WITH_DATA if "Upstream calls avoided" in expression.where]
+    assert len(avoided) == 2
+    assert poll(
+        lambda: all(min(values(prometheus, expression), default=0) > 0 for expression in avoided),
+        timeout_s=_TIMEOUT_S,
+    )
 
 
 @pytest.mark.parametrize("where", WITHOUT_DATA)
