@@ -36,6 +36,14 @@ def values(prometheus: Prometheus, expression: Expression) -> list[float]:
     return [number for series in found if not math.isnan(number := float(series["value"][1]))]
 
 
+@pytest.mark.parametrize("what", ["check", "test"])
+def test_promtool_finds_nothing_wrong(what: str) -> None:
+    files = RULES if what == "check" else sorted((GRAFANA / "rules" / "tests").glob("*.yaml"))
+    command = [live.find("promtool"), what, "rules", *map(str, files)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 @pytest.mark.parametrize("expression", WITH_DATA, ids=str)
 def test_an_expression_has_data(prometheus: Prometheus, expression: Expression) -> None:
     assert poll(lambda: bool(values(prometheus, expression)), timeout_s=_TIMEOUT_S), filled(expression.promql)
@@ -89,11 +97,3 @@ def test_a_forged_record_fires_its_alert(prometheus: Prometheus) -> None:
 def test_a_variable_has_values(prometheus: Prometheus, selector: str, label: str) -> None:
     asked = {"match[]": selector}
     assert poll(lambda: bool(prometheus.get(f"label/{label}/values", **asked)), timeout_s=_TIMEOUT_S)
-
-
-@pytest.mark.parametrize("what", ["check", "test"])
-def test_promtool_finds_nothing_wrong(what: str) -> None:
-    files = RULES if what == "check" else sorted((GRAFANA / "rules" / "tests").glob("*.yaml"))
-    command = [live.find("promtool"), what, "rules", *map(str, files)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
