@@ -9,7 +9,8 @@ LOCKER := .venv-lock
 LOCK   := deploy/requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-providers test-clients test-browser screenshots check fmt lock bench faults hostile clean
+.PHONY: help run test test-slow test-grafana test-providers test-clients test-browser screenshots check fmt lock
+.PHONY: bench faults hostile clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -64,6 +65,9 @@ screenshots: $(VENV)/dev-ok ## pictures of the status page under load, into docs
 
 test-providers: $(VENV)/dev-ok ## what was tried of each provider, as a table
 	@$(BIN)/pytest tests/test_providers.py --matrix $(ARGS)
+
+test-grafana: $(VENV)/dev-ok ## dashboards and alerts with a real Prometheus; needs prometheus and promtool
+	@$(BIN)/pytest tests/grafana -m prometheus $(ARGS)
 
 check: $(VENV)/dev-ok ## lint, format, types, import layers
 	@$(BIN)/ruff check .

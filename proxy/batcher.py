@@ -137,6 +137,7 @@ class Batcher:
         self._queued_items = 0  # submitted and not answered
         self._queued_bytes = 0
         metrics.queued_items.set_function(lambda: self._queued_items)
+        metrics.queue_limit_items.set(max_queued_items)
 
     def __repr__(self) -> str:
         return f"<Batcher {len(self._groups)} groups, {len(self._calls)} calls, {self._queued_items} items>"

@@ -103,6 +103,7 @@ class EmbeddingsRoute:
         self.held_bytes = 0  # what has come of request bodies and is in memory
         self._in_flight = 0
         metrics.held_bytes.set_function(lambda: self.held_bytes)
+        metrics.held_limit_bytes.set(max_held_bytes)
         metrics.requests_in_flight.set_function(lambda: self._in_flight)
         self._reports_full_usage = reports_full_usage
         self._is_draining = is_draining

@@ -119,6 +119,11 @@ class Metrics:
         self.held_bytes = Gauge(
             "embedding_proxy_held_request_bytes", "Request bodies held in memory.", registry=registry
         )
+        self.held_limit_bytes = Gauge(
+            "embedding_proxy_held_request_limit_bytes",
+            "Request bodies that may be held in memory; what comes on top gets 503.",
+            registry=registry,
+        )
 
     def _add_models(self, registry: CollectorRegistry) -> None:
         self.items = Counter(
@@ -186,6 +191,11 @@ class Metrics:
             "Items that were handed to the batcher and have no answer yet.",
             registry=registry,
         )
+        self.queue_limit_items = Gauge(
+            "embedding_proxy_upstream_queue_limit_items",
+            "Items that the batcher takes; what comes on top gets 503.",
+            registry=registry,
+        )
         self._breakers = Gauge(
             "embedding_proxy_breaker_state",
             "Circuit breakers, of each direction of the store and of each upstream: 0 closed, 1 half-open, 2 open.",
@@ -214,6 +224,8 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        # A series that begins at 1 has not increased, to Prometheus; of forged records the first one must be seen.
+        self.store_invalid_records.labels("tag")
         for circuit in ("store_read", "store_write"):
             self.breaker(circuit, "closed")
 

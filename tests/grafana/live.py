@@ -1,0 +1,234 @@
+"""A Prometheus that scrapes three proxies to which everything happens that a dashboard has a panel for."""
+
+import http.client
+import http.server
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.grafana.expressions import RULES
+from tests.process import Process
+from tests.redis_server import RedisServer, free_port
+
+_HOW_TO_GET_IT = (
+    "make test-grafana needs prometheus and promtool and did not find them in PATH. Get both with"
+    " `apt install prometheus` or from https://prometheus.io/download, and run it again."
+)
+_START_TIMEOUT_S = 30.0
+_POLL_S = 0.1
+_PAUSE_S = 0.02
+_TEXTS = 300  # of 6 KiB each, so that the memory tier, which has 1 MiB, is too small for them
+_BATCH = 16
+_MODELS = ("demo", "gone", "rejected", "broken")
+
+
+def find(program: str) -> str:
+    path = shutil.which(program)
+    if path is None:
+        raise RuntimeError(_HOW_TO_GET_IT)
+    return path
+
+
+class Prometheus:
+    def __init__(self, folder: Path, targets: list[str]) -> None:
+        self._port = free_port()
+        config = folder / "prometheus.json"  # YAML is JSON's superset
+        scrape = {"job_name": "embedding-proxy", "static_configs": [{"targets": targets}]}
+        times = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+        files = [str(path) for path in RULES]
+        config.write_text(json.dumps({"global": times, "rule_files": files, "scrape_configs": [scrape]}))
+        self._log = (folder / "prometheus.log").open("w")
+        self._popen = subprocess.Popen(
+            [
+                find("prometheus"),
+                f"--config.file={config}",
+                f"--storage.tsdb.path={folder / 'prometheus'}",
+                f"--web.listen-address=127.0.0.1:{self._port}",
+            ],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def __enter__(self) -> "Prometheus":
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < deadline and self._popen.poll() is None:
+            try:
+                if self._get("/-/ready")[0] == 200:
+                    return self
+            except OSError:
+                pass
+            time.sleep(_POLL_S)
+        self.__exit__()
+        raise RuntimeError(f"Prometheus did not start; its log: {Path(self._log.name).read_text()}")
+
+    def __exit__(self, *_: object) -> None:
+        self._popen.terminate()
+        self._popen.wait()
+        self._log.close()
+
+    def get(self, path: str, **parameters: str) -> Any:
+        """The ``data`` of an answer of the HTTP API, https://prometheus.io/docs/prometheus/latest/querying/api/."""
+        status, body = self._get(f"/api/v1/{path}?{urllib.parse.urlencode(parameters)}")
+        answer = json.loads(body)
+        assert status == 200, answer
+        return answer["data"]
+
+    def _get(self, target: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        try:
+            connection.request("GET", target)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+
+class _Misbehaving(http.server.BaseHTTPRequestHandler):
+    """An upstream that fails for one model, and for another answers 200 with nothing in it."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.dumps({"object": "list", "data": []}).encode()
+        self.send_response(200 if asked["model"] == "rejected" else 500)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """A test writes no access log."""
+
+
+@contextmanager
+def _misbehaving() -> Iterator[int]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Misbehaving) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            serving.join()
+
+
+@contextmanager
+def _demo() -> Iterator[int]:
+    port = free_port()
+    command = [sys.executable, "-m", "proxy", "demo", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as demo:
+        assert demo.stdout is not None
+        demo.stdout.readline()  # it says so when it listens
+        try:
+            yield port
+        finally:
+            demo.send_signal(signal.SIGTERM)
+            demo.wait()
+
+
+@contextmanager
+def prometheus(folder: Path) -> Iterator[Prometheus]:
+    """The three proxies' metrics while they are under load.
+
+    Two share a Redis under different record keys, so that each finds the other's records forged; the third has a Redis
+    that is not there. All have an upstream that works, one that is gone with another in its place, and one that
+    misbehaves.
+    """
+    with ExitStack() as stack:
+        redis = RedisServer(folder)
+        stack.callback(redis.kill)
+        config = folder / "proxy.toml"
+        config.write_text(
+            f"""
+            memory = "1MiB"
+            revalidate = "1s"
+            [prices]
+            "demo*" = 0.02
+            [[upstream]]
+            name = "demo"
+            base_url = "http://127.0.0.1:{stack.enter_context(_demo())}/v1"
+            [[upstream]]
+            name = "gone"
+            base_url = "http://127.0.0.1:{free_port()}/v1"
+            models = ["gone"]
+            same_model = [{{ upstream = "demo", model = "demo" }}]
+            [[upstream]]
+            name = "misbehaving"
+            base_url = "http://127.0.0.1:{stack.enter_context(_misbehaving())}/v1"
+            models = ["rejected", "broken"]
+            """
+        )
+        admins = []
+        for name, store in (("A", redis.url), ("B", redis.url), ("C", f"redis://127.0.0.1:{free_port()}/0")):
+            os.environ[f"RECORD_KEY_{name}"] = name * 32
+            stack.callback(os.environ.pop, f"RECORD_KEY_{name}")
+            arguments = ["--config", str(config), "--store", store, "--record-key-env", f"RECORD_KEY_{name}"]
+            process = Process(folder, free_port(), *arguments)
+            stack.callback(process.stop, signal.SIGTERM)
+            admins.append(process.admin_url.removeprefix("http://"))
+            stack.enter_context(_load(process.base_url, name))
+        yield stack.enter_context(Prometheus(folder, admins))
+
+
+@contextmanager
+def _load(base_url: str, name: str) -> Iterator[None]:
+    """Requests of every kind, round and round until the block ends."""
+    host = base_url.removeprefix("http://").removesuffix("/v1")
+    is_over = threading.Event()
+
+    def work() -> None:
+        connection = http.client.HTTPConnection(host, timeout=30)
+        for number in itertools.count():
+            if is_over.wait(_PAUSE_S):
+                break
+            for body in _requests(number, name):
+                _post(connection, "sk-load", body)
+            # All it asks is stored, so that the proxy asks the upstream now and then what the credential is worth.
+            _post(connection, "sk-again", {"model": "demo", "input": "the same text"})
+        connection.close()
+
+    working = threading.Thread(target=work)
+    working.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        working.join()
+
+
+def _post(connection: http.client.HTTPConnection, key: str, body: dict[str, Any]) -> None:
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    connection.request("POST", "/v1/embeddings", json.dumps(body), headers)
+    connection.getresponse().read()
+
+
+def _requests(number: int, name: str) -> Iterator[dict[str, Any]]:
+    texts = [f"{name}: a text that comes again {(number * _BATCH + i) % _TEXTS}" for i in range(_BATCH)]
+    for model in _MODELS:
+        yield {"model": model, "input": f"{name}: a new text {number}"}
+    yield {"model": "demo", "input": texts}
+    yield {"model": "demo", "input": [*texts, texts[0], f"{name}: another new text {number}"]}
+    yield {"model": "demo", "input": "a text of all proxies"}
+    yield {"model": "demo", "input": f"of all proxies, too {number}"}
+    yield {"model": "demo", "input": "a field that nobody knows", "what_is_this": True}
+    yield {"model": "demo", "input": f"too long a vector {number}", "dimensions": 4097}
+
+
+def poll(ask: Callable[[], bool], *, timeout_s: float) -> bool:
+    """Whether ``ask`` said yes in time."""
+    deadline = time.monotonic() + timeout_s
+    while not (said := ask()) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    return said
