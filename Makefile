@@ -58,7 +58,7 @@ test-clients: $(NODE)/ok $(OTHERS)/ok $(VENV)/dev-ok ## every client, the larger
 	@CLIENTS=all $(BIN)/pytest tests/test_clients.py --matrix $(ARGS)
 
 test-browser: $(VENV)/dev-ok ## the status page in a headless browser; needs chromium and chromedriver
-	@BROWSER=1 $(BIN)/pytest tests/test_browser.py $(ARGS)
+	@$(BIN)/pytest tests/test_browser.py -m browser $(ARGS)
 
 screenshots: $(VENV)/dev-ok ## pictures of the status page under load, into docs/; needs chromium and chromedriver
 	@$(BIN)/python -m tests.browser docs

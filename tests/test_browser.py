@@ -1,7 +1,6 @@
 """The status page in a real Chromium: ``make test-browser``."""
 
 import asyncio
-import os
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from importlib import resources
@@ -16,8 +15,7 @@ from tests.client import Client
 from tests.conftest import StartProxy, settings_for
 from tests.scripted import ScriptedUpstream
 
-if "BROWSER" not in os.environ:
-    pytest.skip("make test-browser runs it, with a Chromium", allow_module_level=True)
+pytestmark = pytest.mark.browser
 
 LIVE = "document.getElementById('state').textContent === 'Live'"
 # The number in the tile of this name.
