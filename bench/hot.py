@@ -129,7 +129,13 @@ def proxy_server() -> Iterator[str]:
 @contextmanager
 def process(command: list[str]) -> Iterator[None]:
     pinned = ["taskset", "-c", SERVER_CORE, *command]
-    popen = subprocess.Popen(pinned, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    popen = subprocess.Popen(
+        pinned,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # a line for each request
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
     assert popen.stdout is not None
     try:
         if not any("Ctrl-C" in line for line in popen.stdout):
