@@ -109,6 +109,9 @@ class EmbeddingsRoute:
         self._is_draining = is_draining
         self._said: set[tuple[str, str]] = set()
 
+    def close(self) -> None:
+        self._inflater.shutdown(wait=False)
+
     async def handle(self, request: BaseRequest, progress: Progress) -> StreamResponse:
         """Answer ``POST …/embeddings``. Raises `ProxyError`."""
         started = time.perf_counter()

@@ -183,6 +183,7 @@ async def running(
             reports_full_usage=settings.reports_full_usage,
             is_draining=lambda: lifecycle.is_draining,
         )
+        stack.callback(route.close)
         log = RequestLog(write_log, is_json=settings.log_format == "json", clock=clock)
         await stack.enter_async_context(log.flushing())
         dispatcher = Dispatcher(origins, route, access, log, is_draining=lambda: lifecycle.is_draining)
