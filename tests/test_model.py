@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 from aiohttp.web import Response
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -335,4 +335,10 @@ class WatchedFetcher(Fetcher):
 
 
 TestModel = Machine.TestCase
-TestModel.settings = settings(max_examples=2500 if IS_SLOW_PROFILE else 150, stateful_step_count=50, deadline=None)
+TestModel.settings = settings(
+    max_examples=2500 if IS_SLOW_PROFILE else 150,
+    stateful_step_count=50,
+    deadline=None,
+    # Explaining a failure traces every line, which takes longer than a test may.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+)
