@@ -15,6 +15,7 @@ import msgpack
 
 from proxy import headers
 from proxy.clientkeys import ClientKeys
+from proxy.config import THIS_MACHINE
 from proxy.errors import Unauthorized
 from proxy.headers import Headers, Identity
 from proxy.keys import Fields
@@ -29,7 +30,6 @@ _MAX_CREDENTIALS, _MAX_PLACES, _MAX_PLACE = 100_000, 256, 4096
 _EVERYBODY: Fields = [("", "share=all")]
 _OWN_KEY: Fields = [("", "upstream key of the proxy")]
 _BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
-_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _KEY_FIELDS = ("x-api-key", "api-key")
 
 
@@ -124,7 +124,7 @@ def _forbid_web_pages(given: Headers) -> None:
     host = given.get("Host", "").rpartition(":")[0] or given.get("Host", "")
     if "Origin" in given or given.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
         raise Unauthorized("This proxy holds a key, and answers no web page.")
-    if host.strip("[]").lower() not in _THIS_MACHINE:
+    if host.strip("[]").lower() not in THIS_MACHINE:
         raise Unauthorized("This proxy holds a key, and is reached as localhost only.")
 
 

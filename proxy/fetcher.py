@@ -12,7 +12,7 @@ from typing import Any
 from multidict import CIMultiDict
 
 from proxy import wire
-from proxy.auth import Place, Validations
+from proxy.auth import KEY_REFUSALS, Place, Validations
 from proxy.batcher import Batcher, Delivered, Outcome, Refused, Share, Unusable, is_out_of_order
 from proxy.errors import ProxyError
 from proxy.flight import Claim, Flights
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 # How often a key that another replica fetches is looked for: at first, and at most.
 _POLL_S, _MAX_POLL_S = 0.005, 0.1
 ATTEMPTS = 3
-_REFUSALS = frozenset({401, 403, 404})
+_VERDICTS = KEY_REFUSALS | {404}  # on the credential, or on the model for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ class Failure:
     @property
     def is_verdict(self) -> bool:
         """Whether the upstream refused the credential, or the model to it."""
-        return isinstance(self.cause, Refused) and self.cause.answer.status in _REFUSALS
+        return isinstance(self.cause, Refused) and self.cause.answer.status in _VERDICTS
 
     @property
     def is_everybodys(self) -> bool:

@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import NamedTuple
 
 from proxy.auth import Place
 from proxy.errors import ProxyError
-from proxy.fetcher import Errand, Failure, Fetched, Fetcher
+from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
 
 _log = logging.getLogger(__name__)
 
@@ -73,4 +74,4 @@ class Sentinels:
             error = ProxyError("The proxy failed; its log says how.")
         else:
             return answer.result()
-        return Fetched(entries={}, asked=frozenset(), receipts=[], failure=Failure(error))
+        return replace(NOTHING, failure=Failure(error))

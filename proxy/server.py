@@ -23,7 +23,7 @@ from proxy import __version__, demo, openapi
 from proxy.auth import Access, Validations
 from proxy.batcher import Batcher
 from proxy.clientkeys import ClientKeys
-from proxy.config import Settings, StoreSetting, UpstreamSetting
+from proxy.config import THIS_MACHINE, Settings, StoreSetting, UpstreamSetting
 from proxy.connections import Handler, Server, require_strict_parser
 from proxy.dispatch import Dispatcher
 from proxy.embeddings import EmbeddingsRoute
@@ -58,8 +58,7 @@ _LAG_PERIOD_S = 0.5
 # Connections upstream and to the store, files, and the like.
 _OTHER_FILES = 768
 _FEWEST_CONNECTIONS = 128
-_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
-_LOCAL = _THIS_MACHINE | {"0.0.0.0", "::"}  # noqa: S104 - compared with, not listened on
+_LOCAL = THIS_MACHINE | {"0.0.0.0", "::"}  # noqa: S104 - compared with, not listened on
 # Of connections that wait to be accepted. When it is full the kernel drops what some clients count as connected.
 _BACKLOG = 4096
 _MAX_HEADER_BYTES = 64 * 1024  # a field: some gateways hand on large tokens
@@ -235,7 +234,7 @@ def _about(settings: Settings, base_url: str) -> About:
 def _forbid_itself(settings: Settings, port: int) -> None:
     for setting in (settings.upstream, *settings.routed):
         parts = urlsplit(setting.base_url)
-        own = {settings.host} | (_THIS_MACHINE if settings.host in _LOCAL else set())
+        own = {settings.host} | (THIS_MACHINE if settings.host in _LOCAL else set())
         if parts.scheme == "http" and (parts.port or 80) == port and parts.hostname in own:
             msg = f"upstream {setting.base_url} is this proxy's own address; choose another --port or --upstream"
             raise ConfigError(msg)

@@ -77,9 +77,7 @@ class EmbeddingRequest(NamedTuple):  # a frozen dataclass takes three times as l
         given = self.parameters.get("dimensions", self.parameters.get("output_dimension"))
         if type(given) is not int:
             return None
-        # A value may be of any JSON type, and those that don't hash can't be looked up in a set.
-        is_bits = self.packed and any(type(value) is str and value in _BITS for value in self.parameters.values())
-        return given // 8 if is_bits else given
+        return given // 8 if self.is_bits else given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

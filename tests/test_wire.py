@@ -65,6 +65,13 @@ def test_the_length_of_packed_vectors_whatever_the_other_fields_are(kind: str, l
     assert wire.parse_request(body, orjson.loads(body), PROVIDERS["voyage"]).length == length
 
 
+def test_a_field_other_than_the_type_of_a_vector_does_not_make_it_bits() -> None:
+    body = orjson.dumps(
+        {"model": "m", "input": "x", "output_dimension": 256, "input_type": "binary", "output_dtype": "int8"}
+    )
+    assert wire.parse_request(body, orjson.loads(body), PROVIDERS["voyage"]).length == 256
+
+
 BYPASSES = [
     ("not-json", "", b'{"model":', b'{"model":"m","input":"\\ud800"}', b'{"model":"m","input":"\xff"}'),
     ("not-json", b'{"model":"m","input":"x","dimensions":NaN}', b'\xef\xbb\xbf{"model":"m","input":"x"}'),
