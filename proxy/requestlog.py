@@ -4,16 +4,14 @@ The standard library's logging would cost a cached answer a tenth of its time. L
 together, a few times a second; what a crash loses is that.
 """
 
-import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import NamedTuple
 
 import orjson
 
-_FLUSH_S = 0.2
+FLUSH_S = 0.2
 _MAX_LINES = 4096  # by then they are written at once
 _MAX_NAME = 128
 # https://www.w3.org/TR/trace-context/#traceparent-header
@@ -57,20 +55,6 @@ class RequestLog:
         if self._lines and self._write is not None:
             lines, self._lines = self._lines, []
             self._write("\n".join(lines) + "\n")
-
-    @asynccontextmanager
-    async def flushing(self) -> AsyncIterator[None]:
-        async def flush() -> None:
-            while True:
-                await asyncio.sleep(_FLUSH_S)
-                self.flush()
-
-        flusher = asyncio.create_task(flush())
-        try:
-            yield
-        finally:
-            flusher.cancel()
-            self.flush()
 
 
 def _json(line: Line, now: float) -> str:
