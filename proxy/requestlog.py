@@ -7,6 +7,7 @@ together, a few times a second; what a crash loses is that.
 import re
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import orjson
@@ -77,12 +78,16 @@ def _json(line: Line, now: float) -> str:
 
 
 def _console(line: Line, now: float) -> str:
+    return (
+        f"{_stamp(int(now), '%H:%M:%S')} {line.outcome:<7} {line.status} {line.duration_s * 1000:9.2f} ms"
+        f" {line.cached:>5}/{line.items:<5} {_shown(line.model)}  {line.request_id}"
+    )
+
+
+@lru_cache(maxsize=128)
+def _shown(model: str | None) -> str:
     # A model's name is the client's to choose, and a terminal obeys control characters.
-    model = "-" if line.model is None else ascii(line.model[:_MAX_NAME])[1:-1]
-    took = f"{line.duration_s * 1000:9.2f} ms"
-    stamp = _stamp(int(now), "%H:%M:%S")
-    counts = f"{line.cached:>5}/{line.items:<5}"
-    return f"{stamp} {line.outcome:<7} {line.status} {took} {counts} {model}  {line.request_id}"
+    return "-" if model is None else ascii(model[:_MAX_NAME])[1:-1]
 
 
 _stamps: dict[str, tuple[int, str]] = {}
