@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ import uvloop
 from click.core import ParameterSource
 from platformdirs import user_cache_path
 
-from proxy import __version__, clientkeys, config, configfile, log, screen, server, statusclient
+from proxy import __version__, banner, clientkeys, config, configfile, log, screen, server, statusclient
 from proxy.config import Settings, UpstreamSetting
 from proxy.errors import ConfigError
+from proxy.listen import Doors, Sockets
 from proxy.providers import Form, Provider
-from proxy.server import Running
 from proxy.statusclient import Unreachable
+from proxy.supervisor import Supervisor
 
 _ENV_PREFIX = "EMBEDDING_PROXY_"
 # Kubernetes puts the address of every Service into every Pod's environment; for one named `embedding-proxy` these
@@ -127,7 +129,7 @@ def cli() -> None:
 
 
 @cli.command(name="serve")
-@_option("host", default="127.0.0.1", help="Address to serve clients on.")
+@_option("host", default="127.0.0.1", help="Address to serve clients on, or unix:/path of a socket.")
 @_option("port", type=_PORT, default=8080, help="Port to serve clients on; 0 takes a free one.")
 @_option("admin-host", default="127.0.0.1", help="Address for metrics and health.")
 @_option("admin-port", type=_PORT, default=9090, help="Port for metrics and health.")
@@ -176,6 +178,12 @@ def cli() -> None:
     metavar="NAME",
     help="Environment variable with a secret that proves stored records to be the proxies' own.",
 )
+@_option(
+    "workers",
+    type=_COUNT,
+    default=1,
+    help="Processes that answer; bounds on memory, queue and calls upstream are for all of them together.",
+)
 @_option("max-body", type=_SIZE, default="64MiB", help="Largest request body read on the embeddings route.")
 @_option(
     "usage",
@@ -215,7 +223,7 @@ def cli() -> None:
     help="TOML file with any of these as keys, log_format for --log-format.",
 )
 @click.pass_context
-def serve_command(ctx: click.Context, /, **given: Any) -> None:
+def serve_command(ctx: click.Context, /, **given: Any) -> int:
     """Serve. A flag beats the environment, which beats the file, which beats the default."""
     _forbid_unknown_variables(ctx)
     upstream, routed = _upstreams(ctx)
@@ -252,8 +260,36 @@ def serve_command(ctx: click.Context, /, **given: Any) -> None:
         shutdown_timeout_s=given["shutdown_timeout"],
     )
     config.forbid_open_door(settings)
+    if given["workers"] == 1:
+        return _serve(settings, announce=lambda proxy: _announce(settings, proxy.base_url, proxy.admin_url))
+    with log.writing_a_little(settings.log_format):
+        return Supervisor(settings, given["workers"], _Processes()).run(partial(_announce, settings))
+
+
+def _serve(settings: Settings, **given: Any) -> int:
     with log.writing(settings.log_format) as sink, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(server.serve(settings, announce=lambda proxy: _announce(settings, proxy), write_log=sink.write))
+        runner.run(server.serve(settings, write_log=sink.write, **given))
+    return 0
+
+
+class _Processes:
+    """What the supervisor's children do."""
+
+    def work(self, settings: Settings, doors: Doors, *, parent: int, on_ready: Callable[[], None]) -> int:
+        try:
+            return _serve(settings, announce=lambda _: on_ready(), doors=doors, parent=parent)
+        except ConfigError as error:
+            click.echo(f"embedding-proxy: {error}", err=True)
+            return _EXIT_USAGE
+
+    def administer(
+        self, settings: Settings, base_url: str, admin: Sockets, *, workers: Path, parent: int,
+        on_ready: Callable[[], None],
+    ) -> int:  # fmt: skip
+        serving = server.serve_admin(settings, base_url, admin, workers=workers, parent=parent, announce=on_ready)
+        with log.writing(settings.log_format), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serving)
+        return 0
 
 
 def _upstreams(ctx: click.Context) -> tuple[UpstreamSetting, tuple[UpstreamSetting, ...]]:
@@ -461,49 +497,17 @@ def _repainted(text: str) -> str:
     return f"\x1b[H{lines}\x1b[J"
 
 
-def _announce(settings: Settings, proxy: Running) -> None:
+def _announce(settings: Settings, base_url: str, admin_url: str) -> None:
     if settings.log_format == "json":
         logging.getLogger(__name__).info(
             "serving %s, upstream %s, store %s, metrics %s/metrics",
-            proxy.base_url,
+            base_url,
             settings.upstream.base_url,
             settings.store,
-            proxy.admin_url,
+            admin_url,
         )
         return
-    upstream = f"{settings.upstream.name}, {settings.upstream.base_url}, as {settings.upstream.provider.name}"
-    model, variable = "MODEL", "API_KEY"
-    if settings.upstream.name == "openai":
-        model, variable = "text-embedding-3-small", "OPENAI_API_KEY"
-    key, python_key = f"${variable}", f'os.environ["{variable}"]'
-    if settings.upstream.is_demo:
-        upstream = "demo, built in and offline: for trying this out, its vectors carry no meaning"
-        model, key, python_key = "demo", "any", '"any"'
-    upstream += "".join(f"\n            {own.name} for {', '.join(own.models)}" for own in settings.routed)
-    click.echo(
-        f"""
-  embedding-proxy {__version__}
-
-  base_url  {proxy.base_url}
-  upstream  {upstream}
-  store     {settings.store}
-  status    {proxy.admin_url}/
-  metrics   {proxy.admin_url}/metrics
-
-  Try it twice, and see X-Cache turn from MISS to HIT:
-
-    curl -i -w '\\n' {proxy.base_url}/embeddings -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\
-      -d '{{"model": "{model}", "input": "hello, world", "dimensions": 8}}'
-
-  Or from Python (pip install openai):
-
-    {"" if settings.upstream.is_demo else "import os; "}from openai import OpenAI
-    client = OpenAI(base_url="{proxy.base_url}", api_key={python_key})
-    print(client.embeddings.create(model="{model}", input=["hello, world", "hello again"]).data[0].embedding[:4])
-
-  Stop with Ctrl-C.
-"""
-    )
+    click.echo(banner.text_of(settings, base_url, admin_url))
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ DEMO_BASE_URL = "http://demo.invalid/v1"
 _SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KIB, "mib": MIB, "gib": GIB}
 _DURATIONS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _QUANTITY = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([a-z]*)", re.IGNORECASE)
+# Before the path of a socket, where an address could stand.
+UNIX = "unix:"
 # What a client on the same machine calls it.
 THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
@@ -146,6 +148,8 @@ def forbid_open_door(settings: Settings) -> None:
 
 
 def _is_loopback(host: str) -> bool:
+    if host.startswith(UNIX):
+        return True
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -10,9 +10,13 @@ import queue
 import select
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import orjson
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 _log = logging.getLogger(__name__)
 
@@ -86,17 +90,45 @@ class LogSink:
 def writing(form: str) -> Iterator[LogSink]:
     """Everybody's log goes to standard error, as ``console`` or ``json``, for as long as the block lasts."""
     sink = LogSink(_STANDARD_ERROR, on_dropped=lambda lines: _log.warning("%d lines of log were dropped", lines))
-    handler = logging.StreamHandler(sink)
+    with _handling(form, sink):
+        try:
+            yield sink
+        finally:
+            sink.close(timeout_s=_LAST_WORDS_S)
+
+
+@contextmanager
+def writing_a_little(form: str) -> Iterator[None]:
+    """The same without a thread, for a process that forks; a line that the reader has no room for is lost."""
+    with _handling(form, _Immediate()):
+        yield
+
+
+@contextmanager
+def _handling(form: str, stream: "SupportsWrite[str]") -> Iterator[None]:
+    handler = logging.StreamHandler(stream)
     console = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
     handler.setFormatter(JSONFormatter() if form == "json" else console)
     root = logging.getLogger()
-    root.addHandler(handler)
+    before = root.handlers[:]
+    root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     try:
-        yield sink
+        yield
     finally:
-        root.removeHandler(handler)
-        sink.close(timeout_s=_LAST_WORDS_S)
+        root.handlers[:] = before
+
+
+class _Immediate:
+    def write(self, text: str) -> int:
+        # What can be written to has room for a line (PIPE_BUF, pipe(7)).
+        if select.select([], [_STANDARD_ERROR], [], 0)[1]:
+            with suppress(OSError):
+                os.write(_STANDARD_ERROR, text.encode("utf-8", "backslashreplace"))
+        return len(text)
+
+    def flush(self) -> None:
+        """There is nothing that waits."""
 
 
 class JSONFormatter(logging.Formatter):

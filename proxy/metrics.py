@@ -1,7 +1,7 @@
 """Every metric, with its meaning. Names follow https://prometheus.io/docs/practices/naming/."""
 
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from prometheus_client import CollectorRegistry, Gauge, Metric
@@ -27,6 +27,10 @@ _STORE_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _LAG_S = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
 _AGE_S = (60.0, 600.0, 3600.0, 21600.0, 86400.0, 604800.0, 2592000.0)
 _BATCH_ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+
+
+# One process's metrics as they stand, or those of several added up.
+Families = Callable[[], Awaitable[Iterable[Metric]]]
 
 
 class ModelCounters:
@@ -295,11 +299,18 @@ class Metrics:
         """All of them, as they stand."""
         return self._registry.collect()
 
-    def counted(self) -> Iterable[Metric]:
-        """Those that `proxy.status.counts_of` reads: few enough to be read every now and then."""
-        for metric in (self._durations, self.items, self.tokens, self.cost):
-            yield from metric.collect()
 
-    def exposition(self) -> bytes:
-        """The Prometheus text format."""
-        return generate_latest(self._registry)
+def text_of(families: Iterable[Metric]) -> bytes:
+    """The Prometheus text format."""
+    return generate_latest(_Collected(families))
+
+
+class _Collected(CollectorRegistry):
+    """What `generate_latest` asks of a registry, for families that are there already."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        super().__init__()
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families

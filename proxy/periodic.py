@@ -2,14 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 _log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def every(period_s: float, work: Callable[[float], object]) -> AsyncIterator[None]:
+async def every(period_s: float, work: Callable[[float], Awaitable[object] | None]) -> AsyncIterator[None]:
     """Call ``work`` once a period for as long as the block lasts, with the seconds by which the loop came too late.
 
     Work that fails is logged, and called again the next time.
@@ -21,7 +21,8 @@ async def every(period_s: float, work: Callable[[float], object]) -> AsyncIterat
             due_s = now() + period_s
             await asyncio.sleep(period_s)
             try:
-                work(max(0.0, now() - due_s))
+                if (under_way := work(max(0.0, now() - due_s))) is not None:
+                    await under_way
             except Exception:  # noqa: BLE001 - whatever it is, the next time may be better
                 _log.exception("periodic work failed")
 

@@ -1,7 +1,6 @@
 """Two listeners, what is behind them, and their life from start to drain."""
 
 import asyncio
-import errno
 import gc
 import logging
 import os
@@ -9,16 +8,16 @@ import resource
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import BaseConnector, TCPConnector, UnixConnector, web
+from prometheus_client import Metric
 
-from proxy import __version__, demo, openapi
+from proxy import __version__, admin, demo, listen, openapi
 from proxy.auth import Access, Validations
 from proxy.batcher import Batcher
 from proxy.clientkeys import ClientKeys
@@ -28,6 +27,7 @@ from proxy.dispatch import Dispatcher
 from proxy.embeddings import EmbeddingsRoute
 from proxy.errors import ConfigError
 from proxy.fetcher import Fetcher
+from proxy.listen import BACKLOG, Doors, Sockets
 from proxy.metrics import Metrics
 from proxy.origins import Alternative, Origin, Origins
 from proxy.periodic import every
@@ -41,6 +41,7 @@ from proxy.store.redis import RedisStore
 from proxy.store.sqlite import SQLiteStore
 from proxy.store.tiered import Cache
 from proxy.upstream import Timeouts, Upstream
+from proxy.workers import Workers
 
 _log = logging.getLogger(__name__)
 
@@ -59,8 +60,6 @@ _LAG_PERIOD_S = 0.5
 _OTHER_FILES = 768
 _FEWEST_CONNECTIONS = 128
 _LOCAL = THIS_MACHINE | {"0.0.0.0", "::"}  # noqa: S104 - compared with, not listened on
-# Of connections that wait to be accepted. When it is full the kernel drops what some clients count as connected.
-_BACKLOG = 4096
 _MAX_HEADER_BYTES = 64 * 1024  # a field: some gateways hand on large tokens
 
 
@@ -78,6 +77,7 @@ class Running:
 
     base_url: str  # what a client uses, /v1 included
     admin_url: str
+    metrics: Metrics
     lifecycle: Lifecycle
     origins: Origins
     client_keys: ClientKeys | None
@@ -87,11 +87,21 @@ class Running:
     status_page: StatusPage
 
 
-async def serve(settings: Settings, *, announce: Callable[[Running], None], write_log: Callable[[str], object]) -> None:
+async def serve(
+    settings: Settings,
+    *,
+    announce: Callable[[Running], None],
+    write_log: Callable[[str], object],
+    doors: Doors | None = None,
+    parent: int | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain: say that it is not ready, go on accepting for ``drain_delay_s`` while
-    balancers take note, stop accepting, finish what is under way."""
-    stop = _stop_signal()
-    async with running(settings, write_log=write_log if settings.logs_requests else None) as proxy:
+    balancers take note, stop accepting, finish what is under way.
+
+    A worker is given its ``doors``, and ``parent``, a pipe that ends with its supervisor.
+    """
+    stop = stop_signal(parent)
+    async with running(settings, write_log=write_log if settings.logs_requests else None, doors=doors) as proxy:
         if proxy.client_keys is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, proxy.client_keys)
         announce(proxy)
@@ -106,6 +116,42 @@ async def serve(settings: Settings, *, announce: Callable[[Running], None], writ
     _log.info("stopped")
 
 
+async def serve_admin(
+    settings: Settings,
+    base_url: str,
+    sockets: Sockets,
+    *,
+    workers: Path,
+    parent: int,
+    announce: Callable[[], None],
+) -> None:
+    """Answer the admin port for all workers, until the second SIGTERM or the end of their supervisor; the first says
+    that they are draining."""
+    is_draining = False
+    stop = end_of(parent)
+
+    def on_signal() -> None:
+        nonlocal is_draining
+        if is_draining:
+            stop.set()
+        is_draining = True
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, on_signal)
+    families = Workers(workers).families
+    page = StatusPage(families, lambda: about(settings, base_url), is_draining=lambda: is_draining, now=time.monotonic)
+    app = admin.make_app(
+        families,
+        page,
+        is_ready=lambda: not is_draining,
+        describe=lambda: openapi.describe(settings.upstream.provider, base_url),
+    )
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(every(STEP_S, lambda _: page.sample()))
+        await accept(stack, web.AppRunner(app, access_log=None, shutdown_timeout=1.0), sockets)
+        announce()
+        await stop.wait()
+
+
 def _reload(client_keys: ClientKeys) -> None:
     try:
         _log.info("client keys: %d, read again", client_keys.reload())
@@ -115,17 +161,20 @@ def _reload(client_keys: ClientKeys) -> None:
 
 async def serve_demo(host: str, port: int, *, announce: Callable[[str], None]) -> None:
     """Serve the demo upstream on an address of its own, which ``announce`` is told, until SIGTERM or SIGINT."""
-    stop = _stop_signal()
+    stop = stop_signal()
     async with AsyncExitStack() as stack:
-        runner = web.AppRunner(demo.make_app(), access_log=None, shutdown_timeout=1.0)
-        port = await _listen(stack, runner, host, port, flag="--port")
-        announce(f"http://{_bracketed(host)}:{port}/v1")
+        (sockets,) = stack.enter_context(listen.opened(host, port, flag="--port"))
+        await accept(stack, web.AppRunner(demo.make_app(), access_log=None, shutdown_timeout=1.0), sockets)
+        announce(base_url_of(sockets))
         await stop.wait()
 
 
-def _stop_signal() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT. The second ends the process at once: stored entries can't be torn."""
-    stop = asyncio.Event()
+def stop_signal(parent: int | None = None) -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT. The second ends the process at once: stored entries can't be torn.
+
+    A worker leaves SIGINT to its supervisor, and stops when that has gone.
+    """
+    stop = asyncio.Event() if parent is None else end_of(parent)
 
     def on_signal() -> None:
         if stop.is_set():
@@ -133,9 +182,23 @@ def _stop_signal() -> asyncio.Event:
         stop.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    loop.add_signal_handler(signal.SIGTERM, on_signal)
+    if parent is None:
+        loop.add_signal_handler(signal.SIGINT, on_signal)
     return stop
+
+
+def end_of(pipe: int) -> asyncio.Event:
+    """Set when nobody can write to ``pipe`` any more."""
+    end = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_end() -> None:
+        loop.remove_reader(pipe)
+        end.set()
+
+    loop.add_reader(pipe, on_end)
+    return end
 
 
 @asynccontextmanager
@@ -145,14 +208,19 @@ async def running(
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
     write_log: Callable[[str], object] | None = None,
+    doors: Doors | None = None,
 ) -> AsyncIterator[Running]:
-    """A proxy for as long as the block lasts; ``write_log`` gets the lines of its requests.
+    """A proxy for as long as the block lasts; ``write_log`` gets the lines of its requests. Without ``doors`` it opens
+    its own.
 
     Raises `ConfigError` if an address can't be listened on.
     """
     metrics = Metrics(prices=settings.prices)
     lifecycle = Lifecycle()
     async with AsyncExitStack() as stack:
+        doors = doors or stack.enter_context(listen.doors(settings))
+        base_url = base_url_of(doors.data)
+        _forbid_itself(settings, base_url)
         origins = await _open_origins(stack, settings, metrics)
         cache = _open_cache(settings, metrics, clock)
         stack.push_async_callback(_before, lifecycle, cache.aclose)
@@ -186,30 +254,36 @@ async def running(
         stack.callback(log.flush)
         await stack.enter_async_context(every(FLUSH_S, lambda _: log.flush()))
         dispatcher = Dispatcher(origins, route, access, log, is_draining=lambda: lifecycle.is_draining)
-        # The admin port is the last to go: it tells that the proxy is draining.
-        base_url = ""  # not known before there is a port
 
-        def describe() -> dict[str, Any]:
-            return openapi.describe(origins.default.provider, base_url)
+        # The admin port is the last to go: it tells that the proxy is draining.
+        async def families() -> Iterable[Metric]:
+            return metrics.families()
 
         page = StatusPage(
-            metrics, lambda: _about(settings, base_url), is_draining=lambda: lifecycle.is_draining, now=monotonic
+            families,
+            lambda: about(settings, base_url),
+            is_draining=lambda: lifecycle.is_draining,
+            now=monotonic,
         )
         await stack.enter_async_context(every(STEP_S, lambda _: page.sample()))
-        admin = web.AppRunner(_admin_app(metrics, lifecycle, describe, page), access_log=None, shutdown_timeout=1.0)
-        admin_port = await _listen(stack, admin, settings.admin_host, settings.admin_port, flag="--admin-port")
+        app = admin.make_app(
+            families,
+            page,
+            is_ready=lambda: not lifecycle.is_draining,
+            describe=lambda: openapi.describe(settings.upstream.provider, base_url),
+        )
+        await accept(stack, web.AppRunner(app, access_log=None, shutdown_timeout=1.0), doors.admin)
         require_strict_parser()
         web_server = _make_server(dispatcher.handle, _max_connections(settings.max_connections))
         await stack.enter_async_context(every(SWEEP_S, lambda _: web_server.sweep()))
         await stack.enter_async_context(every(_LAG_PERIOD_S, metrics.loop_lag.observe))
         # aiohttp waits this long for the handlers, and then as long again before it cancels them.
         data = web.ServerRunner(web_server, shutdown_timeout=settings.shutdown_timeout_s / 2)
-        port = await _listen(stack, data, settings.host, settings.port, flag="--port")
-        _forbid_itself(settings, port)
-        base_url = f"http://{_bracketed(settings.host)}:{port}/v1"
+        await accept(stack, data, doors.data)
         yield Running(
             base_url=base_url,
-            admin_url=f"http://{_bracketed(settings.admin_host)}:{admin_port}",
+            admin_url=listen.url_of(doors.admin),
+            metrics=metrics,
             lifecycle=lifecycle,
             origins=origins,
             client_keys=client_keys,
@@ -222,7 +296,7 @@ async def running(
         lifecycle.deadline = time.monotonic() + settings.shutdown_timeout_s
 
 
-def _about(settings: Settings, base_url: str) -> About:
+def about(settings: Settings, base_url: str) -> About:
     """What the admin port tells of the settings: no key, and no URL with a secret in it."""
     upstreams = (
         UpstreamStatus(name=own.name, base_url=own.base_url, provider=own.provider.name, models=own.models)
@@ -231,13 +305,27 @@ def _about(settings: Settings, base_url: str) -> About:
     return About(version=__version__, base_url=base_url, upstreams=tuple(upstreams), store_url=str(settings.store))
 
 
-def _forbid_itself(settings: Settings, port: int) -> None:
+def _forbid_itself(settings: Settings, base_url: str) -> None:
+    own = urlsplit(base_url)
+    names = {own.hostname} | (THIS_MACHINE if settings.host in _LOCAL else set())
     for setting in (settings.upstream, *settings.routed):
         parts = urlsplit(setting.base_url)
-        own = {settings.host} | (THIS_MACHINE if settings.host in _LOCAL else set())
-        if parts.scheme == "http" and (parts.port or 80) == port and parts.hostname in own:
+        if parts.scheme == own.scheme and (parts.port or 80) == own.port and parts.hostname in names:
             msg = f"upstream {setting.base_url} is this proxy's own address; choose another --port or --upstream"
             raise ConfigError(msg)
+
+
+def base_url_of(sockets: Sockets) -> str:
+    """What a client is to use."""
+    return listen.url_of(sockets) + "/v1"
+
+
+async def accept(stack: AsyncExitStack, runner: web.BaseRunner, sockets: Sockets) -> None:
+    """Let ``runner`` answer what connects, until ``stack`` is left."""
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    for listening in sockets:
+        await web.SockSite(runner, listening, backlog=BACKLOG).start()
 
 
 async def _before(lifecycle: Lifecycle, work: Callable[[], Awaitable[None]]) -> None:
@@ -355,53 +443,3 @@ def _make_server(handler: Handler, max_connections: int) -> Server:
         max_field_size=_MAX_HEADER_BYTES,
         max_line_size=_MAX_HEADER_BYTES,
     )
-
-
-def _admin_app(
-    metrics: Metrics, lifecycle: Lifecycle, describe: Callable[[], dict[str, Any]], page: StatusPage
-) -> web.Application:
-    async def exposition(_: web.Request) -> web.Response:
-        # The format's own version parameter can't go through aiohttp's content_type.
-        return web.Response(
-            body=metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        )
-
-    async def healthy(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def ready(_: web.Request) -> web.Response:
-        if lifecycle.is_draining:
-            return web.Response(status=503, text="draining\n")
-        return web.Response(text="ok\n")
-
-    async def described(_: web.Request) -> web.Response:
-        return web.json_response(describe())
-
-    app = web.Application()
-    page.add_routes(app.router)
-    app.router.add_get("/metrics", exposition)
-    app.router.add_get("/openapi.json", described)
-    # Neither depends on the store or the upstream: restarting the proxy would mend neither.
-    app.router.add_get("/healthz", healthy)
-    app.router.add_get("/readyz", ready)
-    return app
-
-
-async def _listen(stack: AsyncExitStack, runner: web.BaseRunner, host: str, port: int, *, flag: str) -> int:
-    """Start ``runner`` on an address; returns the port, which is a free one if 0 was asked for."""
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    try:
-        await web.TCPSite(runner, host, port, backlog=_BACKLOG).start()
-    except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        other = (
-            flag if getattr(error, "errno", None) in {errno.EADDRINUSE, errno.EACCES} else flag.replace("port", "host")
-        )
-        msg = f"can't listen on {host}:{port}: {why}; choose another with {other}"
-        raise ConfigError(msg) from error
-    return int(runner.addresses[0][1])
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -10,7 +10,7 @@ import orjson
 from aiohttp import web
 
 from proxy import status
-from proxy.metrics import Metrics
+from proxy.metrics import Families
 from proxy.status import About, History, Status
 
 
@@ -18,9 +18,14 @@ class StatusPage:
     """The page and its JSON. ``about`` is asked anew each time; ``now`` counts seconds and only goes forward."""
 
     def __init__(
-        self, metrics: Metrics, about: Callable[[], About], *, is_draining: Callable[[], bool], now: Callable[[], float]
+        self,
+        families: Families,
+        about: Callable[[], About],
+        *,
+        is_draining: Callable[[], bool],
+        now: Callable[[], float],
     ) -> None:
-        self._metrics = metrics
+        self._families = families
         self._about = about
         self._is_draining = is_draining
         self._now = now
@@ -29,14 +34,15 @@ class StatusPage:
         self._html = resources.files("proxy").joinpath("status.html").read_text(encoding="utf-8")
         self._policy = content_security_policy(self._html)
 
-    def sample(self) -> None:
+    async def sample(self) -> None:
         """Take down what the counters say, for the history."""
-        self._history.note(self._now(), status.counts_of(self._metrics.counted()))
+        self._history.note(self._now(), status.counts_of(await self._families()))
 
-    def status(self) -> Status:
+    async def status(self) -> Status:
+        families = await self._families()
         now_s = self._now()
         return status.status_of(
-            self._metrics.families(),
+            families,
             self._about(),
             self._history,
             now_s=now_s,
@@ -53,7 +59,7 @@ class StatusPage:
         return web.Response(text=self._html, content_type="text/html", charset="utf-8", headers=fields)
 
     async def _json(self, _: web.Request) -> web.Response:
-        body = orjson.dumps(self.status())
+        body = orjson.dumps(await self.status())
         return web.Response(body=body, content_type="application/json", headers=_HEADERS)
 
 

@@ -70,7 +70,7 @@ async def _replay(proxy: Running, session: ClientSession, clock: Clock, steps: i
         if step % 9 == 4:
             await ask(session, proxy, "demo", [""])
         clock.now_s += STEP_S
-        proxy.status_page.sample()
+        await proxy.status_page.sample()
 
 
 def _places(draw: random.Random, pool: int) -> list[int]:

@@ -100,7 +100,7 @@ async def test_it_fits_and_everybody_can_read_it(
     for model in ("m", HOSTILE):
         await client.embed(["a", "b", "a"], model=model)
     await client.embed("a")
-    client.proxy.status_page.sample()
+    await client.proxy.status_page.sample()
     browser.look(width=width, scheme=scheme)
     await opened(browser, client.proxy.admin_url)
     assert await asyncio.to_thread(browser.run, "return document.documentElement.scrollWidth") <= width
@@ -126,7 +126,7 @@ async def test_it_goes_by_keyboard(browser: Browser, start_proxy: StartProxy) ->
     now_s = 100.0
     client = await start_proxy(monotonic=lambda: now_s)
     await client.embed("a")
-    client.proxy.status_page.sample()
+    await client.proxy.status_page.sample()
     now_s += 400.0
     await opened(browser, client.proxy.admin_url)
     misses = "return document.querySelector('#latency tbody').rows[2].cells[1].textContent"
@@ -160,7 +160,7 @@ async def test_it_says_when_the_proxy_is_gone_and_when_it_is_back(browser: Brows
 async def test_an_open_breaker_is_said_at_the_top(browser: Browser, client: Client, scheme: str) -> None:
     browser.look(width=360, scheme=scheme)
     await opened(browser, client.proxy.admin_url)
-    client.proxy.status_page._metrics.breaker("store_read", "open")
+    client.proxy.metrics.breaker("store_read", "open")
     said = "document.getElementById('state').textContent === 'Live; store_read is open'"
     await asyncio.to_thread(browser.wait_for, said)
     row = "return document.querySelector('#breakers tbody').rows[0].textContent"

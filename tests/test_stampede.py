@@ -48,7 +48,7 @@ async def settle_down(client: Client, flights: int) -> None:
 
 async def waiting(client: Client, requests: int) -> None:
     """Until so many requests are in the proxy's hands."""
-    in_flight = client.proxy.status_page._metrics.requests_in_flight
+    in_flight = client.proxy.metrics.requests_in_flight
     while next(iter(in_flight.collect())).samples[0].value < requests:
         await asyncio.sleep(0)
 

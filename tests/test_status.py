@@ -11,7 +11,6 @@ from proxy.status import (
     RECENT_S,
     STEP_S,
     About,
-    Counts,
     History,
     Latency,
     MemoryStatus,
@@ -164,15 +163,6 @@ def test_the_models_with_the_most_items_are_shown() -> None:
     assert [model.name for model in status(metrics).models] == [f"m{n:02}" for n in range(19, 9, -1)]
 
 
-def test_what_the_history_reads_is_what_the_status_reads() -> None:
-    metrics = Metrics(prices={"*": 1.0})
-    metrics.admit_model("m")
-    metrics.of_model("m").items["memory"].inc()
-    metrics.of_model("m").save(5)
-    metrics.request_seconds["hit"].observe(0.1)
-    assert counts_of(metrics.counted()) == counts_of(metrics.families()) != Counts()
-
-
 @dataclass
 class Traffic:
     """A proxy whose every request has one item, which is in memory."""
@@ -186,7 +176,7 @@ class Traffic:
             self.metrics.of_model("m").items["memory"].inc()
 
     def sample(self, now_s: float) -> None:
-        self.history.note(now_s, counts_of(self.metrics.counted()))
+        self.history.note(now_s, counts_of(self.metrics.families()))
 
 
 def test_the_history_has_a_step_for_each_sample_and_one_that_grows() -> None:

@@ -68,7 +68,7 @@ async def test_the_numbers_are_those_of_the_traffic(start_proxy: StartProxy) -> 
     client = await start_proxy(monotonic=lambda: now_s)
     await client.embed(["a", "b", "a"])
     await client.embed("a")
-    client.proxy.status_page.sample()
+    await client.proxy.status_page.sample()
     now_s += 400.0
     await client.embed("b")
     fields, body = await fetched(client, "/status.json")

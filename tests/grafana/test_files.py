@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
 from grafana.dashboards import DASHBOARDS, text_of
 from proxy.metrics import Metrics
@@ -21,7 +20,7 @@ _SUFFIX = re.compile(r"_(bucket|sum|count|total)$")
 
 def exported() -> set[str]:
     """The proxy's metrics by the names that they are declared under."""
-    return {family.name for family in text_string_to_metric_families(Metrics().exposition().decode())}
+    return {family.name for family in Metrics().families()}
 
 
 def base(name: str) -> str:
