@@ -10,7 +10,7 @@ LOCK   := deploy/requirements.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-grafana test-providers test-clients test-browser screenshots check fmt lock
-.PHONY: bench cost faults hostile clean
+.PHONY: bench cost workers faults hostile clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -100,6 +100,9 @@ bench: $(VENV)/dev-ok ## hit throughput against bare aiohttp; needs wrk
 
 cost: $(VENV)/dev-ok ## what metrics and the log of requests take off hit throughput; needs wrk
 	@$(BIN)/python -m bench.cost $(ARGS)
+
+workers: $(VENV)/dev-ok ## hit throughput of several workers against one; needs wrk
+	@$(BIN)/python -m bench.workers $(ARGS)
 
 faults: $(VENV)/dev-ok ## what failures cost, a few minutes; ARGS=--quick for a tenth of it
 	@$(BIN)/python -m bench.faults $(ARGS)

@@ -156,13 +156,18 @@ def body_of(row: Row) -> bytes:
 
 def fill(url: str, row: Row) -> None:
     """Ask until all of it is a hit."""
-    headers = {"Content-Type": "application/json", "Authorization": "Bearer sk-bench"}
-    for _ in range(2):
-        request = urllib.request.Request(url, body_of(row), headers)  # noqa: S310
-        with urllib.request.urlopen(request) as response:  # noqa: S310
-            response.read()
-            state = response.headers["X-Cache"]
+    ask(url, row)
+    state = ask(url, row)
     assert state == "HIT", state
+
+
+def ask(url: str, row: Row) -> str:
+    """One request; returns its X-Cache."""
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer sk-bench"}
+    request = urllib.request.Request(url, body_of(row), headers)  # noqa: S310
+    with urllib.request.urlopen(request) as response:  # noqa: S310
+        response.read()
+        return str(response.headers["X-Cache"])
 
 
 def write_script(row: Row, folder: Path) -> Path:
@@ -183,8 +188,9 @@ def write_script(row: Row, folder: Path) -> Path:
     return script
 
 
-def load(url: str, script: Path, connections: int, seconds: int) -> float:
-    command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "20s"]
+def load(url: str, script: Path, connections: int, seconds: int, *, core: str | None = LOAD_CORE) -> float:
+    pinned = [] if core is None else ["taskset", "-c", core]
+    command = [*pinned, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "20s"]
     shown = subprocess.run([*command, "-s", str(script), url], capture_output=True, text=True, check=True).stdout
     if "bad 0" not in shown:
         sys.exit(f"some requests failed:\n{shown}")

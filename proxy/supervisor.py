@@ -81,6 +81,8 @@ class Supervisor:
 
         ``announce`` is told base URL and admin URL once all answer. Raises `ConfigError`.
         """
+        if not hasattr(signal, "sigtimedwait"):
+            raise ConfigError("--workers: this system has not what more than one takes; accepted: 1")
         settings = self._settings
         with ExitStack() as stack:
             data = stack.enter_context(listen.opened(settings.host, settings.port, flag="--port", copies=self._workers))
