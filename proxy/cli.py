@@ -207,6 +207,12 @@ def cli() -> None:
     help="A line for each request, on stderr as all of the log.",
 )
 @_option(
+    "traces",
+    type=click.Choice(["off", "otlp"]),
+    default="off",
+    help="Send OpenTelemetry spans as the OTEL_* variables say; needs the extra otel.",
+)
+@_option(
     "config",
     type=click.Path(path_type=Path, dir_okay=False),
     is_eager=True,
@@ -238,6 +244,7 @@ def serve_command(ctx: click.Context, /, **given: Any) -> None:
         reports_full_usage=given["usage"] == "full",
         log_format=given["log_format"],
         logs_requests=given["log_requests"] == "yes",
+        traces=given["traces"],
         batch_window_s=given["batch_window"],
         max_batch_items=given["max_batch_items"],
         max_queued_items=given["max_queued_items"],
@@ -252,6 +259,8 @@ def serve_command(ctx: click.Context, /, **given: Any) -> None:
         shutdown_timeout_s=given["shutdown_timeout"],
     )
     config.forbid_open_door(settings)
+    if settings.traces == "otlp":
+        config.require_otlp(os.environ)
     _set_up_logging(settings.log_format)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.serve(settings, announce=lambda proxy: _announce(settings, proxy)))

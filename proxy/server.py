@@ -37,9 +37,9 @@ from proxy.status import About, UpstreamStatus
 from proxy.statuspage import StatusPage
 from proxy.store.base import NoStore, Store
 from proxy.store.memory import Memory
-from proxy.store.redis import RedisStore
 from proxy.store.sqlite import SQLiteStore
 from proxy.store.tiered import Cache
+from proxy.traces import Traces
 from proxy.upstream import Timeouts, Upstream
 
 _log = logging.getLogger(__name__)
@@ -154,6 +154,8 @@ async def running(
     metrics = Metrics(prices=settings.prices)
     lifecycle = Lifecycle()
     async with AsyncExitStack() as stack:
+        traces = _open_traces(settings)
+        stack.push_async_callback(_before, lifecycle, traces.aclose)
         origins = await _open_origins(stack, settings, metrics)
         cache = _open_cache(settings, metrics, clock)
         stack.push_async_callback(_before, lifecycle, cache.aclose)
@@ -185,7 +187,7 @@ async def running(
         stack.callback(route.close)
         log = RequestLog(write_log, is_json=settings.log_format == "json", clock=clock)
         await stack.enter_async_context(log.flushing())
-        dispatcher = Dispatcher(origins, route, access, log, is_draining=lambda: lifecycle.is_draining)
+        dispatcher = Dispatcher(origins, route, access, log, traces, is_draining=lambda: lifecycle.is_draining)
         # The admin port is the last to go: it tells that the proxy is draining.
         base_url = ""  # not known before there is a port
 
@@ -267,6 +269,18 @@ async def _before(lifecycle: Lifecycle, work: Callable[[], Awaitable[None]]) -> 
         _log.warning("stopping: gave up on %s", work)
 
 
+def _open_traces(settings: Settings) -> Traces:
+    if settings.traces == "off":
+        return Traces()
+    try:
+        from proxy import otlp  # noqa: PLC0415 - what it needs is an extra
+    except ImportError as error:
+        raise ConfigError(
+            f"--traces {settings.traces} needs OpenTelemetry ({error}): pip install 'embedding-cache-proxy[otel]'"
+        ) from error
+    return otlp.start()
+
+
 async def _open_origins(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Origins:
     every = [settings.upstream, *settings.routed]
     opened = {setting.name: await _open_origin(stack, setting, settings, metrics) for setting in every}
@@ -332,6 +346,9 @@ def _open_store(settings: Settings, clock: Callable[[], float]) -> Store:
         case StoreSetting(path=Path() as path):
             return SQLiteStore(path, limit_bytes=settings.store_limit_bytes, clock=clock)
         case StoreSetting(url=str(url)):
+            # It takes longer to load than all the rest, and would load OpenTelemetry where that is installed.
+            from proxy.store.redis import RedisStore  # noqa: PLC0415
+
             return RedisStore(url, timeout_s=_REDIS_TIMEOUT_S, max_connections=_REDIS_CONNECTIONS)
     return NoStore()
 

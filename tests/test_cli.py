@@ -91,7 +91,7 @@ def test_every_flag_has_its_variable_and_its_key(
         "max_queued_items": "8", "max_held": "1MiB", "upstream_concurrency": "9", "upstream_connect_timeout": "1s",
         "upstream_read_timeout": "2s", "upstream_timeout": "3s", "drain_delay": "4s", "shutdown_timeout": "5s",
         "share": "all", "revalidate": "6m", "upstream_key_env": "KEY", "client_keys": "clients",
-        "record_key_env": "SECRET", "max_connections": "10", "log_requests": "no",
+        "record_key_env": "SECRET", "max_connections": "10", "log_requests": "no", "traces": "otlp",
     }  # fmt: skip
     monkeypatch.setenv("KEY", "sk-owned")
     monkeypatch.setenv("SECRET", "s" * 32)
