@@ -346,7 +346,7 @@ def _open_store(settings: Settings, clock: Callable[[], float]) -> Store:
         case StoreSetting(path=Path() as path):
             return SQLiteStore(path, limit_bytes=settings.store_limit_bytes, clock=clock)
         case StoreSetting(url=str(url)):
-            # It takes longer to load than all the rest, and would load OpenTelemetry where that is installed.
+            # Its client is slow to load, and loads OpenTelemetry where that is installed.
             from proxy.store.redis import RedisStore  # noqa: PLC0415
 
             return RedisStore(url, timeout_s=_REDIS_TIMEOUT_S, max_connections=_REDIS_CONNECTIONS)
