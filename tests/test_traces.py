@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -49,9 +50,15 @@ def traced(upstream: ScriptedUpstream) -> Traced:
     """A client of a proxy; when the block has ended, the collector has all spans."""
 
     @asynccontextmanager
-    async def traced(*, write_log: Callable[[str], object] | None = None, **changes: Any) -> AsyncIterator[Client]:
+    async def traced(
+        *,
+        write_log: Callable[[str], object] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        **changes: Any,
+    ) -> AsyncIterator[Client]:
         settings = settings_for(upstream, **{"traces": "otlp"} | changes)
-        async with running(settings, write_log=write_log) as proxy, ClientSession(auto_decompress=False) as session:
+        proxies = running(settings, write_log=write_log, monotonic=monotonic)
+        async with proxies as proxy, ClientSession(auto_decompress=False) as session:
             yield Client(session, proxy)
 
     return traced
@@ -145,6 +152,24 @@ async def test_one_who_joins_has_a_flight_and_no_call(
     one, other = collector.named("upstream")
     assert {one.attributes["embedding_proxy.items"], other.attributes["embedding_proxy.items"]} == {1}
     assert one.trace_id != other.trace_id
+
+
+async def test_who_waits_for_anothers_question_has_a_flight(
+    traced: Traced, collector: Receiver, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.embeddings._PATIENCE_S", 0.05)
+    gate, now_s = asyncio.Event(), 0.0
+    async with traced(monotonic=lambda: now_s) as client:
+        await client.embed("a")
+        upstream.reply = held_by(upstream, gate, asyncio.Event())
+        now_s = 1e6
+        for _ in range(2):
+            assert (await client.embed("a")).headers["Cache-Status"] == "embedding-proxy; hit; detail=unvalidated"
+        gate.set()
+    joined = {span.parent_id: span.attributes["embedding_proxy.joined"] for span in collector.named("flight")}
+    requests = sorted(collector.named(ROUTE), key=lambda span: span.began_ns)
+    assert [joined[request.span_id] for request in requests] == [0, 0, 1]
+    assert {call.parent_id for call in collector.named("upstream")} == {request.span_id for request in requests[:2]}
 
 
 async def merged(client: Client, upstream: ScriptedUpstream, **headers: str) -> None:
