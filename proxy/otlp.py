@@ -47,7 +47,7 @@ _PROVIDERS = {"gemini": "gcp.gemini", "mistral": "mistral_ai"}
 
 
 class _Seldom(logging.Handler):
-    """Says what the SDK says, each thing once a minute, and without the trace back.
+    """Says what the SDK says, each thing once a minute, and without the traceback.
 
     Of a collector that is down it would tell at every attempt, several times in ten seconds.
     """
