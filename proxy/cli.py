@@ -19,7 +19,7 @@ import uvloop
 from click.core import ParameterSource
 from platformdirs import user_cache_path
 
-from proxy import __version__, clientkeys, config, configfile, screen, server, statusclient
+from proxy import __version__, clientkeys, config, configfile, log, screen, server, statusclient
 from proxy.config import Settings, UpstreamSetting
 from proxy.errors import ConfigError
 from proxy.providers import Form, Provider
@@ -261,9 +261,8 @@ def serve_command(ctx: click.Context, /, **given: Any) -> None:
     config.forbid_open_door(settings)
     if settings.traces == "otlp":
         config.require_otlp(os.environ)
-    _set_up_logging(settings.log_format)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(server.serve(settings, announce=lambda proxy: _announce(settings, proxy)))
+    with log.writing(settings.log_format) as sink, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(server.serve(settings, announce=lambda proxy: _announce(settings, proxy), write_log=sink.write))
 
 
 def _upstreams(ctx: click.Context) -> tuple[UpstreamSetting, tuple[UpstreamSetting, ...]]:
@@ -469,26 +468,6 @@ def _repainted(text: str) -> str:
     """Over what the terminal shows, without the flicker of clearing it first. A pipe gets the text alone."""
     lines = "".join(f"{line}\x1b[K\n" for line in text.split("\n"))
     return f"\x1b[H{lines}\x1b[J"
-
-
-class _JSONFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line).decode()
-
-
-def _set_up_logging(log_format: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    console = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
-    handler.setFormatter(_JSONFormatter() if log_format == "json" else console)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _announce(settings: Settings, proxy: Running) -> None:

@@ -5,7 +5,6 @@ aiohttp waits for ever for a head that does not come, so whoever opens connectio
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import StreamReader, http_parser, web
@@ -19,7 +18,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _HEAD_TIMEOUT_S = 30.0
 # Between two requests of one connection.
 _IDLE_TIMEOUT_S = 75.0
-_SWEEP_S = 1.0
+SWEEP_S = 1.0
 # A body may take so long in any case, and beyond that so many bytes a second.
 _BODY_GRACE_S = 20.0
 _MIN_BODY_BYTES_A_SECOND = 16 * 1024
@@ -125,19 +124,6 @@ class Server(web.Server):
         for connection in self.connections:
             if isinstance(connection, Connection):
                 connection.sweep(now)
-
-    @asynccontextmanager
-    async def sweeping(self) -> AsyncIterator[None]:
-        async def sweep() -> None:
-            while True:
-                await asyncio.sleep(_SWEEP_S)
-                self.sweep()
-
-        sweeper = asyncio.create_task(sweep())
-        try:
-            yield
-        finally:
-            sweeper.cancel()
 
 
 async def paced(content: StreamReader, *, now: Callable[[], float] | None = None) -> AsyncIterator[bytes]:

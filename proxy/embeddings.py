@@ -24,6 +24,7 @@ from proxy.metrics import Metrics
 from proxy.origins import Origin, Origins
 from proxy.passthrough import answer_expect, relay
 from proxy.plan import Plan, plan
+from proxy.recall import Known, Recall, Wanted
 from proxy.sentinels import Sentinels
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache
@@ -57,7 +58,7 @@ class _Job(NamedTuple):
     identity: Identity
     who: bytes
     place: Place
-    keys: list[bytes]
+    wanted: Wanted
     span: Span
 
 
@@ -96,6 +97,7 @@ class EmbeddingsRoute:
         self._access = access
         self._validations = validations
         self._sentinels = Sentinels(fetcher)
+        self._recall = Recall()
         # One at a time and in a thread of its own: it takes a core for as long as it lasts.
         self._inflating = asyncio.Semaphore(1)
         self._inflater = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inflate")
@@ -147,9 +149,12 @@ class EmbeddingsRoute:
     async def _serve(self, request: BaseRequest, progress: Progress) -> tuple[str, StreamResponse]:
         body = sent = await self._read_body(request, progress)
         began_s = time.perf_counter()
+        own = headers.identity(request.headers)
+        mark = self._recall.mark(request.raw_path, own, sent) if _is_plain(request, own) else None
+        if mark is not None and (response := self._answer_again(mark, progress, began_s)) is not None:
+            return "hit", response
         origin, fields = None, {}
         try:
-            own = headers.identity(request.headers)
             identity = self._access.outgoing(request.headers, own)
             _require_json(request, is_signed=identity.is_signed)
             if "Content-Encoding" in request.headers:
@@ -163,6 +168,9 @@ class EmbeddingsRoute:
             progress.items = wire.count_of(fields)
             self._metrics.of_model(progress.model).items["bypass"].inc(progress.items)
             return "bypass", await self._bypass(request, progress, origin or self._by_model(body), sent, bypass.reason)
+        derived = keys.derive(
+            asked, url=url, scope=self._access.scope(identity), vector_headers=identity.vector_affecting
+        )
         job = _Job(
             request,
             origin,
@@ -172,43 +180,66 @@ class EmbeddingsRoute:
             identity,
             self._validations.name(origin, own),
             Place(url, asked.model),
-            keys.derive(asked, url=url, scope=self._access.scope(identity), vector_headers=identity.vector_affecting),
+            Wanted(asked.model, asked.encoding, derived),
             progress.span,
         )
-        not_before = self._cache.oldest_fresh(job.directives.max_age_s)
         parsed_s = time.perf_counter()
         self._stages["parse"].observe(parsed_s - began_s)
+        return await self._look_up(job, mark, progress, parsed_s)
 
+    async def _look_up(
+        self, job: _Job, mark: bytes | None, progress: Progress, parsed_s: float
+    ) -> tuple[str, StreamResponse]:
+        not_before = self._cache.oldest_fresh(job.directives.max_age_s)
         # While everything is in memory there is no await between here and the answer.
-        found = {} if job.directives.no_cache else self._cache.peek(job.keys, not_before=not_before)
+        found = {} if job.directives.no_cache else self._cache.peek(job.wanted.keys, not_before=not_before)
         from_memory = len(found)
-        to_do = plan(job.keys, found)
+        to_do = plan(job.wanted.keys, found)
         if to_do.missing and not job.directives.no_cache:
-            found |= await self._cache.read([job.keys[i] for i in to_do.missing], not_before=not_before)
+            found |= await self._cache.read([job.wanted.keys[i] for i in to_do.missing], not_before=not_before)
             # While the store was read, a flight may have brought more; `Fetcher.fetch` counts on this look.
-            found |= self._cache.peek([job.keys[i] for i in to_do.missing], not_before=not_before)
-            to_do = plan(job.keys, found)
+            found |= self._cache.peek([job.wanted.keys[i] for i in to_do.missing], not_before=not_before)
+            to_do = plan(job.wanted.keys, found)
         self._stages["lookup"].observe(time.perf_counter() - parsed_s)
-        progress.items, progress.cached = len(job.keys), len(job.keys) - len(to_do.missing)
+        progress.items, progress.cached = len(job.wanted.keys), len(job.wanted.keys) - len(to_do.missing)
         progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
         is_moved = _epochs(found) > 1
         if is_moved:
-            found, to_do = {}, plan(job.keys, ())
-        is_valid = self._is_valid(job)
+            found, to_do = {}, plan(job.wanted.keys, ())
+        is_valid = self._is_valid(job.who, job.place)
         if not to_do.missing and is_valid:
-            return "hit", self._answer_hit(job, found, from_memory, [])
+            if mark is not None and from_memory == len(found):
+                self._recall.put(mark, Known(job.wanted, job.who, job.place))
+            return "hit", self._answer_hit(job.wanted, found, from_memory, [])
         if job.directives.only_if_cached:
             if not to_do.missing:
                 raise NotCached("The items are cached, but the upstream has not vouched for this credential of late.")
-            raise NotCached(f"{len(to_do.missing)} of {len(job.keys)} items are not cached.")
+            raise NotCached(f"{len(to_do.missing)} of {len(job.wanted.keys)} items are not cached.")
         # What is fetched anew anyway needs no question.
         is_anew = is_moved or job.directives.no_cache
         if not is_valid and not is_anew and (self._access.is_shared or not to_do.missing):
             return await self._ask_first(job, to_do, found, from_memory)
         return await self._fetch_and_answer(job, found, from_memory, refresh=is_moved)
 
-    def _is_valid(self, job: _Job) -> bool:
-        return self._access.owns_key or self._validations.holds(job.who, job.place)
+    def _answer_again(self, mark: bytes, progress: Progress, began_s: float) -> Response | None:
+        """The answer to a request that is known, if memory has all of it."""
+        known = self._recall.get(mark)
+        if known is None or not self._is_valid(known.who, known.place):
+            return None
+        parsed_s = time.perf_counter()
+        wanted = known.wanted
+        found = self._cache.peek(wanted.keys, not_before=self._cache.oldest_fresh(None))
+        if not all(map(found.__contains__, wanted.keys)) or _epochs(found) > 1:
+            return None
+        self._stages["parse"].observe(parsed_s - began_s)
+        self._stages["lookup"].observe(time.perf_counter() - parsed_s)
+        progress.model = wanted.model
+        progress.items = progress.cached = len(wanted.keys)
+        progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
+        return self._answer_hit(wanted, found, len(found), [])
+
+    def _is_valid(self, who: bytes, place: Place) -> bool:
+        return self._access.owns_key or self._validations.holds(who, place)
 
     async def _ask_first(
         self, job: _Job, to_do: Plan, found: dict[bytes, Entry], from_memory: int
@@ -223,21 +254,21 @@ class EmbeddingsRoute:
         said = await self._sentinels.ask((job.who, job.place), errand, patience_s=patience_s)
         if said is None:
             self._metrics.validations.labels("unknown").inc()
-            return "hit", self._answer_hit(job, found, from_memory, [], detail="unvalidated")
+            return "hit", self._answer_hit(job.wanted, found, from_memory, [], detail="unvalidated")
         fetched = said.fetched
         if fetched.failure is not None:
             self._metrics.validations.labels("refused" if fetched.failure.is_verdict else "unknown").inc()
             if self._access.is_shared or not fetched.failure.is_everybodys:
                 return "error", await self._answer_failure(job, errand, fetched.failure)
-            return "hit", self._answer_hit(job, found, from_memory, [], detail="unvalidated")
+            return "hit", self._answer_hit(job.wanted, found, from_memory, [], detail="unvalidated")
         self._metrics.validations.labels("confirmed").inc()
         first = fetched if said.is_own else NOTHING
         if _epochs(found, fetched.entries) > 1:
             return await self._fetch_and_answer(job, {}, 0, refresh=True, first=first.bill)
         if not to_do.missing:
-            return "hit", self._answer_hit(job, found, from_memory, first.receipts, detail="validated")
+            return "hit", self._answer_hit(job.wanted, found, from_memory, first.receipts, detail="validated")
         # `Fetcher.fetch` counts on a look into memory since the last await.
-        there = self._cache.peek([job.keys[i] for i in to_do.missing], not_before=errand.not_before)
+        there = self._cache.peek([job.wanted.keys[i] for i in to_do.missing], not_before=errand.not_before)
         first = replace(first, entries=there | first.entries)
         return await self._fetch_and_answer(job, found, from_memory, refresh=False, first=first)
 
@@ -246,7 +277,7 @@ class EmbeddingsRoute:
         asked = job.asked
         places = to_do.missing or range(len(asked.items))
         place = min(places, key=lambda i: wire.weight(asked.kind, asked.items[i]))
-        errand = self._errand(job, plan(job.keys, ()), refresh=False).only([job.keys[place]])
+        errand = self._errand(job, plan(job.wanted.keys, ()), refresh=False).only([job.wanted.keys[place]])
         return replace(errand, is_shared=False, is_stored=errand.is_stored and bool(to_do.missing))
 
     # --- in
@@ -337,23 +368,23 @@ class EmbeddingsRoute:
         first: Fetched = NOTHING,
     ) -> tuple[str, StreamResponse]:
         """Fetch what was neither ``found`` nor has come ``first``."""
-        to_do = plan(job.keys, found | first.entries)
+        to_do = plan(job.wanted.keys, found | first.entries)
         errand = self._errand(job, to_do, refresh=refresh)
         fetched = (await self._fetcher.fetch(errand) if to_do.missing else NOTHING).after(first)
         if fetched.failure is None and _epochs(found, fetched.entries) > 1:
             # The upstream now serves other weights under the same name. One answer must not mix the two, and what
             # is stored is out of date.
             found = {}
-            errand = self._errand(job, plan(job.keys, ()), refresh=True)
+            errand = self._errand(job, plan(job.wanted.keys, ()), refresh=True)
             fetched = (await self._fetcher.fetch(errand)).after(fetched.bill)
         if fetched.failure is not None:
             return "error", await self._answer_failure(job, errand, fetched.failure)
         if _epochs(found, fetched.entries) > 1:  # and now it serves both by turns
             return "error", _relayed(await self._fetcher.replay(errand))
-        if not fetched.receipts and not self._is_valid(job):
+        if not fetched.receipts and not self._is_valid(job.who, job.place):
             # All of it was in the store after all, or in the flight of another replica.
             everything = found | fetched.entries
-            return await self._ask_first(job, plan(job.keys, everything), everything, from_memory)
+            return await self._ask_first(job, plan(job.wanted.keys, everything), everything, from_memory)
         return ("partial" if found else "miss"), self._answer_fetched(job, found, fetched, from_memory)
 
     def _errand(self, job: _Job, to_do: Plan, *, refresh: bool) -> Errand:
@@ -371,7 +402,7 @@ class EmbeddingsRoute:
             ),
             tenant=job.who,
             place=job.place,
-            keys=[job.keys[i] for i in to_do.missing],
+            keys=[job.wanted.keys[i] for i in to_do.missing],
             items=[job.asked.items[i] for i in to_do.missing],
             is_whole=not to_do.is_reduced,
             not_before=self._cache.oldest_fresh(directives.max_age_s),
@@ -412,19 +443,21 @@ class EmbeddingsRoute:
     # --- out
 
     def _answer_hit(
-        self, job: _Job, found: dict[bytes, Entry], from_memory: int, receipts: list[Delivered], detail: str = ""
+        self, wanted: Wanted, found: dict[bytes, Entry], from_memory: int, receipts: list[Delivered], detail: str = ""
     ) -> Response:
         usage = _added_up(receipts) if receipts else {"prompt_tokens": 0, "total_tokens": 0}
-        saved = max(0, sum([found[key].tokens for key in job.keys]) - usage["prompt_tokens"])
+        saved = max(0, sum([found[key].tokens for key in wanted.keys]) - usage["prompt_tokens"])
         extra = _cache_headers("HIT", f"hit; detail={detail}" if detail else "hit", saved_tokens=saved)
-        self._count_items(job, found, from_memory, own=0, joined=0)
-        return self._answer(job, found, usage, saved, extra)
+        self._count_items(wanted, found, from_memory, own=0, joined=0)
+        return self._answer(wanted, found, usage, saved, extra)
 
     def _answer_fetched(self, job: _Job, found: dict[bytes, Entry], fetched: Fetched, from_memory: int) -> Response:
         entries = found | fetched.entries
-        saved = sum([entries[key].tokens for key in job.keys]) - sum([entries[key].tokens for key in fetched.asked])
+        saved = sum([entries[key].tokens for key in job.wanted.keys]) - sum(
+            [entries[key].tokens for key in fetched.asked]
+        )
         joined = len(fetched.entries) - len(fetched.asked)
-        self._count_items(job, found, from_memory, own=len(fetched.asked), joined=joined)
+        self._count_items(job.wanted, found, from_memory, own=len(fetched.asked), joined=joined)
         state, status = ("PARTIAL", "fwd=partial") if found else ("MISS", "fwd=miss")
         status += "; fwd-status=200" + ("" if job.directives.no_store else "; stored")
         status += "; collapsed" if joined else ""
@@ -434,39 +467,41 @@ class EmbeddingsRoute:
         if not all(receipt.is_exact for receipt in fetched.receipts):
             extra.popall("Set-Cookie", None)  # it may have been another client's call
         extra.update(_cache_headers(state, status, saved_tokens=saved))
-        return self._answer(job, entries, _added_up(fetched.receipts), saved, extra)
+        return self._answer(job.wanted, entries, _added_up(fetched.receipts), saved, extra)
 
     def _answer(
         self,
-        job: _Job,
+        wanted: Wanted,
         entries: dict[bytes, Entry],
         usage: dict[str, Any],
         saved: int,
         extra: CIMultiDict[str],
     ) -> Response:
-        self._metrics.of_model(job.asked.model).save(saved)
+        self._metrics.of_model(wanted.model).save(saved)
         if self._reports_full_usage:
             usage = usage | {name: usage[name] + saved for name in ("prompt_tokens", "total_tokens")}
         began_s = time.perf_counter()
         text = self._cache.memory.text
-        encoding = job.asked.encoding
-        texts = [text(key, entries[key], encoding) for key in job.keys]
+        encoding = wanted.encoding
+        texts = [text(key, entries[key], encoding) for key in wanted.keys]
         extra["Content-Type"] = "application/json"
-        body = wire.assemble(texts, entries[job.keys[0]].model, usage)
+        body = wire.assemble(texts, entries[wanted.keys[0]].model, usage)
         self._stages["assemble"].observe(time.perf_counter() - began_s)
         return Response(body=body, headers=extra)
 
-    def _count_items(self, job: _Job, found: dict[bytes, Entry], from_memory: int, *, own: int, joined: int) -> None:
+    def _count_items(
+        self, wanted: Wanted, found: dict[bytes, Entry], from_memory: int, *, own: int, joined: int
+    ) -> None:
         """``found`` is empty where what had been found was of another epoch, and fetched anew."""
-        items = self._metrics.of_model(job.asked.model).items
+        items = self._metrics.of_model(wanted.model).items
         from_memory = min(from_memory, len(found))
         items["memory"].inc(from_memory)
-        if from_memory == len(job.keys):
+        if from_memory == len(wanted.keys):
             return
         items["store"].inc(len(found) - from_memory)
         items["upstream"].inc(own)
         items["joined"].inc(joined)
-        items["duplicate"].inc(len(job.keys) - len(found) - own - joined)
+        items["duplicate"].inc(len(wanted.keys) - len(found) - own - joined)
 
 
 def _added_up(receipts: list[Delivered]) -> dict[str, Any]:
@@ -493,6 +528,17 @@ def _as_plain(forwarded: CIMultiDict[str]) -> CIMultiDict[str]:
     """What goes up for an understood request is not compressed, whatever came."""
     forwarded.popall("Content-Encoding", None)
     return forwarded
+
+
+def _is_plain(request: BaseRequest, own: Identity) -> bool:
+    """Whether a request is one of those that come again and again: nothing but its body matters, and whose it is."""
+    fields = request.headers
+    return (
+        fields.get("Content-Type") == "application/json"
+        and "Content-Encoding" not in fields
+        and "Cache-Control" not in fields
+        and not own.is_signed
+    )
 
 
 def _require_json(request: BaseRequest, *, is_signed: bool) -> None:

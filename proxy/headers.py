@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from operator import itemgetter
 from typing import NamedTuple
 
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -100,7 +101,6 @@ def without_credentials(headers: Headers) -> CIMultiDict[str]:
 
 
 class _Class(Enum):
-    NEUTRAL = 0
     CREDENTIAL = 1
     VECTOR_AFFECTING = 2
     COOKIE = 3
@@ -108,7 +108,7 @@ class _Class(Enum):
 
 
 @lru_cache(maxsize=4096)
-def _class_of(name: str) -> _Class:
+def _class_of(name: str) -> _Class | None:
     name = name.lower()
     if name == "cookie":
         return _Class.COOKIE
@@ -117,7 +117,7 @@ def _class_of(name: str) -> _Class:
     if _VECTOR_AFFECTING.fullmatch(name):
         return _Class.VECTOR_AFFECTING
     if name in HOP_BY_HOP or name in _NO_CREDENTIAL or not _CREDENTIAL.search(name):
-        return _Class.NEUTRAL
+        return None
     return _Class.CREDENTIAL
 
 
@@ -138,18 +138,15 @@ def identity(headers: Headers) -> Identity:
     connections = headers.getall("Connection", ())
     if connections and (len(connections) > 1 or connections[0] not in _USUAL_CONNECTION):
         headers = end_to_end(headers)  # what the upstream does not see identifies nothing
-    found: dict[_Class, list[tuple[str, str]]] = {}
-    for name, value in headers.items():
-        kind = _class_of(name)
-        if kind is not _Class.NEUTRAL:
-            found.setdefault(kind, []).append((name.lower(), value))
-    credentials = found.get(_Class.CREDENTIAL) or found.get(_Class.COOKIE, [])
-    affecting = found.get(_Class.VECTOR_AFFECTING, [])
-    return Identity(sorted(credentials, key=_name), sorted(affecting, key=_name), _Class.SIGNATURE in found)
+    of_note = [(kind, name.lower(), value) for name, value in headers.items() if (kind := _class_of(name))]
+    credentials = _fields(of_note, _Class.CREDENTIAL) or _fields(of_note, _Class.COOKIE)
+    is_signed = any(kind is _Class.SIGNATURE for kind, _, _ in of_note)
+    return Identity(credentials, _fields(of_note, _Class.VECTOR_AFFECTING), is_signed)
 
 
-def _name(field: tuple[str, str]) -> str:
-    return field[0]
+def _fields(of_note: list[tuple[_Class, str, str]], wanted: _Class) -> list[tuple[str, str]]:
+    found = [(name, value) for kind, name, value in of_note if kind is wanted]
+    return sorted(found, key=itemgetter(0)) if len(found) > 1 else found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,11 @@ import platform
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, disable_created_metrics
+from prometheus_client import CollectorRegistry, Gauge, Metric
 from prometheus_client.exposition import generate_latest
 
 from proxy import __version__
+from proxy.tally import Count, Counter, Histogram
 
 OUTCOMES = ("hit", "partial", "miss", "bypass", "error")
 ITEM_RESULTS = ("memory", "store", "duplicate", "joined", "upstream", "bypass")
@@ -16,9 +17,6 @@ STAGES = ("parse", "lookup", "wait", "upstream", "assemble")
 _MAX_MODELS, _MAX_LABEL, _OTHER = 50, 128, "other"
 _BREAKER_STATES = {"closed": 0, "half-open": 1, "open": 2}
 _MILLION = 1_000_000
-
-# A series each for when a counter was made doubles a scrape and tells nobody anything.
-disable_created_metrics()  # type: ignore[no-untyped-call]
 
 # A hit takes tenths of a millisecond, an upstream's slowest answer minutes.
 _LATENCY_S = (
@@ -81,7 +79,7 @@ class Metrics:
             ["outcome", "status", "model"],
             registry=registry,
         )
-        self._request_children: dict[tuple[str, int, str], Counter] = {}
+        self._request_children: dict[tuple[str, int, str], Count] = {}
         durations = Histogram(
             "embedding_proxy_request_duration_seconds",
             "From the last byte of the request's headers to the answer being ready, by outcome.",
@@ -261,7 +259,7 @@ class Metrics:
         )
         build.labels(__version__, platform.python_version()).set(1)
 
-    def requests_by_label(self, outcome: str, status: int, model: str) -> Counter:
+    def requests_by_label(self, outcome: str, status: int, model: str) -> Count:
         name = outcome, status, model
         child = self._request_children.get(name)
         if child is None:

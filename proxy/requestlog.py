@@ -4,16 +4,15 @@ The standard library's logging would cost a cached answer a tenth of its time. L
 together, a few times a second; what a crash loses is that.
 """
 
-import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import orjson
 
-_FLUSH_S = 0.2
+FLUSH_S = 0.2
 _MAX_LINES = 4096  # by then they are written at once
 _MAX_NAME = 128
 # https://www.w3.org/TR/trace-context/#traceparent-header
@@ -58,20 +57,6 @@ class RequestLog:
             lines, self._lines = self._lines, []
             self._write("\n".join(lines) + "\n")
 
-    @asynccontextmanager
-    async def flushing(self) -> AsyncIterator[None]:
-        async def flush() -> None:
-            while True:
-                await asyncio.sleep(_FLUSH_S)
-                self.flush()
-
-        flusher = asyncio.create_task(flush())
-        try:
-            yield
-        finally:
-            flusher.cancel()
-            self.flush()
-
 
 def _json(line: Line, now: float) -> str:
     said: dict[str, object] = {
@@ -93,12 +78,16 @@ def _json(line: Line, now: float) -> str:
 
 
 def _console(line: Line, now: float) -> str:
+    return (
+        f"{_stamp(int(now), '%H:%M:%S')} {line.outcome:<7} {line.status} {line.duration_s * 1000:9.2f} ms"
+        f" {line.cached:>5}/{line.items:<5} {_shown(line.model)}  {line.request_id}"
+    )
+
+
+@lru_cache(maxsize=128)
+def _shown(model: str | None) -> str:
     # A model's name is the client's to choose, and a terminal obeys control characters.
-    model = "-" if line.model is None else ascii(line.model[:_MAX_NAME])[1:-1]
-    took = f"{line.duration_s * 1000:9.2f} ms"
-    stamp = _stamp(int(now), "%H:%M:%S")
-    counts = f"{line.cached:>5}/{line.items:<5}"
-    return f"{stamp} {line.outcome:<7} {line.status} {took} {counts} {model}  {line.request_id}"
+    return "-" if model is None else ascii(model[:_MAX_NAME])[1:-1]
 
 
 _stamps: dict[str, tuple[int, str]] = {}

@@ -7,7 +7,6 @@ import logging
 import os
 import resource
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,16 +23,17 @@ from proxy.auth import Access, Validations
 from proxy.batcher import Batcher
 from proxy.clientkeys import ClientKeys
 from proxy.config import THIS_MACHINE, Settings, StoreSetting, UpstreamSetting
-from proxy.connections import Handler, Server, require_strict_parser
+from proxy.connections import SWEEP_S, Handler, Server, require_strict_parser
 from proxy.dispatch import Dispatcher
 from proxy.embeddings import EmbeddingsRoute
 from proxy.errors import ConfigError
 from proxy.fetcher import Fetcher
 from proxy.metrics import Metrics
 from proxy.origins import Alternative, Origin, Origins
-from proxy.requestlog import RequestLog
+from proxy.periodic import every
+from proxy.requestlog import FLUSH_S, RequestLog
 from proxy.routes import Routes
-from proxy.status import About, UpstreamStatus
+from proxy.status import STEP_S, About, UpstreamStatus
 from proxy.statuspage import StatusPage
 from proxy.store.base import NoStore, Store
 from proxy.store.memory import Memory
@@ -87,12 +87,11 @@ class Running:
     status_page: StatusPage
 
 
-async def serve(settings: Settings, *, announce: Callable[[Running], None]) -> None:
+async def serve(settings: Settings, *, announce: Callable[[Running], None], write_log: Callable[[str], object]) -> None:
     """Serve until SIGTERM or SIGINT, then drain: say that it is not ready, go on accepting for ``drain_delay_s`` while
     balancers take note, stop accepting, finish what is under way."""
     stop = _stop_signal()
-    write = sys.stderr.write if settings.logs_requests else None
-    async with running(settings, write_log=write) as proxy:
+    async with running(settings, write_log=write_log if settings.logs_requests else None) as proxy:
         if proxy.client_keys is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, proxy.client_keys)
         announce(proxy)
@@ -186,7 +185,8 @@ async def running(
         )
         stack.callback(route.close)
         log = RequestLog(write_log, is_json=settings.log_format == "json", clock=clock)
-        await stack.enter_async_context(log.flushing())
+        stack.callback(log.flush)
+        await stack.enter_async_context(every(FLUSH_S, lambda _: log.flush()))
         dispatcher = Dispatcher(origins, route, access, log, traces, is_draining=lambda: lifecycle.is_draining)
         # The admin port is the last to go: it tells that the proxy is draining.
         base_url = ""  # not known before there is a port
@@ -197,13 +197,13 @@ async def running(
         page = StatusPage(
             metrics, lambda: _about(settings, base_url), is_draining=lambda: lifecycle.is_draining, now=monotonic
         )
-        await stack.enter_async_context(page.sampling())
+        await stack.enter_async_context(every(STEP_S, lambda _: page.sample()))
         admin = web.AppRunner(_admin_app(metrics, lifecycle, describe, page), access_log=None, shutdown_timeout=1.0)
         admin_port = await _listen(stack, admin, settings.admin_host, settings.admin_port, flag="--admin-port")
         require_strict_parser()
         web_server = _make_server(dispatcher.handle, _max_connections(settings.max_connections))
-        await stack.enter_async_context(web_server.sweeping())
-        await stack.enter_async_context(_watching_lag(metrics))
+        await stack.enter_async_context(every(SWEEP_S, lambda _: web_server.sweep()))
+        await stack.enter_async_context(every(_LAG_PERIOD_S, metrics.loop_lag.observe))
         # aiohttp waits this long for the handlers, and then as long again before it cancels them.
         data = web.ServerRunner(web_server, shutdown_timeout=settings.shutdown_timeout_s / 2)
         port = await _listen(stack, data, settings.host, settings.port, flag="--port")
@@ -240,24 +240,6 @@ def _forbid_itself(settings: Settings, port: int) -> None:
         if parts.scheme == "http" and (parts.port or 80) == port and parts.hostname in own:
             msg = f"upstream {setting.base_url} is this proxy's own address; choose another --port or --upstream"
             raise ConfigError(msg)
-
-
-@asynccontextmanager
-async def _watching_lag(metrics: Metrics) -> AsyncIterator[None]:
-    """Measure how late the event loop comes to what is due."""
-    now = asyncio.get_running_loop().time
-
-    async def watch() -> None:
-        while True:
-            due_s = now() + _LAG_PERIOD_S
-            await asyncio.sleep(_LAG_PERIOD_S)
-            metrics.loop_lag.observe(max(0.0, now() - due_s))
-
-    watching = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        watching.cancel()
 
 
 async def _before(lifecycle: Lifecycle, work: Callable[[], Awaitable[None]]) -> None:

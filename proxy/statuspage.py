@@ -1,11 +1,9 @@
 """The status page on the admin port, and the numbers it asks for every two seconds."""
 
-import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from importlib import resources
 
 import orjson
@@ -34,21 +32,6 @@ class StatusPage:
     def sample(self) -> None:
         """Take down what the counters say, for the history."""
         self._history.note(self._now(), status.counts_of(self._metrics.counted()))
-
-    @asynccontextmanager
-    async def sampling(self) -> AsyncIterator[None]:
-        """Sample for as long as the block lasts."""
-
-        async def sample_on() -> None:
-            while True:
-                await asyncio.sleep(status.STEP_S)
-                self.sample()
-
-        task = asyncio.create_task(sample_on())
-        try:
-            yield
-        finally:
-            task.cancel()
 
     def status(self) -> Status:
         now_s = self._now()

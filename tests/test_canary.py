@@ -22,8 +22,8 @@ from hypothesis import settings as hypothesis_settings
 from redis.asyncio import Redis
 
 from proxy import clientkeys
-from proxy.cli import _JSONFormatter
 from proxy.config import StoreSetting, UpstreamSetting
+from proxy.log import JSONFormatter
 from proxy.providers import PROVIDERS
 from tests.client import Client, raw
 from tests.conftest import StartProxy, settings_for
@@ -218,7 +218,7 @@ PATHS: list[Callable[[Client, ScriptedUpstream], Awaitable[None]]] = [
 
 def logged(caplog: pytest.LogCaptureFixture) -> str:
     """All that was logged, by whomever and at any level, as people and as machines read it."""
-    formats = (logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"), _JSONFormatter())
+    formats = (logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"), JSONFormatter())
     return "\n".join(formatter.format(record) for formatter in formats for record in caplog.records)
 
 

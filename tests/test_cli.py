@@ -18,12 +18,12 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Settings]:
     """Catches the settings that would have been served."""
     caught: list[Settings] = []
 
-    async def serve(settings: Settings, *, announce: Any) -> None:
+    async def serve(settings: Settings, *, announce: Any, write_log: Any) -> None:
         assert callable(announce)
+        assert callable(write_log)
         caught.append(settings)
 
     monkeypatch.setattr(server, "serve", serve)
-    monkeypatch.setattr(cli, "_set_up_logging", lambda _: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return caught
 

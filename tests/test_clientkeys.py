@@ -228,7 +228,6 @@ def test_a_proxy_does_not_start_with_a_broken_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: Path
 ) -> None:
     monkeypatch.setenv("UPSTREAM_KEY", "sk-owned")
-    monkeypatch.setattr(cli, "_set_up_logging", lambda _: None)
     flags = ["--upstream", "openai", "--upstream-key-env", "UPSTREAM_KEY", "--client-keys", str(path)]
     command = ["embedding-proxy", "serve", "--port", "0", "--admin-port", "0", "--store", "memory:", *flags]
     for content, message in ((None, ": No such file or directory"), ("c4nary", ", line 1: accepted: NAME sha256:")):

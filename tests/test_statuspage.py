@@ -87,13 +87,12 @@ async def test_the_numbers_are_those_of_the_traffic(start_proxy: StartProxy) -> 
     assert not shown["is_draining"]
 
 
-async def test_the_history_is_sampled(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = client.proxy.status_page
+async def test_the_history_is_sampled(start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     sampled = asyncio.Event()
-    monkeypatch.setattr("proxy.status.STEP_S", 0.0)
-    monkeypatch.setattr(page, "sample", sampled.set)
-    async with page.sampling():
-        await sampled.wait()
+    monkeypatch.setattr("proxy.server.STEP_S", 0.0)
+    monkeypatch.setattr("proxy.statuspage.StatusPage.sample", lambda _: sampled.set())
+    await start_proxy()
+    await sampled.wait()
 
 
 async def test_draining_is_shown(client: Client) -> None:

@@ -121,14 +121,15 @@ async def test_miss(traced: Traced, collector: Receiver, upstream: ScriptedUpstr
 
 async def test_hit_and_partial(traced: Traced, collector: Receiver) -> None:
     async with traced() as client:
-        for given in (["a"], ["a"], ["a", "b"]):
+        for given in (["a"], ["a"], ["a"], ["a", "b"]):  # the third is known by its bytes
             await client.embed(given)
     assert [
         (span.attributes["embedding_proxy.outcome"], span.attributes["embedding_proxy.cached"])
         for span in collector.named(ROUTE)
-    ] == [("miss", 0), ("hit", 1), ("partial", 1)]
+    ] == [("miss", 0), ("hit", 1), ("hit", 1), ("partial", 1)]
     assert collector.tree() == [
         *(ROUTE, "  cache.lookup", "  flight", "  upstream"),
+        *(ROUTE, "  cache.lookup"),
         *(ROUTE, "  cache.lookup"),
         *(ROUTE, "  cache.lookup", "  flight", "  upstream"),
     ]

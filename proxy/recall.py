@@ -1,0 +1,54 @@
+"""Requests that were answered from memory before, so that one that comes again is not taken apart again."""
+
+import secrets
+from hashlib import blake2b
+from typing import NamedTuple
+
+import msgpack
+from moka_py import Moka
+
+from proxy.auth import Place
+from proxy.headers import Identity
+from proxy.wire import Encoding
+
+_MAX_BYTES = 16 * 1024**2
+# Measured with tracemalloc, rounded up: what is known of a request, and what each key adds.
+_OVERHEAD_BYTES, _KEY_BYTES = 700, 80
+
+
+class Wanted(NamedTuple):
+    """What an answer is made from, once every item has an entry."""
+
+    model: str | None
+    encoding: Encoding
+    keys: list[bytes]  # in input order
+
+
+class Known(NamedTuple):
+    """What was understood of a request. There is no text in it and no credential."""
+
+    wanted: Wanted
+    who: bytes  # as `proxy.auth.Validations` names the client
+    place: Place
+
+
+class Recall:
+    """Known requests by a mark, which is a MAC of all that they were understood from; bounded in bytes."""
+
+    def __init__(self) -> None:
+        self._secret = secrets.token_bytes(32)
+        self._pack = msgpack.Packer(unicode_errors="surrogateescape").pack
+        self._known: Moka[bytes, Known] = Moka(
+            _MAX_BYTES, weigher=lambda _, known: _OVERHEAD_BYTES + _KEY_BYTES * len(known.wanted.keys)
+        )
+        self.get = self._known.get
+
+    def mark(self, target: str, own: Identity, body: bytes) -> bytes:
+        """Of a request with these fields and no other that matters: equal only for requests that mean the same."""
+        # The body runs to the end, so it needs no length.
+        state = blake2b(self._pack((target, own.credentials, own.vector_affecting)), key=self._secret, digest_size=32)
+        state.update(body)
+        return state.digest()
+
+    def put(self, mark: bytes, known: Known) -> None:
+        self._known.set(mark, known)

