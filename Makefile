@@ -98,7 +98,7 @@ lock: $(LOCKER)/ok ## pin what the container installs, by hash; with the oldest 
 bench: $(VENV)/dev-ok ## hit throughput against bare aiohttp; needs wrk
 	@$(BIN)/python bench/hot.py $(ARGS)
 
-cost: $(VENV)/dev-ok ## what metrics and the log of requests take off hit throughput; needs wrk
+cost: $(VENV)/dev-ok ## what metrics, the log of requests and traces take off hit throughput; needs wrk
 	@$(BIN)/python -m bench.cost $(ARGS)
 
 workers: $(VENV)/dev-ok ## hit throughput of several workers against one; needs wrk

@@ -15,6 +15,7 @@ from proxy import wire
 from proxy.errors import Overloaded, ProxyError
 from proxy.metrics import Metrics
 from proxy.origins import Alternative, Origin
+from proxy.traces import NO_SPAN, Calls, Span
 from proxy.upstream import Answer
 from proxy.vectors import Vector
 from proxy.wire import EmbeddingRequest, InvalidAnswer
@@ -42,6 +43,7 @@ class Share:
     asked: EmbeddingRequest
     items: list[Any]
     body: bytes  # asks for just these items
+    span: Span = NO_SPAN  # of the caller's request
 
     @property
     def tokens(self) -> int:
@@ -167,10 +169,17 @@ class Batcher:
 
     async def replay(self, share: Share) -> Answer:
         """The upstream's answer to a client's own body, unread. Raises `ProxyError`."""
-        answer, _ = await self._embed(share, share.asked.body, len(share.asked.items))
+        with self._calls_for([share]) as calls:
+            answer, _ = await self._embed(share, share.asked.body, len(share.asked.items), calls)
         return answer
 
-    async def _embed(self, share: Share, body: bytes, items: int) -> tuple[Answer, Origin]:
+    def _calls_for(self, shares: list[Share]) -> Calls:
+        first = shares[0]
+        return first.span.calls(
+            [share.span for share in shares], model=lambda: self._metrics.label_of(first.asked.model)
+        )
+
+    async def _embed(self, share: Share, body: bytes, items: int, calls: Calls) -> tuple[Answer, Origin]:
         """Ask the origin and, where it has no answer, in order, those that serve the same model; says who answered.
 
         If none of them has one, what the origin itself said is the answer. Raises `ProxyError`.
@@ -182,7 +191,7 @@ class Batcher:
                     continue
                 self._metrics.upstream_fallbacks.labels(way.origin.name).inc()
             try:
-                answer = await self._ask(share, way, body, items)
+                answer = await self._ask(share, way, body, items, calls)
             except ProxyError as error:
                 failure = failure or error
                 continue
@@ -193,13 +202,17 @@ class Batcher:
             return failure, share.origin
         raise failure or ProxyError("No upstream was asked.")
 
-    async def _ask(self, share: Share, way: Alternative, body: bytes, items: int) -> Answer:
+    async def _ask(self, share: Share, way: Alternative, body: bytes, items: int, calls: Calls) -> Answer:
         if way.model is not None:
             body = wire.renamed_body(body, way.model)
         headers = way.origin.outbound(_for_body(share, body))
-        url = way.origin.routes.embeddings(share.target, model=way.model)
-        async with self._slot(way.origin, share.tenant):
-            return await way.origin.client.embed(url, headers, body, items=items)
+        origin = way.origin
+        url = origin.routes.embeddings(share.target, model=way.model)
+        async with self._slot(origin, share.tenant):
+            with calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=items) as call:
+                answer = await origin.client.embed(url, call.outbound(headers), body, items=items)
+                call.answered(answer.status)
+        return answer
 
     @asynccontextmanager
     async def _slot(self, origin: Origin, credential: bytes) -> AsyncIterator[None]:
@@ -296,12 +309,14 @@ class Batcher:
             first = replace(first, headers=_without(first.headers, "Cookie"))
         self._metrics.upstream_merged_requests.observe(len(shares))
         try:
-            answer, origin = await self._embed(first, body, len(items))
-            if answer.status == _OK:
-                parsed = _read(first, origin, answer, len(items))
-                self._metrics.admit_model(first.asked.model)
-                self._metrics.of_model(first.asked.model).bill(parsed.usage["prompt_tokens"])
-                return list(_shared_out(shares, items, parsed, answer, by_origin=origin is first.origin))
+            with self._calls_for(shares) as calls:
+                answer, origin = await self._embed(first, body, len(items), calls)
+                if answer.status == _OK:
+                    parsed = _read(first, origin, answer, len(items))
+                    self._metrics.admit_model(first.asked.model)
+                    self._metrics.of_model(first.asked.model).bill(parsed.usage["prompt_tokens"])
+                    calls.billed(parsed.usage["prompt_tokens"])
+                    return list(_shared_out(shares, items, parsed, answer, by_origin=origin is first.origin))
             refused = Refused(answer, body)
             failure: Outcome = refused
             is_one_callers = refused.blames_input

@@ -29,9 +29,9 @@ from proxy.statusclient import Unreachable
 from proxy.supervisor import Supervisor
 
 _ENV_PREFIX = "EMBEDDING_PROXY_"
-# Kubernetes puts the address of every Service into every Pod's environment; for one named `embedding-proxy` these
-# names fall among ours (https://kubernetes.io/docs/tutorials/services/connect-applications-service/).
-_KUBERNETES_LINK = re.compile(r"EMBEDDING_PROXY_(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
+# Kubernetes puts the address of every Service into every Pod's environment; for one named `embedding-proxy` or
+# `embedding-proxy-admin` these fall among ours (https://kubernetes.io/docs/tutorials/services/connect-applications-service/).
+_KUBERNETES_LINK = re.compile(r"EMBEDDING_PROXY_(ADMIN_)?(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
 _EXIT_USAGE = 2
 _EXIT_UNREACHABLE = 1
 _MIN_SECRET = 32
@@ -102,8 +102,9 @@ def _read_config_file(ctx: click.Context, _: click.Parameter, path: Path | None)
 
 
 def _forget_kubernetes_link() -> None:
-    if os.environ.get("EMBEDDING_PROXY_PORT", "").startswith("tcp://"):
-        del os.environ["EMBEDDING_PROXY_PORT"]
+    for name in ("EMBEDDING_PROXY_PORT", "EMBEDDING_PROXY_ADMIN_PORT"):
+        if os.environ.get(name, "").startswith("tcp://"):
+            del os.environ[name]
 
 
 def _forbid_unknown_variables(ctx: click.Context) -> None:
@@ -215,6 +216,12 @@ def cli() -> None:
     help="A line for each request, on stderr as all of the log.",
 )
 @_option(
+    "traces",
+    type=click.Choice(["off", "otlp"]),
+    default="off",
+    help="Send OpenTelemetry spans as the OTEL_* variables say; needs the extra otel.",
+)
+@_option(
     "config",
     type=click.Path(path_type=Path, dir_okay=False),
     is_eager=True,
@@ -246,6 +253,7 @@ def serve_command(ctx: click.Context, /, **given: Any) -> int:
         reports_full_usage=given["usage"] == "full",
         log_format=given["log_format"],
         logs_requests=given["log_requests"] == "yes",
+        traces=given["traces"],
         batch_window_s=given["batch_window"],
         max_batch_items=given["max_batch_items"],
         max_queued_items=given["max_queued_items"],
@@ -260,6 +268,8 @@ def serve_command(ctx: click.Context, /, **given: Any) -> int:
         shutdown_timeout_s=given["shutdown_timeout"],
     )
     config.forbid_open_door(settings)
+    if settings.traces == "otlp":
+        config.require_otlp(os.environ)
     if given["workers"] == 1:
         return _serve(settings, announce=lambda proxy: _announce(settings, proxy.base_url, proxy.admin_url))
     with log.writing_a_little(settings.log_format):

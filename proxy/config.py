@@ -91,6 +91,7 @@ class Settings:
     client_keys: Path | None = None  # None: whoever can connect may ask
     record_key: bytes | None = field(default=None, repr=False)
     logs_requests: bool = True
+    traces: str = "off"  # or otlp
     prices: Mapping[str, float] = field(default_factory=dict)  # per million tokens, by patterns of model names
     max_connections: int = 10_000
     store_budget_s: float = 0.05
@@ -145,6 +146,19 @@ def forbid_open_door(settings: Settings) -> None:
             f"--host {settings.host} lets others connect, and they would ask with the proxy's own key:"
             " give --client-keys, or listen on 127.0.0.1"
         )
+
+
+def require_otlp(environ: Mapping[str, str]) -> None:
+    """Refuse what OpenTelemetry's own variables may ask for and is not here. Raises `ConfigError`.
+
+    https://opentelemetry.io/docs/specs/otel/protocol/exporter/
+    """
+    protocol = "OTEL_EXPORTER_OTLP_PROTOCOL"
+    if environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"):
+        protocol = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
+    for name, accepted in (("OTEL_TRACES_EXPORTER", "otlp"), (protocol, "http/protobuf")):
+        if (environ.get(name) or accepted).strip() != accepted:
+            raise ConfigError(f"{name}: {environ[name]!r} does not go with --traces otlp; accepted: {accepted}")
 
 
 def _is_loopback(host: str) -> bool:

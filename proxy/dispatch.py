@@ -14,10 +14,12 @@ from proxy.errors import InvalidRequest, ProxyError, RequestTimeout
 from proxy.origins import Origins
 from proxy.passthrough import is_websocket, relay, relay_websocket
 from proxy.requestlog import Line, RequestIds, RequestLog, trace_id
+from proxy.traces import Traces
 
 _log = logging.getLogger(__name__)
 
 _VERSIONS = (HttpVersion11, HttpVersion10)
+_EMBEDDINGS = "/v1/embeddings"  # as traces call the route, whatever the provider does
 
 
 class Dispatcher:
@@ -27,6 +29,7 @@ class Dispatcher:
         embeddings: EmbeddingsRoute,
         access: Access,
         log: RequestLog,
+        traces: Traces,
         *,
         is_draining: Callable[[], bool],
     ) -> None:
@@ -34,6 +37,7 @@ class Dispatcher:
         self._embeddings = embeddings
         self._access = access
         self._log = log
+        self._traces = traces
         self._is_draining = is_draining
         self._ids = RequestIds(secrets.token_hex(4))
 
@@ -41,6 +45,7 @@ class Dispatcher:
         """The answer to any request; what goes wrong becomes one, too."""
         started_s = time.perf_counter()
         progress = Progress()
+        progress.span = self._traces.begin(request.method, request.headers)
         request_id = self._ids.of(request.headers.get("X-Request-Id"))
         status = CLIENT_LEFT
         try:
@@ -50,7 +55,7 @@ class Dispatcher:
             self._log.add(
                 Line(
                     request_id=request_id,
-                    trace_id=trace_id(request.headers.get("traceparent")),
+                    trace_id=progress.span.trace_id or trace_id(request.headers.get("traceparent")),
                     outcome=progress.outcome,
                     status=status,
                     model=progress.model,
@@ -59,6 +64,7 @@ class Dispatcher:
                     duration_s=time.perf_counter() - started_s,
                 )
             )
+            progress.span.end(status, progress.outcome, progress.model, items=progress.items, cached=progress.cached)
         if not response.prepared:
             response.headers.setdefault("X-Request-Id", request_id)  # an upstream's own stays
             if self._is_draining():
@@ -87,13 +93,23 @@ class Dispatcher:
         if route is None:
             raise InvalidRequest("The request target must be a path.")
         if request.method == "POST" and (route.is_embeddings or self._origins.is_embeddings(target)):
+            progress.span.on_route(_EMBEDDINGS)
             return await self._embeddings.handle(request, progress)
         progress.outcome = "pass"
         forwarded = origin.outbound(headers.to_upstream(request.headers))
-        if is_websocket(request):
-            return await relay_websocket(request, origin.client, route.url, forwarded, owns_key=bool(origin.key))
-        refused = KEY_REFUSALS if origin.key else ()
-        return await relay(request, origin.client, route.url, forwarded, is_last=self._is_draining(), refused=refused)
+        with progress.span.calls() as calls, calls.call(request.method, route.url, upstream=origin.name) as call:
+            forwarded = call.outbound(forwarded)
+            if is_websocket(request):
+                response = await relay_websocket(
+                    request, origin.client, route.url, forwarded, owns_key=bool(origin.key)
+                )
+            else:
+                refused = KEY_REFUSALS if origin.key else ()
+                response = await relay(
+                    request, origin.client, route.url, forwarded, is_last=self._is_draining(), refused=refused
+                )
+            call.answered(response.status)
+        return response
 
 
 def _require_framed(request: web.BaseRequest) -> None:

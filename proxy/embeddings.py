@@ -28,6 +28,7 @@ from proxy.recall import Known, Recall, Wanted
 from proxy.sentinels import Sentinels
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache
+from proxy.traces import NO_SPAN, Span
 from proxy.upstream import Answer
 from proxy.wire import Bypass, EmbeddingRequest
 
@@ -58,12 +59,13 @@ class _Job(NamedTuple):
     who: bytes
     place: Place
     wanted: Wanted
+    span: Span
 
 
 class Progress:
     """What is known of one request under way, for those who count and log it."""
 
-    __slots__ = ("cached", "held_bytes", "items", "model", "outcome")
+    __slots__ = ("cached", "held_bytes", "items", "model", "outcome", "span")
 
     def __init__(self) -> None:
         self.outcome = "error"
@@ -71,6 +73,7 @@ class Progress:
         self.items = 0
         self.cached = 0  # of the items
         self.held_bytes = 0  # of its body, in memory
+        self.span: Span = NO_SPAN
 
 
 class EmbeddingsRoute:
@@ -164,7 +167,7 @@ class EmbeddingsRoute:
         except Bypass as bypass:
             progress.items = wire.count_of(fields)
             self._metrics.of_model(progress.model).items["bypass"].inc(progress.items)
-            return "bypass", await self._bypass(request, origin or self._by_model(body), sent, bypass.reason)
+            return "bypass", await self._bypass(request, progress, origin or self._by_model(body), sent, bypass.reason)
         derived = keys.derive(
             asked, url=url, scope=self._access.scope(identity), vector_headers=identity.vector_affecting
         )
@@ -178,6 +181,7 @@ class EmbeddingsRoute:
             self._validations.name(origin, own),
             Place(url, asked.model),
             Wanted(asked.model, asked.encoding, derived),
+            progress.span,
         )
         parsed_s = time.perf_counter()
         self._stages["parse"].observe(parsed_s - began_s)
@@ -198,6 +202,7 @@ class EmbeddingsRoute:
             to_do = plan(job.wanted.keys, found)
         self._stages["lookup"].observe(time.perf_counter() - parsed_s)
         progress.items, progress.cached = len(job.wanted.keys), len(job.wanted.keys) - len(to_do.missing)
+        progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
         is_moved = _epochs(found) > 1
         if is_moved:
             found, to_do = {}, plan(job.wanted.keys, ())
@@ -230,6 +235,7 @@ class EmbeddingsRoute:
         self._stages["lookup"].observe(time.perf_counter() - parsed_s)
         progress.model = wanted.model
         progress.items = progress.cached = len(wanted.keys)
+        progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
         return self._answer_hit(wanted, found, len(found), [])
 
     def _is_valid(self, who: bytes, place: Place) -> bool:
@@ -321,23 +327,30 @@ class EmbeddingsRoute:
             raise InvalidRequest("The body names no model that can be read, and that says which upstream it is for.")
         return self._origins.of(model)
 
-    async def _bypass(self, request: BaseRequest, origin: Origin, body: bytes, reason: str) -> StreamResponse:
+    async def _bypass(
+        self, request: BaseRequest, progress: Progress, origin: Origin, body: bytes, reason: str
+    ) -> StreamResponse:
         self._metrics.bypasses.labels(reason).inc()
         self._say_once(reason, "a request is relayed without caching")
         extra = _cache_headers("BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0)
         is_last = self._is_draining()
         route = origin.routes.find(request.raw_path)
         url = route.url if route else origin.routes.embeddings(request.raw_path)
-        response = await relay(
-            request,
-            origin.client,
-            url,
-            origin.outbound(headers.to_upstream(request.headers)),
-            body=body,
-            extra_headers=extra,
-            is_last=is_last,
-            refused=KEY_REFUSALS if origin.key else (),
-        )
+        with (
+            progress.span.calls(model=lambda: self._metrics.label_of(progress.model)) as calls,
+            calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=progress.items) as call,
+        ):
+            response = await relay(
+                request,
+                origin.client,
+                url,
+                call.outbound(origin.outbound(headers.to_upstream(request.headers))),
+                body=body,
+                extra_headers=extra,
+                is_last=is_last,
+                refused=KEY_REFUSALS if origin.key else (),
+            )
+            call.answered(response.status)
         if response.status in KEY_REFUSALS:
             who = self._validations.name(origin, headers.identity(request.headers))
             self._validations.note(who, Place(url, None), response.status)
@@ -396,6 +409,7 @@ class EmbeddingsRoute:
             is_shared=not (refresh or directives.no_cache or directives.no_store),
             is_stored=not directives.no_store,
             overwrite=refresh or directives.no_cache or directives.max_age_s is not None,
+            span=job.span,
         )
 
     async def _answer_failure(self, job: _Job, errand: Errand, failure: Failure) -> StreamResponse:

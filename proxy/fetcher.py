@@ -20,6 +20,7 @@ from proxy.origins import Origin
 from proxy.record import Record
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache, Lease
+from proxy.traces import NO_SPAN, Span
 from proxy.upstream import Answer
 from proxy.wire import EmbeddingRequest
 
@@ -49,6 +50,7 @@ class Errand:
     is_shared: bool = True  # False: must be fetched anew, whoever else is fetching
     is_stored: bool = True
     overwrite: bool = False
+    span: Span = NO_SPAN  # of the request
 
     def part(self, run: slice) -> "Errand":
         whole = self.is_whole and len(self.keys[run]) == len(self.keys)
@@ -70,6 +72,7 @@ class Errand:
             asked=self.asked,
             items=self.items,
             body=self.asked.body if self.is_whole else wire.reduced_body(self.asked, self.items),
+            span=self.span,
         )
 
 
@@ -165,8 +168,9 @@ class Fetcher:
         ledger = _Ledger()
         if claim.mine:
             self._start(errand.only(list(claim.mine)), claim, ledger)
-        # This does not cancel the flights when whoever waits here is cancelled.
-        await asyncio.wait(claim.flights.values())
+        with errand.span.flight(items=len(claim.flights), joined=len(claim.flights) - len(claim.mine)):
+            # This does not cancel the flights when whoever waits here is cancelled.
+            await asyncio.wait(claim.flights.values())
         entries, foreign, failure = {}, [], None
         for key, flight in claim.flights.items():
             landed = flight.result()

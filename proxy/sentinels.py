@@ -8,6 +8,7 @@ from typing import NamedTuple
 from proxy.auth import Place
 from proxy.errors import ProxyError
 from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
+from proxy.traces import NO_SPAN
 
 _log = logging.getLogger(__name__)
 
@@ -38,14 +39,15 @@ class Sentinels:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         while True:
-            question, is_own = self._questions.get(name), False
+            question, is_own, span = self._questions.get(name), False, errand.span
             if question is None:
-                question, is_own = self._begin(name, errand), True
+                question, is_own, span = self._begin(name, errand), True, NO_SPAN  # the fetch tells of itself
             timeout_s = None
             if patience_s is not None:
                 timeout_s = max(0.0, min(began_s, question.asked_at_s) + patience_s - loop.time())
             # Neither this request's end nor its patience ends the question: others wait for it, and so will later ones.
-            await asyncio.wait([question.answer], timeout=timeout_s)
+            with span.flight(items=len(errand.keys), joined=len(errand.keys)):
+                await asyncio.wait([question.answer], timeout=timeout_s)
             if not question.answer.done():
                 return None
             self._forget(name, question)

@@ -37,9 +37,9 @@ from proxy.status import STEP_S, About, UpstreamStatus
 from proxy.statuspage import StatusPage
 from proxy.store.base import NoStore, Store
 from proxy.store.memory import Memory
-from proxy.store.redis import RedisStore
 from proxy.store.sqlite import SQLiteStore
 from proxy.store.tiered import Cache
+from proxy.traces import Traces
 from proxy.upstream import Timeouts, Upstream
 from proxy.workers import Workers
 
@@ -221,6 +221,8 @@ async def running(
         doors = doors or stack.enter_context(listen.doors(settings))
         base_url = base_url_of(doors.data)
         _forbid_itself(settings, base_url)
+        traces = _open_traces(settings)
+        stack.push_async_callback(_before, lifecycle, traces.aclose)
         origins = await _open_origins(stack, settings, metrics)
         cache = _open_cache(settings, metrics, clock)
         stack.push_async_callback(_before, lifecycle, cache.aclose)
@@ -253,7 +255,7 @@ async def running(
         log = RequestLog(write_log, is_json=settings.log_format == "json", clock=clock)
         stack.callback(log.flush)
         await stack.enter_async_context(every(FLUSH_S, lambda _: log.flush()))
-        dispatcher = Dispatcher(origins, route, access, log, is_draining=lambda: lifecycle.is_draining)
+        dispatcher = Dispatcher(origins, route, access, log, traces, is_draining=lambda: lifecycle.is_draining)
 
         # The admin port is the last to go: it tells that the proxy is draining.
         async def families() -> Iterable[Metric]:
@@ -337,6 +339,18 @@ async def _before(lifecycle: Lifecycle, work: Callable[[], Awaitable[None]]) -> 
         _log.warning("stopping: gave up on %s", work)
 
 
+def _open_traces(settings: Settings) -> Traces:
+    if settings.traces == "off":
+        return Traces()
+    try:
+        from proxy import otlp  # noqa: PLC0415 - what it needs is an extra
+    except ImportError as error:
+        raise ConfigError(
+            f"--traces {settings.traces} needs OpenTelemetry ({error}): pip install 'embedding-cache-proxy[otel]'"
+        ) from error
+    return otlp.start()
+
+
 async def _open_origins(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Origins:
     every = [settings.upstream, *settings.routed]
     opened = {setting.name: await _open_origin(stack, setting, settings, metrics) for setting in every}
@@ -402,6 +416,9 @@ def _open_store(settings: Settings, clock: Callable[[], float]) -> Store:
         case StoreSetting(path=Path() as path):
             return SQLiteStore(path, limit_bytes=settings.store_limit_bytes, clock=clock)
         case StoreSetting(url=str(url)):
+            # Its client is slow to load, and loads OpenTelemetry where that is installed.
+            from proxy.store.redis import RedisStore  # noqa: PLC0415
+
             return RedisStore(url, timeout_s=_REDIS_TIMEOUT_S, max_connections=_REDIS_CONNECTIONS)
     return NoStore()
 

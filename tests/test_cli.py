@@ -91,7 +91,8 @@ def test_every_flag_has_its_variable_and_its_key(
         "max_queued_items": "8", "max_held": "1MiB", "upstream_concurrency": "9", "upstream_connect_timeout": "1s",
         "upstream_read_timeout": "2s", "upstream_timeout": "3s", "drain_delay": "4s", "shutdown_timeout": "5s",
         "share": "all", "revalidate": "6m", "upstream_key_env": "KEY", "client_keys": "clients",
-        "record_key_env": "SECRET", "max_connections": "10", "log_requests": "no",
+        "record_key_env": "SECRET", "max_connections": "10", "log_requests": "no", "traces": "otlp",
+        "workers": "1",
     }  # fmt: skip
     monkeypatch.setenv("KEY", "sk-owned")
     monkeypatch.setenv("SECRET", "s" * 32)
@@ -267,10 +268,13 @@ def test_the_variables_kubernetes_makes_for_a_service_of_our_name_are_no_mistake
         "PORT": "tcp://10.0.0.11:8080",
         "PORT_8080_TCP": "tcp://10.0.0.11:8080",
         "PORT_8080_TCP_ADDR": "10.0.0.11",
+        "ADMIN_SERVICE_HOST": "10.0.0.12",
+        "ADMIN_PORT": "tcp://10.0.0.12:9090",
+        "ADMIN_PORT_9090_TCP_ADDR": "10.0.0.12",
     }.items():
         monkeypatch.setenv(f"EMBEDDING_PROXY_{name}", value)
     assert run(monkeypatch) == 0
-    assert served[0].port == 8080
+    assert (served[0].port, served[0].admin_port) == (8080, 9090)
 
 
 @pytest.mark.parametrize(
