@@ -36,8 +36,9 @@ def free_port() -> int:
 class RedisServer:
     """One server process, empty at first, that writes nothing to disk."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, *arguments: str, port: int | None = None) -> None:
+        folder.mkdir(exist_ok=True)
+        self.port = port or free_port()
         self.socket = folder / "redis.sock"
         self._log = folder / "redis.log"
         self._command = [

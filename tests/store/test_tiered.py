@@ -172,7 +172,7 @@ async def test_a_failing_store_costs_hits_and_is_said_once(caplog: pytest.LogCap
 
 async def test_what_a_store_found_before_it_failed_is_served() -> None:
     store = DictStore()
-    store.failure = StoreError("timeout", "half of it", found={A: records.encode(A, record())})
+    store.failure = StoreError("timeout", "half of it", found={A: records.encode(A, record())}, is_partial=True)
     assert set(await make_cache(store).read([A, B], not_before=0)) == {A}
 
 

@@ -1,0 +1,103 @@
+"""One Redis server: connections to it, and commands that travel together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from proxy.errors import StoreError
+from proxy.redisurl import Address, Login
+
+Command = tuple[str | bytes | int, ...]
+
+
+class Node:
+    """Does not connect before the first command."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        login: Login,
+        is_tls: bool = False,
+        database: int = 0,
+        timeout_s: float,
+        max_connections: int,
+    ) -> None:
+        """``timeout_s`` is for each step: a free connection, connecting, sending, the answer's next bytes."""
+        self.address = address
+        host, port = address
+        place: dict[str, Any]
+        if port == 0:
+            place = {"connection_class": UnixDomainSocketConnection, "path": host}
+        else:
+            place = {"connection_class": SSLConnection if is_tls else Connection, "host": host, "port": port}
+        self._pool = BlockingConnectionPool(
+            **place,
+            username=login.user,
+            password=login.password,
+            db=database,
+            max_connections=max_connections,
+            timeout=timeout_s,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            # redis-py's own retries take 58 s over one GET from a hung server.
+            retry=Retry(NoBackoff(), 0),
+            # RESP2 without the client's introduction: a connection costs no round trip and needs no further ACL.
+            protocol=2,
+            driver_info=None,
+        )
+        self._redis: Redis = Redis.from_pool(self._pool)
+        self._is_retired = False
+
+    def __str__(self) -> str:
+        host, port = self.address
+        return f"{host}:{port}" if port else host
+
+    async def run(self, commands: Sequence[Command]) -> list[object]:
+        """Answers in the order of ``commands``; what is refused has a `ResponseError` in its place.
+
+        Raises `RedisError` where the server can't be reached or does not answer.
+        """
+        pipeline = self._redis.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        try:
+            # One SET refused for want of memory must not hide what became of the others.
+            return await pipeline.execute(raise_on_error=False)
+        finally:
+            if self._is_retired:
+                await self._pool.disconnect(inuse_connections=False)
+
+    async def reconnect(self) -> None:
+        """Close the connections, those in use once they are done; the next command makes a new one."""
+        await self._pool.update_active_connections_for_reconnect()  # type: ignore[no-untyped-call]
+        await self._pool.disconnect(inuse_connections=False)
+
+    async def retire(self) -> None:
+        """Finish the commands under way and keep no connection, though nobody waits for that."""
+        self._is_retired = True
+        await self.reconnect()
+
+    async def aclose(self) -> None:
+        await self._redis.aclose()
+
+
+def store_error(error: RedisError) -> StoreError:
+    if isinstance(error, RedisTimeoutError):
+        reason = "timeout"
+    elif isinstance(error, RedisConnectionError) and "No connection available" in str(error):
+        reason = "busy"
+    elif isinstance(error, RedisConnectionError):
+        reason = "connection"
+    elif isinstance(error, ResponseError):
+        reason = "refused"
+    else:
+        reason = "corrupt"
+    return StoreError(reason, str(error))
