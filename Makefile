@@ -9,7 +9,7 @@ LOCKER := .venv-lock
 LOCK   := deploy/requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-grafana test-providers test-clients test-browser screenshots check fmt lock
+.PHONY: help run test test-slow test-grafana test-providers test-clients test-browser test-cluster screenshots check fmt lock
 .PHONY: bench cost faults hostile clean
 
 help: ## list the targets
@@ -68,6 +68,9 @@ test-providers: $(VENV)/dev-ok ## what was tried of each provider, as a table
 
 test-grafana: $(VENV)/dev-ok ## dashboards and alerts with a real Prometheus; needs prometheus and promtool
 	@$(BIN)/pytest tests/grafana -m prometheus $(ARGS)
+
+test-cluster: $(VENV)/dev-ok ## failovers and resharding of a real Redis Cluster, and of Sentinel, under load
+	@$(BIN)/pytest tests/test_failover.py -m cluster $(ARGS)
 
 check: $(VENV)/dev-ok ## lint, format, types, import layers
 	@$(BIN)/ruff check .

@@ -47,7 +47,6 @@ class RedisCluster:
             for number in range(masters + replicas)
         ]  # fmt: skip
         self.masters = self.nodes[:masters]
-        self.ids = [ask(node, "CLUSTER MYID") for node in self.nodes]
         first = 0
         for number, node in enumerate(self.masters, 1):
             last = REDIS_CLUSTER_HASH_SLOTS * number // masters
@@ -58,7 +57,7 @@ class RedisCluster:
             ask(node, "CLUSTER MEET", "127.0.0.1", self.nodes[0].port)
         until(lambda: all(self._knows_all(node) for node in self.nodes), "all nodes know of each other")
         for number in range(masters, masters + replicas):
-            ask(self.nodes[number], "CLUSTER REPLICATE", self.ids[number - masters])
+            ask(self.nodes[number], "CLUSTER REPLICATE", self._id(self.nodes[number - masters]))
         until(lambda: all(self.info(node)["cluster_state"] == "ok" for node in self.nodes), "the cluster is up")
         until(lambda: all(map(follows, self.nodes[masters:])), "the replicas are in step")
 
@@ -77,6 +76,39 @@ class RedisCluster:
     @property
     def url(self) -> str:
         return f"redis+cluster://{self.addresses}"
+
+    def slots(self, node: RedisServer) -> set[int]:
+        """Those that a node has by its own account."""
+        ranges: list[Any] = ask(node, "CLUSTER SLOTS")
+        mine = (its for its in ranges if its[2][1] == node.port)
+        return {slot for first, last, *_ in mine for slot in range(first, last + 1)}
+
+    def owner(self, slot: int) -> RedisServer:
+        return next(node for node in self.nodes if node.process.poll() is None and slot in self.slots(node))
+
+    def begin_moving(self, slot: int, target: RedisServer) -> None:
+        """From now on the slot's node says ASK of keys that it doesn't have."""
+        source = self.owner(slot)
+        ask(target, "CLUSTER SETSLOT", slot, "IMPORTING", self._id(source))
+        ask(source, "CLUSTER SETSLOT", slot, "MIGRATING", self._id(target))
+
+    def move_keys(self, slot: int, target: RedisServer, *, count: int = 1000) -> int:
+        """Move so many keys of a slot, with what is in them; returns how many there were."""
+        source = self.owner(slot)
+        names = ask(source, "CLUSTER GETKEYSINSLOT", slot, count)
+        if names:
+            ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *names)
+        return len(names)
+
+    def end_moving(self, slot: int, target: RedisServer) -> None:
+        """From now on the slot's last node says MOVED."""
+        source = self.owner(slot)
+        for node in (target, source):
+            ask(node, "CLUSTER SETSLOT", slot, "NODE", self._id(target))
+
+    @staticmethod
+    def _id(node: RedisServer) -> str:
+        return str(ask(node, "CLUSTER MYID"))
 
     def flush(self) -> None:
         for node in self.masters:
