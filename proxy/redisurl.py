@@ -15,7 +15,7 @@ _DEFAULT_PORT, _DEFAULT_SENTINEL_PORT, _MAX_PORT = 6379, 26379, 65535
 _SEVERAL = re.compile(
     r"(?P<scheme>rediss?)\+(?P<kind>cluster|sentinel)://"
     r"(?:(?P<login>[^/?#]*)@)?"
-    r"(?P<hosts>[^@/?#]+)(?:/(?P<path>[^?#]*))?(?:\?(?P<query>[^#]*))?"
+    r"(?P<hosts>[^@/?#]+)(?:/(?P<path>[^?#]*))?(?:\?(?P<query>[^@#]*))?"
 )
 _HOST = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>\d{1,5}))?")
 

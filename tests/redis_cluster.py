@@ -36,12 +36,14 @@ def ask(server: RedisServer, *words: str | int, **options: Any) -> Any:
 class RedisCluster:
     """A node for each master, and after them one replica of each if that is asked for."""
 
-    def __init__(self, folder: Path, *arguments: str, masters: int, replicas: int = 0) -> None:
+    def __init__(self, folder: Path, *arguments: str, masters: int, replicas: int = 0, is_tls: bool = False) -> None:
+        self._tls_ports = [_node_port() for _ in range(masters + replicas)] if is_tls else []
         self.nodes = [
             RedisServer(
                 folder / str(number), "--cluster-enabled", "yes", "--cluster-node-timeout", str(_SILENCE_MS),
                 # A lost node must not take the slots of the others with it.
                 "--cluster-require-full-coverage", "no",
+                *(("--tls-port", str(self._tls_ports[number])) if is_tls else ()),
                 *arguments, port=_node_port(),
             )
             for number in range(masters + replicas)
@@ -75,6 +77,8 @@ class RedisCluster:
 
     @property
     def url(self) -> str:
+        if self._tls_ports:
+            return f"rediss+cluster://127.0.0.1:{self._tls_ports[0]}"
         return f"redis+cluster://{self.addresses}"
 
     def slots(self, node: RedisServer) -> set[int]:
