@@ -10,7 +10,7 @@ LOCK   := deploy/requirements.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-grafana test-providers test-clients test-browser test-cluster screenshots check fmt lock
-.PHONY: bench cost faults hostile clean
+.PHONY: bench cost stores faults hostile clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -103,6 +103,9 @@ bench: $(VENV)/dev-ok ## hit throughput against bare aiohttp; needs wrk
 
 cost: $(VENV)/dev-ok ## what metrics and the log of requests take off hit throughput; needs wrk
 	@$(BIN)/python -m bench.cost $(ARGS)
+
+stores: $(VENV)/dev-ok ## items a second from one Redis and from a cluster, and what an item weighs in Redis
+	@$(BIN)/python -m bench.stores $(ARGS)
 
 faults: $(VENV)/dev-ok ## what failures cost, a few minutes; ARGS=--quick for a tenth of it
 	@$(BIN)/python -m bench.faults $(ARGS)
