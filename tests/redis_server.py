@@ -56,7 +56,8 @@ class RedisServer:
         return f"unix://{self.socket}?db=1"
 
     def _start(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        with self._log.open("ab") as log:  # what it says before it knows its log, too
+            process = subprocess.Popen(self._command, stdout=log, stderr=log)
         deadline = time.monotonic() + _READY_TIMEOUT_S
         while time.monotonic() < deadline and process.poll() is None:
             try:
