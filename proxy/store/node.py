@@ -68,7 +68,7 @@ class Node:
 
         Raises `RedisError` where the server can't be reached or does not answer.
         """
-        # redis-py's own pipeline takes three times as long for each command that is as small as a GET.
+        # redis-py's own pipeline takes twice as long (measured: 212 µs for 16 GETs of 6 kB, and 102 like this).
         connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
         try:
             async with asyncio.timeout(self._timeout_s):
