@@ -9,8 +9,8 @@ LOCKER := .venv-lock
 LOCK   := deploy/requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-grafana test-providers test-clients test-browser screenshots check fmt lock
-.PHONY: bench cost workers faults hostile clean
+.PHONY: help run test test-slow test-grafana test-providers test-clients test-browser test-cluster screenshots check fmt
+.PHONY: lock bench cost workers stores faults hostile clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ test-providers: $(VENV)/dev-ok ## what was tried of each provider, as a table
 test-grafana: $(VENV)/dev-ok ## dashboards and alerts with a real Prometheus; needs prometheus and promtool
 	@$(BIN)/pytest tests/grafana -m prometheus $(ARGS)
 
+test-cluster: $(VENV)/dev-ok ## failovers and resharding of a real Redis Cluster, and of Sentinel, under load
+	@$(BIN)/pytest tests/test_failover.py -m cluster $(ARGS)
+
 check: $(VENV)/dev-ok ## lint, format, types, import layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -103,6 +106,9 @@ cost: $(VENV)/dev-ok ## what metrics, the log of requests and traces take off hi
 
 workers: $(VENV)/dev-ok ## hit throughput of several workers against one; needs wrk
 	@$(BIN)/python -m bench.workers $(ARGS)
+
+stores: $(VENV)/dev-ok ## items a second from one Redis and from a cluster, and what an item weighs in Redis
+	@$(BIN)/python -m bench.stores $(ARGS)
 
 faults: $(VENV)/dev-ok ## what failures cost, a few minutes; ARGS=--quick for a tenth of it
 	@$(BIN)/python -m bench.faults $(ARGS)

@@ -147,7 +147,7 @@ def cli() -> None:
     type=_STORE,
     default=_default_store,
     show_default="SQLite in the user's cache folder",
-    help="memory:, sqlite:///path, redis://, rediss:// or unix://.",
+    help="memory:, sqlite:///path, redis://, redis+cluster://, redis+sentinel://, each with rediss for TLS, or unix://.",
 )
 @_option(
     "store-limit",

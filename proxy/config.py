@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
+from proxy import redisurl
 from proxy.errors import ConfigError
 from proxy.providers import GENERIC, PROVIDERS, Provider
 
@@ -22,7 +23,6 @@ _QUANTITY = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([a-z]*)", re.IGNORECASE)
 UNIX = "unix:"
 # What a client on the same machine calls it.
 THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
-_REDIS_SCHEMES = ("redis", "rediss", "unix")
 _MIN_STORE_BYTES = 16 * MIB
 
 
@@ -50,7 +50,7 @@ class UpstreamSetting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSetting:
-    """One of: nothing (`memory:`), a ``path`` to a SQLite file, a ``url`` of Redis."""
+    """One of: nothing (`memory:`), a ``path`` to a SQLite file, a ``url`` of one Redis or several."""
 
     path: Path | None = None
     url: str | None = field(default=None, repr=False)  # a password may be in it
@@ -211,7 +211,10 @@ def parse_upstream(
 def parse_store(text: str) -> StoreSetting:
     """``memory:``, ``sqlite:///path`` or a Redis URL. Raises `ConfigError`."""
     scheme, colon, rest = text.strip().partition(":")
-    accepted = "accepted: memory:, sqlite:///path/to/file, redis://host:port/db, rediss://…, unix:///path/to/socket"
+    accepted = (
+        "accepted: memory:, sqlite:///path/to/file, redis://host:port/db, redis+cluster://host:port,host:port,"
+        " redis+sentinel://host:port,host:port/master/db, rediss… for TLS, unix:///path/to/socket"
+    )
     if scheme == "memory" and colon and not rest:
         return StoreSetting()
     if scheme == "sqlite" and rest.startswith("///") and len(rest) > len("///"):
@@ -219,7 +222,7 @@ def parse_store(text: str) -> StoreSetting:
         path = _path(rest.removeprefix("///"))
         if path is not None:
             return StoreSetting(path=path)
-    if scheme in _REDIS_SCHEMES and rest.startswith("//") and _is_redis_url(text.strip()):
+    if _is_redis_url(text.strip()):
         return StoreSetting(url=text.strip())
     msg = f"{_without_secrets(text)!r} is not a store; {accepted}"
     raise ConfigError(msg)
@@ -252,19 +255,16 @@ def _path(text: str) -> Path | None:
 
 
 def _is_redis_url(url: str) -> bool:
-    """A URL that redis-py takes, with no option but ``db`` in its query: the others are set here."""
-    parts = _split(url)
-    if parts is None:
+    try:
+        redisurl.parse(url)
+    except ValueError:
         return False
-    query = parse_qs(parts.query, keep_blank_values=True)
-    if set(query) - {"db"} or not all(value.isdecimal() for value in query.get("db", [])):
-        return False
-    if parts.scheme == "unix":
-        return bool(parts.path)
-    return bool(parts.hostname) and re.fullmatch(r"(/\d*)?", parts.path) is not None
+    return True
 
 
 def _without_secrets(url: str) -> str:
     """Without user, password and query, however crookedly these are written."""
-    shown = re.sub(r"(?<=:).*@", "//…@", url, flags=re.DOTALL)
+    # With a ? before the last @ nobody knows whether that is in a password or the password in the query.
+    shown = re.sub(r"(?<=:).*\?.*@.*", "//…", url, flags=re.DOTALL)
+    shown = re.sub(r"(?<=:).*@", "//…@", shown, flags=re.DOTALL)
     return re.sub(r"([?#]).*", r"\1…", shown, flags=re.DOTALL)

@@ -112,12 +112,17 @@ class Overloaded(ProxyError):
 class StoreError(Exception):
     """The store could not do all it was asked; ``found`` is what it had answered by then.
 
-    ``reason`` is one of a few fixed words, fit for a metric label: timeout, connection, refused, corrupt.
+    ``reason`` is one of a few fixed words, fit for a metric label: timeout, connection, busy, refused, corrupt.
+    ``is_partial`` says that the rest of the store works: a part of the answer came, or another of its servers would
+    have had one.
     """
 
-    def __init__(self, reason: str, message: str, *, found: dict[bytes, bytes] | None = None) -> None:
+    def __init__(
+        self, reason: str, message: str, *, found: dict[bytes, bytes] | None = None, is_partial: bool = False
+    ) -> None:
         super().__init__(message)
         self.reason = reason
+        self.is_partial = is_partial
         self.found: dict[bytes, bytes] = {} if found is None else found
 
 

@@ -136,10 +136,11 @@ class Supervisor:
 
     def _stop(self) -> None:
         """Let all drain; asked twice, end them."""
+        # Two SIGTERMs may reach a busy process as one.
+        self._tell(signal.SIGKILL if self._is_stopping else signal.SIGTERM)
         self._is_stopping = True
         for sockets in self._sockets:
             listen.close(sockets)
-        self._tell(signal.SIGTERM)
 
     def _tell(self, number: signal.Signals, *, but: str = "") -> None:
         for child in self._children:
@@ -163,7 +164,7 @@ class Supervisor:
         child.pid = 0
         code = os.waitstatus_to_exitcode(status)
         if self._is_stopping:
-            self._status = self._status or abs(code)
+            self._status = self._status or int(code != 0)
             return
         if code == _REFUSED:  # it has said why, and would say it again
             self._status = _REFUSED

@@ -16,6 +16,7 @@ from proxy.config import MIB, Settings, StoreSetting, UpstreamSetting
 from proxy.providers import PROVIDERS
 from proxy.server import running
 from tests.client import Client
+from tests.redis_cluster import RedisCluster, RedisSentinels
 from tests.redis_server import RedisServer
 from tests.scripted import ScriptedUpstream
 
@@ -34,6 +35,22 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """Three masters without replicas, which is quick to start."""
+    cluster = RedisCluster(tmp_path_factory.mktemp("cluster"), masters=3)
+    yield cluster
+    cluster.kill()
+
+
+@pytest.fixture(scope="session")
+def redis_sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisSentinels]:
+    """One sentinel and a master without replicas."""
+    sentinels = RedisSentinels(tmp_path_factory.mktemp("sentinels"), replicas=0, sentinels=1)
+    yield sentinels
+    sentinels.kill()
 
 
 @pytest.fixture

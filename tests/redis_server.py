@@ -36,8 +36,9 @@ def free_port() -> int:
 class RedisServer:
     """One server process, empty at first, that writes nothing to disk."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, *arguments: str, port: int | None = None) -> None:
+        folder.mkdir(exist_ok=True)
+        self.port = port or free_port()
         self.socket = folder / "redis.sock"
         self._log = folder / "redis.log"
         self._command = [
@@ -55,7 +56,8 @@ class RedisServer:
         return f"unix://{self.socket}?db=1"
 
     def _start(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        with self._log.open("ab") as log:  # what it says before it knows its log, too
+            process = subprocess.Popen(self._command, stdout=log, stderr=log)
         deadline = time.monotonic() + _READY_TIMEOUT_S
         while time.monotonic() < deadline and process.poll() is None:
             try:

@@ -102,6 +102,8 @@ def test_what_is_no_upstream_is_said_to_be_none(text: str) -> None:
         ("redis://h:6379/0", StoreSetting(url="redis://h:6379/0")),
         ("rediss://u:p@h", StoreSetting(url="rediss://u:p@h")),
         ("unix:///run/redis.sock?db=1", StoreSetting(url="unix:///run/redis.sock?db=1")),
+        ("redis+cluster://a,b:7000", StoreSetting(url="redis+cluster://a,b:7000")),
+        ("rediss+sentinel://a,b:1/m/0", StoreSetting(url="rediss+sentinel://a,b:1/m/0")),
     ],
 )
 def test_stores(text: str, setting: StoreSetting) -> None:
@@ -132,7 +134,24 @@ def test_a_store_that_is_shown_keeps_its_password_to_itself(url: str) -> None:
     assert str(config.parse_store(url)) == "redis://…@h:1/0"
 
 
-@pytest.mark.parametrize("text", ["redis://u:s3cret@h:x/0", "redis:/:s3cret@host", "redis://h?password=s3cret"])
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("rediss+cluster://u:s3cret@a:1,b:2", "rediss+cluster://…@a:1,b:2"),
+        ("redis+sentinel://:s3cret@a,b/m/0?sentinel_password=s3cret", "redis+sentinel://…@a,b/m/0?…"),
+    ],
+)
+def test_several_servers_are_shown_without_their_passwords(url: str, shown: str) -> None:
+    assert str(config.parse_store(url)) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "redis://u:s3cret@h:x/0", "redis:/:s3cret@host", "redis://h?password=s3cret",
+        "redis+sentinel://a/m?sentinel_password=x@s3cret", "redis+cluster://u:s3cret@a?b@c",
+    ],
+)  # fmt: skip
 def test_a_store_that_is_refused_keeps_its_password_to_itself(text: str) -> None:
     with pytest.raises(ConfigError) as refused:
         config.parse_store(text)

@@ -2,16 +2,18 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 from redis.asyncio import Redis
+from redis.crc import key_slot
 
 from proxy.config import StoreSetting
 from tests.client import Client
 from tests.conftest import StartProxy
+from tests.redis_cluster import RedisCluster, ask
 from tests.redis_server import RedisServer
 from tests.scripted import Call, ScriptedUpstream
 
@@ -30,11 +32,22 @@ async def admin(redis_server: RedisServer) -> AsyncIterator[Redis]:
 
 def allow(server: RedisServer, *without: str) -> StoreSetting:
     """Make the user of the documentation, but ``without`` some rules."""
-    documented = DOCUMENTED.search(DOCS.read_text(encoding="utf-8"))
-    assert documented is not None
-    rules = [rule for rule in documented["rules"].replace("PASSWORD", "pa55").split() if rule not in without]
-    server.command("ACL", "SETUSER", "embedding-proxy", *rules)
+    one, _ = documented()
+    server.command("ACL", "SETUSER", "embedding-proxy", *(rule for rule in one if rule not in without))
     return StoreSetting(url=f"redis://embedding-proxy:pa55@127.0.0.1:{server.port}/0")
+
+
+def allow_in_cluster(cluster: RedisCluster, *without: str) -> StoreSetting:
+    _, its = documented()
+    for node in cluster.nodes:
+        node.command("ACL", "SETUSER", "embedding-proxy", "reset", *(rule for rule in its if rule not in without))
+    return StoreSetting(url=cluster.url.replace("//", "//embedding-proxy:pa55@"))
+
+
+def documented() -> list[list[str]]:
+    """The rules for one server, and for a cluster."""
+    found = DOCUMENTED.findall(DOCS.read_text(encoding="utf-8"))
+    return [rules.replace("PASSWORD", "pa55").split() for rules in found]
 
 
 async def test_the_documented_user_can_do_all_that_is_needed(
@@ -51,7 +64,7 @@ async def test_the_documented_user_can_do_all_that_is_needed(
     assert (hit.cache, hit.vectors) == ("HIT", miss.vectors)
     (name, *_) = await admin.keys("embedding:*")
     assert 0 < await admin.pttl(name) <= 1_000_000
-    await one_upstream_computation(first, second, upstream, admin)
+    await one_upstream_computation(first, second, upstream, lambda: sets(admin))
 
     upstream.dimensions = 24  # another model by the same name
     assert (await first.embed("0", headers={"Cache_Control": "no-cache"})).cache == "MISS"
@@ -69,16 +82,19 @@ async def exposition(client: Client) -> str:
         return await response.text()
 
 
-async def one_upstream_computation(first: Client, second: Client, upstream: ScriptedUpstream, admin: Redis) -> None:
+async def sets(admin: Redis) -> int:
+    return int((await admin.info("commandstats"))["cmdstat_set"]["calls"])
+
+
+async def one_upstream_computation(
+    first: Client, second: Client, upstream: ScriptedUpstream, sets: Callable[[], Awaitable[int]]
+) -> None:
     """Two replicas want the same: the lease of one is the other's wait."""
     gate = asyncio.Event()
 
     async def held(call: Call) -> web.StreamResponse:
         await gate.wait()
         return upstream.embed(call)
-
-    async def sets() -> int:
-        return int((await admin.info("commandstats"))["cmdstat_set"]["calls"])
 
     upstream.reply = held
     before, sent = await sets(), len(upstream.calls)
@@ -147,3 +163,43 @@ async def test_a_wrong_password_costs_hits_and_no_request(
     assert [(await client.embed("x")).cache for _ in range(2)] == ["MISS", "HIT"]
     assert "the store does not work" in caplog.text
     assert "pa55w0rd" not in caplog.text
+
+
+async def test_the_documented_user_of_a_cluster_can_do_all_that_is_needed(
+    start_proxy: StartProxy, redis_cluster: RedisCluster
+) -> None:
+    store = allow_in_cluster(redis_cluster)
+    clients = await with_a_slot_on_the_move(start_proxy, redis_cluster, store, store)
+    assert [ask(node, "ACL LOG") for node in redis_cluster.nodes] == [[], [], []]  # they refused nothing
+    for client in clients:
+        assert "embedding_proxy_store_errors_total{" not in await exposition(client)
+
+
+@pytest.mark.parametrize("rule", ["+get", "+set", "+asking", "+cluster|slots", "~embedding:*", "~embedding-lease:*"])
+async def test_no_rule_of_a_cluster_is_there_for_nothing(
+    start_proxy: StartProxy, redis_cluster: RedisCluster, rule: str
+) -> None:
+    unlimited = StoreSetting(url=redis_cluster.url)
+    limited = allow_in_cluster(redis_cluster, rule)
+    await with_a_slot_on_the_move(start_proxy, redis_cluster, unlimited, limited)
+    assert [ask(node, "ACL LOG") for node in redis_cluster.nodes] != [[], [], []]
+
+
+async def with_a_slot_on_the_move(
+    start_proxy: StartProxy, cluster: RedisCluster, writes: StoreSetting, reads: StoreSetting
+) -> list[Client]:
+    """Two proxies, the second of which reads what the first has written while some of it is moved, and writes too."""
+    cluster.flush()
+    for node in cluster.nodes:
+        ask(node, "ACL LOG", "RESET")
+    texts = [str(n) for n in range(300)]
+    first, second = [await start_proxy(store=store) for store in (writes, reads)]
+    written = await first.embed(texts)
+    source, target = cluster.nodes[:2]
+    slot = key_slot(ask(source, "KEYS", "embedding:*")[0].encode())
+    cluster.begin_moving(slot, target)
+    cluster.move_keys(slot, target)
+    await second.embed([f"new {n}" for n in range(20)])
+    assert (await second.embed(texts)).vectors == written.vectors
+    cluster.end_moving(slot, target)
+    return [first, second]

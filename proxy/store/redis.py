@@ -1,172 +1,190 @@
-"""Redis, Valkey and what speaks like them, by one URL.
+"""Redis, Valkey and what speaks like them, by one URL: one server, a cluster, or the master that Sentinel names.
 
 Start-up does not connect: a Redis that is down or comes later costs hits, nothing else.
 """
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from functools import partial
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from proxy import redisurl
 from proxy.errors import StoreError
+from proxy.redisurl import Address, Kind, RedisURL
+from proxy.store.cluster import Cluster
+from proxy.store.node import Command, Node, store_error
+from proxy.store.sentinel import Master
+from proxy.store.servers import OneServer, Servers
 
 _PREFIX = "embedding:"
 _LEASE_PREFIX = "embedding-lease:"
 # One MGET of many keys costs ever more a key once its answer outgrows the socket buffers (measured: 6.5 µs a key at
 # 128 keys, 16.6 at 2048).
 _KEYS_PER_COMMAND = 128
+# A server was not asked, or did not say anything. What it refuses it has at least answered.
+_SILENCE = frozenset({"timeout", "connection", "busy"})
 
 
 class RedisStore:
-    """Reads of all requests that ask in one turn of the event loop travel together."""
+    """Reads of all requests that ask in one turn of the event loop travel together, to each server in one piece."""
 
     def __init__(self, url: str, *, timeout_s: float, max_connections: int) -> None:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=max_connections,
-            timeout=timeout_s,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            # redis-py's own retries take 58 s over one GET from a hung server.
-            retry=Retry(NoBackoff(), 0),
-            # RESP2 without the client's introduction: a connection costs no round trip and needs no further ACL.
-            protocol=2,
-            driver_info=None,
-        )
-        self._redis: Redis = Redis.from_pool(pool)
+        """``max_connections`` are to each server."""
+        self._servers = _open(redisurl.parse(url), timeout_s=timeout_s, max_connections=max_connections)
         self._timeout_s = timeout_s
-        self._gathering: _Chunk | None = None
+        self._gathering: dict[Address, _Chunk] = {}
 
     async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + budget_s
+        await self._ready(budget_s)
         chunks = self._gather(keys)
-        # Waiting does not cancel the chunks: others wait for them too.
-        _, late = await asyncio.wait([chunk.task for chunk in chunks], timeout=budget_s)
-        if late:
-            await asyncio.sleep(0)  # it may be this loop that is late, and the answers in its hands already
-        found: dict[bytes, bytes] = {}
-        failure: StoreError | None = None
+        if chunks:
+            # Waiting does not cancel the chunks: others wait for them too.
+            _, late = await asyncio.wait([chunk.task for chunk in chunks], timeout=max(0.0, end_s - loop.time()))
+            if late:
+                await asyncio.sleep(0)  # it may be this loop that is late, and the answers in its hands already
+        results: dict[bytes, object] = dict.fromkeys(keys, RedisConnectionError("no server is known to have it"))
         for chunk, asked in chunks.items():
-            if not chunk.task.done():
-                failure = StoreError("timeout", f"no answer in {budget_s * 1000:.0f} ms")
-            elif isinstance(error := chunk.task.exception(), StoreError):
-                failure = error
-            else:
-                answer = chunk.task.result()
-                found.update((key, answer[key]) for key in asked if key in answer)
-        if failure is not None:
-            raise StoreError(failure.reason, str(failure), found=found)
+            if chunk.task.done():
+                chunk.task.result()  # raises what nobody thought of
+            missing = RedisTimeoutError(f"no answer in {budget_s * 1000:.0f} ms")
+            results.update((key, chunk.results.get(_name(key), missing)) for key in asked)
+        found = {key: value for key, value in results.items() if isinstance(value, bytes)}
+        self._raise_failure(results.values(), found)
         return found
 
     def _gather(self, keys: Sequence[bytes]) -> "dict[_Chunk, list[bytes]]":
         """Put ``keys`` into chunks that leave at the end of this turn; returns which key is in which."""
         places: dict[_Chunk, list[bytes]] = {}
         for key in keys:
-            chunk = self._gathering
-            if chunk is None or chunk.has_left or len(chunk.keys) >= _KEYS_PER_COMMAND:
-                chunk = self._gathering = _Chunk()
-                chunk.task = asyncio.create_task(self._read(chunk))
+            name = _name(key)
+            server = self._servers.of(name)
+            if server is None:
+                continue
+            chunk = self._gathering.get(server)
+            if chunk is None or len(chunk.names) >= _KEYS_PER_COMMAND:
+                chunk = self._gathering[server] = _Chunk()
+                chunk.task = asyncio.create_task(self._read(server, chunk))
                 chunk.task.add_done_callback(_retrieve)
-            chunk.keys[key] = None
+            chunk.names[name] = None
             places.setdefault(chunk, []).append(key)
         return places
 
-    async def _read(self, chunk: "_Chunk") -> dict[bytes, bytes]:
+    async def _read(self, server: Address, chunk: "_Chunk") -> None:
         # A task's first step runs after everything that was ready when it was made: by then the turn's requests
         # have added their keys.
-        chunk.has_left = True
-        keys = list(chunk.keys)
-        try:
-            values = await self._redis.mget([_name(key) for key in keys])
-        except RedisError as error:
-            raise _store_error(error) from error
-        if not isinstance(values, list) or len(values) != len(keys):
-            raise StoreError("corrupt", "MGET was answered with something else")
-        return {key: value for key, value in zip(keys, values, strict=True) if isinstance(value, bytes)}
+        if self._gathering.get(server) is chunk:
+            del self._gathering[server]
+        await self._servers.get(server, list(chunk.names), chunk.results)
 
     async def put_many(
         self, values: Mapping[bytes, bytes], *, ttl_s: float | None, overwrite: bool
     ) -> dict[bytes, bytes]:
-        results: list[object] = []
-        pairs = list(values.items())
-        # In pieces, so that the timeout of a connection is about as much as one can carry in it.
-        for start in range(0, len(pairs), _KEYS_PER_COMMAND):
-            results += await self._set(pairs[start : start + _KEYS_PER_COMMAND], ttl_s, nx=not overwrite)
-        taken = [key for key, result in zip(values, results, strict=True) if result is None]
+        ttl = () if ttl_s is None else ("PX", max(1, int(ttl_s * 1000)))
+        options = ttl if overwrite else (*ttl, "NX")
+        results = await self._run({_name(key): ("SET", _name(key), value, *options) for key, value in values.items()})
+        taken = [key for key in values if results[_name(key)] is None]
         standing = await self.get_many(taken, budget_s=self._timeout_s) if taken else {}
-        refused = next((result for result in results if isinstance(result, RedisError)), None)
-        if refused is not None:
-            raise StoreError(_store_error(refused).reason, str(refused), found=standing)
+        self._raise_failure(results.values(), standing)
         return standing
 
-    async def _set(self, pairs: list[tuple[bytes, bytes]], ttl_s: float | None, *, nx: bool) -> list[object]:
-        ttl_ms = None if ttl_s is None else max(1, int(ttl_s * 1000))
-        pipeline = self._redis.pipeline(transaction=False)
-        for key, value in pairs:
-            pipeline.set(_name(key), value, px=ttl_ms, nx=nx)
-        try:
-            # One SET refused for want of memory must not hide what became of the others.
-            return await pipeline.execute(raise_on_error=False)
-        except RedisError as error:
-            raise _store_error(error) from error
-
     async def lease_many(self, keys: Sequence[bytes], *, ttl_s: float) -> set[bytes]:
-        results = await self._set_leases(keys, ttl_s, nx=True)
-        return {key for key, result in zip(keys, results, strict=True) if result is not None}
+        results = await self._set_leases(keys, ttl_s, "NX")
+        if all(isinstance(result, RedisError) for result in results.values()):
+            self._raise_failure(results.values(), {})
+        # Where a server can't be asked, whoever wants its keys goes alone.
+        return {key for key in keys if results[_lease_name(key)] is not None}
 
     async def extend_many(self, keys: Collection[bytes], *, ttl_s: float) -> None:
-        await self._set_leases(keys, ttl_s, nx=False)
+        results = await self._set_leases(keys, ttl_s)
+        self._raise_failure(results.values(), {})
 
-    async def _set_leases(self, keys: Collection[bytes], ttl_s: float, *, nx: bool) -> list[object]:
+    async def _set_leases(self, keys: Collection[bytes], ttl_s: float, *options: str) -> dict[str, object]:
+        # Giving up is a lease of 1 ms, so that no further command need be allowed to the proxy's Redis user.
         ttl_ms = max(1, int(ttl_s * 1000))
-        pipeline = self._redis.pipeline(transaction=False)
-        for key in keys:
-            # Giving up is a lease of 1 ms, so that no further command need be allowed to the proxy's Redis user.
-            pipeline.set(_LEASE_PREFIX + key.hex(), b"", px=ttl_ms, nx=nx)
+        names = [_lease_name(key) for key in keys]
+        return await self._run({name: ("SET", name, b"", "PX", ttl_ms, *options) for name in names})
+
+    async def _run(self, commands: Mapping[str, Command]) -> dict[str, object]:
+        """By name what its command was answered, or a `RedisError`."""
+        await self._ready(self._timeout_s)
+        results: dict[str, object] = dict.fromkeys(commands, RedisConnectionError("no server is known to have it"))
+        shares: dict[Address, list[str]] = {}
+        for name in commands:
+            if (server := self._servers.of(name)) is not None:
+                shares.setdefault(server, []).append(name)
+        await asyncio.gather(*(self._run_share(*share, commands, results) for share in shares.items()))
+        return results
+
+    async def _run_share(
+        self, server: Address, names: Sequence[str], commands: Mapping[str, Command], results: dict[str, object]
+    ) -> None:
+        # In pieces, so that the timeout of a connection is about as much as one can carry in it.
+        for start in range(0, len(names), _KEYS_PER_COMMAND):
+            piece = names[start : start + _KEYS_PER_COMMAND]
+            await self._servers.run(server, {name: commands[name] for name in piece}, results)
+            last = results[piece[-1]]
+            if isinstance(last, RedisError) and store_error(last).reason in _SILENCE:
+                results.update(dict.fromkeys(names[start:], last))
+                return
+
+    async def _ready(self, timeout_s: float) -> None:
         try:
-            return await pipeline.execute()
+            await self._servers.ready(timeout_s=timeout_s)
         except RedisError as error:
-            raise _store_error(error) from error
+            raise store_error(error) from error
+
+    def _raise_failure(self, results: Collection[object], found: dict[bytes, bytes]) -> None:
+        """Raise the first error among ``results``, if there is one."""
+        failure = next((result for result in results if isinstance(result, RedisError)), None)
+        if failure is None:
+            return
+        error = store_error(failure)
+        has_answers = self._servers.some_work or not all(isinstance(result, RedisError) for result in results)
+        is_partial = error.reason in _SILENCE and has_answers
+        raise StoreError(error.reason, str(error), found=found, is_partial=is_partial) from failure
 
     async def aclose(self) -> None:
-        await self._redis.aclose()
+        await self._servers.aclose()
 
 
 class _Chunk:
-    """Keys that travel in one MGET."""
+    """Names that travel to one server in one piece, and what it has answered so far."""
 
-    __slots__ = ("has_left", "keys", "task")
+    __slots__ = ("names", "results", "task")
 
     def __init__(self) -> None:
-        self.keys: dict[bytes, None] = {}
-        self.has_left = False
-        self.task: asyncio.Task[dict[bytes, bytes]]
+        self.names: dict[str, None] = {}
+        self.results: dict[str, object] = {}
+        self.task: asyncio.Task[None]
 
 
-def _retrieve(task: "asyncio.Task[dict[bytes, bytes]]") -> None:
+def _retrieve(task: "asyncio.Task[None]") -> None:
     """Everyone who waited may be gone; then nobody else would look at the exception, and asyncio complain of it."""
     if not task.cancelled():
         task.exception()
+
+
+def _open(url: RedisURL, *, timeout_s: float, max_connections: int) -> Servers:
+    node = partial(Node, is_tls=url.is_tls, timeout_s=timeout_s, max_connections=max_connections)
+    connect = partial(node, login=url.login, database=url.database)
+    match url.kind:
+        case Kind.CLUSTER:
+            return Cluster(url.addresses, connect)
+        case Kind.SENTINEL:
+            sentinels = [node(address, login=url.sentinel_login) for address in url.addresses]
+            return Master(url.master, sentinels, connect)
+        case Kind.ONE:
+            return OneServer(connect(url.addresses[0]))
 
 
 def _name(key: bytes) -> str:
     return _PREFIX + key.hex()
 
 
-def _store_error(error: RedisError | Any) -> StoreError:
-    if isinstance(error, RedisTimeoutError):
-        reason = "timeout"
-    elif isinstance(error, RedisConnectionError) and "No connection available" in str(error):
-        reason = "busy"
-    elif isinstance(error, RedisConnectionError):
-        reason = "connection"
-    elif isinstance(error, ResponseError):
-        reason = "refused"
-    else:
-        reason = "corrupt"
-    return StoreError(reason, str(error))
+def _lease_name(key: bytes) -> str:
+    return _LEASE_PREFIX + key.hex()

@@ -192,8 +192,8 @@ class Cache:
     def _count_failure(self, operation: str, error: StoreError) -> None:
         self._metrics.store_errors.labels(operation, error.reason).inc()
         # A pool without a free connection, or an answer of which a part came in time, says that much is asked of the
-        # store, and that it is there.
-        if error.reason == "busy" or (error.reason == "timeout" and error.found):
+        # store, and that it is there. One node of a cluster is no reason to leave the others alone.
+        if error.reason == "busy" or error.is_partial:
             self._breakers[operation].abandoned()
         else:
             self._last_failure = f"{error.reason}: {error}"

@@ -116,3 +116,20 @@ async def test_a_server_that_went_and_came_back_is_used_again(tmp_path: Path) ->
     assert await store.get_many([key(1)], budget_s=5.0) == {key(1): b"y"}
     await store.aclose()
     server.kill()
+
+
+async def test_a_server_that_became_read_only_is_connected_to_anew(tmp_path: Path) -> None:
+    """Its name may be another server's by now."""
+    server = RedisServer(tmp_path)
+    store = RedisStore(server.url, timeout_s=5.0, max_connections=8)
+    await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False)
+    server.command("REPLICAOF", "127.0.0.1", "1")
+    async with Redis.from_url(server.url) as admin:
+        before = await admin.info("stats")
+        with pytest.raises(StoreError, match="read only"):
+            await store.put_many({key(2): b"x"}, ttl_s=None, overwrite=False)
+        assert await store.get_many([key(1)], budget_s=5.0) == {key(1): b"x"}
+        after = await admin.info("stats")
+    assert after["total_connections_received"] == before["total_connections_received"] + 1
+    await store.aclose()
+    server.kill()

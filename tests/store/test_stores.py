@@ -6,11 +6,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from redis.asyncio import Redis
 
 from proxy.store.base import Store
 from proxy.store.redis import RedisStore
 from proxy.store.sqlite import SQLiteStore
+from tests.redis_cluster import RedisCluster, RedisSentinels
 from tests.redis_server import RedisServer
 
 OpenStore = Callable[[], Store]
@@ -20,21 +20,30 @@ def key(number: int) -> bytes:
     return number.to_bytes(32, "big")
 
 
-@pytest.fixture(params=["sqlite", "redis", "redis-unix"])
-async def open_store(
-    request: pytest.FixtureRequest, tmp_path: Path, redis_server: RedisServer
-) -> AsyncIterator[OpenStore]:
+def emptied(kind: str, request: pytest.FixtureRequest) -> str:
+    """The URL of a Redis, or several, with nothing in it."""
+    if kind == "redis-cluster":
+        cluster: RedisCluster = request.getfixturevalue("redis_cluster")
+        cluster.flush()
+        return cluster.url
+    if kind == "redis-sentinel":
+        sentinels: RedisSentinels = request.getfixturevalue("redis_sentinels")
+        sentinels.master.command("FLUSHALL")
+        return sentinels.url
+    server: RedisServer = request.getfixturevalue("redis_server")
+    server.command("FLUSHALL")
+    return server.socket_url if kind == "redis-unix" else server.url
+
+
+@pytest.fixture(params=["sqlite", "redis", "redis-unix", "redis-cluster", "redis-sentinel"])
+async def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenStore]:
     """Opens the same, at first empty, store as often as it is called, as several processes would."""
     async with AsyncExitStack() as stack:
-        url = redis_server.socket_url if request.param == "redis-unix" else redis_server.url
-        if request.param != "sqlite":
-            admin = Redis.from_url(url)
-            await admin.flushdb()
-            await admin.aclose()
+        url = None if request.param == "sqlite" else emptied(request.param, request)
 
         def open_() -> Store:
             store: Store
-            if request.param == "sqlite":
+            if url is None:
                 store = SQLiteStore(tmp_path / "folder" / "cache.sqlite3", limit_bytes=64 * 1024**2)
             else:
                 store = RedisStore(url, timeout_s=5.0, max_connections=8)

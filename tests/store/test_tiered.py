@@ -172,8 +172,21 @@ async def test_a_failing_store_costs_hits_and_is_said_once(caplog: pytest.LogCap
 
 async def test_what_a_store_found_before_it_failed_is_served() -> None:
     store = DictStore()
-    store.failure = StoreError("timeout", "half of it", found={A: records.encode(A, record())})
+    store.failure = StoreError("timeout", "half of it", found={A: records.encode(A, record())}, is_partial=True)
     assert set(await make_cache(store).read([A, B], not_before=0)) == {A}
+
+
+@pytest.mark.parametrize("is_partial", [True, False])
+async def test_a_node_of_several_that_fails_does_not_keep_the_others_from_being_asked(is_partial: bool) -> None:
+    store = DictStore()
+    cache = make_cache(store)
+    store.failure = StoreError("connection", "one of them is down", is_partial=is_partial)
+    for _ in range(10):
+        assert await cache.read([A], not_before=0) == {}
+        await cache.write({A: record()}, overwrite=False)
+    store.failure = None
+    store.values[B] = records.encode(B, record())
+    assert set(await cache.read([B], not_before=0)) == ({B} if is_partial else set())
 
 
 async def test_a_hanging_store_is_waited_for_no_longer_than_the_budget() -> None:
