@@ -10,7 +10,7 @@ LOCK   := deploy/requirements.lock
 BUILD_LOCK := deploy/build.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-grafana test-providers test-clients test-browser screenshots check fmt lock
+.PHONY: help run test test-slow test-grafana test-deploy test-providers test-clients test-browser screenshots check fmt lock
 .PHONY: bench cost faults hostile clean
 
 help: ## list the targets
@@ -69,6 +69,9 @@ test-providers: $(VENV)/dev-ok ## what was tried of each provider, as a table
 
 test-grafana: $(VENV)/dev-ok ## dashboards and alerts with a real Prometheus; needs prometheus and promtool
 	@$(BIN)/pytest tests/grafana -m prometheus $(ARGS)
+
+test-deploy: $(VENV)/dev-ok ## deploy/ with what reads it; needs kubectl or kustomize, helm, nginx, systemd-analyze, promtool
+	@$(BIN)/pytest tests/deploy -m deploy $(ARGS)
 
 check: $(VENV)/dev-ok ## lint, format, types, import layers
 	@$(BIN)/ruff check .
