@@ -70,7 +70,7 @@ test-providers: $(VENV)/dev-ok ## what was tried of each provider, as a table
 test-grafana: $(VENV)/dev-ok ## dashboards and alerts with a real Prometheus; needs prometheus and promtool
 	@$(BIN)/pytest tests/grafana -m prometheus $(ARGS)
 
-test-deploy: $(VENV)/dev-ok ## deploy/ with what reads it; needs kubectl or kustomize, helm, nginx, systemd-analyze, promtool
+test-deploy: $(VENV)/dev-ok ## deploy/ with what reads it; needs kubectl or kustomize, helm, nginx, systemd-analyze and promtool
 	@$(BIN)/pytest tests/deploy -m deploy $(ARGS)
 
 check: $(VENV)/dev-ok ## lint, format, types, import layers
@@ -115,4 +115,4 @@ hostile: $(VENV)/dev-ok ## what slow and too many clients cost, a few minutes; A
 	@$(BIN)/python -m bench.hostile $(ARGS)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) $(OTHERS) $(LOCKER) $(NODE) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OTHERS) $(LOCKER) $(NODE) .ci/programs *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -73,18 +73,23 @@ def test_every_variable_is_one_of_the_commands(path: Path) -> None:
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(DEPLOY)))
 def test_every_flag_of_the_proxy_is_one_of_the_commands(path: Path) -> None:
     """As far as it stands in a comment or a text of ours; other programs' flags stand in their own commands."""
-    lines = path.read_text().splitlines()
-    comments = [line.partition("#")[2] for line in lines if "#" in line]
-    given = [line for line in lines if "embedding-proxy " in line and "docker" not in line and "COPY" not in line]
-    named = set(_FLAG.findall("\n".join(comments + given)))
+    text = path.read_text()
+    if path.suffix == ".md":
+        named = set(re.findall(r"`[^`\n]*?(--[a-z][a-z-]+)[^`\n]*`", text))
+    else:
+        comments = [line.partition("#")[2] for line in text.splitlines() if "#" in line]
+        given = [line for line in text.splitlines() if "embedding-proxy serve" in line]
+        named = set(_FLAG.findall("\n".join(comments + given)))
     assert named - known_flags() - _OTHERS == set()
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(DEPLOY)))
 def test_the_image_is_of_this_version(path: Path) -> None:
     text = path.read_text()
-    assert set(re.findall(r"embedding-proxy:(\d[\w.]*)", text)) <= {__version__}
-    assert set(re.findall(r"^ *(?:newTag|VERSION|appVersion|version): (\d[\w.]*)$", text, re.MULTILINE)) <= {__version__}
+    assert set(re.findall(r"embedding-proxy:(\d+\.[\w.]+)", text)) <= {__version__}
+    assert set(re.findall(r"^ *(?:newTag|VERSION|appVersion|version): (\d[\w.]*)$", text, re.MULTILINE)) <= {
+        __version__
+    }
 
 
 # --- Image
@@ -205,7 +210,9 @@ def test_what_compose_mounts_is_there() -> None:
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert not source.startswith(".") or (DEPLOY / source).exists()
-    mounted = {volume.split(":")[0]: volume.split(":")[1] for volume in compose("compose.yaml")["prometheus"]["volumes"]}
+    mounted = {
+        volume.split(":")[0]: volume.split(":")[1] for volume in compose("compose.yaml")["prometheus"]["volumes"]
+    }
     given = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())
     for path in given["rule_files"]:
         assert path.startswith(mounted["../grafana/rules"] + "/")
