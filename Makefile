@@ -70,7 +70,7 @@ test-providers: $(VENV)/dev-ok ## what was tried of each provider, as a table
 test-grafana: $(VENV)/dev-ok ## dashboards and alerts with a real Prometheus; needs prometheus and promtool
 	@$(BIN)/pytest tests/grafana -m prometheus $(ARGS)
 
-test-deploy: $(VENV)/dev-ok ## deploy/ with what reads it; needs kubectl or kustomize, helm, nginx, systemd-analyze and promtool
+test-deploy: $(VENV)/dev-ok ## deploy/ by the programs that read it; needs kustomize, helm, nginx, promtool, systemd
 	@$(BIN)/pytest tests/deploy -m deploy $(ARGS)
 
 check: $(VENV)/dev-ok ## lint, format, types, import layers

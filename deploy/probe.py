@@ -1,7 +1,7 @@
 """Ask the proxy in this container whether it is well: ``probe.py /healthz`` exits 0 for 200, 1 for anything else.
 
-For HEALTHCHECK and for exec probes, which the kubelet needs where the admin port is on loopback. It imports as little as
-it can: it is started every few seconds, and `embedding-proxy stats` takes five times as long.
+For HEALTHCHECK and for exec probes, which the kubelet needs where the admin port is on loopback. It imports as little
+as it can: it is started every few seconds, and `embedding-proxy stats` takes five times as long.
 """
 
 import os

@@ -5,7 +5,7 @@ from typing import Any
 from proxy.config import MIB
 from tests.deploy.manifests import Proxy, containers
 
-# Python and its libraries, with room for what is being parsed; README.md under deploy/ has the measurements behind these.
+# Python and its libraries, with room for what is being parsed. deploy/README.md, "Memory", has what was measured.
 _BASE_BYTES = 192 * MIB
 _PER_MEMORY_BYTE = 3.5
 _PER_HELD_BYTE = 2

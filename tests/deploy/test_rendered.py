@@ -6,7 +6,7 @@ import json
 import re
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -52,18 +52,21 @@ _OPERATORS = {"ServiceMonitor": {"selector", "endpoints"}, "PrometheusRule": {"g
 _READY_S = 10
 
 
+_RENDERED: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "base": lambda: kustomized(KUBERNETES / "base"),
+    "fleet": lambda: kustomized(KUBERNETES / "overlays" / "fleet"),
+    "sidecar": lambda: kustomized(KUBERNETES / "overlays" / "sidecar"),
+    "chart": templated,
+    "chart with everything": lambda: templated(*EVERYTHING),
+}
+
+
 @cache
 def rendered(what: str) -> list[dict[str, Any]]:
-    return {
-        "base": lambda: kustomized(KUBERNETES / "base"),
-        "fleet": lambda: kustomized(KUBERNETES / "overlays" / "fleet"),
-        "sidecar": lambda: kustomized(KUBERNETES / "overlays" / "sidecar"),
-        "chart": templated,
-        "chart with everything": lambda: templated(*EVERYTHING),
-    }[what]()
+    return _RENDERED[what]()
 
 
-EVERY = pytest.mark.parametrize("what", ["base", "fleet", "sidecar", "chart", "chart with everything"])
+EVERY = pytest.mark.parametrize("what", _RENDERED)
 
 
 def of_kind(what: str, kind: str) -> dict[str, Any]:
