@@ -7,10 +7,11 @@ OTHERS := .venv-clients
 NODE   := tests/clients/node_modules
 LOCKER := .venv-lock
 LOCK   := deploy/requirements.lock
+BUILD_LOCK := deploy/build.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-grafana test-providers test-clients test-browser test-cluster screenshots check fmt
-.PHONY: lock bench cost workers stores faults hostile clean
+.PHONY: help run test test-slow test-providers test-clients test-cluster test-browser test-grafana test-deploy screenshots
+.PHONY: check fmt lock bench cost workers stores faults hostile clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -72,6 +73,9 @@ test-grafana: $(VENV)/dev-ok ## dashboards and alerts with a real Prometheus; ne
 test-cluster: $(VENV)/dev-ok ## failovers and resharding of a real Redis Cluster, and of Sentinel, under load
 	@$(BIN)/pytest tests/test_failover.py -m cluster $(ARGS)
 
+test-deploy: $(VENV)/dev-ok ## deploy/ by the programs that read it; needs kustomize, helm, nginx, promtool, systemd
+	@$(BIN)/pytest tests/deploy -m deploy $(ARGS)
+
 check: $(VENV)/dev-ok ## lint, format, types, import layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -88,15 +92,18 @@ $(LOCKER)/ok: $(VENV)/python-ok
 	@$(LOCKER)/bin/pip install --quiet --disable-pip-version-check 'pip-tools>=7.5'
 	@touch $@
 
-# The oldest Python resolves to what all newer ones can install, too. What pip was told of this machine stays out.
-lock: $(LOCKER)/ok ## pin what the container installs, by hash; with the oldest Python: PYTHON=python3.11
+# What pip was told of this machine stays out.
+COMPILE := env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null $(LOCKER)/bin/pip-compile --quiet \
+  --upgrade --no-config --generate-hashes --strip-extras --no-header --no-emit-options --annotation-style line
+# The oldest Python resolves to what all newer ones can install, too.
+lock: $(LOCKER)/ok ## pin what the container installs and is built with, by hash; with the oldest Python: PYTHON=python3.11
 	@$(LOCKER)/bin/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo "locking takes Python 3.11, the oldest: rm -r $(LOCKER) and make lock PYTHON=python3.11"; exit 1; }
-	@env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null $(LOCKER)/bin/pip-compile --quiet --upgrade \
-	  --no-config --generate-hashes --strip-extras --no-header --no-emit-options --annotation-style line \
-	  --output-file $(LOCK) pyproject.toml
-	@{ echo "# By make lock, from pyproject.toml: for Python 3.11.4 or newer on Linux, pip install --require-hashes -r"; \
-	  cat $(LOCK); } > $(LOCK).new && mv $(LOCK).new $(LOCK)
+	@$(COMPILE) --output-file $(LOCK) pyproject.toml
+	@$(COMPILE) --allow-unsafe --build-deps-for wheel --only-build-deps --output-file $(BUILD_LOCK) pyproject.toml
+	@for file in $(LOCK) $(BUILD_LOCK); do { \
+	  echo "# By make lock, from pyproject.toml: for Python 3.11.4 or newer on Linux, pip install --require-hashes -r"; \
+	  cat $$file; } > $$file.new && mv $$file.new $$file; done
 
 bench: $(VENV)/dev-ok ## hit throughput against bare aiohttp; needs wrk
 	@$(BIN)/python bench/hot.py $(ARGS)
@@ -117,4 +124,4 @@ hostile: $(VENV)/dev-ok ## what slow and too many clients cost, a few minutes; A
 	@$(BIN)/python -m bench.hostile $(ARGS)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) $(OTHERS) $(LOCKER) $(NODE) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OTHERS) $(LOCKER) $(NODE) .ci/programs *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
