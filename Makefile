@@ -10,7 +10,7 @@ LOCK   := deploy/requirements.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-grafana test-providers test-clients test-browser screenshots check fmt lock
-.PHONY: bench cost faults hostile clean
+.PHONY: dashboards bench cost faults hostile clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ test-providers: $(VENV)/dev-ok ## what was tried of each provider, as a table
 
 test-grafana: $(VENV)/dev-ok ## dashboards and alerts with a real Prometheus; needs prometheus and promtool
 	@$(BIN)/pytest tests/grafana -m prometheus $(ARGS)
+
+dashboards: $(VENV)/dev-ok ## write the dashboards' JSON, from grafana/source
+	@$(BIN)/python -m grafana.source
 
 check: $(VENV)/dev-ok ## lint, format, types, import layers
 	@$(BIN)/ruff check .

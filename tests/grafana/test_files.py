@@ -8,7 +8,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from grafana.dashboards import DASHBOARDS, text_of
+from grafana.source import DASHBOARDS
+from grafana.source.model import text_of
 from proxy.metrics import Metrics
 from tests.grafana import expressions
 from tests.grafana.expressions import GRAFANA
@@ -29,12 +30,12 @@ def base(name: str) -> str:
 
 
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda dashboard: dashboard.name)
-def test_the_json_is_what_the_script_writes(dashboard: Any) -> None:
+def test_the_json_is_what_the_source_says(dashboard: Any) -> None:
     path = GRAFANA / "dashboards" / f"{dashboard.name}.json"
-    assert path.read_text() == text_of(dashboard), "run: python grafana/dashboards.py"
+    assert path.read_text() == text_of(dashboard), "run: make dashboards"
 
 
-def test_there_is_no_json_but_the_scripts() -> None:
+def test_there_is_no_other_json() -> None:
     assert set(JSON) == {dashboard.name for dashboard in DASHBOARDS}
 
 
