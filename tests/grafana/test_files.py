@@ -1,5 +1,6 @@
 """What can be said of dashboards and rules without a Prometheus."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from grafana.source import DASHBOARDS
 from grafana.source.model import text_of
 from proxy.metrics import Metrics
-from tests.grafana import expressions
+from tests.grafana import expressions, schema
 from tests.grafana.expressions import GRAFANA
 
 EVERY = [*expressions.of_dashboards(), *expressions.of_rules("record"), *expressions.of_rules("alert")]
@@ -130,3 +131,28 @@ def test_an_alert_is_tested_to_fire_and_to_keep_silent(name: str) -> None:
 @pytest.mark.parametrize("path", sorted((GRAFANA / "provisioning").rglob("*.yaml")), ids=lambda path: path.name)
 def test_provisioning_is_of_grafanas_first_format(path: Path) -> None:
     assert yaml.safe_load(path.read_text())["apiVersion"] == 1
+
+
+@pytest.mark.parametrize("name", JSON)
+def test_grafana_knows_every_field_and_value(name: str) -> None:
+    assert schema.complaints(JSON[name]) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "complaint"),
+    [
+        ('"colorMode": "value"', '"colourMode": "value"', "/options/colourMode is unknown"),
+        (
+            '"colorMode": "value"',
+            '"colorMode": "hue"',
+            "/options/color_mode is 'hue' and no <enum 'BigValueColorMode'>",
+        ),
+        ('"w": 8', '"w": "8"', "/grid_pos/w is '8' and no <class 'int'>"),
+        ('"type": "stat"', '"type": "number"', "number is no panel"),
+        ('"unit": "s"', '"unit": "seconds"', "seconds is no unit"),
+    ],
+)
+def test_what_grafana_does_not_know_is_found(right: str, wrong: str, complaint: str) -> None:
+    text = json.dumps(JSON["overview"])
+    assert right in text
+    assert any(complaint in found for found in schema.complaints(json.loads(text.replace(right, wrong))))
