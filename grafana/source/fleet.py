@@ -1,13 +1,13 @@
 """The instances beside each other: which one is not like the others."""
 
 from grafana.source.panels import DELAY_STEPS_S, FULL_STEPS, GREEN, HIT_STEPS, RED, Dashboard, Panel
-from grafana.source.promql import each_instance, hit_rate_by_item, quantile, recorded, series, totals
+from grafana.source.promql import each_instance, hit_rate_by_item, quantile, recorded, series, totals, up
 
 _INSTANCES = [
     Panel(
         "Up",
-        "Whether the last scrape of an instance worked.",
-        {"{{instance}}": 'up{job=~"$job", instance=~"$instance"}'},
+        "Whether the last scrape of an instance worked, of those that there were within a day.",
+        {"{{instance}}": up()},
         "bool_yes_no",
         kind="stat",
         steps=[(None, RED), (1, GREEN)],

@@ -1,19 +1,42 @@
-"""What the cache saves, and what its clients see."""
+"""What the cache saves, and what its clients see. What is asked first is answered without scrolling: what it saves,
+whether it is healthy, why something was slow."""
 
-from grafana.source.panels import ERROR_STEPS, GREEN, HIT_STEPS, ORANGE, RED, YELLOW, Dashboard, Panel, stat
+from collections.abc import Iterable
+
+from grafana.source.panels import ANY_STEPS, ERROR_STEPS, GREEN, HIT_STEPS, ORANGE, RED, YELLOW, Dashboard, Panel, stat
 from grafana.source.promql import (
     SHOWN,
+    alerts_firing,
+    breakers_not_closed,
     calls_avoided,
-    error_ratio,
+    errors_of_calls,
+    errors_of_requests,
+    errors_of_store,
     hit_rate_by_item,
     hit_rate_by_request,
+    instances_down,
     quantile,
     recorded,
+    saved_of_all_tokens,
     total,
     totals,
 )
 
-_IN_THE_TIME_SHOWN = [
+
+def _latency(*quantiles: float) -> Iterable[Panel]:
+    return (
+        Panel(
+            f"Latency p{q * 100:g} by outcome",
+            "From the last byte of the request's headers to the answer being ready. Of all models: latency is not"
+            " counted by model.",
+            {"{{outcome}}": quantile(q, "outcome", "request_duration_seconds")},
+            "s",
+        )
+        for q in quantiles
+    )
+
+
+_SAVED = [
     stat(
         "Hit rate by item",
         "Of all input items, those that were not asked of an upstream: found in memory or store, repeated within their"
@@ -36,6 +59,13 @@ _IN_THE_TIME_SHOWN = [
         "short",
     ),
     stat(
+        "Saved of all tokens",
+        "The saved tokens, of those and the billed ones: what the bill would have been without the proxy.",
+        saved_of_all_tokens(),
+        "percentunit",
+        HIT_STEPS,
+    ),
+    stat(
         "Saved money",
         "The saved tokens in the currency of [prices] in the configuration; models without a price don't count, and"
         " without prices there is no value.",
@@ -51,24 +81,75 @@ _IN_THE_TIME_SHOWN = [
         calls_avoided(SHOWN),
         "short",
     ),
+]
+
+_HEALTH = [
+    stat(
+        "Instances down now",
+        "What was a proxy within a day, and can't be scraped. Which one: see the Fleet dashboard.",
+        instances_down(),
+        "none",
+        ANY_STEPS,
+    ),
+    stat(
+        "Alerts firing now",
+        "Of the alerts for the proxy, of all instances of a job; needs the alerting rules.",
+        alerts_firing(),
+        "none",
+        ANY_STEPS,
+    ),
+    stat(
+        "Breakers not closed now",
+        "Of upstreams and stores that are not asked because they failed. Which one: see the Upstream and Store"
+        " dashboards.",
+        breakers_not_closed(),
+        "none",
+        ANY_STEPS,
+    ),
     stat(
         "Requests answered with an error",
         "The upstream's errors that were passed on, and the proxy's own.",
-        error_ratio(SHOWN),
+        errors_of_requests(),
+        "percentunit",
+        ERROR_STEPS,
+    ),
+    stat(
+        "Upstream calls that failed",
+        "429, 5xx, unreachable and timeout, of all embeddings calls. Clients see it where nothing else serves the same"
+        " model. Of all models.",
+        errors_of_calls(),
+        "percentunit",
+        ERROR_STEPS,
+    ),
+    stat(
+        "Store operations that failed",
+        "Reads and writes; they cost hits, not requests. Of all models, and no data where memory is all there is.",
+        errors_of_store(),
         "percentunit",
         ERROR_STEPS,
     ),
 ]
 
-_HITS = [
+_WHY_SLOW = [
+    *_latency(0.95),
+    Panel(
+        "Where the time goes, p95",
+        "parse, reading and identifying a request; lookup, in memory and store; wait, until its call upstream begins;"
+        " upstream, that call; assemble, writing the answer. Of all models.",
+        {"{{stage}}": quantile(0.95, "stage", "stage_duration_seconds")},
+        "s",
+    ),
     Panel(
         "Hit rate",
-        "By item, and by whole requests.",
+        "By item, and by whole requests. What is not a hit waits for the upstream.",
         {"by item": hit_rate_by_item(), "by request": hit_rate_by_request()},
         "percentunit",
         maximum=1,
         steps=HIT_STEPS,
     ),
+]
+
+_HITS = [
     Panel(
         "Hit rate by item against last week",
         "Over an hour, of all instances and models of a job; needs the recording rules. The alert"
@@ -101,6 +182,7 @@ _HITS = [
         "Requests that were not relayed unread, less the calls made for them. Of all models.",
         {"avoided": calls_avoided()},
         "cps",
+        width=12,
     ),
     Panel(
         "Top models",
@@ -109,10 +191,11 @@ _HITS = [
         {"{{model}}": f"topk(10, {total('model', 'items_total', by_model=True, window=SHOWN)})"},
         "short",
         kind="bargauge",
+        width=12,
     ),
 ]
 
-_SAVINGS = [
+_TOKENS_AND_MONEY = [
     Panel(
         "Tokens",
         "billed, as the upstream counted them; saved, what cached and repeated ones once cost.",
@@ -131,24 +214,7 @@ _SAVINGS = [
 ]
 
 _LATENCY = [
-    *(
-        Panel(
-            f"Latency p{q * 100:g} by outcome",
-            "From the last byte of the request's headers to the answer being ready. Of all models: latency is not"
-            " counted by model.",
-            {"{{outcome}}": quantile(q, "outcome", "request_duration_seconds")},
-            "s",
-        )
-        for q in (0.5, 0.95, 0.99)
-    ),
-    Panel(
-        "Where the time goes, p95",
-        "parse, reading and identifying a request; lookup, in memory and store; wait, until its call upstream begins;"
-        " upstream, that call; assemble, writing the answer.",
-        {"{{stage}}": quantile(0.95, "stage", "stage_duration_seconds")},
-        "s",
-        width=12,
-    ),
+    *_latency(0.5, 0.99),
     Panel(
         "Hits slower than 100 ms",
         "The objective is 1 %; needs the recording rules. Above 14.4 % in both five minutes and an hour, or 6 % in both"
@@ -158,7 +224,6 @@ _LATENCY = [
             for window in ("5m", "30m", "1h", "6h")
         },
         "percentunit",
-        width=12,
         steps=[(None, GREEN), (0.01, YELLOW), (0.06, ORANGE), (0.144, RED)],
     ),
 ]
@@ -198,9 +263,11 @@ OVERVIEW = Dashboard(
     title="Embedding proxy / Overview",
     description="What the cache saves, and what its clients see.",
     rows={
-        "In the time shown": _IN_THE_TIME_SHOWN,
+        "Saved, in the time shown": _SAVED,
+        "Health, now and in the time shown": _HEALTH,
+        "What was slow, and why": _WHY_SLOW,
         "Hits": _HITS,
-        "Savings": _SAVINGS,
+        "Tokens and money": _TOKENS_AND_MONEY,
         "Latency": _LATENCY,
         "What is not cached": _WHAT_IS_NOT_CACHED,
     },

@@ -63,9 +63,9 @@ class Dashboard:
 def stat(
     title: str, description: str, expr: str, unit: str, steps: Steps = PLAIN, *, decimals: int | None = None
 ) -> Panel:
-    """One number of the first row."""
+    """One number, six of which fill a row."""
     return Panel(
-        title, description, {title: expr}, unit, kind="stat", width=4, height=5, steps=steps, decimals=decimals
+        title, description, {title: expr}, unit, kind="stat", width=4, height=4, steps=steps, decimals=decimals
     )
 
 

@@ -76,9 +76,45 @@ def hit_rate_by_request(window: str = RATE) -> str:
     return f"{_or_zero(hits)} / {answered}"
 
 
-def error_ratio(window: str) -> str:
-    failed = total("", "requests_total", 'outcome="error"', by_model=True, window=window)
-    return f"{_or_zero(failed)} / {total('', 'requests_total', by_model=True, window=window)}"
+def saved_of_all_tokens() -> str:
+    """In the time shown, of what would have been billed without the proxy."""
+    saved = total("", "tokens_total", 'kind="saved"', by_model=True, window=SHOWN)
+    return f"{saved} / {total('', 'tokens_total', by_model=True, window=SHOWN)}"
+
+
+def errors_of_requests() -> str:
+    """In the time shown, as the next two."""
+    failed = total("", "requests_total", 'outcome="error"', by_model=True, window=SHOWN)
+    return f"{_or_zero(failed)} / {total('', 'requests_total', by_model=True, window=SHOWN)}"
+
+
+def errors_of_calls() -> str:
+    """Without a good answer in the sense of the alert EmbeddingProxyUpstreamErrors."""
+    failed = total("", "upstream_answers_total", 'status=~"429|5..|unreachable|timeout"', window=SHOWN)
+    return f"{_or_zero(failed)} / {total('', 'upstream_answers_total', window=SHOWN)}"
+
+
+def errors_of_store() -> str:
+    """What the breaker kept from being tried is no operation."""
+    failed = total("", "store_errors_total", 'reason!="open"', window=SHOWN)
+    return f"{_or_zero(failed)} / {total('', 'store_duration_seconds_count', window=SHOWN)}"
+
+
+def up() -> str:
+    """Of what was a proxy within a day: `up` itself is of everything that Prometheus scrapes."""
+    return f'up{{job=~"$job", instance=~"$instance"}} and on (job, instance) max_over_time({series("build_info")}[1d])'
+
+
+def instances_down() -> str:
+    return f"count(({up()}) == 0) or vector(0)"
+
+
+def breakers_not_closed() -> str:
+    return f"count({series('breaker_state')} > 0) or vector(0)"
+
+
+def alerts_firing() -> str:
+    return 'count(ALERTS{alertname=~"EmbeddingProxy.+", alertstate="firing", job=~"$job"}) or vector(0)'
 
 
 def calls_avoided(window: str = RATE) -> str:
