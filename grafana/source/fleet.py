@@ -12,6 +12,7 @@ _INSTANCES = [
         kind="stat",
         steps=[(None, RED), (1, GREEN)],
         width=12,
+        height=6,
     ),
     Panel(
         "Versions",
@@ -20,6 +21,7 @@ _INSTANCES = [
         "none",
         kind="table",
         width=12,
+        height=6,
     ),
 ]
 

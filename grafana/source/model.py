@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from grafana.source.panels import BREAKER_STATES, COLUMNS, Dashboard, Kind, Panel
+from grafana.source.panels import BREAKER_STATES, COLOURS, COLUMNS, Dashboard, Kind, Panel
 
 Json = dict[str, Any]
 
@@ -21,12 +21,18 @@ _VARIABLES = {
 _LAST = {"calcs": ["lastNotNull"], "fields": "", "values": False}
 _OPTIONS: Mapping[Kind, Json] = {
     "timeseries": {
-        "legend": {"displayMode": "table", "placement": "bottom", "showLegend": True, "calcs": ["mean", "max"]},
+        # A table would have the mean and the maximum, and the graph half the panel.
+        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
         "tooltip": {"mode": "multi", "sort": "desc"},
     },
     "stat": {"reduceOptions": _LAST, "colorMode": "value", "graphMode": "none", "textMode": "auto"},
-    "bargauge": {"reduceOptions": _LAST, "orientation": "horizontal", "displayMode": "basic", "showUnfilled": True},
-    "gauge": {"reduceOptions": _LAST, "showThresholdLabels": False, "showThresholdMarkers": True},
+    "bargauge": {
+        "reduceOptions": _LAST,
+        "orientation": "horizontal",
+        "displayMode": "basic",
+        "showUnfilled": True,
+        "text": {"titleSize": 14, "valueSize": 14},  # as large as fits, names of two instances had no room
+    },
     "state-timeline": {
         "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
         "showValue": "auto",
@@ -138,7 +144,7 @@ def _panel(number: int, panel: Panel) -> Json:
         "description": panel.description,
         "datasource": _DATASOURCE,
         "targets": [_target(chr(ord("A") + place), panel, legend) for place, legend in enumerate(panel.queries)],
-        "fieldConfig": {"defaults": _field(panel), "overrides": []},
+        "fieldConfig": {"defaults": _field(panel), "overrides": _colours(panel)},
         "options": _OPTIONS[panel.kind],
     } | _transformed(panel.kind)
 
@@ -165,13 +171,25 @@ def _field(panel: Panel) -> Json:
         "mappings": _mappings(panel.kind),
         "custom": _drawing(panel),
     }
-    if panel.unit not in {"none", "short"} or panel.kind != "timeseries":
-        field["min"] = 0
+    if panel.minimum is not None:
+        field["min"] = panel.minimum
     if panel.maximum is not None:
         field["max"] = panel.maximum
     if panel.decimals is not None:
         field["decimals"] = panel.decimals
     return field
+
+
+def _colours(panel: Panel) -> list[Json]:
+    return [
+        {
+            "matcher": {"id": "byName", "options": value},
+            "properties": [{"id": "color", "value": {"mode": "fixed", "fixedColor": colour}}],
+        }
+        for label, colours in COLOURS.items()
+        if f"{{{{{label}}}}}" in panel.queries
+        for value, colour in colours.items()
+    ]
 
 
 def _mappings(kind: Kind) -> list[Json]:
@@ -191,11 +209,22 @@ def _drawing(panel: Panel) -> Json:
                 "showPoints": "never",
                 "stacking": {"mode": "normal" if panel.is_stacked else "none", "group": "A"},
                 "thresholdsStyle": {"mode": "off" if len(panel.steps) == 1 else "dashed"},
-            }
+            } | _axis(panel)
         case "state-timeline":
             return {"lineWidth": 0, "fillOpacity": 80}
         case "table":
             return {"align": "auto", "cellOptions": {"type": "auto"}}
+    return {}
+
+
+def _axis(panel: Panel) -> Json:
+    """Where all is 0 Grafana's axis would end at 100, which is 10000 %: it ends at the last threshold, or low."""
+    if panel.is_logarithmic:
+        return {"scaleDistribution": {"type": "log", "log": 10}}
+    if panel.unit == "percentunit" and panel.maximum is None:
+        return {"axisSoftMax": panel.steps[-1][0]}
+    if panel.unit in {"cps", "reqps", "ops"}:
+        return {"axisSoftMax": 0.1}
     return {}
 
 

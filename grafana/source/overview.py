@@ -27,10 +27,12 @@ def _latency(*quantiles: float) -> Iterable[Panel]:
     return (
         Panel(
             f"Latency p{q * 100:g} by outcome",
-            "From the last byte of the request's headers to the answer being ready. Of all models: latency is not"
-            " counted by model.",
+            "From the last byte of the request's headers to the answer being ready, on a logarithmic scale. Of all"
+            " models: latency is not counted by model.",
             {"{{outcome}}": quantile(q, "outcome", "request_duration_seconds")},
             "s",
+            minimum=None,
+            is_logarithmic=True,
         )
         for q in quantiles
     )
@@ -107,14 +109,14 @@ _HEALTH = [
         ANY_STEPS,
     ),
     stat(
-        "Requests answered with an error",
-        "The upstream's errors that were passed on, and the proxy's own.",
+        "Failed requests",
+        "Answered with an error, the upstream's that was passed on or the proxy's own, of all requests.",
         errors_of_requests(),
         "percentunit",
         ERROR_STEPS,
     ),
     stat(
-        "Upstream calls that failed",
+        "Failed upstream calls",
         "429, 5xx, unreachable and timeout, of all embeddings calls. Clients see it where nothing else serves the same"
         " model. Of all models.",
         errors_of_calls(),
@@ -122,7 +124,7 @@ _HEALTH = [
         ERROR_STEPS,
     ),
     stat(
-        "Store operations that failed",
+        "Failed store operations",
         "Reads and writes; they cost hits, not requests. Of all models, and no data where memory is all there is.",
         errors_of_store(),
         "percentunit",
@@ -179,16 +181,18 @@ _HITS = [
     ),
     Panel(
         "Upstream calls avoided",
-        "Requests that were not relayed unread, less the calls made for them. Of all models.",
+        "Requests that were not relayed unread, less the calls made for them: below 0, fallbacks and validations cost"
+        " more than was saved. Of all models.",
         {"avoided": calls_avoided()},
         "cps",
+        minimum=None,
         width=12,
     ),
     Panel(
         "Top models",
         "Items in the time shown. Models beyond the fiftieth, and those that no upstream ever answered for, are"
         " `other`.",
-        {"{{model}}": f"topk(10, {total('model', 'items_total', by_model=True, window=SHOWN)})"},
+        {"{{model}}": f"topk(10, {total('model', 'items_total', by_model=True, window=SHOWN)}) > 0"},
         "short",
         kind="bargauge",
         width=12,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from grafana.source.promql import Queries, series
 
-Kind = Literal["timeseries", "stat", "bargauge", "gauge", "state-timeline", "table"]
+Kind = Literal["timeseries", "stat", "bargauge", "state-timeline", "table"]
 # From which value on a colour counts; the first one is what everything below has.
 Steps = Sequence[tuple[float | None, str]]
 
@@ -21,6 +21,23 @@ ANY_STEPS: Steps = [(None, GREEN), (0.000001, RED)]
 # Of what every request waits for: the store, the event loop.
 DELAY_STEPS_S: Steps = [(None, GREEN), (0.02, YELLOW), (0.1, RED)]
 
+# The same thing has the same colour on every panel, whatever else is there: by label, where that is the whole legend.
+COLOURS = {
+    "outcome": {"hit": GREEN, "partial": YELLOW, "miss": ORANGE, "bypass": "purple", "error": RED},
+    "result": {
+        "memory": GREEN,
+        "store": "dark-green",
+        "duplicate": "light-green",
+        "joined": "blue",
+        "upstream": ORANGE,
+        "bypass": "purple",
+        "confirmed": GREEN,
+        "refused": RED,
+        "unknown": YELLOW,
+    },
+    "kind": {"saved": GREEN, "billed": ORANGE},
+    "stage": {"parse": "purple", "lookup": GREEN, "wait": YELLOW, "upstream": ORANGE, "assemble": "blue"},
+}
 BREAKER_STATES = {0: ("closed", GREEN), 1: ("half-open", YELLOW), 2: ("open", RED)}
 
 
@@ -38,9 +55,11 @@ class Panel:
     width: int = 8
     height: int = 8
     steps: Steps = PLAIN
+    minimum: float | None = 0
     maximum: float | None = None
     decimals: int | None = None
     is_stacked: bool = False
+    is_logarithmic: bool = False
 
     @property
     def is_instant(self) -> bool:
@@ -69,7 +88,7 @@ def stat(
     )
 
 
-def breakers(circuits: str, description: str) -> Panel:
+def breakers(circuits: str, description: str, *, width: int = 8, height: int = 8) -> Panel:
     state = series("breaker_state", f'circuit=~"{circuits}"')
     return Panel(
         "Circuit breakers",
@@ -77,5 +96,7 @@ def breakers(circuits: str, description: str) -> Panel:
         {"{{instance}} {{circuit}}": f"max by (instance, circuit) ({state})"},
         "none",
         kind="state-timeline",
+        width=width,
+        height=height,
         steps=[(None, GREEN), (1, YELLOW), (2, RED)],
     )

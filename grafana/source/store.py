@@ -1,6 +1,6 @@
 """SQLite or Redis, and the memory tier in front of it."""
 
-from grafana.source.panels import ANY_STEPS, DELAY_STEPS_S, Dashboard, Panel, breakers
+from grafana.source.panels import DELAY_STEPS_S, Dashboard, Panel, breakers
 from grafana.source.promql import each_instance, quantiles, series, totals
 
 _STORE = [
@@ -26,7 +26,6 @@ _STORE = [
         " breaker is; busy: too much at once.",
         totals("operation, reason", "store_errors_total"),
         "ops",
-        steps=ANY_STEPS,
     ),
     Panel(
         "Invalid records",
@@ -34,7 +33,6 @@ _STORE = [
         " key, so forged, or the key was changed; checksum: damaged.",
         totals("reason", "store_invalid_records_total"),
         "cps",
-        steps=ANY_STEPS,
     ),
     breakers("store_.*", "Reading and writing. Open, the proxy goes on without the store."),
 ]
@@ -52,7 +50,7 @@ _MEMORY_TIER = [
         " eviction.",
         each_instance(f"{series('memory_bytes')} / {series('memory_limit_bytes')}"),
         "percentunit",
-        kind="gauge",
+        kind="bargauge",
         maximum=1,
     ),
     Panel(

@@ -1,6 +1,6 @@
 """The embeddings APIs behind the proxy, and the calls made to them."""
 
-from grafana.source.panels import ANY_STEPS, ERROR_STEPS, GREEN, RED, YELLOW, Dashboard, Panel, breakers
+from grafana.source.panels import ERROR_STEPS, GREEN, RED, YELLOW, Dashboard, Panel, breakers
 from grafana.source.promql import counted, each_instance, quantiles, recorded, series, totals
 
 _ANSWERS = [
@@ -17,7 +17,6 @@ _ANSWERS = [
         " recording rules. The alert EmbeddingProxyUpstreamErrors looks at this.",
         {"{{upstream}}": recorded("job_upstream:embedding_proxy_upstream_errors:ratio_rate5m")},
         "percentunit",
-        maximum=1,
         steps=ERROR_STEPS,
     ),
     Panel(
@@ -32,7 +31,6 @@ _ANSWERS = [
         "Calls that one upstream could not answer, by the upstream that was asked instead.",
         totals("upstream", "upstream_fallbacks_total"),
         "cps",
-        steps=[(None, GREEN), (0.1, YELLOW)],
     ),
     Panel(
         "Rejected answers",
@@ -40,7 +38,6 @@ _ANSWERS = [
         " says that the upstream is not what it is configured to be.",
         totals("reason", "upstream_rejected_total"),
         "cps",
-        steps=ANY_STEPS,
     ),
     Panel(
         "Validations",
@@ -49,7 +46,7 @@ _ANSWERS = [
         totals("result", "validations_total"),
         "cps",
     ),
-    breakers("upstream .*", "Connecting to each upstream. Open, calls fail at once or fall back."),
+    breakers("upstream .*", "Connecting to each upstream. Open, calls fail at once or fall back.", width=24, height=6),
 ]
 
 _CALLS = [
@@ -84,9 +81,8 @@ _CALLS = [
     Panel(
         "Items waiting for the upstream",
         "Handed to the batcher, and without an answer yet; at the limit (--max-queued-items) what comes on top gets"
-        " 503.",
-        each_instance(series("upstream_queued_items"))
-        | {"limit of an instance": f"min ({series('upstream_queue_limit_items')})"},
+        " 503: the Fleet dashboard has how near that is.",
+        each_instance(series("upstream_queued_items")),
         "short",
     ),
     Panel(
