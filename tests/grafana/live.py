@@ -26,6 +26,7 @@ _HOW_TO_GET_IT = (
     "make test-grafana needs prometheus and promtool and did not find them in PATH. Get both with"
     " `apt install prometheus` or from https://prometheus.io/download, and run it again."
 )
+LOOPBACK = ("127.0.0.1", 0)
 _START_TIMEOUT_S = 60.0
 _REQUEST_TIMEOUT_S = 60.0
 _POLL_S = 0.1
@@ -97,15 +98,18 @@ class Prometheus:
             connection.close()
 
 
-class _Misbehaving(http.server.BaseHTTPRequestHandler):
-    """An upstream that fails for one model, and for another answers 200 with nothing in it."""
+class Handler(http.server.BaseHTTPRequestHandler):
+    """An upstream, but for what it answers."""
 
     protocol_version = "HTTP/1.1"
 
+    def reply(self, asked: bytes) -> tuple[int, bytes]:
+        """Status and body."""
+        raise NotImplementedError
+
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        body = json.dumps({"object": "list", "data": []}).encode()
-        self.send_response(200 if asked["model"] == "rejected" else 500)
+        status, body = self.reply(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -115,13 +119,22 @@ class _Misbehaving(http.server.BaseHTTPRequestHandler):
         """A test writes no access log."""
 
 
+class _Misbehaving(Handler):
+    """An upstream that fails for one model, and for another answers 200 with nothing in it."""
+
+    def reply(self, asked: bytes) -> tuple[int, bytes]:
+        is_rejected = json.loads(asked)["model"] == "rejected"
+        return 200 if is_rejected else 500, b'{"object": "list", "data": []}'
+
+
 @contextmanager
-def _misbehaving() -> Iterator[int]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Misbehaving) as server:
+def listening(server: http.server.ThreadingHTTPServer) -> Iterator[str]:
+    """Its URL, while a thread serves it."""
+    with server:
         serving = threading.Thread(target=server.serve_forever)
         serving.start()
         try:
-            yield server.server_port
+            yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             serving.join()
@@ -165,7 +178,7 @@ def serving(folder: Path) -> Iterator[Live]:
             "demo*" = 0.02
             [[upstream]]
             name = "demo"
-            base_url = "http://127.0.0.1:{stack.enter_context(_demo(folder))}/v1"
+            base_url = "http://127.0.0.1:{stack.enter_context(demo(folder))}/v1"
             [[upstream]]
             name = "gone"
             base_url = "http://127.0.0.1:{free_port()}/v1"
@@ -173,7 +186,7 @@ def serving(folder: Path) -> Iterator[Live]:
             same_model = [{{ upstream = "demo", model = "demo" }}]
             [[upstream]]
             name = "misbehaving"
-            base_url = "http://127.0.0.1:{stack.enter_context(_misbehaving())}/v1"
+            base_url = "{stack.enter_context(listening(http.server.ThreadingHTTPServer(LOOPBACK, _Misbehaving)))}/v1"
             models = ["rejected", "broken"]
             """
         )
@@ -190,13 +203,13 @@ def serving(folder: Path) -> Iterator[Live]:
 
 
 @contextmanager
-def _demo(folder: Path) -> Iterator[int]:
+def demo(folder: Path) -> Iterator[int]:
     port = free_port()
-    demo = LoggedProcess(folder, [sys.executable, "-m", "proxy", "demo", "--port", str(port)], until="Ctrl-C")
+    process = LoggedProcess(folder, [sys.executable, "-m", "proxy", "demo", "--port", str(port)], until="Ctrl-C")
     try:
         yield port
     finally:
-        demo.stop(signal.SIGTERM)
+        process.stop(signal.SIGTERM)
 
 
 @contextmanager
@@ -215,35 +228,35 @@ def _loads(base_urls: Mapping[str, str]) -> Iterator[list["Future[None]"]]:
 
 
 def _load(base_url: str, name: str, is_over: threading.Event) -> None:
-    with _connected(base_url) as connection:
+    with connected(base_url) as connection:
         for number in itertools.count():
             if is_over.wait(_PAUSE_S):
                 break
             for body in _requests(number, name):
-                _post(connection, "sk-load", body)
+                post(connection, "sk-load", body)
             # All it asks is stored, so that the proxy asks the upstream now and then what the credential is worth.
-            _post(connection, "sk-again", {"model": "demo", "input": "the same text"})
+            post(connection, "sk-again", {"model": "demo", "input": "the same text"})
 
 
 def _forge(base_urls: Sequence[str], is_over: threading.Event) -> None:
     """What one proxy has stored is asked of the other, which takes it for forged: once in each round."""
     with ExitStack() as stack:
-        first, second = (stack.enter_context(_connected(base_url)) for base_url in base_urls)
+        first, second = (stack.enter_context(connected(base_url)) for base_url in base_urls)
         for number in itertools.count():
             if is_over.wait(_PAUSE_S):
                 break
             for connection in (first, second):
-                _post(connection, "sk-load", {"model": "demo", "input": f"stored by the one proxy {number}"})
+                post(connection, "sk-load", {"model": "demo", "input": f"stored by the one proxy {number}"})
 
 
 @contextmanager
-def _connected(base_url: str) -> Iterator[http.client.HTTPConnection]:
+def connected(base_url: str) -> Iterator[http.client.HTTPConnection]:
     host = base_url.removeprefix("http://").removesuffix("/v1")
     with closing(http.client.HTTPConnection(host, timeout=_REQUEST_TIMEOUT_S)) as connection:
         yield connection
 
 
-def _post(connection: http.client.HTTPConnection, key: str, body: dict[str, Any]) -> None:
+def post(connection: http.client.HTTPConnection, key: str, body: dict[str, Any]) -> None:
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     connection.request("POST", "/v1/embeddings", json.dumps(body), headers)
     connection.getresponse().read()
