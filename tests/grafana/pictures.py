@@ -8,6 +8,7 @@ import functools
 import http.server
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -75,8 +76,8 @@ def _legend(pattern: str, labels: dict[str, str]) -> str:
 
 
 def _at(times: Sequence[int], points: Sequence[tuple[float, str]]) -> list[float | None]:
-    """The values at these times; where there is none, or it is no number, nothing."""
-    values = {round(second): float(value) for second, value in points if value != "NaN"}
+    """The values at these times; where there is none, or it is no finite number, nothing."""
+    values = {round(second): value for second, text in points if math.isfinite(value := float(text))}
     return [values.get(second) for second in times]
 
 
