@@ -5,16 +5,17 @@ BIN    := $(VENV)/bin
 # What the clients of `make test-clients` are installed into; tests/test_clients.py knows both.
 OTHERS := .venv-clients
 NODE   := tests/clients/node_modules
+PAGE   := tests/grafana/page/node_modules
 LOCKER := .venv-lock
 LOCK   := deploy/requirements.lock
 BUILD_LOCK := deploy/build.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-providers test-clients test-cluster test-browser test-grafana test-deploy screenshots
-.PHONY: check fmt lock bench cost workers stores faults hostile clean
+.PHONY: dashboards dashboard-pictures check fmt lock bench cost workers stores faults hostile clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 $(VENV)/python-ok:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -76,6 +77,19 @@ test-cluster: $(VENV)/dev-ok ## failovers and resharding of a real Redis Cluster
 test-deploy: $(VENV)/dev-ok ## deploy/ by the programs that read it; needs kustomize, helm, nginx, promtool, systemd
 	@$(BIN)/pytest tests/deploy -m deploy $(ARGS)
 
+dashboards: $(VENV)/dev-ok ## write the dashboards' JSON, from grafana/source
+	@$(BIN)/python -m grafana.source
+
+$(PAGE)/ok: tests/grafana/page/package.json tests/grafana/page/package-lock.json
+	@{ command -v node && command -v npm; } >/dev/null || \
+	  { echo "node 20 or newer and npm are needed for Grafana's components; they were not found in PATH"; exit 1; }
+	@echo "installing Grafana's components into $(PAGE) ..."
+	@cd tests/grafana/page && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
+dashboard-pictures: $(PAGE)/ok $(VENV)/dev-ok ## pictures of the dashboards, six minutes; needs prometheus, chromium, chromedriver, node, npm
+	@$(BIN)/python -m tests.grafana.pictures grafana/pictures
+
 check: $(VENV)/dev-ok ## lint, format, types, import layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -124,4 +138,5 @@ hostile: $(VENV)/dev-ok ## what slow and too many clients cost, a few minutes; A
 	@$(BIN)/python -m bench.hostile $(ARGS)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) $(OTHERS) $(LOCKER) $(NODE) .ci/programs *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OTHERS) $(LOCKER) $(NODE) $(PAGE) .ci/programs *.egg-info .mypy_cache .pytest_cache .ruff_cache \
+	  .hypothesis .import_linter_cache

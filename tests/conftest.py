@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ import pytest
 from aiohttp import ClientSession, TCPConnector
 from hypothesis import HealthCheck, settings
 
-from proxy.config import MIB, Settings, StoreSetting, UpstreamSetting
-from proxy.providers import PROVIDERS
 from proxy.server import running
 from tests.client import Client
 from tests.redis_cluster import RedisCluster, RedisSentinels
 from tests.redis_server import RedisServer
 from tests.scripted import ScriptedUpstream
+from tests.settings import settings_for
 
 # No deadline: a test is about what is right, not about how fast a busy machine gets there.
 settings.register_profile("default", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
@@ -57,36 +55,6 @@ def redis_sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisS
 async def upstream() -> AsyncIterator[ScriptedUpstream]:
     async with ScriptedUpstream().serving() as upstream:
         yield upstream
-
-
-def settings_for(upstream: ScriptedUpstream, /, provider: str = "generic", **changes: Any) -> Settings:
-    plain = Settings(
-        host="127.0.0.1",
-        port=0,
-        admin_host="127.0.0.1",
-        admin_port=0,
-        upstream=UpstreamSetting(name="scripted", base_url=upstream.base_url, provider=PROVIDERS[provider]),
-        store=StoreSetting(),
-        store_limit_bytes=64 * MIB,
-        memory_bytes=64 * MIB,
-        ttl_s=None,
-        max_body_bytes=64 * MIB,
-        reports_full_usage=False,
-        log_format="console",
-        batch_window_s=0.01,
-        max_batch_items=None,
-        max_queued_items=100_000,
-        max_held_bytes=1024 * MIB,
-        upstream_concurrency=64,
-        upstream_connect_timeout_s=10.0,
-        upstream_read_timeout_s=60.0,
-        upstream_timeout_s=60.0,
-        drain_delay_s=0.0,
-        shutdown_timeout_s=10.0,
-        # Generous: a test must not turn a busy machine into a store that failed.
-        store_budget_s=5.0,
-    )
-    return replace(plain, **changes)
 
 
 @pytest.fixture

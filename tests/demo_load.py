@@ -4,14 +4,16 @@ import math
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from aiohttp import ClientSession
 
 from proxy import config
-from proxy.config import MIB, Settings, StoreSetting
+from proxy.config import StoreSetting
 from proxy.server import Running, running
 from proxy.status import STEP_S
+from tests.settings import DEFAULTS
 
 MODELS = ("demo", "text-embedding-3-small", "multilingual-e5-large")
 WORDS = ("vector", "index", "recall", "batch", "token", "query", "passage", "chunk", "cache", "latency", "corpus")
@@ -28,29 +30,10 @@ class Clock:
 @asynccontextmanager
 async def loaded(folder: Path, *, steps: int = 60) -> AsyncIterator[Running]:
     clock = Clock()
-    settings = Settings(
-        host="127.0.0.1",
-        port=0,
-        admin_host="127.0.0.1",
-        admin_port=0,
+    settings = replace(
+        DEFAULTS,
         upstream=config.parse_upstream("demo"),
         store=StoreSetting(path=folder / "cache.sqlite3"),
-        store_limit_bytes=64 * MIB,
-        memory_bytes=64 * MIB,
-        ttl_s=None,
-        max_body_bytes=MIB,
-        reports_full_usage=False,
-        log_format="console",
-        batch_window_s=0.0,
-        max_batch_items=None,
-        max_queued_items=1000,
-        max_held_bytes=64 * MIB,
-        upstream_concurrency=8,
-        upstream_connect_timeout_s=10.0,
-        upstream_read_timeout_s=60.0,
-        upstream_timeout_s=60.0,
-        drain_delay_s=0.0,
-        shutdown_timeout_s=10.0,
         prices={"text-*": 20.0},
     )
     async with running(settings, monotonic=clock) as proxy, ClientSession() as session:

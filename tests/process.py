@@ -1,31 +1,78 @@
-"""``embedding-proxy serve`` in a process of its own, as a user runs it."""
+"""Processes that log to a file, and ``embedding-proxy serve`` as one of them, as a user runs it."""
 
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
+_SILENCE_S = 60.0
+_POLL_S = 0.01
 
-class Process:
+
+class LoggedProcess:
+    """What it writes goes to a file in ``folder``: in a pipe that nobody reads it would wait once that is full."""
+
+    def __init__(self, folder: Path, command: Sequence[str], *, until: str) -> None:
+        """Start it and read its banner, the lines up to the one that has ``until`` in it.
+
+        Raises:
+            AssertionError: it ended, or was silent for a minute, before that line.
+        """
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="process-", suffix=".log", delete=False) as log:
+            self.popen = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache")},
+            )
+        self._log = Path(log.name)
+        self._read_bytes = 0
+        self.banner = ""
+        while until not in self.banner:
+            line = self.readline()
+            self.banner += line
+            assert line, f"it did not start: {self.banner}"
+
+    def readline(self) -> str:
+        """Its next line, once it is there; none if it has ended."""
+        deadline = time.monotonic() + _SILENCE_S
+        while time.monotonic() < deadline:
+            has_ended = self.popen.poll() is not None  # asked first: then all it wrote is there
+            line = self._unread().splitlines(keepends=True)[:1]
+            if has_ended or (line and line[0].endswith(b"\n")):
+                self._read_bytes += sum(map(len, line))
+                return b"".join(line).decode()
+            time.sleep(_POLL_S)  # a process outside has no event to wait for
+        self.popen.kill()
+        self.popen.wait()
+        msg = f"it said nothing for {_SILENCE_S:g} s; before: {self.banner}"
+        raise AssertionError(msg)
+
+    def stop(self, number: signal.Signals) -> tuple[int, str]:
+        """Send a signal and wait for the end: ``(exit status, what it wrote)``."""
+        self.popen.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> tuple[int, str]:
+        """``(exit status, what it wrote)`` and was not read yet."""
+        status = self.popen.wait()
+        return status, self._unread().decode()
+
+    def _unread(self) -> bytes:
+        with self._log.open("rb") as log:
+            log.seek(self._read_bytes)
+            return log.read()
+
+
+class Process(LoggedProcess):
     def __init__(self, folder: Path, port: int, *arguments: str) -> None:
         command = [sys.executable, "-m", "proxy", "serve", "--port", str(port), "--admin-port", "0", *arguments]
-        self.popen = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache")},
-        )
-        assert self.popen.stdout is not None
-        self.banner = ""
-        for line in self.popen.stdout:
-            self.banner += line
-            if "Ctrl-C" in line:
-                return
-        msg = f"it did not start: {self.banner}"
-        raise AssertionError(msg)
+        super().__init__(folder, command, until="Ctrl-C")
 
     @property
     def base_url(self) -> str:
@@ -39,9 +86,3 @@ class Process:
         match = re.search(pattern, self.banner)
         assert match is not None
         return match[1]
-
-    def stop(self, number: signal.Signals) -> tuple[int, str]:
-        """Send a signal and wait for the end: ``(exit status, what it wrote)``."""
-        self.popen.send_signal(number)
-        rest, _ = self.popen.communicate()
-        return self.popen.returncode, rest

@@ -54,9 +54,9 @@ async def rolling_restarts(folder: Path, upstream_url: str, *, restarts: int, wo
             told = time.monotonic()
             await until_not_ready(session, last)
             client = next_client
-            tally.exit_statuses.append(await asyncio.to_thread(last.popen.wait))
+            status, _ = await asyncio.to_thread(last.wait)
+            tally.exit_statuses.append(status)
             tally.exit_s.append(time.monotonic() - told)
-            last.popen.communicate()
             await last_client.close()
     is_over = True
     await asyncio.gather(*load)

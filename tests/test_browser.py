@@ -12,8 +12,9 @@ from selenium.webdriver.common.keys import Keys
 from proxy.server import running
 from tests.browser import DARK, LIGHT, Browser, browsing
 from tests.client import Client
-from tests.conftest import StartProxy, settings_for
+from tests.conftest import StartProxy
 from tests.scripted import ScriptedUpstream
+from tests.settings import settings_for
 
 pytestmark = pytest.mark.browser
 

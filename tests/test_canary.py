@@ -26,9 +26,10 @@ from proxy.config import StoreSetting, UpstreamSetting
 from proxy.log import JSONFormatter
 from proxy.providers import PROVIDERS
 from tests.client import Client, raw
-from tests.conftest import StartProxy, settings_for
+from tests.conftest import StartProxy
 from tests.redis_server import RedisServer, free_port
 from tests.scripted import Call, Reply, ScriptedUpstream
+from tests.settings import settings_for
 
 IS_SLOW_PROFILE = hypothesis_settings.default is not None and hypothesis_settings.default.max_examples >= 10_000
 KEY, TEXT = "sk-c4nary7key", "the c4nary7text sings"

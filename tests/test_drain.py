@@ -47,8 +47,8 @@ async def test_what_is_under_way_is_finished_and_kept(upstream: ScriptedUpstream
         answer = await request
         assert (answer.status, answer.headers["Connection"]) == (200, "close")
         await answer.read()
-    rest, _ = await asyncio.to_thread(process.popen.communicate)
-    assert process.popen.returncode == 0, rest
+    status, rest = await asyncio.to_thread(process.wait)
+    assert status == 0, rest
     again = await asyncio.to_thread(Process, tmp_path, free_port(), "--upstream", upstream.base_url, *store)
     async with ClientSession() as session, session.post(f"{again.base_url}/embeddings", json=body) as answer:
         assert answer.headers["X-Cache"] == "HIT"

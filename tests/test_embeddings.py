@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from proxy.config import StoreSetting
 from proxy.server import running
 from tests.client import Client, raw
-from tests.conftest import StartProxy, settings_for
+from tests.conftest import StartProxy
 from tests.redis_server import RedisServer, free_port
 from tests.scripted import Call, ScriptedUpstream, error_reply, vector
+from tests.settings import settings_for
 
 
 def expected(

@@ -13,10 +13,11 @@ from proxy.errors import ConfigError
 from proxy.providers import GENERIC
 from proxy.server import running
 from tests.client import Client, raw
-from tests.conftest import StartProxy, settings_for
+from tests.conftest import StartProxy
 from tests.process import Process
 from tests.redis_server import free_port
 from tests.scripted import ScriptedUpstream, error_reply
+from tests.settings import settings_for
 
 
 async def test_a_target_that_names_a_host_is_refused(client: Client, upstream: ScriptedUpstream) -> None:

@@ -23,11 +23,12 @@ from proxy.errors import ConfigError
 from proxy.providers import PROVIDERS
 from proxy.server import running
 from tests.client import Client
-from tests.conftest import StartProxy, settings_for
+from tests.conftest import StartProxy
 from tests.otlp_receiver import Receiver
 from tests.process import Process
 from tests.redis_server import free_port
 from tests.scripted import Call, ScriptedUpstream, error_reply
+from tests.settings import settings_for
 from tests.test_canary import BEARER, KEY, TEXT, canaries_in
 
 ROUTE = "POST /v1/embeddings"
@@ -486,7 +487,7 @@ from aiohttp import ClientSession
 from proxy import cli
 from proxy.config import parse_upstream
 from proxy.server import running
-from tests.conftest import settings_for
+from tests.settings import settings_for
 from tests.scripted import ScriptedUpstream
 
 async def main():

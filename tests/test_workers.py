@@ -198,8 +198,8 @@ async def test_what_is_under_way_is_finished_and_the_admin_port_goes_last(
         assert (await scraped(session, process))["embedding_proxy_requests_in_flight"] == 1
         gate.set()
         assert await asked == 200
-        await asyncio.to_thread(process.popen.communicate)
-        assert process.popen.returncode == 0
+        status, _ = await asyncio.to_thread(process.wait)
+        assert status == 0
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)])
@@ -216,8 +216,8 @@ async def test_a_second_signal_ends_all_at_once(
 
         await until(is_draining)
         process.popen.send_signal(numbers[1])
-        await asyncio.to_thread(process.popen.communicate)
-        assert process.popen.returncode == 1
+        status, _ = await asyncio.to_thread(process.wait)
+        assert status == 1
         assert not any(map(is_there, pids))
 
 
@@ -226,8 +226,8 @@ async def test_ctrl_c_reaches_all_and_means_drain(upstream: ScriptedUpstream, tm
         # A terminal sends it to every process of the group.
         for pid in [*children(process), process.popen.pid]:
             os.kill(pid, signal.SIGINT)
-        await asyncio.to_thread(process.popen.communicate)
-        assert process.popen.returncode == 0
+        status, _ = await asyncio.to_thread(process.wait)
+        assert status == 0
 
 
 async def test_nobody_outlives_the_supervisor(upstream: ScriptedUpstream, tmp_path: Path) -> None:
@@ -235,8 +235,7 @@ async def test_nobody_outlives_the_supervisor(upstream: ScriptedUpstream, tmp_pa
         pids = children(process)
         assert len(pids) == 3
         process.popen.kill()
-        # Their output ends with the last of them.
-        await asyncio.to_thread(process.popen.communicate)
+        process.popen.wait()
         await until(lambda: _is(not any(map(is_there, pids))))
 
 

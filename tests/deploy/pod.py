@@ -68,8 +68,7 @@ class Pod:
 
     async def sidecar_ends(self) -> tuple[int, str]:
         async with asyncio.timeout(APP["terminationGracePeriodSeconds"]):
-            written, _ = await asyncio.to_thread(self.sidecar.popen.communicate)
-        return self.sidecar.popen.returncode, written
+            return await asyncio.to_thread(self.sidecar.wait)
 
     def kill(self) -> None:
         for process in (self.app, self.sidecar.popen):

@@ -245,7 +245,7 @@ async def proxy_behind(port: int, folder: Path, upstream: ScriptedUpstream) -> A
         yield process
     finally:
         process.popen.kill()
-        await asyncio.to_thread(process.popen.communicate)
+        await asyncio.to_thread(process.wait)
 
 
 async def until_it_answers(session: ClientSession, url: str) -> None:

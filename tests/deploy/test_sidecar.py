@@ -69,7 +69,7 @@ async def are_kept(folder: Path, upstream: ScriptedUpstream, *texts: str) -> boo
         return False
     finally:
         process.popen.terminate()
-        await asyncio.to_thread(process.popen.communicate)
+        await asyncio.to_thread(process.wait)
 
 
 async def test_what_the_app_asks_until_its_end_is_answered(upstream: ScriptedUpstream, tmp_path: Path) -> None:

@@ -12,22 +12,26 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.grafana.expressions import RULES
-from tests.process import Process
+from tests.process import LoggedProcess, Process
 from tests.redis_server import RedisServer, free_port
 
 _HOW_TO_GET_IT = (
     "make test-grafana needs prometheus and promtool and did not find them in PATH. Get both with"
     " `apt install prometheus` or from https://prometheus.io/download, and run it again."
 )
-_START_TIMEOUT_S = 30.0
+LOOPBACK = ("127.0.0.1", 0)
+_START_TIMEOUT_S = 60.0
+_REQUEST_TIMEOUT_S = 60.0
 _POLL_S = 0.1
-_PAUSE_S = 0.02
+# Between rounds, so that a small machine has time left for Prometheus.
+_PAUSE_S = 0.1
 _TEXTS = 300  # of 6 KiB each, so that the memory tier, which has 1 MiB, is too small for them
 _BATCH = 16
 _MODELS = ("demo", "gone", "rejected", "broken")
@@ -94,15 +98,18 @@ class Prometheus:
             connection.close()
 
 
-class _Misbehaving(http.server.BaseHTTPRequestHandler):
-    """An upstream that fails for one model, and for another answers 200 with nothing in it."""
+class Handler(http.server.BaseHTTPRequestHandler):
+    """An upstream, but for what it answers."""
 
     protocol_version = "HTTP/1.1"
 
+    def reply(self, asked: bytes) -> tuple[int, bytes]:
+        """Status and body."""
+        raise NotImplementedError
+
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        body = json.dumps({"object": "list", "data": []}).encode()
-        self.send_response(200 if asked["model"] == "rejected" else 500)
+        status, body = self.reply(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -112,34 +119,47 @@ class _Misbehaving(http.server.BaseHTTPRequestHandler):
         """A test writes no access log."""
 
 
+class _Misbehaving(Handler):
+    """An upstream that fails for one model, and for another answers 200 with nothing in it."""
+
+    def reply(self, asked: bytes) -> tuple[int, bytes]:
+        is_rejected = json.loads(asked)["model"] == "rejected"
+        return 200 if is_rejected else 500, b'{"object": "list", "data": []}'
+
+
 @contextmanager
-def _misbehaving() -> Iterator[int]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Misbehaving) as server:
+def listening(server: http.server.ThreadingHTTPServer) -> Iterator[str]:
+    """Its URL, while a thread serves it."""
+    with server:
         serving = threading.Thread(target=server.serve_forever)
         serving.start()
         try:
-            yield server.server_port
+            yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             serving.join()
 
 
-@contextmanager
-def _demo() -> Iterator[int]:
-    port = free_port()
-    command = [sys.executable, "-m", "proxy", "demo", "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as demo:
-        assert demo.stdout is not None
-        demo.stdout.readline()  # it says so when it listens
-        try:
-            yield port
-        finally:
-            demo.send_signal(signal.SIGTERM)
-            demo.wait()
+class Live:
+    """A Prometheus, and the load on the proxies that it scrapes."""
+
+    def __init__(self, prometheus: Prometheus, loads: Sequence["Future[None]"]) -> None:
+        self.prometheus = prometheus
+        self._loads = loads
+
+    def poll(self, ask: Callable[[], bool], *, timeout_s: float) -> bool:
+        """Whether ``ask`` said yes in time, while the load went on; what ended the load is raised."""
+        deadline = time.monotonic() + timeout_s
+        while not (said := ask()) and time.monotonic() < deadline:
+            for load in self._loads:
+                if load.done():
+                    load.result()
+            time.sleep(_POLL_S)
+        return said
 
 
 @contextmanager
-def prometheus(folder: Path) -> Iterator[Prometheus]:
+def serving(folder: Path) -> Iterator[Live]:
     """The three proxies' metrics while they are under load.
 
     Two share a Redis under different record keys, so that each finds the other's records forged; the third has a Redis
@@ -158,7 +178,7 @@ def prometheus(folder: Path) -> Iterator[Prometheus]:
             "demo*" = 0.02
             [[upstream]]
             name = "demo"
-            base_url = "http://127.0.0.1:{stack.enter_context(_demo())}/v1"
+            base_url = "http://127.0.0.1:{stack.enter_context(demo(folder))}/v1"
             [[upstream]]
             name = "gone"
             base_url = "http://127.0.0.1:{free_port()}/v1"
@@ -166,49 +186,77 @@ def prometheus(folder: Path) -> Iterator[Prometheus]:
             same_model = [{{ upstream = "demo", model = "demo" }}]
             [[upstream]]
             name = "misbehaving"
-            base_url = "http://127.0.0.1:{stack.enter_context(_misbehaving())}/v1"
+            base_url = "{stack.enter_context(listening(http.server.ThreadingHTTPServer(LOOPBACK, _Misbehaving)))}/v1"
             models = ["rejected", "broken"]
             """
         )
-        admins = []
+        proxies = {}
         for name, store in (("A", redis.url), ("B", redis.url), ("C", f"redis://127.0.0.1:{free_port()}/0")):
             os.environ[f"RECORD_KEY_{name}"] = name * 32
             stack.callback(os.environ.pop, f"RECORD_KEY_{name}")
             arguments = ["--config", str(config), "--store", store, "--record-key-env", f"RECORD_KEY_{name}"]
-            process = Process(folder, free_port(), *arguments)
-            stack.callback(process.stop, signal.SIGTERM)
-            admins.append(process.admin_url.removeprefix("http://"))
-            stack.enter_context(_load(process.base_url, name))
-        yield stack.enter_context(Prometheus(folder, admins))
+            proxies[name] = Process(folder, free_port(), *arguments)
+            stack.callback(proxies[name].stop, signal.SIGTERM)
+        loads = stack.enter_context(_loads({name: process.base_url for name, process in proxies.items()}))
+        admins = [process.admin_url.removeprefix("http://") for process in proxies.values()]
+        yield Live(stack.enter_context(Prometheus(folder, admins)), loads)
 
 
 @contextmanager
-def _load(base_url: str, name: str) -> Iterator[None]:
-    """Requests of every kind, round and round until the block ends."""
-    host = base_url.removeprefix("http://").removesuffix("/v1")
-    is_over = threading.Event()
+def demo(folder: Path) -> Iterator[int]:
+    port = free_port()
+    process = LoggedProcess(folder, [sys.executable, "-m", "proxy", "demo", "--port", str(port)], until="Ctrl-C")
+    try:
+        yield port
+    finally:
+        process.stop(signal.SIGTERM)
 
-    def work() -> None:
-        connection = http.client.HTTPConnection(host, timeout=30)
+
+@contextmanager
+def _loads(base_urls: Mapping[str, str]) -> Iterator[list["Future[None]"]]:
+    """Requests until the block ends: of every kind to each proxy, and the forgers'. Raises what ended one of them."""
+    is_over = threading.Event()
+    with ThreadPoolExecutor(len(base_urls) + 1) as threads:
+        loads = [threads.submit(_load, base_url, name, is_over) for name, base_url in base_urls.items()]
+        loads.append(threads.submit(_forge, [base_urls["A"], base_urls["B"]], is_over))
+        try:
+            yield loads
+        finally:
+            is_over.set()
+        for load in loads:
+            load.result()
+
+
+def _load(base_url: str, name: str, is_over: threading.Event) -> None:
+    with connected(base_url) as connection:
         for number in itertools.count():
             if is_over.wait(_PAUSE_S):
                 break
             for body in _requests(number, name):
-                _post(connection, "sk-load", body)
+                post(connection, "sk-load", body)
             # All it asks is stored, so that the proxy asks the upstream now and then what the credential is worth.
-            _post(connection, "sk-again", {"model": "demo", "input": "the same text"})
-        connection.close()
-
-    working = threading.Thread(target=work)
-    working.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        working.join()
+            post(connection, "sk-again", {"model": "demo", "input": "the same text"})
 
 
-def _post(connection: http.client.HTTPConnection, key: str, body: dict[str, Any]) -> None:
+def _forge(base_urls: Sequence[str], is_over: threading.Event) -> None:
+    """What one proxy has stored is asked of the other, which takes it for forged: once in each round."""
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(connected(base_url)) for base_url in base_urls)
+        for number in itertools.count():
+            if is_over.wait(_PAUSE_S):
+                break
+            for connection in (first, second):
+                post(connection, "sk-load", {"model": "demo", "input": f"stored by the one proxy {number}"})
+
+
+@contextmanager
+def connected(base_url: str) -> Iterator[http.client.HTTPConnection]:
+    host = base_url.removeprefix("http://").removesuffix("/v1")
+    with closing(http.client.HTTPConnection(host, timeout=_REQUEST_TIMEOUT_S)) as connection:
+        yield connection
+
+
+def post(connection: http.client.HTTPConnection, key: str, body: dict[str, Any]) -> None:
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     connection.request("POST", "/v1/embeddings", json.dumps(body), headers)
     connection.getresponse().read()
@@ -220,15 +268,5 @@ def _requests(number: int, name: str) -> Iterator[dict[str, Any]]:
         yield {"model": model, "input": f"{name}: a new text {number}"}
     yield {"model": "demo", "input": texts}
     yield {"model": "demo", "input": [*texts, texts[0], f"{name}: another new text {number}"]}
-    yield {"model": "demo", "input": "a text of all proxies"}
-    yield {"model": "demo", "input": f"of all proxies, too {number}"}
     yield {"model": "demo", "input": "a field that nobody knows", "what_is_this": True}
     yield {"model": "demo", "input": f"too long a vector {number}", "dimensions": 4097}
-
-
-def poll(ask: Callable[[], bool], *, timeout_s: float) -> bool:
-    """Whether ``ask`` said yes in time."""
-    deadline = time.monotonic() + timeout_s
-    while not (said := ask()) and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
-    return said

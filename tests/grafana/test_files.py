@@ -1,5 +1,6 @@
 """What can be said of dashboards and rules without a Prometheus."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from grafana.dashboards import DASHBOARDS, text_of
+from grafana.source import DASHBOARDS
+from grafana.source.model import text_of
 from proxy.metrics import Metrics
-from tests.grafana import expressions
+from tests.grafana import expressions, schema
 from tests.grafana.expressions import GRAFANA
 
 EVERY = [*expressions.of_dashboards(), *expressions.of_rules("record"), *expressions.of_rules("alert")]
@@ -28,12 +30,12 @@ def base(name: str) -> str:
 
 
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda dashboard: dashboard.name)
-def test_the_json_is_what_the_script_writes(dashboard: Any) -> None:
+def test_the_json_is_what_the_source_says(dashboard: Any) -> None:
     path = GRAFANA / "dashboards" / f"{dashboard.name}.json"
-    assert path.read_text() == text_of(dashboard), "run: python grafana/dashboards.py"
+    assert path.read_text() == text_of(dashboard), "run: make dashboards"
 
 
-def test_there_is_no_json_but_the_scripts() -> None:
+def test_there_is_no_other_json() -> None:
     assert set(JSON) == {dashboard.name for dashboard in DASHBOARDS}
 
 
@@ -128,3 +130,28 @@ def test_an_alert_is_tested_to_fire_and_to_keep_silent(name: str) -> None:
 @pytest.mark.parametrize("path", sorted((GRAFANA / "provisioning").rglob("*.yaml")), ids=lambda path: path.name)
 def test_provisioning_is_of_grafanas_first_format(path: Path) -> None:
     assert yaml.safe_load(path.read_text())["apiVersion"] == 1
+
+
+@pytest.mark.parametrize("name", JSON)
+def test_grafana_knows_every_field_and_value(name: str) -> None:
+    assert schema.complaints(JSON[name]) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "complaint"),
+    [
+        ('"colorMode": "value"', '"colourMode": "value"', "/options/colourMode is unknown"),
+        (
+            '"colorMode": "value"',
+            '"colorMode": "hue"',
+            "/options/color_mode is 'hue' and no <enum 'BigValueColorMode'>",
+        ),
+        ('"w": 8', '"w": "8"', "/grid_pos/w is '8' and no <class 'int'>"),
+        ('"type": "stat"', '"type": "number"', "number is no panel"),
+        ('"unit": "s"', '"unit": "seconds"', "seconds is no unit"),
+    ],
+)
+def test_what_grafana_does_not_know_is_found(right: str, wrong: str, complaint: str) -> None:
+    text = json.dumps(JSON["overview"])
+    assert right in text
+    assert any(complaint in found for found in schema.complaints(json.loads(text.replace(right, wrong))))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.grafana import expressions, live
 from tests.grafana.expressions import GRAFANA, RULES, Expression, filled
-from tests.grafana.live import Prometheus, poll
+from tests.grafana.live import Live, Prometheus
 
 pytestmark = pytest.mark.prometheus
 
@@ -25,9 +25,14 @@ WITH_DATA = [
 
 
 @pytest.fixture(scope="module")
-def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    with live.prometheus(tmp_path_factory.mktemp("prometheus")) as prometheus:
-        yield prometheus
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with live.serving(tmp_path_factory.mktemp("prometheus")) as serving:
+        yield serving
+
+
+@pytest.fixture
+def prometheus(serving: Live) -> Prometheus:
+    return serving.prometheus
 
 
 def values(prometheus: Prometheus, expression: Expression) -> list[float]:
@@ -45,17 +50,17 @@ def test_promtool_finds_nothing_wrong(what: str) -> None:
 
 
 @pytest.mark.parametrize("expression", WITH_DATA, ids=str)
-def test_an_expression_has_data(prometheus: Prometheus, expression: Expression) -> None:
-    assert poll(lambda: bool(values(prometheus, expression)), timeout_s=_TIMEOUT_S), filled(expression.promql)
+def test_an_expression_has_data(serving: Live, prometheus: Prometheus, expression: Expression) -> None:
+    assert serving.poll(lambda: bool(values(prometheus, expression)), timeout_s=_TIMEOUT_S), filled(expression.promql)
     if expression.unit == "percentunit":
         # A rate is an estimate; where the series of a ratio began at different times it may be a little off.
         assert all(-0.01 <= value <= 1.01 for value in values(prometheus, expression))
 
 
-def test_hits_avoid_calls(prometheus: Prometheus) -> None:
+def test_hits_avoid_calls(serving: Live, prometheus: Prometheus) -> None:
     avoided = [expression for expression in WITH_DATA if "Upstream calls avoided" in expression.where]
     assert len(avoided) == 2
-    assert poll(
+    assert serving.poll(
         lambda: all(min(values(prometheus, expression), default=0) > 0 for expression in avoided),
         timeout_s=_TIMEOUT_S,
     )
@@ -72,28 +77,28 @@ def test_an_alert_parses(prometheus: Prometheus, expression: Expression) -> None
     values(prometheus, expression)
 
 
-def test_every_rule_is_evaluated_without_an_error(prometheus: Prometheus) -> None:
+def test_every_rule_is_evaluated_without_an_error(serving: Live, prometheus: Prometheus) -> None:
     def states() -> dict[str, str]:
         groups = prometheus.get("rules")["groups"]
         return {rule["name"]: rule["health"] + rule.get("lastError", "") for group in groups for rule in group["rules"]}
 
     wanted = dict.fromkeys([*expressions.rules("record"), *expressions.rules("alert")], "ok")
-    poll(lambda: states() == wanted, timeout_s=_TIMEOUT_S)
+    serving.poll(lambda: states() == wanted, timeout_s=_TIMEOUT_S)
     assert states() == wanted
 
 
-def test_a_forged_record_fires_its_alert(prometheus: Prometheus) -> None:
+def test_a_forged_record_fires_its_alert(serving: Live, prometheus: Prometheus) -> None:
     """The one that has no time to wait out: from a proxy's counter to a rendered text, all of it is real."""
 
     def firing() -> list[dict[str, Any]]:
         alerts: list[dict[str, Any]] = prometheus.get("alerts")["alerts"]
         return [alert for alert in alerts if alert["labels"]["alertname"] == "EmbeddingProxyForgedRecords"]
 
-    assert poll(lambda: bool(firing()), timeout_s=_TIMEOUT_S)
+    assert serving.poll(lambda: bool(firing()), timeout_s=_TIMEOUT_S)
     assert firing()[0]["annotations"]["summary"].startswith("127.0.0.1:")
 
 
 @pytest.mark.parametrize(("selector", "label"), expressions.of_variables())
-def test_a_variable_has_values(prometheus: Prometheus, selector: str, label: str) -> None:
+def test_a_variable_has_values(serving: Live, prometheus: Prometheus, selector: str, label: str) -> None:
     asked = {"match[]": selector}
-    assert poll(lambda: bool(prometheus.get(f"label/{label}/values", **asked)), timeout_s=_TIMEOUT_S)
+    assert serving.poll(lambda: bool(prometheus.get(f"label/{label}/values", **asked)), timeout_s=_TIMEOUT_S)

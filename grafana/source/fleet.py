@@ -1,0 +1,101 @@
+"""The instances beside each other: which one is not like the others."""
+
+from grafana.source.panels import DELAY_STEPS_S, FULL_STEPS, GREEN, HIT_STEPS, RED, Dashboard, Panel
+from grafana.source.promql import each_instance, hit_rate_by_item, quantile, recorded, series, totals, up
+
+_INSTANCES = [
+    Panel(
+        "Up",
+        "Whether the last scrape of an instance worked, of those that there were within a day.",
+        {"{{instance}}": up()},
+        "bool_yes_no",
+        kind="stat",
+        steps=[(None, RED), (1, GREEN)],
+        width=12,
+        height=6,
+    ),
+    Panel(
+        "Versions",
+        "Of the proxy and of Python. More than one after a rollout is an instance left behind.",
+        {"__auto": f"count by (instance, version, python) ({series('build_info')})"},
+        "none",
+        kind="table",
+        width=12,
+        height=6,
+    ),
+]
+
+_REQUESTS = [
+    Panel(
+        "Requests",
+        "On the embeddings route.",
+        totals("instance", "requests_total", by_model=True),
+        "reqps",
+    ),
+    Panel(
+        "Hit rate by item",
+        "Of all input items, those that were not asked of an upstream.",
+        {"{{instance}}": hit_rate_by_item(by="instance")},
+        "percentunit",
+        maximum=1,
+        steps=HIT_STEPS,
+    ),
+    Panel(
+        "Latency p99",
+        "Of all outcomes and models, over five minutes; needs the recording rules.",
+        {"{{instance}}": recorded("instance:embedding_proxy_request_duration_seconds:p99_rate5m", with_instance=True)},
+        "s",
+    ),
+    Panel(
+        "Errors",
+        "Requests answered with an error.",
+        totals("instance, status", "requests_total", 'outcome="error"', by_model=True),
+        "reqps",
+    ),
+    Panel(
+        "In flight",
+        "Requests on the embeddings route under way.",
+        each_instance(series("requests_in_flight")),
+        "short",
+    ),
+    Panel(
+        "Items waiting for the upstream, of the limit",
+        "At 100 % what comes on top gets 503 (--max-queued-items).",
+        each_instance(f"{series('upstream_queued_items')} / {series('upstream_queue_limit_items')}"),
+        "percentunit",
+        maximum=1,
+        steps=FULL_STEPS,
+    ),
+]
+
+_PROCESS = [
+    Panel(
+        "Request bodies in memory",
+        "Bytes held until their requests are answered.",
+        each_instance(series("held_request_bytes")),
+        "bytes",
+    ),
+    Panel(
+        "Request bodies in memory, of the limit",
+        "At 100 % what comes on top gets 503 (--max-held).",
+        each_instance(f"{series('held_request_bytes')} / {series('held_request_limit_bytes')}"),
+        "percentunit",
+        maximum=1,
+        steps=FULL_STEPS,
+    ),
+    Panel(
+        "Event loop lag p99",
+        "How late the event loop comes to what is due; every request waits so long at each of its steps. More than"
+        " 100 ms is a machine, or an instance, with too much to do.",
+        {"{{instance}}": quantile(0.99, "instance", "event_loop_lag_seconds")},
+        "s",
+        steps=DELAY_STEPS_S,
+    ),
+]
+
+FLEET = Dashboard(
+    name="fleet",
+    title="Embedding proxy / Fleet",
+    description="The instances beside each other: which one is not like the others.",
+    rows={"Instances": _INSTANCES, "Requests": _REQUESTS, "Process": _PROCESS},
+)

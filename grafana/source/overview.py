@@ -1,0 +1,278 @@
+"""What the cache saves, and what its clients see. What is asked first is answered without scrolling: what it saves,
+whether it is healthy, why something was slow."""
+
+from collections.abc import Iterable
+
+from grafana.source.panels import ANY_STEPS, ERROR_STEPS, GREEN, HIT_STEPS, ORANGE, RED, YELLOW, Dashboard, Panel, stat
+from grafana.source.promql import (
+    SHOWN,
+    alerts_firing,
+    breakers_not_closed,
+    calls_avoided,
+    errors_of_calls,
+    errors_of_requests,
+    errors_of_store,
+    hit_rate_by_item,
+    hit_rate_by_request,
+    instances_down,
+    quantile,
+    recorded,
+    saved_of_all_tokens,
+    total,
+    totals,
+)
+
+
+def _latency(*quantiles: float) -> Iterable[Panel]:
+    return (
+        Panel(
+            f"Latency p{q * 100:g} by outcome",
+            "From the last byte of the request's headers to the answer being ready, on a logarithmic scale. Of all"
+            " models: latency is not counted by model.",
+            {"{{outcome}}": quantile(q, "outcome", "request_duration_seconds")},
+            "s",
+            minimum=None,
+            is_logarithmic=True,
+        )
+        for q in quantiles
+    )
+
+
+_SAVED = [
+    stat(
+        "Hit rate by item",
+        "Of all input items, those that were not asked of an upstream: found in memory or store, repeated within their"
+        " request, or joined to another request's fetch.",
+        hit_rate_by_item(SHOWN),
+        "percentunit",
+        HIT_STEPS,
+    ),
+    stat(
+        "Hit rate by request",
+        "Of all requests that were not answered with an error, those for which no item was asked of an upstream.",
+        hit_rate_by_request(SHOWN),
+        "percentunit",
+        HIT_STEPS,
+    ),
+    stat(
+        "Saved tokens",
+        "What cached and duplicate items cost when they were first asked.",
+        total("", "tokens_total", 'kind="saved"', by_model=True, window=SHOWN),
+        "short",
+    ),
+    stat(
+        "Saved of all tokens",
+        "The saved tokens, of those and the billed ones: what the bill would have been without the proxy.",
+        saved_of_all_tokens(),
+        "percentunit",
+        HIT_STEPS,
+    ),
+    stat(
+        "Saved money",
+        "The saved tokens in the currency of [prices] in the configuration; models without a price don't count, and"
+        " without prices there is no value.",
+        total("", "cost_total", 'kind="saved"', by_model=True, window=SHOWN),
+        "none",
+        decimals=2,
+    ),
+    stat(
+        "Upstream calls avoided",
+        "Requests that were not relayed unread, less the embeddings calls made for them: the work of hits and of"
+        " merging. Fallbacks, validations and splitting large requests cost calls. Of all models: a call is not counted"
+        " by model.",
+        calls_avoided(SHOWN),
+        "short",
+    ),
+]
+
+_HEALTH = [
+    stat(
+        "Instances down now",
+        "What was a proxy within a day, and can't be scraped. Which one: see the Fleet dashboard.",
+        instances_down(),
+        "none",
+        ANY_STEPS,
+    ),
+    stat(
+        "Alerts firing now",
+        "Of the alerts for the proxy, of all instances of a job; needs the alerting rules.",
+        alerts_firing(),
+        "none",
+        ANY_STEPS,
+    ),
+    stat(
+        "Breakers not closed now",
+        "Of upstreams and stores that are not asked because they failed. Which one: see the Upstream and Store"
+        " dashboards.",
+        breakers_not_closed(),
+        "none",
+        ANY_STEPS,
+    ),
+    stat(
+        "Failed requests",
+        "Answered with an error, the upstream's that was passed on or the proxy's own, of all requests.",
+        errors_of_requests(),
+        "percentunit",
+        ERROR_STEPS,
+    ),
+    stat(
+        "Failed upstream calls",
+        "429, 5xx, unreachable and timeout, of all embeddings calls. Clients see it where nothing else serves the same"
+        " model. Of all models.",
+        errors_of_calls(),
+        "percentunit",
+        ERROR_STEPS,
+    ),
+    stat(
+        "Failed store operations",
+        "Reads and writes; they cost hits, not requests. Of all models, and no data where memory is all there is.",
+        errors_of_store(),
+        "percentunit",
+        ERROR_STEPS,
+    ),
+]
+
+_WHY_SLOW = [
+    *_latency(0.95),
+    Panel(
+        "Where the time goes, p95",
+        "parse, reading and identifying a request; lookup, in memory and store; wait, until its call upstream begins;"
+        " upstream, that call; assemble, writing the answer. Of all models.",
+        {"{{stage}}": quantile(0.95, "stage", "stage_duration_seconds")},
+        "s",
+    ),
+    Panel(
+        "Hit rate",
+        "By item, and by whole requests. What is not a hit waits for the upstream.",
+        {"by item": hit_rate_by_item(), "by request": hit_rate_by_request()},
+        "percentunit",
+        maximum=1,
+        steps=HIT_STEPS,
+    ),
+]
+
+_HITS = [
+    Panel(
+        "Hit rate by item against last week",
+        "Over an hour, of all instances and models of a job; needs the recording rules. The alert"
+        " EmbeddingProxyHitRateDrop compares these two.",
+        {
+            "{{job}}": recorded("job:embedding_proxy_item_hits:ratio_rate1h"),
+            "{{job}} a week before": recorded("job:embedding_proxy_item_hits:ratio_rate1h", offset="1w"),
+        },
+        "percentunit",
+        maximum=1,
+        steps=HIT_STEPS,
+    ),
+    Panel(
+        "Items by where their vectors came from",
+        "memory, store; duplicate, within its request; joined, to another request's fetch; upstream; bypass, relayed"
+        " unread.",
+        totals("result", "items_total", by_model=True),
+        "cps",
+        is_stacked=True,
+    ),
+    Panel(
+        "Requests by outcome",
+        "hit, no item was asked upstream; partial, some were; miss, all were; bypass, relayed unread; error.",
+        totals("outcome", "requests_total", by_model=True),
+        "reqps",
+        is_stacked=True,
+    ),
+    Panel(
+        "Upstream calls avoided",
+        "Requests that were not relayed unread, less the calls made for them: below 0, fallbacks and validations cost"
+        " more than was saved. Of all models.",
+        {"avoided": calls_avoided()},
+        "cps",
+        minimum=None,
+        width=12,
+    ),
+    Panel(
+        "Top models",
+        "Items in the time shown. Models beyond the fiftieth, and those that no upstream ever answered for, are"
+        " `other`.",
+        {"{{model}}": f"topk(10, {total('model', 'items_total', by_model=True, window=SHOWN)}) > 0"},
+        "short",
+        kind="bargauge",
+        width=12,
+    ),
+]
+
+_TOKENS_AND_MONEY = [
+    Panel(
+        "Tokens",
+        "billed, as the upstream counted them; saved, what cached and repeated ones once cost.",
+        totals("kind", "tokens_total", by_model=True),
+        "cps",
+        width=12,
+    ),
+    Panel(
+        "Money an hour",
+        "The same at the configured prices, in their currency; no data without [prices].",
+        {"{{kind}}": f"3600 * {total('kind', 'cost_total', by_model=True)}"},
+        "none",
+        width=12,
+        decimals=2,
+    ),
+]
+
+_LATENCY = [
+    *_latency(0.5, 0.99),
+    Panel(
+        "Hits slower than 100 ms",
+        "The objective is 1 %; needs the recording rules. Above 14.4 % in both five minutes and an hour, or 6 % in both"
+        " half an hour and six hours, EmbeddingProxyHitLatencyBurn fires.",
+        {
+            f"{{{{job}}}} {window}": recorded(f"job:embedding_proxy_slow_hits:ratio_rate{window}")
+            for window in ("5m", "30m", "1h", "6h")
+        },
+        "percentunit",
+        steps=[(None, GREEN), (0.01, YELLOW), (0.06, ORANGE), (0.144, RED)],
+    ),
+]
+
+_WHAT_IS_NOT_CACHED = [
+    Panel(
+        "Bypasses by reason",
+        "Requests relayed unread, by what made their meaning uncertain: a field or a form of input that the proxy does"
+        " not know, empty texts, remote images. Of all models.",
+        totals("reason", "bypasses_total"),
+        "reqps",
+        is_stacked=True,
+    ),
+    Panel(
+        "Share of bypasses",
+        "Of all requests of a job, over a quarter of an hour and over a day; needs the recording rules. The alert"
+        " EmbeddingProxyBypassSpike compares these two.",
+        {
+            f"{{{{job}}}} {window}": recorded(f"job:embedding_proxy_bypasses:ratio_rate{window}")
+            for window in ("15m", "1d")
+        },
+        "percentunit",
+        steps=ERROR_STEPS,
+    ),
+    Panel(
+        "Errors by model and status",
+        "499: the client left before its answer. 503: a limit was reached, or it drains. 200: an answer that did not"
+        " check out and was passed on.",
+        totals("model, status", "requests_total", 'outcome="error"', by_model=True),
+        "reqps",
+        is_stacked=True,
+    ),
+]
+
+OVERVIEW = Dashboard(
+    name="overview",
+    title="Embedding proxy / Overview",
+    description="What the cache saves, and what its clients see.",
+    rows={
+        "Saved, in the time shown": _SAVED,
+        "Health, now and in the time shown": _HEALTH,
+        "What was slow, and why": _WHY_SLOW,
+        "Hits": _HITS,
+        "Tokens and money": _TOKENS_AND_MONEY,
+        "Latency": _LATENCY,
+        "What is not cached": _WHAT_IS_NOT_CACHED,
+    },
+)
