@@ -72,10 +72,10 @@ async def test_a_store_that_breaks_under_load_costs_no_request(
 async def test_hits_come_back_with_the_store(start_proxy: StartProxy, tmp_path: Path) -> None:
     server = RedisServer(tmp_path, "--appendonly", "yes", "--appendfsync", "always")
     store = StoreSetting(url=server.url)
-    first = await start_proxy(store=store, store_budget_s=0.05)
+    first = await start_proxy(store=store)
     await first.embed("kept")
     server.kill()
-    second = await start_proxy(store=store, store_budget_s=0.05)
+    second = await start_proxy(store=store)
     for number in range(10):
         assert (await second.embed(f"other {number}")).status == 200
     server.restart()

@@ -30,8 +30,10 @@ class DictStore(Unleased):
         self.failure: StoreError | None = None
         self.gate = asyncio.Event()
         self.gate.set()
+        self.budgets_s: list[float] = []
 
     async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
+        self.budgets_s.append(budget_s)
         try:
             async with asyncio.timeout(budget_s):
                 await self.gate.wait()
@@ -66,6 +68,15 @@ def make_cache(store: Store, clock: Clock | None = None, ttl_s: float | None = N
 
 def served(entries: Mapping[bytes, object]) -> dict[bytes, bytes]:
     return {key: entry.numbers() for key, entry in entries.items()}  # type: ignore[attr-defined]
+
+
+async def test_a_large_read_has_more_time_than_a_small_one() -> None:
+    store = DictStore()
+    cache = make_cache(store, budget_s=0.05)
+    for count in (1, 1024):
+        await cache.read([number.to_bytes(32, "big") for number in range(count)], not_before=0)
+    # A quarter of a millisecond a key, on top.
+    assert store.budgets_s == pytest.approx([0.05025, 0.306])
 
 
 async def test_what_was_written_is_in_memory_and_in_the_store() -> None:
