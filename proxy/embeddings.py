@@ -1,45 +1,36 @@
 """The request path of the cached route: one way, read from `EmbeddingsRoute.handle` down."""
 
-import asyncio
 import logging
 import re
 import time
-import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from aiohttp.web import BaseRequest, RequestPayloadError, Response, StreamResponse
+from aiohttp.web import BaseRequest, Response, StreamResponse
 from multidict import CIMultiDict
 
 from proxy import headers, keys, wire
+from proxy.answers import Answers, cache_headers, relayed
 from proxy.auth import KEY_REFUSALS, Access, Place, Validations
-from proxy.batcher import Delivered, Refused, Unusable
-from proxy.connections import paced
-from proxy.errors import BodyTooLarge, InvalidRequest, KeyRefused, NotCached, Overloaded, ProxyError
+from proxy.batcher import Refused, Unusable
+from proxy.bodies import Bodies, Held
+from proxy.errors import InvalidRequest, KeyRefused, NotCached, ProxyError
 from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
 from proxy.headers import Directives, Identity
 from proxy.metrics import Metrics
 from proxy.origins import Origin, Origins
-from proxy.passthrough import answer_expect, relay
+from proxy.passthrough import relay
 from proxy.plan import Plan, plan
 from proxy.recall import Known, Recall, Wanted
 from proxy.sentinels import Sentinels
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache
 from proxy.traces import NO_SPAN, Span
-from proxy.upstream import Answer
 from proxy.wire import Bypass, EmbeddingRequest
 
 _log = logging.getLogger(__name__)
 
-_CACHE_NAME = "embedding-proxy"
-# Of a relayed answer these describe bytes that the rebuilt body does not have.
-_BODY_HEADERS = (
-    "Content-Length", "Content-Encoding", "Content-Type", "Content-Digest", "Content-MD5", "Digest", "ETag",
-)  # fmt: skip
-_MAX_RATIO, _LEAST_BOUND = 100, 1024 * 1024
 # How long requests for stored items wait for the upstream to say what their credential is worth.
 _PATIENCE_S = 2.0
 CLIENT_LEFT = 499  # as nginx counts it: nobody was there to be answered
@@ -65,14 +56,13 @@ class _Job(NamedTuple):
 class Progress:
     """What is known of one request under way, for those who count and log it."""
 
-    __slots__ = ("cached", "held_bytes", "items", "model", "outcome", "span")
+    __slots__ = ("cached", "items", "model", "outcome", "span")
 
     def __init__(self) -> None:
         self.outcome = "error"
         self.model: str | None = None  # as the client wrote it; once it is answered, as it may be shown
         self.items = 0
         self.cached = 0  # of the items
-        self.held_bytes = 0  # of its body, in memory
         self.span: Span = NO_SPAN
 
 
@@ -82,72 +72,52 @@ class EmbeddingsRoute:
         cache: Cache,
         fetcher: Fetcher,
         origins: Origins,
-        metrics: Metrics,
         *,
+        bodies: Bodies,
+        answers: Answers,
+        metrics: Metrics,
         access: Access,
         validations: Validations,
-        max_body_bytes: int,
-        max_held_bytes: int,
-        reports_full_usage: bool,
         is_draining: Callable[[], bool] = lambda: False,
     ) -> None:
         self._cache = cache
         self._fetcher = fetcher
         self._origins = origins
+        self._bodies = bodies
+        self._answers = answers
         self._access = access
         self._validations = validations
         self._sentinels = Sentinels(fetcher)
         self._recall = Recall()
-        # One at a time and in a thread of its own: it takes a core for as long as it lasts.
-        self._inflating = asyncio.Semaphore(1)
-        self._inflater = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inflate")
         self._metrics = metrics
         self._stages = metrics.stage_seconds
-        self._max_body_bytes = max_body_bytes
-        self.max_held_bytes = max_held_bytes
-        self.held_bytes = 0  # what has come of request bodies and is in memory
         self._in_flight = 0
-        metrics.held_bytes.set_function(lambda: self.held_bytes)
-        metrics.held_limit_bytes.set(max_held_bytes)
         metrics.requests_in_flight.set_function(lambda: self._in_flight)
-        self._reports_full_usage = reports_full_usage
         self._is_draining = is_draining
         self._said: set[tuple[str, str]] = set()
-
-    def close(self) -> None:
-        self._inflater.shutdown(wait=False)
 
     async def handle(self, request: BaseRequest, progress: Progress) -> StreamResponse:
         """Answer ``POST …/embeddings``. Raises `ProxyError`."""
         started = time.perf_counter()
         status = CLIENT_LEFT
         self._in_flight += 1
+        held = Held(self._bodies)
         try:
-            progress.outcome, response = await self._serve(request, progress)
+            progress.outcome, response = await self._serve(request, held, progress)
             status = response.status
         except ProxyError as error:
             status = error.status
             raise
         finally:
             self._in_flight -= 1
-            self.held_bytes -= progress.held_bytes
+            held.release()
             self._metrics.of_model(progress.model).answered(progress.outcome, status)
             progress.model = self._metrics.label_of(progress.model)
             self._metrics.request_seconds[progress.outcome].observe(time.perf_counter() - started)
         return response
 
-    def _hold(self, progress: Progress, size: int) -> None:
-        if self.held_bytes + size > self.max_held_bytes:
-            raise Overloaded("Too many request bodies are held in memory.")
-        self.held_bytes += size
-        progress.held_bytes += size
-
-    def _give_back(self, progress: Progress, size: int) -> None:
-        self.held_bytes -= size
-        progress.held_bytes -= size
-
-    async def _serve(self, request: BaseRequest, progress: Progress) -> tuple[str, StreamResponse]:
-        body = sent = await self._read_body(request, progress)
+    async def _serve(self, request: BaseRequest, held: Held, progress: Progress) -> tuple[str, StreamResponse]:
+        body = sent = await self._bodies.read(request, held)
         began_s = time.perf_counter()
         own = headers.identity(request.headers)
         mark = self._recall.mark(request.raw_path, own, sent) if _is_plain(request, own) else None
@@ -158,7 +128,7 @@ class EmbeddingsRoute:
             identity = self._access.outgoing(request.headers, own)
             _require_json(request, is_signed=identity.is_signed)
             if "Content-Encoding" in request.headers:
-                body = await self._inflated(request, sent, progress)
+                body = await self._bodies.inflated(request, sent, held)
             fields = wire.read_object(body)
             progress.model = wire.model_of(fields)
             origin = self._origins.of(progress.model)
@@ -210,7 +180,7 @@ class EmbeddingsRoute:
         if not to_do.missing and is_valid:
             if mark is not None and from_memory == len(found):
                 self._recall.put(mark, Known(job.wanted, job.who, job.place))
-            return "hit", self._answer_hit(job.wanted, found, from_memory, [])
+            return "hit", self._answers.hit(job.wanted, found, from_memory, [])
         if job.directives.only_if_cached:
             if not to_do.missing:
                 raise NotCached("The items are cached, but the upstream has not vouched for this credential of late.")
@@ -236,7 +206,7 @@ class EmbeddingsRoute:
         progress.model = wanted.model
         progress.items = progress.cached = len(wanted.keys)
         progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
-        return self._answer_hit(wanted, found, len(found), [])
+        return self._answers.hit(wanted, found, len(found), [])
 
     def _is_valid(self, who: bytes, place: Place) -> bool:
         return self._access.owns_key or self._validations.holds(who, place)
@@ -254,19 +224,19 @@ class EmbeddingsRoute:
         said = await self._sentinels.ask((job.who, job.place), errand, patience_s=patience_s)
         if said is None:
             self._metrics.validations.labels("unknown").inc()
-            return "hit", self._answer_hit(job.wanted, found, from_memory, [], detail="unvalidated")
+            return "hit", self._answers.hit(job.wanted, found, from_memory, [], detail="unvalidated")
         fetched = said.fetched
         if fetched.failure is not None:
             self._metrics.validations.labels("refused" if fetched.failure.is_verdict else "unknown").inc()
             if self._access.is_shared or not fetched.failure.is_everybodys:
                 return "error", await self._answer_failure(job, errand, fetched.failure)
-            return "hit", self._answer_hit(job.wanted, found, from_memory, [], detail="unvalidated")
+            return "hit", self._answers.hit(job.wanted, found, from_memory, [], detail="unvalidated")
         self._metrics.validations.labels("confirmed").inc()
         first = fetched if said.is_own else NOTHING
         if _epochs(found, fetched.entries) > 1:
             return await self._fetch_and_answer(job, {}, 0, refresh=True, first=first.bill)
         if not to_do.missing:
-            return "hit", self._answer_hit(job.wanted, found, from_memory, first.receipts, detail="validated")
+            return "hit", self._answers.hit(job.wanted, found, from_memory, first.receipts, detail="validated")
         # `Fetcher.fetch` counts on a look into memory since the last await.
         there = self._cache.peek([job.wanted.keys[i] for i in to_do.missing], not_before=errand.not_before)
         first = replace(first, entries=there | first.entries)
@@ -279,43 +249,6 @@ class EmbeddingsRoute:
         place = min(places, key=lambda i: wire.weight(asked.kind, asked.items[i]))
         errand = self._errand(job, plan(job.wanted.keys, ()), refresh=False).only([job.wanted.keys[place]])
         return replace(errand, is_shared=False, is_stored=errand.is_stored and bool(to_do.missing))
-
-    # --- in
-
-    async def _read_body(self, request: BaseRequest, progress: Progress) -> bytes:
-        if (request.content_length or 0) > self._max_body_bytes:
-            raise BodyTooLarge(f"The request body is larger than {self._max_body_bytes} bytes.")
-        await answer_expect(request)
-        chunks: list[bytes] = []
-
-        def take(chunk: bytes) -> None:
-            chunks.append(chunk)
-            self._hold(progress, len(chunk))
-            if progress.held_bytes > self._max_body_bytes:
-                raise BodyTooLarge(f"The request body is larger than {self._max_body_bytes} bytes.")
-
-        try:
-            if request.content.is_eof():  # it came along with its head
-                take(request.content.read_nowait())
-            else:
-                async for chunk in paced(request.content):
-                    take(chunk)
-        except RequestPayloadError:
-            raise InvalidRequest("The request body is not framed as its headers say.") from None
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-    async def _inflated(self, request: BaseRequest, body: bytes, progress: Progress) -> bytes:
-        """A compressed body as it was, which is no larger than one that is not compressed may be."""
-        codings = request.headers.getall("Content-Encoding")
-        if len(codings) != 1 or codings[0].lower() not in {"gzip", "deflate"}:
-            raise Bypass("content-encoding")
-        # No JSON of texts is a hundred times smaller for it; what claims to be is a bomb.
-        bound = min(self._max_body_bytes, max(_LEAST_BOUND, _MAX_RATIO * len(body)))
-        self._hold(progress, bound)
-        async with self._inflating:
-            plain = await asyncio.get_running_loop().run_in_executor(self._inflater, _inflate, body, bound)
-        self._give_back(progress, bound - len(plain))
-        return plain
 
     def _by_model(self, body: bytes) -> Origin:
         """Who is asked about a body that was not understood."""
@@ -332,7 +265,7 @@ class EmbeddingsRoute:
     ) -> StreamResponse:
         self._metrics.bypasses.labels(reason).inc()
         self._say_once(reason, "a request is relayed without caching")
-        extra = _cache_headers("BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0)
+        extra = cache_headers("BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0)
         is_last = self._is_draining()
         route = origin.routes.find(request.raw_path)
         url = route.url if route else origin.routes.embeddings(request.raw_path)
@@ -380,12 +313,14 @@ class EmbeddingsRoute:
         if fetched.failure is not None:
             return "error", await self._answer_failure(job, errand, fetched.failure)
         if _epochs(found, fetched.entries) > 1:  # and now it serves both by turns
-            return "error", _relayed(await self._fetcher.replay(errand))
+            return "error", relayed(await self._fetcher.replay(errand))
         if not fetched.receipts and not self._is_valid(job.who, job.place):
             # All of it was in the store after all, or in the flight of another replica.
             everything = found | fetched.entries
             return await self._ask_first(job, plan(job.wanted.keys, everything), everything, from_memory)
-        return ("partial" if found else "miss"), self._answer_fetched(job, found, fetched, from_memory)
+        return ("partial" if found else "miss"), self._answers.fetched(
+            job.wanted, found, fetched, from_memory, is_stored=not job.directives.no_store
+        )
 
     def _errand(self, job: _Job, to_do: Plan, *, refresh: bool) -> Errand:
         directives = job.directives
@@ -422,16 +357,16 @@ class EmbeddingsRoute:
             case Refused(answer) if answer.status in _NOT_THERE:
                 url = errand.origin.routes.embeddings("")
                 self._say_once(f"{answer.status} from {url}", "perhaps the base URL is wrong")
-                return _relayed(answer)
+                return relayed(answer)
             case Refused(answer, body) if body == job.asked.body or not failure.cause.blames_input:
-                return _relayed(answer)
+                return relayed(answer)
             case Refused():
                 # It may name the place of the item it blames, which is another one in the client's list.
-                return _relayed(await self._fetcher.replay(errand))
+                return relayed(await self._fetcher.replay(errand))
             case Unusable(answer, body, reason):
                 self._say_once(reason, "an answer of the upstream is relayed and not stored")
                 # Part of an answer can't be relayed as the whole: ask again for just what the client asked for.
-                return _relayed(answer if body == job.asked.body else await self._fetcher.replay(errand))
+                return relayed(answer if body == job.asked.body else await self._fetcher.replay(errand))
             case ProxyError() as error:
                 raise error.again()
 
@@ -439,89 +374,6 @@ class EmbeddingsRoute:
         if (reason, what) not in self._said:
             self._said.add((reason, what))
             _log.warning("%s: %s (said once; counted in metrics)", what, reason)
-
-    # --- out
-
-    def _answer_hit(
-        self, wanted: Wanted, found: dict[bytes, Entry], from_memory: int, receipts: list[Delivered], detail: str = ""
-    ) -> Response:
-        usage = _added_up(receipts) if receipts else {"prompt_tokens": 0, "total_tokens": 0}
-        saved = max(0, sum([found[key].tokens for key in wanted.keys]) - usage["prompt_tokens"])
-        extra = _cache_headers("HIT", f"hit; detail={detail}" if detail else "hit", saved_tokens=saved)
-        self._count_items(wanted, found, from_memory, own=0, joined=0)
-        return self._answer(wanted, found, usage, saved, extra)
-
-    def _answer_fetched(self, job: _Job, found: dict[bytes, Entry], fetched: Fetched, from_memory: int) -> Response:
-        entries = found | fetched.entries
-        saved = sum([entries[key].tokens for key in job.wanted.keys]) - sum(
-            [entries[key].tokens for key in fetched.asked]
-        )
-        joined = len(fetched.entries) - len(fetched.asked)
-        self._count_items(job.wanted, found, from_memory, own=len(fetched.asked), joined=joined)
-        state, status = ("PARTIAL", "fwd=partial") if found else ("MISS", "fwd=miss")
-        status += "; fwd-status=200" + ("" if job.directives.no_store else "; stored")
-        status += "; collapsed" if joined else ""
-        extra = headers.end_to_end(fetched.receipts[0].headers) if fetched.receipts else CIMultiDict[str]()
-        for name in _BODY_HEADERS:
-            extra.popall(name, None)
-        if not all(receipt.is_exact for receipt in fetched.receipts):
-            extra.popall("Set-Cookie", None)  # it may have been another client's call
-        extra.update(_cache_headers(state, status, saved_tokens=saved))
-        return self._answer(job.wanted, entries, _added_up(fetched.receipts), saved, extra)
-
-    def _answer(
-        self,
-        wanted: Wanted,
-        entries: dict[bytes, Entry],
-        usage: dict[str, Any],
-        saved: int,
-        extra: CIMultiDict[str],
-    ) -> Response:
-        self._metrics.of_model(wanted.model).save(saved)
-        if self._reports_full_usage:
-            usage = usage | {name: usage[name] + saved for name in ("prompt_tokens", "total_tokens")}
-        began_s = time.perf_counter()
-        text = self._cache.memory.text
-        encoding = wanted.encoding
-        texts = [text(key, entries[key], encoding) for key in wanted.keys]
-        extra["Content-Type"] = "application/json"
-        body = wire.assemble(texts, entries[wanted.keys[0]].model, usage)
-        self._stages["assemble"].observe(time.perf_counter() - began_s)
-        return Response(body=body, headers=extra)
-
-    def _count_items(
-        self, wanted: Wanted, found: dict[bytes, Entry], from_memory: int, *, own: int, joined: int
-    ) -> None:
-        """``found`` is empty where what had been found was of another epoch, and fetched anew."""
-        items = self._metrics.of_model(wanted.model).items
-        from_memory = min(from_memory, len(found))
-        items["memory"].inc(from_memory)
-        if from_memory == len(wanted.keys):
-            return
-        items["store"].inc(len(found) - from_memory)
-        items["upstream"].inc(own)
-        items["joined"].inc(joined)
-        items["duplicate"].inc(len(wanted.keys) - len(found) - own - joined)
-
-
-def _added_up(receipts: list[Delivered]) -> dict[str, Any]:
-    """The usage of all calls made for one request; of a single one whatever else its upstream said there, too."""
-    if len(receipts) == 1:
-        return receipts[0].usage
-    return {name: sum(receipt.usage[name] for receipt in receipts) for name in ("prompt_tokens", "total_tokens")}
-
-
-def _inflate(body: bytes, max_bytes: int) -> bytes:
-    try:
-        inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, as it says itself
-        plain = inflater.decompress(body, max_bytes + 1)
-    except zlib.error:
-        raise Bypass("content-encoding") from None
-    if len(plain) > max_bytes:
-        raise BodyTooLarge(f"The request body is larger than {max_bytes} bytes when it is not compressed.")
-    if not inflater.eof or inflater.unused_data:
-        raise Bypass("content-encoding")
-    return plain
 
 
 def _as_plain(forwarded: CIMultiDict[str]) -> CIMultiDict[str]:
@@ -559,21 +411,3 @@ def _embeddings_url(origin: Origin, target: str) -> str:
 
 def _epochs(*entries: dict[bytes, Entry]) -> int:
     return len({entry.epoch for some in entries for entry in some.values()})
-
-
-def _cache_headers(state: str, status: str, *, saved_tokens: int) -> CIMultiDict[str]:
-    """What the cache did, for people (X-Cache) and by RFC 9211 (Cache-Status)."""
-    return CIMultiDict(
-        {
-            "X-Cache": state,
-            "Cache-Status": f"{_CACHE_NAME}; {status}",
-            "X-Cache-Saved-Tokens": str(saved_tokens),
-        }
-    )
-
-
-def _relayed(answer: Answer) -> Response:
-    extra = headers.end_to_end(answer.headers)
-    extra.popall("Content-Length", None)
-    extra.update(_cache_headers("MISS", f"fwd=miss; fwd-status={answer.status}", saved_tokens=0))
-    return Response(status=answer.status, reason=answer.reason, headers=extra, body=answer.body)

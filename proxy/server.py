@@ -18,8 +18,10 @@ from aiohttp import BaseConnector, TCPConnector, UnixConnector, web
 from prometheus_client import Metric
 
 from proxy import __version__, admin, demo, listen, openapi
+from proxy.answers import Answers
 from proxy.auth import Access, Validations
 from proxy.batcher import Batcher
+from proxy.bodies import Bodies
 from proxy.clientkeys import ClientKeys
 from proxy.config import THIS_MACHINE, Settings, StoreSetting, UpstreamSetting
 from proxy.connections import SWEEP_S, Handler, Server, require_strict_parser
@@ -239,19 +241,19 @@ async def running(
         stack.push_async_callback(_before, lifecycle, fetcher.drain)
         client_keys = None if settings.client_keys is None else ClientKeys(settings.client_keys)
         access = Access(shares_all=settings.shares_all, owns_key=settings.owns_key, client_keys=client_keys)
+        bodies = Bodies(metrics, max_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
+        stack.callback(bodies.close)
         route = EmbeddingsRoute(
             cache,
             fetcher,
             origins,
-            metrics,
+            bodies=bodies,
+            answers=Answers(cache.memory, metrics, reports_full_usage=settings.reports_full_usage),
+            metrics=metrics,
             access=access,
             validations=validations,
-            max_body_bytes=settings.max_body_bytes,
-            max_held_bytes=settings.max_held_bytes,
-            reports_full_usage=settings.reports_full_usage,
             is_draining=lambda: lifecycle.is_draining,
         )
-        stack.callback(route.close)
         log = RequestLog(write_log, is_json=settings.log_format == "json", clock=clock)
         stack.callback(log.flush)
         await stack.enter_async_context(every(FLUSH_S, lambda _: log.flush()))

@@ -17,8 +17,10 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy import headers, keys, wire
+from proxy.answers import Answers
 from proxy.auth import Access, Place, Validations
 from proxy.batcher import Batcher
+from proxy.bodies import Bodies
 from proxy.embeddings import EmbeddingsRoute, Progress
 from proxy.errors import ProxyError, StoreError, UpstreamUnreachable
 from proxy.fetcher import ATTEMPTS, Errand, Fetched, Fetcher
@@ -177,12 +179,11 @@ class Machine(RuleBasedStateMachine):
             self.cache,
             self.fetcher,
             Origins(origin),
-            metrics,
+            bodies=Bodies(metrics, max_bytes=10**6, max_held_bytes=10**8),
+            answers=Answers(self.cache.memory, metrics, reports_full_usage=False),
+            metrics=metrics,
             access=Access(shares_all=False, owns_key=False, client_keys=None),
             validations=self.validations,
-            max_body_bytes=10**6,
-            max_held_bytes=10**8,
-            reports_full_usage=False,
         )
 
     def validated(self, origin: Origin) -> Validations:

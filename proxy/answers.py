@@ -1,0 +1,117 @@
+"""Answers of the cached route, made from entries, and what they say of the cache."""
+
+import time
+from typing import Any
+
+from aiohttp.web import Response
+from multidict import CIMultiDict
+
+from proxy import headers, wire
+from proxy.batcher import Delivered
+from proxy.fetcher import Fetched
+from proxy.metrics import Metrics
+from proxy.recall import Wanted
+from proxy.store.memory import Entry, Memory
+from proxy.upstream import Answer
+
+_CACHE_NAME = "embedding-proxy"
+# Of a relayed answer these describe bytes that the rebuilt body does not have.
+_BODY_HEADERS = (
+    "Content-Length", "Content-Encoding", "Content-Type", "Content-Digest", "Content-MD5", "Digest", "ETag",
+)  # fmt: skip
+
+
+class Answers:
+    """``found`` are entries from the cache, of which so many were in memory."""
+
+    def __init__(self, memory: Memory, metrics: Metrics, *, reports_full_usage: bool) -> None:
+        self._memory = memory
+        self._metrics = metrics
+        self._reports_full_usage = reports_full_usage
+
+    def hit(
+        self, wanted: Wanted, found: dict[bytes, Entry], from_memory: int, receipts: list[Delivered], detail: str = ""
+    ) -> Response:
+        usage = _added_up(receipts) if receipts else {"prompt_tokens": 0, "total_tokens": 0}
+        saved = max(0, sum([found[key].tokens for key in wanted.keys]) - usage["prompt_tokens"])
+        extra = cache_headers("HIT", f"hit; detail={detail}" if detail else "hit", saved_tokens=saved)
+        self._count_items(wanted, found, from_memory, own=0, joined=0)
+        return self._answer(wanted, found, usage, saved, extra)
+
+    def fetched(
+        self, wanted: Wanted, found: dict[bytes, Entry], fetched: Fetched, from_memory: int, *, is_stored: bool
+    ) -> Response:
+        entries = found | fetched.entries
+        saved = sum([entries[key].tokens for key in wanted.keys]) - sum([entries[key].tokens for key in fetched.asked])
+        joined = len(fetched.entries) - len(fetched.asked)
+        self._count_items(wanted, found, from_memory, own=len(fetched.asked), joined=joined)
+        state, status = ("PARTIAL", "fwd=partial") if found else ("MISS", "fwd=miss")
+        status += "; fwd-status=200" + ("; stored" if is_stored else "")
+        status += "; collapsed" if joined else ""
+        extra = headers.end_to_end(fetched.receipts[0].headers) if fetched.receipts else CIMultiDict[str]()
+        for name in _BODY_HEADERS:
+            extra.popall(name, None)
+        if not all(receipt.is_exact for receipt in fetched.receipts):
+            extra.popall("Set-Cookie", None)  # it may have been another client's call
+        extra.update(cache_headers(state, status, saved_tokens=saved))
+        return self._answer(wanted, entries, _added_up(fetched.receipts), saved, extra)
+
+    def _answer(
+        self,
+        wanted: Wanted,
+        entries: dict[bytes, Entry],
+        usage: dict[str, Any],
+        saved: int,
+        extra: CIMultiDict[str],
+    ) -> Response:
+        self._metrics.of_model(wanted.model).save(saved)
+        if self._reports_full_usage:
+            usage = usage | {name: usage[name] + saved for name in ("prompt_tokens", "total_tokens")}
+        began_s = time.perf_counter()
+        text = self._memory.text
+        encoding = wanted.encoding
+        texts = [text(key, entries[key], encoding) for key in wanted.keys]
+        extra["Content-Type"] = "application/json"
+        body = wire.assemble(texts, entries[wanted.keys[0]].model, usage)
+        self._metrics.stage_seconds["assemble"].observe(time.perf_counter() - began_s)
+        return Response(body=body, headers=extra)
+
+    def _count_items(
+        self, wanted: Wanted, found: dict[bytes, Entry], from_memory: int, *, own: int, joined: int
+    ) -> None:
+        """``found`` is empty where what had been found was of another epoch, and fetched anew."""
+        items = self._metrics.of_model(wanted.model).items
+        from_memory = min(from_memory, len(found))
+        items["memory"].inc(from_memory)
+        if from_memory == len(wanted.keys):
+            return
+        items["store"].inc(len(found) - from_memory)
+        items["upstream"].inc(own)
+        items["joined"].inc(joined)
+        items["duplicate"].inc(len(wanted.keys) - len(found) - own - joined)
+
+
+def _added_up(receipts: list[Delivered]) -> dict[str, Any]:
+    """The usage of all calls made for one request; of a single one whatever else its upstream said there, too."""
+    if len(receipts) == 1:
+        return receipts[0].usage
+    return {name: sum(receipt.usage[name] for receipt in receipts) for name in ("prompt_tokens", "total_tokens")}
+
+
+def cache_headers(state: str, status: str, *, saved_tokens: int) -> CIMultiDict[str]:
+    """What the cache did, for people (X-Cache) and by RFC 9211 (Cache-Status)."""
+    return CIMultiDict(
+        {
+            "X-Cache": state,
+            "Cache-Status": f"{_CACHE_NAME}; {status}",
+            "X-Cache-Saved-Tokens": str(saved_tokens),
+        }
+    )
+
+
+def relayed(answer: Answer) -> Response:
+    """An upstream's answer as it is."""
+    extra = headers.end_to_end(answer.headers)
+    extra.popall("Content-Length", None)
+    extra.update(cache_headers("MISS", f"fwd=miss; fwd-status={answer.status}", saved_tokens=0))
+    return Response(status=answer.status, reason=answer.reason, headers=extra, body=answer.body)
