@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxy import cli, server
+from proxy import cli, serve, server
 from proxy.config import Settings, StoreSetting
 from proxy.providers import PROVIDERS
 
@@ -105,7 +105,7 @@ def test_every_flag_has_its_variable_and_its_key(
     run(monkeypatch)
     assert served[0] == served[1] == served[2]
     assert served[0].reports_full_usage
-    assert {param.name for param in cli.serve_command.params} == {*given, "config"}
+    assert {param.name for param in serve.serve_command.params} == {*given, "config"}
 
 
 SAME = """

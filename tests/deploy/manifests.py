@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import yaml
 
-from proxy import cli
+from proxy import cli, serve
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -130,17 +130,17 @@ def secret(resource: dict[str, Any]) -> dict[str, str]:
 def settings(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> dict[str, Any]:
     """What the command makes of variables and flags. Raises what it raises for those that it does not know."""
     with patch.dict(os.environ, environment, clear=True):
-        context = cli.serve_command.make_context("serve", list(arguments))
-        cli._forbid_unknown_variables(context)
+        context = serve.serve_command.make_context("serve", list(arguments))
+        serve.forbid_unknown_variables(context)
     return context.params
 
 
 def known_variables() -> set[str]:
-    return {str(param.envvar) for param in cli.serve_command.params if param.envvar}
+    return {str(param.envvar) for param in serve.serve_command.params if param.envvar}
 
 
 def known_flags() -> set[str]:
-    return {flag for command in (cli.serve_command, cli.demo_command, cli.stats_command, cli.keys_add)
+    return {flag for command in (serve.serve_command, cli.demo_command, cli.stats_command, cli.keys_add)
             for param in command.params for flag in param.opts}  # fmt: skip
 
 
