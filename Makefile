@@ -12,7 +12,7 @@ BUILD_LOCK := deploy/build.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-providers test-clients test-cluster test-browser test-grafana test-deploy screenshots
-.PHONY: dashboards dashboard-pictures check fmt lock bench cost workers stores faults hostile clean
+.PHONY: dashboards dashboard-pictures check fmt lock bench cost workers stores sizing replica faults hostile clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -130,6 +130,12 @@ workers: $(VENV)/dev-ok ## hit throughput of several workers against one; needs 
 
 stores: $(VENV)/dev-ok ## items a second from one Redis and from a cluster, and what an item weighs in Redis
 	@$(BIN)/python -m bench.stores $(ARGS)
+
+sizing: $(VENV)/dev-ok ## what an item weighs in each tier; ARGS=trace.gz: what share of it a size answers
+	@$(BIN)/python -m bench.sizing $(ARGS)
+
+replica: $(VENV)/dev-ok ## what one replica asks of Redis; needs wrk
+	@$(BIN)/python -m bench.replica $(ARGS)
 
 faults: $(VENV)/dev-ok ## what failures cost, a few minutes; ARGS=--quick for a tenth of it
 	@$(BIN)/python -m bench.faults $(ARGS)
