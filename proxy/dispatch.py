@@ -52,18 +52,18 @@ class Dispatcher:
             response = await self._answer(request, progress)
             status = response.status
         finally:
-            self._log.add(
-                Line(
-                    request_id=request_id,
-                    trace_id=progress.span.trace_id or trace_id(request.headers.get("traceparent")),
-                    outcome=progress.outcome,
-                    status=status,
-                    model=progress.model,
-                    items=progress.items,
-                    cached=progress.cached,
-                    duration_s=time.perf_counter() - started_s,
-                )
+            # By position: it is made for every request, and by name it takes twice as long.
+            line = Line(
+                request_id,
+                progress.span.trace_id or trace_id(request.headers.get("traceparent")),
+                progress.outcome,
+                status,
+                progress.model,
+                progress.items,
+                progress.cached,
+                time.perf_counter() - started_s,
             )
+            self._log.add(line)
             progress.span.end(status, progress.outcome, progress.model, items=progress.items, cached=progress.cached)
         if not response.prepared:
             response.headers.setdefault("X-Request-Id", request_id)  # an upstream's own stays

@@ -79,15 +79,21 @@ def _json(line: Line, now: float) -> str:
 
 def _console(line: Line, now: float) -> str:
     return (
-        f"{_stamp(int(now), '%H:%M:%S')} {line.outcome:<7} {line.status} {line.duration_s * 1000:9.2f} ms"
-        f" {line.cached:>5}/{line.items:<5} {_shown(line.model)}  {line.request_id}"
+        f"{_stamp(int(now), '%H:%M:%S')} {_how(line.outcome, line.status)} {line.duration_s * 1000:9.2f} ms"
+        f" {_what(line.cached, line.items, line.model)}  {line.request_id}"
     )
 
 
-@lru_cache(maxsize=128)
-def _shown(model: str | None) -> str:
+@lru_cache(maxsize=256)
+def _how(outcome: str, status: int) -> str:
+    return f"{outcome:<7} {status}"
+
+
+@lru_cache(maxsize=1024)
+def _what(cached: int, items: int, model: str | None) -> str:
     # A model's name is the client's to choose, and a terminal obeys control characters.
-    return "-" if model is None else ascii(model[:_MAX_NAME])[1:-1]
+    shown = "-" if model is None else ascii(model[:_MAX_NAME])[1:-1]
+    return f"{cached:>5}/{items:<5} {shown}"
 
 
 _stamps: dict[str, tuple[int, str]] = {}
