@@ -10,7 +10,7 @@ import orjson
 import uvloop
 from click.core import ParameterSource
 
-from proxy import __version__, clientkeys, screen, serve, server, statusclient
+from proxy import __version__, clientkeys, process, screen, serve, statusclient
 from proxy.errors import ConfigError
 from proxy.providers import Form, Provider
 from proxy.serve import EXIT_USAGE, serve_command
@@ -122,7 +122,7 @@ def demo_command(host: str, port: int) -> None:
     """Serve the demo upstream alone, to put proxies in front of: its vectors carry no meaning."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(
-            server.serve_demo(host, port, announce=lambda url: click.echo(f"demo upstream on {url}; Ctrl-C ends it"))
+            process.serve_demo(host, port, announce=lambda url: click.echo(f"demo upstream on {url}; Ctrl-C ends it"))
         )
 
 

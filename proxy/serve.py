@@ -17,7 +17,7 @@ import uvloop
 from click.core import ParameterSource
 from platformdirs import user_cache_path
 
-from proxy import banner, config, configfile, log, server
+from proxy import banner, config, configfile, log, process
 from proxy.config import Settings, UpstreamSetting
 from proxy.errors import ConfigError
 from proxy.listen import Doors, Sockets
@@ -267,7 +267,7 @@ def serve_command(ctx: click.Context, /, **given: Any) -> int:
 
 def _serve(settings: Settings, **given: Any) -> int:
     with log.writing(settings.log_format) as sink, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(server.serve(settings, write_log=sink.write, **given))
+        runner.run(process.serve(settings, write_log=sink.write, **given))
     return 0
 
 
@@ -285,7 +285,7 @@ class _Processes:
         self, settings: Settings, base_url: str, admin: Sockets, *, workers: Path, parent: int,
         on_ready: Callable[[], None],
     ) -> int:  # fmt: skip
-        serving = server.serve_admin(settings, base_url, admin, workers=workers, parent=parent, announce=on_ready)
+        serving = process.serve_admin(settings, base_url, admin, workers=workers, parent=parent, announce=on_ready)
         with log.writing(settings.log_format), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serving)
         return 0

@@ -1,11 +1,8 @@
-"""Two listeners, what is behind them, and their life from start to drain."""
+"""What a proxy is made of, from its settings to two listeners that answer."""
 
 import asyncio
-import gc
 import logging
-import os
 import resource
-import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -43,7 +40,6 @@ from proxy.store.sqlite import SQLiteStore
 from proxy.store.tiered import Cache
 from proxy.traces import Traces
 from proxy.upstream import Timeouts, Upstream
-from proxy.workers import Workers
 
 _log = logging.getLogger(__name__)
 
@@ -87,120 +83,6 @@ class Running:
     cache: Cache
     fetcher: Fetcher
     status_page: StatusPage
-
-
-async def serve(
-    settings: Settings,
-    *,
-    announce: Callable[[Running], None],
-    write_log: Callable[[str], object],
-    doors: Doors | None = None,
-    parent: int | None = None,
-) -> None:
-    """Serve until SIGTERM or SIGINT, then drain: say that it is not ready, go on accepting for ``drain_delay_s`` while
-    balancers take note, stop accepting, finish what is under way.
-
-    A worker is given its ``doors``, and ``parent``, a pipe that ends with its supervisor.
-    """
-    stop = stop_signal(parent)
-    async with running(settings, write_log=write_log if settings.logs_requests else None, doors=doors) as proxy:
-        if proxy.client_keys is not None:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, proxy.client_keys)
-        announce(proxy)
-        await proxy.cache.try_store()
-        # What lives now lives on: the collector need not walk it again and again.
-        gc.collect()
-        gc.freeze()
-        await stop.wait()
-        proxy.lifecycle.is_draining = True
-        _log.info("stopping: not ready from now on, accepting for another %g s", settings.drain_delay_s)
-        await asyncio.sleep(settings.drain_delay_s)
-    _log.info("stopped")
-
-
-async def serve_admin(
-    settings: Settings,
-    base_url: str,
-    sockets: Sockets,
-    *,
-    workers: Path,
-    parent: int,
-    announce: Callable[[], None],
-) -> None:
-    """Answer the admin port for all workers, until the second SIGTERM or the end of their supervisor; the first says
-    that they are draining."""
-    is_draining = False
-    stop = end_of(parent)
-
-    def on_signal() -> None:
-        nonlocal is_draining
-        if is_draining:
-            stop.set()
-        is_draining = True
-
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, on_signal)
-    families = Workers(workers).families
-    page = StatusPage(families, lambda: about(settings, base_url), is_draining=lambda: is_draining, now=time.monotonic)
-    app = admin.make_app(
-        families,
-        page,
-        is_ready=lambda: not is_draining,
-        describe=lambda: openapi.describe(settings.upstream.provider, base_url),
-    )
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(every(STEP_S, lambda _: page.sample()))
-        await accept(stack, web.AppRunner(app, access_log=None, shutdown_timeout=1.0), sockets)
-        announce()
-        await stop.wait()
-
-
-def _reload(client_keys: ClientKeys) -> None:
-    try:
-        _log.info("client keys: %d, read again", client_keys.reload())
-    except ConfigError as error:
-        _log.error("%s; going on with those there were", error)
-
-
-async def serve_demo(host: str, port: int, *, announce: Callable[[str], None]) -> None:
-    """Serve the demo upstream on an address of its own, which ``announce`` is told, until SIGTERM or SIGINT."""
-    stop = stop_signal()
-    async with AsyncExitStack() as stack:
-        (sockets,) = stack.enter_context(listen.opened(host, port, flag="--port"))
-        await accept(stack, web.AppRunner(demo.make_app(), access_log=None, shutdown_timeout=1.0), sockets)
-        announce(base_url_of(sockets))
-        await stop.wait()
-
-
-def stop_signal(parent: int | None = None) -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT. The second ends the process at once: stored entries can't be torn.
-
-    A worker leaves SIGINT to its supervisor, and stops when that has gone.
-    """
-    stop = asyncio.Event() if parent is None else end_of(parent)
-
-    def on_signal() -> None:
-        if stop.is_set():
-            os._exit(1)
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, on_signal)
-    if parent is None:
-        loop.add_signal_handler(signal.SIGINT, on_signal)
-    return stop
-
-
-def end_of(pipe: int) -> asyncio.Event:
-    """Set when nobody can write to ``pipe`` any more."""
-    end = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def on_end() -> None:
-        loop.remove_reader(pipe)
-        end.set()
-
-    loop.add_reader(pipe, on_end)
-    return end
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxy import cli, serve, server
+from proxy import cli, process, serve
 from proxy.config import Settings, StoreSetting
 from proxy.providers import PROVIDERS
 
@@ -23,7 +23,7 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Settings]:
         assert callable(write_log)
         caught.append(settings)
 
-    monkeypatch.setattr(server, "serve", serve)
+    monkeypatch.setattr(process, "serve", serve)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return caught
 

@@ -1,0 +1,142 @@
+"""One process: what it is told by signals, and its life from start to drain."""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from aiohttp import web
+
+from proxy import admin, demo, listen, openapi, server
+from proxy.clientkeys import ClientKeys
+from proxy.config import Settings
+from proxy.errors import ConfigError
+from proxy.listen import Doors, Sockets
+from proxy.periodic import every
+from proxy.server import Running
+from proxy.status import STEP_S
+from proxy.statuspage import StatusPage
+from proxy.workers import Workers
+
+_log = logging.getLogger(__name__)
+
+
+async def serve(
+    settings: Settings,
+    *,
+    announce: Callable[[Running], None],
+    write_log: Callable[[str], object],
+    doors: Doors | None = None,
+    parent: int | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain: say that it is not ready, go on accepting for ``drain_delay_s`` while
+    balancers take note, stop accepting, finish what is under way.
+
+    A worker is given its ``doors``, and ``parent``, a pipe that ends with its supervisor.
+    """
+    stop = stop_signal(parent)
+    async with server.running(settings, write_log=write_log if settings.logs_requests else None, doors=doors) as proxy:
+        if proxy.client_keys is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, proxy.client_keys)
+        announce(proxy)
+        await proxy.cache.try_store()
+        # What lives now lives on: the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
+        await stop.wait()
+        proxy.lifecycle.is_draining = True
+        _log.info("stopping: not ready from now on, accepting for another %g s", settings.drain_delay_s)
+        await asyncio.sleep(settings.drain_delay_s)
+    _log.info("stopped")
+
+
+async def serve_admin(
+    settings: Settings,
+    base_url: str,
+    sockets: Sockets,
+    *,
+    workers: Path,
+    parent: int,
+    announce: Callable[[], None],
+) -> None:
+    """Answer the admin port for all workers, until the second SIGTERM or the end of their supervisor; the first says
+    that they are draining."""
+    is_draining = False
+    stop = end_of(parent)
+
+    def on_signal() -> None:
+        nonlocal is_draining
+        if is_draining:
+            stop.set()
+        is_draining = True
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, on_signal)
+    families = Workers(workers).families
+    page = StatusPage(
+        families, lambda: server.about(settings, base_url), is_draining=lambda: is_draining, now=time.monotonic
+    )
+    app = admin.make_app(
+        families,
+        page,
+        is_ready=lambda: not is_draining,
+        describe=lambda: openapi.describe(settings.upstream.provider, base_url),
+    )
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(every(STEP_S, lambda _: page.sample()))
+        await server.accept(stack, web.AppRunner(app, access_log=None, shutdown_timeout=1.0), sockets)
+        announce()
+        await stop.wait()
+
+
+def _reload(client_keys: ClientKeys) -> None:
+    try:
+        _log.info("client keys: %d, read again", client_keys.reload())
+    except ConfigError as error:
+        _log.error("%s; going on with those there were", error)
+
+
+async def serve_demo(host: str, port: int, *, announce: Callable[[str], None]) -> None:
+    """Serve the demo upstream on an address of its own, which ``announce`` is told, until SIGTERM or SIGINT."""
+    stop = stop_signal()
+    async with AsyncExitStack() as stack:
+        (sockets,) = stack.enter_context(listen.opened(host, port, flag="--port"))
+        await server.accept(stack, web.AppRunner(demo.make_app(), access_log=None, shutdown_timeout=1.0), sockets)
+        announce(server.base_url_of(sockets))
+        await stop.wait()
+
+
+def stop_signal(parent: int | None = None) -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT. The second ends the process at once: stored entries can't be torn.
+
+    A worker leaves SIGINT to its supervisor, and stops when that has gone.
+    """
+    stop = asyncio.Event() if parent is None else end_of(parent)
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, on_signal)
+    if parent is None:
+        loop.add_signal_handler(signal.SIGINT, on_signal)
+    return stop
+
+
+def end_of(pipe: int) -> asyncio.Event:
+    """Set when nobody can write to ``pipe`` any more."""
+    end = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_end() -> None:
+        loop.remove_reader(pipe)
+        end.set()
+
+    loop.add_reader(pipe, on_end)
+    return end
