@@ -14,11 +14,11 @@ def text_of(settings: Settings, base_url: str, admin_url: str) -> str:
         upstream = "demo, built in and offline: for trying this out, its vectors carry no meaning"
         model, key, python_key, imports = "demo", "any", '"any"', ""
     upstream += "".join(f"\n            {own.name} for {', '.join(own.models)}" for own in settings.routed)
-    where, curl, client = base_url, "curl", ""
+    where, curl, client, packages = base_url, "curl", "", "openai"
     if settings.host.startswith(UNIX):
         path = settings.host.removeprefix(UNIX)
         where, curl = f"{base_url} on the socket {path}", f"curl --unix-socket {path}"
-        imports += "import httpx; "
+        imports, packages = imports + "import httpx; ", "openai httpx"
         client = f', http_client=httpx.Client(transport=httpx.HTTPTransport(uds="{path}"))'
     return f"""
   embedding-proxy {__version__}
@@ -34,7 +34,7 @@ def text_of(settings: Settings, base_url: str, admin_url: str) -> str:
     {curl} -i -w '\\n' {base_url}/embeddings -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\
       -d '{{"model": "{model}", "input": "hello, world", "dimensions": 8}}'
 
-  Or from Python (pip install openai):
+  Or from Python (pip install {packages}):
 
     {imports}from openai import OpenAI
     client = OpenAI(base_url="{base_url}", api_key={python_key}{client})

@@ -263,6 +263,8 @@ class EmbeddingsRoute:
     async def _bypass(
         self, request: BaseRequest, progress: Progress, origin: Origin, body: bytes, reason: str
     ) -> StreamResponse:
+        if headers.cache_control(request.headers).only_if_cached:
+            raise NotCached(f"The request is one that is not cached ({reason}).")
         self._metrics.bypasses.labels(reason).inc()
         self._say_once(reason, "a request is relayed without caching")
         extra = cache_headers("BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0)

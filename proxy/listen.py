@@ -29,6 +29,8 @@ def opened(host: str, port: int, *, flag: str, copies: int = 1) -> Iterator[list
     one for another port.
     """
     path = Path(host.removeprefix(UNIX)) if host.startswith(UNIX) else None
+    if host == UNIX:
+        raise ConfigError("--host unix: has no path; accepted: unix:/path/to/socket")
     try:
         sets = _tcp_sets(host, port, copies) if path is None else [[_unix_socket(path)]] * copies
     except (OSError, UnicodeError) as error:

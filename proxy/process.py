@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -40,9 +41,17 @@ async def serve(
     A worker is given its ``doors``, and ``parent``, a pipe that ends with its supervisor.
     """
     stop = stop_signal(parent)
-    async with server.running(settings, write_log=write_log if settings.logs_requests else None, doors=doors) as proxy:
+
+    def on_hangup(proxy: Running) -> None:
         if proxy.client_keys is not None:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, proxy.client_keys)
+            _reload(proxy.client_keys)
+        elif parent is None and sys.stdin.isatty():  # the terminal has gone
+            stop.set()
+        else:
+            _log.info("SIGHUP: there are no client keys to read again")
+
+    async with server.running(settings, write_log=write_log if settings.logs_requests else None, doors=doors) as proxy:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup, proxy)
         announce(proxy)
         await proxy.cache.try_store()
         # What lives now lives on: the collector need not walk it again and again.

@@ -230,7 +230,8 @@ def _open_traces(settings: Settings) -> Traces:
         from proxy import otlp  # noqa: PLC0415 - what it needs is an extra
     except ImportError as error:
         raise ConfigError(
-            f"--traces {settings.traces} needs OpenTelemetry ({error}): pip install 'embedding-cache-proxy[otel]'"
+            f"--traces {settings.traces} needs OpenTelemetry ({error}): pip install 'embedding-cache-proxy[otel]',"
+            f" or in a clone: .venv/bin/pip install '.[otel]'"
         ) from error
     return otlp.start()
 

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -123,7 +124,7 @@ class Supervisor:
                 pass
             case signal.struct_siginfo(si_signo=signal.SIGCHLD):
                 self._reap()
-            case signal.struct_siginfo(si_signo=signal.SIGHUP) if self._settings.client_keys is not None:
+            case signal.struct_siginfo(si_signo=signal.SIGHUP) if self._settings.client_keys or not sys.stdin.isatty():
                 self._tell(signal.SIGHUP, but=_ADMIN)
             case _:
                 self._stop()

@@ -3,14 +3,16 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from proxy import cli, process, serve
+from proxy import banner, cli, process, serve
 from proxy.config import Settings, StoreSetting
 from proxy.providers import PROVIDERS
+from tests.settings import DEFAULTS
 
 
 @pytest.fixture
@@ -345,3 +347,30 @@ def test_a_host_that_is_none_is_said_in_one_line(host: str) -> None:
     assert ended.returncode == 2
     assert ended.stderr.startswith(f"embedding-proxy: can't listen on {host}:8080:")
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("keys", "add"), "name is missing: give it; see --help"),
+        (
+            ("keys", "add", "web"),
+            "--client-keys is missing: give it, or EMBEDDING_PROXY_CLIENT_KEYS in the environment",
+        ),
+    ],
+)
+def test_what_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["embedding-proxy", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_banner_says_how_to_use_a_socket() -> None:
+    text = banner.text_of(replace(DEFAULTS, host="unix:/run/x.sock"), "http://localhost/v1", "http://127.0.0.1:9090")
+    assert "curl --unix-socket /run/x.sock -i" in text
+    assert "pip install openai httpx" in text
+    assert 'uds="/run/x.sock"' in text

@@ -702,3 +702,10 @@ async def test_counters_agree_with_what_happened(start_proxy: StartProxy, sqlite
     assert await client.metric("embedding_proxy_memory_entries") == 4
     assert await client.metric("embedding_proxy_tokens_total", kind="billed") == 3
     assert await client.metric("embedding_proxy_tokens_total", kind="saved") == 1 + 6 + 4
+
+
+async def test_what_may_not_go_upstream_is_not_relayed_either(client: Client, upstream: ScriptedUpstream) -> None:
+    answer = await client.embed("x", what_is_this=1, headers={"Cache_Control": "only-if-cached"})
+    assert answer.status == 504
+    assert "unknown-field" in answer.json["error"]["message"]
+    assert upstream.calls == []

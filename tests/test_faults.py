@@ -87,6 +87,21 @@ async def test_hits_come_back_with_the_store(start_proxy: StartProxy, tmp_path: 
     server.kill()
 
 
+async def test_a_store_that_comes_later_is_said_to_work(
+    start_proxy: StartProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = RedisServer(tmp_path)
+    server.kill()
+    client = await start_proxy(store=StoreSetting(url=server.url))
+    await client.proxy.cache.try_store()
+    assert "the store does not work (connection" in caplog.text
+    server.restart()
+    for _ in range(2):
+        await client.embed(["x"], headers={"Cache_Control": "max-age=0"})
+    assert caplog.text.count("the store works now") == 1
+    server.kill()
+
+
 # --- the upstream
 
 Fault = Callable[[ScriptedUpstream, Call], Awaitable[web.StreamResponse]]

@@ -36,7 +36,7 @@ def test_several_have_one_port_and_nobody_else_gets_it() -> None:
         ("192.0.2.1", r"192\.0\.2\.1:0: .*; choose another with --host"),
         ("no.such.host.invalid", "choose another with --host"),
         ("unix:/no/such/folder/x.sock", r"on /no/such/folder/x\.sock: No such file or directory"),
-        ("unix:", "choose another with --host"),
+        ("unix:", "--host unix: has no path; accepted: unix:/path/to/socket"),
         ("unix:" + "x" * 200, "too long"),
     ],
 )

@@ -520,5 +520,5 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     ended = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr.startswith("embedding-proxy: --traces otlp needs OpenTelemetry")
-    assert ended.stderr.endswith("pip install 'embedding-cache-proxy[otel]'\n")
+    assert ended.stderr.endswith(".venv/bin/pip install '.[otel]'\n")
     assert ended.stderr.count("\n") == 1

@@ -268,6 +268,19 @@ async def test_client_keys_are_read_again_by_all(
         await until(is_known)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_hangup_without_client_keys_ends_nothing(
+    upstream: ScriptedUpstream, session: ClientSession, tmp_path: Path, workers: int
+) -> None:
+    with proxy(tmp_path, upstream, workers=workers) as process:
+        for pid in [process.popen.pid, *children(process)[:workers]]:
+            os.kill(pid, signal.SIGHUP)
+        assert await ask(session, process) == 200
+        status, log = await asyncio.to_thread(process.stop, signal.SIGTERM)
+        assert status == 0
+        assert "SIGHUP: there are no client keys to read again" in log
+
+
 # --- adding up
 
 

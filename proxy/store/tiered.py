@@ -62,6 +62,7 @@ class Cache:
         }
         self._writing: set[asyncio.Task[dict[bytes, bytes]]] = set()
         self._writing_bytes = 0
+        self._was_down = False  # when it was first tried, and ever since
 
     def oldest_fresh(self, max_age_s: float | None) -> float:
         """Unix time before which an entry was stored too long ago, by the TTL or by a request's ``max-age``."""
@@ -119,7 +120,12 @@ class Cache:
         try:
             await self._store.get_many([_NOBODYS_KEY], budget_s=_FIRST_BUDGET_S)
         except StoreError as error:
-            _log.warning("the store does not work (%s: %s); going on without it", error.reason, error)
+            self._was_down = True
+            _log.warning(
+                "the store does not work (%s: %s); going on without it, and trying it with each request",
+                error.reason,
+                error,
+            )
 
     async def _get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         breaker = self._breakers["read"]
@@ -138,6 +144,9 @@ class Cache:
         finally:
             self._metrics.store_seconds["read"].observe(time.perf_counter() - started)
         breaker.succeeded()
+        if self._was_down:
+            self._was_down = False
+            _log.warning("the store works now")
         return values
 
     async def _put(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, bytes]:
