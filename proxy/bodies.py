@@ -77,9 +77,12 @@ class Bodies:
         # No JSON of texts is a hundred times smaller for it; what claims to be is a bomb.
         bound = min(self._max_bytes, max(_LEAST_BOUND, _MAX_RATIO * len(body)))
         held.take(bound)
-        async with self._inflating:
-            plain = await asyncio.get_running_loop().run_in_executor(self._inflater, _inflate, body, bound)
-        held.give_back(bound - len(plain))
+        plain = b""
+        try:
+            async with self._inflating:
+                plain = await asyncio.get_running_loop().run_in_executor(self._inflater, _inflate, body, bound)
+        finally:
+            held.give_back(bound - len(plain))
         return plain
 
 

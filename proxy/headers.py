@@ -71,6 +71,8 @@ _NO_CREDENTIAL = frozenset(
 )
 _USUAL_CONNECTION = frozenset({"keep-alive", "Keep-Alive", "close"})  # names no field
 
+_MAX_NAME = 128  # of a field that is remembered
+
 _DIRECTIVE = re.compile(r"([a-z-]+)(?:\s*=\s*\"?(\d{1,9})\"?)?")
 
 
@@ -107,8 +109,12 @@ class _Class(Enum):
     SIGNATURE = 4
 
 
-@lru_cache(maxsize=4096)
 def _class_of(name: str) -> _Class | None:
+    return (_read if len(name) <= _MAX_NAME else _read.__wrapped__)(name)  # what anybody writes there must not stay
+
+
+@lru_cache(maxsize=4096)
+def _read(name: str) -> _Class | None:
     name = name.lower()
     if name == "cookie":
         return _Class.COOKIE

@@ -4,7 +4,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,12 +40,14 @@ def opened(host: str, port: int, *, flag: str, copies: int = 1) -> Iterator[list
             raise ConfigError(f"can't listen on {path}: {why}; choose another with --host") from error
         other = flag if number in _ELSEWHERE else flag.replace("port", "host")
         raise ConfigError(f"can't listen on {host}:{port}: {why}; choose another with {other}") from error
+    own = None if path is None else _made(path)
     try:
         yield sets
     finally:
         for sockets in sets:
             close(sockets)
-        if path is not None:
+        # While this proxy drained another may have taken the path over.
+        if path is not None and own == _made(path):
             path.unlink(missing_ok=True)
 
 
@@ -124,11 +126,25 @@ def _unix_socket(path: Path) -> socket.socket:
     return listening
 
 
+def _made(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another of its name, whose inode may be the same."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns
+
+
 def _is_left_behind(path: Path) -> bool:
     """Whether nobody listens on a socket any more, as after a crash."""
     if not path.is_socket():
         return False
-    with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
-        probe.connect(str(path))
-        return False
-    return True
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # a full backlog would have it wait
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:  # it is there, and busy or not for us
+            return False
+    return False

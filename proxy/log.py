@@ -81,7 +81,8 @@ class LogSink:
             try:
                 rest = rest[os.write(self._fd, rest) :]
             except BlockingIOError:  # another program has made our terminal non-blocking
-                select.select([], [self._fd], [])
+                with suppress(OSError):
+                    select.select([], [self._fd], [])
             except OSError:  # nobody is there to read, nor ever will be
                 return
 

@@ -22,7 +22,7 @@ from proxy.periodic import every
 from proxy.server import Running
 from proxy.status import STEP_S
 from proxy.statuspage import StatusPage
-from proxy.workers import Workers
+from proxy.workers import SUFFIX, Workers
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ async def serve(
     def on_hangup(proxy: Running) -> None:
         if proxy.client_keys is not None:
             _reload(proxy.client_keys)
-        elif parent is None and sys.stdin.isatty():  # the terminal has gone
+        elif parent is None and has_terminal():
             stop.set()
         else:
             _log.info("SIGHUP: there are no client keys to read again")
@@ -73,15 +73,12 @@ async def serve_admin(
     parent: int,
     announce: Callable[[], None],
 ) -> None:
-    """Answer the admin port for all workers, until the second SIGTERM or the end of their supervisor; the first says
-    that they are draining."""
+    """Answer the admin port for all workers, until the pipe ends; SIGTERM says that they are draining."""
     is_draining = False
     stop = end_of(parent)
 
     def on_signal() -> None:
         nonlocal is_draining
-        if is_draining:
-            stop.set()
         is_draining = True
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, on_signal)
@@ -92,7 +89,7 @@ async def serve_admin(
     app = admin.make_app(
         families,
         page,
-        is_ready=lambda: not is_draining,
+        is_ready=lambda: not is_draining and any(workers.glob("*" + SUFFIX)),
         describe=lambda: openapi.describe(settings.upstream.provider, base_url),
     )
     async with AsyncExitStack() as stack:
@@ -100,6 +97,11 @@ async def serve_admin(
         await server.accept(stack, web.AppRunner(app, access_log=None, shutdown_timeout=1.0), sockets)
         announce()
         await stop.wait()
+
+
+def has_terminal() -> bool:
+    """Whether SIGHUP means that the terminal has gone."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _reload(client_keys: ClientKeys) -> None:
@@ -122,12 +124,13 @@ async def serve_demo(host: str, port: int, *, announce: Callable[[str], None]) -
 def stop_signal(parent: int | None = None) -> asyncio.Event:
     """Set by the first SIGTERM or SIGINT. The second ends the process at once: stored entries can't be torn.
 
-    A worker leaves SIGINT to its supervisor, and stops when that has gone.
+    A worker leaves SIGINT and what is urgent to its supervisor, since a signal may come from both that and whoever
+    signals the whole group; and it stops when that has gone.
     """
     stop = asyncio.Event() if parent is None else end_of(parent)
 
     def on_signal() -> None:
-        if stop.is_set():
+        if stop.is_set() and parent is None:
             os._exit(1)
         stop.set()
 

@@ -31,6 +31,11 @@ class Known(NamedTuple):
     who: bytes  # as `proxy.auth.Validations` names the client
     place: Place
 
+    @property
+    def weight_bytes(self) -> int:
+        texts = len(self.place.url) + 2 * len(self.wanted.model or "")
+        return _OVERHEAD_BYTES + _KEY_BYTES * len(self.wanted.keys) + 4 * texts  # up to four bytes a character
+
 
 class Recall:
     """Known requests by a mark, which is a MAC of all that they were understood from; bounded in bytes."""
@@ -38,9 +43,7 @@ class Recall:
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
         self._pack = msgpack.Packer(unicode_errors="surrogateescape").pack
-        self._known: Moka[bytes, Known] = Moka(
-            _MAX_BYTES, weigher=lambda _, known: _OVERHEAD_BYTES + _KEY_BYTES * len(known.wanted.keys)
-        )
+        self._known: Moka[bytes, Known] = Moka(_MAX_BYTES, weigher=lambda _, known: known.weight_bytes)
         self.get = self._known.get
 
     def mark(self, target: str, own: Identity, body: bytes) -> bytes:

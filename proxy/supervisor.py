@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from proxy import listen
 from proxy.config import Settings
 from proxy.errors import ConfigError
 from proxy.listen import Doors, Sockets
+from proxy.process import has_terminal
 from proxy.workers import SUFFIX
 
 _log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ _REFUSED = 2  # the exit status of a process that can't do what its settings ask
 _ADMIN = "the admin port's process"
 _POLL_S = 0.05
 _MANY = 4096
+_MAX_FOLDER = 70  # characters: the path of a socket has 107, unix(7)
 # A worker that lives for less is not replaced at once, but after a pause that doubles up to the longest.
 _SHORT_LIFE_S, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 0.2, 5.0
 
@@ -74,6 +75,9 @@ class Supervisor:
         self._ready = (-1, -1)  # a pipe: each process writes a byte once it is ready
         self._ready_count = 0
         self._alive = (-1, -1)  # a pipe: its end is the supervisor's
+        self._needed = (-1, -1)  # likewise, and its end says to the admin port's process that all workers have gone
+        self._is_let_go = False
+        self._is_starting = True
         self._is_stopping = False
         self._status = 0
 
@@ -91,8 +95,9 @@ class Supervisor:
             self._sockets = [*data, admin]
             base_url, admin_url = listen.url_of(data[0]) + "/v1", listen.url_of(admin)
             self._folder = Path(stack.enter_context(_private_folder()))
-            self._ready, self._alive = _pipe(stack), _pipe(stack)
+            self._ready, self._alive, self._needed = _pipe(stack), _pipe(stack), _pipe(stack)
             os.set_blocking(self._ready[0], False)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored nobody is told
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
             share = _share(settings, self._workers)
@@ -114,6 +119,7 @@ class Supervisor:
             wanted = self._ready_count + len(children)
             while self._ready_count < wanted and not self._is_stopping:
                 self._wait()
+        self._is_starting = False
 
     # --- the supervisor's side
 
@@ -124,7 +130,7 @@ class Supervisor:
                 pass
             case signal.struct_siginfo(si_signo=signal.SIGCHLD):
                 self._reap()
-            case signal.struct_siginfo(si_signo=signal.SIGHUP) if self._settings.client_keys or not sys.stdin.isatty():
+            case signal.struct_siginfo(si_signo=signal.SIGHUP) if self._settings.client_keys or not has_terminal():
                 self._tell(signal.SIGHUP, but=_ADMIN)
             case _:
                 self._stop()
@@ -134,6 +140,10 @@ class Supervisor:
             for child in self._children:
                 if not child.pid and child.due_s <= time.monotonic():
                     self._start(child)
+        elif not self._is_let_go and not any(child.pid for child in self._children if child.name != _ADMIN):
+            # The admin port is the last to go: it tells that the proxy is draining.
+            self._is_let_go = True
+            _close(self._needed[1])
 
     def _stop(self) -> None:
         """Let all drain; asked twice, end them."""
@@ -146,7 +156,8 @@ class Supervisor:
     def _tell(self, number: signal.Signals, *, but: str = "") -> None:
         for child in self._children:
             if child.pid and child.name != but:
-                os.kill(child.pid, number)
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, number)
 
     def _reap(self) -> None:
         with suppress(ChildProcessError):
@@ -155,10 +166,6 @@ class Supervisor:
                 for child in self._children:
                     if child.pid == pid:
                         self._on_ended(child, status)
-        left = [child for child in self._children if child.pid]
-        if self._is_stopping and [child.name for child in left] == [_ADMIN]:
-            # The admin port is the last to go: it tells that the proxy is draining.
-            os.kill(left[0].pid, signal.SIGTERM)
 
     def _on_ended(self, child: _Child, status: int) -> None:
         self._socket_of(child.pid).unlink(missing_ok=True)
@@ -167,13 +174,15 @@ class Supervisor:
         if self._is_stopping:
             self._status = self._status or int(code != 0)
             return
-        if code == _REFUSED:  # it has said why, and would say it again
+        if code == _REFUSED and self._is_starting:  # it has said why, and would say it again
             self._status = _REFUSED
             self._stop()
             return
         lived_s = time.monotonic() - child.started_s
         if lived_s >= _SHORT_LIFE_S:
             child.pause_s = 0.0
+        if code == _REFUSED:  # what its settings point to has changed since; the others go on with what they have
+            child.pause_s = _LONGEST_PAUSE_S
         child.due_s = time.monotonic() + child.pause_s
         child.pause_s = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, 2 * child.pause_s))
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
@@ -181,7 +190,14 @@ class Supervisor:
 
     def _start(self, child: _Child) -> None:
         child.started_s = time.monotonic()
-        child.pid = os.fork()
+        try:
+            child.pid = os.fork()
+        except OSError as error:
+            if self._is_starting:
+                raise ConfigError(f"--workers: can't start {child.name}: {error.strerror}") from error
+            child.due_s = child.started_s + _LONGEST_PAUSE_S
+            _log.error("%s can't be started: %s", child.name, error.strerror)
+            return
         if child.pid == 0:
             self._be(child)
 
@@ -190,12 +206,15 @@ class Supervisor:
     def _be(self, child: _Child) -> NoReturn:
         status = 1
         try:
-            os.close(self._alive[1])  # or it would not end with the supervisor
-            signal.signal(
-                signal.SIGINT, signal.SIG_IGN
-            )  # a terminal sends it to all; the supervisor says what it means
+            for _, end in (self._alive, self._needed):
+                _close(end)  # or it would not end with the supervisor's
+            # A terminal sends it to all; the supervisor says what it means.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             status = child.run()
+        except ConfigError as error:
+            _log.error("%s", error)
+            status = _REFUSED
         except BaseException:  # noqa: BLE001 - it ends here in any case
             _log.exception("%s failed", child.name)
         finally:
@@ -210,7 +229,7 @@ class Supervisor:
     def _administer(self, base_url: str, admin: Sockets) -> int:
         self._close_all_but(admin)
         return self._processes.administer(
-            self._settings, base_url, admin, workers=self._folder, parent=self._alive[0], on_ready=self._say_ready
+            self._settings, base_url, admin, workers=self._folder, parent=self._needed[0], on_ready=self._say_ready
         )
 
     def _say_ready(self) -> None:
@@ -228,6 +247,8 @@ class Supervisor:
 
 def _private_folder() -> tempfile.TemporaryDirectory[str]:
     try:
+        if len(tempfile.gettempdir()) > _MAX_FOLDER:
+            raise ConfigError(f"--workers: the path of {tempfile.gettempdir()} is too long for sockets; set TMPDIR")
         return tempfile.TemporaryDirectory(prefix="embedding-proxy-")
     except OSError as error:
         raise ConfigError(f"--workers needs a folder for sockets: {error}; set TMPDIR to one") from error
@@ -236,8 +257,14 @@ def _private_folder() -> tempfile.TemporaryDirectory[str]:
 def _pipe(stack: ExitStack) -> tuple[int, int]:
     ends = os.pipe()
     for end in ends:
-        stack.callback(os.close, end)
+        stack.callback(_close, end)
     return ends
+
+
+def _close(fd: int) -> None:
+    """Close it, if that has not been done."""
+    with suppress(OSError):
+        os.close(fd)
 
 
 def _share(settings: Settings, workers: int) -> Settings:

@@ -23,6 +23,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _ESCAPED_COLON = re.compile(rb"\\u003[aA]")
 # No provider takes more; and a short body that repeats a cached item would make an answer of any size.
 MAX_ITEMS = 2048
+_MAX_NAME = 256  # of a model that is remembered
 _MAX_DEPTH = 32  # of the JSON; what writes it again has limits of its own
 # The integer types a request can name. `binary` packs eight dimensions into each number.
 _PACKED = {
@@ -330,8 +331,13 @@ def _require_harmless(name: str, value: Any, provider: Provider) -> None:
     raise Bypass("unknown-field")
 
 
-@lru_cache(maxsize=4096)
 def _is_one_of(model: str, patterns: tuple[str, ...]) -> bool:
+    # A client can write anything there, of any length, and nothing of that is to stay.
+    return (_fits if len(model) <= _MAX_NAME else _fits.__wrapped__)(model, patterns)
+
+
+@lru_cache(maxsize=4096)
+def _fits(model: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(model.lower(), pattern) for pattern in patterns)
 
 

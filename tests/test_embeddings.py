@@ -500,6 +500,18 @@ async def test_what_can_not_be_inflated_is_relayed_as_it_is(
     assert (upstream.calls[-1].body, upstream.calls[-1].headers["Content-Encoding"]) == (body, coding)
 
 
+async def test_what_could_not_be_inflated_holds_no_more_than_itself(client: Client, upstream: ScriptedUpstream) -> None:
+    held: list[float] = []
+
+    async def reply(_: Call) -> web.StreamResponse:
+        held.append(await client.metric("embedding_proxy_held_request_bytes"))
+        return web.Response(status=400)
+
+    upstream.reply = reply
+    await client.post(b"not gzip at all", Content_Encoding="gzip")
+    assert held == [len(b"not gzip at all")]
+
+
 async def test_a_body_that_grows_beyond_bounds_is_refused(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy(max_body_bytes=100_000)
     bomb = gzip.compress(b'{"model":"m","input":"' + b"a" * 50_000_000 + b'"}')

@@ -73,6 +73,31 @@ def test_a_path_is_taken_over_from_the_dead_and_not_from_the_living(tmp_path: Pa
     assert path.read_text() == "somebody's file"
 
 
+def test_a_proxy_that_ends_leaves_its_successors_socket(tmp_path: Path) -> None:
+    path = tmp_path / "proxy.sock"
+    old_path = listen.opened(f"unix:{path}", 0, flag="--port")
+    (sockets,) = old_path.__enter__()
+    listen.close(sockets)
+    with listen.opened(f"unix:{path}", 0, flag="--port"):
+        old_path.__exit__(None, None, None)
+        assert path.is_socket()
+
+
+def test_a_socket_whose_backlog_is_full_is_in_use(tmp_path: Path) -> None:
+    path = tmp_path / "proxy.sock"
+    with socket.socket(socket.AF_UNIX) as busy:
+        busy.bind(str(path))
+        busy.listen(0)
+        waiting = [socket.socket(socket.AF_UNIX) for _ in range(4)]
+        for client in waiting:
+            client.setblocking(False)
+            client.connect_ex(str(path))
+        with pytest.raises(ConfigError, match="in use"), listen.opened(f"unix:{path}", 0, flag="--port"):
+            pass
+        for client in waiting:
+            client.close()
+
+
 def test_what_was_opened_is_closed_where_the_rest_can_not_be(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     names = [

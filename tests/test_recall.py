@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import wire
+from proxy.auth import Place
 from proxy.headers import Identity
-from proxy.recall import Recall
+from proxy.recall import Known, Recall, Wanted
+from proxy.wire import Encoding
 from tests.client import Answer, Client
 from tests.conftest import StartProxy
 from tests.scripted import ScriptedUpstream, error_reply
@@ -31,6 +33,14 @@ def test_marks_are_equal_for_equal_requests_only(
     assert (marks[0] == marks[1]) == (first == second)
     assert recall.mark(first[0], Identity(first[1], first[2], False), first[3]) == marks[0]
     assert Recall().mark(first[0], Identity(first[1], first[2], False), first[3]) != marks[0]
+
+
+def test_long_names_weigh() -> None:
+    def weight(model: str, url: str) -> int:
+        return Known(Wanted(model, Encoding.FLOAT, [b"k" * 32]), b"who", Place(url, model)).weight_bytes
+
+    assert weight("m" * 10**6, "u") > 10**6
+    assert weight("m", "u" * 10**5) > 10**5
 
 
 class Parsed:

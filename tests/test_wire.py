@@ -292,3 +292,10 @@ def test_shared_tokens_add_up_and_follow_the_weights(total: int, weights: list[i
 
 def test_an_item_of_many_tokens_is_one_item() -> None:
     assert len(parse(orjson.dumps({"model": "m", "input": [1] * 100_000})).items) == 1
+
+
+def test_a_long_name_of_a_model_is_not_remembered() -> None:
+    before = wire._fits.cache_info().currsize
+    for length in (1, 10**6):
+        wire._is_one_of("unheard of " + "x" * length, ("*embed-v4*",))
+    assert wire._fits.cache_info().currsize == before + 1

@@ -268,6 +268,75 @@ async def test_client_keys_are_read_again_by_all(
         await until(is_known)
 
 
+async def test_a_signal_to_the_whole_group_is_one_signal(
+    upstream: ScriptedUpstream, session: ClientSession, tmp_path: Path
+) -> None:
+    gate, arrived = asyncio.Event(), asyncio.Event()
+
+    async def reply(call: Call) -> web.StreamResponse:
+        arrived.set()
+        await gate.wait()
+        return upstream.embed(call)
+
+    upstream.reply = reply
+    with proxy(tmp_path, upstream) as process:
+        asked = asyncio.create_task(ask(session, process))
+        await arrived.wait()
+        for pid in [*children(process), process.popen.pid]:
+            os.kill(pid, signal.SIGTERM)
+
+        async def is_draining() -> bool:
+            async with session.get(f"{process.admin_url}/readyz") as answer:
+                return answer.status == 503
+
+        await until(is_draining)
+        gate.set()
+        assert await asked == 200
+        assert (await asyncio.to_thread(process.wait))[0] == 0
+
+
+async def test_it_ends_where_no_worker_is_alive(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    with proxy(tmp_path, upstream) as process:
+        for _ in range(2):  # the second time there is a pause before the next
+            for pid in children(process)[:2]:
+                os.kill(pid, signal.SIGKILL)
+            await until(lambda: _is(len(children(process)) == 3))
+        process.popen.send_signal(signal.SIGSTOP)
+        for pid in children(process):
+            if Path(f"/proc/{pid}/cmdline").exists():
+                os.kill(pid, signal.SIGKILL)
+        process.popen.send_signal(signal.SIGTERM)
+        process.popen.send_signal(signal.SIGCONT)
+        await asyncio.to_thread(process.wait)
+
+
+async def test_one_that_can_not_start_again_leaves_the_others_at_work(
+    upstream: ScriptedUpstream, session: ClientSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UPSTREAM_KEY", "sk-owned")
+    path = tmp_path / "clients"
+    key = clientkeys.add(path, "first")
+    with proxy(tmp_path, upstream, "--upstream-key-env", "UPSTREAM_KEY", "--client-keys", str(path)) as process:
+        first = children(process)[0]
+        path.write_text("what is this")
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: _is(first not in children(process)))
+
+        async def has_failed() -> bool:
+            return len(children(process)) == 2
+
+        await until(has_failed)
+
+        async def answers() -> bool:
+            try:
+                async with asyncio.timeout(1):
+                    return await ask(session, process, key=key) == 200
+            except (TimeoutError, ClientError):  # its socket is that of the one that is missing
+                return False
+
+        await until(answers)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_hangup_without_client_keys_ends_nothing(
     upstream: ScriptedUpstream, session: ClientSession, tmp_path: Path, workers: int

@@ -95,7 +95,7 @@ class Cluster:
     def _follow(self, redirection: AskError, asked: Address) -> Target:
         address = (redirection.host or asked[0], redirection.port)  # no host: the one that was asked
         is_moved = isinstance(redirection, MovedError)
-        if is_moved:
+        if is_moved and 0 <= redirection.slot_id < REDIS_CLUSTER_HASH_SLOTS:
             self._slots[redirection.slot_id] = address
             self._learner.learn_soon()  # seldom is it one slot alone
         return address, not is_moved
@@ -178,7 +178,9 @@ def _ranges(answer: object, asked: Address) -> dict[range, Address]:
 
 def _range(entry: object, asked: Address) -> tuple[range, Address]:
     match entry:
-        case [int(first), int(last), [bytes() | None as host, int(port), *_], *_] if last < REDIS_CLUSTER_HASH_SLOTS:
+        case [int(first), int(last), [bytes() | None as host, int(port), *_], *_] if (
+            0 <= first <= last < REDIS_CLUSTER_HASH_SLOTS
+        ):
             # No host: the one that was asked.
             return range(first, last + 1), (host.decode() if host else asked[0], port)
     raise ValueError("CLUSTER SLOTS was answered with something else")

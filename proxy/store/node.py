@@ -78,6 +78,9 @@ class Node:
             await connection.disconnect(nowait=True)  # with answers in it that nobody is going to read
             if isinstance(error, TimeoutError):
                 raise RedisTimeoutError(f"{self} did not answer in {self._timeout_s * 1000:.0f} ms") from None
+            if isinstance(error, Exception) and not isinstance(error, (RedisError, OSError)):
+                # redis-py reads some answers that make no sense with errors of Python's own.
+                raise RedisError(f"{self} answered what can't be read: {type(error).__name__}") from error
             raise
         finally:
             await self._pool.release(connection)

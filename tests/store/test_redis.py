@@ -104,6 +104,26 @@ async def test_a_server_that_accepts_and_says_nothing_runs_out_of_time(tmp_path:
     silent.close()
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [b"-MOVED nonsense\r\n", b"-ASK 1 x\r\n", b"-MOVED 99999 h:1\r\n", b"%1\r\n*0\r\n+b\r\n", b"+OK\r\n", b":1\r\n"],
+)
+async def test_an_answer_that_makes_no_sense_is_the_stores_failure(answer: bytes) -> None:
+    async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65536):
+            writer.write(answer)
+        writer.close()
+
+    liar = await asyncio.start_server(lie, "127.0.0.1", 0)
+    port = liar.sockets[0].getsockname()[1]
+    store = RedisStore(f"redis://127.0.0.1:{port}/0", timeout_s=5.0, max_connections=8)
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            await store.get_many([key(1)], budget_s=5.0)
+    await store.aclose()
+    liar.close()
+
+
 async def test_a_server_that_went_and_came_back_is_used_again(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     store = RedisStore(server.url, timeout_s=5.0, max_connections=8)
