@@ -12,7 +12,7 @@ BUILD_LOCK := deploy/build.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-providers test-clients test-cluster test-browser test-grafana test-deploy screenshots
-.PHONY: dashboards dashboard-pictures check fmt lock bench cost workers stores sizing replica faults hostile clean
+.PHONY: dashboards dashboard-pictures check fmt lock audit bench cost workers stores sizing replica faults hostile clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -101,9 +101,9 @@ fmt: $(VENV)/dev-ok ## format the code and mend what the linter can
 	@$(BIN)/ruff format .
 
 $(LOCKER)/ok: $(VENV)/python-ok
-	@echo "installing pip-tools into $(LOCKER) ..."
+	@echo "installing pip-tools and pip-audit into $(LOCKER) ..."
 	@$(PYTHON) -m venv $(LOCKER)
-	@$(LOCKER)/bin/pip install --quiet --disable-pip-version-check 'pip-tools>=7.5'
+	@$(LOCKER)/bin/pip install --quiet --disable-pip-version-check 'pip-tools>=7.5' 'pip-audit>=2.9'
 	@touch $@
 
 # What pip was told of this machine stays out.
@@ -118,6 +118,9 @@ lock: $(LOCKER)/ok ## pin what the container installs and is built with, by hash
 	@for file in $(LOCK) $(BUILD_LOCK); do { \
 	  echo "# By make lock, from pyproject.toml: for Python 3.11.4 or newer on Linux, pip install --require-hashes -r"; \
 	  cat $$file; } > $$file.new && mv $$file.new $$file; done
+
+audit: $(LOCKER)/ok ## known vulnerabilities of what the container installs; asks PyPI, with ARGS="-s osv" OSV
+	@$(LOCKER)/bin/pip-audit --disable-pip --require-hashes -r $(LOCK) $(ARGS)
 
 bench: $(VENV)/dev-ok ## hit throughput against bare aiohttp; needs wrk
 	@$(BIN)/python bench/hot.py $(ARGS)
