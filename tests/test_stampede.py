@@ -11,33 +11,9 @@ from aiohttp import web
 from proxy.config import StoreSetting
 from tests.client import Answer, Client
 from tests.conftest import StartProxy
+from tests.gate import Gate
 from tests.redis_server import RedisServer, free_port
 from tests.scripted import Call, ScriptedUpstream, error_reply
-
-
-class Gate:
-    """Holds the upstream's answers until it is opened; ``arrived`` counts the calls that wait."""
-
-    def __init__(self, upstream: ScriptedUpstream) -> None:
-        self._upstream = upstream
-        self._open = asyncio.Event()
-        self._changed = asyncio.Condition()
-        self.arrived = 0
-        upstream.reply = self._reply
-
-    async def _reply(self, call: Call) -> web.StreamResponse:
-        async with self._changed:
-            self.arrived += 1
-            self._changed.notify_all()
-        await self._open.wait()
-        return self._upstream.embed(call)
-
-    async def calls(self, count: int) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.arrived >= count)
-
-    def open(self) -> None:
-        self._open.set()
 
 
 async def settle_down(client: Client, flights: int) -> None:

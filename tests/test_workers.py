@@ -19,8 +19,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxy import clientkeys, tally
 from proxy.metrics import Metrics, text_of
 from proxy.workers import Workers, add_up
+from tests.gate import Gate
 from tests.process import Process
 from tests.redis_server import free_port
+from tests.rolling import until_not_ready
 from tests.scripted import Call, ScriptedUpstream
 
 REQUESTS = "embedding_proxy_requests_total"
@@ -165,22 +167,11 @@ async def _is(holds: bool) -> bool:
 async def test_what_is_under_way_is_finished_and_the_admin_port_goes_last(
     upstream: ScriptedUpstream, session: ClientSession, tmp_path: Path
 ) -> None:
-    gate, arrived = asyncio.Event(), asyncio.Event()
-
-    async def reply(call: Call) -> web.StreamResponse:
-        arrived.set()
-        await gate.wait()
-        return upstream.embed(call)
-
-    upstream.reply = reply
+    gate = Gate(upstream)
     with proxy(tmp_path, upstream) as process:
         asked = asyncio.create_task(ask(session, process))
-        await arrived.wait()
+        await gate.calls(1)
         process.popen.send_signal(signal.SIGTERM)
-
-        async def is_draining() -> bool:
-            async with session.get(f"{process.admin_url}/readyz") as answer:
-                return answer.status == 503
 
         async def is_shut() -> bool:
             # Without a request: one that came just in time would be held, too.
@@ -193,10 +184,10 @@ async def test_what_is_under_way_is_finished_and_the_admin_port_goes_last(
             writer.close()
             return False
 
-        await until(is_draining)
+        await until_not_ready(session, process)
         await until(is_shut)
         assert (await scraped(session, process))["embedding_proxy_requests_in_flight"] == 1
-        gate.set()
+        gate.open()
         assert await asked == 200
         status, _ = await asyncio.to_thread(process.wait)
         assert status == 0
@@ -209,12 +200,7 @@ async def test_a_second_signal_ends_all_at_once(
     with proxy(tmp_path, upstream, "--drain-delay", "1h") as process:
         pids = children(process)
         process.popen.send_signal(numbers[0])
-
-        async def is_draining() -> bool:
-            async with session.get(f"{process.admin_url}/readyz") as answer:
-                return answer.status == 503
-
-        await until(is_draining)
+        await until_not_ready(session, process)
         process.popen.send_signal(numbers[1])
         status, _ = await asyncio.to_thread(process.wait)
         assert status == 1
@@ -271,26 +257,14 @@ async def test_client_keys_are_read_again_by_all(
 async def test_a_signal_to_the_whole_group_is_one_signal(
     upstream: ScriptedUpstream, session: ClientSession, tmp_path: Path
 ) -> None:
-    gate, arrived = asyncio.Event(), asyncio.Event()
-
-    async def reply(call: Call) -> web.StreamResponse:
-        arrived.set()
-        await gate.wait()
-        return upstream.embed(call)
-
-    upstream.reply = reply
+    gate = Gate(upstream)
     with proxy(tmp_path, upstream) as process:
         asked = asyncio.create_task(ask(session, process))
-        await arrived.wait()
+        await gate.calls(1)
         for pid in [*children(process), process.popen.pid]:
             os.kill(pid, signal.SIGTERM)
-
-        async def is_draining() -> bool:
-            async with session.get(f"{process.admin_url}/readyz") as answer:
-                return answer.status == 503
-
-        await until(is_draining)
-        gate.set()
+        await until_not_ready(session, process)
+        gate.open()
         assert await asked == 200
         assert (await asyncio.to_thread(process.wait))[0] == 0
 

@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession
 
 from tests.deploy.pod import Pod
+from tests.gate import Gate
 from tests.process import Process
 from tests.redis_server import free_port
-from tests.scripted import Call, ScriptedUpstream
+from tests.scripted import ScriptedUpstream
 
 _MODEL = "text-embedding-3-small"
 _DEADLINE_S = 10
@@ -21,21 +22,6 @@ body = json.dumps({"model": "text-embedding-3-small", "input": "hello, world"}).
 headers = {"Content-Type": "application/json", "Authorization": "Bearer k"}
 urllib.request.urlopen(urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/embeddings", body, headers))
 """
-
-
-class Held:
-    """An upstream that answers nothing until it is let."""
-
-    def __init__(self, upstream: ScriptedUpstream) -> None:
-        self.arrived = asyncio.Event()
-        self.gate = asyncio.Event()
-        self._upstream = upstream
-        upstream.reply = self._reply
-
-    async def _reply(self, call: Call) -> web.StreamResponse:
-        self.arrived.set()
-        await self.gate.wait()
-        return self._upstream.embed(call)
 
 
 @asynccontextmanager
@@ -73,11 +59,11 @@ async def are_kept(folder: Path, upstream: ScriptedUpstream, *texts: str) -> boo
 
 
 async def test_what_the_app_asks_until_its_end_is_answered(upstream: ScriptedUpstream, tmp_path: Path) -> None:
-    held = Held(upstream)
+    gate = Gate(upstream)
     async with running(tmp_path, upstream) as pod:
-        await held.arrived.wait()
+        await gate.calls(1)
         pod.tell_app()
-        held.gate.set()
+        gate.open()
         # One answer that was on its way when it was told, and one that it asked for afterwards.
         assert await pod.app_ends() == (0, "hello, world MISS\ngoodbye, world MISS\n")
         await pod.tell_sidecar()
@@ -86,12 +72,12 @@ async def test_what_the_app_asks_until_its_end_is_answered(upstream: ScriptedUps
 
 
 async def test_what_nobody_waits_for_any_more_is_kept(upstream: ScriptedUpstream, tmp_path: Path) -> None:
-    held = Held(upstream)
+    gate = Gate(upstream)
     async with running(tmp_path, upstream, _HASTY) as pod:
-        await held.arrived.wait()
+        await gate.calls(1)
         pod.tell_app()
         assert (await pod.app_ends())[0] == -15
         await pod.tell_sidecar()
-        held.gate.set()
+        gate.open()
         assert (await pod.sidecar_ends())[0] == 0
     assert await are_kept(tmp_path, upstream, "hello, world")
