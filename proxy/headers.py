@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 from operator import itemgetter
 from typing import NamedTuple
 
 from multidict import CIMultiDict, CIMultiDictProxy
+
+from proxy.remembered import remembered
 
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 
@@ -109,12 +110,8 @@ class _Class(Enum):
     SIGNATURE = 4
 
 
+@remembered(max_length=_MAX_NAME)
 def _class_of(name: str) -> _Class | None:
-    return (_read if len(name) <= _MAX_NAME else _read.__wrapped__)(name)  # what anybody writes there must not stay
-
-
-@lru_cache(maxsize=4096)
-def _read(name: str) -> _Class | None:
     name = name.lower()
     if name == "cookie":
         return _Class.COOKIE

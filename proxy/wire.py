@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
 
 from proxy import vectors
 from proxy.providers import Form, Provider
+from proxy.remembered import remembered
 from proxy.vectors import DType, InvalidVector, Vector
 
 _LARGEST_EXACT_INTEGER = 2**53
@@ -331,13 +331,8 @@ def _require_harmless(name: str, value: Any, provider: Provider) -> None:
     raise Bypass("unknown-field")
 
 
+@remembered(max_length=_MAX_NAME)
 def _is_one_of(model: str, patterns: tuple[str, ...]) -> bool:
-    # A client can write anything there, of any length, and nothing of that is to stay.
-    return (_fits if len(model) <= _MAX_NAME else _fits.__wrapped__)(model, patterns)
-
-
-@lru_cache(maxsize=4096)
-def _fits(model: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(model.lower(), pattern) for pattern in patterns)
 
 
