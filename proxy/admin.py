@@ -1,15 +1,42 @@
 """The admin port: metrics, health, the status page and the description of the cached route."""
 
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 from aiohttp import web
 
+from proxy import __version__, listen, openapi
+from proxy.config import Settings
+from proxy.listen import Sockets
 from proxy.metrics import Families, text_of
+from proxy.periodic import every
+from proxy.status import STEP_S, About, UpstreamStatus
 from proxy.statuspage import StatusPage
 
 
-def make_app(
+async def open_port(
+    stack: AsyncExitStack,
+    settings: Settings,
+    base_url: str,
+    sockets: Sockets,
+    families: Families,
+    *,
+    is_draining: Callable[[], bool],
+    is_ready: Callable[[], bool],
+    now: Callable[[], float],
+) -> StatusPage:
+    """Answer on ``sockets`` until ``stack`` is left."""
+    page = StatusPage(families, lambda: _about(settings, base_url), is_draining=is_draining, now=now)
+    await stack.enter_async_context(every(STEP_S, lambda _: page.sample()))
+    app = _make_app(
+        families, page, is_ready=is_ready, describe=lambda: openapi.describe(settings.upstream.provider, base_url)
+    )
+    await listen.accept(stack, web.AppRunner(app, access_log=None, shutdown_timeout=1.0), sockets)
+    return page
+
+
+def _make_app(
     families: Families, page: StatusPage, *, is_ready: Callable[[], bool], describe: Callable[[], dict[str, Any]]
 ) -> web.Application:
     async def exposition(_: web.Request) -> web.Response:
@@ -37,3 +64,12 @@ def make_app(
     app.router.add_get("/healthz", healthy)
     app.router.add_get("/readyz", ready)
     return app
+
+
+def _about(settings: Settings, base_url: str) -> About:
+    """What the admin port tells of the settings: no key, and no URL with a secret in it."""
+    upstreams = (
+        UpstreamStatus(name=own.name, base_url=own.base_url, provider=own.provider.name, models=own.models)
+        for own in (settings.upstream, *settings.routed)
+    )
+    return About(version=__version__, base_url=base_url, upstreams=tuple(upstreams), store_url=str(settings.store))

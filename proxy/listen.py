@@ -4,15 +4,17 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from aiohttp import web
 
 from proxy.config import UNIX, Settings
 from proxy.errors import ConfigError
 
 # Of connections that wait to be accepted. When it is full the kernel drops what some clients count as connected.
-BACKLOG = 4096
+_BACKLOG = 4096
 _ELSEWHERE = frozenset({errno.EADDRINUSE, errno.EACCES})
 # Whoever shares the group, as the containers of a Pod do by its fsGroup; connecting takes the right to write.
 _SOCKET_MODE = 0o660
@@ -82,6 +84,14 @@ def doors(settings: Settings) -> Iterator[Doors]:
         yield Doors(data, admin)
 
 
+async def accept(stack: AsyncExitStack, runner: web.BaseRunner, sockets: Sockets) -> None:
+    """Let ``runner`` answer what connects, until ``stack`` is left."""
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    for listening in sockets:
+        await web.SockSite(runner, listening, backlog=_BACKLOG).start()
+
+
 def _tcp_sets(host: str, port: int, copies: int) -> list[Sockets]:
     # Without SO_REUSEPORT at first: with it, two proxies could have one port and not know.
     first = _tcp_sockets(host, port, is_shared=False)
@@ -98,7 +108,7 @@ def _tcp_sockets(host: str, port: int, *, is_shared: bool) -> Sockets:
     try:
         for family, address in dict.fromkeys((family, address[0]) for family, _, _, _, address in infos):
             wanted = port or (found[0].getsockname()[1] if found else 0)
-            made = socket.create_server((str(address), wanted), family=family, backlog=BACKLOG, reuse_port=is_shared)
+            made = socket.create_server((str(address), wanted), family=family, backlog=_BACKLOG, reuse_port=is_shared)
             made.setblocking(False)
             found.append(made)
     except OSError:
@@ -118,7 +128,7 @@ def _unix_socket(path: Path) -> socket.socket:
             path.unlink()
             listening.bind(str(path))
         path.chmod(_SOCKET_MODE)
-        listening.listen(BACKLOG)
+        listening.listen(_BACKLOG)
     except OSError:
         listening.close()
         raise

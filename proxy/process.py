@@ -13,15 +13,12 @@ from pathlib import Path
 
 from aiohttp import web
 
-from proxy import admin, demo, listen, openapi, server
+from proxy import admin, demo, listen, server
 from proxy.clientkeys import ClientKeys
 from proxy.config import Settings
 from proxy.errors import ConfigError
 from proxy.listen import Doors, Sockets
-from proxy.periodic import every
 from proxy.server import Running
-from proxy.status import STEP_S
-from proxy.statuspage import StatusPage
 from proxy.workers import SUFFIX, Workers
 
 _log = logging.getLogger(__name__)
@@ -82,19 +79,17 @@ async def serve_admin(
         is_draining = True
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, on_signal)
-    families = Workers(workers).families
-    page = StatusPage(
-        families, lambda: server.about(settings, base_url), is_draining=lambda: is_draining, now=time.monotonic
-    )
-    app = admin.make_app(
-        families,
-        page,
-        is_ready=lambda: not is_draining and any(workers.glob("*" + SUFFIX)),
-        describe=lambda: openapi.describe(settings.upstream.provider, base_url),
-    )
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(every(STEP_S, lambda _: page.sample()))
-        await server.accept(stack, web.AppRunner(app, access_log=None, shutdown_timeout=1.0), sockets)
+        await admin.open_port(
+            stack,
+            settings,
+            base_url,
+            sockets,
+            Workers(workers).families,
+            is_draining=lambda: is_draining,
+            is_ready=lambda: not is_draining and any(workers.glob("*" + SUFFIX)),
+            now=time.monotonic,
+        )
         announce()
         await stop.wait()
 
@@ -116,7 +111,7 @@ async def serve_demo(host: str, port: int, *, announce: Callable[[str], None]) -
     stop = stop_signal()
     async with AsyncExitStack() as stack:
         (sockets,) = stack.enter_context(listen.opened(host, port, flag="--port"))
-        await server.accept(stack, web.AppRunner(demo.make_app(), access_log=None, shutdown_timeout=1.0), sockets)
+        await listen.accept(stack, web.AppRunner(demo.make_app(), access_log=None, shutdown_timeout=1.0), sockets)
         announce(server.base_url_of(sockets))
         await stop.wait()
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from aiohttp import BaseConnector, TCPConnector, UnixConnector, web
 from prometheus_client import Metric
 
-from proxy import __version__, admin, demo, listen, openapi
+from proxy import admin, demo, listen
 from proxy.answers import Answers
 from proxy.auth import Access, Validations
 from proxy.batcher import Batcher
@@ -26,13 +26,12 @@ from proxy.dispatch import Dispatcher
 from proxy.embeddings import EmbeddingsRoute
 from proxy.errors import ConfigError
 from proxy.fetcher import Fetcher
-from proxy.listen import BACKLOG, Doors, Sockets
+from proxy.listen import Doors, Sockets
 from proxy.metrics import Metrics
 from proxy.origins import Alternative, Origin, Origins
 from proxy.periodic import every
 from proxy.requestlog import FLUSH_S, RequestLog
 from proxy.routes import Routes
-from proxy.status import STEP_S, About, UpstreamStatus
 from proxy.statuspage import StatusPage
 from proxy.store.base import NoStore, Store
 from proxy.store.memory import Memory
@@ -145,27 +144,23 @@ async def running(
         async def families() -> Iterable[Metric]:
             return metrics.families()
 
-        page = StatusPage(
+        page = await admin.open_port(
+            stack,
+            settings,
+            base_url,
+            doors.admin,
             families,
-            lambda: about(settings, base_url),
             is_draining=lambda: lifecycle.is_draining,
+            is_ready=lambda: not lifecycle.is_draining,
             now=monotonic,
         )
-        await stack.enter_async_context(every(STEP_S, lambda _: page.sample()))
-        app = admin.make_app(
-            families,
-            page,
-            is_ready=lambda: not lifecycle.is_draining,
-            describe=lambda: openapi.describe(settings.upstream.provider, base_url),
-        )
-        await accept(stack, web.AppRunner(app, access_log=None, shutdown_timeout=1.0), doors.admin)
         require_strict_parser()
         web_server = _make_server(dispatcher.handle, _max_connections(settings.max_connections))
         await stack.enter_async_context(every(SWEEP_S, lambda _: web_server.sweep()))
         await stack.enter_async_context(every(_LAG_PERIOD_S, metrics.loop_lag.observe))
         # aiohttp waits this long for the handlers, and then as long again before it cancels them.
         data = web.ServerRunner(web_server, shutdown_timeout=settings.shutdown_timeout_s / 2)
-        await accept(stack, data, doors.data)
+        await listen.accept(stack, data, doors.data)
         yield Running(
             base_url=base_url,
             admin_url=listen.url_of(doors.admin),
@@ -182,15 +177,6 @@ async def running(
         lifecycle.deadline = time.monotonic() + settings.shutdown_timeout_s
 
 
-def about(settings: Settings, base_url: str) -> About:
-    """What the admin port tells of the settings: no key, and no URL with a secret in it."""
-    upstreams = (
-        UpstreamStatus(name=own.name, base_url=own.base_url, provider=own.provider.name, models=own.models)
-        for own in (settings.upstream, *settings.routed)
-    )
-    return About(version=__version__, base_url=base_url, upstreams=tuple(upstreams), store_url=str(settings.store))
-
-
 def _forbid_itself(settings: Settings, base_url: str) -> None:
     own = urlsplit(base_url)
     names = {own.hostname} | (THIS_MACHINE if settings.host in _LOCAL else set())
@@ -204,14 +190,6 @@ def _forbid_itself(settings: Settings, base_url: str) -> None:
 def base_url_of(sockets: Sockets) -> str:
     """What a client is to use."""
     return listen.url_of(sockets) + "/v1"
-
-
-async def accept(stack: AsyncExitStack, runner: web.BaseRunner, sockets: Sockets) -> None:
-    """Let ``runner`` answer what connects, until ``stack`` is left."""
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    for listening in sockets:
-        await web.SockSite(runner, listening, backlog=BACKLOG).start()
 
 
 async def _before(lifecycle: Lifecycle, work: Callable[[], Awaitable[None]]) -> None:

@@ -89,7 +89,7 @@ async def test_the_numbers_are_those_of_the_traffic(start_proxy: StartProxy) -> 
 
 async def test_the_history_is_sampled(start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     sampled = asyncio.Event()
-    monkeypatch.setattr("proxy.server.STEP_S", 0.0)
+    monkeypatch.setattr("proxy.admin.STEP_S", 0.0)
     monkeypatch.setattr("proxy.statuspage.StatusPage.sample", lambda _: sampled.set())
     await start_proxy()
     await sampled.wait()
