@@ -11,14 +11,12 @@ from collections.abc import Callable
 from hashlib import blake2b
 from typing import NamedTuple
 
-import msgpack
-
 from proxy import headers
 from proxy.clientkeys import ClientKeys
 from proxy.config import THIS_MACHINE
 from proxy.errors import Unauthorized
 from proxy.headers import Headers, Identity
-from proxy.keys import Fields
+from proxy.keys import Fields, pack
 from proxy.origins import Origin
 
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 401, 403, 404
@@ -51,13 +49,12 @@ class Validations:
         self._ttl_s = ttl_s
         self.now = clock
         self._secret = secrets.token_bytes(32)
-        self._pack = msgpack.Packer(unicode_errors="surrogateescape").pack
         self._until: OrderedDict[bytes, dict[Place, float]] = OrderedDict()
         self._refused: OrderedDict[bytes, float] = OrderedDict()
 
     def name(self, origin: Origin, identity: Identity) -> bytes:
         """What stands for a client at ``origin``; not to be read back."""
-        said = self._pack((origin.name, identity.credentials, identity.vector_affecting))
+        said = pack((origin.name, identity.credentials, identity.vector_affecting))
         return blake2b(said, key=self._secret, digest_size=32).digest()
 
     def holds(self, who: bytes, place: Place) -> bool:

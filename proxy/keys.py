@@ -20,7 +20,7 @@ Fields = list[tuple[str, str]]  # header names and values
 _SCHEMA = 1
 KEY_BYTES = 32
 # Header bytes that are not UTF-8 arrive as surrogate escapes and stand for themselves.
-_PACKER = msgpack.Packer(unicode_errors="surrogateescape")
+pack = msgpack.Packer(unicode_errors="surrogateescape").pack
 
 
 def derive(request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers: Fields) -> list[bytes]:
@@ -30,7 +30,7 @@ def derive(request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers
     ``scope`` says whose entries these are, by default the credentials'; ``vector_headers`` are of
     `proxy.headers.identity`.
     """
-    common = _PACKER.pack(
+    common = pack(
         (
             _SCHEMA,
             scope,
@@ -54,7 +54,7 @@ def derive(request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers
 def group(request: EmbeddingRequest, *, url: str, credentials: Fields, vector_headers: Fields) -> bytes:
     """Equal for requests that differ in nothing but their items, neutral fields and encoding included."""
     rest = {name: value for name, value in request.fields.items() if name != "input"}
-    said: bytes = _PACKER.pack((credentials, url, vector_headers, request.kind.value, _canonical(rest)))
+    said: bytes = pack((credentials, url, vector_headers, request.kind.value, _canonical(rest)))
     return said
 
 

@@ -4,11 +4,11 @@ import secrets
 from hashlib import blake2b
 from typing import NamedTuple
 
-import msgpack
 from moka_py import Moka
 
 from proxy.auth import Place
 from proxy.headers import Identity
+from proxy.keys import pack
 from proxy.wire import Encoding
 
 _MAX_BYTES = 16 * 1024**2
@@ -42,14 +42,13 @@ class Recall:
 
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
-        self._pack = msgpack.Packer(unicode_errors="surrogateescape").pack
         self._known: Moka[bytes, Known] = Moka(_MAX_BYTES, weigher=lambda _, known: known.weight_bytes)
         self.get = self._known.get
 
     def mark(self, target: str, own: Identity, body: bytes) -> bytes:
         """Of a request with these fields and no other that matters: equal only for requests that mean the same."""
         # The body runs to the end, so it needs no length.
-        state = blake2b(self._pack((target, own.credentials, own.vector_affecting)), key=self._secret, digest_size=32)
+        state = blake2b(pack((target, own.credentials, own.vector_affecting)), key=self._secret, digest_size=32)
         state.update(body)
         return state.digest()
 

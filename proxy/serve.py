@@ -22,7 +22,7 @@ from proxy.config import Settings, UpstreamSetting
 from proxy.errors import ConfigError
 from proxy.listen import Doors, Sockets
 from proxy.providers import Provider
-from proxy.supervisor import Supervisor
+from proxy.supervisor import REFUSED, Supervisor
 
 _ENV_PREFIX = "EMBEDDING_PROXY_"
 # Kubernetes puts the address of every Service into every Pod's environment; for one named `embedding-proxy` or
@@ -279,7 +279,7 @@ class _Processes:
             return _serve(settings, announce=lambda _: on_ready(), doors=doors, parent=parent)
         except ConfigError as error:
             click.echo(f"embedding-proxy: {error}", err=True)
-            return EXIT_USAGE
+            return REFUSED
 
     def administer(
         self, settings: Settings, base_url: str, admin: Sockets, *, workers: Path, parent: int,

@@ -27,7 +27,7 @@ from proxy.workers import SUFFIX
 _log = logging.getLogger(__name__)
 
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
-_REFUSED = 2  # the exit status of a process that can't do what its settings ask for
+REFUSED = 2  # the exit status of a process that can't do what its settings ask for
 _ADMIN = "the admin port's process"
 _POLL_S = 0.05
 _MANY = 4096
@@ -174,14 +174,14 @@ class Supervisor:
         if self._is_stopping:
             self._status = self._status or int(code != 0)
             return
-        if code == _REFUSED and self._is_starting:  # it has said why, and would say it again
-            self._status = _REFUSED
+        if code == REFUSED and self._is_starting:  # it has said why, and would say it again
+            self._status = REFUSED
             self._stop()
             return
         lived_s = time.monotonic() - child.started_s
         if lived_s >= _SHORT_LIFE_S:
             child.pause_s = 0.0
-        if code == _REFUSED:  # what its settings point to has changed since; the others go on with what they have
+        if code == REFUSED:  # what its settings point to has changed since; the others go on with what they have
             child.pause_s = _LONGEST_PAUSE_S
         child.due_s = time.monotonic() + child.pause_s
         child.pause_s = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, 2 * child.pause_s))
@@ -214,7 +214,7 @@ class Supervisor:
             status = child.run()
         except ConfigError as error:
             _log.error("%s", error)
-            status = _REFUSED
+            status = REFUSED
         except BaseException:  # noqa: BLE001 - it ends here in any case
             _log.exception("%s failed", child.name)
         finally:

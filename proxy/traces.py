@@ -15,9 +15,7 @@ from proxy.headers import Headers
 _NO_CONTEXT = nullcontext()
 
 
-class Call:
-    """A call upstream; it lasts as long as the block."""
-
+class _Block:
     __slots__ = ()
 
     def __enter__(self) -> Self:
@@ -27,6 +25,12 @@ class Call:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         pass
+
+
+class Call(_Block):
+    """A call upstream; it lasts as long as the block."""
+
+    __slots__ = ()
 
     def outbound(self, headers: CIMultiDict[str]) -> CIMultiDict[str]:
         """The fields to send: those given, where the upstream's own spans are to be this one's children."""
@@ -36,21 +40,13 @@ class Call:
         pass
 
 
-class Calls:
+class Calls(_Block):
     """Calls upstream that are one after the other made for the same requests.
 
     What may be said of the model is known after the answer was read, so their spans end with the block.
     """
 
     __slots__ = ()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
     def call(self, method: str, url: str, *, upstream: str, provider: str | None = None, items: int = 0) -> Call:
         """An embeddings call has a ``provider``, whose API it is, and ``items``."""

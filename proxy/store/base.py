@@ -3,6 +3,10 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
+# Of whatever keeps the bytes: so many failures in a row, and it is left alone for so long.
+MAX_FAILURES = 5
+COOLDOWN_S = 1.0
+
 
 class Store(Protocol):
     """Bytes under 32-byte keys, shared by every process that opens the same store.

@@ -19,13 +19,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from proxy.breaker import Breaker
 from proxy.redisurl import Address
+from proxy.store.base import COOLDOWN_S, MAX_FAILURES
 from proxy.store.node import Command, Node, store_error
 from proxy.store.servers import Learner
 
 # One because a failover moved the slot, one to the node that imports it; more is a cluster at odds with itself.
 _MAX_REDIRECTS = 3
-_MAX_FAILURES = 5
-_COOLDOWN_S = 1.0
 
 # Where commands go, and whether they have to be announced there, the slot being imported.
 Target = tuple[Address, bool]
@@ -121,7 +120,7 @@ class Cluster:
 
     def _member(self, address: Address) -> _Member:
         if address not in self._members:
-            breaker = Breaker(max_failures=_MAX_FAILURES, cooldown_s=_COOLDOWN_S, clock=time.monotonic)
+            breaker = Breaker(max_failures=MAX_FAILURES, cooldown_s=COOLDOWN_S, clock=time.monotonic)
             self._members[address] = _Member(self._connect(address), breaker)
         return self._members[address]
 

@@ -12,13 +12,11 @@ from proxy.breaker import Breaker, State
 from proxy.errors import StoreError
 from proxy.metrics import Metrics
 from proxy.record import InvalidRecord, Record
-from proxy.store.base import Store
+from proxy.store.base import COOLDOWN_S, MAX_FAILURES, Store
 from proxy.store.memory import Entry, Memory
 
 _log = logging.getLogger(__name__)
 
-_MAX_FAILURES = 5
-_COOLDOWN_S = 1.0
 _FIRST_BUDGET_S = 2.0
 _NOBODYS_KEY = bytes(32)
 # Reading and unpacking a record takes some 20 µs of this process, which may be busy with several batches.
@@ -53,8 +51,8 @@ class Cache:
         # A full or read-only Redis fails every write and serves every read: each direction has a circuit of its own.
         self._breakers = {
             operation: Breaker(
-                max_failures=_MAX_FAILURES,
-                cooldown_s=_COOLDOWN_S,
+                max_failures=MAX_FAILURES,
+                cooldown_s=COOLDOWN_S,
                 clock=time.monotonic,
                 on_change=partial(self._on_breaker, operation),
             )
