@@ -163,8 +163,12 @@ def fill(url: str, row: Row) -> None:
 
 def ask(url: str, row: Row) -> str:
     """One request; returns its X-Cache."""
+    return post(url, body_of(row))
+
+
+def post(url: str, body: bytes) -> str:
     headers = {"Content-Type": "application/json", "Authorization": "Bearer sk-bench"}
-    request = urllib.request.Request(url, body_of(row), headers)  # noqa: S310
+    request = urllib.request.Request(url, body, headers)  # noqa: S310
     with urllib.request.urlopen(request) as response:  # noqa: S310
         response.read()
         return str(response.headers["X-Cache"])

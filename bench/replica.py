@@ -8,7 +8,6 @@ The replica is pinned to core 0; Redis and the load (wrk, every request other te
 import argparse
 import sys
 import tempfile
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def main() -> None:
             with hot.process([sys.executable, "-m", "proxy", "serve", *flags, "--log-requests", "no"]):
                 url = f"http://127.0.0.1:{PORT}/v1/embeddings"
                 for start in range(0, TEXTS, BATCH):
-                    ask(url, [text(number) for number in range(start, start + BATCH)])
+                    hot.post(url, body_of([text(number) for number in range(start, start + BATCH)]))
                 client = Redis.from_url(server.url)
                 heads = ("requests/s", "items/s", "MGET/s", "keys each", "MB/s", "connections")
                 print("items " + " ".join(f"{head:>11}" for head in heads))
@@ -59,11 +58,8 @@ def text(number: int) -> str:
     return f"stored text {number}"
 
 
-def ask(url: str, texts: list[str]) -> None:
-    body = orjson.dumps({"model": "demo", "input": texts, "encoding_format": "base64"})
-    headers = {"Content-Type": "application/json", "Authorization": "Bearer sk-bench"}
-    with urllib.request.urlopen(urllib.request.Request(url, body, headers)) as answer:  # noqa: S310
-        answer.read()
+def body_of(texts: list[str]) -> bytes:
+    return orjson.dumps({"model": "demo", "input": texts, "encoding_format": "base64"})
 
 
 def measure(row: Row, url: str, client: "Redis", folder: Path, seconds: int) -> None:

@@ -16,13 +16,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import uvloop
 
+from bench.sizing import record_of
 from proxy import record
-from proxy.record import Record
 from proxy.store.redis import RedisStore
-from proxy.vectors import DType, Vector
 from tests.redis_cluster import RedisCluster, ask
 from tests.redis_server import RedisServer
 
@@ -58,7 +56,7 @@ def main() -> None:
 
 async def measure(one: str, several: str, seconds: float, rounds: int) -> None:
     stores = [RedisStore(url, timeout_s=5.0, max_connections=32) for url in (one, several)]
-    values = {key: value_of(key) for key in (os.urandom(32) for _ in range(ITEMS))}
+    values = {key: record.encode(key, record_of(key, DIMENSIONS)) for key in (os.urandom(32) for _ in range(ITEMS))}
     for store in stores:
         await store.put_many(values, ttl_s=None, overwrite=False)
     print(f"{DIMENSIONS}-d; items/s from the store, medians of {rounds} runs of {seconds} s\n")
@@ -72,13 +70,6 @@ async def measure(one: str, several: str, seconds: float, rounds: int) -> None:
         print(f"{row.items:>5} {row.readers:>7} {alone:>8.0f} {together:>8.0f} {together / alone:>6.2f}", flush=True)
     for store in stores:
         await store.aclose()
-
-
-def value_of(key: bytes) -> bytes:
-    numbers = np.random.default_rng(int.from_bytes(key, "big")).standard_normal(DIMENSIONS)
-    vector = Vector(DType.FLOAT32, numbers.astype("<f4").tobytes())
-    its = Record(vector=vector, model="text-embedding-3-small", tokens=40, tokens_exact=True, stored_at_s=1_800_000_000)
-    return record.encode(key, its)
 
 
 async def load(store: RedisStore, keys: list[bytes], row: Row, seconds: float) -> float:
