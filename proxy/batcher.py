@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -334,9 +335,9 @@ class Batcher:
 def _read(share: Share, origin: Origin, answer: Answer, items: int) -> wire.EmbeddingAnswer:
     """What ``origin`` answered to a call for ``items`` items of shares like this one. Raises `InvalidAnswer`."""
     asked, provider = share.asked, origin.provider
-    for name, value in provider.rewritten.items():
-        if answer.headers.get(name) == value:
-            raise InvalidAnswer("rewritten-input")
+    for name, pattern in provider.disowned_by.items():
+        if fnmatchcase(answer.headers.get(name, ""), pattern):
+            raise InvalidAnswer("disowned")
     parsed = wire.parse_answer(
         answer.plain_body(),
         items=items,
@@ -344,6 +345,9 @@ def _read(share: Share, origin: Origin, answer: Answer, items: int) -> wire.Embe
         packed=asked.packed,
         packs_base64=provider.packs_base64,
     )
+    # A server of a single model may answer to any name, and to none.
+    if wire.is_one_of(parsed.model, provider.multi_vector_models):
+        raise InvalidAnswer("multi-vector")
     if origin is share.origin:
         origin.remember(asked.model, parsed.model)
         return parsed

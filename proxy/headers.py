@@ -33,12 +33,18 @@ HOP_BY_HOP = frozenset(
 _REWRITTEN = frozenset({"host", "content-length", "expect"})
 
 # Fields that choose what computes the vector: OpenAI's organisation and project, and Google's, select what a key
-# reaches; Azure routes by the azureml fields, the gateways Portkey and Helicone by theirs.
+# reaches; Portkey routes by dozens of fields, a key among them, but not by these few
+# (https://portkey.ai/docs/api-reference/inference-api/headers); NemoRouter compresses what is sent and fills in
+# templates; NVIDIA takes images from the assets named there.
 _VECTOR_AFFECTING = re.compile(
-    r"azureml-model-deployment|extra-parameters|openai-(organization|project)|x-goog-user-project"
-    r"|x-portkey-(config|provider|custom-host)|helicone-target-.*"
-    # NemoRouter compresses what is sent and fills in templates; NVIDIA takes images from the assets named there.
-    r"|x-(nr|nemo)-(compress|prompt-.*)|nvcf-.*"
+    r"extra-parameters|openai-(organization|project)|x-goog-user-project|x-(nr|nemo)-(compress|prompt-.*)|nvcf-.*"
+    r"|x-portkey-(?!(api-key|trace-id|span-(id|name)|parent-span-id|metadata|debug|cache-.*|request-timeout|retry-.*)$).*"
+)
+# Azure, Envoy and many a gateway route by a model named in a field, LiteLLM by tags, Helicone by a base URL. There is
+# no list of them all, so whatever sounds like routing counts: what is wrongly in a key costs hits, what is wrongly out
+# of it gives clients another model's vectors.
+_ROUTING = re.compile(
+    r"(.*[-_])?(model|deployment|provider|target|backend|endpoint|base(-url)?|route|routing|region|tags)([-_].*)?"
 )
 # Fields that vouch for the very bytes of the body (RFC 9530, which RFC 9421 signatures cover; AWS; AIGNE's components),
 # so that no other body may be sent with them.
@@ -119,9 +125,11 @@ def _class_of(name: str) -> _Class | None:
         return _Class.SIGNATURE
     if _VECTOR_AFFECTING.fullmatch(name):
         return _Class.VECTOR_AFFECTING
-    if name in HOP_BY_HOP or name in _NO_CREDENTIAL or not _CREDENTIAL.search(name):
+    if name in HOP_BY_HOP or name in _NO_CREDENTIAL:
         return None
-    return _Class.CREDENTIAL
+    if _CREDENTIAL.search(name):
+        return _Class.CREDENTIAL
+    return _Class.VECTOR_AFFECTING if _ROUTING.fullmatch(name) else None
 
 
 class Identity(NamedTuple):

@@ -28,6 +28,12 @@ _TEXTS = frozenset({Form.TEXT, Form.TEXTS})
 _TOKENS = _TEXTS | {Form.TOKENS, Form.TOKEN_LISTS}
 
 
+# Late interaction: Infinity's own ColBERT, ColPali, ColQwen and ColIdefics, and what else is built so.
+_MULTI_VECTOR = ("*colbert*", "*colpali*", "*colqwen*", "*colidefics*", "*colsmol*", "*colembed*")
+# A LiteLLM gateway tells how many other models it had to try (https://docs.litellm.ai/docs/proxy/reliability).
+_STAND_INS = {"x-litellm-attempted-fallbacks": "[1-9]*"}
+
+
 class Limits(NamedTuple):
     """What one call may hold; OpenAI's own where a provider documents none."""
 
@@ -66,11 +72,11 @@ class Provider:
     # Models that make one vector of all the items of a call, or may.
     fused_models: tuple[str, ...] = ("*gemini-embedding-2*",)
     # Models that make several vectors of an item: base64 of these can't be told from one long vector.
-    multi_vector_models: tuple[str, ...] = ("*colbert*",)
+    multi_vector_models: tuple[str, ...] = _MULTI_VECTOR
     references: tuple[str, ...] = ()  # what in a text stands for something that is not in the request
     takes_null: bool = False  # in fields of class encoding and cross-item null is the same as absent
-    # The answer's fields that say that what was embedded is not what was sent; name -> value.
-    rewritten: Mapping[str, str] = field(default_factory=dict)
+    # The answer's header fields that say that another model was asked, or about another text; name -> pattern.
+    disowned_by: Mapping[str, str] = field(default_factory=lambda: _STAND_INS)
     # Where clients reach the embeddings on this proxy, besides its own path. No path where the server has another API.
     aliases: tuple[str, ...] = ("/v1", "/api/v1", "/api", "")
     # Where they reach everything else at the base URL; likewise.
@@ -129,7 +135,7 @@ _ROWS = (
         base_url="https://api.nemorouter.ai/v1",
         inputs=_TEXTS,
         key=frozenset({"dimensions"}),
-        rewritten={"x-nr-guardrails": "redacted"},
+        disowned_by=_STAND_INS | {"x-nr-guardrails": "redacted", "x-nr-routing": "fallback*"},
     ),
     Provider(
         name="openai",  # https://platform.openai.com/docs/api-reference/embeddings/create
@@ -149,8 +155,8 @@ _ROWS = (
         inputs=_TEXTS | {Form.MEDIA},
         key=frozenset({"task", "dimensions", "normalized", "truncate"}),
         neutral=frozenset(),
-        cross_item={"late_chunking": False, "return_multivector": False},
-        encoding={"embedding_type": _FLOATS | {"binary", "ubinary"}},
+        cross_item={"late_chunking": False, "return_multivector": False, "return_tokenized_input": False},
+        encoding=dict.fromkeys(("embedding_type", "encoding_format"), _FLOATS | {"binary", "ubinary"}),
         takes_null=True,
         limits=Limits(items=512),
     ),
@@ -181,12 +187,11 @@ _ROWS = (
         key=frozenset({"output_dimension"}),
         neutral=frozenset({"metadata"}),
         encoding={"encoding_format": _FLOATS, "output_dtype": _INTEGERS | {"float"}},
-        takes_null=True,
         limits=Limits(items=256, tokens=16_384),
     ),
     Provider(
         name="together",  # https://docs.together.ai/reference/embeddings
-        base_url="https://api.together.xyz/v1",
+        base_url="https://api.together.ai/v1",
         inputs=_TEXTS,
         neutral=frozenset(),  # it refuses `user` and `dimensions`
     ),

@@ -90,23 +90,29 @@ def from_base64(text: str, dtype: DType = DType.FLOAT32) -> Vector:
     return vector
 
 
-def from_numbers(numbers: list[Any], packed: DType | None = None) -> Vector:
-    """A JSON array as parsed: every number keeps the exact value its text had. Raises `InvalidVector`."""
+def from_numbers(numbers: list[Any], packed: DType | None = None, *, as_floats: bool = False) -> Vector:
+    """A JSON array as parsed: every number keeps the exact value its text had. Numbers of a ``packed`` type may be
+    written ``as_floats`` (-78.0, as Jina does), and then they stay floats. Raises `InvalidVector`."""
     types = set(map(type, numbers))
     if not types or not types <= {int, float}:
         raise InvalidVector("not an array of numbers")
     if not any(numbers):
         raise InvalidVector("all zero")
     if packed is not None:
-        return _from_packed(numbers, types, packed)
+        return _from_packed(numbers, types, packed, as_floats=as_floats)
     return _from_integers(numbers) if types == {int} else _from_floats(numbers)
 
 
-def _from_packed(numbers: list[int], types: set[type], dtype: DType) -> Vector:
+def _from_packed(numbers: list[Any], types: set[type], dtype: DType, *, as_floats: bool) -> Vector:
     limits = np.iinfo(_NUMPY_TYPES[dtype])
-    if types != {int} or min(numbers) < limits.min or max(numbers) > limits.max:
+    is_written_as_floats = as_floats and types == {float} and all(map(float.is_integer, numbers))
+    if not (types == {int} or is_written_as_floats) or min(numbers) < limits.min or max(numbers) > limits.max:
         raise InvalidVector("a number outside the integer type that was asked for")
-    return Vector(dtype, np.array(numbers, _NUMPY_TYPES[dtype]).tobytes())
+    return (
+        _from_floats(numbers)
+        if is_written_as_floats
+        else Vector(dtype, np.array(numbers, _NUMPY_TYPES[dtype]).tobytes())
+    )
 
 
 def _from_integers(numbers: list[int]) -> Vector:

@@ -152,6 +152,7 @@ def parse_request(body: bytes, fields: dict[str, Any], provider: Provider) -> Em
         raise Bypass("model")
     kind, items = _items(fields.get("input"), provider.inputs)
     _forbid_duplicate_keys(body, fields, kind, items)
+    _forbid_two_names(fields, provider)
     written, parameters = _parameters(fields, provider)
     if written.packed is not None and written.encoding is Encoding.BASE64 and not provider.packs_base64:
         raise Bypass("encoding")
@@ -161,9 +162,9 @@ def parse_request(body: bytes, fields: dict[str, Any], provider: Provider) -> Em
         if kind is Kind.TEXT and any(mark in item for item in items):
             raise Bypass("remote-media")
     if type(model) is str:
-        if len(items) > 1 and _is_one_of(model, provider.fused_models):
+        if len(items) > 1 and is_one_of(model, provider.fused_models):
             raise Bypass("cross-item")
-        if _is_one_of(model, provider.multi_vector_models):
+        if is_one_of(model, provider.multi_vector_models):
             raise Bypass("multi-vector")
     return EmbeddingRequest(
         model=model,
@@ -287,6 +288,14 @@ class _Written(NamedTuple):
 _PLAIN = _Written()
 
 
+def _forbid_two_names(fields: dict[str, Any], provider: Provider) -> None:
+    """Which of two names of one field counts is the provider's secret."""
+    if len(provider.encoding) > 1:
+        chosen = [values for name, values in provider.encoding.items() if name in fields]
+        if len(chosen) > len(set(chosen)):
+            raise Bypass("duplicate-key")
+
+
 def _parameters(fields: dict[str, Any], provider: Provider) -> tuple[_Written, dict[str, Any]]:
     """What the request says besides model and input: how to write the vectors, and what changes them."""
     written = _PLAIN
@@ -332,7 +341,8 @@ def _require_harmless(name: str, value: Any, provider: Provider) -> None:
 
 
 @remembered(max_length=_MAX_NAME)
-def _is_one_of(model: str, patterns: tuple[str, ...]) -> bool:
+def is_one_of(model: str, patterns: tuple[str, ...]) -> bool:
+    """Whether one of ``patterns``, in lower case, fits the name of a model."""
     return any(fnmatchcase(model.lower(), pattern) for pattern in patterns)
 
 
@@ -387,8 +397,12 @@ def _require_distinct(pairs: list[tuple[str, Any]]) -> None:
 
 
 def reduced_body(request: EmbeddingRequest, items: list[Any]) -> bytes:
-    """The request's body asking for ``items`` alone, every other field as it was."""
-    return orjson.dumps({**request.fields, "input": items})
+    """The request's body asking for ``items`` alone, every other field as it was; but for vLLM's ``request_id``, which
+    is for one call, and of this request there may be several."""
+    rest = request.fields
+    if "request_id" in rest and "request_id" not in request.parameters:
+        rest = {name: value for name, value in rest.items() if name != "request_id"}
+    return orjson.dumps({**rest, "input": items})
 
 
 def renamed_body(body: bytes, model: str) -> bytes:
@@ -450,7 +464,7 @@ def _vectors(data: list[dict[str, Any]], packed: DType | None, *, packs_base64: 
                     raise InvalidAnswer("encoding")
                 found.append(vectors.from_base64(embedding, packed or DType.FLOAT32))
             elif type(embedding) is list:
-                found.append(vectors.from_numbers(embedding, packed))
+                found.append(vectors.from_numbers(embedding, packed, as_floats=not packs_base64))
             else:
                 raise InvalidAnswer("no-embedding")
         except InvalidVector:

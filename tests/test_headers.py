@@ -45,6 +45,67 @@ def test_identity_does_not_depend_on_the_order_or_case_of_names() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Azureml-Model-Deployment",
+        "X-MS-Model-Mesh-Model-Name",
+        "X-AI-EG-Model",
+        "X-LiteLLM-Tags",
+        "Helicone-OpenAI-Api-Base",
+        "Helicone-Target-Url",
+        "X-Portkey-Config",
+        "X-Portkey-Virtual-Key",
+        "X-Portkey-Azure-Deployment-Id",
+        "X-Portkey-Aws-Secret-Access-Key",
+        "X-Target-Backend",
+        "NVCF-Input-Asset-References",
+        "OpenAI-Project",
+    ],
+)
+def test_what_says_where_a_request_goes_counts_in_whatever_scope(name: str) -> None:
+    assert headers.identity(CIMultiDict({name: "v"})) == ([], [(name.lower(), "v")], False)
+
+
+@pytest.mark.parametrize("name", ["X-Portkey-Api-Key", "X-Provider-Api-Key", "X-Model-Token", "X-Target-Authorization"])
+def test_a_credential_for_where_it_goes_is_a_credential_and_ends_where_the_proxy_has_the_key(name: str) -> None:
+    given = CIMultiDict({name: "v"})
+    assert headers.identity(given) == ([(name.lower(), "v")], [], False)
+    assert not headers.without_credentials(given)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "X-Stainless-Runtime",
+        "X-Stainless-Read-Timeout",
+        "X-Stainless-Retry-Count",
+        "X-Request-Id",
+        "X-Client-Request-Id",
+        "Traceparent",
+        "X-Amzn-Trace-Id",
+        "X-Cloud-Trace-Context",
+        "X-Datadog-Parent-Id",
+        "X-Forwarded-For",
+        "X-Real-IP",
+        "Via",
+        "User-Agent",
+        "Accept-Encoding",
+        "HTTP-Referer",
+        "X-Title",
+        "Helicone-Property-Session",
+        "X-Portkey-Trace-Id",
+        "X-Portkey-Metadata",
+        "X-Portkey-Cache-Namespace",
+        "X-Routing-Key",
+        "Idempotency-Key",
+        "Connection",
+    ],
+)
+def test_what_is_new_for_every_call_does_not_count(name: str) -> None:
+    assert headers.identity(CIMultiDict({name: "v"})) == ([], [], False)
+
+
 def test_repeated_credentials_all_count_in_their_order() -> None:
     both = CIMultiDict([("Authorization", "a"), ("Authorization", "b")])
     turned = CIMultiDict([("Authorization", "b"), ("Authorization", "a")])

@@ -1,13 +1,14 @@
 """Each provider as it documents itself, and the proxy in front of it: ``make test-providers`` prints the table."""
 
 import copy
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
 import pytest
+from aiohttp import web
 
 from proxy.headers import HOP_BY_HOP
 from tests.client import Answer, Client
@@ -15,8 +16,9 @@ from tests.conftest import StartProxy
 from tests.emulators import EMULATORS
 from tests.emulators.base import Emulator, Json
 from tests.emulators.gateways import NemoRouter
-from tests.emulators.hosted import Nvidia, OpenAI
-from tests.scripted import ScriptedUpstream
+from tests.emulators.hosted import Azure, Nvidia, OpenAI
+from tests.emulators.servers import Infinity
+from tests.scripted import Call, ScriptedUpstream
 
 _WRITTEN_ANEW = HOP_BY_HOP | {"date", "server", "content-length"}
 
@@ -358,8 +360,19 @@ async def test_jinas_embedding_types(stage: Stage) -> None:
     await stage.ask(body)
     for kind in ("binary", "ubinary"):
         hit = await assert_cached(stage, body | {"embedding_type": kind})
-        assert {type(number) for numbers in hit.embeddings for number in numbers} == {int}
+        assert {type(number) for numbers in hit.embeddings for number in numbers} == {float}
+        assert all(number.is_integer() for numbers in hit.embeddings for number in numbers)
     await assert_relayed(stage, body | {"embedding_type": ["float", "base64"]})
+
+
+@cells("own", "jina")
+async def test_jina_takes_openais_name_of_its_field_but_not_both(stage: Stage) -> None:
+    body = stage.body(["a", "b"])
+    await stage.ask(body)
+    by_name = [await stage.ask(body | {name: "base64"}) for name in ("embedding_type", "encoding_format")]
+    assert [answer.cache for answer in by_name] == ["HIT", "HIT"]
+    assert by_name[0].body == by_name[1].body
+    await assert_relayed(stage, body | {"embedding_type": "float", "encoding_format": "base64"})
 
 
 @cells("own", "jina")
@@ -499,6 +512,25 @@ async def test_deployments_are_told_apart_by_path_and_by_model(stage: Stage) -> 
     assert is_relayed(await stage.ask(body, target=gone), await stage.ask_directly(body, target=gone))
 
 
+@cells("own", "azure")
+async def test_a_model_that_a_header_names_is_in_the_key(stage: Stage) -> None:
+    def ask(model: str) -> Awaitable[Answer]:
+        return stage.ask({"input": ["a"]}, target="/openai/v1/embeddings", **{Azure.model_header: model})
+
+    misses, hits = [[await ask(model) for model in ("small", "large")] for _ in range(2)]
+    assert [answer.cache for answer in misses + hits] == ["MISS", "MISS", "HIT", "HIT"]
+    assert misses[0].vectors == hits[0].vectors != hits[1].vectors == misses[1].vectors
+
+
+@cells("own", "infinity")
+async def test_vectors_that_run_together_are_known_by_the_model_that_answers(stage: Stage) -> None:
+    stage.upstream.reply = Infinity().late_interaction
+    for asked in ({}, {"model": "an-alias"}):
+        await assert_relayed(stage, {"input": ["a"], "encoding_format": "base64"} | asked, cache="MISS")
+    for model in ("vidore/colqwen2-v1.0", "jinaai/jina-colbert-v2", "michaelfeil/ColIdefics2"):
+        await assert_relayed(stage, stage.body(["a"], model=model), cache="BYPASS")
+
+
 @cells("own", "infinity")
 async def test_a_url_is_not_what_is_found_there(stage: Stage) -> None:
     image = "data:image/png;base64,AA"
@@ -525,6 +557,25 @@ async def test_a_vector_of_a_text_that_was_rewritten_is_not_stored(stage: Stage)
     assert is_relayed(await stage.ask(body), await stage.ask_directly(body))
     stage.upstream.reply = stage.emulator.answer
     await assert_cached(stage, stage.body("secret"))
+
+
+@cells("own", "nemorouter", "openai")
+async def test_a_vector_that_a_gateways_other_model_made_is_not_stored(stage: Stage, provider: str) -> None:
+    fell_back = {"openai": ("x-litellm-attempted-fallbacks", "2"), "nemorouter": ("x-nr-routing", "fallback:1")}
+    did_not = {"openai": ("x-litellm-attempted-fallbacks", "0"), "nemorouter": ("x-nr-routing", "direct")}
+
+    def telling(name: str, value: str) -> Callable[[Call], web.Response]:
+        def reply(call: Call) -> web.Response:
+            answer = stage.emulator.answer(call)
+            answer.headers[name] = value
+            return answer
+
+        return reply
+
+    stage.upstream.reply = telling(*fell_back[provider])
+    await assert_relayed(stage, stage.body("a"), cache="MISS")
+    stage.upstream.reply = telling(*did_not[provider])
+    await assert_cached(stage, stage.body("a"))
 
 
 @cells("own", "ollama", "llamacpp", "lmstudio")

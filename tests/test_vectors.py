@@ -73,6 +73,19 @@ def test_a_mixed_array_of_integers_and_floats_is_floats() -> None:
     assert vector == Vector(DType.FLOAT32, struct.pack("<3f", 1, 0.5, 0))
 
 
+@pytest.mark.parametrize("dtype", [DType.INT8_PACKED, DType.UINT8_PACKED])
+def test_an_integer_type_written_as_floats_stays_floats_where_that_is_how_it_comes(dtype: DType) -> None:
+    numbers = [0.0, 78.0, 127.0]
+    assert vectors.numbers_json(vectors.from_numbers(numbers, dtype, as_floats=True)) == b"[0.0,78.0,127.0]"
+    integers = [0, 78, 127]
+    assert vectors.from_numbers(integers, dtype, as_floats=True) == Vector(dtype, bytes(integers))
+    for wrong in ([0.5, 1.0], [256.0, 1.0], [-129.0, 1.0], [1, 2.0]):
+        with pytest.raises(InvalidVector):
+            vectors.from_numbers(wrong, dtype, as_floats=True)
+    with pytest.raises(InvalidVector):
+        vectors.from_numbers(numbers, dtype)
+
+
 def test_negative_zero_keeps_its_sign() -> None:
     assert vectors.numbers_json(vectors.from_numbers([-0.0, 1.0])) == b"[-0.0,1.0]"
 

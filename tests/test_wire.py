@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import wire
-from proxy.providers import GENERIC, PROVIDERS, Form
+from proxy.providers import GENERIC, PROVIDERS, Form, Provider
 from proxy.wire import Bypass, EmbeddingRequest, Encoding, InvalidAnswer, Kind
 
 ANY_FORM = replace(GENERIC, inputs=frozenset(Form))
 
 
-def parse(body: str | bytes) -> EmbeddingRequest:
+def parse(body: str | bytes, provider: Provider = ANY_FORM) -> EmbeddingRequest:
     content = body.encode() if isinstance(body, str) else body
-    return wire.parse_request(content, wire.read_object(content), ANY_FORM)
+    return wire.parse_request(content, wire.read_object(content), provider)
 
 
 IMAGE = '{"content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}]}'
@@ -174,6 +174,14 @@ def test_a_reduced_body_changes_nothing_but_the_input() -> None:
     assert list(reduced) == list(request.fields)
 
 
+def test_a_reduced_body_does_not_go_by_the_id_of_the_whole_one() -> None:
+    request = parse('{"input":["a","b"],"model":"m","request_id":"r","priority":1}', PROVIDERS["vllm"])
+    assert orjson.loads(wire.reduced_body(request, ["b"])) == {"input": ["b"], "model": "m", "priority": 1}
+    keyed = replace(PROVIDERS["vllm"], key=frozenset({"request_id"}), neutral=frozenset({"priority"}))
+    request = parse('{"input":["a","b"],"model":"m","request_id":"r"}', keyed)
+    assert orjson.loads(wire.reduced_body(request, ["b"]))["request_id"] == "r"
+
+
 # --- answers
 
 DATUM = {"object": "embedding", "index": 0, "embedding": [0.5, 1.0]}
@@ -295,7 +303,7 @@ def test_an_item_of_many_tokens_is_one_item() -> None:
 
 
 def test_a_long_name_of_a_model_is_not_remembered() -> None:
-    before = wire._is_one_of.cache_info().currsize
+    before = wire.is_one_of.cache_info().currsize
     for length in (1, 10**6):
-        wire._is_one_of("unheard of " + "x" * length, ("*embed-v4*",))
-    assert wire._is_one_of.cache_info().currsize == before + 1
+        wire.is_one_of("unheard of " + "x" * length, ("*embed-v4*",))
+    assert wire.is_one_of.cache_info().currsize == before + 1

@@ -58,6 +58,7 @@ class Azure(OpenAI):
     models = ()
     acting: ClassVar[Mapping[str, tuple[object, object]]] = {"input_type": (None, "query")}
     refuses_unknown = False
+    model_header: ClassVar[str] = "x-ms-model-mesh-model-name"
     texts: ClassVar[Mapping[int, str]] = {
         401: "Access denied due to invalid subscription key or wrong API endpoint. Make sure to provide a valid key "
         "for an active subscription and use a correct regional API endpoint for your resource.",
@@ -79,9 +80,10 @@ class Azure(OpenAI):
         asked = super().read(call)
         path, _, query = call.target.partition("?")
         if path == "/openai/v1/embeddings":
-            if asked.get("model") not in self.deployments:
+            model = asked.get("model", call.headers.get(self.model_header))
+            if model not in self.deployments:
                 raise Refusal(404)
-            return asked
+            return asked | {"model": model}
         if "api-version=" not in query:
             raise Refusal(404)
         return asked | {"model": self._deployment(path)}

@@ -11,8 +11,13 @@ from tests.scripted import Call
 _DTYPES = frozenset({None, "float", "int8", "uint8", "binary", "ubinary"})
 
 
+def _encoding(asked: Json) -> Any:
+    """Jina's `embedding_type`, or what it takes for that by OpenAI's name."""
+    return asked.get("embedding_type", asked.get("encoding_format"))
+
+
 class Jina(Emulator):
-    """https://api.jina.ai/docs"""
+    """https://api.jina.ai/docs; what these leave open as in its own server for one's own machines, jina-on-prem."""
 
     name = "jina"
     models = ("jina-embeddings-v3", "jina-embeddings-v4")
@@ -21,7 +26,12 @@ class Jina(Emulator):
         "normalized": (True, False),
         "truncate": (False, True),
     }
-    idle: ClassVar[Mapping[str, object]] = {"late_chunking": False, "return_multivector": None}
+    idle: ClassVar[Mapping[str, object]] = {
+        "late_chunking": False,
+        "return_multivector": None,
+        "return_tokenized_input": False,
+    }
+    special = frozenset({"encoding_format"})  # another name of embedding_type
     refuses_unknown = True
     invalid = 422
     max_items = 512
@@ -43,8 +53,10 @@ class Jina(Emulator):
 
     def error(self, status: int, message: str) -> Json:
         if status == 422:
-            return {"detail": "[RID: 03f5] Validation errors in 1 field", "errors": [{"message": message}]}
-        return {"detail": message, "code": self.codes.get(status, "ERROR"), "request_id": "03f5"}
+            error = {"field": "body", "message": message, "type": "value_error", "input": None}
+            return {"detail": "[RID: 03f5] Validation errors", "request_id": "03f5", "errors": [error]}
+        said = {"message": message, "request_id": "03f5", "code": self.codes.get(status, "ERROR")}
+        return {"detail": message} if status == 401 else {"detail": said}
 
     def unknown_model(self, model: object) -> Refusal:
         return Refusal(400, f"Model {model} not found")
@@ -67,11 +79,16 @@ class Jina(Emulator):
         sequence = {"sequence": asked["input"]} if asked.get("late_chunking") else {}
         return super().meaning(asked) | sequence
 
+    def read(self, call: Call) -> Json:
+        return super().read(call) | {"embedding_type": _encoding(call.json)}
+
     def written(self, values: Numbers, asked: Json) -> Any:
         kind = asked.get("embedding_type")
         if isinstance(kind, list):
             return {name: self.written(values, {"embedding_type": name}) for name in kind}
-        return numbers(quantised(values, kind)) if kind in _DTYPES - {None} else super().written(values, asked)
+        if kind in {"binary", "ubinary"}:
+            return [float(number) for number in quantised(values, kind)]  # 12.0 and not 12
+        return super().written(values, asked)
 
     def data(self, asked: Json) -> list[Json]:
         if not asked.get("return_multivector"):
@@ -86,7 +103,7 @@ class Jina(Emulator):
         return {"model": asked["model"], "object": "list", "usage": usage, "data": data}
 
     def malformed(self, call: Call) -> web.Response:
-        asked = call.json | {"return_multivector": True}
+        asked = self.read(call) | {"return_multivector": True}
         return self.ok(self.envelope(asked, self.data(asked), 1))
 
 
@@ -193,7 +210,7 @@ class Mistral(Emulator):
     models = ("mistral-embed", "codestral-embed")
     max_items = 256
     max_tokens = 16_384
-    idle: ClassVar[Mapping[str, object]] = {"metadata": {"a": "b"}, "output_dtype": None}
+    idle: ClassVar[Mapping[str, object]] = {"metadata": {"a": "b"}, "output_dtype": "float"}
     refuses_unknown = True
     length_field = "output_dimension"
     length_model = "codestral-embed"
@@ -244,8 +261,8 @@ class Mistral(Emulator):
         return super().wanted_length(asked)
 
     def written(self, values: Numbers, asked: Json) -> Any:
-        dtype = asked.get("output_dtype")
-        if dtype not in _DTYPES:
+        dtype = asked.get("output_dtype", "float")
+        if dtype not in _DTYPES - {None}:
             raise Refusal(422, "output_dtype: Input should be 'float', 'int8', 'uint8', 'binary' or 'ubinary'")
         return super().written(quantised(values, dtype), asked)
 

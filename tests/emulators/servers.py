@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import orjson
 from aiohttp import web
 from multidict import CIMultiDictProxy
@@ -137,6 +138,12 @@ class Infinity(Emulator):
 
     def error_headers(self, status: int) -> Mapping[str, str]:
         return {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+
+    def late_interaction(self, call: Call) -> web.Response:
+        """What a server of one such model answers, whatever model is named: in base64 its vectors run together."""
+        asked = self.read(call)
+        data = [self.datum(i, packed(np.concatenate([values, values]))) for i, values in enumerate(self.vectors(asked))]
+        return self.ok(self.envelope(asked, data, 1) | {"model": "vidore/colpali-v1.2-merged"})
 
     def weights(self, asked: Json) -> str:
         return f"served {asked.get('modality', 'text')}"
