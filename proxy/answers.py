@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.web import Response
 from multidict import CIMultiDict
 
@@ -32,11 +34,17 @@ class Answers:
     def hit(
         self, wanted: Wanted, found: dict[bytes, Entry], from_memory: int, receipts: list[Delivered], detail: str = ""
     ) -> Response:
+        body, saved = self.body_of_hit(wanted, found, from_memory, receipts)
+        return hit(body, saved, detail)
+
+    def body_of_hit(
+        self, wanted: Wanted, found: dict[bytes, Entry], from_memory: int, receipts: list[Delivered]
+    ) -> tuple[bytes, int]:
+        """The same without its head, and how many tokens it saves."""
         usage = _added_up(receipts) if receipts else {"prompt_tokens": 0, "total_tokens": 0}
         saved = max(0, sum([found[key].tokens for key in wanted.keys]) - usage["prompt_tokens"])
-        extra = cache_headers("HIT", f"hit; detail={detail}" if detail else "hit", saved_tokens=saved)
         self._count_items(wanted, found, from_memory, own=0, joined=0)
-        return self._answer(wanted, found, usage, saved, extra)
+        return self._body(wanted, found, usage, saved), saved
 
     def fetched(
         self, wanted: Wanted, found: dict[bytes, Entry], fetched: Fetched, from_memory: int, *, is_stored: bool
@@ -54,16 +62,10 @@ class Answers:
         if not all(receipt.is_exact for receipt in fetched.receipts):
             extra.popall("Set-Cookie", None)  # it may have been another client's call
         extra.update(cache_headers(state, status, saved_tokens=saved))
-        return self._answer(wanted, entries, _added_up(fetched.receipts), saved, extra)
+        extra["Content-Type"] = "application/json"
+        return Response(body=self._body(wanted, entries, _added_up(fetched.receipts), saved), headers=extra)
 
-    def _answer(
-        self,
-        wanted: Wanted,
-        entries: dict[bytes, Entry],
-        usage: dict[str, Any],
-        saved: int,
-        extra: CIMultiDict[str],
-    ) -> Response:
+    def _body(self, wanted: Wanted, entries: dict[bytes, Entry], usage: dict[str, Any], saved: int) -> bytes:
         self._metrics.of_model(wanted.model).save(saved)
         if self._reports_full_usage:
             usage = usage | {name: usage[name] + saved for name in ("prompt_tokens", "total_tokens")}
@@ -71,10 +73,9 @@ class Answers:
         text = self._memory.text
         encoding = wanted.encoding
         texts = [text(key, entries[key], encoding) for key in wanted.keys]
-        extra["Content-Type"] = "application/json"
         body = wire.assemble(texts, entries[wanted.keys[0]].model, usage)
         self._metrics.stage_seconds["assemble"].observe(time.perf_counter() - began_s)
-        return Response(body=body, headers=extra)
+        return body
 
     def _count_items(
         self, wanted: Wanted, found: dict[bytes, Entry], from_memory: int, *, own: int, joined: int
@@ -89,6 +90,29 @@ class Answers:
         items["upstream"].inc(own)
         items["joined"].inc(joined)
         items["duplicate"].inc(len(wanted.keys) - len(found) - own - joined)
+
+
+def hit(body: bytes, saved_tokens: int, detail: str = "") -> Response:
+    """An answer from stored items alone."""
+    extra = cache_headers("HIT", f"hit; detail={detail}" if detail else "hit", saved_tokens=saved_tokens)
+    extra["Content-Type"] = "application/json"
+    return Response(body=body, headers=extra)
+
+
+def head_of_hit(body: bytes, saved_tokens: int, request_id: str) -> bytes:
+    """The head of the same answer as bytes, as aiohttp writes it."""
+    lines = (
+        "HTTP/1.1 200 OK",
+        "X-Cache: HIT",
+        f"Cache-Status: {_CACHE_NAME}; hit",
+        f"X-Cache-Saved-Tokens: {saved_tokens}",
+        "Content-Type: application/json",
+        f"X-Request-Id: {request_id}",
+        f"Content-Length: {len(body)}",
+        f"Date: {rfc822_formatted_time()}",
+        f"Server: {SERVER_SOFTWARE}\r\n\r\n",
+    )
+    return "\r\n".join(lines).encode()
 
 
 def _added_up(receipts: list[Delivered]) -> dict[str, Any]:

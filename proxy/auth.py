@@ -96,6 +96,11 @@ class Access:
         self.owns_key = owns_key
         self._client_keys = client_keys
 
+    @property
+    def edition(self) -> int:
+        """Of the list of clients: whom `admit` let in, it lets in for as long as this stays."""
+        return 0 if self._client_keys is None else self._client_keys.edition
+
     def admit(self, given: Headers) -> None:
         """Raises `Unauthorized` if the proxy has a list of its clients and this is none of them; or if it has none, and
         a web page may be asking, which any page can make a browser on this machine do."""

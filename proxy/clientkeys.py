@@ -123,11 +123,13 @@ class ClientKeys:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._digests: list[bytes] = []
+        self.edition = 0  # grows with every reading
         self.reload()
 
     def reload(self) -> int:
         """Read the file; returns how many keys there are. Raises `ConfigError`, and then the old ones still count."""
         self._digests = [key.digest for key in read(self._path)]
+        self.edition += 1
         return len(self._digests)
 
     def knows(self, key: str) -> bool:

@@ -4,16 +4,19 @@ aiohttp waits for ever for a head that does not come, so whoever opens connectio
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Protocol
 
 from aiohttp import StreamReader, http_parser, web
 from aiohttp.web_protocol import RequestHandler
 
 from proxy.errors import ConfigError, Overloaded, ProxyError, RequestTimeout
 
+HEAD_END = b"\r\n\r\n"
+
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
+_NEVER_S = 10 * 365 * 86400.0
 # From the connection or the first byte of a request to the last of its head.
 _HEAD_TIMEOUT_S = 30.0
 # Between two requests of one connection.
@@ -28,10 +31,39 @@ _UNREAD_TIMEOUT_S = 60.0
 _BODY_SILENCE_S = 30.0
 
 
-class Connection(RequestHandler):
-    """One connection. Times are those of the loop's clock."""
+class Repeats(Protocol):
+    """Who knows requests by nothing but their bytes."""
 
-    __slots__ = ("_is_busy", "_server", "_since", "_speaks", "_unread", "_unread_since")
+    def answer_whole(self, sent: bytes) -> Sequence[bytes] | None:
+        """The answer to a request of just these bytes, head and all; None: it must be read."""
+        ...
+
+    def begins(self, sent: bytes) -> bool:
+        """Whether these bytes are the head of a request that may have an answer, whose body is yet to come."""
+        ...
+
+
+class Connection(RequestHandler):
+    """One connection. Times are those of the loop's clock.
+
+    Between two requests, when aiohttp has seen the last byte of the one and none of the other, what comes is shown to
+    `Repeats` first. It is an answer only for a whole request that aiohttp, too, would have taken for one, since such a
+    one was seen there to be just as long. Clients send head and body apart, so a head that is known waits for the next
+    bytes, or for the next sweep.
+    """
+
+    __slots__ = (
+        "_held",
+        "_is_between",
+        "_is_busy",
+        "_received",
+        "_server",
+        "_since",
+        "_speaks",
+        "_start",
+        "_unread",
+        "_unread_since",
+    )
 
     def __init__(self, manager: "Server", **options: Any) -> None:
         super().__init__(manager, **options)
@@ -40,6 +72,9 @@ class Connection(RequestHandler):
         self._speaks = True  # the head of a request is due
         self._unread, self._unread_since = 0, 0.0  # bytes that wait to be taken, and since when it is just as many
         self._since = 0.0  # when it began to be, or when the last request ended
+        self._is_between = True  # aiohttp's parser is at the start of a request
+        self._start, self._received = b"", 0  # since when it last was: what came first, and how many bytes in all
+        self._held = b""  # a head that is not shown to the parser yet
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._since = self._server.now()
@@ -48,20 +83,70 @@ class Connection(RequestHandler):
             self._refuse(Overloaded("Too many connections are open."))
 
     def data_received(self, data: bytes) -> None:
+        repeats = self._server.repeats
+        if self._is_between and repeats is not None and self._is_waiting():
+            held, self._held = self._held, b""
+            data = held + data
+            if (answer := repeats.answer_whole(data)) is not None:
+                self._write(answer)
+                return
+            if not held and repeats.begins(data):
+                self._hear(data)
+                self._held = data
+                return
+        self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        if self._is_between and data:
+            self._is_between, self._start, self._received = False, data, 0
+        self._received += len(data)
+        self._hear(data)
+        super().data_received(data)
+
+    def _hear(self, data: bytes) -> None:
         # Some clients send an empty line after a body (RFC 9112 §2.2).
         if not (self._is_busy or self._speaks) and data.strip(b"\r\n"):
             self._speaks, self._since = True, self._server.now()
-        super().data_received(data)
+
+    def _is_waiting(self) -> bool:
+        """Whether every request has been answered, and an answer may be written now."""
+        waiter = self._waiter
+        return waiter is not None and not (waiter.done() or self.writing_paused or self._close or self._force_close)
+
+    def _write(self, answer: Sequence[bytes]) -> None:
+        self._speaks, self._since = False, self._server.now()
+        if self.transport is not None:
+            self.transport.writelines(answer)
 
     def began(self) -> None:
         self._is_busy, self._speaks = True, False
 
-    def ended(self) -> None:
+    def ended(self, request: web.BaseRequest) -> None:
         self._is_busy, self._since = False, self._server.now()
+        self._is_between = self._is_alone(request)
+        self._start = b""
+
+    def whole(self, request: web.BaseRequest) -> bytes | None:
+        """The request that is being answered as it was sent, head and all, if it came by itself and in one piece."""
+        return self._start if self._is_alone(request) and len(self._start) == self._received else None
+
+    def _is_alone(self, request: web.BaseRequest) -> bool:
+        """Whether all that came since the request began is that request. It counts as begun where its head came at
+        once; chunks, whose length is nowhere told, are not counted."""
+        head = self._start.find(HEAD_END)
+        return (
+            head > 0
+            and self._received == head + len(HEAD_END) + (request.content_length or 0)
+            and "Transfer-Encoding" not in request.headers
+            and not self._upgraded
+        )
 
     def sweep(self, now: float) -> None:
         """Close the connection if it has been silent for too long."""
         self._sweep_unread(now)
+        if self._held:
+            held, self._held = self._held, b""
+            self._feed(held)
         if self._is_busy:
             return
         if self._speaks and now - self._since > _HEAD_TIMEOUT_S:
@@ -93,9 +178,17 @@ class Server(web.Server):
     """aiohttp's server without its application layer, which a proxy has no use for and which costs a hit 15 %."""
 
     def __init__(
-        self, handler: Handler, *, max_connections: int, clock: Callable[[], float] | None = None, **options: Any
+        self,
+        handler: Handler,
+        *,
+        max_connections: int,
+        repeats: Repeats | None = None,
+        clock: Callable[[], float] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(self._tracked, **options)
+        # aiohttp would close what to it is idle for an hour, while it is answered without it.
+        super().__init__(self._tracked, keepalive_timeout=_NEVER_S, **options)
+        self.repeats = repeats
         self.max_connections = max_connections
         self.now = clock or asyncio.get_running_loop().time
         self._handler = handler
@@ -117,7 +210,7 @@ class Server(web.Server):
         try:
             return await self._handler(request)
         finally:
-            connection.ended()
+            connection.ended(request)
 
     def sweep(self) -> None:
         now = self.now()

@@ -3,22 +3,27 @@
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from aiohttp import HttpVersion10, HttpVersion11, web
+from multidict import CIMultiDict
 
 from proxy import headers
+from proxy.answers import head_of_hit
 from proxy.auth import KEY_REFUSALS, Access
 from proxy.embeddings import CLIENT_LEFT, EmbeddingsRoute, Progress
 from proxy.errors import InvalidRequest, ProxyError, RequestTimeout
 from proxy.origins import Origins
 from proxy.passthrough import is_websocket, relay, relay_websocket
+from proxy.repeats import Repeats
 from proxy.requestlog import Line, RequestIds, RequestLog, trace_id
 from proxy.traces import Traces
 
 _log = logging.getLogger(__name__)
 
 _VERSIONS = (HttpVersion11, HttpVersion10)
+_OK = 200
+_NO_FIELDS = CIMultiDict[str]()
 _EMBEDDINGS = "/v1/embeddings"  # as traces call the route, whatever the provider does
 
 
@@ -27,14 +32,16 @@ class Dispatcher:
         self,
         origins: Origins,
         embeddings: EmbeddingsRoute,
+        repeats: Repeats,
         access: Access,
+        *,
         log: RequestLog,
         traces: Traces,
-        *,
         is_draining: Callable[[], bool],
     ) -> None:
         self._origins = origins
         self._embeddings = embeddings
+        self._repeats = repeats
         self._access = access
         self._log = log
         self._traces = traces
@@ -45,31 +52,59 @@ class Dispatcher:
         """The answer to any request; what goes wrong becomes one, too."""
         started_s = time.perf_counter()
         progress = Progress()
-        progress.span = self._traces.begin(request.method, request.headers)
+        progress.span = self._traces.begin(request.method, request.headers, started_s)
         request_id = self._ids.of(request.headers.get("X-Request-Id"))
         status = CLIENT_LEFT
         try:
             response = await self._answer(request, progress)
             status = response.status
         finally:
-            # By position: it is made for every request, and by name it takes twice as long.
-            line = Line(
-                request_id,
-                progress.span.trace_id or trace_id(request.headers.get("traceparent")),
-                progress.outcome,
-                status,
-                progress.model,
-                progress.items,
-                progress.cached,
-                time.perf_counter() - started_s,
-            )
-            self._log.add(line)
-            progress.span.end(status, progress.outcome, progress.model, items=progress.items, cached=progress.cached)
+            trace = progress.span.trace_id or trace_id(request.headers.get("traceparent"))
+            self._end(progress, request_id, trace, status, started_s)
         if not response.prepared:
             response.headers.setdefault("X-Request-Id", request_id)  # an upstream's own stays
             if self._is_draining():
                 response.force_close()
         return response
+
+    def answer_whole(self, sent: bytes) -> Sequence[bytes] | None:
+        """The answer to a request that came before to the byte and needs nothing but memory; None: it must be read.
+
+        Counted, logged and traced as that of any other.
+        """
+        if self._is_draining():
+            return None
+        started_s = time.perf_counter()
+        repeat = self._repeats.answer_whole(sent, started_s)
+        if repeat is None:
+            return None
+        progress = Progress()
+        progress.span = self._traces.begin("POST", _NO_FIELDS, started_s)
+        progress.span.on_route(_EMBEDDINGS)
+        progress.repeated(repeat)
+        self._embeddings.count(progress, _OK, started_s)
+        request_id = self._ids.of(None)
+        self._end(progress, request_id, progress.span.trace_id, _OK, started_s)
+        return head_of_hit(repeat.body, repeat.saved_tokens, request_id), repeat.body
+
+    def begins(self, sent: bytes) -> bool:
+        """Whether these bytes are the head of a request that `answer_whole` may know, and whose body is yet to come."""
+        return self._repeats.begins(sent)
+
+    def _end(self, progress: Progress, request_id: str, trace: str | None, status: int, started_s: float) -> None:
+        # By position: it is made for every request, and by name it takes twice as long.
+        line = Line(
+            request_id,
+            trace,
+            progress.outcome,
+            status,
+            progress.model,
+            progress.items,
+            progress.cached,
+            time.perf_counter() - started_s,
+        )
+        self._log.add(line)
+        progress.span.end(status, progress.outcome, progress.model, items=progress.items, cached=progress.cached)
 
     async def _answer(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
         try:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from aiohttp.web import BaseRequest, Response, StreamResponse
+from aiohttp.web import BaseRequest, StreamResponse
 from multidict import CIMultiDict
 
 from proxy import headers, keys, wire
-from proxy.answers import Answers, cache_headers, relayed
+from proxy.answers import Answers, cache_headers, hit, relayed
 from proxy.auth import KEY_REFUSALS, Access, Place, Validations
 from proxy.batcher import Refused, Unusable
 from proxy.bodies import Bodies, Held
@@ -22,7 +22,8 @@ from proxy.metrics import Metrics
 from proxy.origins import Origin, Origins
 from proxy.passthrough import relay
 from proxy.plan import Plan, plan
-from proxy.recall import Known, Recall, Wanted
+from proxy.recall import Known, Wanted
+from proxy.repeats import Repeat, Repeats, epochs
 from proxy.sentinels import Sentinels
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache
@@ -65,6 +66,13 @@ class Progress:
         self.cached = 0  # of the items
         self.span: Span = NO_SPAN
 
+    def repeated(self, repeat: Repeat) -> None:
+        """It is a request that came again."""
+        self.outcome = "hit"
+        self.model = repeat.wanted.model
+        self.items = self.cached = len(repeat.wanted.keys)
+        self.span.looked_up(repeat.looked_up_s, items=self.items, cached=self.cached)
+
 
 class EmbeddingsRoute:
     def __init__(
@@ -75,6 +83,7 @@ class EmbeddingsRoute:
         *,
         bodies: Bodies,
         answers: Answers,
+        repeats: Repeats,
         metrics: Metrics,
         access: Access,
         validations: Validations,
@@ -88,7 +97,7 @@ class EmbeddingsRoute:
         self._access = access
         self._validations = validations
         self._sentinels = Sentinels(fetcher)
-        self._recall = Recall()
+        self._repeats = repeats
         self._metrics = metrics
         self._stages = metrics.stage_seconds
         self._in_flight = 0
@@ -111,18 +120,23 @@ class EmbeddingsRoute:
         finally:
             self._in_flight -= 1
             held.release()
-            self._metrics.of_model(progress.model).answered(progress.outcome, status)
-            progress.model = self._metrics.label_of(progress.model)
-            self._metrics.request_seconds[progress.outcome].observe(time.perf_counter() - started)
+            self.count(progress, status, started)
         return response
+
+    def count(self, progress: Progress, status: int, started_s: float) -> None:
+        """A request that began at ``started_s`` has been answered, or left."""
+        self._metrics.of_model(progress.model).answered(progress.outcome, status)
+        progress.model = self._metrics.label_of(progress.model)
+        self._metrics.request_seconds[progress.outcome].observe(time.perf_counter() - started_s)
 
     async def _serve(self, request: BaseRequest, held: Held, progress: Progress) -> tuple[str, StreamResponse]:
         body = sent = await self._bodies.read(request, held)
         began_s = time.perf_counter()
         own = headers.identity(request.headers)
-        mark = self._recall.mark(request.raw_path, own, sent) if _is_plain(request, own) else None
-        if mark is not None and (response := self._answer_again(mark, progress, began_s)) is not None:
-            return "hit", response
+        mark = self._repeats.mark(request, own, sent)
+        if mark is not None and (repeat := self._repeats.answer(request, mark, began_s)) is not None:
+            progress.repeated(repeat)
+            return progress.outcome, hit(repeat.body, repeat.saved_tokens)
         origin, fields = None, {}
         try:
             identity = self._access.outgoing(request.headers, own)
@@ -173,13 +187,13 @@ class EmbeddingsRoute:
         self._stages["lookup"].observe(time.perf_counter() - parsed_s)
         progress.items, progress.cached = len(job.wanted.keys), len(job.wanted.keys) - len(to_do.missing)
         progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
-        is_moved = _epochs(found) > 1
+        is_moved = epochs(found) > 1
         if is_moved:
             found, to_do = {}, plan(job.wanted.keys, ())
         is_valid = self._is_valid(job.who, job.place)
         if not to_do.missing and is_valid:
             if mark is not None and from_memory == len(found):
-                self._recall.put(mark, Known(job.wanted, job.who, job.place))
+                self._repeats.remember(mark, Known(job.wanted, job.who, job.place))
             return "hit", self._answers.hit(job.wanted, found, from_memory, [])
         if job.directives.only_if_cached:
             if not to_do.missing:
@@ -190,23 +204,6 @@ class EmbeddingsRoute:
         if not is_valid and not is_anew and (self._access.is_shared or not to_do.missing):
             return await self._ask_first(job, to_do, found, from_memory)
         return await self._fetch_and_answer(job, found, from_memory, refresh=is_moved)
-
-    def _answer_again(self, mark: bytes, progress: Progress, began_s: float) -> Response | None:
-        """The answer to a request that is known, if memory has all of it."""
-        known = self._recall.get(mark)
-        if known is None or not self._is_valid(known.who, known.place):
-            return None
-        parsed_s = time.perf_counter()
-        wanted = known.wanted
-        found = self._cache.peek(wanted.keys, not_before=self._cache.oldest_fresh(None))
-        if not all(map(found.__contains__, wanted.keys)) or _epochs(found) > 1:
-            return None
-        self._stages["parse"].observe(parsed_s - began_s)
-        self._stages["lookup"].observe(time.perf_counter() - parsed_s)
-        progress.model = wanted.model
-        progress.items = progress.cached = len(wanted.keys)
-        progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
-        return self._answers.hit(wanted, found, len(found), [])
 
     def _is_valid(self, who: bytes, place: Place) -> bool:
         return self._access.owns_key or self._validations.holds(who, place)
@@ -233,7 +230,7 @@ class EmbeddingsRoute:
             return "hit", self._answers.hit(job.wanted, found, from_memory, [], detail="unvalidated")
         self._metrics.validations.labels("confirmed").inc()
         first = fetched if said.is_own else NOTHING
-        if _epochs(found, fetched.entries) > 1:
+        if epochs(found, fetched.entries) > 1:
             return await self._fetch_and_answer(job, {}, 0, refresh=True, first=first.bill)
         if not to_do.missing:
             return "hit", self._answers.hit(job.wanted, found, from_memory, first.receipts, detail="validated")
@@ -306,7 +303,7 @@ class EmbeddingsRoute:
         to_do = plan(job.wanted.keys, found | first.entries)
         errand = self._errand(job, to_do, refresh=refresh)
         fetched = (await self._fetcher.fetch(errand) if to_do.missing else NOTHING).after(first)
-        if fetched.failure is None and _epochs(found, fetched.entries) > 1:
+        if fetched.failure is None and epochs(found, fetched.entries) > 1:
             # The upstream now serves other weights under the same name. One answer must not mix the two, and what
             # is stored is out of date.
             found = {}
@@ -314,7 +311,7 @@ class EmbeddingsRoute:
             fetched = (await self._fetcher.fetch(errand)).after(fetched.bill)
         if fetched.failure is not None:
             return "error", await self._answer_failure(job, errand, fetched.failure)
-        if _epochs(found, fetched.entries) > 1:  # and now it serves both by turns
+        if epochs(found, fetched.entries) > 1:  # and now it serves both by turns
             return "error", relayed(await self._fetcher.replay(errand))
         if not fetched.receipts and not self._is_valid(job.who, job.place):
             # All of it was in the store after all, or in the flight of another replica.
@@ -384,17 +381,6 @@ def _as_plain(forwarded: CIMultiDict[str]) -> CIMultiDict[str]:
     return forwarded
 
 
-def _is_plain(request: BaseRequest, own: Identity) -> bool:
-    """Whether a request is one of those that come again and again: nothing but its body matters, and whose it is."""
-    fields = request.headers
-    return (
-        fields.get("Content-Type") == "application/json"
-        and "Content-Encoding" not in fields
-        and "Cache-Control" not in fields
-        and not own.is_signed
-    )
-
-
 def _require_json(request: BaseRequest, *, is_signed: bool) -> None:
     if is_signed:  # the upstream would refuse any other body
         raise Bypass("signed-body")
@@ -409,7 +395,3 @@ def _embeddings_url(origin: Origin, target: str) -> str:
     if route is None or not route.is_embeddings:  # where the model's upstream has another API
         raise Bypass("other-route")
     return route.url
-
-
-def _epochs(*entries: dict[bytes, Entry]) -> int:
-    return len({entry.epoch for some in entries for entry in some.values()})

@@ -126,12 +126,13 @@ class _Traces(Traces):
         self._exporter = exporter
         self._shut_down = shut_down
 
-    def begin(self, method: str, headers: Headers) -> Span:
+    def begin(self, method: str, headers: Headers, began_s: float) -> Span:
         span = self._tracer.start_span(
             method if method in _METHODS else "HTTP",
             context=_propagator.extract(headers, Context(), _fields),
             kind=SpanKind.SERVER,
             attributes={"http.request.method": _known(method), "url.scheme": "http"},
+            start_time=_time_ns(began_s),
         )
         return _Span(self._tracer, span)
 
@@ -156,6 +157,11 @@ class _Traces(Traces):
                 self._exporter.shutdown()  # type: ignore[no-untyped-call]  # ends its waiting for another attempt
 
 
+def _time_ns(at_s: float) -> int:
+    """Unix time of what was at ``at_s`` by `time.perf_counter`."""
+    return time.time_ns() - int((time.perf_counter() - at_s) * 1e9)
+
+
 def _known(method: str) -> str:
     return method if method in _METHODS else "_OTHER"
 
@@ -176,12 +182,11 @@ class _Span(Span):
 
     def looked_up(self, began_s: float, *, items: int, cached: int) -> None:
         if self.recorded.is_recording():
-            took_ns = int((time.perf_counter() - began_s) * 1e9)
             self._tracer.start_span(
                 "cache.lookup",
                 context=self._context,
                 attributes={"embedding_proxy.items": items, "embedding_proxy.cached": cached},
-                start_time=time.time_ns() - took_ns,
+                start_time=_time_ns(began_s),
             ).end()
 
     def flight(self, *, items: int, joined: int) -> AbstractContextManager[object]:

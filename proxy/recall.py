@@ -7,11 +7,13 @@ from typing import NamedTuple
 from moka_py import Moka
 
 from proxy.auth import Place
+from proxy.connections import HEAD_END
 from proxy.headers import Identity
 from proxy.keys import pack
 from proxy.wire import Encoding
 
 _MAX_BYTES = 16 * 1024**2
+_MAX_HEADS = 4096
 # Measured with tracemalloc, rounded up: what is known of a request, and what each key adds.
 _OVERHEAD_BYTES, _KEY_BYTES = 700, 80
 
@@ -30,6 +32,7 @@ class Known(NamedTuple):
     wanted: Wanted
     who: bytes  # as `proxy.auth.Validations` names the client
     place: Place
+    edition: int = 0  # of the list of clients that let it in, as `proxy.auth.Access` numbers them
 
     @property
     def weight_bytes(self) -> int:
@@ -42,7 +45,9 @@ class Recall:
 
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
+        self._whole = blake2b(b"", key=self._secret, digest_size=32, person=b"whole")
         self._known: Moka[bytes, Known] = Moka(_MAX_BYTES, weigher=lambda _, known: known.weight_bytes)
+        self._heads: Moka[bytes, bool] = Moka(_MAX_HEADS)
         self.get = self._known.get
 
     def mark(self, target: str, own: Identity, body: bytes) -> bytes:
@@ -52,5 +57,19 @@ class Recall:
         state.update(body)
         return state.digest()
 
+    def mark_whole(self, sent: bytes) -> bytes:
+        """Of a request as it was sent, head and all."""
+        state = self._whole.copy()
+        state.update(sent)
+        return state.digest()
+
     def put(self, mark: bytes, known: Known) -> None:
         self._known.set(mark, known)
+
+    def put_whole(self, sent: bytes, known: Known) -> None:
+        self._known.set(self.mark_whole(sent), known)
+        self._heads.set(self.mark_whole(sent[: sent.index(HEAD_END) + len(HEAD_END)]), True)
+
+    def has_head(self, head: bytes) -> bool:
+        """Whether a request that was put whole begins with ``head``."""
+        return self._heads.get(self.mark_whole(head)) is not None

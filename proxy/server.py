@@ -21,7 +21,7 @@ from proxy.batcher import Batcher
 from proxy.bodies import Bodies
 from proxy.clientkeys import ClientKeys
 from proxy.config import THIS_MACHINE, Settings, StoreSetting, UpstreamSetting
-from proxy.connections import SWEEP_S, Handler, Server, require_strict_parser
+from proxy.connections import SWEEP_S, Server, require_strict_parser
 from proxy.dispatch import Dispatcher
 from proxy.embeddings import EmbeddingsRoute
 from proxy.errors import ConfigError
@@ -30,6 +30,7 @@ from proxy.listen import Doors, Sockets
 from proxy.metrics import Metrics
 from proxy.origins import Alternative, Origin, Origins
 from proxy.periodic import every
+from proxy.repeats import Repeats
 from proxy.requestlog import FLUSH_S, RequestLog
 from proxy.routes import Routes
 from proxy.statuspage import StatusPage
@@ -124,12 +125,15 @@ async def running(
         access = Access(shares_all=settings.shares_all, owns_key=settings.owns_key, client_keys=client_keys)
         bodies = Bodies(metrics, max_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
         stack.callback(bodies.close)
+        answers = Answers(cache.memory, metrics, reports_full_usage=settings.reports_full_usage)
+        repeats = Repeats(cache, answers, metrics=metrics, access=access, validations=validations)
         route = EmbeddingsRoute(
             cache,
             fetcher,
             origins,
             bodies=bodies,
-            answers=Answers(cache.memory, metrics, reports_full_usage=settings.reports_full_usage),
+            answers=answers,
+            repeats=repeats,
             metrics=metrics,
             access=access,
             validations=validations,
@@ -138,7 +142,9 @@ async def running(
         log = RequestLog(write_log, is_json=settings.log_format == "json", clock=clock)
         stack.callback(log.flush)
         await stack.enter_async_context(every(FLUSH_S, lambda _: log.flush()))
-        dispatcher = Dispatcher(origins, route, access, log, traces, is_draining=lambda: lifecycle.is_draining)
+        dispatcher = Dispatcher(
+            origins, route, repeats, access, log=log, traces=traces, is_draining=lambda: lifecycle.is_draining
+        )
 
         # The admin port is the last to go: it tells that the proxy is draining.
         async def families() -> Iterable[Metric]:
@@ -155,7 +161,7 @@ async def running(
             now=monotonic,
         )
         require_strict_parser()
-        web_server = _make_server(dispatcher.handle, _max_connections(settings.max_connections))
+        web_server = _make_server(dispatcher, _max_connections(settings.max_connections))
         await stack.enter_async_context(every(SWEEP_S, lambda _: web_server.sweep()))
         await stack.enter_async_context(every(_LAG_PERIOD_S, metrics.loop_lag.observe))
         # aiohttp waits this long for the handlers, and then as long again before it cancels them.
@@ -311,9 +317,10 @@ def _max_connections(wanted: int) -> int:
     return min(wanted, max(_FEWEST_CONNECTIONS, soft - _OTHER_FILES))
 
 
-def _make_server(handler: Handler, max_connections: int) -> Server:
+def _make_server(dispatcher: Dispatcher, max_connections: int) -> Server:
     return Server(
-        handler,
+        dispatcher.handle,
+        repeats=dispatcher,
         max_connections=max_connections,
         access_log=None,
         auto_decompress=False,

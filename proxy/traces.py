@@ -81,8 +81,8 @@ class Span:
 
 
 class Traces:
-    def begin(self, method: str, headers: Headers) -> Span:
-        """The span of a request that came in."""
+    def begin(self, method: str, headers: Headers, began_s: float) -> Span:
+        """The span of a request that came in, at ``began_s`` by `time.perf_counter`."""
         return NO_SPAN
 
     async def aclose(self) -> None:

@@ -27,6 +27,7 @@ from proxy.fetcher import ATTEMPTS, Errand, Fetched, Fetcher
 from proxy.metrics import Metrics
 from proxy.origins import Origin, Origins
 from proxy.providers import GENERIC, Limits
+from proxy.repeats import Repeats
 from proxy.routes import Routes
 from proxy.store.base import Unleased
 from proxy.store.memory import Memory
@@ -48,6 +49,7 @@ class FakeRequest:
     content_type = "application/json"
     body_exists = True
     raw_path = "/v1/embeddings"
+    protocol = None  # it came over no connection
 
     def __init__(self, items: list[str], directives: str) -> None:
         self._body = orjson.dumps({"model": "m", "input": items})
@@ -175,14 +177,17 @@ class Machine(RuleBasedStateMachine):
         )
         self.validations = self.validated(origin)
         self.fetcher = WatchedFetcher(self, batcher)
+        answers = Answers(self.cache.memory, metrics, reports_full_usage=False)
+        access = Access(shares_all=False, owns_key=False, client_keys=None)
         self.route = EmbeddingsRoute(
             self.cache,
             self.fetcher,
             Origins(origin),
             bodies=Bodies(metrics, max_bytes=10**6, max_held_bytes=10**8),
-            answers=Answers(self.cache.memory, metrics, reports_full_usage=False),
+            answers=answers,
+            repeats=Repeats(self.cache, answers, metrics=metrics, access=access, validations=self.validations),
             metrics=metrics,
-            access=Access(shares_all=False, owns_key=False, client_keys=None),
+            access=access,
             validations=self.validations,
         )
 

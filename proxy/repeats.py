@@ -1,0 +1,121 @@
+"""Requests that come again.
+
+One that was answered from memory is known from then on by a MAC of all it was understood from, and not taken apart
+again. One that is the same to the byte, head and all, is not even parsed.
+"""
+
+import time
+from typing import NamedTuple
+
+from aiohttp import HttpVersion11
+from aiohttp.web import BaseRequest
+
+from proxy.answers import Answers
+from proxy.auth import Access, Validations
+from proxy.connections import Connection
+from proxy.headers import Identity
+from proxy.metrics import Metrics
+from proxy.recall import Known, Recall, Wanted
+from proxy.store.memory import Entry
+from proxy.store.tiered import Cache
+
+# A MAC of more costs what it may save; a request of so many bytes that comes again is known by its body.
+_MAX_WHOLE_BYTES = 16 * 1024
+# Fields that ask for an answer of one's own.
+_PERSONAL = ("X-Request-Id", "traceparent", "Upgrade", "Expect", "Transfer-Encoding")
+
+
+class Repeat(NamedTuple):
+    """The answer to a request that came again; ``looked_up_s`` is when its items were looked for."""
+
+    wanted: Wanted
+    body: bytes
+    saved_tokens: int
+    looked_up_s: float
+
+
+class Repeats:
+    def __init__(
+        self, cache: Cache, answers: Answers, *, metrics: Metrics, access: Access, validations: Validations
+    ) -> None:
+        self._cache = cache
+        self._answers = answers
+        self._access = access
+        self._validations = validations
+        self._stages = metrics.stage_seconds
+        self._recall = Recall()
+
+    def mark(self, request: BaseRequest, own: Identity, body: bytes) -> bytes | None:
+        """What a request can be known by; None for one that there may be more to than what is marked."""
+        return self._recall.mark(request.raw_path, own, body) if _is_plain(request, own) else None
+
+    def remember(self, mark: bytes, known: Known) -> None:
+        """A request was answered from memory."""
+        self._recall.put(mark, known)
+
+    def answer(self, request: BaseRequest, mark: bytes, began_s: float) -> Repeat | None:
+        """The answer to a request that is known, if memory has all of it. It was let in."""
+        known = self._recall.get(mark)
+        repeat = None if known is None else self._repeat(known, began_s)
+        if known is not None and repeat is not None:
+            self._remember_whole(request, known)
+        return repeat
+
+    def answer_whole(self, sent: bytes, began_s: float) -> Repeat | None:
+        """The same for a request of which nothing is known but its bytes: its credential has to be as good as then."""
+        if len(sent) > _MAX_WHOLE_BYTES:
+            return None
+        known = self._recall.get(self._recall.mark_whole(sent))
+        if known is None or known.edition != self._access.edition:
+            return None
+        return self._repeat(known, began_s)
+
+    def begins(self, sent: bytes) -> bool:
+        """Whether these bytes are a head with which a request began that `answer_whole` may know."""
+        return sent.endswith(b"\r\n\r\n") and len(sent) <= _MAX_WHOLE_BYTES and self._recall.has_head(sent)
+
+    def _repeat(self, known: Known, began_s: float) -> Repeat | None:
+        if not (self._access.owns_key or self._validations.holds(known.who, known.place)):
+            return None
+        parsed_s = time.perf_counter()
+        wanted = known.wanted
+        found = self._cache.peek(wanted.keys, not_before=self._cache.oldest_fresh(None))
+        if not all(map(found.__contains__, wanted.keys)) or epochs(found) > 1:
+            return None
+        self._stages["parse"].observe(parsed_s - began_s)
+        self._stages["lookup"].observe(time.perf_counter() - parsed_s)
+        body, saved_tokens = self._answers.body_of_hit(wanted, found, len(found), [])
+        return Repeat(wanted, body, saved_tokens, parsed_s)
+
+    def _remember_whole(self, request: BaseRequest, known: Known) -> None:
+        connection = request.protocol
+        if not isinstance(connection, Connection) or not _is_repeatable(request):
+            return
+        sent = connection.whole(request)
+        if sent is not None and len(sent) <= _MAX_WHOLE_BYTES:
+            self._recall.put_whole(sent, known._replace(edition=self._access.edition))
+
+
+def epochs(*entries: dict[bytes, Entry]) -> int:
+    """How many there are among these; an answer must not mix any."""
+    return len({entry.epoch for some in entries for entry in some.values()})
+
+
+def _is_plain(request: BaseRequest, own: Identity) -> bool:
+    """Whether a request is one of those that come again and again: nothing but its body matters, and whose it is."""
+    fields = request.headers
+    return (
+        fields.get("Content-Type") == "application/json"
+        and "Content-Encoding" not in fields
+        and "Cache-Control" not in fields
+        and not own.is_signed
+    )
+
+
+def _is_repeatable(request: BaseRequest) -> bool:
+    """Whether nothing of a request's head asks for what another request of the same bytes should not have."""
+    return (
+        request.version == HttpVersion11
+        and bool(request.keep_alive)
+        and not any(name in request.headers for name in _PERSONAL)
+    )
