@@ -1,7 +1,9 @@
 """Answers of the cached route, made from entries, and what they say of the cache."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
+from uuid import uuid4
 
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import SERVER_SOFTWARE
@@ -20,7 +22,11 @@ _CACHE_NAME = "embedding-proxy"
 # Of a relayed answer these describe bytes that the rebuilt body does not have.
 _BODY_HEADERS = (
     "Content-Length", "Content-Encoding", "Content-Type", "Content-Digest", "Content-MD5", "Digest", "ETag",
+    "Repr-Digest", "Signature", "Signature-Input",
 )  # fmt: skip
+
+
+_NOTHING: Mapping[str, Any] = {}
 
 
 class Answers:
@@ -61,11 +67,22 @@ class Answers:
             extra.popall(name, None)
         if not all(receipt.is_exact for receipt in fetched.receipts):
             extra.popall("Set-Cookie", None)  # it may have been another client's call
-        extra.update(cache_headers(state, status, saved_tokens=saved))
+        add_cache_headers(extra, state, status, saved_tokens=saved)
         extra["Content-Type"] = "application/json"
-        return Response(body=self._body(wanted, entries, _added_up(fetched.receipts), saved), headers=extra)
+        receipts = fetched.receipts
+        told = receipts[0].told if len(receipts) == 1 and receipts[0].is_exact else _NOTHING
+        return Response(body=self._body(wanted, entries, _added_up(receipts), saved, told), headers=extra)
 
-    def _body(self, wanted: Wanted, entries: dict[bytes, Entry], usage: dict[str, Any], saved: int) -> bytes:
+    def _body(
+        self,
+        wanted: Wanted,
+        entries: dict[bytes, Entry],
+        usage: dict[str, Any],
+        saved: int,
+        told: Mapping[str, Any] = _NOTHING,
+    ) -> bytes:
+        """``told`` are fields of the upstream's own answer."""
+        extra = {"id": uuid4().hex, **told} if wanted.has_id else told
         self._metrics.of_model(wanted.model).save(saved)
         if self._reports_full_usage:
             usage = usage | {name: usage[name] + saved for name in ("prompt_tokens", "total_tokens")}
@@ -73,7 +90,8 @@ class Answers:
         text = self._memory.text
         encoding = wanted.encoding
         texts = [text(key, entries[key], encoding) for key in wanted.keys]
-        body = wire.assemble(texts, entries[wanted.keys[0]].model, usage)
+        model = entries[wanted.keys[0]].model or next((entry.model for entry in entries.values() if entry.model), None)
+        body = wire.assemble(texts, model or wanted.model or "", usage, extra)
         self._metrics.stage_seconds["assemble"].observe(time.perf_counter() - began_s)
         return body
 
@@ -133,9 +151,16 @@ def cache_headers(state: str, status: str, *, saved_tokens: int) -> CIMultiDict[
     )
 
 
+def add_cache_headers(given: CIMultiDict[str], state: str, status: str, *, saved_tokens: int) -> None:
+    """Say so in an answer that other caches may have said something of before: RFC 9211 §2 has each add to it."""
+    given.popall("X-Cache", None)
+    given.popall("X-Cache-Saved-Tokens", None)
+    given.extend(cache_headers(state, status, saved_tokens=saved_tokens))
+
+
 def relayed(answer: Answer) -> Response:
     """An upstream's answer as it is."""
     extra = headers.end_to_end(answer.headers)
     extra.popall("Content-Length", None)
-    extra.update(cache_headers("MISS", f"fwd=miss; fwd-status={answer.status}", saved_tokens=0))
+    add_cache_headers(extra, "MISS", f"fwd=miss; fwd-status={answer.status}", saved_tokens=0)
     return Response(status=answer.status, reason=answer.reason, headers=extra, body=answer.body)

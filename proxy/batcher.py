@@ -24,6 +24,8 @@ from proxy.wire import EmbeddingRequest, InvalidAnswer
 _log = logging.getLogger(__name__)
 
 _OK = 200
+# Some upstreams answer nobody that does not name itself; the body is JSON, however each client says so.
+_SPEAKER = frozenset({"user-agent", "content-type"})
 _TOO_MANY_REQUESTS, _SERVER_ERROR = 429, 500
 # Answers that blame what was sent. In a merged call that may be one caller's item, so each is asked for alone.
 _BLAMES_INPUT = frozenset({400, 413, 422})
@@ -59,6 +61,7 @@ class Delivered:
     tokens: list[int]
     model: str  # "" if the upstream named none
     usage: dict[str, Any]
+    told: dict[str, Any]  # what else the answer said, as its `id`
     headers: CIMultiDictProxy[str]
     is_exact: bool  # the call was for this share alone
     by_origin: bool  # and not by one that stood in for it
@@ -186,9 +189,10 @@ class Batcher:
         If none of them has one, what the origin itself said is the answer. Raises `ProxyError`.
         """
         failure: Answer | ProxyError | None = None
+        here = share.origin.provider
         for way in share.origin.ways:
             if failure is not None:
-                if not wire.reads_alike(share.asked, way.origin.provider):
+                if not wire.reads_alike(body, here, way.origin.provider, model=way.model):
                     continue
                 self._metrics.upstream_fallbacks.labels(way.origin.name).inc()
             try:
@@ -196,7 +200,8 @@ class Batcher:
             except ProxyError as error:
                 failure = failure or error
                 continue
-            if answer.status == _OK or (failure is None and not is_out_of_order(answer)):
+            is_good = answer.status == _OK and not wire.is_error(answer.body)
+            if is_good or (failure is None and not is_out_of_order(answer)):
                 return answer, way.origin
             failure = failure or answer
         if isinstance(failure, Answer):
@@ -305,9 +310,8 @@ class Batcher:
         merged = len(shares) > 1
         items = [item for share in shares for item in share.items]
         body = wire.reduced_body(first.asked, items) if merged else first.body
-        if len({share.headers.get("Cookie") for share in shares}) > 1:
-            # Where there is another credential, which they have in common, cookies are somebody's own.
-            first = replace(first, headers=_without(first.headers, "Cookie"))
+        if merged:
+            first = replace(first, headers=_in_common([share.headers for share in shares]))
         self._metrics.upstream_merged_requests.observe(len(shares))
         try:
             with self._calls_for(shares) as calls:
@@ -318,7 +322,7 @@ class Batcher:
                     self._metrics.of_model(first.asked.model).bill(parsed.usage["prompt_tokens"])
                     calls.billed(parsed.usage["prompt_tokens"])
                     return list(_shared_out(shares, items, parsed, answer, by_origin=origin is first.origin))
-            refused = Refused(answer, body)
+            refused = Refused(answer.impersonal() if merged else answer, body)
             failure: Outcome = refused
             is_one_callers = refused.blames_input
         except ProxyError as error:
@@ -338,26 +342,22 @@ def _read(share: Share, origin: Origin, answer: Answer, items: int) -> wire.Embe
     for name, pattern in provider.disowned_by.items():
         if fnmatchcase(answer.headers.get(name, ""), pattern):
             raise InvalidAnswer("disowned")
-    parsed = wire.parse_answer(
-        answer.plain_body(),
-        items=items,
-        length=asked.length,
-        packed=asked.packed,
-        packs_base64=provider.packs_base64,
-    )
+    parsed = wire.parse_answer(answer.plain_body(), provider, items=items, length=asked.length, packed=asked.packed)
     # A server of a single model may answer to any name, and to none.
     if wire.is_one_of(parsed.model, provider.multi_vector_models):
         raise InvalidAnswer("multi-vector")
     if origin is share.origin:
         origin.remember(asked.model, parsed.model)
-        return parsed
-    # By the operator's word it is the same model, which in one answer and in the store has one name.
-    return replace(parsed, model=share.origin.names.get(asked.model, asked.model or ""))
+        return parsed if parsed.model else replace(parsed, model=asked.model or "")
+    # By the operator's word it is the same model, which in one answer and in the store has one name: the origin's own,
+    # or until that is known none.
+    return replace(parsed, model=share.origin.names.get(asked.model, ""))
 
 
 def is_out_of_order(answer: Answer) -> bool:
     """Whether it says something of the upstream, and nothing of the request."""
-    return answer.status == _TOO_MANY_REQUESTS or answer.status >= _SERVER_ERROR
+    status = answer.status if answer.status != _OK else wire.error_status(answer.body)
+    return status == _TOO_MANY_REQUESTS or status >= _SERVER_ERROR
 
 
 def _for_body(share: Share, body: bytes) -> CIMultiDict[str]:
@@ -367,6 +367,17 @@ def _for_body(share: Share, body: bytes) -> CIMultiDict[str]:
     if body == share.asked.body:
         return share.headers
     return _without(share.headers, "Idempotency-Key", "X-Idempotency-Key", "X-Request-Id")
+
+
+def _in_common(given: list[CIMultiDict[str]]) -> CIMultiDict[str]:
+    """What several requests say alike, and who is speaking: what only one of them says (a condition, a deadline, a
+    cookie) must not decide how the others fare."""
+    first, *others = given
+    return CIMultiDict(
+        (name, value)
+        for name, value in first.items()
+        if name.lower() in _SPEAKER or all(value in other.getall(name, ()) for other in others)
+    )
 
 
 def _without(headers: CIMultiDict[str], *names: str) -> CIMultiDict[str]:
@@ -391,6 +402,7 @@ def _shared_out(
             tokens=tokens[start:end],
             model=parsed.model,
             usage=usage,
+            told=parsed.told,
             headers=answer.headers,
             is_exact=len(shares) == 1,
             by_origin=by_origin,

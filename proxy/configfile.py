@@ -83,7 +83,7 @@ def _changed(row: Provider, name: str, table: _ProviderTable, where: str) -> Pro
         wrong = min(twice or _OWN_FIELDS.intersection(listed))
         why = "stands in two classes" if twice else "has a meaning of its own"
         raise ConfigError(f"{where}: [providers.{name}] {wrong!r} {why}; list each other field once")
-    if written := _WRITING.intersection((*table.key, *table.neutral)):
+    if written := _WRITING.intersection((*table.key, *table.neutral, *table.cross_item)):
         raise ConfigError(
             f"{where}: [providers.{name}] {min(written)!r} chooses how vectors are written;"
             f' say encoding = {{ {min(written)} = ["float", "int8"] }} with the values that it takes'

@@ -51,16 +51,16 @@ class Dispatcher:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """The answer to any request; what goes wrong becomes one, too."""
         started_s = time.perf_counter()
-        progress = Progress()
-        progress.span = self._traces.begin(request.method, request.headers, started_s)
         request_id = self._ids.of(request.headers.get("X-Request-Id"))
+        progress = Progress(request_id)
+        progress.span = self._traces.begin(request.method, request.headers, started_s)
         status = CLIENT_LEFT
         try:
             response = await self._answer(request, progress)
             status = response.status
         finally:
             trace = progress.span.trace_id or trace_id(request.headers.get("traceparent"))
-            self._end(progress, request_id, trace, status, started_s)
+            self._end(progress, trace, status, started_s)
         if not response.prepared:
             response.headers.setdefault("X-Request-Id", request_id)  # an upstream's own stays
             if self._is_draining():
@@ -78,23 +78,22 @@ class Dispatcher:
         repeat = self._repeats.answer_whole(sent, started_s)
         if repeat is None:
             return None
-        progress = Progress()
+        progress = Progress(self._ids.of(None))
         progress.span = self._traces.begin("POST", _NO_FIELDS, started_s)
         progress.span.on_route(_EMBEDDINGS)
         progress.repeated(repeat)
         self._embeddings.count(progress, _OK, started_s)
-        request_id = self._ids.of(None)
-        self._end(progress, request_id, progress.span.trace_id, _OK, started_s)
-        return head_of_hit(repeat.body, repeat.saved_tokens, request_id), repeat.body
+        self._end(progress, progress.span.trace_id, _OK, started_s)
+        return head_of_hit(repeat.body, repeat.saved_tokens, progress.request_id), repeat.body
 
     def begins(self, sent: bytes) -> bool:
         """Whether these bytes are the head of a request that `answer_whole` may know, and whose body is yet to come."""
         return self._repeats.begins(sent)
 
-    def _end(self, progress: Progress, request_id: str, trace: str | None, status: int, started_s: float) -> None:
+    def _end(self, progress: Progress, trace: str | None, status: int, started_s: float) -> None:
         # By position: it is made for every request, and by name it takes twice as long.
         line = Line(
-            request_id,
+            progress.request_id,
             trace,
             progress.outcome,
             status,
@@ -141,7 +140,13 @@ class Dispatcher:
             else:
                 refused = KEY_REFUSALS if origin.key else ()
                 response = await relay(
-                    request, origin.client, route.url, forwarded, is_last=self._is_draining(), refused=refused
+                    request,
+                    origin.client,
+                    route.url,
+                    forwarded,
+                    request_id=progress.request_id,
+                    is_last=self._is_draining(),
+                    refused=refused,
                 )
             call.answered(response.status)
         return response

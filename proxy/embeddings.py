@@ -15,7 +15,7 @@ from proxy.answers import Answers, cache_headers, hit, relayed
 from proxy.auth import KEY_REFUSALS, Access, Place, Validations
 from proxy.batcher import Refused, Unusable
 from proxy.bodies import Bodies, Held
-from proxy.errors import InvalidRequest, KeyRefused, NotCached, ProxyError
+from proxy.errors import KeyRefused, NotCached, ProxyError
 from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
 from proxy.headers import Directives, Identity
 from proxy.metrics import Metrics
@@ -57,9 +57,10 @@ class _Job(NamedTuple):
 class Progress:
     """What is known of one request under way, for those who count and log it."""
 
-    __slots__ = ("cached", "items", "model", "outcome", "span")
+    __slots__ = ("cached", "items", "model", "outcome", "request_id", "span")
 
-    def __init__(self) -> None:
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
         self.outcome = "error"
         self.model: str | None = None  # as the client wrote it; once it is answered, as it may be shown
         self.items = 0
@@ -145,13 +146,15 @@ class EmbeddingsRoute:
                 body = await self._bodies.inflated(request, sent, held)
             fields = wire.read_object(body)
             progress.model = wire.model_of(fields)
-            origin = self._origins.of(progress.model)
+            origin = self._origins.asked_at(request.raw_path, progress.model)
             url = _embeddings_url(origin, request.raw_path)
             asked = wire.parse_request(body, fields, origin.provider)
         except Bypass as bypass:
             progress.items = wire.count_of(fields)
             self._metrics.of_model(progress.model).items["bypass"].inc(progress.items)
-            return "bypass", await self._bypass(request, progress, origin or self._by_model(body), sent, bypass.reason)
+            if origin is None:  # what was not understood may be read well enough to say who is asked
+                origin = self._origins.asked_at(request.raw_path, wire.model_in(body))
+            return "bypass", await self._bypass(request, progress, origin, sent, bypass.reason)
         derived = keys.derive(
             asked, url=url, scope=self._access.scope(identity), vector_headers=identity.vector_affecting
         )
@@ -164,7 +167,7 @@ class EmbeddingsRoute:
             identity,
             self._validations.name(origin, own),
             Place(url, asked.model),
-            Wanted(asked.model, asked.encoding, derived),
+            Wanted(asked.model, asked.encoding, derived, origin.provider.answers_have_id),
             progress.span,
         )
         parsed_s = time.perf_counter()
@@ -219,17 +222,16 @@ class EmbeddingsRoute:
         errand = self._smallest(job, to_do)
         patience_s = None if self._access.is_shared else _PATIENCE_S
         said = await self._sentinels.ask((job.who, job.place), errand, patience_s=patience_s)
-        if said is None:
-            self._metrics.validations.labels("unknown").inc()
-            return "hit", self._answers.hit(job.wanted, found, from_memory, [], detail="unvalidated")
+        if said is None or said.fetched.failure is not None:
+            failure = None if said is None else said.fetched.failure
+            return await self._answer_unvalidated(job, errand, failure, found, from_memory)
         fetched = said.fetched
-        if fetched.failure is not None:
-            self._metrics.validations.labels("refused" if fetched.failure.is_verdict else "unknown").inc()
-            if self._access.is_shared or not fetched.failure.is_everybodys:
-                return "error", await self._answer_failure(job, errand, fetched.failure)
-            return "hit", self._answers.hit(job.wanted, found, from_memory, [], detail="unvalidated")
-        self._metrics.validations.labels("confirmed").inc()
+        is_confirmed = any(receipt.by_origin for receipt in fetched.receipts)
+        self._metrics.validations.labels("confirmed" if is_confirmed else "unknown").inc()
         first = fetched if said.is_own else NOTHING
+        if self._access.is_shared and not is_confirmed:
+            # Who stands in can't vouch for what others paid the upstream itself for.
+            return await self._fetch_and_answer(job, {}, 0, refresh=False, is_apart=True, first=first.bill)
         if epochs(found, fetched.entries) > 1:
             return await self._fetch_and_answer(job, {}, 0, refresh=True, first=first.bill)
         if not to_do.missing:
@@ -239,6 +241,16 @@ class EmbeddingsRoute:
         first = replace(first, entries=there | first.entries)
         return await self._fetch_and_answer(job, found, from_memory, refresh=False, first=first)
 
+    async def _answer_unvalidated(
+        self, job: _Job, errand: Errand, failure: Failure | None, found: dict[bytes, Entry], from_memory: int
+    ) -> tuple[str, StreamResponse]:
+        """What a credential gets that the upstream has not vouched for: it failed, or said nothing in time."""
+        is_refused = failure is not None and failure.is_verdict
+        self._metrics.validations.labels("refused" if is_refused else "unknown").inc()
+        if failure is not None and (self._access.is_shared or not failure.is_for(job.who)):
+            return "error", await self._answer_failure(job, errand, failure)
+        return "hit", self._answers.hit(job.wanted, found, from_memory, [], detail="unvalidated")
+
     def _smallest(self, job: _Job, to_do: Plan) -> Errand:
         """An errand for the item that costs least: of the missing ones, or if none is, one that is stored."""
         asked = job.asked
@@ -246,16 +258,6 @@ class EmbeddingsRoute:
         place = min(places, key=lambda i: wire.weight(asked.kind, asked.items[i]))
         errand = self._errand(job, plan(job.wanted.keys, ()), refresh=False).only([job.wanted.keys[place]])
         return replace(errand, is_shared=False, is_stored=errand.is_stored and bool(to_do.missing))
-
-    def _by_model(self, body: bytes) -> Origin:
-        """Who is asked about a body that was not understood."""
-        if self._origins.is_one:
-            return self._origins.default
-        model = wire.model_in(body)
-        if model is None:
-            # It may be meant for an upstream whose texts no other may see.
-            raise InvalidRequest("The body names no model that can be read, and that says which upstream it is for.")
-        return self._origins.of(model)
 
     async def _bypass(
         self, request: BaseRequest, progress: Progress, origin: Origin, body: bytes, reason: str
@@ -277,6 +279,7 @@ class EmbeddingsRoute:
                 origin.client,
                 url,
                 call.outbound(origin.outbound(headers.to_upstream(request.headers))),
+                request_id=progress.request_id,
                 body=body,
                 extra_headers=extra,
                 is_last=is_last,
@@ -297,11 +300,14 @@ class EmbeddingsRoute:
         from_memory: int,
         *,
         refresh: bool,
+        is_apart: bool = False,
         first: Fetched = NOTHING,
     ) -> tuple[str, StreamResponse]:
-        """Fetch what was neither ``found`` nor has come ``first``."""
+        """Fetch what was neither ``found`` nor has come ``first``; ``is_apart``: for this client alone."""
         to_do = plan(job.wanted.keys, found | first.entries)
         errand = self._errand(job, to_do, refresh=refresh)
+        if is_apart:
+            errand = replace(errand, is_shared=False, is_stored=False)
         fetched = (await self._fetcher.fetch(errand) if to_do.missing else NOTHING).after(first)
         if fetched.failure is None and epochs(found, fetched.entries) > 1:
             # The upstream now serves other weights under the same name. One answer must not mix the two, and what
@@ -318,22 +324,25 @@ class EmbeddingsRoute:
             everything = found | fetched.entries
             return await self._ask_first(job, plan(job.wanted.keys, everything), everything, from_memory)
         return ("partial" if found else "miss"), self._answers.fetched(
-            job.wanted, found, fetched, from_memory, is_stored=not job.directives.no_store
+            job.wanted, found, fetched, from_memory, is_stored=errand.is_stored
         )
 
     def _errand(self, job: _Job, to_do: Plan, *, refresh: bool) -> Errand:
         directives = job.directives
+        group = keys.group(
+            job.asked,
+            url=job.url,
+            credentials=job.identity.credentials,
+            vector_headers=job.identity.vector_affecting,
+        )
+        if wire.is_fused(job.asked.model, job.origin.provider):
+            group += job.wanted.keys[0]  # in company it would be fused
         return Errand(
             asked=job.asked,
             origin=job.origin,
             target=job.request.raw_path,
             headers=_as_plain(headers.to_upstream(job.request.headers)),
-            group=keys.group(
-                job.asked,
-                url=job.url,
-                credentials=job.identity.credentials,
-                vector_headers=job.identity.vector_affecting,
-            ),
+            group=group,
             tenant=job.who,
             place=job.place,
             keys=[job.wanted.keys[i] for i in to_do.missing],

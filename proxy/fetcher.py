@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 # How often a key that another replica fetches is looked for: at first, and at most.
 _POLL_S, _MAX_POLL_S = 0.005, 0.1
 ATTEMPTS = 3
+_TOO_MANY_REQUESTS = 429
 _VERDICTS = KEY_REFUSALS | {404}  # on the credential, or on the model for it
 
 
@@ -81,21 +82,29 @@ class Failure:
     """Why a key could not be fetched."""
 
     cause: Refused | Unusable | ProxyError
+    tenant: bytes | None = None  # under whose credential
 
     @property
     def is_verdict(self) -> bool:
         """Whether the upstream refused the credential, or the model to it."""
         return isinstance(self.cause, Refused) and self.cause.answer.status in _VERDICTS
 
-    @property
-    def is_everybodys(self) -> bool:
-        """Whether a waiter would fare no better by itself. A 4xx may be about the leader: its key, its other items."""
+    def is_for(self, tenant: bytes) -> bool:
+        """Whether a waiter would fare no better by itself. A 4xx may be about the leader: its key, its other items; 429
+        is about everybody with that key."""
         match self.cause:
             case Refused(answer, _):
-                return is_out_of_order(answer)
+                return is_out_of_order(answer) and (answer.status != _TOO_MANY_REQUESTS or self.tenant == tenant)
             case ProxyError():
                 return True
         return False
+
+    def impersonal(self) -> "Failure":
+        """As it is told to those who were not the ones to ask."""
+        match self.cause:
+            case Refused(answer, body):
+                return replace(self, cause=Refused(answer.impersonal(), body))
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,8 +185,10 @@ class Fetcher:
             landed = flight.result()
             if isinstance(landed, Entry):
                 entries[key] = landed
-            elif key in claim.mine or landed.is_everybodys:
+            elif key in claim.mine:
                 failure = landed
+            elif landed.is_for(errand.tenant):
+                failure = failure or landed.impersonal()
             else:
                 foreign.append(key)
         fetched = Fetched(entries=entries, asked=frozenset(ledger.asked), receipts=ledger.receipts, failure=failure)
@@ -284,7 +295,7 @@ class Fetcher:
             # Into memory first, then to those who wait: whoever finds no flight finds the entry.
             landed = await self._keep(part, outcome)
         else:
-            landed = dict.fromkeys(part.keys, Failure(outcome))
+            landed = dict.fromkeys(part.keys, Failure(outcome, part.tenant))
         for key, result in landed.items():
             claim.settle(key, result)
 
@@ -301,7 +312,7 @@ class Fetcher:
         records = {
             key: Record(
                 vector=vector,
-                model=delivered.model or part.asked.model or "",
+                model=delivered.model,
                 tokens=tokens,
                 tokens_exact=len(part.keys) == 1 and delivered.is_exact,
                 stored_at_s=now,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from proxy.errors import InvalidRequest
 from proxy.remembered import remembered
 
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
@@ -53,6 +54,7 @@ _SIGNATURE = frozenset(
         "content-digest",
         "content-md5",
         "digest",
+        "repr-digest",
         "x-amz-content-sha256",
         "x-component-sig",
     }
@@ -60,9 +62,12 @@ _SIGNATURE = frozenset(
 # Providers and the gateways before them tell callers apart by many a field (Authorization, api-key, x-goog-api-key,
 # x-litellm-api-key, x-auth-token, x-goog-iap-jwt-assertion, …); whatever sounds like one counts as one.
 _CREDENTIAL = re.compile(
-    r"auth(?!or($|[-_]))|(^|[-_])(api)?key$|token$|secret|credential|password|jwt|assertion|oidc|client-cert|principal"
-    r"|(forwarded|remote)-user$|tenant|consumer"
+    r"auth(?!or($|[-_]))|(^|[-_])(api|subscription)?-?key$|token$|secret|credential|password|jwt|assertion|oidc|principal"
+    r"|(forwarded|remote)-(user|email|groups|preferred-username)$|(client|ssl|tls)-(client|cert)|tenant|consumer"
+    r"|(^|[-_])(vk|pat)$"
 )
+# AWS signs the body with every request, and says so in the credential itself.
+_SIGNED = "AWS4-HMAC-"
 # Fields that are for whoever holds the key to say.
 _KEY_HOLDERS = re.compile(r"openai-(organization|project)|x-goog-user-project|x-portkey-.*|helicone-.*", re.IGNORECASE)
 # These sound like one and are new for every call.
@@ -78,24 +83,41 @@ _NO_CREDENTIAL = frozenset(
 )
 _USUAL_CONNECTION = frozenset({"keep-alive", "Keep-Alive", "close"})  # names no field
 
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # as which such bytes are read
+
 _MAX_NAME = 128  # of a field that is remembered
 
 _DIRECTIVE = re.compile(r"([a-z-]+)(?:\s*=\s*\"?(\d{1,9})\"?)?")
 
 
 def end_to_end(headers: Headers) -> CIMultiDict[str]:
-    """A copy without the fields that belong to one connection: the fixed ones and those ``Connection`` names."""
+    """A copy without the fields that belong to one connection: the fixed ones and those ``Connection`` names; and
+    without those that hold what no field may hold (RFC 9110 §5.5), which some upstreams send all the same."""
     named = {token.strip().lower() for value in headers.getall("Connection", ()) for token in value.split(",")}
     dropped = HOP_BY_HOP | named
-    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in dropped)
+    return CIMultiDict(
+        (name, value) for name, value in headers.items() if name.lower() not in dropped and not _CONTROL.search(value)
+    )
 
 
 def to_upstream(headers: Headers) -> CIMultiDict[str]:
-    """The request's fields as the upstream is to see them, ready for the HTTP client to add its own."""
+    """The request's fields as the upstream is to see them, ready for the HTTP client to add its own.
+
+    Raises `InvalidRequest` for bytes that it could not send on as they came.
+    """
     forwarded = end_to_end(headers)
     for name in _REWRITTEN:
         forwarded.popall(name, None)
+    for name, value in forwarded.items():
+        if not value.isascii() and _NOT_UTF8.search(value):
+            raise InvalidRequest(f"The header field {name} is not UTF-8.")
     return forwarded
+
+
+def reason_phrase(given: str | None) -> str:
+    """An upstream's, as far as it may be sent on."""
+    return _CONTROL.sub("", given or "")
 
 
 def without_credentials(headers: Headers) -> CIMultiDict[str]:
@@ -151,7 +173,7 @@ def identity(headers: Headers) -> Identity:
         headers = end_to_end(headers)  # what the upstream does not see identifies nothing
     of_note = [(kind, name.lower(), value) for name, value in headers.items() if (kind := _class_of(name))]
     credentials = _fields(of_note, _Class.CREDENTIAL) or _fields(of_note, _Class.COOKIE)
-    is_signed = any(kind is _Class.SIGNATURE for kind, _, _ in of_note)
+    is_signed = any(kind is _Class.SIGNATURE or value.startswith(_SIGNED) for kind, _, value in of_note)
     return Identity(credentials, _fields(of_note, _Class.VECTOR_AFFECTING), is_signed)
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
 
 from multidict import CIMultiDict
 
 from proxy import headers
+from proxy.errors import InvalidRequest
 from proxy.providers import Limits, Provider
-from proxy.routes import Routes
+from proxy.routes import Routes, deployment_in
 from proxy.upstream import Upstream
 
 # A client can name any number of models, of any length.
@@ -68,10 +68,32 @@ class Origins:
         self._routed = routed
         self._known: dict[str, Origin] = {}
 
-    def of(self, model: Any) -> Origin:
-        """Who is asked for ``model``, which is whatever the client wrote there."""
-        if not self._routed or type(model) is not str:
+    def asked_at(self, target: str, model: str | None) -> Origin:
+        """Who is asked by a request to ``target`` for ``model``; None: it names none that can be read.
+
+        Raises `InvalidRequest` where that does not say it: the texts may be meant for one upstream alone.
+        """
+        if not self._routed:
             return self.default
+        deployment = deployment_in(target)
+        if deployment is not None:
+            return self._with_deployment(deployment, model)
+        if model is None and self.default.provider.needs_model:
+            raise InvalidRequest("The body names no model that can be read, and that says which upstream it is for.")
+        return self.default if model is None else self.of(model)
+
+    def _with_deployment(self, deployment: str, model: str | None) -> Origin:
+        """On Azure the path says what computes, and the body need not; whoever has no deployments is not asked."""
+        for name in (deployment, model):
+            origin = self.default if name is None else self.of(name)
+            if origin is not self.default and origin.provider.has_deployments:
+                return origin
+        if not self.default.provider.has_deployments:
+            raise InvalidRequest(f"No upstream with deployments has models for {deployment!r}.")
+        return self.default
+
+    def of(self, model: str) -> Origin:
+        """Who is asked for ``model``, which is whatever the client wrote there."""
         known = self._known.get(model)
         if known is None:
             known = next((origin for patterns, origin in self._routed if _fits(model, patterns)), self.default)
@@ -80,11 +102,6 @@ class Origins:
                     self._known.clear()
                 self._known[model] = known
         return known
-
-    @property
-    def is_one(self) -> bool:
-        """Whether there is nothing to choose."""
-        return not self._routed
 
     def is_embeddings(self, target: str) -> bool:
         """Whether anyone's map takes ``target`` for the cached route; whose it is, its model will tell."""

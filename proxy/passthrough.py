@@ -27,6 +27,7 @@ async def relay(
     url: str,
     forwarded: CIMultiDict[str],
     *,
+    request_id: str,
     body: bytes | None = None,
     extra_headers: CIMultiDict[str] | None = None,
     is_last: bool = False,
@@ -34,7 +35,8 @@ async def relay(
 ) -> StreamResponse:
     """Send ``request`` to ``url`` with the header fields ``forwarded``, and its answer back as it arrives.
 
-    ``body`` stands in for the request's own where that has been read already; ``extra_headers`` join the answer's.
+    ``body`` stands in for the request's own where that has been read already; ``extra_headers`` join the answer's, and
+    so does ``request_id`` where the upstream has none of its own.
     ``is_last`` closes the client's connection after the answer. ``refused`` are statuses that are an error of the
     proxy's own, which holds the key. Raises `ProxyError`.
     """
@@ -50,9 +52,12 @@ async def relay(
         if answer.status in refused:
             raise KeyRefused("The upstream refused the key that this proxy holds for it.")
         response = StreamResponse(
-            status=answer.status, reason=answer.reason, headers=headers.end_to_end(answer.headers)
+            status=answer.status,
+            reason=headers.reason_phrase(answer.reason),
+            headers=headers.end_to_end(answer.headers),
         )
-        response.headers.update(extra_headers or ())
+        response.headers.extend(extra_headers or ())
+        response.headers.setdefault("X-Request-Id", request_id)
         if is_last:
             response.force_close()
         await response.prepare(request)

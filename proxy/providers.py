@@ -65,6 +65,9 @@ class Provider:
     # which are other numbers and therefore in the key.
     encoding: Mapping[str, frozenset[str]] = field(default_factory=lambda: {"encoding_format": _FLOATS})
     packs_base64: bool = False  # base64 of an integer type is its bytes; where it isn't, it is nothing we know
+    # Floats are the shortest text of a float32, so what came as base64 is written so, too; elsewhere of a float64.
+    writes_shortest: bool = False
+    answers_have_id: bool = False  # a field without which its own clients take no answer
     # Likewise, in ways that the proxy can't write itself; name -> the one value that it can.
     fixed: Mapping[str, object] = field(default_factory=dict)
     limits: Limits = _USUAL
@@ -114,6 +117,7 @@ _ROWS = (
     ),
     Provider(
         name="openrouter",  # https://openrouter.ai/docs/api/reference/embeddings
+        writes_shortest=True,
         base_url="https://openrouter.ai/api/v1",
         inputs=_TOKENS | {Form.CONTENT},
         key=frozenset({"dimensions", "input_type", "provider"}),
@@ -132,6 +136,7 @@ _ROWS = (
     ),
     Provider(
         name="nemorouter",
+        writes_shortest=True,
         base_url="https://api.nemorouter.ai/v1",
         inputs=_TEXTS,
         key=frozenset({"dimensions"}),
@@ -182,6 +187,7 @@ _ROWS = (
     ),
     Provider(
         name="mistral",  # https://docs.mistral.ai/api/endpoint/embeddings
+        answers_have_id=True,
         base_url="https://api.mistral.ai/v1",
         inputs=_TEXTS,
         key=frozenset({"output_dimension"}),
@@ -239,6 +245,7 @@ _ROWS = (
     ),
     Provider(
         name="tei",  # https://huggingface.github.io/text-embeddings-inference/
+        writes_shortest=True,
         base_url="http://127.0.0.1:3000/v1",
         key=frozenset({"dimensions"}),
         limits=Limits(items=32, bytes=2_000_000),
@@ -253,6 +260,7 @@ _ROWS = (
     ),
     Provider(
         name="ollama",  # https://docs.ollama.com/api/openai-compatibility
+        writes_shortest=True,
         base_url="http://127.0.0.1:11434/v1",
         inputs=_TEXTS,
         key=frozenset({"dimensions"}),

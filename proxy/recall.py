@@ -24,6 +24,7 @@ class Wanted(NamedTuple):
     model: str | None
     encoding: Encoding
     keys: list[bytes]  # in input order
+    has_id: bool = False  # answers have a field of that name
 
 
 class Known(NamedTuple):

@@ -97,8 +97,12 @@ class Repeats:
 
 
 def epochs(*entries: dict[bytes, Entry]) -> int:
-    """How many there are among these; an answer must not mix any."""
-    return len({entry.epoch for some in entries for entry in some.values()})
+    """How many there are among these; an answer must not mix any. A model whose name nobody told can be any."""
+    found = {entry.epoch for some in entries for entry in some.values()}
+    if len(found) <= 1:
+        return len(found)
+    models, lengths = {model for model, _ in found if model}, {length for _, length in found}
+    return max(len(models), len(lengths))
 
 
 def _is_plain(request: BaseRequest, own: Identity) -> bool:

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from proxy.providers import GENERIC, Provider
 
@@ -15,6 +15,12 @@ _BASE = re.compile(r"(https?://[^/?#]+)(.*)")
 class Route:
     url: str
     is_embeddings: bool  # POST here is the cached route
+
+
+def deployment_in(target: str) -> str | None:
+    """The Azure deployment that a request target names; it, and not the body, says what computes."""
+    match = _AZURE_EMBEDDINGS.fullmatch(target.partition("?")[0])
+    return unquote(match[1]) if match is not None and match[1] is not None else None
 
 
 class Routes:

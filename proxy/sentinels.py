@@ -53,7 +53,7 @@ class Sentinels:
             self._forget(name, question)
             fetched = self._result(question.answer)
             failure = fetched.failure
-            if is_own or failure is None or failure.is_verdict or failure.is_everybodys:
+            if is_own or failure is None or failure.is_verdict or failure.is_for(name[0]):
                 return Said(fetched, is_own)
             # It was about the other's item: the next to ask is this request, or another that waited.
 

@@ -6,7 +6,7 @@ import logging
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
@@ -29,6 +29,7 @@ from yarl import URL
 
 from proxy.breaker import Breaker, State
 from proxy.errors import ProxyError, UpstreamDown, UpstreamTimeout, UpstreamUnreachable
+from proxy.headers import reason_phrase
 from proxy.metrics import Metrics
 from proxy.wire import InvalidAnswer
 
@@ -42,6 +43,8 @@ _MAX_CONNECT_FAILURES = 5
 _COOLDOWN_S = 2.0
 # 2048 items of 4096 numbers, written out at full length, are 180 MiB.
 _MAX_ANSWER_BYTES = 512 * 1024 * 1024
+# What an answer's head may hold: no less than a client's of its own would take.
+_MAX_FIELD_BYTES, _MAX_FIELDS = 64 * 1024, 1024
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 
 
@@ -53,6 +56,14 @@ class Answer:
     reason: str
     headers: CIMultiDictProxy[str]
     body: bytes
+
+    def impersonal(self) -> Self:
+        """The same for a client that is not the one it was given to."""
+        if "Set-Cookie" not in self.headers:
+            return self
+        headers = self.headers.copy()
+        headers.popall("Set-Cookie")
+        return replace(self, headers=CIMultiDictProxy(headers))
 
     def plain_body(self) -> bytes:
         """The body without its content coding. Raises `InvalidAnswer` for one that can't be undone."""
@@ -118,6 +129,9 @@ class Upstream:
             timeout=timeout,
             trace_configs=[_tells_connection()],
             trust_env=False,
+            max_line_size=_MAX_FIELD_BYTES,
+            max_field_size=_MAX_FIELD_BYTES,
+            max_headers=_MAX_FIELDS,
         )
 
     async def __aenter__(self) -> Self:
@@ -206,7 +220,8 @@ class Upstream:
         self._seconds.observe(took_s)
         self._metrics.stage_seconds["upstream"].observe(took_s)
         self._metrics.upstream_answers.labels(self._name, str(response.status)).inc()
-        return Answer(status=response.status, reason=response.reason or "", headers=response.headers, body=content)
+        reason = reason_phrase(response.reason)
+        return Answer(status=response.status, reason=reason, headers=response.headers, body=content)
 
     def _counted(self, error: Exception) -> ProxyError:
         mapped = _mapped(error)

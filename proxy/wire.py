@@ -5,7 +5,7 @@ https://platform.openai.com/docs/api-reference/embeddings
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -33,6 +33,9 @@ _PACKED = {
     "ubinary": DType.UINT8_PACKED,
 }
 _BITS = frozenset({"binary", "ubinary"})
+_REBUILT = frozenset({"object", "data", "model", "usage", "error"})  # fields of an answer
+_OK, _UNKNOWN_ERROR = 200, 400
+_MAX_ERROR = 64 * 1024  # bytes of an error
 
 
 class Bypass(Exception):
@@ -88,6 +91,7 @@ class EmbeddingAnswer:
     vectors: list[Vector]
     model: str
     usage: dict[str, Any]  # as the upstream wrote it, both integers present
+    told: dict[str, Any]  # its other fields
 
 
 class InvalidAnswer(ValueError):
@@ -133,13 +137,16 @@ def model_in(body: bytes) -> str | None:
     return model_of(fields) if type(fields) is dict else None
 
 
-def reads_alike(asked: EmbeddingRequest, provider: Provider) -> bool:
-    """Whether a request means at ``provider`` what it means where it was understood."""
+def reads_alike(body: bytes, here: Provider, there: Provider, *, model: str | None) -> bool:
+    """Whether a request that was understood means at ``there``, by whose name it asks for ``model`` (None: the same),
+    what it means at ``here``."""
+    fields = read_object(body)
+    renamed = fields if model is None else {**fields, "model": model}
     try:
-        there = parse_request(asked.body, asked.fields, provider)
+        first, second = parse_request(body, fields, here), parse_request(body, renamed, there)
     except Bypass:
         return False
-    return there == asked
+    return first._replace(model=second.model, fields=renamed) == second
 
 
 def parse_request(body: bytes, fields: dict[str, Any], provider: Provider) -> EmbeddingRequest:
@@ -162,7 +169,7 @@ def parse_request(body: bytes, fields: dict[str, Any], provider: Provider) -> Em
         if kind is Kind.TEXT and any(mark in item for item in items):
             raise Bypass("remote-media")
     if type(model) is str:
-        if len(items) > 1 and is_one_of(model, provider.fused_models):
+        if len(items) > 1 and is_fused(model, provider):
             raise Bypass("cross-item")
         if is_one_of(model, provider.multi_vector_models):
             raise Bypass("multi-vector")
@@ -340,10 +347,15 @@ def _require_harmless(name: str, value: Any, provider: Provider) -> None:
     raise Bypass("unknown-field")
 
 
+def is_fused(model: str | None, provider: Provider) -> bool:
+    """Whether ``model`` makes one vector of all the items of a call, or may."""
+    return model is not None and is_one_of(model, provider.fused_models)
+
+
 @remembered(max_length=_MAX_NAME)
 def is_one_of(model: str, patterns: tuple[str, ...]) -> bool:
-    """Whether one of ``patterns``, in lower case, fits the name of a model."""
-    return any(fnmatchcase(model.lower(), pattern) for pattern in patterns)
+    """Whether one of ``patterns`` fits the name of a model, whatever the case of either."""
+    return any(fnmatchcase(model.lower(), pattern.lower()) for pattern in patterns)
 
 
 def _is_exact(value: Any) -> bool:
@@ -413,25 +425,48 @@ def renamed_body(body: bytes, model: str) -> bytes:
 # --- answers
 
 
+def error_status(body: bytes) -> int:
+    """The status in a 200 that is an error, as OpenRouter sends; 200 for any other."""
+    if len(body) > _MAX_ERROR or b'"error"' not in body:
+        return _OK
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return _OK
+    error = answer.get("error") if type(answer) is dict else None
+    code = error.get("code") if type(error) is dict else None
+    return code if type(code) is int and code != _OK else _OK if error is None else _UNKNOWN_ERROR
+
+
+def is_error(body: bytes) -> bool:
+    """Whether a 200 is an error."""
+    return error_status(body) != _OK
+
+
 def parse_answer(
-    body: bytes, *, items: int, length: int | None, packed: DType | None = None, packs_base64: bool = False
+    body: bytes, provider: Provider, *, items: int, length: int | None = None, packed: DType | None = None
 ) -> EmbeddingAnswer:
-    """Read a 200 of the embeddings route that was sent ``items`` items; each vector shall have ``length`` numbers, if
-    that is known, of a ``packed`` type, if that was asked for, which in base64 is its bytes if the provider
-    ``packs_base64``. Raises `InvalidAnswer`."""
+    """Read a 200 of ``provider``, which was sent ``items`` items; each vector shall have ``length`` numbers, if that is
+    known, of a ``packed`` type, if that was asked for. Raises `InvalidAnswer`."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
         raise InvalidAnswer("not-json") from None
     if type(answer) is not dict or answer.get("error") is not None:
         raise InvalidAnswer("error-in-200")
-    found = _vectors(_in_order(answer.get("data"), items), packed, packs_base64=packs_base64)
+    found = _vectors(_in_order(answer.get("data"), items), provider, packed)
     if len({vector.dimensions for vector in found}) != 1:
         raise InvalidAnswer("mixed-dimensions")
     if length is not None and found[0].dimensions != length:
         raise InvalidAnswer("other-dimensions")
     model = answer.get("model")
-    return EmbeddingAnswer(vectors=found, model=model if type(model) is str else "", usage=_usage(answer.get("usage")))
+    told = {name: value for name, value in answer.items() if name not in _REBUILT}
+    return EmbeddingAnswer(
+        vectors=found,
+        model=model if type(model) is str else "",
+        usage=_usage(answer.get("usage")),
+        told=told if _is_writable(told) else {},
+    )
 
 
 def _in_order(data: Any, items: int) -> list[dict[str, Any]]:
@@ -454,17 +489,18 @@ def _in_order(data: Any, items: int) -> list[dict[str, Any]]:
     return ordered
 
 
-def _vectors(data: list[dict[str, Any]], packed: DType | None, *, packs_base64: bool) -> list[Vector]:
+def _vectors(data: list[dict[str, Any]], provider: Provider, packed: DType | None) -> list[Vector]:
+    encoded = packed or (DType.FLOAT32_SHORTEST if provider.writes_shortest else DType.FLOAT32)
     found = []
     for datum in data:
         embedding = datum.get("embedding")
         try:
             if type(embedding) is str:
-                if packed is not None and not packs_base64:
+                if packed is not None and not provider.packs_base64:
                     raise InvalidAnswer("encoding")
-                found.append(vectors.from_base64(embedding, packed or DType.FLOAT32))
+                found.append(vectors.from_base64(embedding, encoded))
             elif type(embedding) is list:
-                found.append(vectors.from_numbers(embedding, packed, as_floats=not packs_base64))
+                found.append(vectors.from_numbers(embedding, packed, as_floats=not provider.packs_base64))
             else:
                 raise InvalidAnswer("no-embedding")
         except InvalidVector:
@@ -474,13 +510,22 @@ def _vectors(data: list[dict[str, Any]], packed: DType | None, *, packs_base64: 
 
 def _usage(given: Any) -> dict[str, Any]:
     """Both integers, whichever of them the upstream sent (Voyage: total only; Together: neither)."""
-    usage = dict(given) if type(given) is dict else {}
+    usage = dict(given) if type(given) is dict and _is_writable(given) else {}
     counts = [usage.get(name) for name in ("prompt_tokens", "total_tokens")]
-    known = [count if type(count) is int and count >= 0 else None for count in counts]
+    known = [count if type(count) is int and 0 <= count <= _LARGEST_EXACT_INTEGER else None for count in counts]
     fallback = next((count for count in known if count is not None), 0)
     for name, count in zip(("prompt_tokens", "total_tokens"), known, strict=True):
         usage[name] = fallback if count is None else count
     return usage
+
+
+def _is_writable(value: Any) -> bool:
+    """Whether what was read can be written again: orjson reads deeper than it writes."""
+    try:
+        orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return False
+    return True
 
 
 class _Openings:
@@ -498,13 +543,14 @@ class _Openings:
 _OPENINGS = _Openings()
 
 
-def assemble(embeddings: Sequence[bytes], model: str, usage: dict[str, Any]) -> bytes:
-    """An answer's body from the embeddings' JSON texts in index order; at least one."""
+def assemble(embeddings: Sequence[bytes], model: str, usage: dict[str, Any], told: Mapping[str, Any]) -> bytes:
+    """An answer's body from the embeddings' JSON texts in index order, at least one; ``told`` are further fields."""
     count = len(embeddings)
     parts: list[bytes] = [b""] * (2 * count + 1)
     parts[0:-1:2] = _OPENINGS.first(count)
     parts[1::2] = embeddings
-    parts[-1] = b'}],"model":%b,"usage":%b}' % (orjson.dumps(model), orjson.dumps(usage))
+    parts[-1] = b'}],"model":%b,"usage":%b' % (orjson.dumps(model), orjson.dumps(usage))
+    parts[-1] += b",%b}" % orjson.dumps(told)[1:-1] if told else b"}"
     return b"".join(parts)
 
 

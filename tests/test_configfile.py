@@ -108,6 +108,10 @@ def test_upstreams_by_model() -> None:
             '[providers.a]\nkey = ["output_dtype"]',
             "'output_dtype' chooses how vectors are written; say enc",
         ),
+        (
+            '[providers.a]\ncross_item = { encoding_format = "base64" }',
+            "'encoding_format' chooses how vectors are written; say enc",
+        ),
         ('[providers.a]\nencoding = { x = ["int4"] }', "Invalid enum value 'int4'"),
         ("[providers.demo]", "[providers.demo] is built in; choose another name"),
         ("[providers.a]\nmax_items = 0", "Expected `int` >= 1"),

@@ -16,7 +16,7 @@ from aiohttp import ClientSession, web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy.config import StoreSetting
+from proxy.config import StoreSetting, UpstreamSetting
 from proxy.server import running
 from tests.client import Client, raw
 from tests.conftest import StartProxy
@@ -657,6 +657,81 @@ async def test_an_upstreams_own_x_cache_gives_way_to_ours(client: Client, upstre
     answer = await client.embed("x")
     assert answer.headers.getall("X-Cache") == ["MISS"]
     assert "Content-Digest" not in answer.headers
+
+
+@pytest.mark.parametrize("fields", [{}, {"foo": 1}])
+async def test_what_caches_on_the_way_said_is_added_to(
+    client: Client, upstream: ScriptedUpstream, fields: dict[str, Any]
+) -> None:
+    upstream.reply = error_reply(400, b"{}", Cache_Status="cdn; fwd=miss")
+    answer = await client.embed("x", **fields)
+    said = answer.headers.getall("Cache-Status")
+    assert [status.partition(";")[0] for status in said] == ["cdn", "embedding-proxy"]
+    assert answer.headers["X-Request-Id"]
+
+
+async def test_what_else_an_upstream_says_is_told_to_who_asked(client: Client, upstream: ScriptedUpstream) -> None:
+    upstream.reply = lambda call: upstream.embed(call, id="gen-1", provider="x", created=1)
+    miss, hit = await client.embed(["a", "b"]), await client.embed(["a", "b"])
+    assert {name: miss.json.get(name) for name in ("id", "provider", "created")} == {
+        "id": "gen-1",
+        "provider": "x",
+        "created": 1,
+    }
+    assert set(hit.json) == {"object", "data", "model", "usage"}
+
+
+@pytest.mark.parametrize("name", ["usage", "extra"])
+async def test_what_can_not_be_written_again_is_left_out(client: Client, upstream: ScriptedUpstream, name: str) -> None:
+    deep = b'{"prompt_tokens":1,"total_tokens":1,"x":' + b"[" * 300 + b"]" * 300 + b"}"
+
+    def reply(call: Call) -> web.Response:
+        rest = upstream.answer_to(call.json)
+        del rest["usage"]
+        body = orjson.dumps(rest)[:-1] + b',"%b":%b}' % (name.encode(), deep)
+        return web.Response(body=body, content_type="application/json")
+
+    upstream.reply = reply
+    for _ in range(2):
+        answer = await client.embed("x")
+        assert (answer.status, set(answer.json)) == (200, {"object", "data", "model", "usage"})
+
+
+async def test_tokens_beyond_counting_count_for_nothing(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+    client = await start_proxy(reports_full_usage=True)
+    upstream.reply = lambda call: upstream.embed(call, usage={"prompt_tokens": 2**64 - 1, "total_tokens": 3})
+    answer = await client.embed(["x", "y", "x"])
+    assert (answer.status, answer.json["usage"]["total_tokens"]) == (200, 5)
+
+
+GOOD = b'{"data":[{"embedding":[0.5,1]}]}'
+
+
+@pytest.mark.parametrize("fields", [{}, {"foo": 1}], ids=["cached", "bypassed"])
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [(b"200 OK", b"X-Big: " + b"a" * 60_000), (b"200 OK", b"X-C: a\x01b"), (b"200 a\x01b", b"X-C: a")],
+    ids=["long", "control", "reason"],
+)
+async def test_odd_heads_of_answers_are_none_of_the_clients_business(
+    start_proxy: StartProxy, line: bytes, field: bytes, fields: dict[str, Any]
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        head = b"HTTP/1.1 %b\r\n%b\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+        writer.write(head % (line, field, len(GOOD)) + GOOD)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        client = await start_proxy(upstream=UpstreamSetting(name="o", base_url=url))
+        body = orjson.dumps({"model": "m", "input": "x", **fields})
+        head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        answer = await raw(client, head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"\x01" not in answer
+    assert (b"a" * 60_000 in answer) == field.startswith(b"X-Big")
 
 
 async def test_an_h2c_upgrade_offer_on_a_post_is_no_websocket(client: Client, upstream: ScriptedUpstream) -> None:

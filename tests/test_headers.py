@@ -106,6 +106,11 @@ def test_what_is_new_for_every_call_does_not_count(name: str) -> None:
     assert headers.identity(CIMultiDict({name: "v"})) == ([], [], False)
 
 
+@pytest.mark.parametrize("fields", [{"Repr-Digest": "x"}, {"Authorization": "AWS4-HMAC-SHA256 Credential=a"}])
+def test_a_body_that_is_vouched_for(fields: dict[str, str]) -> None:
+    assert headers.identity(CIMultiDict(fields)).is_signed
+
+
 def test_repeated_credentials_all_count_in_their_order() -> None:
     both = CIMultiDict([("Authorization", "a"), ("Authorization", "b")])
     turned = CIMultiDict([("Authorization", "b"), ("Authorization", "a")])
@@ -143,7 +148,9 @@ def test_cache_control_in_several_fields_is_one_list() -> None:
     "name",
     ["Authorization", "api-key", "X-Goog-Api-Key", "x-litellm-api-key", "X-Auth-Token", "apikey", "x-portkey-api-key",
      "X-Secret", "X-Amz-Security-Token", "cf-access-jwt-assertion", "x-amzn-oidc-data", "X-Forwarded-Client-Cert",
-     "x-ms-client-principal", "X-Forwarded-User", "X-Tenant-Id", "x-consumer-id"],
+     "x-ms-client-principal", "X-Forwarded-User", "X-Tenant-Id", "x-consumer-id", "x-bf-vk",
+     "X-SSL-Client-S-DN", "X-Forwarded-Email", "X-Forwarded-Preferred-Username", "X-PAT", "Ocp-Apim-Subscription-Key",
+     "x-subscriptionkey"],
 )  # fmt: skip
 def test_whatever_sounds_like_a_credential_is_one(name: str) -> None:
     assert headers.identity(CIMultiDict({name: "v"})) == ([(name.lower(), "v")], [], False)

@@ -262,7 +262,7 @@ class Machine(RuleBasedStateMachine):
     def ask(self, items: list[str], directives: str = "") -> None:
         async def ask() -> asyncio.Task[Any]:
             request: Any = FakeRequest(items, directives)
-            return asyncio.create_task(self.route.handle(request, Progress()))
+            return asyncio.create_task(self.route.handle(request, Progress("id")))
 
         self.requests.append((items, self.runner.run(ask())))
 

@@ -73,7 +73,18 @@ async def test_what_is_bypassed_goes_where_its_model_belongs(
     assert not upstream.calls
 
 
-@pytest.mark.parametrize("body", [b'{"model":"gpu","input":"x"', b"\x1f\x8b", b"[" * 100_000, b"[]"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"gpu","input":"x"',
+        b"\x1f\x8b",
+        b"[" * 100_000,
+        b"[]",
+        b'{"input":"x"}',
+        b'{"input":"x","model":null}',
+        b'{"input":"x","model":["gpu"]}',
+    ],
+)
 async def test_a_body_that_may_be_anyones_goes_to_nobody(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream], body: bytes
 ) -> None:
@@ -81,6 +92,41 @@ async def test_a_body_that_may_be_anyones_goes_to_nobody(
     answer = await client.post(body)
     assert (answer.status, answer.json["error"]["code"]) == (400, "invalid_request")
     assert calls(upstream, others[0]) == [0, 0]
+
+
+async def test_a_body_without_a_model_goes_to_a_default_that_needs_none(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
+) -> None:
+    tei = UpstreamSetting(name="tei", base_url=upstream.base_url, provider=PROVIDERS["tei"])
+    client = await start_proxy(upstream=tei, routed=(setting("one", others[0], "gpu"),))
+    upstream.reply = lambda call: web.json_response(upstream.answer_to(call.json | {"model": "served"}))
+    assert [(await client.post({"input": "x"})).cache for _ in range(2)] == ["MISS", "HIT"]
+    assert calls(upstream, others[0]) == [1, 0]
+
+
+DEPLOYMENT = "/openai/deployments/dep-1/embeddings?api-version=2024-10-21"
+
+
+@pytest.mark.parametrize("model", [None, "text-embedding-3-small", "gpu"])
+async def test_a_deployment_goes_to_those_who_have_it(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream], model: str | None
+) -> None:
+    azure = UpstreamSetting(
+        name="azure",
+        base_url=others[0].base_url.removesuffix("/v1") + "/openai/v1",
+        provider=PROVIDERS["azure"],
+        models=("dep-*",),
+    )
+    openai = UpstreamSetting(name="openai", base_url=upstream.base_url, provider=PROVIDERS["openai"])
+    client = await start_proxy(upstream=openai, routed=(setting("one", others[1], "gpu"), azure))
+    others[0].reply = lambda call: web.json_response(others[0].answer_to(call.json | {"model": "m"}))
+    body = {"input": ["secret"]} | ({} if model is None else {"model": model})
+    if model != "gpu":
+        assert (await client.post(body, target=DEPLOYMENT, key=None, api_key="k")).cache == "MISS"
+        assert [call.target for call in others[0].calls] == [DEPLOYMENT]
+    refused = await client.post(body, target=DEPLOYMENT.replace("dep-1", "other"), key=None, api_key="k")
+    assert refused.status == (200 if model == "gpu" else 400)  # `one` may have deployments, OpenAI has none
+    assert not upstream.calls
 
 
 async def test_routes_that_are_not_embeddings_go_to_the_default(

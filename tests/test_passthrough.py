@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from aiohttp import FormData, WSMsgType, web
 
-from tests.client import Client
+from tests.client import Client, raw
 from tests.conftest import StartProxy
 from tests.redis_server import free_port
 from tests.scripted import Call, ScriptedUpstream, error_reply
@@ -28,6 +28,22 @@ async def test_method_path_query_headers_and_body_arrive(
     assert (call.headers["X-Mine"], call.headers["Content-Type"]) == ("1", "x/y")
     assert (answer.status, answer.body, answer.headers["x-custom"]) == (418, b"\x00\xff", "yes")
     assert answer.headers["Content-Type"] == "application/x-teapot"
+
+
+@pytest.mark.parametrize("target", [b"/v1/models", b"/v1/embeddings"])
+async def test_bytes_that_can_not_be_sent_on_are_refused_and_not_left_out(
+    client: Client, upstream: ScriptedUpstream, target: bytes
+) -> None:
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer k\xff\r\n" % target
+    body = b'{"model":"m","input":"x"}'
+    kind = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    answer = await raw(client, head + kind + body)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"The header field Authorization is not UTF-8." in answer
+    assert not upstream.calls
+    umlauts = "X-Title: Ümläut\r\n".encode()
+    await raw(client, head.replace(b"\xff", b"") + umlauts + kind + body)
+    assert upstream.calls[-1].headers["X-Title"] == "Ümläut"
 
 
 async def test_nothing_is_added_to_what_the_client_sent(client: Client, upstream: ScriptedUpstream) -> None:

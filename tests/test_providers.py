@@ -409,6 +409,23 @@ async def test_mistrals_output_types(stage: Stage) -> None:
 
 
 @cells("own", "mistral")
+async def test_every_answer_of_mistrals_has_an_id(stage: Stage) -> None:
+    miss, hit, again = [await stage.ask(stage.body("a")) for _ in range(3)]
+    assert miss.json["id"] == (await stage.ask_directly(stage.body("a"))).json["id"]
+    assert (hit.cache, again.cache) == ("HIT", "HIT")
+    assert len({miss.json["id"], hit.json["id"], again.json["id"]}) == 3
+    assert (await stage.ask(stage.body(["a", "b"]))).json["id"]
+
+
+@cells("own", "openrouter", "nemorouter", "tei", "ollama")
+async def test_floats_after_base64_are_those_that_it_would_have_written(stage: Stage) -> None:
+    body = stage.body(["a", "b"])
+    await stage.ask(body | {"encoding_format": "base64"})
+    answer = await stage.ask(body)
+    assert (answer.cache, answer.vectors) == ("HIT", (await stage.ask_directly(body)).vectors)
+
+
+@cells("own", "mistral")
 async def test_a_call_keeps_within_mistrals_tokens(stage: Stage) -> None:
     texts = [f"{i} " + "word " * 2000 for i in range(12)]
     refused = await stage.ask_directly(stage.body(texts))

@@ -41,6 +41,15 @@ def test_shortest_float32_text_keeps_its_doubles_and_is_stored_in_four_bytes(num
     assert bits(orjson.loads(vectors.numbers_json(vector))) == bits(numbers)
 
 
+def test_a_shortest_text_halfway_between_two_float32_is_the_one_it_stands_for() -> None:
+    numbers = np.array([0x15AE43FD, 0x3DCCCCCD], np.uint32).view(np.float32)  # 7.038531e-26, 0.1
+    texts = [shortest(number) for number in numbers]
+    assert np.float32(texts[0]) != numbers[0]
+    vector = vectors.from_numbers(texts)
+    assert vector == Vector(DType.FLOAT32_SHORTEST, numbers.tobytes())
+    assert bits(orjson.loads(vectors.numbers_json(vector))) == bits(texts)
+
+
 @given(st.lists(FLOAT64, min_size=1).filter(lambda values: bool(np.array(values, np.float32).any())))
 def test_any_float64_keeps_its_bits(numbers: list[float]) -> None:
     vector = vectors.from_numbers(numbers)

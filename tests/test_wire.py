@@ -182,6 +182,31 @@ def test_a_reduced_body_does_not_go_by_the_id_of_the_whole_one() -> None:
     assert orjson.loads(wire.reduced_body(request, ["b"]))["request_id"] == "r"
 
 
+@pytest.mark.parametrize("pattern", ["Acme/*Fusion*", "acme/*fusion*"])
+def test_a_pattern_of_models_fits_in_any_case(pattern: str) -> None:
+    row = replace(GENERIC, fused_models=(pattern,), multi_vector_models=())
+    for model in ("Acme/A-Fusion-2", "ACME/a-fusion-2"):
+        with pytest.raises(Bypass, match="cross-item"):
+            parse(orjson.dumps({"model": model, "input": ["a", "b"]}), row)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"data":[]}', 200),
+        (b'{"data":[],"error":null}', 200),
+        (b'{"error":{"code":502}}', 502),
+        (b'{"error":{"code":"rate_limited"}}', 400),
+        (b'{"error":"no"}', 400),
+        (b'{"error":{"code":200}}', 400),
+        (b'{"error":', 200),
+        (b'["error"]', 200),
+    ],
+)
+def test_the_status_in_a_200(body: bytes, status: int) -> None:
+    assert wire.error_status(body) == status
+
+
 # --- answers
 
 DATUM = {"object": "embedding", "index": 0, "embedding": [0.5, 1.0]}
@@ -198,24 +223,24 @@ def data(*members: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_vectors_go_by_index_not_by_position() -> None:
     body = answer(data=data({"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}))
-    parsed = wire.parse_answer(body, items=2, length=None)
+    parsed = wire.parse_answer(body, GENERIC, items=2, length=None)
     assert [vector.array().tolist() for vector in parsed.vectors] == [[1.0], [2.0]]
 
 
 def test_without_any_index_position_will_do() -> None:
     body = answer(data=[{"embedding": [1.0]}, {"embedding": [2.0]}])
-    parsed = wire.parse_answer(body, items=2, length=None)
+    parsed = wire.parse_answer(body, GENERIC, items=2, length=None)
     assert [vector.array().tolist() for vector in parsed.vectors] == [[1.0], [2.0]]
 
 
 def test_a_bare_data_array_is_enough() -> None:
-    parsed = wire.parse_answer(orjson.dumps({"data": [DATUM]}), items=1, length=2)
+    parsed = wire.parse_answer(orjson.dumps({"data": [DATUM]}), GENERIC, items=1, length=2)
     assert parsed.model == ""
     assert parsed.usage == {"prompt_tokens": 0, "total_tokens": 0}
 
 
 def test_an_error_that_is_null_is_none() -> None:
-    assert wire.parse_answer(answer(error=None), items=1, length=None).model == "m"
+    assert wire.parse_answer(answer(error=None), GENERIC, items=1, length=None).model == "m"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +258,7 @@ def test_an_error_that_is_null_is_none() -> None:
     ],
 )
 def test_usage_always_has_both_integers(usage: Any, expected: dict[str, Any]) -> None:
-    assert wire.parse_answer(answer(usage=usage), items=1, length=None).usage == expected
+    assert wire.parse_answer(answer(usage=usage), GENERIC, items=1, length=None).usage == expected
 
 
 @pytest.mark.parametrize(
@@ -274,14 +299,17 @@ def test_usage_always_has_both_integers(usage: Any, expected: dict[str, Any]) ->
 )
 def test_what_does_not_check_out_is_refused(reason: str, body: bytes) -> None:
     with pytest.raises(InvalidAnswer) as invalid:
-        wire.parse_answer(body, items=2, length=2)
+        wire.parse_answer(body, GENERIC, items=2, length=2)
     assert invalid.value.reason == reason
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=50), st.text(), st.integers(0, 2**40))
 def test_what_is_assembled_is_what_openai_documents(numbers: list[int], model: str, tokens: int) -> None:
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    body = wire.assemble([b"[%d]" % number for number in numbers], model, usage)
+    texts = [b"[%d]" % number for number in numbers]
+    body = wire.assemble(texts, model, usage, {})
+    told = {"id": model, "created": {"at": tokens}}
+    assert orjson.loads(wire.assemble(texts, model, usage, told)) == orjson.loads(body) | told
     assert orjson.loads(body) == {
         "object": "list",
         "data": [{"object": "embedding", "index": i, "embedding": [number]} for i, number in enumerate(numbers)],
