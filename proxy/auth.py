@@ -91,10 +91,22 @@ class Validations:
 class Access:
     """Who gets in, whose entries a request sees, and what credentials it goes on with."""
 
-    def __init__(self, *, shares_all: bool, owns_key: bool, client_keys: ClientKeys | None) -> None:
+    def __init__(
+        self,
+        *,
+        shares_all: bool,
+        owns_key: bool,
+        client_keys: ClientKeys | None,
+        key_headers: frozenset[str] = frozenset(),
+    ) -> None:
         self.is_shared = shares_all or owns_key  # one scope for all
         self.owns_key = owns_key
         self._client_keys = client_keys
+        self._key_headers = key_headers
+
+    def identity(self, given: Headers) -> Identity:
+        """Who the client is, and what else of its headers matters."""
+        return headers.identity(given, self._key_headers)
 
     @property
     def edition(self) -> int:
@@ -115,7 +127,7 @@ class Access:
         """Who the upstream will see, and what else of the headers it will; ``own`` is the client's own identity."""
         if not self.owns_key:
             return own
-        return headers.identity(headers.without_credentials(given))._replace(credentials=_OWN_KEY)
+        return self.identity(headers.without_credentials(given))._replace(credentials=_OWN_KEY)
 
     def scope(self, identity: Identity) -> Fields:
         """Whose entries these are."""

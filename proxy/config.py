@@ -19,6 +19,7 @@ DEMO_BASE_URL = "http://demo.invalid/v1"
 _SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KIB, "mib": MIB, "gib": GIB}
 _DURATIONS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _QUANTITY = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([a-z]*)", re.IGNORECASE)
+_HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 §5.6.2
 # Before the path of a socket, where an address could stand.
 UNIX = "unix:"
 # What a client on the same machine calls it.
@@ -88,6 +89,7 @@ class Settings:
     shutdown_timeout_s: float
     shares_all: bool = False  # one scope for all validated credentials
     revalidate_s: float = 600.0
+    key_headers: frozenset[str] = frozenset()  # names in lower case
     client_keys: Path | None = None  # None: whoever can connect may ask
     record_key: bytes | None = field(default=None, repr=False)
     logs_requests: bool = True
@@ -128,6 +130,15 @@ def parse_positive_seconds(text: str) -> float:
     if seconds <= 0:
         raise ConfigError(f"{text!r} is not above zero; accepted: a number with ms, s, m, h, d or w, as 10m")
     return seconds
+
+
+def parse_header_names(text: str) -> frozenset[str]:
+    """``X-Route, X-User``, as names in lower case. Raises `ConfigError`."""
+    names = frozenset(name.strip().lower() for name in text.split(","))
+    wrong = sorted(name for name in names if not _HEADER_NAME.fullmatch(name))
+    if wrong:
+        raise ConfigError(f"{wrong[0]!r} is not the name of a header field; accepted: names as X-Route, X-User")
+    return names
 
 
 def forbid_open_door(settings: Settings) -> None:

@@ -133,7 +133,7 @@ class EmbeddingsRoute:
     async def _serve(self, request: BaseRequest, held: Held, progress: Progress) -> tuple[str, StreamResponse]:
         body = sent = await self._bodies.read(request, held)
         began_s = time.perf_counter()
-        own = headers.identity(request.headers)
+        own = self._access.identity(request.headers)
         mark = self._repeats.mark(request, own, sent)
         if mark is not None and (repeat := self._repeats.answer(request, mark, began_s)) is not None:
             progress.repeated(repeat)
@@ -287,7 +287,7 @@ class EmbeddingsRoute:
             )
             call.answered(response.status)
         if response.status in KEY_REFUSALS:
-            who = self._validations.name(origin, headers.identity(request.headers))
+            who = self._validations.name(origin, self._access.identity(request.headers))
             self._validations.note(who, Place(url, None), response.status)
         return response
 

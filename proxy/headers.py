@@ -139,13 +139,13 @@ class _Class(Enum):
 
 
 @remembered(max_length=_MAX_NAME)
-def _class_of(name: str) -> _Class | None:
+def _class_of(name: str, also: frozenset[str] = frozenset()) -> _Class | None:
     name = name.lower()
     if name == "cookie":
         return _Class.COOKIE
     if name in _SIGNATURE:
         return _Class.SIGNATURE
-    if _VECTOR_AFFECTING.fullmatch(name):
+    if name in also or _VECTOR_AFFECTING.fullmatch(name):
         return _Class.VECTOR_AFFECTING
     if name in HOP_BY_HOP or name in _NO_CREDENTIAL:
         return None
@@ -162,8 +162,8 @@ class Identity(NamedTuple):
     is_signed: bool
 
 
-def identity(headers: Headers) -> Identity:
-    """Read who asks, and what else of the headers matters.
+def identity(headers: Headers, also: frozenset[str] = frozenset()) -> Identity:
+    """Read who asks, and what else of the headers matters; ``also`` are the operator's own names, in lower case.
 
     The fields are lists of (name in lower case, value), sorted by name; repeated fields keep their order. Cookies are a
     credential where there is no other: balancers set new ones all the time.
@@ -171,7 +171,7 @@ def identity(headers: Headers) -> Identity:
     connections = headers.getall("Connection", ())
     if connections and (len(connections) > 1 or connections[0] not in _USUAL_CONNECTION):
         headers = end_to_end(headers)  # what the upstream does not see identifies nothing
-    of_note = [(kind, name.lower(), value) for name, value in headers.items() if (kind := _class_of(name))]
+    of_note = [(kind, name.lower(), value) for name, value in headers.items() if (kind := _class_of(name, also))]
     credentials = _fields(of_note, _Class.CREDENTIAL) or _fields(of_note, _Class.COOKIE)
     is_signed = any(kind is _Class.SIGNATURE or value.startswith(_SIGNED) for kind, _, value in of_note)
     return Identity(credentials, _fields(of_note, _Class.VECTOR_AFFECTING), is_signed)

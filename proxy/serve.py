@@ -54,6 +54,7 @@ class _Parsed(click.ParamType[Any]):
 _SIZE = _Parsed("size", config.parse_size)
 _STORE_LIMIT = _Parsed("size", config.parse_store_limit)
 _DURATION = _Parsed("duration", config.parse_duration)
+_HEADER_NAMES = _Parsed("names", config.parse_header_names)
 _STORE = _Parsed("url", config.parse_store)
 _SECONDS = _Parsed("duration", config.parse_seconds)
 _POSITIVE = _Parsed("duration", config.parse_positive_seconds)
@@ -154,6 +155,11 @@ def unknown(what: str, name: str, known: list[str]) -> str:
 )
 @_option("revalidate", type=_POSITIVE, default="10m", help="How long a credential counts as good after a 2xx upstream.")
 @_option(
+    "key-headers",
+    type=_HEADER_NAMES,
+    help="Further header fields by which the upstream tells requests apart, as X-Route, X-User: part of every key.",
+)
+@_option(
     "upstream-key-env",
     metavar="NAME",
     help="Environment variable with the upstream's key, if the proxy is to hold it; clients then need none.",
@@ -234,6 +240,7 @@ def serve_command(ctx: click.Context, /, **given: Any) -> int:
         store_limit_bytes=given["store_limit"],
         shares_all=given["share"] == "all",
         revalidate_s=given["revalidate"],
+        key_headers=given["key_headers"] or frozenset(),
         client_keys=given["client_keys"],
         record_key=_record_key(given["record_key_env"]),
         memory_bytes=given["memory"],

@@ -122,7 +122,12 @@ async def running(
         fetcher = Fetcher(cache, batcher, validations, patience_s=settings.upstream_timeout_s, clock=clock)
         stack.push_async_callback(_before, lifecycle, fetcher.drain)
         client_keys = None if settings.client_keys is None else ClientKeys(settings.client_keys)
-        access = Access(shares_all=settings.shares_all, owns_key=settings.owns_key, client_keys=client_keys)
+        access = Access(
+            shares_all=settings.shares_all,
+            owns_key=settings.owns_key,
+            client_keys=client_keys,
+            key_headers=settings.key_headers,
+        )
         bodies = Bodies(metrics, max_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
         stack.callback(bodies.close)
         answers = Answers(cache.memory, metrics, reports_full_usage=settings.reports_full_usage)

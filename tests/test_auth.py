@@ -520,3 +520,16 @@ async def test_a_proxy_that_holds_a_key_for_this_machine_answers_no_web_page(
     for method in ("POST", "OPTIONS", "GET"):
         assert (await client.send(method, "/v1/embeddings", headers=fields, body=b"{}")).status == 401
     assert len(upstream.calls) == 1
+
+
+async def test_a_header_that_the_operator_names_keeps_callers_apart(
+    start_proxy: StartProxy, upstream: ScriptedUpstream
+) -> None:
+    client = await start_proxy(shares_all=True, key_headers=frozenset({"x-user"}))
+    upstream.reply = lambda call: (
+        upstream.embed(call) if call.headers["X-User"] == "A" else web.json_response({}, status=403)
+    )
+    asked = {"model": "m", "input": "x"}
+    assert [(await client.post(asked, X_User="A")).cache for _ in range(3)] == ["MISS", "HIT", "HIT"]
+    assert (await client.post(asked, X_User="B")).status == 403
+    assert (await client.post(asked, X_User="A")).cache == "HIT"

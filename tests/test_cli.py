@@ -94,7 +94,7 @@ def test_every_flag_has_its_variable_and_its_key(
         "upstream_read_timeout": "2s", "upstream_timeout": "3s", "drain_delay": "4s", "shutdown_timeout": "5s",
         "share": "all", "revalidate": "6m", "upstream_key_env": "KEY", "client_keys": "clients",
         "record_key_env": "SECRET", "max_connections": "10", "log_requests": "no", "traces": "otlp",
-        "workers": "1",
+        "workers": "1", "key_headers": "X-Route, X-User",
     }  # fmt: skip
     monkeypatch.setenv("KEY", "sk-owned")
     monkeypatch.setenv("SECRET", "s" * 32)
@@ -252,7 +252,8 @@ def test_the_providers_are_shown_as_the_file_has_them(
         cli.main()
     shown = capsys.readouterr().out
     assert shown.startswith("mine        http://gpu:8000/v1/embeddings\n  auth        Authorization: Bearer\n")
-    assert "cross-item  late_chunking other than false, return_multivector other than false\n" in shown
+    few = ("late_chunking", "return_multivector", "return_tokenized_input")
+    assert f"cross-item  {', '.join(f'{name} other than false' for name in few)}\n" in shown
     monkeypatch.setattr(sys, "argv", ["embedding-proxy", "providers"])
     with pytest.raises(SystemExit, match="0"):
         cli.main()

@@ -169,3 +169,10 @@ def test_a_store_limit_too_small_to_be_meant() -> None:
     assert config.parse_store_limit("16MiB") == 16 * 1024**2
     with pytest.raises(ConfigError, match="16MiB or more"):
         config.parse_store_limit("1MiB")
+
+
+def test_header_names() -> None:
+    assert config.parse_header_names("X-Route, x-user") == {"x-route", "x-user"}
+    for wrong in ("", "a b", "x-a,", "x:", "ü"):
+        with pytest.raises(ConfigError, match="is not the name of a header field; accepted: names as X-Route, X-User"):
+            config.parse_header_names(wrong)

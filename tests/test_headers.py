@@ -106,6 +106,12 @@ def test_what_is_new_for_every_call_does_not_count(name: str) -> None:
     assert headers.identity(CIMultiDict({name: "v"})) == ([], [], False)
 
 
+def test_what_the_operator_adds_counts_in_whatever_scope() -> None:
+    given = CIMultiDict({"X-User": "v", "Authorization": "k", "X-Pool": "a"})
+    assert headers.identity(given, frozenset({"x-user"})) == ([("authorization", "k")], [("x-user", "v")], False)
+    assert headers.identity(given) == ([("authorization", "k")], [], False)
+
+
 @pytest.mark.parametrize("fields", [{"Repr-Digest": "x"}, {"Authorization": "AWS4-HMAC-SHA256 Credential=a"}])
 def test_a_body_that_is_vouched_for(fields: dict[str, str]) -> None:
     assert headers.identity(CIMultiDict(fields)).is_signed
