@@ -111,6 +111,7 @@ GENERIC = Provider(
 _ROWS = (
     Provider(
         name="infron",  # https://infronai.gitbook.io/docs/api-reference/embeddings
+        writes_shortest=True,
         base_url="https://llm.onerouter.pro/v1",
         inputs=_TEXTS,
         key=frozenset({"dimensions", "provider"}),
@@ -125,6 +126,7 @@ _ROWS = (
     ),
     Provider(
         name="apertis",  # https://docs.apertis.ai/api/text-generation/embeddings
+        writes_shortest=True,
         base_url="https://api.apertis.ai/v1",
         inputs=_TEXTS,
         key=frozenset({"dimensions", "task"}),
@@ -144,11 +146,13 @@ _ROWS = (
     ),
     Provider(
         name="openai",  # https://platform.openai.com/docs/api-reference/embeddings/create
+        writes_shortest=True,
         base_url="https://api.openai.com/v1",
         key=frozenset({"dimensions"}),
     ),
     Provider(
         name="azure",  # https://learn.microsoft.com/azure/ai-foundry/openai/reference; the deployment is in the path
+        writes_shortest=True,
         auth="api-key",
         key=frozenset({"dimensions", "input_type"}),
         needs_model=False,
@@ -167,6 +171,7 @@ _ROWS = (
     ),
     Provider(
         name="voyage",  # https://docs.voyageai.com/reference/embeddings-api
+        writes_shortest=True,
         base_url="https://api.voyageai.com/v1",
         inputs=_TEXTS,
         key=frozenset({"input_type", "truncation", "output_dimension"}),
@@ -197,6 +202,7 @@ _ROWS = (
     ),
     Provider(
         name="together",  # https://docs.together.ai/reference/embeddings
+        writes_shortest=True,
         base_url="https://api.together.ai/v1",
         inputs=_TEXTS,
         neutral=frozenset(),  # it refuses `user` and `dimensions`
@@ -219,6 +225,7 @@ _ROWS = (
     ),
     Provider(
         name="nvidia",  # https://docs.nvidia.com/nim/nemo-retriever/text-embedding/latest/reference.html
+        writes_shortest=True,
         base_url="https://integrate.api.nvidia.com/v1",
         inputs=_TEXTS,
         key=frozenset({"input_type", "truncate", "dimensions", "modality"}),

@@ -1,6 +1,7 @@
 """Each provider as it documents itself, and the proxy in front of it: ``make test-providers`` prints the table."""
 
 import copy
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import orjson
 import pytest
 from aiohttp import web
+from hypothesis import settings
 
 from proxy.headers import HOP_BY_HOP
 from tests.client import Answer, Client
@@ -299,6 +301,71 @@ async def test_whatever_the_provider_makes_of_a_request_the_client_is_told(stage
             else:
                 told = np.array(answer.vectors, np.float32), np.array(direct.vectors, np.float32)
                 assert np.array_equal(*told), name
+
+
+ITEMS: list[Any] = ["a", "b", "c", " a", "", [1, 2], [3], 7, {"text": "a"}, {"image": "data:image/png;base64,AA"}, None]
+INPUTS: list[Any] = ["a", "b", [1, 2, 3], [], {"text": "a"}, None]
+VALUES: dict[str, list[Any]] = {
+    "encoding_format": ["float", "base64", None, "hex", ["float"]],
+    "embedding_type": ["float", "base64", "binary", "ubinary", "int8", None, ["float", "base64"]],
+    "output_dtype": ["float", "int8", "uint8", "binary", "ubinary", None, "int4"],
+    "dimensions": [8, 16, 4, 0, None, 100_000, "8", 8.0],
+    "output_dimension": [256, 512, 8, None],
+    "late_chunking": [True, False, None, 0],
+    "return_multivector": [True, False, None],
+    "truncate": [True, False, "END", "NONE", None],
+    "truncation": [True, False, None],
+    "normalized": [True, False, None],
+    "normalize": [True, False],
+    "task": ["retrieval.query", "text-matching", None, ["a", "b"]],
+    "input_type": ["query", "passage", "document", None],
+    "modality": ["text", "image", ["text", "image"]],
+    "provider": [{"order": ["a"]}, {"order": ["b"]}, None, []],
+    "prompt_template": ["{text}", None],
+    "embd_normalize": [-1, 0, 2],
+    "embed_dtype": ["float32", "float16"],
+    "endianness": ["native", "big"],
+    "add_special_tokens": [True, False],
+    "truncate_prompt_tokens": [1, -1],
+    "metadata": [{"a": 1}],
+    "user": ["u", None],
+    "request_id": ["r"],
+    "foo": [1],
+}
+REQUESTS = 1_000 if settings.default is not None and settings.default.max_examples >= 10_000 else 30
+
+
+def any_body(rng: random.Random, emulator: Emulator) -> Json:
+    """A request of whatever fields, of which this provider documents some."""
+    given = rng.choice([rng.choice(INPUTS), rng.choices(["a", "b", "c", "d"], k=3), rng.choices(ITEMS, k=2)])
+    own = {*emulator.acting, *emulator.idle, *emulator.special, emulator.encoding_field, emulator.length_field}
+    likely = [name for name in VALUES if name in own]
+    names = rng.sample(likely, min(len(likely), rng.randrange(3)))
+    if rng.random() < 0.3:
+        names.append(rng.choice(list(VALUES)))
+    model = rng.choice([*(emulator.models or ("m",)), *emulator.fused, *filter(None, [emulator.length_model])])
+    body: Json = {"model": model, "input": given, **emulator.needed}
+    return body | {name: rng.choice(VALUES[name]) for name in names}
+
+
+@cells("any request")
+async def test_whatever_is_asked_the_answer_is_the_providers(stage: Stage, provider: str) -> None:
+    rng = random.Random(provider)
+    seen: dict[str, int] = {}
+    for _ in range(REQUESTS):
+        body = any_body(rng, stage.emulator)
+        direct, answer = await stage.ask_directly(body), await stage.ask(body)
+        assert answer.status == direct.status, (body, direct.body, answer.body)
+        seen[answer.cache] = seen.get(answer.cache, 0) + 1
+        if direct.status != 200 or answer.cache == "BYPASS":
+            assert is_relayed(answer, direct), body
+        elif any(isinstance(embedding, str) for embedding in [*answer.embeddings, *direct.embeddings]):
+            assert answer.embeddings == direct.embeddings or np.array_equal(
+                np.array(answer.vectors, np.float32), np.array(direct.vectors, np.float32)
+            ), body
+        else:
+            assert orjson.dumps(answer.embeddings) == orjson.dumps(direct.embeddings), body
+    assert seen["MISS"] > 0
 
 
 @cells("bad key", *(name for name in EMULATORS if name != "ollama"))
