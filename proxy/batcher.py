@@ -24,6 +24,7 @@ from proxy.wire import EmbeddingRequest, InvalidAnswer
 _log = logging.getLogger(__name__)
 
 _OK = 200
+_TELL_EVERY_S = 60.0
 # Some upstreams answer nobody that does not name itself; the body is JSON, however each client says so.
 _SPEAKER = frozenset({"user-agent", "content-type"})
 _TOO_MANY_REQUESTS, _SERVER_ERROR = 429, 500
@@ -140,6 +141,7 @@ class Batcher:
         self._max_queued_bytes = max_queued_bytes
         self._groups: dict[bytes, _Group] = {}
         self._calls: set[asyncio.Task[None]] = set()
+        self._told_at_s: dict[tuple[str, str], float] = {}
         self._queued_items = 0  # submitted and not answered
         self._queued_bytes = 0
         metrics.queued_items.set_function(lambda: self._queued_items)
@@ -195,6 +197,7 @@ class Batcher:
                 if not wire.reads_alike(body, here, way.origin.provider, model=way.model):
                     continue
                 self._metrics.upstream_fallbacks.labels(way.origin.name).inc()
+                self._tell_stand_in(share.origin.name, way.origin.name, failure)
             try:
                 answer = await self._ask(share, way, body, items, calls)
             except ProxyError as error:
@@ -207,6 +210,14 @@ class Batcher:
         if isinstance(failure, Answer):
             return failure, share.origin
         raise failure or ProxyError("No upstream was asked.")
+
+    def _tell_stand_in(self, name: str, other: str, failure: Answer | ProxyError) -> None:
+        """Now and then: an outage of an hour is one line a minute."""
+        now_s = time.monotonic()
+        if now_s - self._told_at_s.get((name, other), -_TELL_EVERY_S) >= _TELL_EVERY_S:
+            self._told_at_s[name, other] = now_s
+            why = f"it answers {failure.status}" if isinstance(failure, Answer) else failure.message
+            _log.warning("upstream %s has no answer (%s); %s is asked in its place", name, why, other)
 
     async def _ask(self, share: Share, way: Alternative, body: bytes, items: int, calls: Calls) -> Answer:
         if way.model is not None:

@@ -1,6 +1,7 @@
 """The command ``embedding-proxy``, and what it says when something is wrong."""
 
 import asyncio
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from click.core import ParameterSource
 
 from proxy import __version__, clientkeys, process, screen, serve, statusclient
 from proxy.errors import ConfigError
-from proxy.providers import Form, Provider
+from proxy.providers import GENERIC, Form, Provider
 from proxy.serve import EXIT_USAGE, serve_command
 from proxy.statusclient import Unreachable
 
@@ -46,6 +47,10 @@ def providers_command(ctx: click.Context, names: tuple[str, ...]) -> None:
         if name not in rows:
             raise click.UsageError(serve.unknown(f"provider {name!r}", name, list(rows)))
     click.echo("\n\n".join(_described(rows[name]) for name in names or rows))
+    click.echo(
+        f"\nFor all of them, lists for {', '.join(GENERIC.fused_models)} and any request for"
+        f" {', '.join(GENERIC.multi_vector_models)} are relayed and not cached."
+    )
 
 
 def _encodings(row: Provider) -> list[str]:
@@ -64,8 +69,8 @@ def _described(row: Provider) -> str:
         "cross-item": ", ".join(
             f"{k} other than {orjson.dumps(v).decode()}" for k, v in sorted(row.cross_item.items())
         ),
-        "fused": ", ".join(row.fused_models),
-        "multi-vector": ", ".join(row.multi_vector_models),
+        "fused": ", ".join(sorted(set(row.fused_models) - set(GENERIC.fused_models))),
+        "multivector": ", ".join(sorted(set(row.multi_vector_models) - set(GENERIC.multi_vector_models))),
         "limits": f"{row.limits.items:,} items, {row.limits.tokens:,} tokens, {row.limits.bytes:,} bytes a call",
     }
     where = "any base URL, " + row.path if row.base_url is None else row.base_url + row.path
@@ -128,7 +133,12 @@ def demo_command(host: str, port: int) -> None:
 
 @cli.command(name="stats")
 @click.option("--watch", "is_watching", is_flag=True, help="Show it anew every 2 s, until Ctrl-C.")
-@click.option("--admin-url", default="http://127.0.0.1:9090", show_default=True, help="The proxy's admin port.")
+@click.option(
+    "--admin-url",
+    default=lambda: f"http://127.0.0.1:{os.environ.get('EMBEDDING_PROXY_ADMIN_PORT', '9090')}",
+    show_default="http://127.0.0.1:9090, or the port of EMBEDDING_PROXY_ADMIN_PORT",
+    help="Where the proxy's admin port is.",
+)
 def stats_command(admin_url: str, *, is_watching: bool) -> None:
     """Print how a running proxy does: hits, savings, latency, breakers."""
     with suppress(KeyboardInterrupt):

@@ -1,7 +1,8 @@
 """Settings: frozen and typed, with the units in their names, and how their texts are read."""
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,6 +20,7 @@ DEMO_BASE_URL = "http://demo.invalid/v1"
 _SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KIB, "mib": MIB, "gib": GIB}
 _DURATIONS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _QUANTITY = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([a-z]*)", re.IGNORECASE)
+_HOST_AND_PATH = re.compile(r"[\w-]+(\.[\w-]+)+(/[\w./-]*)?", re.ASCII)
 _HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 §5.6.2
 # Before the path of a socket, where an address could stand.
 UNIX = "unix:"
@@ -189,6 +191,13 @@ def _quantity(text: str, units: dict[str, float] | dict[str, int], what: str, ac
     return float(match[1]) * units[match[2].lower()]
 
 
+def closest(name: str, names: Iterable[str]) -> str:
+    """What may have been meant, as the end of a message; nothing where nothing is near."""
+    known = list(names)
+    near = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(name.lower(), known, n=1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
 def parse_upstream(
     text: str, *, row: Provider | None = None, rows: Mapping[str, Provider] = PROVIDERS
 ) -> UpstreamSetting:
@@ -203,12 +212,13 @@ def parse_upstream(
     if name in known:
         return UpstreamSetting(name=name, base_url=known[name], provider=rows[name])
     if name in rows:
-        msg = f"{name} has no address of its own; give its base URL, and {name} as the provider"
+        msg = f"{name} has no address of its own; give its base URL, and {name} as the provider (--provider {name})"
         raise ConfigError(msg)
     parts = _split(name)
     accepted = "accepted: a base URL as https://api.example.com/v1" + (f", or {', '.join(known)}, demo" if rows else "")
     if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
-        msg = f"{_without_secrets(text)!r} is not an upstream; {accepted}"
+        hint = f"did you mean https://{name}?" if _HOST_AND_PATH.fullmatch(name) else closest(name, known)
+        msg = f"{_without_secrets(text)!r} is not an upstream; {hint or accepted}"
         raise ConfigError(msg)
     if parts.query or parts.fragment or "@" in parts.netloc or not name.isascii() or re.search(r"\s", name):
         msg = (
@@ -216,7 +226,13 @@ def parse_upstream(
         )
         raise ConfigError(msg)
     base_url = parts.scheme + name[len(parts.scheme) :].rstrip("/")  # the scheme in lower case, the rest as it is
-    return UpstreamSetting(name=parts.hostname, base_url=base_url, provider=row or rows[GENERIC.name])
+    provider = row or rows[GENERIC.name]
+    if base_url.endswith(provider.path):
+        raise ConfigError(
+            f"{base_url!r} has {provider.path} at its end, which the proxy adds itself; say"
+            f" {base_url.removesuffix(provider.path)}"
+        )
+    return UpstreamSetting(name=parts.hostname, base_url=base_url, provider=provider)
 
 
 def parse_store(text: str) -> StoreSetting:

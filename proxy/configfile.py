@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from proxy.config import SameModel, UpstreamSetting, parse_upstream
+from proxy.config import SameModel, UpstreamSetting, closest, parse_upstream
 from proxy.errors import ConfigError
 from proxy.providers import GENERIC, PROVIDERS, Form, Limits, Provider
 
@@ -71,7 +71,7 @@ def providers(tables: Any, where: str) -> Mapping[str, Provider]:
         if name == "demo":
             raise ConfigError(f"{where}: [providers.demo] is built in; choose another name")
         if start not in rows:
-            raise ConfigError(f"{where}: [providers.{name}] like = {start!r} is no provider; {_accepted(rows)}")
+            raise ConfigError(f"{where}: [providers.{name}] like = {start!r} is no provider; {_meant(start, rows)}")
         rows[name] = _changed(rows[start], name, table, where)
     return rows
 
@@ -81,12 +81,22 @@ def _changed(row: Provider, name: str, table: _ProviderTable, where: str) -> Pro
     twice = {field for field in listed if listed.count(field) > 1}
     if twice or _OWN_FIELDS.intersection(listed):
         wrong = min(twice or _OWN_FIELDS.intersection(listed))
-        why = "stands in two classes" if twice else "has a meaning of its own"
-        raise ConfigError(f"{where}: [providers.{name}] {wrong!r} {why}; list each other field once")
+        why = "stands in two classes; list it once" if twice else "has a meaning of its own; leave it out"
+        raise ConfigError(f"{where}: [providers.{name}] {wrong!r} {why}")
     if written := _WRITING.intersection((*table.key, *table.neutral, *table.cross_item)):
         raise ConfigError(
             f"{where}: [providers.{name}] {min(written)!r} chooses how vectors are written;"
             f' say encoding = {{ {min(written)} = ["float", "int8"] }} with the values that it takes'
+        )
+    acting = row.key | row.cross_item.keys() | row.encoding.keys() | row.fixed.keys()
+    if acts := acting.intersection(table.neutral):
+        raise ConfigError(
+            f"{where}: [providers.{name}] {min(acts)!r} is known to change what is answered, so it can't be neutral;"
+            " with a row of its own, like another that does not know it, it could"
+        )
+    if ties := row.cross_item.keys() & set(table.key):
+        raise ConfigError(
+            f"{where}: [providers.{name}] {min(ties)!r} is known to tie items to each other, so it can't be a key"
         )
     # What the operator lists counts, whatever class the field was in.
     moved = frozenset(listed)
@@ -113,14 +123,17 @@ def _changed(row: Provider, name: str, table: _ProviderTable, where: str) -> Pro
     if table.inputs is not UNSET:
         changes["inputs"] = frozenset(table.inputs)
     for field in ("fused_models", "multi_vector_models"):
-        changes[field] = (*getattr(row, field), *getattr(table, field))
+        changes[field] = tuple(dict.fromkeys((*getattr(row, field), *getattr(table, field))))
     return replace(row, **changes)
 
 
 def prices(table: Any, where: str) -> dict[str, float]:
     """``[prices]``: money per million tokens, by patterns of model names, in order. Raises `ConfigError`."""
-    found: dict[str, float] = _read(table, dict[str, Annotated[float, Meta(ge=0)]], f"{where}: [prices]")
-    return found
+    for name, price in table.items():
+        if type(price) not in {int, float} or not price >= 0:
+            hint = "; quote names that have dots" if type(price) is dict else ""
+            raise ConfigError(f"{where}: [prices] {name!r}: accepted: money per million tokens, as 0.02{hint}")
+    return {name: float(price) for name, price in table.items()}
 
 
 def upstreams(
@@ -156,7 +169,9 @@ def upstreams(
 
 def _upstream(table: _UpstreamTable, rows: Mapping[str, Provider], where: str) -> UpstreamSetting:
     if table.provider not in rows:
-        raise ConfigError(f"{where}: [[upstream]] provider {table.provider!r} is unknown; {_accepted(rows)}")
+        raise ConfigError(
+            f"{where}: [[upstream]] provider {table.provider!r} is unknown; {_meant(table.provider, rows)}"
+        )
     row = rows[table.provider]
     text = row.base_url if table.base_url is UNSET else table.base_url
     if text is None:
@@ -215,6 +230,10 @@ def _hint(error: str, kind: Any) -> str:
         values = [form.value for form in Form] if ".inputs" in error else get_args(_Output)
         return f"; {_accepted(values)}"
     return ""
+
+
+def _meant(name: str, rows: Mapping[str, Provider]) -> str:
+    return closest(name, rows) or _accepted(rows)
 
 
 def _accepted(names: Sequence[str] | Mapping[str, Any]) -> str:

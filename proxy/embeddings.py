@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 # How long requests for stored items wait for the upstream to say what their credential is worth.
 _PATIENCE_S = 2.0
 CLIENT_LEFT = 499  # as nginx counts it: nobody was there to be answered
+_MAX_SAID = 256
+_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _NOT_THERE = frozenset({404, 405})
 _PLAIN_JSON = re.compile(r"application/json\s*(;\s*charset=\"?utf-?8\"?\s*)?", re.IGNORECASE)
 
@@ -142,6 +144,9 @@ class EmbeddingsRoute:
         try:
             identity = self._access.outgoing(request.headers, own)
             _require_json(request, is_signed=identity.is_signed)
+            if "Content-Type" not in request.headers:
+                # What an upstream makes of that is its own; where it takes it for JSON, so do we.
+                identity = identity._replace(vector_affecting=[*identity.vector_affecting, ("content-type", "")])
             if "Content-Encoding" in request.headers:
                 body = await self._bodies.inflated(request, sent, held)
             fields = wire.read_object(body)
@@ -154,7 +159,7 @@ class EmbeddingsRoute:
             self._metrics.of_model(progress.model).items["bypass"].inc(progress.items)
             if origin is None:  # what was not understood may be read well enough to say who is asked
                 origin = self._origins.asked_at(request.raw_path, wire.model_in(body))
-            return "bypass", await self._bypass(request, progress, origin, sent, bypass.reason)
+            return "bypass", await self._bypass(request, progress, origin, sent, bypass)
         derived = keys.derive(
             asked, url=url, scope=self._access.scope(identity), vector_headers=identity.vector_affecting
         )
@@ -260,12 +265,15 @@ class EmbeddingsRoute:
         return replace(errand, is_shared=False, is_stored=errand.is_stored and bool(to_do.missing))
 
     async def _bypass(
-        self, request: BaseRequest, progress: Progress, origin: Origin, body: bytes, reason: str
+        self, request: BaseRequest, progress: Progress, origin: Origin, body: bytes, bypass: Bypass
     ) -> StreamResponse:
+        reason = bypass.reason
         if headers.cache_control(request.headers).only_if_cached:
             raise NotCached(f"The request is one that is not cached ({reason}).")
         self._metrics.bypasses.labels(reason).inc()
-        self._say_once(reason, "a request is relayed without caching")
+        # What is no name of a field may be somebody's text.
+        named = f"{reason} {bypass.field!r}" if _FIELD.fullmatch(bypass.field) else reason
+        self._say_once(named, f"requests to {origin.name} are relayed without caching")
         extra = cache_headers("BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0)
         is_last = self._is_draining()
         route = origin.routes.find(request.raw_path)
@@ -363,8 +371,9 @@ class EmbeddingsRoute:
                 raise KeyRefused("The upstream refused the key that this proxy holds for it.")
         match failure.cause:
             case Refused(answer) if answer.status in _NOT_THERE:
-                url = errand.origin.routes.embeddings("")
-                self._say_once(f"{answer.status} from {url}", "perhaps the base URL is wrong")
+                if not errand.origin.client.has_answered:
+                    url = job.url.partition("?")[0]
+                    self._say_once(f"{answer.status} from {url}", "perhaps the base URL is wrong, or the model's name")
                 return relayed(answer)
             case Refused(answer, body) if body == job.asked.body or not failure.cause.blames_input:
                 return relayed(answer)
@@ -379,7 +388,7 @@ class EmbeddingsRoute:
                 raise error.again()
 
     def _say_once(self, reason: str, what: str) -> None:
-        if (reason, what) not in self._said:
+        if (reason, what) not in self._said and len(self._said) < _MAX_SAID:
             self._said.add((reason, what))
             _log.warning("%s: %s (said once; counted in metrics)", what, reason)
 
@@ -393,7 +402,7 @@ def _as_plain(forwarded: CIMultiDict[str]) -> CIMultiDict[str]:
 def _require_json(request: BaseRequest, *, is_signed: bool) -> None:
     if is_signed:  # the upstream would refuse any other body
         raise Bypass("signed-body")
-    content_type = request.headers.get("Content-Type", "")
+    content_type = request.headers.get("Content-Type", "application/json")
     # In another charset the same bytes are another text.
     if content_type != "application/json" and not _PLAIN_JSON.fullmatch(content_type):
         raise Bypass("content-type")

@@ -72,6 +72,8 @@ class Provider:
     fixed: Mapping[str, object] = field(default_factory=dict)
     limits: Limits = _USUAL
     needs_model: bool = True
+    needed: Mapping[str, object] = field(default_factory=dict)  # fields without which it refuses -> an example
+    takes_sdk: bool = True  # requests as OpenAI's own clients send them
     # Models that make one vector of all the items of a call, or may.
     fused_models: tuple[str, ...] = ("*gemini-embedding-2*",)
     # Models that make several vectors of an item: base64 of these can't be told from one long vector.
@@ -154,6 +156,7 @@ _ROWS = (
         name="azure",  # https://learn.microsoft.com/azure/ai-foundry/openai/reference; the deployment is in the path
         writes_shortest=True,
         auth="api-key",
+        takes_sdk=False,  # but by AzureOpenAI
         key=frozenset({"dimensions", "input_type"}),
         needs_model=False,
         has_deployments=True,
@@ -225,6 +228,7 @@ _ROWS = (
     ),
     Provider(
         name="nvidia",  # https://docs.nvidia.com/nim/nemo-retriever/text-embedding/latest/reference.html
+        needed={"input_type": "query"},
         writes_shortest=True,
         base_url="https://integrate.api.nvidia.com/v1",
         inputs=_TEXTS,

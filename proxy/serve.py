@@ -1,12 +1,11 @@
 """The command ``embedding-proxy serve``: flags, environment and file as settings, and what runs by them."""
 
 import asyncio
-import difflib
 import logging
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,12 @@ _MIN_SECRET = 32
 # What of a configuration file is no single value, and where the context keeps it.
 _FILE = "file"
 _TABLES = {"upstream": list, "providers": dict, "prices": dict}
+_WRITTEN = {
+    "upstream": 'a URL or a name, as in upstream = "openai", or [[upstream]] tables, in two brackets',
+    "providers": "tables, as [providers.NAME]",
+    "provider": 'the name of a row, as in provider = "vllm"; tables that change rows are [providers.NAME]',
+    "prices": 'a table [prices], of lines as "text-embedding-3-*" = 0.02',
+}
 
 
 class _Parsed(click.ParamType[Any]):
@@ -81,20 +86,31 @@ def read_config_file(ctx: click.Context, _: click.Parameter, path: Path | None) 
     except OSError as error:
         raise click.UsageError(f"--config {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"{path}: not TOML: {error}") from error
+        hint = "; upstream = … and [[upstream]] tables exclude each other" if "overwrite" in str(error) else ""
+        raise click.UsageError(f"{path}: not TOML: {error}{hint}") from error
     ctx.meta[_FILE] = str(path)
     for key, kind in _TABLES.items():
         if isinstance(given.get(key), kind):
             ctx.meta[key] = given.pop(key)
-    # The file is the server's, whatever command reads it.
-    names = [param.name for param in serve_command.params if param.name not in {None, "config", "help"}]
-    for key, value in given.items():
-        if key not in names:
-            raise click.UsageError(unknown(f"key {key!r} in {path}", key, [str(name) for name in names]))
-        if type(value) not in {str, int, float}:
-            raise click.UsageError(f"{key} in {path}: not one value; accepted: a text or a number")
+    texts = {key: _text(key, value, path) for key, value in given.items()}
     if ctx.command is serve_command:
-        ctx.default_map = {key: str(value) for key, value in given.items()}
+        ctx.default_map = texts
+
+
+def _text(key: str, value: Any, path: Path) -> str:
+    """A value of the file as the flag of that name would have it."""
+    # The file is the server's, whatever command reads it.
+    params = {str(param.name): param for param in serve_command.params if param.name not in {None, "config", "help"}}
+    if key in _WRITTEN and not (key in params and type(value) is str):
+        raise click.UsageError(f"{key} in {path}: accepted: {_WRITTEN[key]}")
+    if key not in params:
+        raise click.UsageError(unknown(f"key {key!r} in {path}", key, list(params)))
+    kind = params[key].type
+    if type(value) is bool and isinstance(kind, click.Choice) and "yes" in kind.choices:
+        return "yes" if value else "no"
+    if type(value) not in {str, int, float}:
+        raise click.UsageError(f"{key} in {path}: not one value; accepted: a text or a number")
+    return str(value)
 
 
 def forget_kubernetes_link() -> None:
@@ -114,9 +130,7 @@ def forbid_unknown_variables(ctx: click.Context) -> None:
 
 
 def unknown(what: str, name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"accepted: {', '.join(known)}"
-    return f"unknown {what}; {hint}"
+    return f"unknown {what}; {config.closest(name, known) or _accepted(known)}"
 
 
 @click.command(name="serve")
@@ -350,7 +364,7 @@ def _upstream_option(ctx: click.Context, rows: Mapping[str, Provider]) -> Upstre
     name = ctx.params["provider"]
     row = None if name is None else rows.get(name)
     if name is not None and row is None:
-        raise _bad(ctx, "provider", f"{name!r} is no provider; accepted: {', '.join(rows)}")
+        raise _bad(ctx, "provider", f"{name!r} is no provider; {config.closest(name, rows) or _accepted(rows)}")
     try:
         setting = config.parse_upstream(ctx.params["upstream"], row=row, rows=rows)
     except ConfigError as error:
@@ -358,6 +372,10 @@ def _upstream_option(ctx: click.Context, rows: Mapping[str, Provider]) -> Upstre
     if row is not None and setting.provider is not row and not _is_overridden(ctx):
         raise _bad(ctx, "provider", f"{name} goes with a URL, and the upstream is {setting.name}")
     return setting
+
+
+def _accepted(names: Iterable[str]) -> str:
+    return f"accepted: {', '.join(names)}"
 
 
 def _is_overridden(ctx: click.Context) -> bool:

@@ -7,17 +7,22 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 from aiohttp import (
     BaseConnector,
+    ClientConnectorCertificateError,
+    ClientConnectorDNSError,
     ClientConnectorError,
     ClientError,
     ClientOSError,
     ClientPayloadError,
     ClientResponse,
+    ClientResponseError,
     ClientSession,
+    ClientSSLError,
     ClientTimeout,
     ConnectionTimeoutError,
     DummyCookieJar,
@@ -103,6 +108,7 @@ class Upstream:
         self._seconds = metrics.upstream_seconds.labels(name)
         self._timeouts = timeouts
         self._last_failure = ""
+        self.has_answered = False  # 200, ever
         self._metrics.breaker(f"upstream {name}", State.CLOSED.value)
         self._breaker = Breaker(
             max_failures=_MAX_CONNECT_FAILURES,
@@ -206,7 +212,10 @@ class Upstream:
                     content = await _read(response)
         except (ClientConnectorError, ConnectionTimeoutError) as error:
             if not self._last_failure:
-                _log.warning("upstream %s can't be connected to: %s", self._name, error)
+                # aiohttp calls a connection without TLS "ssl:default".
+                _log.warning(
+                    "upstream %s can't be connected to: %s", self._name, str(error).replace(" ssl:default", "")
+                )
             self._last_failure = str(error) or type(error).__name__
             self._breaker.failed()
             raise self._counted(error) from error
@@ -216,6 +225,7 @@ class Upstream:
         except BaseException:
             self._breaker.abandoned()
             raise
+        self.has_answered = self.has_answered or response.status == HTTPStatus.OK
         took_s = time.perf_counter() - started
         self._seconds.observe(took_s)
         self._metrics.stage_seconds["upstream"].observe(took_s)
@@ -240,6 +250,17 @@ class Upstream:
             )
         elif state is State.CLOSED:
             _log.warning("upstream %s can be connected to again", self._name)
+
+
+_WHY: tuple[tuple[type[Exception], str], ...] = (
+    (ClientConnectorDNSError, "its host name is not known"),
+    (ClientConnectorCertificateError, "its certificate is not trusted"),
+    (ClientSSLError, "TLS with it failed"),
+    (ClientConnectorError, "it can't be connected to"),
+    (ServerDisconnectedError, "it closed the connection without an answer"),
+    (ClientPayloadError, "its answer broke off"),
+    (ClientResponseError, "its answer is not HTTP"),
+)
 
 
 def _tells_connection() -> TraceConfig:
@@ -278,4 +299,5 @@ def _mapped(error: Exception) -> ProxyError:
     if isinstance(error, TimeoutError):
         return UpstreamTimeout("The upstream did not answer in time.")
     # The exception's own text would name the upstream's address to the client.
-    return UpstreamUnreachable(f"The upstream could not be reached ({type(error).__name__}).")
+    why = next((words for kind, words in _WHY if isinstance(error, kind)), "the connection broke")
+    return UpstreamUnreachable(f"The upstream could not be reached: {why}.")

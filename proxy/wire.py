@@ -41,12 +41,14 @@ _MAX_ERROR = 64 * 1024  # bytes of an error
 class Bypass(Exception):
     """The proxy can't be certain what a request means: it goes upstream as it came and nothing is stored.
 
-    ``reason`` is one of a few fixed words, fit for a metric label.
+    ``reason`` is one of a few fixed words, fit for a metric label; ``field`` is the client's own word for what it is
+    about.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, field: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
+        self.field = field
 
 
 class Encoding(Enum):
@@ -314,26 +316,26 @@ def _parameters(fields: dict[str, Any], provider: Provider) -> tuple[_Written, d
             if value is None and provider.takes_null:
                 continue
             if type(value) is not str or value not in provider.encoding[name]:
-                raise Bypass("encoding")
+                raise Bypass("encoding", name)
             if value == "base64":
                 written = written._replace(encoding=Encoding.BASE64)
             elif value != "float":
                 written = written._replace(packed=_PACKED[value], is_bits=value in _BITS)
                 parameters[name] = value
         elif name in provider.key:
-            _require_whole(value)
+            _require_whole(name, value)
             parameters[name] = value
         else:
             _require_harmless(name, value, provider)
     return written, parameters
 
 
-def _require_whole(value: Any) -> None:
+def _require_whole(name: str, value: Any) -> None:
     if type(value) is list:
         # A list may be matched to the items by position (NVIDIA's `modality`), so a part of it means nothing.
-        raise Bypass("list-parameter")
+        raise Bypass("list-parameter", name)
     if not _is_exact(value):
-        raise Bypass("inexact-number")
+        raise Bypass("inexact-number", name)
 
 
 def _require_harmless(name: str, value: Any, provider: Provider) -> None:
@@ -343,8 +345,8 @@ def _require_harmless(name: str, value: Any, provider: Provider) -> None:
                 return
             if value is None and provider.takes_null:
                 return
-            raise Bypass(reason)
-    raise Bypass("unknown-field")
+            raise Bypass(reason, name)
+    raise Bypass("unknown-field", name)
 
 
 def is_fused(model: str | None, provider: Provider) -> bool:

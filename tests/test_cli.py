@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from proxy import banner, cli, process, serve
-from proxy.config import Settings, StoreSetting
+from proxy import banner, cli, config, process, serve
+from proxy.config import SameModel, Settings, StoreSetting
 from proxy.providers import PROVIDERS
 from tests.settings import DEFAULTS
 
@@ -125,7 +125,7 @@ KEYED = '[[upstream]]\nname = "openai"\nprovider = "openai"\nkey_env = "OWNED"\n
 UNKEYED = '[[upstream]]\nprovider = "jina"\nmodels = ["jina*"]\n'
 MISTAKES = [
     (["--memory", "12 bananas"], {}, "", "--memory: '12 bananas' is not a size; accepted: a number with B, KB"),
-    (["--upstream", "opneai"], {}, "", "--upstream: 'opneai' is not an upstream; accepted: a base URL"),
+    (["--upstream", "opneai"], {}, "", "--upstream: 'opneai' is not an upstream; did you mean openai?"),
     (["--port", "http"], {}, "", "--port: 'http' is not a valid integer"),
     (["--port", "70000"], {}, "", "--port: 70000 is not in the range 0<=x<=65535"),
     (["--prot", "1"], {}, "", "No such option '--prot'."),
@@ -134,6 +134,17 @@ MISTAKES = [
     ([], {"TTL": "soon"}, "", "EMBEDDING_PROXY_TTL: 'soon' is not a duration; accepted:"),
     ([], {"UPSTRAEM": "x"}, "", "unknown environment variable EMBEDDING_PROXY_UPSTRAEM; did you mean EMBEDDING_PROX"),
     ([], {}, 'memory = "lots"', "memory in the configuration file: 'lots' is not a size"),
+    ([], {}, "memory = 5\nlog_requests = [true]", "log_requests in FILE: not one value"),
+    ([], {}, 'upstream = "openai"\n[[upstream]]\nprovider = "jina"', "FILE: not TOML: Cannot overwrite a value"),
+    ([], {}, '[upstream]\nprovider = "jina"', "upstream in FILE: accepted: a URL or a name, as in upstream ="),
+    ([], {}, "[provider.openai]", "provider in FILE: accepted: the name of a row, as in provider ="),
+    ([], {}, "prices = 3", "prices in FILE: accepted: a table [prices], of lines as"),
+    ([], {}, '[prices]\n"a" = "0.02"', "FILE: [prices] 'a': accepted: money per million tokens, as 0.02"),
+    ([], {}, "[prices]\na.b = 1", "FILE: [prices] 'a': accepted: money per million tokens, as 0.02; quote names"),
+    (["--upstream", "https://h/v1/embeddings"], {}, "", "--upstream: 'https://h/v1/embeddings' has /embeddings at"),
+    (["--upstream", "OpenAI"], {}, "", "--upstream: 'OpenAI' is not an upstream; did you mean openai?"),
+    (["--upstream", "api.openai.com/v1"], {}, "", "--upstream: 'api.openai.com/v1' is not an upstream; did"),
+    (["--upstream", "http://h", "--provider", "opanai"], {}, "", "--provider: 'opanai' is no provider; did you mean"),
     ([], {}, "memroy = 1", "unknown key 'memroy' in FILE; did you mean memory?"),
     ([], {}, "colour = 1", "unknown key 'colour' in FILE; accepted: host, port,"),
     ([], {}, "port = [1]", "port in FILE: not one value; accepted: a text or a number"),
@@ -150,7 +161,7 @@ MISTAKES = [
     ([], {}, '[[upstream]]\nbase_url = "h"', "FILE: [[upstream]]: 'h' is not an upstream"),
     ([], {}, "[[upstream]]\nmodel = 1", "FILE: [[upstream]] 1: Object contains unknown field `model`"),
     ([], {}, "[providers.x]\nkeys = []", "FILE: [providers.x]: Object contains unknown field `keys`"),
-    ([], {}, "providers = 1", "unknown key 'providers' in FILE; did you mean provider?"),
+    ([], {}, "providers = 1", "providers in FILE: accepted: tables, as [providers.NAME]"),
     ([], {"CONFIG": "/nonexistent/proxy.toml"}, "", "--config /nonexistent/proxy.toml: No such file or directory"),
     (["--share", "everybody"], {}, "", "--share: 'everybody' is not one of 'credential', 'all'"),
     (["--revalidate", "0"], {}, "", "--revalidate: '0' is not above zero; accepted: a number with ms"),
@@ -257,7 +268,9 @@ def test_the_providers_are_shown_as_the_file_has_them(
     monkeypatch.setattr(sys, "argv", ["embedding-proxy", "providers"])
     with pytest.raises(SystemExit, match="0"):
         cli.main()
-    assert re.findall(r"^(\w+)", capsys.readouterr().out, re.MULTILINE) == list(PROVIDERS)
+    rows, _, rest = capsys.readouterr().out.rpartition("\n\n")
+    assert re.findall(r"^(\w+)", rows, re.MULTILINE) == list(PROVIDERS)
+    assert rest.startswith("For all of them, lists for *gemini-embedding-2* and any request for *colbert*,")
 
 
 def test_the_variables_kubernetes_makes_for_a_service_of_our_name_are_no_mistake(
@@ -375,3 +388,18 @@ def test_a_banner_says_how_to_use_a_socket() -> None:
     assert "curl --unix-socket /run/x.sock -i" in text
     assert "pip install openai httpx" in text
     assert 'uds="/run/x.sock"' in text
+
+
+def test_a_banner_asks_for_no_key_that_is_not_needed() -> None:
+    def shown(**changes: Any) -> str:
+        return banner.text_of(replace(DEFAULTS, **changes), "http://127.0.0.1:8080/v1", "http://127.0.0.1:9090")
+
+    remote, local = config.parse_upstream("openai"), config.parse_upstream("vllm")
+    assert "Bearer $OPENAI_API_KEY" in shown(upstream=remote)
+    assert "Bearer any" in shown(upstream=local)
+    held = replace(remote, key="sk-c4nary")
+    assert "Bearer any" in shown(upstream=held)
+    assert "Bearer $PROXY_KEY" in shown(upstream=held, client_keys=Path("keys"))
+    other = replace(local, name="gpu", models=("a", "b*"), same_model=(SameModel(upstream="gpu-2"),))
+    assert "gpu for a, b*, http://127.0.0.1:8000/v1, as vllm, else gpu-2\n" in shown(routed=(other,))
+    assert "c4nary" not in shown(upstream=held)

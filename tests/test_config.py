@@ -83,12 +83,16 @@ def test_the_demo_is_an_upstream() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "opneai", "api.openai.com/v1", "ftp://x/v1", "https://", "https://h:port/v1", "https://h:99999/v1",
-        "https://user:pass@h/v1", "https://h/v1?key=pass", "https://h/v1#pass", "https://h/a b", "https://hé/v1",
+        "", "opneai", "OpenAI", "api.openai.com/v1", "api.openai.com/v1?key=pass", "ftp://x/v1",
+        "https://", "https://h:port/v1", "https://h:99999/v1", "https://user:pass@h/v1", "https://h/v1?key=pass",
+        "https://h/v1#pass", "https://h/a b", "https://hé/v1",
     ],
 )  # fmt: skip
 def test_what_is_no_upstream_is_said_to_be_none(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"accepted: a base URL as https://api\.example\.com/v1, or infron") as error:
+    wanted = (
+        r"accepted: a base URL as https://api\.example\.com/v1, or infron|did you mean (openai|https://api\.openai\.)"
+    )
+    with pytest.raises(ConfigError, match=wanted) as error:
         config.parse_upstream(text)
     assert "pass" not in str(error.value)
 

@@ -102,7 +102,20 @@ def test_upstreams_by_model() -> None:
         ),
         ('[providers.a]\nlike = "b"', "f.toml: [providers.a] like = 'b' is no provider; accepted: generic, infron"),
         ('[providers.a]\nkey = ["x"]\nneutral = ["x"]', "f.toml: [providers.a] 'x' stands in two classes"),
-        ('[providers.a]\nkey = ["input"]', "f.toml: [providers.a] 'input' has a meaning of its own"),
+        ('[providers.a]\nkey = ["input"]', "f.toml: [providers.a] 'input' has a meaning of its own; leave it out"),
+        ('[providers.openai]\nneutral = ["dimensions"]', "'dimensions' is known to change what is answered, so it can"),
+        (
+            '[providers.a]\nlike = "jina"\nneutral = ["late_chunking"]',
+            "'late_chunking' is known to change what is answ",
+        ),
+        (
+            '[providers.jina]\nkey = ["late_chunking"]',
+            "'late_chunking' is known to tie items to each other, so it can't",
+        ),
+        (
+            '[providers.a]\nlike = "opanai"',
+            "f.toml: [providers.a] like = 'opanai' is no provider; did you mean openai?",
+        ),
         ('[providers.a]\nkey = "x"', "Expected `array`, got `str`"),
         (
             '[providers.a]\nkey = ["output_dtype"]',
@@ -137,7 +150,10 @@ def test_a_bad_row_is_said_to_be_one(text: str, message: str) -> None:
             '[[upstream]]\nmodel = "a"',
             "[[upstream]] 1: Object contains unknown field `model`; accepted: name, prov",
         ),
-        ('[[upstream]]\nprovider = "opneai"', "f.toml: [[upstream]] provider 'opneai' is unknown; accepted: generic"),
+        (
+            '[[upstream]]\nprovider = "opneai"',
+            "f.toml: [[upstream]] provider 'opneai' is unknown; did you mean openai?",
+        ),
         ('[[upstream]]\nprovider = "azure"', "provider 'azure' needs a base_url, as https://host/path"),
         ("[[upstream]]", "provider 'generic' needs a base_url"),
         ('[[upstream]]\nprovider = "openai"\nmodels = []', "Expected `array` of length >= 1"),

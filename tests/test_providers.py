@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,8 @@ import numpy as np
 import orjson
 import pytest
 from aiohttp import web
-from hypothesis import settings
 
+from proxy import banner
 from proxy.headers import HOP_BY_HOP
 from tests.client import Answer, Client
 from tests.conftest import StartProxy
@@ -21,6 +22,8 @@ from tests.emulators.gateways import NemoRouter
 from tests.emulators.hosted import Azure, Nvidia, OpenAI
 from tests.emulators.servers import Infinity
 from tests.scripted import Call, ScriptedUpstream
+from tests.settings import settings_for
+from tests.test_fuzz import IS_SLOW_PROFILE
 
 _WRITTEN_ANEW = HOP_BY_HOP | {"date", "server", "content-length"}
 
@@ -162,6 +165,20 @@ async def test_what_is_asked_twice_goes_up_once_and_is_what_the_provider_says(st
     if column == "dimensions":
         assert {len(vector) for vector in hit.vectors} == {stage.emulator.length}
     assert stage.emulator.headers.items() <= miss.headers.items()
+
+
+@cells("banner")
+async def test_what_the_proxy_says_to_paste_is_a_miss_and_then_a_hit(stage: Stage, upstream: ScriptedUpstream) -> None:
+    emulator = stage.emulator
+    settings = settings_for(upstream, provider=emulator.name)
+    text = banner.text_of(settings, stage.client.proxy.base_url, stage.client.proxy.admin_url)
+    pasted = re.search(r'embeddings -H "([^:]+): [^"]+" .*?-d \'(.*?)\'', text, re.DOTALL)
+    assert pasted is not None
+    assert pasted[1] in emulator.credentials or not emulator.credentials
+    body = pasted[2].replace("MODEL", str(stage.body("x")["model"])).encode()
+    target = emulator.target if emulator.name == "azure" else "/v1/embeddings"
+    answers = [await stage.ask(body, target=target) for _ in range(2)]
+    assert [(answer.status, answer.cache) for answer in answers] == [(200, "MISS"), (200, "HIT")]
 
 
 @cells("partial")
@@ -332,7 +349,7 @@ VALUES: dict[str, list[Any]] = {
     "request_id": ["r"],
     "foo": [1],
 }
-REQUESTS = 1_000 if settings.default is not None and settings.default.max_examples >= 10_000 else 30
+REQUESTS = 1_000 if IS_SLOW_PROFILE else 30
 
 
 def any_body(rng: random.Random, emulator: Emulator) -> Json:
