@@ -239,7 +239,7 @@ def parse_store(text: str) -> StoreSetting:
     """``memory:``, ``sqlite:///path`` or a Redis URL. Raises `ConfigError`."""
     scheme, colon, rest = text.strip().partition(":")
     accepted = (
-        "accepted: memory:, sqlite:///path/to/file, redis://host:port/db, redis+cluster://host:port,host:port,"
+        "accepted: memory:, sqlite:////absolute/path, redis://host:port/db, redis+cluster://host:port,host:port,"
         " redis+sentinel://host:port,host:port/master/db, rediss… for TLS, unix:///path/to/socket"
     )
     if scheme == "memory" and colon and not rest:

@@ -151,7 +151,7 @@ def unknown(what: str, name: str, known: list[str]) -> str:
     type=_STORE,
     default=_default_store,
     show_default="SQLite in the user's cache folder",
-    help="memory:, sqlite:///path, redis://, redis+cluster://, redis+sentinel://, each with rediss for TLS, or unix://.",
+    help="memory:, sqlite:////path, redis://, redis+cluster://, redis+sentinel://, each with rediss for TLS, or unix://.",
 )
 @_option(
     "store-limit",

@@ -57,6 +57,7 @@ class ScriptedUpstream:
     dimensions: int = 16
     # How floats are written: shortest (float32 text), widened (float64 text of the float32), wide (true float64).
     floats: str = "shortest"
+    extra: dict[str, Any] = field(default_factory=dict)  # further fields of good answers
     calls: list[Call] = field(default_factory=list)
     reply: Reply | None = None
 
@@ -75,7 +76,7 @@ class ScriptedUpstream:
         ]
         tokens = sum(len(str(item)) for item in items)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return {"object": "list", "data": data, "model": asked["model"], "usage": usage} | changes
+        return {"object": "list", "data": data, "model": asked["model"], "usage": usage} | self.extra | changes
 
     def embedding(self, asked: dict[str, Any], item: object, dimensions: int) -> str | list[float]:
         values = vector(asked["model"], item, dimensions)

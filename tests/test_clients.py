@@ -16,6 +16,7 @@ from aiohttp import web
 
 from tests.client import Client
 from tests.client_process import ROOT, ClientProcess
+from tests.conftest import StartProxy
 from tests.scripted import Call, Reply, ScriptedUpstream, error_reply, vector
 
 TEXTS = ["one", "deux à deux", " 三つ"]
@@ -29,6 +30,8 @@ class Program:
     sends_tokens: bool = False
     sends_lists: bool = True
     retries: bool = True
+    provider: str = "generic"  # whose client it is
+    wants_id: bool = False  # in each answer
     errors: tuple[str, str, str] = ("BadRequestError", "AuthenticationError", "RateLimitError")  # 400, 401, 429
 
     def items(self, texts: list[str]) -> list[Any]:
@@ -70,6 +73,24 @@ ALL = [
     Program(name="openai, node", command=node("openai_node"), encoding="base64"),
     Program(name="ai sdk", command=node("ai_sdk"), encoding="float", errors=("AI_APICallError",) * 3),
     Program(
+        name="mistral",
+        command=python("mistral_sdk", of=OLDER),
+        encoding=None,
+        retries=False,
+        provider="mistral",
+        wants_id=True,
+        errors=("SDKError",) * 3,
+    ),
+    Program(
+        name="mistral, node",
+        command=node("mistral_node"),
+        encoding=None,
+        retries=False,
+        provider="mistral",
+        wants_id=True,
+        errors=("SDKError",) * 3,
+    ),
+    Program(
         name="openrouter",
         command=node("openrouter"),
         encoding=None,
@@ -97,6 +118,13 @@ def process(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture
+async def client(start_proxy: StartProxy, upstream: ScriptedUpstream, program: Program) -> Client:
+    if program.wants_id:
+        upstream.extra = {"id": "cc93"}
+    return await start_proxy(provider=program.provider)
+
+
+@pytest.fixture
 def fills(program: Program, record_property: Callable[[str, object], None]) -> Fills:
     """Says which column of the client's row a test fills."""
     return lambda column: record_property("matrix", (program.name, column))
@@ -111,6 +139,7 @@ def assert_vectors(answer: dict[str, Any], items: list[Any]) -> None:
     assert np.asarray(answer["vectors"], np.float32).tolist() == expected, answer
 
 
+@pytest.mark.usefixtures("client")
 async def test_what_it_sends(
     program: Program, process: ClientProcess, upstream: ScriptedUpstream, fills: Fills
 ) -> None:

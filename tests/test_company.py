@@ -135,6 +135,19 @@ async def test_nobody_stands_in_for_a_call_of_which_it_would_read_a_part_otherwi
     assert not other.calls
 
 
+async def test_who_stands_in_for_whom_is_told_now_and_then(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, other: ScriptedUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = setting("one", upstream, "m", same=(SameModel(upstream="two"),))
+    client = await start_proxy(routed=(first, setting("two", other, "n")))
+    upstream.reply = error_reply(503, {})
+    for text in "abc":
+        await client.embed(text)
+    assert [record.getMessage() for record in caplog.records] == [
+        "upstream one has no answer (it answers 503); two is asked in its place"
+    ]
+
+
 async def test_who_stands_in_is_judged_by_its_own_name_of_the_model(
     start_proxy: StartProxy, upstream: ScriptedUpstream, other: ScriptedUpstream
 ) -> None:

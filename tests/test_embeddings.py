@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from proxy.config import StoreSetting, UpstreamSetting
 from proxy.server import running
-from tests.client import Client, raw
+from tests.client import KEY, Answer, Client, raw
 from tests.conftest import StartProxy
 from tests.redis_server import RedisServer, free_port
 from tests.scripted import Call, ScriptedUpstream, error_reply, vector
@@ -521,6 +521,49 @@ async def test_a_body_that_grows_beyond_bounds_is_refused(start_proxy: StartProx
 
 
 # --- Cache-Control
+
+
+async def test_a_body_of_no_type_is_cached_where_the_upstream_takes_it(
+    client: Client, upstream: ScriptedUpstream
+) -> None:
+    headers = {"Authorization": KEY}
+    body = b'{"model":"m","input":"x"}'
+
+    async def ask() -> Answer:
+        async with ClientSession(skip_auto_headers=["Content-Type"]) as session:
+            untyped = Client(session, client.proxy)
+            return await untyped.send("POST", "/v1/embeddings", body=body, headers=headers)
+
+    assert (await client.post(body)).cache == "MISS"
+    assert [(await ask()).cache for _ in range(3)] == ["MISS", "HIT", "HIT"]
+    assert "Content-Type" not in upstream.calls[-1].headers
+    assert (await client.post(body)).cache == "HIT"
+
+
+async def test_the_field_that_kept_a_request_from_the_cache_is_named_once(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    for fields in ({"prompt_name": "q"}, {"prompt_name": "r"}, {"a text of someone": 1}, {"dimensions": [1]}):
+        await client.embed("x", **fields)
+    assert [record.getMessage().partition(": ")[2].partition(" (")[0] for record in caplog.records] == [
+        "unknown-field 'prompt_name'",
+        "unknown-field",
+        "list-parameter 'dimensions'",
+    ]
+
+
+async def test_a_404_blames_the_base_url_until_it_has_answered(
+    client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    missing, upstream.reply = error_reply(404, {}), error_reply(404, {})
+    await client.embed("x")
+    assert f"404 from {upstream.base_url}/embeddings" in caplog.text
+    upstream.reply = None
+    await client.embed("x")
+    caplog.clear()
+    upstream.reply = missing
+    await client.post({"model": "other", "input": "x"}, target="/embeddings?a=1")
+    assert not caplog.text
 
 
 async def test_no_cache_fetches_anew_and_replaces(client: Client, upstream: ScriptedUpstream) -> None:
