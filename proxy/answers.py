@@ -10,7 +10,7 @@ from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.web import Response
 from multidict import CIMultiDict
 
-from proxy import headers, wire
+from proxy import headers, reply
 from proxy.batcher import Delivered
 from proxy.fetcher import Fetched
 from proxy.metrics import Metrics
@@ -91,7 +91,7 @@ class Answers:
         encoding = wanted.encoding
         texts = [text(key, entries[key], encoding) for key in wanted.keys]
         model = entries[wanted.keys[0]].model or next((entry.model for entry in entries.values() if entry.model), None)
-        body = wire.assemble(texts, model or wanted.model or "", usage, extra)
+        body = reply.assemble(texts, model or wanted.model or "", usage, extra)
         self._metrics.stage_seconds["assemble"].observe(time.perf_counter() - began_s)
         return body
 

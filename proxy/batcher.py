@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from proxy import wire
+from proxy import reply, wire
 from proxy.errors import Overloaded, ProxyError
 from proxy.metrics import Metrics
 from proxy.origins import Alternative, Origin
+from proxy.reply import InvalidAnswer
+from proxy.tokens import estimated_tokens, share_tokens, weight
 from proxy.traces import NO_SPAN, Calls, Span
 from proxy.upstream import Answer
 from proxy.vectors import Vector
-from proxy.wire import EmbeddingRequest, InvalidAnswer
+from proxy.wire import EmbeddingRequest
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class Share:
 
     @property
     def tokens(self) -> int:
-        return sum(wire.estimated_tokens(self.asked.kind, item) for item in self.items)
+        return sum(estimated_tokens(self.asked.kind, item) for item in self.items)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +154,7 @@ class Batcher:
 
     def split(self, origin: Origin, asked: EmbeddingRequest, items: list[Any]) -> list[slice]:
         """Cut ``items`` into runs that each fit into a call."""
-        sizes = [(1, wire.estimated_tokens(asked.kind, item), wire.weight(asked.kind, item)) for item in items]
+        sizes = [(1, estimated_tokens(asked.kind, item), weight(asked.kind, item)) for item in items]
         return list(_runs(sizes, origin.limits))
 
     async def submit(self, share: Share) -> Outcome:
@@ -203,7 +205,7 @@ class Batcher:
             except ProxyError as error:
                 failure = failure or error
                 continue
-            is_good = answer.status == _OK and not wire.is_error(answer.body)
+            is_good = answer.status == _OK and not reply.is_error(answer.body)
             if is_good or (failure is None and not is_out_of_order(answer)):
                 return answer, way.origin
             failure = failure or answer
@@ -347,13 +349,13 @@ class Batcher:
         return [failure] * len(shares)
 
 
-def _read(share: Share, origin: Origin, answer: Answer, items: int) -> wire.EmbeddingAnswer:
+def _read(share: Share, origin: Origin, answer: Answer, items: int) -> reply.EmbeddingAnswer:
     """What ``origin`` answered to a call for ``items`` items of shares like this one. Raises `InvalidAnswer`."""
     asked, provider = share.asked, origin.provider
     for name, pattern in provider.disowned_by.items():
         if fnmatchcase(answer.headers.get(name, ""), pattern):
             raise InvalidAnswer("disowned")
-    parsed = wire.parse_answer(answer.plain_body(), provider, items=items, length=asked.length, packed=asked.packed)
+    parsed = reply.parse_answer(answer.plain_body(), provider, items=items, length=asked.length, packed=asked.packed)
     # A server of a single model may answer to any name, and to none.
     if wire.is_one_of(parsed.model, provider.multi_vector_models):
         raise InvalidAnswer("multi-vector")
@@ -367,7 +369,7 @@ def _read(share: Share, origin: Origin, answer: Answer, items: int) -> wire.Embe
 
 def is_out_of_order(answer: Answer) -> bool:
     """Whether it says something of the upstream, and nothing of the request."""
-    status = answer.status if answer.status != _OK else wire.error_status(answer.body)
+    status = answer.status if answer.status != _OK else reply.error_status(answer.body)
     return status == _TOO_MANY_REQUESTS or status >= _SERVER_ERROR
 
 
@@ -399,11 +401,11 @@ def _without(headers: CIMultiDict[str], *names: str) -> CIMultiDict[str]:
 
 
 def _shared_out(
-    shares: list[Share], items: list[Any], parsed: wire.EmbeddingAnswer, answer: Answer, *, by_origin: bool
+    shares: list[Share], items: list[Any], parsed: reply.EmbeddingAnswer, answer: Answer, *, by_origin: bool
 ) -> Iterator[Delivered]:
     """Each share's part of one answer."""
     total = parsed.usage["prompt_tokens"]
-    tokens = wire.share_tokens(total, [wire.weight(shares[0].asked.kind, item) for item in items])
+    tokens = share_tokens(total, [weight(shares[0].asked.kind, item) for item in items])
     ends = accumulate((len(share.items) for share in shares), initial=0)
     for start, end in pairwise(ends):
         billed = sum(tokens[start:end])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from aiohttp.web import BaseRequest, StreamResponse
 from multidict import CIMultiDict
 
-from proxy import headers, keys, wire
+from proxy import headers, keys, tokens, wire
 from proxy.answers import Answers, cache_headers, hit, relayed
 from proxy.auth import KEY_REFUSALS, Access, Place, Validations
 from proxy.batcher import Refused, Unusable
@@ -260,7 +260,7 @@ class EmbeddingsRoute:
         """An errand for the item that costs least: of the missing ones, or if none is, one that is stored."""
         asked = job.asked
         places = to_do.missing or range(len(asked.items))
-        place = min(places, key=lambda i: wire.weight(asked.kind, asked.items[i]))
+        place = min(places, key=lambda i: tokens.weight(asked.kind, asked.items[i]))
         errand = self._errand(job, plan(job.wanted.keys, ()), refresh=False).only([job.wanted.keys[place]])
         return replace(errand, is_shared=False, is_stored=errand.is_stored and bool(to_do.missing))
 

@@ -36,7 +36,7 @@ from proxy.breaker import Breaker, State
 from proxy.errors import ProxyError, UpstreamDown, UpstreamTimeout, UpstreamUnreachable
 from proxy.headers import reason_phrase
 from proxy.metrics import Metrics
-from proxy.wire import InvalidAnswer
+from proxy.reply import InvalidAnswer
 
 _log = logging.getLogger(__name__)
 

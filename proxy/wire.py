@@ -1,22 +1,20 @@
-"""OpenAI's embeddings JSON ↔ typed requests and answers (pure).
+"""OpenAI's embeddings JSON ↔ typed requests (pure).
 
 https://platform.openai.com/docs/api-reference/embeddings
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from enum import Enum
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import orjson
 
-from proxy import vectors
 from proxy.providers import Form, Provider
 from proxy.remembered import remembered
-from proxy.vectors import DType, InvalidVector, Vector
+from proxy.vectors import DType
 
 _LARGEST_EXACT_INTEGER = 2**53
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
@@ -33,9 +31,6 @@ _PACKED = {
     "ubinary": DType.UINT8_PACKED,
 }
 _BITS = frozenset({"binary", "ubinary"})
-_REBUILT = frozenset({"object", "data", "model", "usage", "error"})  # fields of an answer
-_OK, _UNKNOWN_ERROR = 200, 400
-_MAX_ERROR = 64 * 1024  # bytes of an error
 
 
 class Bypass(Exception):
@@ -84,27 +79,6 @@ class EmbeddingRequest(NamedTuple):  # a frozen dataclass takes three times as l
         if type(given) is not int:
             return None
         return given // 8 if self.is_bits else given
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddingAnswer:
-    """A validated upstream answer: ``vectors[i]`` belongs to the i-th item sent."""
-
-    vectors: list[Vector]
-    model: str
-    usage: dict[str, Any]  # as the upstream wrote it, both integers present
-    told: dict[str, Any]  # its other fields
-
-
-class InvalidAnswer(ValueError):
-    """An upstream answer that must be neither stored nor taken apart. ``reason`` is fit for a metric label."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-# --- requests
 
 
 def read_object(body: bytes) -> dict[str, Any]:
@@ -422,165 +396,3 @@ def reduced_body(request: EmbeddingRequest, items: list[Any]) -> bytes:
 def renamed_body(body: bytes, model: str) -> bytes:
     """A body that was understood, asking another name of the same model."""
     return orjson.dumps({**orjson.loads(body), "model": model})
-
-
-# --- answers
-
-
-def error_status(body: bytes) -> int:
-    """The status in a 200 that is an error, as OpenRouter sends; 200 for any other."""
-    if len(body) > _MAX_ERROR or b'"error"' not in body:
-        return _OK
-    try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return _OK
-    error = answer.get("error") if type(answer) is dict else None
-    code = error.get("code") if type(error) is dict else None
-    return code if type(code) is int and code != _OK else _OK if error is None else _UNKNOWN_ERROR
-
-
-def is_error(body: bytes) -> bool:
-    """Whether a 200 is an error."""
-    return error_status(body) != _OK
-
-
-def parse_answer(
-    body: bytes, provider: Provider, *, items: int, length: int | None = None, packed: DType | None = None
-) -> EmbeddingAnswer:
-    """Read a 200 of ``provider``, which was sent ``items`` items; each vector shall have ``length`` numbers, if that is
-    known, of a ``packed`` type, if that was asked for. Raises `InvalidAnswer`."""
-    try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise InvalidAnswer("not-json") from None
-    if type(answer) is not dict or answer.get("error") is not None:
-        raise InvalidAnswer("error-in-200")
-    found = _vectors(_in_order(answer.get("data"), items), provider, packed)
-    if len({vector.dimensions for vector in found}) != 1:
-        raise InvalidAnswer("mixed-dimensions")
-    if length is not None and found[0].dimensions != length:
-        raise InvalidAnswer("other-dimensions")
-    model = answer.get("model")
-    told = {name: value for name, value in answer.items() if name not in _REBUILT}
-    return EmbeddingAnswer(
-        vectors=found,
-        model=model if type(model) is str else "",
-        usage=_usage(answer.get("usage")),
-        told=told if _is_writable(told) else {},
-    )
-
-
-def _in_order(data: Any, items: int) -> list[dict[str, Any]]:
-    """``data`` by its ``index``, never by position, unless there is no index at all."""
-    if type(data) is not list or set(map(type, data)) - {dict}:
-        raise InvalidAnswer("no-data")
-    if len(data) != items:
-        raise InvalidAnswer("count")
-    indices = [datum.get("index") for datum in data]
-    absent = indices.count(None)
-    if absent == items:
-        return data
-    if absent == 1:  # protocol buffers leave out what is zero (Gemini)
-        indices[indices.index(None)] = 0
-    if set(map(type, indices)) != {int} or sorted(indices) != list(range(items)):
-        raise InvalidAnswer("indices")
-    ordered = data.copy()
-    for index, datum in zip(indices, data, strict=True):
-        ordered[index] = datum
-    return ordered
-
-
-def _vectors(data: list[dict[str, Any]], provider: Provider, packed: DType | None) -> list[Vector]:
-    encoded = packed or (DType.FLOAT32_SHORTEST if provider.writes_shortest else DType.FLOAT32)
-    found = []
-    for datum in data:
-        embedding = datum.get("embedding")
-        try:
-            if type(embedding) is str:
-                if packed is not None and not provider.packs_base64:
-                    raise InvalidAnswer("encoding")
-                found.append(vectors.from_base64(embedding, encoded))
-            elif type(embedding) is list:
-                found.append(vectors.from_numbers(embedding, packed, as_floats=not provider.packs_base64))
-            else:
-                raise InvalidAnswer("no-embedding")
-        except InvalidVector:
-            raise InvalidAnswer("vector") from None
-    return found
-
-
-def _usage(given: Any) -> dict[str, Any]:
-    """Both integers, whichever of them the upstream sent (Voyage: total only; Together: neither)."""
-    usage = dict(given) if type(given) is dict and _is_writable(given) else {}
-    counts = [usage.get(name) for name in ("prompt_tokens", "total_tokens")]
-    known = [count if type(count) is int and 0 <= count <= _LARGEST_EXACT_INTEGER else None for count in counts]
-    fallback = next((count for count in known if count is not None), 0)
-    for name, count in zip(("prompt_tokens", "total_tokens"), known, strict=True):
-        usage[name] = fallback if count is None else count
-    return usage
-
-
-def _is_writable(value: Any) -> bool:
-    """Whether what was read can be written again: orjson reads deeper than it writes."""
-    try:
-        orjson.dumps(value)
-    except orjson.JSONEncodeError:
-        return False
-    return True
-
-
-class _Openings:
-    """The text before the i-th embedding of an answer, made once for each i."""
-
-    def __init__(self) -> None:
-        self._texts = [b'{"object":"list","data":[{"object":"embedding","index":0,"embedding":']
-
-    def first(self, count: int) -> list[bytes]:
-        for index in range(len(self._texts), count):
-            self._texts.append(b'},{"object":"embedding","index":%d,"embedding":' % index)
-        return self._texts[:count]
-
-
-_OPENINGS = _Openings()
-
-
-def assemble(embeddings: Sequence[bytes], model: str, usage: dict[str, Any], told: Mapping[str, Any]) -> bytes:
-    """An answer's body from the embeddings' JSON texts in index order, at least one; ``told`` are further fields."""
-    count = len(embeddings)
-    parts: list[bytes] = [b""] * (2 * count + 1)
-    parts[0:-1:2] = _OPENINGS.first(count)
-    parts[1::2] = embeddings
-    parts[-1] = b'}],"model":%b,"usage":%b' % (orjson.dumps(model), orjson.dumps(usage))
-    parts[-1] += b",%b}" % orjson.dumps(told)[1:-1] if told else b"}"
-    return b"".join(parts)
-
-
-def share_tokens(total: int, weights: Sequence[int]) -> list[int]:
-    """Share ``total`` tokens over items by ``weights``, by largest remainder, so that the shares add up to it.
-
-    No provider says what each item of a batch cost.
-    """
-    whole = sum(weights)
-    shares = [total * weight // whole for weight in weights]
-    by_remainder = sorted(range(len(weights)), key=lambda i: total * weights[i] % whole, reverse=True)
-    for i in by_remainder[: total - sum(shares)]:
-        shares[i] += 1
-    return shares
-
-
-def weight(kind: Kind, item: Any) -> int:
-    """What an item's share of the tokens goes by: tokens, or UTF-8 bytes of the text or canonical JSON."""
-    if kind is Kind.TOKENS:
-        return len(item)
-    if kind is Kind.TEXT:
-        return len(item.encode())
-    return len(orjson.dumps(item))
-
-
-def estimated_tokens(kind: Kind, item: Any) -> int:
-    """Tokens of an item for keeping within an upstream's limit: exact for tokens, generous for text.
-
-    A token of English is about four bytes and a token of most other scripts about three.
-    """
-    return len(item) if kind is Kind.TOKENS else weight(kind, item) // 3 + 1
