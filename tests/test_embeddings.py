@@ -545,7 +545,8 @@ async def test_the_field_that_kept_a_request_from_the_cache_is_named_once(
 ) -> None:
     for fields in ({"prompt_name": "q"}, {"prompt_name": "r"}, {"a text of someone": 1}, {"dimensions": [1]}):
         await client.embed("x", **fields)
-    assert [record.getMessage().partition(": ")[2].partition(" (")[0] for record in caplog.records] == [
+    said = [record.getMessage() for record in caplog.records if record.name == "proxy.embeddings"]
+    assert [line.partition(": ")[2].partition(" (")[0] for line in said] == [
         "unknown-field 'prompt_name'",
         "unknown-field",
         "list-parameter 'dimensions'",
@@ -563,7 +564,7 @@ async def test_a_404_blames_the_base_url_until_it_has_answered(
     caplog.clear()
     upstream.reply = missing
     await client.post({"model": "other", "input": "x"}, target="/embeddings?a=1")
-    assert not caplog.text
+    assert "404" not in caplog.text
 
 
 async def test_no_cache_fetches_anew_and_replaces(client: Client, upstream: ScriptedUpstream) -> None:

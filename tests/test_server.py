@@ -82,7 +82,8 @@ async def test_a_wrong_base_url_is_said_once(
     for n in range(3):
         assert (await client.post({"model": "m", "input": str(n)}, target=f"/v1/embeddings?n={n}")).status == 404
     assert said(caplog) == [
-        f"perhaps the base URL is wrong: 404 from {upstream.base_url}/embeddings (said once; counted in metrics)"
+        f"perhaps the base URL is wrong, or the model's name: 404 from {upstream.base_url}/embeddings"
+        " (said once; counted in metrics)"
     ]
 
 
