@@ -68,8 +68,8 @@ def _upstreams(status: Status) -> list[str]:
     rows: list[Row] = [("upstream", "calls", "failed", "p50", "p99")]
     for own in status.upstreams:
         of = own.latency
-        numbers = ("0", _NONE, _NONE) if of is None else (f"{of.count:,}", _took(of.p50_s, of), _took(of.p99_s, of))
-        rows.append((_cut(own.name), numbers[0], f"{own.failed:,}", *numbers[1:]))
+        took = (_NONE, _NONE) if of is None else (_took(of.p50_s, of), _took(of.p99_s, of))
+        rows.append((_cut(own.name), f"{own.calls:,}", f"{own.failed:,}", *took))
     return _aligned(rows)
 
 

@@ -86,7 +86,8 @@ class UpstreamStatus:
     base_url: str
     provider: str
     models: tuple[str, ...]  # patterns; none: all that nobody else has
-    failed: int = 0  # calls that were not answered 2xx
+    calls: int = 0
+    failed: int = 0  # of these, not answered 2xx
     latency: Latency | None = None  # None: it was not called
 
 
@@ -339,6 +340,7 @@ def _upstreams(samples: _Samples, known: Iterable[UpstreamStatus]) -> list[Upstr
             base_url=own.base_url,
             provider=own.provider,
             models=own.models,
+            calls=int(sum(answers.get(own.name, {}).values())),
             failed=int(sum(n for status, n in answers.get(own.name, {}).items() if not status.startswith("2"))),
             latency=_latency(seconds[own.name]) if own.name in seconds else None,
         )

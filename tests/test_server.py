@@ -1,5 +1,6 @@
 """The listeners: what comes in that is no good request, and how the process starts and ends."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -148,3 +149,4 @@ def test_json_logs_are_json_to_the_last_line(tmp_path: Path) -> None:
     lines = [orjson.loads(line) for line in [first, *rest.splitlines()]]
     assert lines[0]["message"].startswith("serving http://127.0.0.1:")
     assert lines[-1]["message"] == "stopped"
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"]) for line in lines)

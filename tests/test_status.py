@@ -145,7 +145,7 @@ def test_every_number() -> None:
     assert shown.breakers == {"store_read": "closed", "store_write": "open", "upstream openai": "half-open"}
     openai, tei = shown.upstreams
     assert openai.latency is not None
-    assert (openai.failed, openai.latency.count, tei) == (3, 1, ABOUT.upstreams[1])
+    assert (openai.calls, openai.failed, openai.latency.count, tei) == (4, 3, 1, ABOUT.upstreams[1])
     store = shown.store
     assert (store.url, store.errors, store.invalid_records) == ("memory:", 5, 1)
     assert astuple(store.reads) == (1, pytest.approx(0.0001), pytest.approx(0.00019), pytest.approx(0.000198), 0.5)
