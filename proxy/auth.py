@@ -113,15 +113,19 @@ class Access:
         """Of the list of clients: whom `admit` let in, it lets in for as long as this stays."""
         return 0 if self._client_keys is None else self._client_keys.edition
 
-    def admit(self, given: Headers) -> None:
-        """Raises `Unauthorized` if the proxy has a list of its clients and this is none of them; or if it has none, and
-        a web page may be asking, which any page can make a browser on this machine do."""
+    def admit(self, given: Headers) -> int:
+        """By which edition of the list of clients this is one of them.
+
+        Raises `Unauthorized` if the proxy has a list and this is none of them; or if it has none, and a web page may be
+        asking, which any page can make a browser on this machine do.
+        """
         if self.owns_key and self._client_keys is None:
             _forbid_web_pages(given)
         if self._client_keys is not None and not any(map(self._client_keys.knows, _keys_in(given))):
             raise Unauthorized(
                 "This proxy does not know the API key. Its operator can make one: embedding-proxy keys add."
             )
+        return self.edition
 
     def outgoing(self, given: Headers, own: Identity) -> Identity:
         """Who the upstream will see, and what else of the headers it will; ``own`` is the client's own identity."""

@@ -13,6 +13,8 @@ from aiohttp.web_protocol import RequestHandler
 from proxy.errors import ConfigError, Overloaded, ProxyError, RequestTimeout
 
 HEAD_END = b"\r\n\r\n"
+# A MAC of more costs what it may save; a request of so many bytes that comes again is known by its body.
+MAX_WHOLE_BYTES = 16 * 1024
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -73,7 +75,8 @@ class Connection(RequestHandler):
         self._unread, self._unread_since = 0, 0.0  # bytes that wait to be taken, and since when it is just as many
         self._since = 0.0  # when it began to be, or when the last request ended
         self._is_between = True  # aiohttp's parser is at the start of a request
-        self._start, self._received = b"", 0  # since when it last was: what came first, and how many bytes in all
+        # Since it last was: what came, all of it or only the first head, and how many bytes in all.
+        self._start, self._received = b"", 0
         self._held = b""  # a head that is not shown to the parser yet
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -85,20 +88,29 @@ class Connection(RequestHandler):
     def data_received(self, data: bytes) -> None:
         repeats = self._server.repeats
         if self._is_between and repeats is not None and self._is_waiting():
-            held, self._held = self._held, b""
-            data = held + data
-            if (answer := repeats.answer_whole(data)) is not None:
+            if (answer := repeats.answer_whole(self._held + data)) is not None:
+                self._held = b""
                 self._write(answer)
                 return
-            if not held and repeats.begins(data):
+            if not self._held and repeats.begins(data):
                 self._hear(data)
                 self._held = data
                 return
+        self._release()
         self._feed(data)
+
+    def _release(self) -> None:
+        """Show the parser what was held, by itself: of what it is shown at once it drops what precedes an error."""
+        if self._held:
+            held, self._held = self._held, b""
+            self._feed(held)
 
     def _feed(self, data: bytes) -> None:
         if self._is_between and data:
-            self._is_between, self._start, self._received = False, data, 0
+            self._is_between, self._received = False, 0
+            self._start = data if len(data) <= MAX_WHOLE_BYTES else data[: data.find(HEAD_END) + len(HEAD_END)]
+        elif len(self._start) == self._received and self._received + len(data) <= MAX_WHOLE_BYTES:
+            self._start += data
         self._received += len(data)
         self._hear(data)
         super().data_received(data)
@@ -127,15 +139,16 @@ class Connection(RequestHandler):
         self._start = b""
 
     def whole(self, request: web.BaseRequest) -> bytes | None:
-        """The request that is being answered as it was sent, head and all, if it came by itself and in one piece."""
+        """The request that is being answered as it was sent, head and all, if it came by itself and is short."""
         return self._start if self._is_alone(request) and len(self._start) == self._received else None
 
     def _is_alone(self, request: web.BaseRequest) -> bool:
-        """Whether all that came since the request began is that request. It counts as begun where its head came at
-        once; chunks, whose length is nowhere told, are not counted."""
+        """Whether all that came since the request began is that request. Chunks, whose length is nowhere told, are not
+        counted, nor is what begins with empty lines, of which the parser skips any number."""
         head = self._start.find(HEAD_END)
         return (
             head > 0
+            and self._start[0] not in b"\r\n"
             and self._received == head + len(HEAD_END) + (request.content_length or 0)
             and "Transfer-Encoding" not in request.headers
             and not self._upgraded
@@ -144,9 +157,7 @@ class Connection(RequestHandler):
     def sweep(self, now: float) -> None:
         """Close the connection if it has been silent for too long."""
         self._sweep_unread(now)
-        if self._held:
-            held, self._held = self._held, b""
-            self._feed(held)
+        self._release()
         if self._is_busy:
             return
         if self._speaks and now - self._since > _HEAD_TIMEOUT_S:

@@ -75,7 +75,11 @@ class Dispatcher:
         if self._is_draining():
             return None
         started_s = time.perf_counter()
-        repeat = self._repeats.answer_whole(sent, started_s)
+        try:
+            repeat = self._repeats.answer_whole(sent, started_s)
+        except Exception:  # noqa: BLE001 - it can still be answered as any other, or fail as one
+            _log.exception("a request that came again failed in a way nobody thought of")
+            return None
         if repeat is None:
             return None
         progress = Progress(self._ids.of(None))
@@ -119,7 +123,7 @@ class Dispatcher:
             return _error_response(ProxyError("The proxy failed; its log says how."))
 
     async def _route(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
-        self._access.admit(request.headers)
+        progress.edition = self._access.admit(request.headers)
         _require_framed(request)
         target = request.raw_path
         origin = self._origins.default

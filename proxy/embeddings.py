@@ -59,10 +59,11 @@ class _Job(NamedTuple):
 class Progress:
     """What is known of one request under way, for those who count and log it."""
 
-    __slots__ = ("cached", "items", "model", "outcome", "request_id", "span")
+    __slots__ = ("cached", "edition", "items", "model", "outcome", "request_id", "span")
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
+        self.edition = 0  # of the list of clients that let it in
         self.outcome = "error"
         self.model: str | None = None  # as the client wrote it; once it is answered, as it may be shown
         self.items = 0
@@ -137,7 +138,8 @@ class EmbeddingsRoute:
         began_s = time.perf_counter()
         own = self._access.identity(request.headers)
         mark = self._repeats.mark(request, own, sent)
-        if mark is not None and (repeat := self._repeats.answer(request, mark, began_s)) is not None:
+        repeat = None if mark is None else self._repeats.answer(request, mark, began_s, edition=progress.edition)
+        if repeat is not None:
             progress.repeated(repeat)
             return progress.outcome, hit(repeat.body, repeat.saved_tokens)
         origin, fields = None, {}

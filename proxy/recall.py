@@ -13,7 +13,7 @@ from proxy.keys import pack
 from proxy.wire import Encoding
 
 _MAX_BYTES = 16 * 1024**2
-_MAX_HEADS = 4096
+_MAX_HEADS = 16_384
 # Measured with tracemalloc, rounded up: what is known of a request, and what each key adds.
 _OVERHEAD_BYTES, _KEY_BYTES = 700, 80
 
@@ -42,14 +42,17 @@ class Known(NamedTuple):
 
 
 class Recall:
-    """Known requests by a mark, which is a MAC of all that they were understood from; bounded in bytes."""
+    """Known requests by a mark, which is a MAC of all that they were understood from, or of all their bytes; bounded in
+    bytes."""
 
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
         self._whole = blake2b(b"", key=self._secret, digest_size=32, person=b"whole")
         self._known: Moka[bytes, Known] = Moka(_MAX_BYTES, weigher=lambda _, known: known.weight_bytes)
+        self._wholes: Moka[bytes, Known] = Moka(_MAX_BYTES, weigher=lambda _, known: known.weight_bytes)
         self._heads: Moka[bytes, bool] = Moka(_MAX_HEADS)
         self.get = self._known.get
+        self.get_whole = self._wholes.get
 
     def mark(self, target: str, own: Identity, body: bytes) -> bytes:
         """Of a request with these fields and no other that matters: equal only for requests that mean the same."""
@@ -68,9 +71,13 @@ class Recall:
         self._known.set(mark, known)
 
     def put_whole(self, sent: bytes, known: Known) -> None:
-        self._known.set(self.mark_whole(sent), known)
-        self._heads.set(self.mark_whole(sent[: sent.index(HEAD_END) + len(HEAD_END)]), True)
+        """Know a request by all its bytes, if it is not the first with its head: most heads that are new stay alone."""
+        head = self.mark_whole(sent[: sent.index(HEAD_END) + len(HEAD_END)])
+        if self._heads.get(head) is None:
+            self._heads.set(head, True)
+        else:
+            self._wholes.set(self.mark_whole(sent), known)
 
     def has_head(self, head: bytes) -> bool:
-        """Whether a request that was put whole begins with ``head``."""
+        """Whether a request that was to be put whole began with ``head``."""
         return self._heads.get(self.mark_whole(head)) is not None

@@ -12,15 +12,15 @@ from aiohttp.web import BaseRequest
 
 from proxy.answers import Answers
 from proxy.auth import Access, Validations
-from proxy.connections import Connection
+from proxy.connections import HEAD_END, MAX_WHOLE_BYTES, Connection
 from proxy.headers import Identity
 from proxy.metrics import Metrics
 from proxy.recall import Known, Recall, Wanted
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache
 
-# A MAC of more costs what it may save; a request of so many bytes that comes again is known by its body.
-_MAX_WHOLE_BYTES = 16 * 1024
+# Of more than so many, first the head is looked for: a MAC of the whole would cost more than that tells.
+_FEW_BYTES = 2 * 1024
 # Fields that ask for an answer of one's own.
 _PERSONAL = ("X-Request-Id", "traceparent", "Upgrade", "Expect", "Transfer-Encoding")
 
@@ -53,26 +53,29 @@ class Repeats:
         """A request was answered from memory."""
         self._recall.put(mark, known)
 
-    def answer(self, request: BaseRequest, mark: bytes, began_s: float) -> Repeat | None:
-        """The answer to a request that is known, if memory has all of it. It was let in."""
+    def answer(self, request: BaseRequest, mark: bytes, began_s: float, *, edition: int) -> Repeat | None:
+        """The answer to a request that is known, if memory has all of it. It was let in, by that ``edition`` of the
+        list of clients."""
         known = self._recall.get(mark)
         repeat = None if known is None else self._repeat(known, began_s)
         if known is not None and repeat is not None:
-            self._remember_whole(request, known)
+            self._remember_whole(request, known._replace(edition=edition))
         return repeat
 
     def answer_whole(self, sent: bytes, began_s: float) -> Repeat | None:
         """The same for a request of which nothing is known but its bytes: its credential has to be as good as then."""
-        if len(sent) > _MAX_WHOLE_BYTES:
+        if len(sent) > MAX_WHOLE_BYTES:
             return None
-        known = self._recall.get(self._recall.mark_whole(sent))
+        if len(sent) > _FEW_BYTES and not self._recall.has_head(sent[: sent.find(HEAD_END) + len(HEAD_END)]):
+            return None
+        known = self._recall.get_whole(self._recall.mark_whole(sent))
         if known is None or known.edition != self._access.edition:
             return None
         return self._repeat(known, began_s)
 
     def begins(self, sent: bytes) -> bool:
         """Whether these bytes are a head with which a request began that `answer_whole` may know."""
-        return sent.endswith(b"\r\n\r\n") and len(sent) <= _MAX_WHOLE_BYTES and self._recall.has_head(sent)
+        return sent.endswith(HEAD_END) and len(sent) <= MAX_WHOLE_BYTES and self._recall.has_head(sent)
 
     def _repeat(self, known: Known, began_s: float) -> Repeat | None:
         if not (self._access.owns_key or self._validations.holds(known.who, known.place)):
@@ -92,8 +95,8 @@ class Repeats:
         if not isinstance(connection, Connection) or not _is_repeatable(request):
             return
         sent = connection.whole(request)
-        if sent is not None and len(sent) <= _MAX_WHOLE_BYTES:
-            self._recall.put_whole(sent, known._replace(edition=self._access.edition))
+        if sent is not None:
+            self._recall.put_whole(sent, known)
 
 
 def epochs(*entries: dict[bytes, Entry]) -> int:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import clientkeys, connections, recall
+from proxy.answers import Answers
 from proxy.config import UpstreamSetting
 from proxy.connections import Server
 from proxy.embeddings import EmbeddingsRoute, Progress
@@ -100,7 +101,7 @@ async def known(client: Client, parsed: Parsed, sent: bytes | None = None) -> by
     """Ask until the request is known by its bytes; returns an answer from when it was not."""
     sent = request() if sent is None else sent
     async with wire(client) as line:
-        answers = [await line.ask(sent) for _ in range(3)]
+        answers = [await line.ask(sent) for _ in range(4)]
         before = parsed.count
         await line.ask(sent)
         assert parsed.count == before
@@ -112,7 +113,7 @@ async def test_its_answer_is_the_same(client: Client, parsed: Parsed, encoding: 
     sent = request(orjson.dumps({"model": "m", "input": ["a", "b", "a"], "encoding_format": encoding}))
     async with wire(client) as line:
         answers = [await line.ask(sent) for _ in range(6)]
-    assert parsed.count == 3
+    assert parsed.count == 4
     assert b"X-Cache: MISS" in answers[0]
     assert len({told(answer) for answer in answers[1:]}) == 1
     assert b"X-Cache: HIT" in answers[5]
@@ -132,7 +133,7 @@ async def test_it_is_counted_and_logged_the_same(start_proxy: StartProxy, parsed
             await line.ask(request())
             after = await counters(client)
             counted.append({name: value - before[name] for name, value in after.items() if value != before[name]})
-    assert parsed.count == 3
+    assert parsed.count == 4
     assert all(first == second for first, second in pairwise(counted))
     assert len(counted[0]) >= 6
     client.proxy.log.flush()
@@ -163,6 +164,73 @@ async def test_a_known_head_with_another_body_is_another_request(client: Client,
     assert b"X-Cache: PARTIAL" in answer
     data = orjson.loads(answer.partition(b"\r\n\r\n")[2])["data"]
     assert [datum["embedding"] for datum in data] == (await client.post(other)).embeddings
+
+
+async def test_pieces_are_learnt_from_and_put_up_with(client: Client, parsed: Parsed) -> None:
+    head = request()[: -len(BODY)]
+    async with wire(client) as line:
+        for _ in range(4):
+            await line.ask(head[:9], head[9:], BODY[:7], BODY[7:])
+        before = parsed.count
+        await line.ask(request())
+        await line.ask(head, BODY)
+    assert parsed.count == before
+
+
+async def test_what_is_dropped_with_an_error_is_not_what_came_before_it(client: Client, parsed: Parsed) -> None:
+    await known(client, parsed)
+    async with wire(client) as line:
+        good = await line.ask(request()[: -len(BODY)], BODY + b"\0")
+        assert b" 200 " in good.partition(b"\r\n")[0]
+        assert b" 400 " in (await line.reader.read()).partition(b"\r\n")[0]
+
+
+async def test_empty_lines_end_no_request(client: Client, parsed: Parsed) -> None:
+    """The parser skips them before a request, and a head that seemed to end with them would end too soon."""
+    other = b"DELETE /v1/files/1 HTTP/1.1\r\nHost: h\r\nConnection: close\r\nX: "
+    refused = b"TRACE / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n" % len(other)
+    refused += b"X: " + b"x" * (len(other) - len(refused) - 7) + b"\r\n\r\n"
+    for _ in range(5):
+        async with wire(client) as line:
+            assert b" 400 " in (await line.ask(b"\n\r\n\r\n" + refused)).partition(b"\r\n")[0]
+            await line.ask(other + request())
+    async with wire(client) as line:
+        answer = await line.ask(other + request())
+    assert b"X-Cache" not in answer
+
+
+async def test_a_failure_is_an_error_of_the_proxys_as_any_other(
+    client: Client, parsed: Parsed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await known(client, parsed)
+    monkeypatch.setattr(Answers, "body_of_hit", lambda *_: 1 / 0)
+    async with wire(client) as line:
+        answer = await line.ask(request())
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert b'"code":"internal_error"' in answer
+    assert "a request that came again failed in a way nobody thought of" in caplog.text
+
+
+async def test_a_key_that_is_revoked_while_its_body_comes_lets_in_nobody_later(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, parsed: Parsed, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    key = clientkeys.add(path, "goes")
+    clientkeys.add(path, "stays")
+    own = UpstreamSetting(name="s", base_url=upstream.base_url, key="sk-held")
+    client = await start_proxy(upstream=own, client_keys=path)
+    sent = request(key=f"Bearer {key}")
+    async with wire(client) as line:
+        for _ in range(3):
+            await line.ask(sent)
+        line.writer.write(sent[: 1 - len(BODY)])
+        await until(lambda: parsed.count == 4)
+        clientkeys.revoke(path, "goes")
+        assert client.proxy.client_keys is not None
+        client.proxy.client_keys.reload()
+        assert b" 200 " in (await line.ask(BODY[1:])).partition(b"\r\n")[0]
+    async with wire(client) as line:
+        assert b" 401 " in (await line.ask(sent)).partition(b"\r\n")[0]
 
 
 async def test_requests_in_one_piece_are_answered_in_order(client: Client, parsed: Parsed) -> None:
@@ -308,7 +376,7 @@ async def test_no_text_and_no_credential_is_kept(
     monkeypatch.setattr(Kept, "all", [])
     client = await start_proxy()
     await known(client, parsed, request(orjson.dumps({"model": "m", "input": ["a canary of a text"]})))
-    assert [len(kept) for kept in Kept.all] == [2, 1]
+    assert [len(kept) for kept in Kept.all] == [1, 1, 1]
     assert "canary" not in repr(Kept.all)
     assert "sk-test" not in repr(Kept.all)
 
@@ -518,3 +586,16 @@ async def test_a_connection_that_ends_answers_nothing(site: EchoSite, knows: Kno
         connection.close()
         connection.data_received(post(1))
     assert knows.count == 0
+
+
+async def test_a_large_request_is_not_kept(site: EchoSite) -> None:
+    async with site.line() as line:
+        site.gate.clear()
+        await site.give(b"POST /large HTTP/1.1\r\nHost: h\r\nContent-Length: 200000\r\n\r\n" + b"x" * 100_000)
+        await site.give(b"x" * 100_000)
+        assert len(site.connection._start) < 100
+        site.gate.set()
+        await line.answer()
+        await site.give(post(1))
+        assert said(await line.answer()) == [b"/1 11"]
+    assert site.seen == ["/large"]
