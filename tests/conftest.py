@@ -1,5 +1,6 @@
 """Fixtures: a real Redis, an upstream, and proxies in front of it."""
 
+import asyncio.constants
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -24,6 +25,9 @@ settings.register_profile("slow", parent=settings.get_profile("default"), max_ex
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 pytest_plugins = ["tests.matrix"]
+
+# In debug mode asyncio notes for every step where it came from, ten frames deep, which was most of the tests' time.
+asyncio.constants.DEBUG_STACK_DEPTH = 1  # type: ignore[misc]
 
 StartProxy = Callable[..., Awaitable[Client]]
 

@@ -349,7 +349,7 @@ VALUES: dict[str, list[Any]] = {
     "request_id": ["r"],
     "foo": [1],
 }
-REQUESTS = 1_000 if IS_SLOW_PROFILE else 30
+REQUESTS = 1_000 if IS_SLOW_PROFILE else 12
 
 
 def any_body(rng: random.Random, emulator: Emulator) -> Json:
