@@ -24,8 +24,6 @@ _BODY_HEADERS = (
     "Content-Length", "Content-Encoding", "Content-Type", "Content-Digest", "Content-MD5", "Digest", "ETag",
     "Repr-Digest", "Signature", "Signature-Input",
 )  # fmt: skip
-
-
 _NOTHING: Mapping[str, Any] = {}
 
 

@@ -62,7 +62,7 @@ class Delivered:
 
     vectors: list[Vector]
     tokens: list[int]
-    model: str  # "" if the upstream named none
+    model: str  # "" if nobody named it
     usage: dict[str, Any]
     told: dict[str, Any]  # what else the answer said, as its `id`
     headers: CIMultiDictProxy[str]

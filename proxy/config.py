@@ -191,6 +191,12 @@ def _quantity(text: str, units: dict[str, float] | dict[str, int], what: str, ac
     return float(match[1]) * units[match[2].lower()]
 
 
+def meant(name: str, names: Iterable[str]) -> str:
+    """What may have been meant, or what is accepted, as the end of a message."""
+    known = list(names)
+    return closest(name, known) or f"accepted: {', '.join(known)}"
+
+
 def closest(name: str, names: Iterable[str]) -> str:
     """What may have been meant, as the end of a message; nothing where nothing is near."""
     known = list(names)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from proxy.config import SameModel, UpstreamSetting, closest, parse_upstream
+from proxy.config import SameModel, UpstreamSetting, meant, parse_upstream
 from proxy.errors import ConfigError
 from proxy.providers import GENERIC, PROVIDERS, Form, Limits, Provider
 
@@ -71,7 +71,7 @@ def providers(tables: Any, where: str) -> Mapping[str, Provider]:
         if name == "demo":
             raise ConfigError(f"{where}: [providers.demo] is built in; choose another name")
         if start not in rows:
-            raise ConfigError(f"{where}: [providers.{name}] like = {start!r} is no provider; {_meant(start, rows)}")
+            raise ConfigError(f"{where}: [providers.{name}] like = {start!r} is no provider; {meant(start, rows)}")
         rows[name] = _changed(rows[start], name, table, where)
     return rows
 
@@ -170,7 +170,7 @@ def upstreams(
 def _upstream(table: _UpstreamTable, rows: Mapping[str, Provider], where: str) -> UpstreamSetting:
     if table.provider not in rows:
         raise ConfigError(
-            f"{where}: [[upstream]] provider {table.provider!r} is unknown; {_meant(table.provider, rows)}"
+            f"{where}: [[upstream]] provider {table.provider!r} is unknown; {meant(table.provider, rows)}"
         )
     row = rows[table.provider]
     text = row.base_url if table.base_url is UNSET else table.base_url
@@ -230,10 +230,6 @@ def _hint(error: str, kind: Any) -> str:
         values = [form.value for form in Form] if ".inputs" in error else get_args(_Output)
         return f"; {_accepted(values)}"
     return ""
-
-
-def _meant(name: str, rows: Mapping[str, Provider]) -> str:
-    return closest(name, rows) or _accepted(rows)
 
 
 def _accepted(names: Sequence[str] | Mapping[str, Any]) -> str:

@@ -33,6 +33,11 @@ _UNREAD_TIMEOUT_S = 60.0
 _BODY_SILENCE_S = 30.0
 
 
+def head_of(sent: bytes) -> bytes:
+    """The head that these bytes begin with, its end included; a few bytes that are none where there is no end."""
+    return sent[: sent.find(HEAD_END) + len(HEAD_END)]
+
+
 class Repeats(Protocol):
     """Who knows requests by nothing but their bytes."""
 
@@ -108,7 +113,7 @@ class Connection(RequestHandler):
     def _feed(self, data: bytes) -> None:
         if self._is_between and data:
             self._is_between, self._received = False, 0
-            self._start = data if len(data) <= MAX_WHOLE_BYTES else data[: data.find(HEAD_END) + len(HEAD_END)]
+            self._start = data if len(data) <= MAX_WHOLE_BYTES else head_of(data)
         elif len(self._start) == self._received and self._received + len(data) <= MAX_WHOLE_BYTES:
             self._start += data
         self._received += len(data)

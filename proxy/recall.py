@@ -7,7 +7,7 @@ from typing import NamedTuple
 from moka_py import Moka
 
 from proxy.auth import Place
-from proxy.connections import HEAD_END
+from proxy.connections import head_of
 from proxy.headers import Identity
 from proxy.keys import pack
 from proxy.wire import Encoding
@@ -72,7 +72,7 @@ class Recall:
 
     def put_whole(self, sent: bytes, known: Known) -> None:
         """Know a request by all its bytes, if it is not the first with its head: most heads that are new stay alone."""
-        head = self.mark_whole(sent[: sent.index(HEAD_END) + len(HEAD_END)])
+        head = self.mark_whole(head_of(sent))
         if self._heads.get(head) is None:
             self._heads.set(head, True)
         else:

@@ -12,7 +12,7 @@ from aiohttp.web import BaseRequest
 
 from proxy.answers import Answers
 from proxy.auth import Access, Validations
-from proxy.connections import HEAD_END, MAX_WHOLE_BYTES, Connection
+from proxy.connections import HEAD_END, MAX_WHOLE_BYTES, Connection, head_of
 from proxy.headers import Identity
 from proxy.metrics import Metrics
 from proxy.recall import Known, Recall, Wanted
@@ -66,7 +66,7 @@ class Repeats:
         """The same for a request of which nothing is known but its bytes: its credential has to be as good as then."""
         if len(sent) > MAX_WHOLE_BYTES:
             return None
-        if len(sent) > _FEW_BYTES and not self._recall.has_head(sent[: sent.find(HEAD_END) + len(HEAD_END)]):
+        if len(sent) > _FEW_BYTES and not self._recall.has_head(head_of(sent)):
             return None
         known = self._recall.get_whole(self._recall.mark_whole(sent))
         if known is None or known.edition != self._access.edition:

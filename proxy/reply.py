@@ -46,8 +46,10 @@ def error_status(body: bytes) -> int:
     except orjson.JSONDecodeError:
         return _OK
     error = answer.get("error") if type(answer) is dict else None
+    if error is None:
+        return _OK
     code = error.get("code") if type(error) is dict else None
-    return code if type(code) is int and code != _OK else _OK if error is None else _UNKNOWN_ERROR
+    return code if type(code) is int and code != _OK else _UNKNOWN_ERROR
 
 
 def is_error(body: bytes) -> bool:

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -130,7 +130,7 @@ def forbid_unknown_variables(ctx: click.Context) -> None:
 
 
 def unknown(what: str, name: str, known: list[str]) -> str:
-    return f"unknown {what}; {config.closest(name, known) or _accepted(known)}"
+    return f"unknown {what}; {config.meant(name, known)}"
 
 
 @click.command(name="serve")
@@ -364,7 +364,7 @@ def _upstream_option(ctx: click.Context, rows: Mapping[str, Provider]) -> Upstre
     name = ctx.params["provider"]
     row = None if name is None else rows.get(name)
     if name is not None and row is None:
-        raise _bad(ctx, "provider", f"{name!r} is no provider; {config.closest(name, rows) or _accepted(rows)}")
+        raise _bad(ctx, "provider", f"{name!r} is no provider; {config.meant(name, rows)}")
     try:
         setting = config.parse_upstream(ctx.params["upstream"], row=row, rows=rows)
     except ConfigError as error:
@@ -372,10 +372,6 @@ def _upstream_option(ctx: click.Context, rows: Mapping[str, Provider]) -> Upstre
     if row is not None and setting.provider is not row and not _is_overridden(ctx):
         raise _bad(ctx, "provider", f"{name} goes with a URL, and the upstream is {setting.name}")
     return setting
-
-
-def _accepted(names: Iterable[str]) -> str:
-    return f"accepted: {', '.join(names)}"
 
 
 def _is_overridden(ctx: click.Context) -> bool:

@@ -225,7 +225,8 @@ class Upstream:
         except BaseException:
             self._breaker.abandoned()
             raise
-        self.has_answered = self.has_answered or response.status == HTTPStatus.OK
+        if response.status == HTTPStatus.OK:
+            self.has_answered = True
         took_s = time.perf_counter() - started
         self._seconds.observe(took_s)
         self._metrics.stage_seconds["upstream"].observe(took_s)

@@ -108,11 +108,9 @@ def _from_packed(numbers: list[Any], types: set[type], dtype: DType, *, as_float
     is_written_as_floats = as_floats and types == {float} and all(map(float.is_integer, numbers))
     if not (types == {int} or is_written_as_floats) or min(numbers) < limits.min or max(numbers) > limits.max:
         raise InvalidVector("a number outside the integer type that was asked for")
-    return (
-        _from_floats(numbers)
-        if is_written_as_floats
-        else Vector(dtype, np.array(numbers, _NUMPY_TYPES[dtype]).tobytes())
-    )
+    if is_written_as_floats:
+        return _from_floats(numbers)
+    return Vector(dtype, np.array(numbers, _NUMPY_TYPES[dtype]).tobytes())
 
 
 def _from_integers(numbers: list[int]) -> Vector:

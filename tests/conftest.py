@@ -1,7 +1,6 @@
 """Fixtures: a real Redis, an upstream, and proxies in front of it."""
 
 import asyncio.constants
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession, TCPConnector
-from hypothesis import HealthCheck, settings
 
 from proxy.server import running
 from tests.client import Client
@@ -19,12 +17,7 @@ from tests.redis_server import RedisServer
 from tests.scripted import ScriptedUpstream
 from tests.settings import settings_for
 
-# No deadline: a test is about what is right, not about how fast a busy machine gets there.
-settings.register_profile("default", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("slow", parent=settings.get_profile("default"), max_examples=10_000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
-
-pytest_plugins = ["tests.matrix"]
+pytest_plugins = ["tests.matrix", "tests.profiles"]
 
 # In debug mode asyncio notes for every step where it came from, ten frames deep, which was most of the tests' time.
 asyncio.constants.DEBUG_STACK_DEPTH = 1  # type: ignore[misc]

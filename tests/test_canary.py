@@ -18,7 +18,6 @@ import orjson
 import pybase64
 import pytest
 from aiohttp import ClientSession, WSMsgType, web
-from hypothesis import settings as hypothesis_settings
 from redis.asyncio import Redis
 
 from proxy import clientkeys
@@ -27,11 +26,11 @@ from proxy.log import JSONFormatter
 from proxy.providers import PROVIDERS
 from tests.client import Client, raw
 from tests.conftest import StartProxy
+from tests.profiles import IS_SLOW_PROFILE
 from tests.redis_server import RedisServer, free_port
 from tests.scripted import Call, Reply, ScriptedUpstream
 from tests.settings import settings_for
 
-IS_SLOW_PROFILE = hypothesis_settings.default is not None and hypothesis_settings.default.max_examples >= 10_000
 KEY, TEXT = "sk-c4nary7key", "the c4nary7text sings"
 BEARER = f"Bearer {KEY}"
 CANARIES = [spelled for canary in ("c4nary7key", "c4nary7text") for spelled in (

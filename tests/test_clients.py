@@ -7,7 +7,7 @@ new requests to be tested with.
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,16 @@ QUICK = [
 
 OLDER = str(ROOT / ".venv-clients/bin/python")
 
+MISTRAL = Program(
+    name="mistral",
+    command=python("mistral_sdk", of=OLDER),
+    encoding=None,
+    retries=False,
+    provider="mistral",
+    wants_id=True,
+    errors=("SDKError",) * 3,
+)
+
 ALL = [
     *QUICK,
     Program(name="openai 2", command=python("openai_sync", of=OLDER), encoding="base64"),
@@ -72,24 +82,8 @@ ALL = [
     Program(name="chromadb", command=python("chromadb_openai", of=OLDER), encoding="base64"),
     Program(name="openai, node", command=node("openai_node"), encoding="base64"),
     Program(name="ai sdk", command=node("ai_sdk"), encoding="float", errors=("AI_APICallError",) * 3),
-    Program(
-        name="mistral",
-        command=python("mistral_sdk", of=OLDER),
-        encoding=None,
-        retries=False,
-        provider="mistral",
-        wants_id=True,
-        errors=("SDKError",) * 3,
-    ),
-    Program(
-        name="mistral, node",
-        command=node("mistral_node"),
-        encoding=None,
-        retries=False,
-        provider="mistral",
-        wants_id=True,
-        errors=("SDKError",) * 3,
-    ),
+    MISTRAL,
+    replace(MISTRAL, name="mistral, node", command=node("mistral_node")),
     Program(
         name="openrouter",
         command=node("openrouter"),

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
-from hypothesis import settings
 
 from tests.client import Answer, Client
 from tests.conftest import StartProxy
+from tests.profiles import IS_SLOW_PROFILE
 from tests.scripted import Call, ScriptedUpstream
 
-IS_SLOW_PROFILE = settings.default is not None and settings.default.max_examples >= 10_000
 REQUESTS = 10_000 if IS_SLOW_PROFILE else 1_000
 AT_ONCE = 16
 MODELS = ("m", "n", "o")

@@ -12,15 +12,13 @@ from pathlib import Path
 import orjson
 import pytest
 from aiohttp import web
-from hypothesis import settings as hypothesis_settings
 
 from proxy.config import StoreSetting
 from tests.client import Client
 from tests.conftest import StartProxy
+from tests.profiles import IS_SLOW_PROFILE
 from tests.redis_server import RedisServer
 from tests.scripted import Call, ScriptedUpstream
-
-IS_SLOW_PROFILE = hypothesis_settings.default is not None and hypothesis_settings.default.max_examples >= 10_000
 
 
 def right(upstream: ScriptedUpstream, text: str) -> list[list[float]]:

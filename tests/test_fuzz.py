@@ -8,14 +8,13 @@ from collections.abc import Iterator
 
 import orjson
 from aiohttp import web
-from hypothesis import settings
 
 from proxy.config import parse_upstream
 from tests.client import Answer, Client
 from tests.conftest import StartProxy
+from tests.profiles import IS_SLOW_PROFILE
 from tests.scripted import Call, ScriptedUpstream, items_of
 
-IS_SLOW_PROFILE = settings.default is not None and settings.default.max_examples >= 10_000
 BODIES = 200_000 if IS_SLOW_PROFILE else 3_000
 EXAMPLES = 2_000 if IS_SLOW_PROFILE else 60
 AT_ONCE = 32

@@ -33,6 +33,7 @@ from proxy.store.base import Unleased
 from proxy.store.memory import Memory
 from proxy.store.tiered import Cache
 from proxy.upstream import Answer
+from tests.profiles import IS_SLOW_PROFILE
 
 ITEMS = [f"item {n}" for n in range(8)]
 POISON = "poison"
@@ -40,7 +41,6 @@ BASE_URL = "http://upstream/v1"
 URL = f"{BASE_URL}/embeddings"
 # Turns of the loop after which everything that can happen without the outside has happened.
 TURNS = 60
-IS_SLOW_PROFILE = settings.default is not None and settings.default.max_examples >= 10_000
 
 
 class FakeRequest:

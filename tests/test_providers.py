@@ -21,9 +21,9 @@ from tests.emulators.base import Emulator, Json
 from tests.emulators.gateways import NemoRouter
 from tests.emulators.hosted import Azure, Nvidia, OpenAI
 from tests.emulators.servers import Infinity
+from tests.profiles import IS_SLOW_PROFILE
 from tests.scripted import Call, ScriptedUpstream
 from tests.settings import settings_for
-from tests.test_fuzz import IS_SLOW_PROFILE
 
 _WRITTEN_ANEW = HOP_BY_HOP | {"date", "server", "content-length"}
 
