@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
 
@@ -11,9 +12,10 @@ from aiohttp.web import Response
 from multidict import CIMultiDict
 
 from proxy import headers, reply
-from proxy.batcher import Delivered
+from proxy.errors import ResponseTooLarge
 from proxy.fetcher import Fetched
 from proxy.metrics import Metrics
+from proxy.outcomes import Delivered
 from proxy.recall import Wanted
 from proxy.store.memory import Entry, Memory
 from proxy.upstream import Answer
@@ -24,7 +26,8 @@ _BODY_HEADERS = (
     "Content-Length", "Content-Encoding", "Content-Type", "Content-Digest", "Content-MD5", "Digest", "ETag",
     "Repr-Digest", "Signature", "Signature-Input",
 )  # fmt: skip
-_NOTHING: Mapping[str, Any] = {}
+_MANY_ITEMS, _MAX_BODY_BYTES = 2048, 512 * 1024**2
+_NOTHING: Mapping[Any, Any] = {}
 
 
 class Answers:
@@ -39,7 +42,7 @@ class Answers:
         self, wanted: Wanted, found: dict[bytes, Entry], from_memory: int, receipts: list[Delivered], detail: str = ""
     ) -> Response:
         body, saved = self.body_of_hit(wanted, found, from_memory, receipts)
-        return hit(body, saved, detail)
+        return hit(body, saved, detail or detail_of(wanted))
 
     def body_of_hit(
         self, wanted: Wanted, found: dict[bytes, Entry], from_memory: int, receipts: list[Delivered]
@@ -54,12 +57,16 @@ class Answers:
         self, wanted: Wanted, found: dict[bytes, Entry], fetched: Fetched, from_memory: int, *, is_stored: bool
     ) -> Response:
         entries = found | fetched.entries
-        saved = sum([entries[key].tokens for key in wanted.keys]) - sum([entries[key].tokens for key in fetched.asked])
+        cost = [entries[key].tokens for key in wanted.keys if key in entries]
+        saved = sum(cost) - sum([entries[key].tokens for key in fetched.asked])
         joined = len(fetched.entries) - len(fetched.asked)
-        self._count_items(wanted, found, from_memory, own=len(fetched.asked), joined=joined)
+        own = len(fetched.asked) + len(fetched.unusable)
+        self._count_items(wanted, found, from_memory, own=own, joined=joined)
         state, status = ("PARTIAL", "fwd=partial") if found else ("MISS", "fwd=miss")
-        status += "; fwd-status=200" + ("; stored" if is_stored else "")
+        upstream_status = fetched.receipts[-1].status if fetched.receipts else HTTPStatus.OK
+        status += f"; fwd-status={upstream_status}" + ("; stored" if is_stored else "")
         status += "; collapsed" if joined else ""
+        status += f"; detail={detail_of(wanted)}" if wanted.is_keyed_whole else ""
         extra = headers.end_to_end(fetched.receipts[0].headers) if fetched.receipts else CIMultiDict[str]()
         for name in _BODY_HEADERS:
             extra.popall(name, None)
@@ -69,7 +76,8 @@ class Answers:
         extra["Content-Type"] = "application/json"
         receipts = fetched.receipts
         told = receipts[0].told if len(receipts) == 1 and receipts[0].is_exact else _NOTHING
-        return Response(body=self._body(wanted, entries, _added_up(receipts), saved, told), headers=extra)
+        body = self._body(wanted, entries, _added_up(receipts), saved, told=told, unusable=fetched.unusable)
+        return Response(status=upstream_status, body=body, headers=extra)
 
     def _body(
         self,
@@ -77,9 +85,11 @@ class Answers:
         entries: dict[bytes, Entry],
         usage: dict[str, Any],
         saved: int,
+        *,
         told: Mapping[str, Any] = _NOTHING,
+        unusable: Mapping[bytes, bytes] = _NOTHING,
     ) -> bytes:
-        """``told`` are fields of the upstream's own answer."""
+        """``told`` are fields of the upstream's own answer; ``unusable`` are what it wrote in place of embeddings."""
         extra = {"id": uuid4().hex, **told} if wanted.has_id else told
         self._metrics.of_model(wanted.model).save(saved)
         if self._reports_full_usage:
@@ -87,8 +97,17 @@ class Answers:
         began_s = time.perf_counter()
         text = self._memory.text
         encoding = wanted.encoding
-        texts = [text(key, entries[key], encoding) for key in wanted.keys]
-        model = entries[wanted.keys[0]].model or next((entry.model for entry in entries.values() if entry.model), None)
+        if unusable:
+            texts = [unusable.get(key) or text(key, entries[key], encoding) for key in wanted.keys]
+        else:
+            texts = [text(key, entries[key], encoding) for key in wanted.keys]
+        if len(texts) > _MANY_ITEMS and (size := sum(map(len, texts))) > _MAX_BODY_BYTES:
+            raise ResponseTooLarge(
+                f"The response would have {size:,} bytes; at most {_MAX_BODY_BYTES:,} are accepted. Send fewer items."
+            )
+        first = entries.get(wanted.keys[0])
+        model = first.model if first else None
+        model = model or next((entry.model for entry in entries.values() if entry.model), None)
         body = reply.assemble(texts, model or wanted.model or "", usage, extra)
         self._metrics.stage_seconds["assemble"].observe(time.perf_counter() - began_s)
         return body
@@ -115,12 +134,17 @@ def hit(body: bytes, saved_tokens: int, detail: str = "") -> Response:
     return Response(body=body, headers=extra)
 
 
-def head_of_hit(body: bytes, saved_tokens: int, request_id: str) -> bytes:
+def detail_of(wanted: Wanted) -> str:
+    """What Cache-Status says of how a request was keyed."""
+    return "whole-body" if wanted.is_keyed_whole else ""
+
+
+def head_of_hit(body: bytes, saved_tokens: int, request_id: str, detail: str = "") -> bytes:
     """The head of the same answer as bytes, as aiohttp writes it."""
     lines = (
         "HTTP/1.1 200 OK",
         "X-Cache: HIT",
-        f"Cache-Status: {_CACHE_NAME}; hit",
+        f"Cache-Status: {_CACHE_NAME}; hit; detail={detail}" if detail else f"Cache-Status: {_CACHE_NAME}; hit",
         f"X-Cache-Saved-Tokens: {saved_tokens}",
         "Content-Type: application/json",
         f"X-Request-Id: {request_id}",

@@ -1,97 +1,51 @@
-"""Merges what many requests miss into few upstream calls."""
+"""Merges what many requests miss into few upstream calls, and takes merged calls that fail apart again."""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict
 
 from proxy import reply, wire
 from proxy.errors import Overloaded, ProxyError
+from proxy.failover import Failover
+from proxy.isolation import MergeLimits, RetryBudget
 from proxy.metrics import Metrics
-from proxy.origins import Alternative, Origin
+from proxy.origins import Origin
+from proxy.outcomes import (
+    Blame,
+    CallFailure,
+    Delivered,
+    Outcome,
+    Refused,
+    Unusable,
+    blame,
+    is_outage,
+    is_success,
+    without_quotes,
+)
+from proxy.providers import Limits
 from proxy.reply import InvalidAnswer
+from proxy.share import Share
+from proxy.slots import Slots
 from proxy.tokens import estimated_tokens, share_tokens, weight
-from proxy.traces import NO_SPAN, Calls, Span
+from proxy.traces import Calls
 from proxy.upstream import Answer
-from proxy.vectors import Vector
 from proxy.wire import EmbeddingRequest
 
 _log = logging.getLogger(__name__)
 
-_OK = 200
-_TELL_EVERY_S = 60.0
+# Responses with these are stored. Gateways say other things with other 2xx (246: succeeded, and flagged), which are
+# for the client whose own body it was, and for no cache.
+_STORABLE = frozenset({200, 201})
+_FIRST_PROBES = 2
 # Some upstreams answer nobody that does not name itself; the body is JSON, however each client says so.
 _SPEAKER = frozenset({"user-agent", "content-type"})
-_TOO_MANY_REQUESTS, _SERVER_ERROR = 429, 500
-# Answers that blame what was sent. In a merged call that may be one caller's item, so each is asked for alone.
-_BLAMES_INPUT = frozenset({400, 413, 422})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Share:
-    """One caller's items of a call. Shares of equal ``group`` may travel together.
-
-    ``group`` must determine everything a call says besides its items: origin, path, credentials, parameters, the rest.
-    """
-
-    group: bytes
-    tenant: bytes  # equal for requests under one credential
-    origin: Origin
-    target: str  # of the client's request
-    headers: CIMultiDict[str]
-    asked: EmbeddingRequest
-    items: list[Any]
-    body: bytes  # asks for just these items
-    span: Span = NO_SPAN  # of the caller's request
-
-    @property
-    def tokens(self) -> int:
-        return sum(estimated_tokens(self.asked.kind, item) for item in self.items)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivered:
-    """``vectors[i]`` and ``tokens[i]`` are those of the share's i-th item."""
-
-    vectors: list[Vector]
-    tokens: list[int]
-    model: str  # "" if nobody named it
-    usage: dict[str, Any]
-    told: dict[str, Any]  # what else the answer said, as its `id`
-    headers: CIMultiDictProxy[str]
-    is_exact: bool  # the call was for this share alone
-    by_origin: bool  # and not by one that stood in for it
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Any status but 200, as it is, and the body it is about."""
-
-    answer: Answer
-    body: bytes
-
-    @property
-    def blames_input(self) -> bool:
-        return self.answer.status in _BLAMES_INPUT
-
-
-@dataclass(frozen=True, slots=True)
-class Unusable:
-    """A 200 that did not check out. It may be relayed to a client whose own body was ``body``, and to no other."""
-
-    answer: Answer
-    body: bytes
-    reason: str
-
-
-Outcome = Delivered | Refused | Unusable
 
 
 class _Waiting(NamedTuple):
@@ -107,14 +61,6 @@ class _Group:
     waiting: "list[_Waiting]"
     under_way: int = 0
     timer: asyncio.TimerHandle | None = None
-
-
-@dataclass(slots=True)
-class _Tenant:
-    """A credential's share of the slots."""
-
-    slots: asyncio.Semaphore
-    calls: int = 0  # that have a slot or wait for one
 
 
 class Batcher:
@@ -133,17 +79,15 @@ class Batcher:
     ) -> None:
         self._metrics = metrics
         self._window_s = window_s
-        self._concurrency = concurrency  # calls to one origin at a time
-        self._slots: dict[Origin, asyncio.Semaphore] = {}
-        self._patience_s = patience_s  # how long a call waits for a slot
-        # One tenant whose calls take for ever must not have all the slots.
-        self._max_calls_a_tenant = max(1, concurrency // 2)
-        self._tenants: dict[tuple[Origin, bytes], _Tenant] = {}
+        slots = Slots(concurrency, timeout_s=patience_s)
+        self._failover = Failover(slots, metrics)
+        self._max_calls_a_tenant = slots.max_calls_a_tenant
         self._max_queued_items = max_queued_items
         self._max_queued_bytes = max_queued_bytes
         self._groups: dict[bytes, _Group] = {}
         self._calls: set[asyncio.Task[None]] = set()
-        self._told_at_s: dict[tuple[str, str], float] = {}
+        self._budgets: dict[Origin, RetryBudget] = {}
+        self._merge_limits = MergeLimits(time.monotonic)
         self._queued_items = 0  # submitted and not answered
         self._queued_bytes = 0
         metrics.queued_items.set_function(lambda: self._queued_items)
@@ -164,6 +108,7 @@ class Batcher:
             raise Overloaded("Too many items wait for the upstream.")
         self._queued_items += items
         self._queued_bytes += size
+        self._budget(share.origin).requested()
         answered: asyncio.Future[Outcome | ProxyError] = asyncio.get_running_loop().create_future()
         try:
             self._enqueue(share, answered)
@@ -175,11 +120,25 @@ class Batcher:
             raise outcome.again()
         return outcome
 
-    async def replay(self, share: Share) -> Answer:
-        """The upstream's answer to a client's own body, unread. Raises `ProxyError`."""
+    async def replay(self, share: Share) -> tuple[Answer, bool] | None:
+        """The upstream's response to a client's own body, to be relayed, and whether the origin itself gave it.
+
+        None where too much has failed for one more attempt. Raises `ProxyError`.
+        """
+        budget = self._budget(share.origin)
+        if not budget.calls:
+            return None
+        budget.failed()  # until shown otherwise
         with self._calls_for([share]) as calls:
-            answer, _ = await self._embed(share, share.asked.body, len(share.asked.items), calls)
-        return answer
+            answer, origin = await self._failover.embed(share, share.asked.body, len(share.asked.items), calls)
+            if is_success(answer.status):
+                self._bill(share, calls, reply.billed_tokens(answer.body))
+        if not is_outage(answer):
+            budget.succeeded()
+        return answer, origin is share.origin
+
+    def _budget(self, origin: Origin) -> RetryBudget:
+        return self._budgets.setdefault(origin, RetryBudget())
 
     def _calls_for(self, shares: list[Share]) -> Calls:
         first = shares[0]
@@ -187,96 +146,31 @@ class Batcher:
             [share.span for share in shares], model=lambda: self._metrics.label_of(first.asked.model)
         )
 
-    async def _embed(self, share: Share, body: bytes, items: int, calls: Calls) -> tuple[Answer, Origin]:
-        """Ask the origin and, where it has no answer, in order, those that serve the same model; says who answered.
-
-        If none of them has one, what the origin itself said is the answer. Raises `ProxyError`.
-        """
-        failure: Answer | ProxyError | None = None
-        here = share.origin.provider
-        for way in share.origin.ways:
-            if failure is not None:
-                if not wire.reads_alike(body, here, way.origin.provider, model=way.model):
-                    continue
-                self._metrics.upstream_fallbacks.labels(way.origin.name).inc()
-                self._tell_stand_in(share.origin.name, way.origin.name, failure)
-            try:
-                answer = await self._ask(share, way, body, items, calls)
-            except ProxyError as error:
-                failure = failure or error
-                continue
-            is_good = answer.status == _OK and not reply.is_error(answer.body)
-            if is_good or (failure is None and not is_out_of_order(answer)):
-                return answer, way.origin
-            failure = failure or answer
-        if isinstance(failure, Answer):
-            return failure, share.origin
-        raise failure or ProxyError("No upstream was asked.")
-
-    def _tell_stand_in(self, name: str, other: str, failure: Answer | ProxyError) -> None:
-        """Now and then: an outage of an hour is one line a minute."""
-        now_s = time.monotonic()
-        if now_s - self._told_at_s.get((name, other), -_TELL_EVERY_S) >= _TELL_EVERY_S:
-            self._told_at_s[name, other] = now_s
-            why = f"it answers {failure.status}" if isinstance(failure, Answer) else failure.message
-            _log.warning("upstream %s has no answer (%s); %s is asked in its place", name, why, other)
-
-    async def _ask(self, share: Share, way: Alternative, body: bytes, items: int, calls: Calls) -> Answer:
-        if way.model is not None:
-            body = wire.renamed_body(body, way.model)
-        headers = way.origin.outbound(_for_body(share, body))
-        origin = way.origin
-        url = origin.routes.embeddings(share.target, model=way.model)
-        async with self._slot(origin, share.tenant):
-            with calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=items) as call:
-                answer = await origin.client.embed(url, call.outbound(headers), body, items=items)
-                call.answered(answer.status)
-        return answer
-
-    @asynccontextmanager
-    async def _slot(self, origin: Origin, credential: bytes) -> AsyncIterator[None]:
-        """One of the calls to ``origin`` that may be under way at a time, of the tenant and in all.
-
-        Raises `Overloaded`.
-        """
-        name = origin, credential
-        all_slots = self._slots.setdefault(origin, asyncio.Semaphore(self._concurrency))
-        tenant = self._tenants.setdefault(name, _Tenant(asyncio.Semaphore(self._max_calls_a_tenant)))
-        tenant.calls += 1
-        async with AsyncExitStack() as held:
-            held.callback(self._forget, name, tenant)
-            try:
-                async with asyncio.timeout(self._patience_s):
-                    for slots in (tenant.slots, all_slots):
-                        await slots.acquire()
-                        held.callback(slots.release)
-            except TimeoutError:
-                raise Overloaded("Too many calls wait for the upstream.") from None
-            yield
-
-    def _forget(self, name: tuple[Origin, bytes], tenant: "_Tenant") -> None:
-        tenant.calls -= 1
-        if not tenant.calls:
-            del self._tenants[name]
-
     def abandon(self) -> None:
         """Cancel the calls under way; whoever waits for one is told so."""
         for call in self._calls:
             call.cancel()
 
     def _enqueue(self, share: Share, answered: "asyncio.Future[Outcome | ProxyError]") -> None:
+        if not share.may_merge:
+            self._start(None, _Group([]), [_Waiting(share, answered, time.perf_counter())])
+            return
         group = self._groups.setdefault(share.group, _Group([]))
         group.waiting.append(_Waiting(share, answered, time.perf_counter()))
         if group.under_way >= self._max_calls_a_tenant:
             return  # the next call that returns takes it along
         if (
             not group.under_way
-            or sum(len(waiting.share.items) for waiting in group.waiting) >= share.origin.limits.items
+            or sum(len(waiting.share.items) for waiting in group.waiting) >= self._merge_limit(share).items
         ):
             self._send_waiting(share.group, group)
         elif group.timer is None:
             loop = asyncio.get_running_loop()
             group.timer = loop.call_later(self._window_s, self._send_waiting, share.group, group)
+
+    def _merge_limit(self, share: Share) -> Limits:
+        limits = share.origin.merge_limits
+        return limits._replace(items=self._merge_limits.items(share.origin.name, share.asked.model, limits.items))
 
     def _send_waiting(self, name: bytes, group: _Group) -> None:
         if group.timer is not None:
@@ -285,77 +179,159 @@ class Batcher:
         waiting, group.waiting = group.waiting, []
         # Measured one by one, and no further than there are calls to make: a great many may wait.
         sizes = ((len(one.share.items), one.share.tokens, len(one.share.body)) for one in waiting)
-        for run in _runs(sizes, waiting[0].share.origin.limits):
+        for run in _runs(sizes, self._merge_limit(waiting[0].share)):
             if group.under_way >= self._max_calls_a_tenant:
                 group.waiting = waiting[run.start :]
                 break
-            group.under_way += 1
-            call = asyncio.create_task(self._call(name, group, waiting[run]))
-            self._calls.add(call)
-            call.add_done_callback(self._ended)
+            self._start(name, group, waiting[run])
+
+    def _start(self, name: bytes | None, group: _Group, batch: list[_Waiting]) -> None:
+        group.under_way += 1
+        call = asyncio.create_task(self._call(name, group, batch))
+        self._calls.add(call)
+        call.add_done_callback(self._ended)
 
     def _ended(self, call: "asyncio.Task[None]") -> None:
         self._calls.discard(call)
         if not call.cancelled() and (error := call.exception()) is not None:
-            _log.error("an upstream call failed in a way nobody thought of", exc_info=error)
+            _log.error("unexpected error in an upstream call", exc_info=error)
 
-    async def _call(self, name: bytes, group: _Group, batch: list[_Waiting]) -> None:
-        """Make one call; every exit answers every share."""
-        shares = [waiting.share for waiting in batch]
+    async def _call(self, name: bytes | None, group: _Group, batch: list[_Waiting]) -> None:
+        """Make one call; every code path resolves every share's future. A ``group`` without name is of one share."""
         now_s = time.perf_counter()
         for waiting in batch:
             self._metrics.stage_seconds["wait"].observe(now_s - waiting.since_s)
         outcomes: Sequence[Outcome | ProxyError] = [ProxyError("The call was abandoned.")] * len(batch)
         try:
-            outcomes = await self._outcomes(shares)
+            outcomes = await self._outcomes([waiting.share for waiting in batch])
         finally:
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 if not waiting.answered.done():
                     waiting.answered.set_result(outcome)
             group.under_way -= 1
-            if group.waiting:
+            if name is not None and group.waiting:
                 self._send_waiting(name, group)
-            elif not group.under_way:
+            elif name is not None and not group.under_way:
                 self._groups.pop(name, None)
 
     async def _outcomes(self, shares: list[Share]) -> Sequence[Outcome | ProxyError]:
-        first = shares[0]
-        merged = len(shares) > 1
-        items = [item for share in shares for item in share.items]
-        body = wire.reduced_body(first.asked, items) if merged else first.body
-        if merged:
-            first = replace(first, headers=_in_common([share.headers for share in shares]))
+        if len(shares) == 1:
+            return [await self._alone(shares[0])]
+        outcomes = await self._together(shares)
+        if isinstance(outcomes, list):
+            # What is unusable of a merged response may have become so in company.
+            spoilt = [i for i, outcome in enumerate(outcomes) if outcome.unusable is not None]
+            again = await asyncio.gather(*(self._alone(shares[i]) for i in spoilt))
+            replaced = dict(zip(spoilt, again, strict=True))
+            return [replaced.get(i, outcome) for i, outcome in enumerate(outcomes)]
+        return await self._isolated(shares, outcomes)
+
+    async def _isolated(self, shares: list[Share], failure: CallFailure) -> Sequence[Outcome | ProxyError]:
+        """What becomes of the shares of a merged call that failed: asked alone, each once, if that could help.
+
+        A failed merged call says something about one of its members until shown otherwise. Where it may just as well
+        be an outage, two are asked first, and more only as long as they succeed or the budget lasts.
+        """
+        outcomes: list[Outcome | ProxyError] = [without_quotes(failure)] * len(shares)
+        about = blame(failure)
+        if about is Blame.EVERYBODY:
+            return outcomes
+        budget = self._budget(shares[0].origin)
+        start, size = 0, len(shares) if about is Blame.CALL else _FIRST_PROBES
+        while start < len(shares):
+            probed = range(start, min(len(shares), start + size))
+            if about is Blame.UNKNOWN:
+                probed = probed[: budget.calls]
+            if not probed:
+                return outcomes
+            for i, outcome in zip(probed, await asyncio.gather(*(self._alone(shares[i]) for i in probed)), strict=True):
+                outcomes[i] = outcome
+                if _is_outage(outcome):
+                    budget.failed()
+            may_be_outage = all(_is_outage(outcomes[i]) for i in probed)
+            start, size = probed.stop, 2 * size if may_be_outage else len(shares)
+            about = about if may_be_outage else Blame.CALL
+        if all(isinstance(outcome, Delivered) for outcome in outcomes):
+            items = sum(len(share.items) for share in shares)
+            is_certain = blame(failure) is Blame.CALL
+            self._merge_limits.merging_failed(
+                shares[0].origin.name, shares[0].asked.model, items, is_certain=is_certain
+            )
+        return outcomes
+
+    async def _alone(self, share: Share) -> Outcome | ProxyError:
+        """One share's own call."""
+        self._metrics.upstream_merged_requests.observe(1)
+        outcome = await self._sent(share, [share], share.body, share.items)
+        if isinstance(outcome, Sent):
+            return next(_shared_out([share], share.items, outcome))
+        return outcome
+
+    async def _together(self, shares: list[Share]) -> "list[Delivered] | CallFailure":
+        """One call for several shares."""
         self._metrics.upstream_merged_requests.observe(len(shares))
-        try:
-            with self._calls_for(shares) as calls:
-                answer, origin = await self._embed(first, body, len(items), calls)
-                if answer.status == _OK:
-                    parsed = _read(first, origin, answer, len(items))
-                    self._metrics.admit_model(first.asked.model)
-                    self._metrics.of_model(first.asked.model).bill(parsed.usage["prompt_tokens"])
-                    calls.billed(parsed.usage["prompt_tokens"])
-                    return list(_shared_out(shares, items, parsed, answer, by_origin=origin is first.origin))
-            refused = Refused(answer.impersonal() if merged else answer, body)
-            failure: Outcome = refused
-            is_one_callers = refused.blames_input
-        except ProxyError as error:
-            return [error] * len(shares)
-        except InvalidAnswer as invalid:
-            self._metrics.upstream_rejected.labels(invalid.reason).inc()
-            failure, is_one_callers = Unusable(answer, body, invalid.reason), True
-        if merged and is_one_callers:
-            alone = await asyncio.gather(*(self._outcomes([share]) for share in shares))
-            return [outcome for (outcome,) in alone]
-        return [failure] * len(shares)
+        items = [item for share in shares for item in share.items]
+        first = replace(shares[0], headers=_in_common([share.headers for share in shares]))
+        outcome = await self._sent(first, shares, wire.reduced_body(first.asked, items), items)
+        return list(_shared_out(shares, items, outcome)) if isinstance(outcome, Sent) else outcome
+
+    async def _sent(self, share: Share, shares: list[Share], body: bytes, items: list[Any]) -> "Sent | CallFailure":
+        """Send ``body`` for ``shares`` with what ``share`` says besides, and read the response."""
+        with self._calls_for(shares) as calls:
+            try:
+                answer, origin = await self._failover.embed(share, body, len(items), calls)
+            except ProxyError as error:
+                return error
+            if not is_success(answer.status):
+                return Refused(answer, body, is_own_body=body == share.asked.body)
+            by_origin = origin is share.origin
+            try:
+                parsed = _read(share, origin, answer, len(items))
+            except InvalidAnswer as invalid:
+                self._metrics.upstream_rejected.labels(invalid.reason).inc()
+                self._bill(share, calls, reply.billed_tokens(answer.body))
+                return Unusable(answer, body, invalid.reason, by_origin, invalid.embedding_text)
+            self._metrics.admit_model(share.asked.model)
+            self._bill(share, calls, parsed.usage["prompt_tokens"])
+        self._budget(share.origin).succeeded()
+        if len(shares) > 1:
+            self._merge_limits.merging_worked(share.origin.name, share.asked.model)
+        if parsed.unusable is not None:
+            self._metrics.upstream_rejected.labels(parsed.unusable).inc()
+        return Sent(parsed, answer, body, by_origin)
+
+    def _bill(self, share: Share, calls: Calls, tokens: int) -> None:
+        if tokens:
+            self._metrics.admit_model(share.asked.model)
+        self._metrics.of_model(share.asked.model).bill(tokens)
+        calls.billed(tokens)
+
+
+class Sent(NamedTuple):
+    """A response that checked out, to a call with ``body``."""
+
+    parsed: reply.EmbeddingAnswer
+    answer: Answer
+    body: bytes
+    by_origin: bool
+
+
+def _is_outage(outcome: Outcome | ProxyError) -> bool:
+    """Whether a share that was asked alone failed in a way that may be an outage."""
+    return not isinstance(outcome, Delivered) and blame(outcome) is not Blame.CALL
 
 
 def _read(share: Share, origin: Origin, answer: Answer, items: int) -> reply.EmbeddingAnswer:
     """What ``origin`` answered to a call for ``items`` items of shares like this one. Raises `InvalidAnswer`."""
     asked, provider = share.asked, origin.provider
+    if answer.status not in _STORABLE:
+        raise InvalidAnswer("status")
     for name, pattern in provider.disowned_by.items():
         if fnmatchcase(answer.headers.get(name, ""), pattern):
             raise InvalidAnswer("disowned")
-    parsed = reply.parse_answer(answer.plain_body(), provider, items=items, length=asked.length, packed=asked.packed)
+    parsed = reply.parse_answer(
+        answer.plain_body(), provider, items=items, packed=asked.packed, only_form=asked.only_form
+    )
     # A server of a single model may answer to any name, and to none.
     if wire.is_one_of(parsed.model, provider.multi_vector_models):
         raise InvalidAnswer("multi-vector")
@@ -367,24 +343,9 @@ def _read(share: Share, origin: Origin, answer: Answer, items: int) -> reply.Emb
     return replace(parsed, model=share.origin.names.get(asked.model, ""))
 
 
-def is_out_of_order(answer: Answer) -> bool:
-    """Whether it says something of the upstream, and nothing of the request."""
-    status = answer.status if answer.status != _OK else reply.error_status(answer.body)
-    return status == _TOO_MANY_REQUESTS or status >= _SERVER_ERROR
-
-
-def _for_body(share: Share, body: bytes) -> CIMultiDict[str]:
-    """The headers to send with ``body``. An idempotency key stands for the client's own body: an upstream that keeps
-    its word would answer another one with what it answered the first time. So does a request's id: of two requests
-    under way with the same one vLLM's scheduler dies."""
-    if body == share.asked.body:
-        return share.headers
-    return _without(share.headers, "Idempotency-Key", "X-Idempotency-Key", "X-Request-Id")
-
-
 def _in_common(given: list[CIMultiDict[str]]) -> CIMultiDict[str]:
-    """What several requests say alike, and who is speaking: what only one of them says (a condition, a deadline, a
-    cookie) must not decide how the others fare."""
+    """Headers common to all merged requests, plus User-Agent and Content-Type: what only one of them has (a condition,
+    a deadline, a cookie) must not decide how the others fare."""
     first, *others = given
     return CIMultiDict(
         (name, value)
@@ -393,32 +354,30 @@ def _in_common(given: list[CIMultiDict[str]]) -> CIMultiDict[str]:
     )
 
 
-def _without(headers: CIMultiDict[str], *names: str) -> CIMultiDict[str]:
-    copy = headers.copy()
-    for name in names:
-        copy.popall(name, None)
-    return copy
-
-
-def _shared_out(
-    shares: list[Share], items: list[Any], parsed: reply.EmbeddingAnswer, answer: Answer, *, by_origin: bool
-) -> Iterator[Delivered]:
-    """Each share's part of one answer."""
+def _shared_out(shares: list[Share], items: list[Any], sent: Sent) -> Iterator[Delivered]:
+    """Each share's part of one response."""
+    parsed, answer = sent.parsed, sent.answer
     total = parsed.usage["prompt_tokens"]
     tokens = share_tokens(total, [weight(shares[0].asked.kind, item) for item in items])
     ends = accumulate((len(share.items) for share in shares), initial=0)
     for start, end in pairwise(ends):
         billed = sum(tokens[start:end])
         usage = parsed.usage if len(shares) == 1 else {"prompt_tokens": billed, "total_tokens": billed}
+        found = parsed.vectors[start:end]
+        unusable = None
+        if parsed.unusable is not None and None in found:
+            unusable = Unusable(answer, sent.body, parsed.unusable, sent.by_origin)
         yield Delivered(
-            vectors=parsed.vectors[start:end],
+            vectors=found,
             tokens=tokens[start:end],
             model=parsed.model,
             usage=usage,
             told=parsed.told,
+            status=answer.status,
             headers=answer.headers,
             is_exact=len(shares) == 1,
-            by_origin=by_origin,
+            by_origin=sent.by_origin,
+            unusable=unusable,
         )
 
 

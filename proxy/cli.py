@@ -71,7 +71,7 @@ def _described(row: Provider) -> str:
         ),
         "fused": ", ".join(sorted(set(row.fused_models) - set(GENERIC.fused_models))),
         "multivector": ", ".join(sorted(set(row.multi_vector_models) - set(GENERIC.multi_vector_models))),
-        "limits": f"{row.limits.items:,} items, {row.limits.tokens:,} tokens, {row.limits.bytes:,} bytes a call",
+        "limits": str(row.limits),
     }
     where = "any base URL, " + row.path if row.base_url is None else row.base_url + row.path
     lines = [f"{row.name:<12}{where}", *(f"  {what:<12}{said}" for what, said in facts.items() if said)]

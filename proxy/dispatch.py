@@ -9,7 +9,7 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 from multidict import CIMultiDict
 
 from proxy import headers
-from proxy.answers import head_of_hit
+from proxy.answers import detail_of, head_of_hit
 from proxy.auth import KEY_REFUSALS, Access
 from proxy.embeddings import CLIENT_LEFT, EmbeddingsRoute, Progress
 from proxy.errors import InvalidRequest, ProxyError, RequestTimeout
@@ -88,7 +88,8 @@ class Dispatcher:
         progress.repeated(repeat)
         self._embeddings.count(progress, _OK, started_s)
         self._end(progress, progress.span.trace_id, _OK, started_s)
-        return head_of_hit(repeat.body, repeat.saved_tokens, progress.request_id), repeat.body
+        head = head_of_hit(repeat.body, repeat.saved_tokens, progress.request_id, detail_of(repeat.wanted))
+        return head, repeat.body
 
     def begins(self, sent: bytes) -> bool:
         """Whether these bytes are the head of a request that `answer_whole` may know, and whose body is yet to come."""

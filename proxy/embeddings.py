@@ -11,15 +11,15 @@ from aiohttp.web import BaseRequest, StreamResponse
 from multidict import CIMultiDict
 
 from proxy import headers, keys, tokens, wire
-from proxy.answers import Answers, cache_headers, hit, relayed
+from proxy.answers import Answers, cache_headers, detail_of, hit, relayed
 from proxy.auth import KEY_REFUSALS, Access, Place, Validations
-from proxy.batcher import Refused, Unusable
 from proxy.bodies import Bodies, Held
-from proxy.errors import KeyRefused, NotCached, ProxyError
+from proxy.errors import KeyRefused, NotCached, Overloaded, ProxyError
 from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
 from proxy.headers import Directives, Identity
 from proxy.metrics import Metrics
 from proxy.origins import Origin, Origins
+from proxy.outcomes import Blame, Refused, Unusable, blame, in_own_words, is_success, status_of
 from proxy.passthrough import relay
 from proxy.plan import Plan, plan
 from proxy.recall import Known, Wanted
@@ -28,6 +28,7 @@ from proxy.sentinels import Sentinels
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache
 from proxy.traces import NO_SPAN, Span
+from proxy.upstream import Answer
 from proxy.wire import Bypass, EmbeddingRequest
 
 _log = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ class EmbeddingsRoute:
         repeat = None if mark is None else self._repeats.answer(request, mark, began_s, edition=progress.edition)
         if repeat is not None:
             progress.repeated(repeat)
-            return progress.outcome, hit(repeat.body, repeat.saved_tokens)
+            return progress.outcome, hit(repeat.body, repeat.saved_tokens, detail_of(repeat.wanted))
         origin, fields = None, {}
         try:
             identity = self._access.outgoing(request.headers, own)
@@ -162,6 +163,9 @@ class EmbeddingsRoute:
             if origin is None:  # what was not understood may be read well enough to say who is asked
                 origin = self._origins.asked_at(request.raw_path, wire.model_in(body))
             return "bypass", await self._bypass(request, progress, origin, sent, bypass)
+        if asked.doubt is not None:
+            self._metrics.whole_bodies.labels(asked.doubt.reason).inc()
+            self._say_once(_named(asked.doubt), f"requests to {origin.name} are cached by their whole body")
         derived = keys.derive(
             asked, url=url, scope=self._access.scope(identity), vector_headers=identity.vector_affecting
         )
@@ -174,7 +178,13 @@ class EmbeddingsRoute:
             identity,
             self._validations.name(origin, own),
             Place(url, asked.model),
-            Wanted(asked.model, asked.encoding, derived, origin.provider.answers_have_id),
+            Wanted(
+                asked.model,
+                asked.encoding,
+                derived,
+                origin.provider.answers_have_id,
+                is_keyed_whole=asked.is_keyed_whole,
+            ),
             progress.span,
         )
         parsed_s = time.perf_counter()
@@ -194,6 +204,8 @@ class EmbeddingsRoute:
             # While the store was read, a flight may have brought more; `Fetcher.fetch` counts on this look.
             found |= self._cache.peek([job.wanted.keys[i] for i in to_do.missing], not_before=not_before)
             to_do = plan(job.wanted.keys, found)
+        if job.asked.is_keyed_whole and to_do.missing:
+            found, from_memory, to_do = {}, 0, plan(job.wanted.keys, ())
         self._stages["lookup"].observe(time.perf_counter() - parsed_s)
         progress.items, progress.cached = len(job.wanted.keys), len(job.wanted.keys) - len(to_do.missing)
         progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
@@ -227,13 +239,14 @@ class EmbeddingsRoute:
         these are served; entries in a scope that is shared are not.
         """
         errand = self._smallest(job, to_do)
-        patience_s = None if self._access.is_shared else _PATIENCE_S
-        said = await self._sentinels.ask((job.who, job.place), errand, patience_s=patience_s)
-        if said is None or said.fetched.failure is not None:
-            failure = None if said is None else said.fetched.failure
+        timeout_s = None if self._access.is_shared else _PATIENCE_S
+        said = await self._sentinels.ask((job.who, job.place), errand, timeout_s=timeout_s)
+        failure = None if said is None else said.fetched.failure
+        is_unusable = failure is not None and failure.confirms
+        if said is None or (failure is not None and not is_unusable):
             return await self._answer_unvalidated(job, errand, failure, found, from_memory)
-        fetched = said.fetched
-        is_confirmed = any(receipt.by_origin for receipt in fetched.receipts)
+        fetched = replace(said.fetched, failure=None)
+        is_confirmed = is_unusable or any(receipt.by_origin for receipt in fetched.receipts)
         self._metrics.validations.labels("confirmed" if is_confirmed else "unknown").inc()
         first = fetched if said.is_own else NOTHING
         if self._access.is_shared and not is_confirmed:
@@ -254,8 +267,8 @@ class EmbeddingsRoute:
         """What a credential gets that the upstream has not vouched for: it failed, or said nothing in time."""
         is_refused = failure is not None and failure.is_verdict
         self._metrics.validations.labels("refused" if is_refused else "unknown").inc()
-        if failure is not None and (self._access.is_shared or not failure.is_for(job.who)):
-            return "error", await self._answer_failure(job, errand, failure)
+        if failure is not None and (self._access.is_shared or is_refused or blame(failure.cause) is Blame.CALL):
+            return await self._answer_failure(job, errand, failure)
         return "hit", self._answers.hit(job.wanted, found, from_memory, [], detail="unvalidated")
 
     def _smallest(self, job: _Job, to_do: Plan) -> Errand:
@@ -273,9 +286,7 @@ class EmbeddingsRoute:
         if headers.cache_control(request.headers).only_if_cached:
             raise NotCached(f"The request is one that is not cached ({reason}).")
         self._metrics.bypasses.labels(reason).inc()
-        # What is no name of a field may be somebody's text.
-        named = f"{reason} {bypass.field!r}" if _FIELD.fullmatch(bypass.field) else reason
-        self._say_once(named, f"requests to {origin.name} are relayed without caching")
+        self._say_once(_named(bypass), f"requests to {origin.name} are relayed without caching")
         extra = cache_headers("BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0)
         is_last = self._is_draining()
         route = origin.routes.find(request.raw_path)
@@ -326,10 +337,13 @@ class EmbeddingsRoute:
             errand = self._errand(job, plan(job.wanted.keys, ()), refresh=True)
             fetched = (await self._fetcher.fetch(errand)).after(fetched.bill)
         if fetched.failure is not None:
-            return "error", await self._answer_failure(job, errand, fetched.failure)
+            return await self._answer_failure(job, errand, fetched.failure)
         if epochs(found, fetched.entries) > 1:  # and now it serves both by turns
-            return "error", relayed(await self._fetcher.replay(errand))
-        if not fetched.receipts and not self._is_valid(job.who, job.place):
+            answer = await self._fetcher.replay(errand)
+            if answer is None:
+                raise Overloaded("The upstream serves two versions of the model by turns, and fails.")
+            return self._relayed(job, answer)
+        if not (fetched.receipts or fetched.unusable or self._is_valid(job.who, job.place)):
             # All of it was in the store after all, or in the flight of another replica.
             everything = found | fetched.entries
             return await self._ask_first(job, plan(job.wanted.keys, everything), everything, from_memory)
@@ -345,8 +359,6 @@ class EmbeddingsRoute:
             credentials=job.identity.credentials,
             vector_headers=job.identity.vector_affecting,
         )
-        if wire.is_fused(job.asked.model, job.origin.provider):
-            group += job.wanted.keys[0]  # in company it would be fused
         return Errand(
             asked=job.asked,
             origin=job.origin,
@@ -362,37 +374,48 @@ class EmbeddingsRoute:
             is_shared=not (refresh or directives.no_cache or directives.no_store),
             is_stored=not directives.no_store,
             overwrite=refresh or directives.no_cache or directives.max_age_s is not None,
+            may_merge=not (job.asked.is_keyed_whole or wire.is_fused(job.asked.model, job.origin.provider)),
             span=job.span,
         )
 
-    async def _answer_failure(self, job: _Job, errand: Errand, failure: Failure) -> StreamResponse:
-        if job.origin.key is not None and isinstance(failure.cause, Refused):
-            status = failure.cause.answer.status
-            if status in KEY_REFUSALS:
-                self._say_once(f"{job.origin.name} answers {status}", "an upstream refuses the key that is held for it")
-                raise KeyRefused("The upstream refused the key that this proxy holds for it.")
-        match failure.cause:
-            case Refused(answer) if answer.status in _NOT_THERE:
-                if not errand.origin.client.has_answered:
-                    url = job.url.partition("?")[0]
-                    self._say_once(f"{answer.status} from {url}", "perhaps the base URL is wrong, or the model's name")
-                return relayed(answer)
-            case Refused(answer, body) if body == job.asked.body or not failure.cause.blames_input:
-                return relayed(answer)
-            case Refused():
-                # It may name the place of the item it blames, which is another one in the client's list.
-                return relayed(await self._fetcher.replay(errand))
-            case Unusable(answer, body, reason):
-                self._say_once(reason, "an answer of the upstream is relayed and not stored")
-                # Part of an answer can't be relayed as the whole: ask again for just what the client asked for.
-                return relayed(answer if body == job.asked.body else await self._fetcher.replay(errand))
-            case ProxyError() as error:
-                raise error.again()
+    async def _answer_failure(self, job: _Job, errand: Errand, failure: Failure) -> tuple[str, StreamResponse]:
+        """The upstream's response to the client's own body, or the failure that this client would have had alone."""
+        cause = failure.cause
+        if isinstance(cause, ProxyError):
+            raise cause.again()
+        if isinstance(cause, Unusable):
+            self._say_once(cause.reason, "a response of the upstream is relayed and not stored")
+        answer: Answer | None = cause.answer
+        is_everybodys = isinstance(cause, Refused) and blame(cause) is Blame.EVERYBODY
+        if cause.body != job.asked.body and not is_everybodys:
+            # It may name the place of the item it blames, which is another one in the client's list; and part of a
+            # response can't be relayed as the whole.
+            answer = await self._fetcher.replay(errand)
+        return self._relayed(job, answer or in_own_words(cause.answer))
+
+    def _relayed(self, job: _Job, answer: Answer) -> tuple[str, StreamResponse]:
+        status = answer.status
+        if job.origin.key is not None and status in KEY_REFUSALS:
+            self._say_once(f"{job.origin.name} answers {status}", "an upstream refuses the key that is held for it")
+            raise KeyRefused("The upstream refused the key that this proxy holds for it.")
+        if status in _NOT_THERE and not job.origin.client.has_answered:
+            url = job.url.partition("?")[0]
+            self._say_once(f"{status} from {url}", "perhaps the base URL is wrong, or the model's name")
+        items = self._metrics.of_model(job.asked.model).items
+        if not is_success(status_of(answer)):
+            return "error", relayed(answer)
+        items["upstream"].inc(len(job.wanted.keys))
+        return "miss", relayed(answer)
 
     def _say_once(self, reason: str, what: str) -> None:
         if (reason, what) not in self._said and len(self._said) < _MAX_SAID:
             self._said.add((reason, what))
             _log.warning("%s: %s (said once; counted in metrics)", what, reason)
+
+
+def _named(bypass: Bypass) -> str:
+    """What it is about, for the log; what is no name of a field may be somebody's text."""
+    return f"{bypass.reason} {bypass.field!r}" if _FIELD.fullmatch(bypass.field) else bypass.reason
 
 
 def _as_plain(forwarded: CIMultiDict[str]) -> CIMultiDict[str]:

@@ -16,6 +16,8 @@ class ProxyError(Exception):
     type = "server_error"
     code = "internal_error"
     retry_after_s: int | None = None  # becomes the answer's Retry-After
+    # Whether what was sent may have caused it: without the other requests of a merged call it might have worked.
+    may_be_about_call = False
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -70,6 +72,14 @@ class BodyTooLarge(ProxyError):
     code = "body_too_large"
 
 
+class ResponseTooLarge(ProxyError):
+    """A short body that repeats a stored item many times asks for a response of any size."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "response_too_large"
+
+
 class NotCached(ProxyError):
     """``Cache-Control: only-if-cached``, and something is missing (RFC 9111 §5.2.1.7 asks for 504)."""
 
@@ -86,6 +96,12 @@ class UpstreamUnreachable(ProxyError):
     code = "upstream_unreachable"
 
 
+class UpstreamBroke(UpstreamUnreachable):
+    """The upstream was connected, and then sent no valid response: it may have crashed on what it was sent."""
+
+    may_be_about_call = True
+
+
 class UpstreamDown(ProxyError):
     """The circuit breaker is open: connecting failed again and again, and is not tried for a moment."""
 
@@ -99,6 +115,12 @@ class UpstreamTimeout(ProxyError):
     status = 504
     type = "upstream_error"
     code = "upstream_timeout"
+
+
+class UpstreamStalled(UpstreamTimeout):
+    """The upstream was connected and sent the call, and did not respond in time."""
+
+    may_be_about_call = True
 
 
 class Overloaded(ProxyError):

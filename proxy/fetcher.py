@@ -6,18 +6,32 @@ A fetch belongs to itself, not to the request that began it: a client that leave
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from multidict import CIMultiDict
 
 from proxy import wire
-from proxy.auth import KEY_REFUSALS, Place, Validations
-from proxy.batcher import Batcher, Delivered, Outcome, Refused, Share, Unusable, is_out_of_order
+from proxy.auth import Place, Validations
+from proxy.batcher import Batcher
 from proxy.errors import ProxyError
 from proxy.flight import Claim, Flights
 from proxy.origins import Origin
+from proxy.outcomes import (
+    Blame,
+    CallFailure,
+    Delivered,
+    Outcome,
+    Refused,
+    Unusable,
+    blame,
+    is_about_credential,
+    is_success,
+    status_of,
+    without_quotes,
+)
 from proxy.record import Record
+from proxy.share import Share
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache, Lease
 from proxy.traces import NO_SPAN, Span
@@ -29,8 +43,6 @@ _log = logging.getLogger(__name__)
 # How often a key that another replica fetches is looked for: at first, and at most.
 _POLL_S, _MAX_POLL_S = 0.005, 0.1
 ATTEMPTS = 3
-_TOO_MANY_REQUESTS = 429
-_VERDICTS = KEY_REFUSALS | {404}  # on the credential, or on the model for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +63,7 @@ class Errand:
     is_shared: bool = True  # False: must be fetched anew, whoever else is fetching
     is_stored: bool = True
     overwrite: bool = False
+    may_merge: bool = True
     span: Span = NO_SPAN  # of the request
 
     def part(self, run: slice) -> "Errand":
@@ -58,7 +71,7 @@ class Errand:
         return replace(self, keys=self.keys[run], items=self.items[run], is_whole=whole)
 
     def only(self, keys: list[bytes]) -> "Errand":
-        if len(keys) == len(self.keys):
+        if len(keys) == len(self.keys) or (keys and self.asked.is_keyed_whole):
             return self
         items = dict(zip(self.keys, self.items, strict=True))
         return replace(self, keys=keys, items=[items[key] for key in keys], is_whole=False)
@@ -73,48 +86,60 @@ class Errand:
             asked=self.asked,
             items=self.items,
             body=self.asked.body if self.is_whole else wire.reduced_body(self.asked, self.items),
+            may_merge=self.may_merge,
             span=self.span,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a key could not be fetched."""
+    """Why a key could not be fetched, and of which call: of ``keys``, for ``tenant``, which said besides what ``group``
+    determines. Unknown for what failed without a call."""
 
-    cause: Refused | Unusable | ProxyError
-    tenant: bytes | None = None  # under whose credential
+    cause: CallFailure
+    tenant: bytes | None = None
+    group: bytes | None = None
+    keys: frozenset[bytes] = frozenset()
 
     @property
     def is_verdict(self) -> bool:
-        """Whether the upstream refused the credential, or the model to it."""
-        return isinstance(self.cause, Refused) and self.cause.answer.status in _VERDICTS
+        return isinstance(self.cause, Refused) and self.cause.is_verdict
 
-    def is_for(self, tenant: bytes) -> bool:
-        """Whether a waiter would fare no better by itself. A 4xx may be about the leader: its key, its other items; 429
-        is about everybody with that key."""
-        match self.cause:
-            case Refused(answer, _):
-                return is_out_of_order(answer) and (answer.status != _TOO_MANY_REQUESTS or self.tenant == tenant)
-            case ProxyError():
-                return True
-        return False
+    @property
+    def confirms(self) -> bool:
+        """Whether the upstream took the credential all the same."""
+        return isinstance(self.cause, Unusable) and self.cause.confirms
 
-    def impersonal(self) -> "Failure":
-        """As it is told to those who were not the ones to ask."""
-        match self.cause:
-            case Refused(answer, body):
-                return replace(self, cause=Refused(answer.impersonal(), body))
-        return self
+    def is_for(self, errand: Errand) -> bool:
+        """Whether retrying independently would give this waiter the same failure."""
+        if blame(self.cause) is Blame.EVERYBODY:
+            return self.tenant == errand.tenant or not is_about_credential(self.cause)
+        return self._is_of_call_within(errand)
+
+    def told_to(self, errand: Errand) -> "Failure":
+        """As a waiter gets it that did not make the call."""
+        if self.tenant == errand.tenant and self._is_of_call_within(errand):
+            match self.cause:
+                case Refused(answer):
+                    return replace(self, cause=replace(self.cause, answer=answer.impersonal()))
+            return self
+        return replace(self, cause=without_quotes(self.cause))
+
+    def _is_of_call_within(self, errand: Errand) -> bool:
+        """Whether the call was for nothing but items of ``errand``, and said of them what it says."""
+        return self.group == errand.group and self.keys.issubset(errand.keys)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
-    """What became of an errand: ``entries`` of its keys, unless there is a ``failure``."""
+    """What became of an errand: ``entries`` of its keys, or ``unusable`` JSON texts that stand for embeddings of items
+    asked alone, unless there is a ``failure``."""
 
     entries: dict[bytes, Entry]
     asked: frozenset[bytes]  # the keys that were asked of the upstream for this errand, and billed
     receipts: list[Delivered]
     failure: Failure | None
+    unusable: dict[bytes, bytes] = field(default_factory=dict)
 
     def after(self, first: "Fetched") -> "Fetched":
         """Both as one; what failed last counts."""
@@ -123,6 +148,7 @@ class Fetched:
             asked=first.asked | self.asked,
             receipts=first.receipts + self.receipts,
             failure=self.failure,
+            unusable=first.unusable | self.unusable,
         )
 
     @property
@@ -180,18 +206,24 @@ class Fetcher:
         with errand.span.flight(items=len(claim.flights), joined=len(claim.flights) - len(claim.mine)):
             # This does not cancel the flights when whoever waits here is cancelled.
             await asyncio.wait(claim.flights.values())
-        entries, foreign, failure = {}, [], None
+        entries, unusable, foreign, failure = {}, {}, [], None
         for key, flight in claim.flights.items():
             landed = flight.result()
             if isinstance(landed, Entry):
                 entries[key] = landed
-            elif key in claim.mine:
-                failure = landed
-            elif landed.is_for(errand.tenant):
-                failure = failure or landed.impersonal()
-            else:
+            elif not (key in claim.mine or landed.is_for(errand)):
                 foreign.append(key)
-        fetched = Fetched(entries=entries, asked=frozenset(ledger.asked), receipts=ledger.receipts, failure=failure)
+            elif isinstance(landed.cause, Unusable) and landed.cause.embedding is not None and not errand.is_whole:
+                unusable[key] = landed.cause.embedding
+            else:
+                failure = landed if key in claim.mine else failure or landed.told_to(errand)
+        fetched = Fetched(
+            entries=entries,
+            asked=frozenset(ledger.asked),
+            receipts=ledger.receipts,
+            failure=failure,
+            unusable=unusable,
+        )
         if failure is not None or not foreign:
             return fetched
         # What is left failed for its leaders' reasons. This request leads it itself; but another that was quicker to do
@@ -203,10 +235,16 @@ class Fetcher:
         again = await self.fetch(errand.only(rest), attempt=attempt + 1)
         return again.after(fetched)
 
-    async def replay(self, errand: Errand) -> Answer:
-        """The upstream's answer to the client's own body, to be relayed. Raises `ProxyError`."""
-        answer = await self._batcher.replay(errand.share())
-        self._validations.note(errand.tenant, errand.place, answer.status)
+    async def replay(self, errand: Errand) -> Answer | None:
+        """The upstream's response to the client's own body, to be relayed; None where too much has failed for one more
+        attempt. Raises `ProxyError`."""
+        asked_at_s = self._validations.now()
+        replayed = await self._batcher.replay(errand.share())
+        if replayed is None:
+            return None
+        answer, by_origin = replayed
+        if by_origin:
+            self._judge(errand, answer, asked_at_s)
         return answer
 
     async def drain(self) -> None:
@@ -227,12 +265,13 @@ class Fetcher:
     def _ended(self, fetch: "asyncio.Task[None]") -> None:
         self._fetches.discard(fetch)
         if not fetch.cancelled() and (error := fetch.exception()) is not None:
-            _log.error("a fetch failed in a way nobody thought of", exc_info=error)
+            _log.error("unexpected error in a fetch", exc_info=error)
 
     async def _fly(self, errand: Errand, claim: Claim[_Landed], ledger: _Ledger) -> None:
         """Fetch claimed keys; every exit settles every one of them."""
         try:
-            if not errand.is_shared:
+            # What is keyed as a whole is fetched as a whole, and leases are granted key by key.
+            if not errand.is_shared or errand.asked.is_keyed_whole:
                 await self._ask(errand, claim, ledger)
                 return
             async with self._cache.leasing() as lease:
@@ -275,7 +314,9 @@ class Fetcher:
 
     async def _ask(self, errand: Errand, claim: Claim[_Landed], ledger: _Ledger) -> None:
         """Ask the upstream for keys that are ours, in as few calls as its limits allow."""
-        parts = [errand.part(run) for run in self._batcher.split(errand.origin, errand.asked, errand.items)]
+        parts = [errand]
+        if not errand.asked.is_keyed_whole:
+            parts = [errand.part(run) for run in self._batcher.split(errand.origin, errand.asked, errand.items)]
         async with asyncio.TaskGroup() as tasks:
             for part in parts:
                 tasks.create_task(self._ask_part(part, claim, ledger))
@@ -288,24 +329,52 @@ class Fetcher:
         except ProxyError as error:
             outcome = error
         self._note(part, outcome, asked_at_s)
-        landed: Mapping[bytes, _Landed]
-        if isinstance(outcome, Delivered):
-            ledger.receipts.append(outcome)
-            ledger.asked.update(part.keys)
-            # Into memory first, then to those who wait: whoever finds no flight finds the entry.
-            landed = await self._keep(part, outcome)
-        else:
-            landed = dict.fromkeys(part.keys, Failure(outcome, part.tenant))
-        for key, result in landed.items():
-            claim.settle(key, result)
+        if not isinstance(outcome, Delivered):
+            self._settle_failed(part, part.keys, outcome, claim)
+            return
+        ledger.receipts.append(outcome)
+        good = [key for key, vector in zip(part.keys, outcome.vectors, strict=True) if vector is not None]
+        ledger.asked.update(good)
+        # Into memory first, then to those who wait: whoever finds no flight finds the entry.
+        for key, entry in (await self._keep(part, outcome)).items():
+            claim.settle(key, entry)
+        if outcome.unusable is not None:
+            spoilt = [key for key in part.keys if key not in good]
+            await self._settle_unusable(part, spoilt, outcome.unusable, claim, ledger)
+
+    def _settle_failed(self, part: Errand, keys: list[bytes], cause: CallFailure, claim: Claim[_Landed]) -> None:
+        for key in keys:
+            claim.settle(key, Failure(cause, part.tenant, part.group, frozenset(part.keys)))
+
+    async def _settle_unusable(
+        self, part: Errand, keys: list[bytes], unusable: Unusable, claim: Claim[_Landed], ledger: _Ledger
+    ) -> None:
+        """Settle items whose vectors can't be stored. The response to the client's own body is relayed; of any other,
+        what stands for such an item counts only once it has been asked alone."""
+        if part.is_whole:
+            self._settle_failed(part, keys, unusable, claim)
+            return
+        async with asyncio.TaskGroup() as tasks:
+            for key in keys:
+                tasks.create_task(self._ask_part(part.only([key]), claim, ledger))
 
     def _note(self, part: Errand, outcome: Outcome | ProxyError, asked_at_s: float) -> None:
-        """What the answer says of the credential, whoever still waits for it."""
+        """Record what the response says of the credential, even if the client has disconnected."""
         match outcome:
             case Delivered(by_origin=True):
                 self._validations.confirm(part.tenant, part.place, asked_at_s=asked_at_s)
-            case Refused(answer):
+            case Unusable() if outcome.confirms:
+                self._validations.confirm(part.tenant, part.place, asked_at_s=asked_at_s)
+            case Refused(answer) if outcome.is_verdict:
                 self._validations.note(part.tenant, part.place, answer.status)
+
+    def _judge(self, errand: Errand, answer: Answer, asked_at_s: float) -> None:
+        """The same of a response to the client's own body."""
+        status = status_of(answer)
+        if is_success(status):
+            self._validations.confirm(errand.tenant, errand.place, asked_at_s=asked_at_s)
+        else:
+            self._validations.note(errand.tenant, errand.place, status)
 
     async def _keep(self, part: Errand, delivered: Delivered) -> Mapping[bytes, Entry]:
         now = int(self._clock())
@@ -318,6 +387,7 @@ class Fetcher:
                 stored_at_s=now,
             )
             for key, vector, tokens in zip(part.keys, delivered.vectors, delivered.tokens, strict=True)
+            if vector is not None
         }
         if not part.is_stored:
             return {key: Entry(record) for key, record in records.items()}

@@ -42,6 +42,11 @@ def derive(request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers
         )
     )
     start = blake2b(common, digest_size=KEY_BYTES)
+    if request.kind is Kind.WHOLE:
+        # The whole body is in the parameters, so that an item is its place.
+        return [
+            blake2b(common + index.to_bytes(8), digest_size=KEY_BYTES).digest() for index in range(len(request.items))
+        ]
     keys = []
     for item in request.items:
         state = start.copy()

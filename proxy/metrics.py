@@ -108,6 +108,12 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self.whole_bodies = Counter(
+            "embedding_proxy_whole_body_requests",
+            "Requests that were read and could be keyed as a whole only, not item by item, by what made that so.",
+            ["reason"],
+            registry=registry,
+        )
         self.validations = Counter(
             "embedding_proxy_validations",
             "Questions to an upstream about a credential under which only stored items were asked for: confirmed,"

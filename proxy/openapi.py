@@ -8,7 +8,6 @@ from typing import Any
 
 from proxy import __version__
 from proxy.providers import Form, Provider
-from proxy.wire import MAX_ITEMS
 
 _TEXT = {"type": "string", "minLength": 1}
 _TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -107,9 +106,7 @@ def _request(provider: Provider) -> dict[str, Any]:
 
 def _inputs(provider: Provider) -> list[dict[str, Any]]:
     alone = {Form.TEXT: _TEXT, Form.TOKENS: _TOKENS}
-    lists = {
-        form: {"type": "array", "items": item, "minItems": 1, "maxItems": MAX_ITEMS} for form, item in _ITEMS.items()
-    }
+    lists = {form: {"type": "array", "items": item, "minItems": 1} for form, item in _ITEMS.items()}
     return [schema for form, schema in {**alone, **lists}.items() if form in provider.inputs]
 
 

@@ -8,7 +8,7 @@ from multidict import CIMultiDict
 
 from proxy import headers
 from proxy.errors import InvalidRequest
-from proxy.providers import Limits, Provider
+from proxy.providers import MOST_MERGED, Limits, Provider
 from proxy.routes import Routes, deployment_in
 from proxy.upstream import Upstream
 
@@ -33,6 +33,12 @@ class Origin:
     def limits(self) -> Limits:
         """What fits into a call wherever it ends up."""
         return Limits(*map(min, zip(*(way.origin.provider.limits for way in self.ways), strict=True)))
+
+    @property
+    def merge_limits(self) -> Limits:
+        """What fits into a call for several requests."""
+        limits = self.limits
+        return limits._replace(items=min(limits.items, MOST_MERGED))
 
     def outbound(self, forwarded: CIMultiDict[str]) -> CIMultiDict[str]:
         """A request's fields as this upstream is to see them: with the proxy's key for it, if there is one."""

@@ -34,12 +34,20 @@ _MULTI_VECTOR = ("*colbert*", "*colpali*", "*colqwen*", "*colidefics*", "*colsmo
 _STAND_INS = {"x-litellm-attempted-fallbacks": "[1-9]*"}
 
 
+_NO_LIMIT = 2**63 - 1
+MOST_MERGED = 2048  # items of several requests in one call, where the provider documents no limit
+
+
 class Limits(NamedTuple):
     """What one call may hold; OpenAI's own where a provider documents none."""
 
     items: int = 2048
     tokens: int = 300_000
     bytes: int = 32 * _MIB
+
+    def __str__(self) -> str:
+        items = "any number of items" if self.items >= _NO_LIMIT else f"{self.items:,} items"
+        return f"{items}, {self.tokens:,} tokens, {self.bytes:,} bytes a call"
 
 
 _USUAL = Limits()
@@ -79,7 +87,7 @@ class Provider:
     # Models that make several vectors of an item: base64 of these can't be told from one long vector.
     multi_vector_models: tuple[str, ...] = _MULTI_VECTOR
     references: tuple[str, ...] = ()  # what in a text stands for something that is not in the request
-    takes_null: bool = False  # in fields of class encoding and cross-item null is the same as absent
+    takes_null: bool = False  # in fields of class cross-item, too, null is the same as absent
     # The answer's header fields that say that another model was asked, or about another text; name -> pattern.
     disowned_by: Mapping[str, str] = field(default_factory=lambda: _STAND_INS)
     # Where clients reach the embeddings on this proxy, besides its own path. No path where the server has another API.
@@ -92,6 +100,7 @@ class Provider:
 # For an upstream about which nothing is known: what OpenAI documents, and fields that mean the same wherever they are.
 GENERIC = Provider(
     name="generic",
+    limits=Limits(items=_NO_LIMIT),
     has_deployments=True,
     key=frozenset(
         {

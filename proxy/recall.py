@@ -25,6 +25,7 @@ class Wanted(NamedTuple):
     encoding: Encoding
     keys: list[bytes]  # in input order
     has_id: bool = False  # answers have a field of that name
+    is_keyed_whole: bool = False  # the keys are of the request as a whole
 
 
 class Known(NamedTuple):

@@ -15,41 +15,57 @@ from proxy.vectors import DType, InvalidVector, Vector
 
 _LARGEST_EXACT_INTEGER = 2**53
 _REBUILT = frozenset({"object", "data", "model", "usage", "error"})  # fields of an answer
-_OK, _UNKNOWN_ERROR = 200, 400
+_ITEM_FIELDS = frozenset({"object", "index", "embedding"})  # fields of one item of an answer
+_OK, _UNKNOWN_ERROR, _LOWEST_ERROR = 200, 400, 300
+_NO_EMBEDDING = object()
 _MAX_ERROR = 64 * 1024  # bytes of an error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingAnswer:
-    """A validated upstream answer: ``vectors[i]`` belongs to the i-th item sent."""
+    """A validated upstream answer: ``vectors[i]`` belongs to the i-th item sent.
 
-    vectors: list[Vector]
+    A vector that can't be stored (null, all zero, not finite) is None, and then ``unusable`` says what the first of
+    these was; at least one is there.
+    """
+
+    vectors: list[Vector | None]
     model: str
     usage: dict[str, Any]  # as the upstream wrote it, both integers present
     told: dict[str, Any]  # its other fields
+    unusable: str | None
 
 
 class InvalidAnswer(ValueError):
-    """An upstream answer that must be neither stored nor taken apart. ``reason`` is fit for a metric label."""
+    """An upstream answer that must be neither stored nor taken apart. ``reason`` is fit for a metric label;
+    ``embedding`` is what stands for the embedding, where one item was sent and that alone is wrong."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, embedding: Any = _NO_EMBEDDING) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.embedding = embedding
+
+    @property
+    def embedding_text(self) -> bytes | None:
+        """The embedding's JSON, if it is known and can be written again."""
+        if self.embedding is _NO_EMBEDDING or not _is_writable(self.embedding):
+            return None
+        return orjson.dumps(self.embedding)
 
 
-def error_status(body: bytes) -> int:
-    """The status in a 200 that is an error, as OpenRouter sends; 200 for any other."""
+def error_status(body: bytes, status: int = _OK) -> int:
+    """The status of the error inside a 2xx, as OpenRouter sends; ``status`` where there is none."""
     if len(body) > _MAX_ERROR or b'"error"' not in body:
-        return _OK
+        return status
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return _OK
+        return status
     error = answer.get("error") if type(answer) is dict else None
     if error is None:
-        return _OK
+        return status
     code = error.get("code") if type(error) is dict else None
-    return code if type(code) is int and code != _OK else _UNKNOWN_ERROR
+    return code if type(code) is int and code >= _LOWEST_ERROR else _UNKNOWN_ERROR
 
 
 def is_error(body: bytes) -> bool:
@@ -58,21 +74,32 @@ def is_error(body: bytes) -> bool:
 
 
 def parse_answer(
-    body: bytes, provider: Provider, *, items: int, length: int | None = None, packed: DType | None = None
+    body: bytes,
+    provider: Provider,
+    *,
+    items: int,
+    packed: DType | None = None,
+    only_form: type | None = None,
 ) -> EmbeddingAnswer:
-    """Read a 200 of ``provider``, which was sent ``items`` items; each vector shall have ``length`` numbers, if that is
-    known, of a ``packed`` type, if that was asked for. Raises `InvalidAnswer`."""
+    """Read a 200 or 201 of ``provider``, which was sent ``items`` items; vectors are of a ``packed`` type, if that was
+    asked for, and written in no but the ``only_form``, if there is one. Raises `InvalidAnswer`.
+
+    One length for all vectors, whether or not it is the one that was asked for: LM Studio and llama.cpp ignore
+    ``dimensions``.
+    """
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
         raise InvalidAnswer("not-json") from None
     if type(answer) is not dict or answer.get("error") is not None:
         raise InvalidAnswer("error-in-200")
-    found = _vectors(_in_order(answer.get("data"), items), provider, packed)
-    if len({vector.dimensions for vector in found}) != 1:
+    data = _in_order(answer.get("data"), items)
+    _forbid_further_fields(data)
+    if only_form is not None and any(type(datum.get("embedding")) is not only_form for datum in data):
+        raise InvalidAnswer("encoding")
+    found, unusable = _vectors(data, provider, packed)
+    if len({vector.dimensions for vector in found if vector is not None}) > 1:
         raise InvalidAnswer("mixed-dimensions")
-    if length is not None and found[0].dimensions != length:
-        raise InvalidAnswer("other-dimensions")
     model = answer.get("model")
     told = {name: value for name, value in answer.items() if name not in _REBUILT}
     return EmbeddingAnswer(
@@ -80,7 +107,18 @@ def parse_answer(
         model=model if type(model) is str else "",
         usage=_usage(answer.get("usage")),
         told=told if _is_writable(told) else {},
+        unusable=unusable,
     )
+
+
+def billed_tokens(body: bytes) -> int:
+    """What a 2xx says was billed, as far as it can be read."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return 0
+    tokens: int = _usage(answer.get("usage") if type(answer) is dict else None)["prompt_tokens"]
+    return tokens
 
 
 def _in_order(data: Any, items: int) -> list[dict[str, Any]]:
@@ -103,9 +141,20 @@ def _in_order(data: Any, items: int) -> list[dict[str, Any]]:
     return ordered
 
 
-def _vectors(data: list[dict[str, Any]], provider: Provider, packed: DType | None) -> list[Vector]:
+def _forbid_further_fields(data: list[dict[str, Any]]) -> None:
+    """Sparse weights, tokens of the item and the like would be lost on a hit; null says nothing."""
+    for datum in data:
+        if not datum.keys() <= _ITEM_FIELDS and any(datum[name] is not None for name in datum.keys() - _ITEM_FIELDS):
+            raise InvalidAnswer("further-fields")
+
+
+def _vectors(
+    data: list[dict[str, Any]], provider: Provider, packed: DType | None
+) -> tuple[list[Vector | None], str | None]:
+    """The vectors in order, None for one that can't be stored, and why the first of these can't."""
     encoded = packed or (DType.FLOAT32_SHORTEST if provider.writes_shortest else DType.FLOAT32)
-    found = []
+    found: list[Vector | None] = []
+    unusable = None
     for datum in data:
         embedding = datum.get("embedding")
         try:
@@ -116,10 +165,15 @@ def _vectors(data: list[dict[str, Any]], provider: Provider, packed: DType | Non
             elif type(embedding) is list:
                 found.append(vectors.from_numbers(embedding, packed, as_floats=not provider.packs_base64))
             else:
-                raise InvalidAnswer("no-embedding")
+                unusable = unusable or "no-embedding"
+                found.append(None)
         except InvalidVector:
-            raise InvalidAnswer("vector") from None
-    return found
+            unusable = unusable or "vector"
+            found.append(None)
+    if unusable is not None and not any(found):
+        only = data[0].get("embedding", _NO_EMBEDDING) if len(data) == 1 else _NO_EMBEDDING
+        raise InvalidAnswer(unusable, only)
+    return found, unusable
 
 
 def _usage(given: Any) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from proxy.auth import Place
 from proxy.errors import ProxyError
 from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
-from proxy.traces import NO_SPAN
+from proxy.outcomes import Blame, blame
+from proxy.traces import NO_SPAN, Span
 
 _log = logging.getLogger(__name__)
 
@@ -28,39 +29,58 @@ class _Question(NamedTuple):
 class Sentinels:
     def __init__(self, fetcher: Fetcher) -> None:
         self._fetcher = fetcher
-        self._questions: dict[_Name, _Question] = {}
+        self._questions: dict[_Name, _Question] = {}  # that others may wait for
+        self._under_way: set[asyncio.Task[Fetched]] = set()
 
-    async def ask(self, name: _Name, errand: Errand, *, patience_s: float | None) -> Said | None:
+    async def ask(self, name: _Name, errand: Errand, *, timeout_s: float | None) -> Said | None:
         """Fetch ``errand``, or wait for the same question of another request; None if that takes too long.
 
-        The patience is counted from when the question was asked, so that an upstream that hangs delays the first few
+        The timeout is counted from when the question was asked, so that an upstream that hangs delays the first few
         requests and not each of them.
         """
-        loop = asyncio.get_running_loop()
-        began_s = loop.time()
-        while True:
-            question, is_own, span = self._questions.get(name), False, errand.span
-            if question is None:
-                question, is_own, span = self._begin(name, errand), True, NO_SPAN  # the fetch tells of itself
-            timeout_s = None
-            if patience_s is not None:
-                timeout_s = max(0.0, min(began_s, question.asked_at_s) + patience_s - loop.time())
-            # Neither this request's end nor its patience ends the question: others wait for it, and so will later ones.
-            with span.flight(items=len(errand.keys), joined=len(errand.keys)):
-                await asyncio.wait([question.answer], timeout=timeout_s)
-            if not question.answer.done():
-                return None
-            self._forget(name, question)
-            fetched = self._result(question.answer)
-            failure = fetched.failure
-            if is_own or failure is None or failure.is_verdict or failure.is_for(name[0]):
-                return Said(fetched, is_own)
-            # It was about the other's item: the next to ask is this request, or another that waited.
+        items = len(errand.keys)
+        question, is_own, span = self._questions.get(name), False, errand.span
+        if question is None:
+            question, is_own, span = self._begin(name, errand), True, NO_SPAN  # the fetch tells of itself
+        fetched = await self._answer(name, question, span, items=items, timeout_s=timeout_s)
+        if fetched is None or is_own:
+            return None if fetched is None else Said(fetched, is_own)
+        failure = fetched.failure
+        if failure is None or _is_for(failure, errand, takes_silence=timeout_s is not None):
+            told = failure and failure.told_to(errand)
+            return Said(replace(fetched, failure=told), is_own)
+        # It was about the other request's item. Its own question is not one that others wait for: of many requests with
+        # an item that the upstream refuses, each would wait for all that came before it.
+        question = self._start(errand)
+        fetched = await self._answer(name, question, NO_SPAN, items=items, timeout_s=timeout_s)
+        return None if fetched is None else Said(fetched, is_own=True)
 
-    def _begin(self, name: _Name, errand: Errand) -> _Question:
+    async def _answer(
+        self, name: _Name, question: _Question, span: Span, *, items: int, timeout_s: float | None
+    ) -> Fetched | None:
+        """What the upstream says to a question; None if that takes too long.
+
+        Neither this request's end nor its timeout ends the question: others wait for it, and so will later ones.
+        """
+        left_s = None
+        if timeout_s is not None:
+            left_s = max(0.0, question.asked_at_s + timeout_s - asyncio.get_running_loop().time())
+        with span.flight(items=items, joined=items):
+            await asyncio.wait([question.answer], timeout=left_s)
+        if not question.answer.done():
+            return None
+        self._forget(name, question)
+        return self._result(question.answer)
+
+    def _start(self, errand: Errand) -> _Question:
         loop = asyncio.get_running_loop()
         question = _Question(loop.create_task(self._fetcher.fetch(errand)), loop.time())
-        self._questions[name] = question
+        self._under_way.add(question.answer)
+        question.answer.add_done_callback(self._under_way.discard)
+        return question
+
+    def _begin(self, name: _Name, errand: Errand) -> _Question:
+        question = self._questions[name] = self._start(errand)
         question.answer.add_done_callback(lambda _: self._forget(name, question))
         return question
 
@@ -72,8 +92,16 @@ class Sentinels:
         if answer.cancelled():
             error = ProxyError("The question was abandoned.")
         elif (raised := answer.exception()) is not None:
-            _log.error("a question to the upstream failed in a way nobody thought of", exc_info=raised)
-            error = ProxyError("The proxy failed; its log says how.")
+            _log.error("unexpected error in a question to the upstream", exc_info=raised)
+            error = ProxyError("Internal error; see the proxy log.")
         else:
             return answer.result()
         return replace(NOTHING, failure=Failure(error))
+
+
+def _is_for(failure: Failure, errand: Errand, *, takes_silence: bool) -> bool:
+    """Whether what became of another request's question answers this one's, ``errand``; ``takes_silence``: so does an
+    upstream that is out of order."""
+    if failure.is_verdict or failure.is_for(errand):
+        return True
+    return takes_silence and blame(failure.cause) is Blame.UNKNOWN

@@ -33,7 +33,14 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from proxy.breaker import Breaker, State
-from proxy.errors import ProxyError, UpstreamDown, UpstreamTimeout, UpstreamUnreachable
+from proxy.errors import (
+    ProxyError,
+    UpstreamBroke,
+    UpstreamDown,
+    UpstreamStalled,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from proxy.headers import reason_phrase
 from proxy.metrics import Metrics
 from proxy.reply import InvalidAnswer
@@ -297,8 +304,9 @@ async def _read(response: ClientResponse) -> bytes:
 def _mapped(error: Exception) -> ProxyError:
     if isinstance(error.__cause__, ProxyError):
         return error.__cause__  # the request's own body failed, which is no fault of the upstream
+    is_connected = not isinstance(error, (ClientConnectorError, ConnectionTimeoutError))
     if isinstance(error, TimeoutError):
-        return UpstreamTimeout("The upstream did not answer in time.")
+        return (UpstreamStalled if is_connected else UpstreamTimeout)("The upstream did not answer in time.")
     # The exception's own text would name the upstream's address to the client.
     why = next((words for kind, words in _WHY if isinstance(error, kind)), "the connection broke")
-    return UpstreamUnreachable(f"The upstream could not be reached: {why}.")
+    return (UpstreamBroke if is_connected else UpstreamUnreachable)(f"The upstream could not be reached: {why}.")

@@ -19,8 +19,6 @@ from proxy.vectors import DType
 _LARGEST_EXACT_INTEGER = 2**53
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _ESCAPED_COLON = re.compile(rb"\\u003[aA]")
-# No provider takes more; and a short body that repeats a cached item would make an answer of any size.
-MAX_ITEMS = 2048
 _MAX_NAME = 256  # of a model that is remembered
 _MAX_DEPTH = 32  # of the JSON; what writes it again has limits of its own
 # The integer types a request can name. `binary` packs eight dimensions into each number.
@@ -30,7 +28,15 @@ _PACKED = {
     "uint8": DType.UINT8_PACKED,
     "ubinary": DType.UINT8_PACKED,
 }
-_BITS = frozenset({"binary", "ubinary"})
+# What keeps a request from being keyed item by item, but not as a whole.
+_CERTAIN_AS_A_WHOLE = frozenset({"cross-item", "empty-item", "input-form", "list-parameter", "model", "unknown-field"})
+# Of these, what leaves no doubt that a text is a text.
+_TEXTS_ARE_TEXTS = frozenset({"cross-item", "empty-item", "model"})
+# What begins so may be the address of an image or a document, which can change.
+_ADDRESS = re.compile(r"\s*([a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
+# LiteLLM's `cache` and `caching`, and whatever else asks an upstream's own cache for something
+# (https://docs.litellm.ai/docs/proxy/caching).
+_UPSTREAM_CACHE = re.compile(r"(^|[_-])cach(e|ing)([_-]|$)", re.IGNORECASE)
 
 
 class Bypass(Exception):
@@ -57,28 +63,35 @@ class Kind(Enum):
     TEXT = b"t"
     TOKENS = b"i"
     OBJECT = b"o"
+    WHOLE = b"w"  # the items mean nothing alone: the whole body is in the key of each
 
 
 class EmbeddingRequest(NamedTuple):  # a frozen dataclass takes three times as long to make
-    """A request whose meaning is certain. ``items`` are in input order: str, list[int] or dict, by ``kind``."""
+    """A request that can be cached. ``items`` are in input order: str, list[int] or dict, by ``kind``; of a request
+    that is keyed as a whole they are whatever came, and ``doubt`` says what keeps it from being keyed item by item.
+    """
 
     model: str | None  # None: absent, where the provider allows that
     kind: Kind
     items: list[Any]
     encoding: Encoding
     packed: DType | None  # the integer type that was asked for by name
-    is_bits: bool  # eight dimensions in each number
     parameters: dict[str, Any]  # the fields that change the vector, as given: null is not absent
     fields: dict[str, Any]  # the whole body
     body: bytes  # the same, as it came
+    doubt: "Bypass | None" = None
 
     @property
-    def length(self) -> int | None:
-        """How many numbers each vector must have, if the request says so."""
-        given = self.parameters.get("dimensions", self.parameters.get("output_dimension"))
-        if type(given) is not int:
+    def is_keyed_whole(self) -> bool:
+        return self.kind is Kind.WHOLE
+
+    @property
+    def only_form(self) -> type | None:
+        """What an embedding must be in the response's JSON. An unknown field may choose how vectors are written, so
+        that base64 is not of float32 (vLLM's `embed_dtype`); then none is written in another form than it came in."""
+        if self.doubt is None or self.doubt.reason != "unknown-field":
             return None
-        return given // 8 if self.is_bits else given
+        return str if self.encoding is Encoding.BASE64 else list
 
 
 def read_object(body: bytes) -> dict[str, Any]:
@@ -122,14 +135,26 @@ def reads_alike(body: bytes, here: Provider, there: Provider, *, model: str | No
         first, second = parse_request(body, fields, here), parse_request(body, renamed, there)
     except Bypass:
         return False
+    if first.is_keyed_whole or second.is_keyed_whole:
+        return False  # nobody knows what it means at either
     return first._replace(model=second.model, fields=renamed) == second
 
 
 def parse_request(body: bytes, fields: dict[str, Any], provider: Provider) -> EmbeddingRequest:
     """Understand a request to ``provider``; ``fields`` is `read_object` of ``body``.
 
-    Raises `Bypass` where the meaning is not certain.
+    What is uncertain for an item may be certain for the body, and then the request is keyed as a whole. Raises `Bypass`
+    where not even that can be said.
     """
+    try:
+        return _item_by_item(body, fields, provider)
+    except Bypass as doubt:
+        if doubt.reason not in _CERTAIN_AS_A_WHOLE:
+            raise
+        return _whole(body, fields, provider, doubt)
+
+
+def _item_by_item(body: bytes, fields: dict[str, Any], provider: Provider) -> EmbeddingRequest:
     model = fields.get("model")
     if type(model) is not str and (provider.needs_model or "model" in fields):
         raise Bypass("model")
@@ -137,13 +162,9 @@ def parse_request(body: bytes, fields: dict[str, Any], provider: Provider) -> Em
     _forbid_duplicate_keys(body, fields, kind, items)
     _forbid_two_names(fields, provider)
     written, parameters = _parameters(fields, provider)
-    if written.packed is not None and written.encoding is Encoding.BASE64 and not provider.packs_base64:
-        raise Bypass("encoding")
     if "modality" in parameters:
         _forbid_remote(parameters["modality"], items)
-    for mark in provider.references:
-        if kind is Kind.TEXT and any(mark in item for item in items):
-            raise Bypass("remote-media")
+    _forbid_references(kind, items, provider)
     if type(model) is str:
         if len(items) > 1 and is_fused(model, provider):
             raise Bypass("cross-item")
@@ -155,19 +176,76 @@ def parse_request(body: bytes, fields: dict[str, Any], provider: Provider) -> Em
         items=items,
         encoding=written.encoding,
         packed=written.packed,
-        is_bits=written.is_bits,
         parameters=parameters,
         fields=fields,
         body=body,
     )
 
 
+def _whole(body: bytes, fields: dict[str, Any], provider: Provider, doubt: Bypass) -> EmbeddingRequest:
+    """A request of which only the same body is known to mean the same.
+
+    Raises `Bypass` where even the same body may not: it refers to something outside it, or wants no cache; or where the
+    response could not be read.
+    """
+    _forbid_duplicate_keys(body, fields, Kind.WHOLE, [])
+    _forbid_two_names(fields, provider)
+    _forbid_stale(fields, provider, doubt)
+    written, parameters = _written(fields, provider), {}
+    for name, value in fields.items():
+        if name == "model" or name in provider.encoding or _is_neutral(name, value, provider):
+            continue
+        if not _is_exact(value):
+            raise Bypass("inexact-number", name)
+        parameters[name] = value
+    if doubt.reason == "unknown-field":
+        parameters[""] = written.encoding.value  # see `only_form`
+    if written.packed is not None:
+        parameters |= {name: fields[name] for name in provider.encoding if name in fields}
+    model = model_of(fields)
+    if model is not None and is_one_of(model, provider.multi_vector_models):
+        raise Bypass("multi-vector")
+    given = fields.get("input")
+    return EmbeddingRequest(
+        model=model,
+        kind=Kind.WHOLE,
+        items=list(given) if type(given) is list and count_of(fields) > 1 else [given],
+        encoding=written.encoding,
+        packed=written.packed,
+        parameters=parameters,
+        fields=fields,
+        body=body,
+        doubt=doubt,
+    )
+
+
+def _forbid_stale(fields: dict[str, Any], provider: Provider, doubt: Bypass) -> None:
+    """Raises `Bypass` for what may be another thing when it is asked again, or is to be computed again."""
+    for name, value in fields.items():
+        if name not in provider.neutral and value is not None:
+            is_text = name == "input" and doubt.reason in _TEXTS_ARE_TEXTS
+            _forbid_stale_value(name, value, provider.references, is_text=is_text)
+
+
+def _forbid_stale_value(name: str, value: Any, references: tuple[str, ...], *, is_text: bool = False) -> None:
+    """``is_text``: a text in ``value`` is that, and no address of something."""
+    if _UPSTREAM_CACHE.search(name):
+        raise Bypass("upstream-cache", name)
+    if type(value) is str:
+        if (not is_text and _ADDRESS.match(value)) or any(mark in value for mark in references):
+            raise Bypass("remote-media", name)
+    elif type(value) is dict:
+        for inner_name, inner in value.items():
+            _forbid_stale_value(inner_name, inner, references)
+    elif type(value) is list:
+        for inner in value:
+            _forbid_stale_value(name, inner, references, is_text=is_text)
+
+
 def _items(given: Any, accepted: frozenset[Form]) -> tuple[Kind, list[Any]]:
     form, items = _form(given)
     if form not in accepted:
         raise Bypass("input-form")
-    if len(items) > MAX_ITEMS:
-        raise Bypass("too-many-items")
     if form is Form.TEXT or form is Form.TEXTS:
         if "" in items:
             raise Bypass("empty-item")
@@ -202,6 +280,12 @@ def _require_tokens(tokens: list[Any]) -> None:
         raise Bypass("input-form")
     if min(tokens) < 0 or max(tokens) > _LARGEST_EXACT_INTEGER:
         raise Bypass("token-range")
+
+
+def _forbid_references(kind: Kind, items: list[Any], provider: Provider) -> None:
+    for mark in provider.references:
+        if kind is Kind.TEXT and any(mark in item for item in items):
+            raise Bypass("remote-media")
 
 
 def _require_content(item: dict[str, Any]) -> None:
@@ -261,11 +345,10 @@ def _require_data_url(url: str) -> None:
 
 
 class _Written(NamedTuple):
-    """How vectors shall be written."""
+    """How vectors are to be written."""
 
     encoding: Encoding = Encoding.FLOAT
     packed: DType | None = None
-    is_bits: bool = False
 
 
 _PLAIN = _Written()
@@ -274,27 +357,53 @@ _PLAIN = _Written()
 def _forbid_two_names(fields: dict[str, Any], provider: Provider) -> None:
     """Which of two names of one field counts is the provider's secret."""
     if len(provider.encoding) > 1:
-        chosen = [values for name, values in provider.encoding.items() if name in fields]
+        chosen = [values for name, values in provider.encoding.items() if fields.get(name) is not None]
         if len(chosen) > len(set(chosen)):
             raise Bypass("duplicate-key")
 
 
+def _written(fields: dict[str, Any], provider: Provider) -> _Written:
+    """What the fields of class encoding ask for; null is absent."""
+    written = _PLAIN
+    for name, accepted in provider.encoding.items():
+        value = fields.get(name)
+        if value is None:
+            continue
+        if type(value) is not str or value not in accepted:
+            raise Bypass("encoding", name)
+        if value == "base64":
+            written = written._replace(encoding=Encoding.BASE64)
+        elif value != "float":
+            written = written._replace(packed=_PACKED[value])
+    for name, value in provider.fixed.items():
+        if fields.get(name) not in (None, value):
+            raise Bypass("encoding", name)
+    if written.packed is not None and written.encoding is Encoding.BASE64 and not provider.packs_base64:
+        raise Bypass("encoding")
+    return written
+
+
+def _is_neutral(name: str, value: Any, provider: Provider) -> bool:
+    """Whether a field changes nothing about a vector. ``stream`` is the one that OpenAI's other routes have; here an
+    SDK may send its default."""
+    if name == "stream":
+        if value:
+            raise Bypass("stream", name)
+        return value is None or value is False
+    return name in provider.neutral or (name in provider.fixed and value in (None, provider.fixed[name]))
+
+
 def _parameters(fields: dict[str, Any], provider: Provider) -> tuple[_Written, dict[str, Any]]:
     """What the request says besides model and input: how to write the vectors, and what changes them."""
-    written = _PLAIN
+    written = (
+        _PLAIN if provider.encoding.keys().isdisjoint(fields) and not provider.fixed else _written(fields, provider)
+    )
     parameters = {}
     for name, value in fields.items():
-        if name in {"model", "input"} or name in provider.neutral:
+        if name in {"model", "input"} or _is_neutral(name, value, provider):
             continue
         if name in provider.encoding:
-            if value is None and provider.takes_null:
-                continue
-            if type(value) is not str or value not in provider.encoding[name]:
-                raise Bypass("encoding", name)
-            if value == "base64":
-                written = written._replace(encoding=Encoding.BASE64)
-            elif value != "float":
-                written = written._replace(packed=_PACKED[value], is_bits=value in _BITS)
+            if written.packed is not None and value in _PACKED:
                 parameters[name] = value
         elif name in provider.key:
             _require_whole(name, value)
@@ -313,14 +422,11 @@ def _require_whole(name: str, value: Any) -> None:
 
 
 def _require_harmless(name: str, value: Any, provider: Provider) -> None:
-    for few, reason in ((provider.cross_item, "cross-item"), (provider.fixed, "encoding")):
-        if name in few:
-            if type(value) is type(few[name]) and value == few[name]:
-                return
-            if value is None and provider.takes_null:
-                return
-            raise Bypass(reason, name)
-    raise Bypass("unknown-field", name)
+    if name not in provider.cross_item:
+        raise Bypass("unknown-field", name)
+    harmless = provider.cross_item[name]
+    if not (type(value) is type(harmless) and value == harmless) and not (value is None and provider.takes_null):
+        raise Bypass("cross-item", name)
 
 
 def is_fused(model: str | None, provider: Provider) -> bool:
@@ -353,7 +459,7 @@ def _forbid_duplicate_keys(body: bytes, fields: dict[str, Any], kind: Kind, item
     accounted = len(fields)
     for name, value in fields.items():
         accounted += name.count(":")
-        if name != "input":
+        if name != "input" or kind is Kind.WHOLE:
             accounted += _colons(value)
     if kind is Kind.TEXT:
         for text in items:

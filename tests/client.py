@@ -29,6 +29,10 @@ class Answer:
         return parsed
 
     @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    @property
     def cache(self) -> str:
         return self.headers["X-Cache"]
 

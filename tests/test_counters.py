@@ -40,7 +40,7 @@ def make_request(rng: random.Random) -> dict[str, Any]:
     if rng.random() < 0.3:
         body["encoding_format"] = "base64"
     if rng.random() < 0.05:
-        body["unheard_of"] = 1
+        body["stream"] = True
     return body
 
 
@@ -62,10 +62,10 @@ async def test_counters_agree_with_what_was_seen(start_proxy: StartProxy, upstre
     def reply(call: Call) -> web.Response:
         asked = call.json
         if asked["model"] == REFUSED:
-            seen.calls["404"] += "unheard_of" not in asked
+            seen.calls["404"] += "stream" not in asked
             return web.json_response({"error": {"message": "no such model"}}, status=404)
         answer = upstream.answer_to(asked)
-        if "unheard_of" not in asked:
+        if "stream" not in asked:
             seen.calls["200"] += 1
             seen.sent[asked["model"]] += len(call.items)
             seen.billed[asked["model"]] += answer["usage"]["prompt_tokens"]

@@ -337,7 +337,7 @@ class WatchedFetcher(Fetcher):
             self._machine.apart |= set(errand.items)
         return await super().fetch(errand, attempt=attempt)
 
-    async def replay(self, errand: Errand) -> Answer:
+    async def replay(self, errand: Errand) -> Answer | None:
         self._machine.apart |= set(errand.asked.items)
         return await super().replay(errand)
 

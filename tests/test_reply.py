@@ -23,24 +23,24 @@ def data(*members: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_vectors_go_by_index_not_by_position() -> None:
     body = answer(data=data({"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}))
-    parsed = reply.parse_answer(body, GENERIC, items=2, length=None)
-    assert [vector.array().tolist() for vector in parsed.vectors] == [[1.0], [2.0]]
+    parsed = reply.parse_answer(body, GENERIC, items=2)
+    assert [vector and vector.array().tolist() for vector in parsed.vectors] == [[1.0], [2.0]]
 
 
 def test_without_any_index_position_will_do() -> None:
     body = answer(data=[{"embedding": [1.0]}, {"embedding": [2.0]}])
-    parsed = reply.parse_answer(body, GENERIC, items=2, length=None)
-    assert [vector.array().tolist() for vector in parsed.vectors] == [[1.0], [2.0]]
+    parsed = reply.parse_answer(body, GENERIC, items=2)
+    assert [vector and vector.array().tolist() for vector in parsed.vectors] == [[1.0], [2.0]]
 
 
 def test_a_bare_data_array_is_enough() -> None:
-    parsed = reply.parse_answer(orjson.dumps({"data": [DATUM]}), GENERIC, items=1, length=2)
+    parsed = reply.parse_answer(orjson.dumps({"data": [DATUM]}), GENERIC, items=1)
     assert parsed.model == ""
     assert parsed.usage == {"prompt_tokens": 0, "total_tokens": 0}
 
 
 def test_an_error_that_is_null_is_none() -> None:
-    assert reply.parse_answer(answer(error=None), GENERIC, items=1, length=None).model == "m"
+    assert reply.parse_answer(answer(error=None), GENERIC, items=1).model == "m"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_an_error_that_is_null_is_none() -> None:
     ],
 )
 def test_usage_always_has_both_integers(usage: Any, expected: dict[str, Any]) -> None:
-    assert reply.parse_answer(answer(usage=usage), GENERIC, items=1, length=None).usage == expected
+    assert reply.parse_answer(answer(usage=usage), GENERIC, items=1).usage == expected
 
 
 @pytest.mark.parametrize(
@@ -84,23 +84,40 @@ def test_usage_always_has_both_integers(usage: Any, expected: dict[str, Any]) ->
         ("indices", answer(data=data({"index": "0"}, {"index": "1"}))),
         ("indices", answer(data=data({"index": False}, {"index": True}))),
         ("indices", answer(data=data({"index": 0.0}, {"index": 1.0}))),
-        ("no-embedding", answer(data=data({"index": 0}, {"index": 1, "embedding": None}))),
-        ("vector", answer(data=data({"index": 0}, {"index": 1, "embedding": [0.0, 0.0]}))),
-        ("vector", answer(data=data({"index": 0}, {"index": 1, "embedding": [[1.0], [2.0]]}))),
-        ("vector", answer(data=data({"index": 0}, {"index": 1, "embedding": "%"}))),
         ("mixed-dimensions", answer(data=data({"index": 0}, {"index": 1, "embedding": [1.0]}))),
-        (
-            "other-dimensions",
-            answer(data=data({"index": 0, "embedding": [1.0] * 3}, {"index": 1, "embedding": [1.0] * 3})),
-        ),
+        ("no-embedding", answer(data=data({"index": 0, "embedding": None}, {"index": 1, "embedding": None}))),
+        ("vector", answer(data=data({"index": 0, "embedding": [0.0]}, {"index": 1, "embedding": "%"}))),
+        ("further-fields", answer(data=data({"index": 0, "sparse": {"7": 0.5}}, {"index": 1}))),
         ("not-json", answer().replace(b"0.5", b"NaN")),
         ("not-json", answer().replace(b"0.5", b"1e999")),
     ],
 )
 def test_what_does_not_check_out_is_refused(reason: str, body: bytes) -> None:
     with pytest.raises(InvalidAnswer) as invalid:
-        reply.parse_answer(body, GENERIC, items=2, length=2)
+        reply.parse_answer(body, GENERIC, items=2)
     assert invalid.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "embedding"),
+    [("no-embedding", None), ("no-embedding", 1), ("vector", [0.0, 0.0]), ("vector", [[1.0], [2.0]]), ("vector", "%")],
+)
+def test_what_can_not_be_stored_does_not_spoil_the_others(reason: str, embedding: Any) -> None:
+    body = answer(data=data({"index": 0}, {"index": 1, "embedding": embedding}))
+    parsed = reply.parse_answer(body, GENERIC, items=2)
+    assert [vector and vector.array().tolist() for vector in parsed.vectors] == [[0.5, 1.0], None]
+    assert parsed.unusable == reason
+
+
+@pytest.mark.parametrize("embedding", [None, [0.0, 0.0], "%", {}])
+def test_what_stands_for_the_only_embedding_is_kept(embedding: Any) -> None:
+    with pytest.raises(InvalidAnswer) as invalid:
+        reply.parse_answer(answer(data=data({"embedding": embedding})), GENERIC, items=1)
+    assert invalid.value.embedding_text == orjson.dumps(embedding)
+
+
+def test_a_further_field_that_is_null_is_none() -> None:
+    assert reply.parse_answer(answer(data=data({"weights": None})), GENERIC, items=1).unusable is None
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=50), st.text(), st.integers(0, 2**40))

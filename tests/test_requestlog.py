@@ -100,7 +100,7 @@ async def test_every_request_has_one_line_and_an_id(start_proxy: StartProxy, ups
         await client.embed(["a", "b"]),
         await client.embed(["a", "b", "c"], headers={"X_Request_Id": "mine"}),
         await client.embed(["c"], headers={"traceparent": f"00-{'12' * 16}-{'34' * 8}-01"}),
-        await client.embed(["c"], odd=1),
+        await client.embed(["c"], stream=True),
         await client.post(b"{"),
     ]
     upstream.reply = error_reply(429, b"{}", x_request_id="the-upstreams")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import wire
+from proxy import keys, wire
 from proxy.providers import GENERIC, PROVIDERS, Form, Provider
 from proxy.wire import Bypass, EmbeddingRequest, Encoding, Kind
 
@@ -54,29 +54,10 @@ def test_the_encodings(field: str, encoding: Encoding) -> None:
 def test_key_fields_are_parameters_and_neutral_ones_are_not() -> None:
     request = parse('{"model":"m","input":"x","user":"u","dimensions":256,"input_type":null}')
     assert request.parameters == {"dimensions": 256, "input_type": None}
-    assert request.length == 256
 
 
-@pytest.mark.parametrize(("kind", "length"), [("int8", 256), ("binary", 32)])
-def test_the_length_of_packed_vectors_whatever_the_other_fields_are(kind: str, length: int) -> None:
-    body = orjson.dumps(
-        {"model": "m", "input": "x", "output_dimension": 256, "input_type": {"binary": []}, "output_dtype": kind}
-    )
-    assert wire.parse_request(body, orjson.loads(body), PROVIDERS["voyage"]).length == length
-
-
-def test_a_field_other_than_the_type_of_a_vector_does_not_make_it_bits() -> None:
-    body = orjson.dumps(
-        {"model": "m", "input": "x", "output_dimension": 256, "input_type": "binary", "output_dtype": "int8"}
-    )
-    assert wire.parse_request(body, orjson.loads(body), PROVIDERS["voyage"]).length == 256
-
-
-BYPASSES = [
-    ("not-json", "", b'{"model":', b'{"model":"m","input":"\\ud800"}', b'{"model":"m","input":"\xff"}'),
-    ("not-json", b'{"model":"m","input":"x","dimensions":NaN}', b'\xef\xbb\xbf{"model":"m","input":"x"}'),
-    ("not-json", b'{"model":"m","input":"x"} {}', '{"model":"m","input":"x"}'.encode("utf-16")),
-    ("not-an-object", b"[]", b'"x"', b"null", b"1"),
+# What is uncertain for an item is certain for a body.
+WHOLES = [
     ("model", b'{"input":"x"}', b'{"model":null,"input":"x"}', b'{"model":["m"],"input":"x"}'),
     ("input-form", b'{"model":"m"}', b'{"model":"m","input":null}', b'{"model":"m","input":[]}'),
     ("input-form", b'{"model":"m","input":{"content":"x"}}', b'{"model":"m","input":["a",[1]]}'),
@@ -84,36 +65,72 @@ BYPASSES = [
     ("input-form", b'{"model":"m","input":[[1,true]]}', b'{"model":"m","input":[[1],["a"]]}'),
     ("input-form", b'{"model":"m","input":[{"content":[]}]}', b'{"model":"m","input":[{"content":"x"}]}'),
     ("input-form", b'{"model":"m","input":[{"content":[{"type":"text"}]}]}', b'{"model":"m","input":[{"video":"x"}]}'),
-    ("input-form", b'{"model":"m","input":[{"content":[{"type":"text","text":"x","cache":1}]}]}'),
     ("input-form", b'{"model":"m","input":[{"content":[{"type":"text","text":"x"}],"late":true}]}'),
+    ("input-form", b'{"model":"m","input":[{"content":[{"type":"image_url","image_url":{"url":"data:,","d":1}}]}]}'),
     ("empty-item", b'{"model":"m","input":""}', b'{"model":"m","input":["a",""]}', b'{"model":"m","input":[[1],[]]}'),
+    ("empty-item", b'{"model":"m","input":["https://e/x.png",""]}'),
+    ("unknown-field", b'{"model":"m","input":"x","foo":1}', b'{"model":"m","input":"x","late_chunking":true}'),
+    ("unknown-field", b'{"model":"m","messages":[{"role":"user","content":"x"}],"input":"x"}'),
+    ("unknown-field", b'{"model":"m","input":"x","embedding_type":["float"]}', b'{"model":"m","input":"x","foo":null}'),
+    ("unknown-field", b'{"model":"m","input":"x","return_multivector":true}'),
+    ("unknown-field", b'{"model":"m","input":"x","drop_params":true}', b'{"model":"m","input":"x","timeout":600}'),
+    ("unknown-field", b'{"model":"m","input":"x","extra_body":{}}', b'{"model":"m","input":"x","keep_alive":"5m"}'),
+    ("unknown-field", b'{"model":"m","input":"x","metadata":{"a":["b"]}}'),
+    ("list-parameter", b'{"model":"m","input":"x","modality":["text","image"]}'),
+]
+
+
+@pytest.mark.parametrize(
+    ("reason", "body"),
+    [(reason, body) for reason, *bodies in WHOLES for body in bodies],
+    ids=lambda value: repr(value)[:60],
+)
+def test_what_is_not_certain_for_an_item_is_keyed_as_a_whole(reason: str, body: bytes) -> None:
+    request = parse(body)
+    assert (request.kind, len(request.items)) == (Kind.WHOLE, wire.count_of(request.fields))
+    assert request.doubt is not None
+    assert request.doubt.reason == reason
+
+
+BYPASSES = [
+    ("not-json", "", b'{"model":', b'{"model":"m","input":"\\ud800"}', b'{"model":"m","input":"\xff"}'),
+    ("not-json", b'{"model":"m","input":"x","dimensions":NaN}', b'\xef\xbb\xbf{"model":"m","input":"x"}'),
+    ("not-json", b'{"model":"m","input":"x"} {}', '{"model":"m","input":"x"}'.encode("utf-16")),
+    ("not-an-object", b"[]", b'"x"', b"null", b"1"),
     ("token-range", b'{"model":"m","input":[-1]}', b'{"model":"m","input":[9007199254740993]}'),
     (
         "remote-media",
         b'{"model":"m","input":[{"content":[{"type":"image_url","image_url":{"url":"https://e/x.png"}}]}]}',
+        b'{"model":"m","input":[{"pdf":"s3://bucket/x.pdf"}]}',
+        b'{"model":"m","input":"gs://bucket/x.png","foo":"image"}',
+        b'{"model":"m","input":["x","//e/x.png"],"modality":["text","image"]}',
+        b'{"model":"m","input":"x","image":{"url":" HTTPS://e/x.png"}}',
     ),
     (
         "encoding",
-        b'{"model":"m","input":"x","encoding_format":null}',
         b'{"model":"m","input":"x","encoding_format":"int4"}',
+        b'{"model":"m","input":"x","encoding_format":1}',
     ),
-    ("unknown-field", b'{"model":"m","input":"x","foo":1}', b'{"model":"m","input":"x","late_chunking":true}'),
     (
-        "unknown-field",
-        b'{"model":"m","input":"x","messages":[]}',
-        b'{"model":"m","input":"x","embedding_type":["float"]}',
+        "encoding",
+        b'{"model":"m","input":"x","encoding_format":["float"]}',
+        b'{"model":"m","input":"","encoding_format":"hex"}',
     ),
-    ("unknown-field", b'{"model":"m","input":"x","return_multivector":true}'),
+    ("stream", b'{"model":"m","input":"x","stream":true}', b'{"model":"m","input":"x","stream":1}'),
+    (
+        "upstream-cache",
+        b'{"model":"m","input":"x","cache":{"no-cache":true}}',
+        b'{"model":"m","input":"x","caching":false}',
+        b'{"model":"m","input":"x","no_cache":1}',
+        b'{"model":"m","input":[{"content":[{"type":"text","text":"x","cache":1}]}]}',
+    ),
     ("too-deep", b'{"model":"m","input":"x","user":' + b"[" * 300 + b"]" * 300 + b"}"),
     ("too-deep", b'{"model":"m","input":"x","provider":' + b'{"a":' * 900 + b"1" + b"}" * 900 + b"}"),
-    ("too-many-items", orjson.dumps({"model": "m", "input": ["a"] * 2049})),
-    ("input-form", b'{"model":"m","input":[{"content":[{"type":"image_url","image_url":{"url":"data:,","d":1}}]}]}'),
-    ("list-parameter", b'{"model":"m","input":"x","modality":["text","image"]}'),
     ("inexact-number", b'{"model":"m","input":"x","dimensions":18446744073709551616}'),
-    ("inexact-number", b'{"model":"m","input":"x","provider":{"a":[1e300]}}'),
+    ("inexact-number", b'{"model":"m","input":"x","provider":{"a":[1e300]}}', b'{"model":"m","input":"x","foo":1e300}'),
     ("duplicate-key", b'{"model":"a","model":"b","input":"x"}', b'{"model":"m","input":"x","input":"x"}'),
-    ("duplicate-key", b'{"model":"m","input":"x","provider":{"a":1,"a":1}}'),
-    ("duplicate-key", b'{"model":"a","\\u006dodel":"b","input":"x"}'),
+    ("duplicate-key", b'{"model":"m","input":"x","provider":{"a":1,"a":1}}', b'{"input":"x","foo":{"a":1,"a":1}}'),
+    ("duplicate-key", b'{"model":"a","\\u006dodel":"b","input":"x"}', b'{"model":"m","input":{"a":1,"a":2}}'),
     ("duplicate-key", b'{"model":"a","model":"b","input":"\\u003a"}', b'{"model":"a","model":"b","input":"\\u003A:"}'),
     ("duplicate-key", b'{"model":"m","input":[{"content":[{"type":"text","text":"x","text":"y"}]}]}'),
     ("duplicate-key", b'{"user":"b:","user":"c","model":"m","input":"x"}'),
@@ -129,6 +146,41 @@ def test_what_is_not_certain_is_bypassed(reason: str, body: bytes) -> None:
     with pytest.raises(Bypass) as bypass:
         parse(body)
     assert bypass.value.reason == reason
+
+
+def test_null_in_a_field_of_encoding_is_absent_whatever_the_row() -> None:
+    for row in (GENERIC, PROVIDERS["openai"], PROVIDERS["voyage"], PROVIDERS["vllm"]):
+        request = parse(
+            '{"model":"m","input":"x","encoding_format":null,"embed_dtype":null}'
+            if row.fixed
+            else '{"model":"m","input":"x","encoding_format":null}',
+            row,
+        )
+        assert (request.kind, request.encoding, request.parameters) == (Kind.TEXT, Encoding.FLOAT, {})
+
+
+@pytest.mark.parametrize("value", ["false", "null"])
+def test_the_default_of_stream_changes_nothing(value: str) -> None:
+    assert parse(f'{{"model":"m","input":"x","stream":{value}}}').parameters == {}
+
+
+def test_a_list_of_any_length_is_cached() -> None:
+    assert len(parse(orjson.dumps({"model": "m", "input": ["a"] * 3000})).items) == 3000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"foo": 2}, {"input": ["b", "a"]}, {"input": ["a"]}, {"encoding_format": "base64"}, {"model": "n"}, {"bar": None}],
+)
+def test_a_whole_shares_no_key_with_another(change: dict[str, Any]) -> None:
+    def keys_of(fields: dict[str, Any]) -> list[bytes]:
+        return keys.derive(parse(orjson.dumps(fields)), url="u", scope=[], vector_headers=[])
+
+    body = {"model": "m", "input": ["a", "b"], "foo": 1}
+    assert keys_of(body) == keys_of(dict(reversed(body.items())) | {"user": "u"})
+    assert len(set(keys_of(body))) == 2
+    assert not set(keys_of(body)) & set(keys_of(body | change))
+    assert not set(keys_of(body)) & set(keys_of({"model": "m", "input": ["a", "b"]}))
 
 
 @pytest.mark.parametrize(
@@ -186,8 +238,9 @@ def test_a_reduced_body_does_not_go_by_the_id_of_the_whole_one() -> None:
 def test_a_pattern_of_models_fits_in_any_case(pattern: str) -> None:
     row = replace(GENERIC, fused_models=(pattern,), multi_vector_models=())
     for model in ("Acme/A-Fusion-2", "ACME/a-fusion-2"):
-        with pytest.raises(Bypass, match="cross-item"):
-            parse(orjson.dumps({"model": model, "input": ["a", "b"]}), row)
+        doubt = parse(orjson.dumps({"model": model, "input": ["a", "b"]}), row).doubt
+        assert doubt is not None
+        assert doubt.reason == "cross-item"
 
 
 def test_an_item_of_many_tokens_is_one_item() -> None:

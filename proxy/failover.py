@@ -1,0 +1,82 @@
+"""One call upstream: to the origin and, where it has no answer, to those that serve the same model."""
+
+import logging
+import time
+
+from multidict import CIMultiDict
+
+from proxy import wire
+from proxy.errors import ProxyError
+from proxy.metrics import Metrics
+from proxy.origins import Alternative, Origin
+from proxy.outcomes import is_outage, is_success, status_of
+from proxy.share import Share
+from proxy.slots import Slots
+from proxy.traces import Calls
+from proxy.upstream import Answer
+
+_log = logging.getLogger(__name__)
+
+_LOG_EVERY_S = 60.0
+
+
+class Failover:
+    def __init__(self, slots: Slots, metrics: Metrics) -> None:
+        self._slots = slots
+        self._metrics = metrics
+        self._logged_at_s: dict[tuple[str, str], float] = {}
+
+    async def embed(self, share: Share, body: bytes, items: int, calls: Calls) -> tuple[Answer, Origin]:
+        """The response, and who gave it. If nobody has one, what the origin itself said. Raises `ProxyError`."""
+        failure: Answer | ProxyError | None = None
+        here = share.origin.provider
+        for way in share.origin.ways:
+            if failure is not None:
+                if not wire.reads_alike(body, here, way.origin.provider, model=way.model):
+                    continue
+                self._metrics.upstream_fallbacks.labels(way.origin.name).inc()
+                self._log_fallback(share.origin.name, way.origin.name, failure)
+            try:
+                answer = await self._ask(share, way, body, items, calls)
+            except ProxyError as error:
+                failure = failure or error
+                continue
+            is_good = is_success(status_of(answer))
+            if is_good or (failure is None and not is_outage(answer)):
+                return answer, way.origin
+            failure = failure or answer
+        if isinstance(failure, Answer):
+            return failure, share.origin
+        raise failure or ProxyError("No upstream was asked.")
+
+    def _log_fallback(self, name: str, other: str, failure: Answer | ProxyError) -> None:
+        """An outage of an hour is one line a minute."""
+        now_s = time.monotonic()
+        if now_s - self._logged_at_s.get((name, other), -_LOG_EVERY_S) >= _LOG_EVERY_S:
+            self._logged_at_s[name, other] = now_s
+            why = f"it answers {failure.status}" if isinstance(failure, Answer) else failure.message
+            _log.warning("upstream %s has no answer (%s); %s is asked in its place", name, why, other)
+
+    async def _ask(self, share: Share, way: Alternative, body: bytes, items: int, calls: Calls) -> Answer:
+        if way.model is not None:
+            body = wire.renamed_body(body, way.model)
+        headers = way.origin.outbound(_for_body(share, body))
+        origin = way.origin
+        url = origin.routes.embeddings(share.target, model=way.model)
+        async with self._slots.slot(origin, share.tenant):
+            with calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=items) as call:
+                answer = await origin.client.embed(url, call.outbound(headers), body, items=items)
+                call.answered(answer.status)
+        return answer
+
+
+def _for_body(share: Share, body: bytes) -> CIMultiDict[str]:
+    """The headers to send with ``body``. An idempotency key stands for the client's own body: an upstream that keeps
+    its word would answer another one with what it answered the first time. So does a request's id: of two requests
+    under way with the same one vLLM's scheduler dies."""
+    if body == share.asked.body:
+        return share.headers
+    copy = share.headers.copy()
+    for name in ("Idempotency-Key", "X-Idempotency-Key", "X-Request-Id"):
+        copy.popall(name, None)
+    return copy

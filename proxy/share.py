@@ -1,0 +1,34 @@
+"""One request's part of an upstream call."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from multidict import CIMultiDict
+
+from proxy.origins import Origin
+from proxy.tokens import estimated_tokens
+from proxy.traces import NO_SPAN, Span
+from proxy.wire import EmbeddingRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Share:
+    """One caller's items of a call. Shares of equal ``group`` may travel together.
+
+    ``group`` must determine everything a call says besides its items: origin, path, credentials, parameters, the rest.
+    """
+
+    group: bytes
+    tenant: bytes  # equal for requests under one credential
+    origin: Origin
+    target: str  # of the client's request
+    headers: CIMultiDict[str]
+    asked: EmbeddingRequest
+    items: list[Any]
+    body: bytes  # asks for just these items
+    may_merge: bool = True
+    span: Span = NO_SPAN  # of the caller's request
+
+    @property
+    def tokens(self) -> int:
+        return sum(estimated_tokens(self.asked.kind, item) for item in self.items)
