@@ -53,6 +53,7 @@ class Answers:
     def fetched(
         self, wanted: Wanted, found: dict[bytes, Entry], fetched: Fetched, from_memory: int, *, is_stored: bool
     ) -> Response:
+        self._metrics.admit_model(wanted.model)  # all of it may have come from another replica
         entries = found | fetched.entries
         saved = sum([entries[key].tokens for key in wanted.keys]) - sum([entries[key].tokens for key in fetched.asked])
         joined = len(fetched.entries) - len(fetched.asked)

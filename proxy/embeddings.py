@@ -24,6 +24,7 @@ from proxy.passthrough import relay
 from proxy.plan import Plan, plan
 from proxy.recall import Known, Wanted
 from proxy.repeats import Repeat, Repeats, epochs
+from proxy.routes import deployment_in
 from proxy.sentinels import Sentinels
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache
@@ -100,7 +101,7 @@ class EmbeddingsRoute:
         self._answers = answers
         self._access = access
         self._validations = validations
-        self._sentinels = Sentinels(fetcher)
+        self._sentinels = Sentinels(fetcher, metrics)
         self._repeats = repeats
         self._metrics = metrics
         self._stages = metrics.stage_seconds
@@ -118,8 +119,8 @@ class EmbeddingsRoute:
         try:
             progress.outcome, response = await self._serve(request, held, progress)
             status = response.status
-        except ProxyError as error:
-            status = error.status
+        except Exception as error:
+            status = status_of(error)
             raise
         finally:
             self._in_flight -= 1
@@ -152,13 +153,12 @@ class EmbeddingsRoute:
             if "Content-Encoding" in request.headers:
                 body = await self._bodies.inflated(request, sent, held)
             fields = wire.read_object(body)
-            progress.model = wire.model_of(fields)
+            progress.model = wire.model_of(fields) or deployment_in(request.raw_path)
             origin = self._origins.asked_at(request.raw_path, progress.model)
             url = _embeddings_url(origin, request.raw_path)
             asked = wire.parse_request(body, fields, origin.provider)
         except Bypass as bypass:
             progress.items = wire.count_of(fields)
-            self._metrics.of_model(progress.model).items["bypass"].inc(progress.items)
             if origin is None:  # what was not understood may be read well enough to say who is asked
                 origin = self._origins.asked_at(request.raw_path, wire.model_in(body))
             return "bypass", await self._bypass(request, progress, origin, sent, bypass)
@@ -174,7 +174,7 @@ class EmbeddingsRoute:
             identity,
             self._validations.name(origin, own),
             Place(url, asked.model),
-            Wanted(asked.model, asked.encoding, derived, origin.provider.answers_have_id),
+            Wanted(progress.model, asked.encoding, derived, origin.provider.answers_have_id),
             progress.span,
         )
         parsed_s = time.perf_counter()
@@ -190,16 +190,20 @@ class EmbeddingsRoute:
         from_memory = len(found)
         to_do = plan(job.wanted.keys, found)
         if to_do.missing and not job.directives.no_cache:
-            found |= await self._cache.read([job.wanted.keys[i] for i in to_do.missing], not_before=not_before)
+            missing = [job.wanted.keys[i] for i in to_do.missing]
+            stored = await self._cache.read(missing, not_before=not_before)
             # While the store was read, a flight may have brought more; `Fetcher.fetch` counts on this look.
-            found |= self._cache.peek([job.wanted.keys[i] for i in to_do.missing], not_before=not_before)
+            found |= stored | self._cache.peek(missing, not_before=not_before)
+            from_memory = len(found) - len(stored)
             to_do = plan(job.wanted.keys, found)
+        if found:  # of another process's life, perhaps
+            self._metrics.admit_model(job.wanted.model)
         self._stages["lookup"].observe(time.perf_counter() - parsed_s)
-        progress.items, progress.cached = len(job.wanted.keys), len(job.wanted.keys) - len(to_do.missing)
-        progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
         is_moved = epochs(found) > 1
         if is_moved:
             found, to_do = {}, plan(job.wanted.keys, ())
+        progress.items, progress.cached = len(job.wanted.keys), len(job.wanted.keys) - len(to_do.missing)
+        progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
         is_valid = self._is_valid(job.who, job.place)
         if not to_do.missing and is_valid:
             if mark is not None and from_memory == len(found):
@@ -233,8 +237,7 @@ class EmbeddingsRoute:
             failure = None if said is None else said.fetched.failure
             return await self._answer_unvalidated(job, errand, failure, found, from_memory)
         fetched = said.fetched
-        is_confirmed = any(receipt.by_origin for receipt in fetched.receipts)
-        self._metrics.validations.labels("confirmed" if is_confirmed else "unknown").inc()
+        is_confirmed = fetched.is_by_origin
         first = fetched if said.is_own else NOTHING
         if self._access.is_shared and not is_confirmed:
             # Who stands in can't vouch for what others paid the upstream itself for.
@@ -252,8 +255,6 @@ class EmbeddingsRoute:
         self, job: _Job, errand: Errand, failure: Failure | None, found: dict[bytes, Entry], from_memory: int
     ) -> tuple[str, StreamResponse]:
         """What a credential gets that the upstream has not vouched for: it failed, or said nothing in time."""
-        is_refused = failure is not None and failure.is_verdict
-        self._metrics.validations.labels("refused" if is_refused else "unknown").inc()
         if failure is not None and (self._access.is_shared or not failure.is_for(job.who)):
             return "error", await self._answer_failure(job, errand, failure)
         return "hit", self._answers.hit(job.wanted, found, from_memory, [], detail="unvalidated")
@@ -272,7 +273,6 @@ class EmbeddingsRoute:
         reason = bypass.reason
         if headers.cache_control(request.headers).only_if_cached:
             raise NotCached(f"The request is one that is not cached ({reason}).")
-        self._metrics.bypasses.labels(reason).inc()
         # What is no name of a field may be somebody's text.
         named = f"{reason} {bypass.field!r}" if _FIELD.fullmatch(bypass.field) else reason
         self._say_once(named, f"requests to {origin.name} are relayed without caching")
@@ -296,6 +296,8 @@ class EmbeddingsRoute:
                 refused=KEY_REFUSALS if origin.key else (),
             )
             call.answered(response.status)
+        self._metrics.bypasses.labels(reason).inc()
+        self._metrics.of_model(progress.model).items["bypass"].inc(progress.items)
         if response.status in KEY_REFUSALS:
             who = self._validations.name(origin, self._access.identity(request.headers))
             self._validations.note(who, Place(url, None), response.status)
@@ -393,6 +395,14 @@ class EmbeddingsRoute:
         if (reason, what) not in self._said and len(self._said) < _MAX_SAID:
             self._said.add((reason, what))
             _log.warning("%s: %s (said once; counted in metrics)", what, reason)
+
+
+def status_of(error: Exception) -> int:
+    """The status under which a request that ended with ``error`` is counted: what its client was told, or would have
+    been if its answer had not begun."""
+    if isinstance(error, ProxyError):
+        return error.status
+    return CLIENT_LEFT if isinstance(error, ConnectionError) else ProxyError.status
 
 
 def _as_plain(forwarded: CIMultiDict[str]) -> CIMultiDict[str]:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from proxy.auth import Place
-from proxy.errors import ProxyError
+from proxy.errors import Overloaded, ProxyError, UpstreamDown
 from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
+from proxy.metrics import Metrics
 from proxy.traces import NO_SPAN
 
 _log = logging.getLogger(__name__)
@@ -26,8 +27,9 @@ class _Question(NamedTuple):
 
 
 class Sentinels:
-    def __init__(self, fetcher: Fetcher) -> None:
+    def __init__(self, fetcher: Fetcher, metrics: Metrics) -> None:
         self._fetcher = fetcher
+        self._validations = metrics.validations
         self._questions: dict[_Name, _Question] = {}
 
     async def ask(self, name: _Name, errand: Errand, *, patience_s: float | None) -> Said | None:
@@ -61,8 +63,17 @@ class Sentinels:
         loop = asyncio.get_running_loop()
         question = _Question(loop.create_task(self._fetcher.fetch(errand)), loop.time())
         self._questions[name] = question
-        question.answer.add_done_callback(lambda _: self._forget(name, question))
+        question.answer.add_done_callback(lambda _: self._ended(name, question))
         return question
+
+    def _ended(self, name: _Name, question: _Question) -> None:
+        """Count the question, once, and not each request that waits or has stopped waiting for its answer."""
+        self._forget(name, question)
+        if not question.answer.cancelled() and (raised := question.answer.exception()) is not None:
+            _log.error("a question to the upstream failed in a way nobody thought of", exc_info=raised)
+        result = _verdict(self._result(question.answer))
+        if result is not None:
+            self._validations.labels(result).inc()
 
     def _forget(self, name: _Name, question: _Question) -> None:
         if self._questions.get(name) is question:
@@ -71,9 +82,18 @@ class Sentinels:
     def _result(self, answer: "asyncio.Task[Fetched]") -> Fetched:
         if answer.cancelled():
             error = ProxyError("The question was abandoned.")
-        elif (raised := answer.exception()) is not None:
-            _log.error("a question to the upstream failed in a way nobody thought of", exc_info=raised)
+        elif answer.exception() is not None:
             error = ProxyError("The proxy failed; its log says how.")
         else:
             return answer.result()
         return replace(NOTHING, failure=Failure(error))
+
+
+def _verdict(fetched: Fetched) -> str | None:
+    """What the upstream said of the credential, as a label of the metric; None if it was not even asked."""
+    failure = fetched.failure
+    if failure is None:
+        return "confirmed" if fetched.is_by_origin else "unknown"
+    if isinstance(failure.cause, Overloaded | UpstreamDown):
+        return None
+    return "refused" if failure.is_verdict else "unknown"
