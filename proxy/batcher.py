@@ -17,6 +17,7 @@ from proxy.errors import Overloaded, ProxyError
 from proxy.metrics import Metrics
 from proxy.origins import Alternative, Origin
 from proxy.reply import InvalidAnswer
+from proxy.routes import deployment_in
 from proxy.tokens import estimated_tokens, share_tokens, weight
 from proxy.traces import NO_SPAN, Calls, Span
 from proxy.upstream import Answer
@@ -50,6 +51,11 @@ class Share:
     items: list[Any]
     body: bytes  # asks for just these items
     span: Span = NO_SPAN  # of the caller's request
+
+    @property
+    def model(self) -> str | None:
+        """What metrics count it under: on Azure's paths the body need not name a model."""
+        return self.asked.model or deployment_in(self.target)
 
     @property
     def tokens(self) -> int:
@@ -177,15 +183,14 @@ class Batcher:
 
     async def replay(self, share: Share) -> Answer:
         """The upstream's answer to a client's own body, unread. Raises `ProxyError`."""
+        self._metrics.upstream_merged_requests.observe(1)
         with self._calls_for([share]) as calls:
             answer, _ = await self._embed(share, share.asked.body, len(share.asked.items), calls)
         return answer
 
     def _calls_for(self, shares: list[Share]) -> Calls:
         first = shares[0]
-        return first.span.calls(
-            [share.span for share in shares], model=lambda: self._metrics.label_of(first.asked.model)
-        )
+        return first.span.calls([share.span for share in shares], model=lambda: self._metrics.label_of(first.model))
 
     async def _embed(self, share: Share, body: bytes, items: int, calls: Calls) -> tuple[Answer, Origin]:
         """Ask the origin and, where it has no answer, in order, those that serve the same model; says who answered.
@@ -245,6 +250,7 @@ class Batcher:
         tenant.calls += 1
         async with AsyncExitStack() as held:
             held.callback(self._forget, name, tenant)
+            began_s = time.perf_counter()
             try:
                 async with asyncio.timeout(self._patience_s):
                     for slots in (tenant.slots, all_slots):
@@ -252,6 +258,8 @@ class Batcher:
                         held.callback(slots.release)
             except TimeoutError:
                 raise Overloaded("Too many calls wait for the upstream.") from None
+            finally:
+                self._metrics.stage_seconds["slot"].observe(time.perf_counter() - began_s)
             yield
 
     def _forget(self, name: tuple[Origin, bytes], tenant: "_Tenant") -> None:
@@ -325,14 +333,15 @@ class Batcher:
         body = wire.reduced_body(first.asked, items) if merged else first.body
         if merged:
             first = replace(first, headers=_in_common([share.headers for share in shares]))
-        self._metrics.upstream_merged_requests.observe(len(shares))
+        # Two parts of one large request may meet in a call.
+        self._metrics.upstream_merged_requests.observe(len({id(share.asked) for share in shares}))
         try:
             with self._calls_for(shares) as calls:
                 answer, origin = await self._embed(first, body, len(items), calls)
                 if answer.status == _OK:
                     parsed = _read(first, origin, answer, len(items))
-                    self._metrics.admit_model(first.asked.model)
-                    self._metrics.of_model(first.asked.model).bill(parsed.usage["prompt_tokens"])
+                    self._metrics.admit_model(first.model)
+                    self._metrics.of_model(first.model).bill(parsed.usage["prompt_tokens"])
                     calls.billed(parsed.usage["prompt_tokens"])
                     return list(_shared_out(shares, items, parsed, answer, by_origin=origin is first.origin))
             refused = Refused(answer.impersonal() if merged else answer, body)
