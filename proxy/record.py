@@ -75,7 +75,7 @@ class RecordKey:
     def tag(self, data: bytes) -> bytes:
         return blake2b(data, key=self._key, digest_size=_TAG_BYTES).digest()
 
-    def has_tagged(self, data: bytes, tag: bytes) -> bool:
+    def verifies(self, data: bytes, tag: bytes) -> bool:
         return compare_digest(tag, self.tag(data))
 
 
@@ -146,7 +146,7 @@ def _verified(body: bytes, record_key: RecordKey | None) -> bytes:
     packed, key_id = tagged[:-_KEY_ID_BYTES], tagged[-_KEY_ID_BYTES:]
     if record_key is None or key_id != record_key.id:
         raise InvalidRecord(Flaw.OTHER_KEY)
-    if not record_key.has_tagged(tagged, tag):
+    if not record_key.verifies(tagged, tag):
         raise InvalidRecord(Flaw.TAG)
     return packed
 
@@ -160,7 +160,7 @@ def _verified_old(data: bytes, record_key: RecordKey | None) -> bytes:
     packed, checksum = tagged[:-_CHECKSUM_BYTES], tagged[-_CHECKSUM_BYTES:]
     if _checksum(packed) != checksum:
         raise InvalidRecord(Flaw.CHECKSUM)
-    if record_key is None or not record_key.has_tagged(tagged, tag):
+    if record_key is None or not record_key.verifies(tagged, tag):
         raise InvalidRecord(Flaw.OTHER_KEY)
     return packed
 
