@@ -56,6 +56,7 @@ class Answers:
     def fetched(
         self, wanted: Wanted, found: dict[bytes, Entry], fetched: Fetched, from_memory: int, *, is_stored: bool
     ) -> Response:
+        self._metrics.admit_model(wanted.model)  # all of it may have come from another replica
         entries = found | fetched.entries
         cost = [entries[key].tokens for key in wanted.keys if key in entries]
         saved = sum(cost) - sum([entries[key].tokens for key in fetched.asked])

@@ -79,7 +79,7 @@ class Batcher:
     ) -> None:
         self._metrics = metrics
         self._window_s = window_s
-        slots = Slots(concurrency, timeout_s=patience_s)
+        slots = Slots(concurrency, timeout_s=patience_s, waited_s=metrics.stage_seconds["slot"].observe)
         self._failover = Failover(slots, metrics)
         self._max_calls_a_tenant = slots.max_calls_a_tenant
         self._max_queued_items = max_queued_items
@@ -129,6 +129,7 @@ class Batcher:
         if not budget.calls:
             return None
         budget.failed()  # until shown otherwise
+        self._metrics.upstream_merged_requests.observe(1)
         with self._calls_for([share]) as calls:
             answer, origin = await self._failover.embed(share, share.asked.body, len(share.asked.items), calls)
             if is_success(answer.status):
@@ -142,9 +143,7 @@ class Batcher:
 
     def _calls_for(self, shares: list[Share]) -> Calls:
         first = shares[0]
-        return first.span.calls(
-            [share.span for share in shares], model=lambda: self._metrics.label_of(first.asked.model)
-        )
+        return first.span.calls([share.span for share in shares], model=lambda: self._metrics.label_of(first.model))
 
     def abandon(self) -> None:
         """Cancel the calls under way; whoever waits for one is told so."""
@@ -269,7 +268,8 @@ class Batcher:
 
     async def _together(self, shares: list[Share]) -> "list[Delivered] | CallFailure":
         """One call for several shares."""
-        self._metrics.upstream_merged_requests.observe(len(shares))
+        # Two parts of one large request may meet in a call.
+        self._metrics.upstream_merged_requests.observe(len({id(share.asked) for share in shares}))
         items = [item for share in shares for item in share.items]
         first = replace(shares[0], headers=_in_common([share.headers for share in shares]))
         outcome = await self._sent(first, shares, wire.reduced_body(first.asked, items), items)
@@ -291,7 +291,7 @@ class Batcher:
                 self._metrics.upstream_rejected.labels(invalid.reason).inc()
                 self._bill(share, calls, reply.billed_tokens(answer.body))
                 return Unusable(answer, body, invalid.reason, by_origin, invalid.embedding_text)
-            self._metrics.admit_model(share.asked.model)
+            self._metrics.admit_model(share.model)
             self._bill(share, calls, parsed.usage["prompt_tokens"])
         self._budget(share.origin).succeeded()
         if len(shares) > 1:
@@ -302,8 +302,8 @@ class Batcher:
 
     def _bill(self, share: Share, calls: Calls, tokens: int) -> None:
         if tokens:
-            self._metrics.admit_model(share.asked.model)
-        self._metrics.of_model(share.asked.model).bill(tokens)
+            self._metrics.admit_model(share.model)
+        self._metrics.of_model(share.model).bill(tokens)
         calls.billed(tokens)
 
 

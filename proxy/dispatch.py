@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 from proxy import headers
 from proxy.answers import detail_of, head_of_hit
 from proxy.auth import KEY_REFUSALS, Access
-from proxy.embeddings import CLIENT_LEFT, EmbeddingsRoute, Progress
+from proxy.embeddings import CLIENT_LEFT, EmbeddingsRoute, Progress, status_of_error
 from proxy.errors import InvalidRequest, ProxyError, RequestTimeout
 from proxy.origins import Origins
 from proxy.passthrough import is_websocket, relay, relay_websocket
@@ -25,6 +25,14 @@ _VERSIONS = (HttpVersion11, HttpVersion10)
 _OK = 200
 _NO_FIELDS = CIMultiDict[str]()
 _EMBEDDINGS = "/v1/embeddings"  # as traces call the route, whatever the provider does
+
+
+class _CutShort(ConnectionResetError):
+    """An answer ended before its end. ``status`` is what is counted for it; the client has seen another one."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__()
+        self.status = status
 
 
 class Dispatcher:
@@ -56,8 +64,11 @@ class Dispatcher:
         progress.span = self._traces.begin(request.method, request.headers, started_s)
         status = CLIENT_LEFT
         try:
-            response = await self._answer(request, progress)
+            response = await self._answer(request, progress, started_s)
             status = response.status
+        except _CutShort as cut:
+            status = cut.status
+            raise
         finally:
             trace = progress.span.trace_id or trace_id(request.headers.get("traceparent"))
             self._end(progress, trace, status, started_s)
@@ -110,22 +121,31 @@ class Dispatcher:
         self._log.add(line)
         progress.span.end(status, progress.outcome, progress.model, items=progress.items, cached=progress.cached)
 
-    async def _answer(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest, progress: Progress, started_s: float) -> web.StreamResponse:
         try:
+            self._admit(request, progress, started_s)
             return await self._route(request, progress)
-        except ProxyError as error:
-            return _error_response(error)
         except Exception as error:
             if request.writer.output_size:
                 # Part of the answer is out. Cutting the connection is how the client learns that there is no more.
                 _log.warning("an answer was cut short: %s", type(error).__name__)
-                raise ConnectionResetError from error
+                raise _CutShort(status_of_error(error)) from error
+            if isinstance(error, ProxyError):
+                return _error_response(error)
             _log.exception("a request failed in a way nobody thought of")
             return _error_response(ProxyError("The proxy failed; its log says how."))
 
+    def _admit(self, request: web.BaseRequest, progress: Progress, started_s: float) -> None:
+        """Raises `ProxyError` for a request that is refused as such; on the embeddings route it is counted, too."""
+        try:
+            progress.edition = self._access.admit(request.headers)
+            _require_framed(request)
+        except ProxyError as error:
+            if request.method == "POST" and self._origins.is_embeddings(request.raw_path):
+                self._embeddings.count(progress, error.status, started_s)
+            raise
+
     async def _route(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
-        progress.edition = self._access.admit(request.headers)
-        _require_framed(request)
         target = request.raw_path
         origin = self._origins.default
         route = origin.routes.find(target)

@@ -24,6 +24,7 @@ from proxy.passthrough import relay
 from proxy.plan import Plan, plan
 from proxy.recall import Known, Wanted
 from proxy.repeats import Repeat, Repeats, epochs
+from proxy.routes import deployment_in
 from proxy.sentinels import Sentinels
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache
@@ -101,7 +102,7 @@ class EmbeddingsRoute:
         self._answers = answers
         self._access = access
         self._validations = validations
-        self._sentinels = Sentinels(fetcher)
+        self._sentinels = Sentinels(fetcher, metrics)
         self._repeats = repeats
         self._metrics = metrics
         self._stages = metrics.stage_seconds
@@ -119,8 +120,8 @@ class EmbeddingsRoute:
         try:
             progress.outcome, response = await self._serve(request, held, progress)
             status = response.status
-        except ProxyError as error:
-            status = error.status
+        except Exception as error:
+            status = status_of_error(error)
             raise
         finally:
             self._in_flight -= 1
@@ -153,13 +154,12 @@ class EmbeddingsRoute:
             if "Content-Encoding" in request.headers:
                 body = await self._bodies.inflated(request, sent, held)
             fields = wire.read_object(body)
-            progress.model = wire.model_of(fields)
+            progress.model = wire.model_of(fields) or deployment_in(request.raw_path)
             origin = self._origins.asked_at(request.raw_path, progress.model)
             url = _embeddings_url(origin, request.raw_path)
             asked = wire.parse_request(body, fields, origin.provider)
         except Bypass as bypass:
             progress.items = wire.count_of(fields)
-            self._metrics.of_model(progress.model).items["bypass"].inc(progress.items)
             if origin is None:  # what was not understood may be read well enough to say who is asked
                 origin = self._origins.asked_at(request.raw_path, wire.model_in(body))
             return "bypass", await self._bypass(request, progress, origin, sent, bypass)
@@ -179,7 +179,7 @@ class EmbeddingsRoute:
             self._validations.name(origin, own),
             Place(url, asked.model),
             Wanted(
-                asked.model,
+                progress.model,
                 asked.encoding,
                 derived,
                 origin.provider.answers_have_id,
@@ -200,18 +200,22 @@ class EmbeddingsRoute:
         from_memory = len(found)
         to_do = plan(job.wanted.keys, found)
         if to_do.missing and not job.directives.no_cache:
-            found |= await self._cache.read([job.wanted.keys[i] for i in to_do.missing], not_before=not_before)
+            missing = [job.wanted.keys[i] for i in to_do.missing]
+            stored = await self._cache.read(missing, not_before=not_before)
             # While the store was read, a flight may have brought more; `Fetcher.fetch` counts on this look.
-            found |= self._cache.peek([job.wanted.keys[i] for i in to_do.missing], not_before=not_before)
+            found |= stored | self._cache.peek(missing, not_before=not_before)
+            from_memory = len(found) - len(stored)
             to_do = plan(job.wanted.keys, found)
         if job.asked.is_keyed_whole and to_do.missing:
             found, from_memory, to_do = {}, 0, plan(job.wanted.keys, ())
+        if found:  # of another process's life, perhaps
+            self._metrics.admit_model(job.wanted.model)
         self._stages["lookup"].observe(time.perf_counter() - parsed_s)
-        progress.items, progress.cached = len(job.wanted.keys), len(job.wanted.keys) - len(to_do.missing)
-        progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
         is_moved = epochs(found) > 1
         if is_moved:
             found, to_do = {}, plan(job.wanted.keys, ())
+        progress.items, progress.cached = len(job.wanted.keys), len(job.wanted.keys) - len(to_do.missing)
+        progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
         is_valid = self._is_valid(job.who, job.place)
         if not to_do.missing and is_valid:
             if mark is not None and from_memory == len(found):
@@ -246,8 +250,7 @@ class EmbeddingsRoute:
         if said is None or (failure is not None and not is_unusable):
             return await self._answer_unvalidated(job, errand, failure, found, from_memory)
         fetched = replace(said.fetched, failure=None)
-        is_confirmed = is_unusable or any(receipt.by_origin for receipt in fetched.receipts)
-        self._metrics.validations.labels("confirmed" if is_confirmed else "unknown").inc()
+        is_confirmed = is_unusable or fetched.is_by_origin
         first = fetched if said.is_own else NOTHING
         if self._access.is_shared and not is_confirmed:
             # Who stands in can't vouch for what others paid the upstream itself for.
@@ -266,7 +269,6 @@ class EmbeddingsRoute:
     ) -> tuple[str, StreamResponse]:
         """What a credential gets that the upstream has not vouched for: it failed, or said nothing in time."""
         is_refused = failure is not None and failure.is_verdict
-        self._metrics.validations.labels("refused" if is_refused else "unknown").inc()
         if failure is not None and (self._access.is_shared or is_refused or blame(failure.cause) is Blame.CALL):
             return await self._answer_failure(job, errand, failure)
         return "hit", self._answers.hit(job.wanted, found, from_memory, [], detail="unvalidated")
@@ -285,7 +287,6 @@ class EmbeddingsRoute:
         reason = bypass.reason
         if headers.cache_control(request.headers).only_if_cached:
             raise NotCached(f"The request is one that is not cached ({reason}).")
-        self._metrics.bypasses.labels(reason).inc()
         self._say_once(_named(bypass), f"requests to {origin.name} are relayed without caching")
         extra = cache_headers("BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0)
         is_last = self._is_draining()
@@ -307,6 +308,8 @@ class EmbeddingsRoute:
                 refused=KEY_REFUSALS if origin.key else (),
             )
             call.answered(response.status)
+        self._metrics.bypasses.labels(reason).inc()
+        self._metrics.of_model(progress.model).items["bypass"].inc(progress.items)
         if response.status in KEY_REFUSALS:
             who = self._validations.name(origin, self._access.identity(request.headers))
             self._validations.note(who, Place(url, None), response.status)
@@ -416,6 +419,14 @@ class EmbeddingsRoute:
 def _named(bypass: Bypass) -> str:
     """What it is about, for the log; what is no name of a field may be somebody's text."""
     return f"{bypass.reason} {bypass.field!r}" if _FIELD.fullmatch(bypass.field) else bypass.reason
+
+
+def status_of_error(error: Exception) -> int:
+    """The status under which a request that ended with ``error`` is counted: what its client was told, or would have
+    been if its answer had not begun."""
+    if isinstance(error, ProxyError):
+        return error.status
+    return CLIENT_LEFT if isinstance(error, ConnectionError) else ProxyError.status
 
 
 def _as_plain(forwarded: CIMultiDict[str]) -> CIMultiDict[str]:

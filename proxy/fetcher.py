@@ -152,6 +152,11 @@ class Fetched:
         )
 
     @property
+    def is_by_origin(self) -> bool:
+        """Whether the upstream itself answered 2xx, and not only one that stood in for it."""
+        return any(receipt.by_origin for receipt in self.receipts)
+
+    @property
     def bill(self) -> "Fetched":
         """What it cost, without what came of it."""
         return replace(NOTHING, receipts=self.receipts)

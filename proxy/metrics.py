@@ -8,11 +8,12 @@ from prometheus_client import CollectorRegistry, Gauge, Metric
 from prometheus_client.exposition import generate_latest
 
 from proxy import __version__
+from proxy.record import Flaw
 from proxy.tally import Count, Counter, Histogram
 
 OUTCOMES = ("hit", "partial", "miss", "bypass", "error")
 ITEM_RESULTS = ("memory", "store", "duplicate", "joined", "upstream", "bypass")
-STAGES = ("parse", "lookup", "wait", "upstream", "assemble")
+STAGES = ("parse", "lookup", "wait", "slot", "upstream", "assemble")
 # Models that have a label of their own; the rest are `other`. A series is for ever, and costs the Prometheus too.
 _MAX_MODELS, _MAX_LABEL, _OTHER = 50, 128, "other"
 _BREAKER_STATES = {"closed": 0, "half-open": 1, "open": 2}
@@ -78,8 +79,10 @@ class Metrics:
     def _add_requests(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
             "embedding_proxy_requests",
-            "Requests on the embeddings route: hit, no item was asked for upstream; partial, some were; miss, all were;"
-            " bypass, relayed unread; error, answered with an error.",
+            "Requests on the embeddings route: hit, no item was asked for upstream, except to validate a credential;"
+            " partial, some were; miss, all were; bypass, relayed unread, whatever the answer; error, answered with an"
+            " error, refused clients included. Status 499: the client left before its answer was complete; 502 may also"
+            " be a relayed answer that broke off.",
             ["outcome", "status", "model"],
             registry=registry,
         )
@@ -95,8 +98,10 @@ class Metrics:
         self.request_seconds = {outcome: durations.labels(outcome) for outcome in OUTCOMES}
         stages = Histogram(
             "embedding_proxy_stage_duration_seconds",
-            "Where a request's time goes: parse, reading and identifying it; lookup, in memory and store; wait, until"
-            " its call upstream begins; upstream, that call; assemble, writing the answer.",
+            "Where a request's time goes. Of each request that is not relayed unread: parse, reading and identifying"
+            " it; lookup, in memory and store; assemble, writing the answer. Of each part of a request that is sent"
+            " upstream: wait, while its batch gathers. Of each call upstream: slot, until the number of concurrent"
+            " calls permits it; upstream, from sending it to its last byte, if it was answered.",
             ["stage"],
             buckets=_STAGE_S,
             registry=registry,
@@ -104,7 +109,8 @@ class Metrics:
         self.stage_seconds = {stage: stages.labels(stage) for stage in STAGES}
         self.bypasses = Counter(
             "embedding_proxy_bypasses",
-            "Requests on the embeddings route that were relayed unread, by what made their meaning uncertain.",
+            "Requests on the embeddings route that were relayed unread, by what made their meaning uncertain. Those"
+            " that got no answer to relay are errors.",
             ["reason"],
             registry=registry,
         )
@@ -116,8 +122,8 @@ class Metrics:
         )
         self.validations = Counter(
             "embedding_proxy_validations",
-            "Questions to an upstream about a credential under which only stored items were asked for: confirmed,"
-            " refused, or unknown, when it gave no verdict.",
+            "Questions to an upstream about a credential that was not validated recently, each counted once however"
+            " many requests wait for its answer: confirmed, refused, or unknown, when it gave no verdict.",
             ["result"],
             registry=registry,
         )
@@ -136,20 +142,24 @@ class Metrics:
     def _add_models(self, registry: CollectorRegistry) -> None:
         self.items = Counter(
             "embedding_proxy_items",
-            "Input items: answered from memory, from the store, as a duplicate within their request; joined to another"
-            " request's fetch of the same item; asked of the upstream; bypass, relayed unread.",
+            "Input items of requests that were not answered with an error: answered from memory, from the store, as a"
+            " duplicate within their request; joined to another request's fetch of the same item; asked of the"
+            " upstream; bypass, relayed unread.",
             ["result", "model"],
             registry=registry,
         )
         self.tokens = Counter(
             "embedding_proxy_tokens",
-            "Input tokens: billed, as the upstream counted them; saved, what cached and duplicate items once cost.",
+            "Input tokens: billed, as the upstream counted them, whether or not a client waited for the answer; saved,"
+            " what items cost when they were first asked for, of those that were cached, joined or duplicate. Requests"
+            " relayed unread are not included.",
             ["kind", "model"],
             registry=registry,
         )
         self.cost = Counter(
             "embedding_proxy_cost",
-            "The same in money, of models that have a price in the configuration; in the prices' currency.",
+            "The same in money, of models that have a price in the configuration and a label of their own; in the"
+            " prices' currency.",
             ["kind", "model"],
             registry=registry,
         )
@@ -159,14 +169,15 @@ class Metrics:
     def _add_upstream(self, registry: CollectorRegistry) -> None:
         self.upstream_seconds = Histogram(
             "embedding_proxy_upstream_duration_seconds",
-            "One embeddings call upstream, from sending it to its last byte.",
+            "One embeddings call upstream that was answered, from sending it to its last byte. Requests relayed unread"
+            " are not included.",
             ["upstream"],
             buckets=_LATENCY_S,
             registry=registry,
         )
         self.upstream_batch_items = Histogram(
             "embedding_proxy_upstream_batch_items",
-            "Items in one embeddings call upstream.",
+            "Items in one embeddings call upstream, answered or not. Requests relayed unread are not included.",
             buckets=_BATCH_ITEMS,
             registry=registry,
         )
@@ -178,7 +189,8 @@ class Metrics:
         )
         self.upstream_answers = Counter(
             "embedding_proxy_upstream_answers",
-            "Embeddings calls upstream by HTTP status, or unreachable, or timeout.",
+            "Embeddings calls upstream by HTTP status, that of the error where a 200 is one; or unreachable, or"
+            " timeout. Requests relayed unread are not included.",
             ["upstream", "status"],
             registry=registry,
         )
@@ -190,7 +202,8 @@ class Metrics:
         )
         self.upstream_fallbacks = Counter(
             "embedding_proxy_upstream_fallbacks",
-            "Embeddings calls that one upstream could not answer and one declared to serve the same model was asked.",
+            "Embeddings calls to an upstream in place of one that could not answer, and for which it was declared to"
+            " serve the same model.",
             ["upstream"],
             registry=registry,
         )
@@ -222,18 +235,23 @@ class Metrics:
         self.store_seconds = {operation: store.labels(operation) for operation in ("read", "write")}
         self.store_errors = Counter(
             "embedding_proxy_store_errors",
-            "Reads and writes of the store that failed or ran out of time; they cost hits, not requests.",
+            "Reads and writes of the store that failed, ran out of time, or were not tried (open: because its circuit"
+            " breaker is open); they cost hits, not requests.",
             ["operation", "reason"],
             registry=registry,
         )
         self.store_invalid_records = Counter(
             "embedding_proxy_store_invalid_records",
-            "Stored values that did not check out and were taken for misses, by what was wrong; tag is a forged one.",
+            "Stored values that were invalid and treated as misses, each counted once until it is replaced. checksum:"
+            " damaged. untagged: without a tag, as before a record key was set. other-key: tagged under a record key"
+            " that this proxy does not have. tag: names this proxy's record key, but was not tagged with it. key:"
+            " copied from another key. The others: of another version or program.",
             ["reason"],
             registry=registry,
         )
-        # A series that begins at 1 has not increased, to Prometheus; of forged records the first one must be seen.
-        self.store_invalid_records.labels("tag")
+        # To Prometheus, a series that begins at 1 has not increased. Alerts must see the first of these.
+        for flaw in Flaw:
+            self.store_invalid_records.labels(flaw.value)
         for circuit in ("store_read", "store_write"):
             self.breaker(circuit, "closed")
 
@@ -277,7 +295,7 @@ class Metrics:
         return child
 
     def of_model(self, model: str | None) -> ModelCounters:
-        """What counts ``model``, by its own name only once an upstream has answered for it: a client can name any."""
+        """What counts ``model``, by its own name only once `admit_model` was called: a client can name any."""
         return self._models.get(model, self._others)
 
     def label_of(self, model: str | None) -> str | None:
@@ -285,7 +303,8 @@ class Metrics:
         return model if model is None or model in self._models else _OTHER
 
     def admit_model(self, model: str | None) -> None:
-        """An upstream has answered 2xx for ``model``."""
+        """An upstream has answered 2xx for ``model``, in this process or before: a stored item proves that, too, as the
+        exact name that the client asked for is part of its key."""
         if model is None or model in self._models or len(model) > _MAX_LABEL:
             return
         if len(self._models) < _MAX_MODELS:

@@ -4,14 +4,22 @@ import asyncio
 from collections.abc import Collection
 from http import HTTPStatus
 
-from aiohttp import ClientError, ClientWebSocketResponse, HttpVersion11, WSCloseCode, WSMsgType, WSServerHandshakeError
+from aiohttp import (
+    ClientError,
+    ClientResponse,
+    ClientWebSocketResponse,
+    HttpVersion11,
+    WSCloseCode,
+    WSMsgType,
+    WSServerHandshakeError,
+)
 from aiohttp.web import BaseRequest, Response, StreamResponse, WebSocketResponse
 from multidict import CIMultiDict
 from yarl import URL
 
 from proxy import headers
 from proxy.connections import paced
-from proxy.errors import KeyRefused, UpstreamUnreachable
+from proxy.errors import KeyRefused, UpstreamTimeout, UpstreamUnreachable
 from proxy.upstream import Upstream
 
 # How browsers, which can set no headers, tell OpenAI who they are.
@@ -63,10 +71,21 @@ async def relay(
         await response.prepare(request)
         # A failure from here on can't be told as a status: it goes up, and the server cuts the connection, which is
         # how the client learns that the answer is not whole.
-        async for chunk in answer.content.iter_any():
+        while chunk := await _next_chunk(answer):
             await response.write(chunk)
         await response.write_eof()
     return response
+
+
+async def _next_chunk(answer: ClientResponse) -> bytes:
+    """The next bytes of an upstream's answer; none at its end. Raises `ProxyError`, so that the upstream's failures are
+    not taken for those of writing to the client."""
+    try:
+        return await answer.content.readany()
+    except TimeoutError as error:
+        raise UpstreamTimeout("The upstream's answer did not go on in time.") from error
+    except (ClientError, OSError) as error:
+        raise UpstreamUnreachable("The upstream's answer broke off.") from error
 
 
 async def answer_expect(request: BaseRequest) -> None:

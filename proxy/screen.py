@@ -78,7 +78,8 @@ def _rest(status: Status) -> list[str]:
     breakers = ", ".join(f"{circuit} {state}" for circuit, state in status.breakers.items())
     return [
         f"breakers  {breakers}",
-        f"store     {store.url}, read p99 {_took(store.reads.p99_s, store.reads)}, {store.errors:,} errors",
+        f"store     {store.url}, read p99 {_took(store.reads.p99_s, store.reads)}, {store.errors:,} errors"
+        + (f", {store.forged_records:,} forged records" if store.forged_records else ""),
         f"memory    {_size(memory.bytes)} of {_size(memory.limit_bytes)}, {memory.entries:,} entries",
         f"now       {load.requests_in_flight:,} requests in flight, {load.queued_items:,} items queued,"
         f" {_size(load.held_bytes)} held",

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from proxy.auth import Place
-from proxy.errors import ProxyError
+from proxy.errors import Overloaded, ProxyError, UpstreamDown
 from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
+from proxy.metrics import Metrics
 from proxy.outcomes import Blame, blame
 from proxy.traces import NO_SPAN, Span
 
@@ -27,8 +28,9 @@ class _Question(NamedTuple):
 
 
 class Sentinels:
-    def __init__(self, fetcher: Fetcher) -> None:
+    def __init__(self, fetcher: Fetcher, metrics: Metrics) -> None:
         self._fetcher = fetcher
+        self._validations = metrics.validations
         self._questions: dict[_Name, _Question] = {}  # that others may wait for
         self._under_way: set[asyncio.Task[Fetched]] = set()
 
@@ -76,13 +78,22 @@ class Sentinels:
         loop = asyncio.get_running_loop()
         question = _Question(loop.create_task(self._fetcher.fetch(errand)), loop.time())
         self._under_way.add(question.answer)
-        question.answer.add_done_callback(self._under_way.discard)
+        question.answer.add_done_callback(self._ended)
         return question
 
     def _begin(self, name: _Name, errand: Errand) -> _Question:
         question = self._questions[name] = self._start(errand)
         question.answer.add_done_callback(lambda _: self._forget(name, question))
         return question
+
+    def _ended(self, answer: "asyncio.Task[Fetched]") -> None:
+        """Count the question, once, and not each request that waits or has stopped waiting for its answer."""
+        self._under_way.discard(answer)
+        if not answer.cancelled() and (raised := answer.exception()) is not None:
+            _log.error("unexpected error in a question to the upstream", exc_info=raised)
+        result = _verdict(self._result(answer))
+        if result is not None:
+            self._validations.labels(result).inc()
 
     def _forget(self, name: _Name, question: _Question) -> None:
         if self._questions.get(name) is question:
@@ -91,8 +102,7 @@ class Sentinels:
     def _result(self, answer: "asyncio.Task[Fetched]") -> Fetched:
         if answer.cancelled():
             error = ProxyError("The question was abandoned.")
-        elif (raised := answer.exception()) is not None:
-            _log.error("unexpected error in a question to the upstream", exc_info=raised)
+        elif answer.exception() is not None:
             error = ProxyError("Internal error; see the proxy log.")
         else:
             return answer.result()
@@ -105,3 +115,15 @@ def _is_for(failure: Failure, errand: Errand, *, takes_silence: bool) -> bool:
     if failure.is_verdict or failure.is_for(errand):
         return True
     return takes_silence and blame(failure.cause) is Blame.UNKNOWN
+
+
+def _verdict(fetched: Fetched) -> str | None:
+    """What the upstream said of the credential, as a label of the metric; None if it was not even asked."""
+    failure = fetched.failure
+    if failure is None:
+        return "confirmed" if fetched.is_by_origin else "unknown"
+    if isinstance(failure.cause, Overloaded | UpstreamDown):
+        return None
+    if failure.confirms:
+        return "confirmed"
+    return "refused" if failure.is_verdict else "unknown"

@@ -30,6 +30,7 @@ from proxy.listen import Doors, Sockets
 from proxy.metrics import Metrics
 from proxy.origins import Alternative, Origin, Origins
 from proxy.periodic import every
+from proxy.record import RecordKey
 from proxy.repeats import Repeats
 from proxy.requestlog import FLUSH_S, RequestLog
 from proxy.routes import Routes
@@ -280,7 +281,7 @@ def _open_cache(settings: Settings, metrics: Metrics, clock: Callable[[], float]
         metrics,
         ttl_s=settings.ttl_s,
         budget_s=settings.store_budget_s,
-        record_key=settings.record_key,
+        record_key=None if settings.record_key is None else RecordKey(settings.record_key),
         clock=clock,
     )
 

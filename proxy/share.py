@@ -6,6 +6,7 @@ from typing import Any
 from multidict import CIMultiDict
 
 from proxy.origins import Origin
+from proxy.routes import deployment_in
 from proxy.tokens import estimated_tokens
 from proxy.traces import NO_SPAN, Span
 from proxy.wire import EmbeddingRequest
@@ -28,6 +29,11 @@ class Share:
     body: bytes  # asks for just these items
     may_merge: bool = True
     span: Span = NO_SPAN  # of the caller's request
+
+    @property
+    def model(self) -> str | None:
+        """What metrics count it under: on Azure's paths the body need not name a model."""
+        return self.asked.model or deployment_in(self.target)
 
     @property
     def tokens(self) -> int:

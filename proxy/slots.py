@@ -1,7 +1,8 @@
 """The bulkhead: how many calls one upstream, and one credential at it, may have under way."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -18,8 +19,10 @@ class _Tenant:
 
 
 class Slots:
-    def __init__(self, concurrency: int, *, timeout_s: float) -> None:
-        """``concurrency`` calls to one origin at a time; a call waits at most ``timeout_s`` for its slot."""
+    def __init__(self, concurrency: int, *, timeout_s: float, waited_s: Callable[[float], object]) -> None:
+        """``concurrency`` calls to one origin at a time; a call waits at most ``timeout_s`` for its slot, and how long
+        it did goes to ``waited_s``."""
+        self._waited_s = waited_s
         self._concurrency = concurrency
         self._timeout_s = timeout_s
         # A tenant whose calls hang must not have all the slots.
@@ -36,6 +39,7 @@ class Slots:
         tenant.calls += 1
         async with AsyncExitStack() as held:
             held.callback(self._forget, name, tenant)
+            began_s = time.perf_counter()
             try:
                 async with asyncio.timeout(self._timeout_s):
                     for slots in (tenant.slots, all_slots):
@@ -43,6 +47,8 @@ class Slots:
                         held.callback(slots.release)
             except TimeoutError:
                 raise Overloaded("Too many calls wait for the upstream.") from None
+            finally:
+                self._waited_s(time.perf_counter() - began_s)
             yield
 
     def _forget(self, name: tuple[Origin, bytes], tenant: _Tenant) -> None:

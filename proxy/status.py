@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Protocol, TypeVar
 
+from proxy.record import FORGED
+
 STEP_S = 10.0  # between two samples of the history
 _STEPS = 60
 RECENT_S = 300.0
@@ -96,8 +98,9 @@ class StoreStatus:
     url: str  # without secrets
     reads: Latency
     writes: Latency
-    errors: int
+    errors: int  # without what the circuit breaker kept from being tried
     invalid_records: int
+    forged_records: int  # of these
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +240,8 @@ def status_of(
     samples = _Samples(families)
     counts = _counts(samples)
     store = samples.buckets("embedding_proxy_store_duration_seconds", "operation")
+    errors = samples.by("embedding_proxy_store_errors_total", "reason")
+    invalid = samples.by("embedding_proxy_store_invalid_records_total", "reason")
     return Status(
         version=about.version,
         base_url=about.base_url,
@@ -255,8 +260,9 @@ def status_of(
             url=about.store_url,
             reads=_latency(store.get("read", {})),
             writes=_latency(store.get("write", {})),
-            errors=int(samples.total("embedding_proxy_store_errors_total")),
-            invalid_records=int(samples.total("embedding_proxy_store_invalid_records_total")),
+            errors=int(sum(n for reason, n in errors.items() if reason != "open")),
+            invalid_records=int(sum(invalid.values())),
+            forged_records=int(sum(invalid.get(flaw.value, 0) for flaw in FORGED)),
         ),
         memory=MemoryStatus(
             bytes=int(samples.total("embedding_proxy_memory_bytes")),

@@ -32,6 +32,7 @@ from aiohttp import (
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from proxy import reply
 from proxy.breaker import Breaker, State
 from proxy.errors import (
     ProxyError,
@@ -57,6 +58,7 @@ _COOLDOWN_S = 2.0
 _MAX_ANSWER_BYTES = 512 * 1024 * 1024
 # What an answer's head may hold: no less than a client's of its own would take.
 _MAX_FIELD_BYTES, _MAX_FIELDS = 64 * 1024, 1024
+_LAST_STATUS = 599  # RFC 9110 §15
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 
 
@@ -237,7 +239,7 @@ class Upstream:
         took_s = time.perf_counter() - started
         self._seconds.observe(took_s)
         self._metrics.stage_seconds["upstream"].observe(took_s)
-        self._metrics.upstream_answers.labels(self._name, str(response.status)).inc()
+        self._metrics.upstream_answers.labels(self._name, _status_label(response.status, content)).inc()
         reason = reason_phrase(response.reason)
         return Answer(status=response.status, reason=reason, headers=response.headers, body=content)
 
@@ -269,6 +271,16 @@ _WHY: tuple[tuple[type[Exception], str], ...] = (
     (ClientPayloadError, "its answer broke off"),
     (ClientResponseError, "its answer is not HTTP"),
 )
+
+
+def _status_label(status: int, body: bytes) -> str:
+    """The status that an answer is counted under. Where a 200 is an error (OpenRouter), its code is any integer."""
+    if status != HTTPStatus.OK or not reply.is_error(body):
+        return str(status)
+    code = reply.error_status(body)
+    if code < HTTPStatus.BAD_REQUEST:
+        return "400"
+    return str(code) if code <= _LAST_STATUS else "500"
 
 
 def _tells_connection() -> TraceConfig:

@@ -4,13 +4,14 @@ import asyncio
 
 from aiohttp import web
 
-from tests.scripted import Call, ScriptedUpstream
+from tests.scripted import Call, Reply, ScriptedUpstream
 
 
 class Gate:
-    """Holds the upstream's answers until it is opened; ``arrived`` counts the calls that wait."""
+    """Holds the upstream's answers until it is opened; ``arrived`` counts the calls that wait. ``reply`` makes them."""
 
     def __init__(self, upstream: ScriptedUpstream) -> None:
+        self.reply: Reply | None = None
         self._upstream = upstream
         self._open = asyncio.Event()
         self._changed = asyncio.Condition()
@@ -22,7 +23,8 @@ class Gate:
             self.arrived += 1
             self._changed.notify_all()
         await self._open.wait()
-        return self._upstream.embed(call)
+        replied = (self.reply or self._upstream.embed)(call)
+        return replied if isinstance(replied, web.StreamResponse) else await replied
 
     async def calls(self, count: int) -> None:
         async with self._changed:

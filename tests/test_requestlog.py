@@ -2,7 +2,7 @@ import asyncio
 
 import orjson
 import pytest
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
 
 from proxy.requestlog import Line, RequestIds, RequestLog, trace_id
 from tests.conftest import StartProxy
@@ -144,3 +144,25 @@ async def test_a_client_that_leaves_is_a_line_too(start_proxy: StartProxy, upstr
     gate.set()
     assert orjson.loads(lines[0])["status"] == 499
     assert await client.metric("embedding_proxy_requests_total", outcome="error", status="499") == 1
+
+
+@pytest.mark.parametrize("target", ["/v1/embeddings", "/v1/chat/completions"])
+async def test_an_answer_that_the_upstream_breaks_off_is_no_client_that_left(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, target: str
+) -> None:
+    lines: list[str] = []
+    client = await start_proxy(write_log=lines.append, log_format="json")
+
+    async def break_off(call: Call) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "100"})
+        await response.prepare(call.request)
+        await response.write(b"{")
+        assert call.request.transport is not None
+        call.request.transport.close()
+        return response
+
+    upstream.reply = break_off
+    with pytest.raises(ClientPayloadError):
+        await client.post({"model": "m", "input": "x", "unheard_of": 1}, target=target)
+    client.proxy.log.flush()
+    assert orjson.loads(lines[0])["status"] == 502

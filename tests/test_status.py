@@ -81,7 +81,7 @@ def test_a_proxy_that_nobody_has_asked() -> None:
     assert shown.memory == MemoryStatus(bytes=0, limit_bytes=0, entries=0)
 
 
-def test_every_number() -> None:
+def test_every_number() -> None:  # noqa: PLR0915 - there are many
     metrics = Metrics(prices={"priced": 2.0})
     metrics.watch_memory(size_bytes=lambda: 1000, entries=lambda: 7, limit_bytes=4000)
     for model in ("priced", "free"):
@@ -107,7 +107,9 @@ def test_every_number() -> None:
     metrics.store_seconds["read"].observe(0.0001)
     metrics.store_errors.labels("read", "timeout").inc(2)
     metrics.store_errors.labels("write", "full").inc(3)
+    metrics.store_errors.labels("write", "open").inc(7)
     metrics.store_invalid_records.labels("tag").inc()
+    metrics.store_invalid_records.labels("untagged").inc(2)
     metrics.queued_items.set(9)
     metrics.held_bytes.set(2048)
     metrics.requests_in_flight.set(5)
@@ -147,7 +149,7 @@ def test_every_number() -> None:
     assert openai.latency is not None
     assert (openai.calls, openai.failed, openai.latency.count, tei) == (4, 3, 1, ABOUT.upstreams[1])
     store = shown.store
-    assert (store.url, store.errors, store.invalid_records) == ("memory:", 5, 1)
+    assert (store.url, store.errors, store.invalid_records, store.forged_records) == ("memory:", 5, 3, 1)
     assert astuple(store.reads) == (1, pytest.approx(0.0001), pytest.approx(0.00019), pytest.approx(0.000198), 0.5)
     assert astuple(store.writes) == (0, None, None, None, 0.5)
     assert shown.memory == MemoryStatus(bytes=1000, limit_bytes=4000, entries=7)

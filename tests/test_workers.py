@@ -114,6 +114,23 @@ async def test_all_answer_and_one_scrape_is_of_all(
             await ask(other, process)
 
 
+async def test_hits_of_every_worker_after_a_restart_are_counted_under_their_model(
+    upstream: ScriptedUpstream, session: ClientSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UPSTREAM_KEY", "sk-owned")
+    arguments = ("--upstream-key-env", "UPSTREAM_KEY", "--store", f"sqlite:///{tmp_path / 'cache.sqlite3'}")
+    with proxy(tmp_path, upstream, *arguments) as process:
+        assert await ask(session, process) == 200
+    with proxy(tmp_path, upstream, *arguments, workers=3) as process:
+        for _ in range(30):
+            assert await ask(session, process) == 200
+        async with session.get(f"{process.admin_url}/status.json") as answer:
+            status = await answer.json()
+    (model,) = status["models"]  # and nothing under `other`
+    assert (model["name"], model["items"], model["tokens"]) == ("m", 30, {"billed": 0, "saved": 30})
+    assert len(upstream.calls) == 1
+
+
 async def test_a_worker_that_is_killed_fails_its_own_and_is_replaced(
     upstream: ScriptedUpstream, session: ClientSession, tmp_path: Path
 ) -> None:

@@ -56,21 +56,22 @@ _SAVED = [
     ),
     stat(
         "Saved tokens",
-        "What cached and duplicate items cost when they were first asked.",
+        "What cached, joined and duplicate items cost when they were first asked for.",
         total("", "tokens_total", 'kind="saved"', by_model=True, window=SHOWN),
         "short",
     ),
     stat(
         "Saved of all tokens",
-        "The saved tokens, of those and the billed ones: what the bill would have been without the proxy.",
+        "The saved tokens, of those and the billed ones: what the bill would have been without the proxy. What requests"
+        " that are relayed unread cost is not known.",
         saved_of_all_tokens(),
         "percentunit",
         HIT_STEPS,
     ),
     stat(
         "Saved money",
-        "The saved tokens in the currency of [prices] in the configuration; models without a price don't count, and"
-        " without prices there is no value.",
+        "The saved tokens in the currency of [prices] in the configuration; models without a price, and those counted"
+        " as `other`, don't count, and without prices there is no value.",
         total("", "cost_total", 'kind="saved"', by_model=True, window=SHOWN),
         "none",
         decimals=2,
@@ -136,8 +137,8 @@ _WHY_SLOW = [
     *_latency(0.95),
     Panel(
         "Where the time goes, p95",
-        "parse, reading and identifying a request; lookup, in memory and store; wait, until its call upstream begins;"
-        " upstream, that call; assemble, writing the answer. Of all models.",
+        "parse, reading and identifying a request; lookup, in memory and store; wait, for the batch to gather; slot,"
+        " for one of the concurrent calls; upstream, the call; assemble, writing the answer. Of all models.",
         {"{{stage}}": quantile(0.95, "stage", "stage_duration_seconds")},
         "s",
     ),
@@ -190,8 +191,8 @@ _HITS = [
     ),
     Panel(
         "Top models",
-        "Items in the time shown. Models beyond the fiftieth, and those that no upstream ever answered for, are"
-        " `other`.",
+        "Items in the time shown. Models beyond the fiftieth are `other`, and so are those of which the proxy has"
+        " neither read an upstream's answer nor found an item in its store.",
         {"{{model}}": f"topk(10, {total('model', 'items_total', by_model=True, window=SHOWN)}) > 0"},
         "short",
         kind="bargauge",
@@ -202,7 +203,8 @@ _HITS = [
 _TOKENS_AND_MONEY = [
     Panel(
         "Tokens",
-        "billed, as the upstream counted them; saved, what cached and repeated ones once cost.",
+        "billed, as the upstream counted them; saved, what cached, joined and repeated ones once cost. Requests that"
+        " are relayed unread are not included.",
         totals("kind", "tokens_total", by_model=True),
         "cps",
         width=12,
@@ -254,8 +256,9 @@ _WHAT_IS_NOT_CACHED = [
     ),
     Panel(
         "Errors by model and status",
-        "499: the client left before its answer. 503: a limit was reached, or it drains. 200: an answer that did not"
-        " check out and was passed on.",
+        "499: the client left before its answer was complete. 503: a limit was reached, or it drains. 401 also: a"
+        " client that --client-keys does not know. 502 also: a relayed answer that broke off. 200: an answer that did"
+        " not check out and was passed on.",
         totals("model, status", "requests_total", 'outcome="error"', by_model=True),
         "reqps",
         is_stacked=True,

@@ -36,7 +36,14 @@ COLOURS = {
         "unknown": YELLOW,
     },
     "kind": {"saved": GREEN, "billed": ORANGE},
-    "stage": {"parse": "purple", "lookup": GREEN, "wait": YELLOW, "upstream": ORANGE, "assemble": "blue"},
+    "stage": {
+        "parse": "purple",
+        "lookup": GREEN,
+        "wait": YELLOW,
+        "slot": "dark-yellow",
+        "upstream": ORANGE,
+        "assemble": "blue",
+    },
 }
 BREAKER_STATES = {0: ("closed", GREEN), 1: ("half-open", YELLOW), 2: ("open", RED)}
 

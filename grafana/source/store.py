@@ -29,8 +29,9 @@ _STORE = [
     ),
     Panel(
         "Invalid records",
-        "Stored values that did not check out and were taken for misses. tag: not written by a proxy with this record"
-        " key, so forged, or the key was changed; checksum: damaged.",
+        "Stored values that are invalid and treated as misses, each counted once until it is replaced. untagged,"
+        " other-key: from before the record key was set or changed; the rates show how much is left to replace. tag,"
+        " key: forged. checksum: damaged.",
         totals("reason", "store_invalid_records_total"),
         "cps",
     ),

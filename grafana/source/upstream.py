@@ -6,7 +6,8 @@ from grafana.source.promql import counted, each_instance, quantiles, recorded, s
 _ANSWERS = [
     Panel(
         "Answers by status",
-        "Embeddings calls by HTTP status, or unreachable, or timeout.",
+        "Embeddings calls by HTTP status, that of the error where a 200 is one; or unreachable, or timeout. Requests"
+        " that are relayed unread are not included: see the Overview dashboard.",
         totals("upstream, status", "upstream_answers_total"),
         "cps",
         is_stacked=True,
@@ -34,15 +35,15 @@ _ANSWERS = [
     ),
     Panel(
         "Rejected answers",
-        "Answers with status 200 that did not check out, were passed on and not stored, by what was wrong. Any at all"
-        " says that the upstream is not what it is configured to be.",
+        "Answers with status 200 that did not check out and were not stored, by what was wrong. error-in-200 is the"
+        " upstream's own error; any other says that the upstream is not what it is configured to be.",
         totals("reason", "upstream_rejected_total"),
         "cps",
     ),
     Panel(
         "Validations",
-        "Questions about a credential under which only stored items were asked for: confirmed, refused, or unknown,"
-        " when the upstream gave no verdict.",
+        "Questions to an upstream about a credential that was not validated recently: confirmed, refused, or unknown,"
+        " when it gave no verdict. One question serves all requests that wait for its answer.",
         totals("result", "validations_total"),
         "cps",
     ),
@@ -59,9 +60,9 @@ _CALLS = [
     ),
     Panel(
         "Waiting for a call",
-        "How long requests wait until their call begins: for the batch to gather, and for one of --upstream-concurrency"
-        " slots.",
-        quantiles("", "stage_duration_seconds", 'stage="wait"'),
+        "Until a call begins: wait, for the batch to gather; slot, for one of --upstream-concurrency calls, of which"
+        " one credential never has more than half.",
+        quantiles("stage", "stage_duration_seconds", 'stage=~"wait|slot"', of=(0.5, 0.95)),
         "s",
         width=12,
         steps=[(None, GREEN), (0.1, YELLOW), (1, RED)],

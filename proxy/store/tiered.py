@@ -11,8 +11,9 @@ from proxy import record as records
 from proxy.breaker import Breaker, State
 from proxy.errors import StoreError
 from proxy.metrics import Metrics
-from proxy.record import InvalidRecord, Record
-from proxy.store.base import COOLDOWN_S, MAX_FAILURES, Store
+from proxy.record import InvalidRecord, Record, RecordKey
+from proxy.store.base import COOLDOWN_S, MAX_FAILURES, NoStore, Store
+from proxy.store.invalid import InvalidRecords
 from proxy.store.memory import Entry, Memory
 
 _log = logging.getLogger(__name__)
@@ -38,13 +39,15 @@ class Cache:
         *,
         ttl_s: float | None,
         budget_s: float,
-        record_key: bytes | None = None,
+        record_key: RecordKey | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.memory = memory
         self._record_key = record_key
         self._store = store
+        self._has_store = not isinstance(store, NoStore)
         self._metrics = metrics
+        self._invalid = InvalidRecords(metrics)
         self._ttl_s = ttl_s
         self._budget_s = budget_s
         self._clock = clock
@@ -80,7 +83,7 @@ class Cache:
 
     async def read(self, keys: Sequence[bytes], *, not_before: float) -> dict[bytes, Entry]:
         """What the store has of ``keys``, which are distinct; it goes into memory too."""
-        if not keys:
+        if not keys or not self._has_store:
             return {}
         values = await self._get(keys)
         found = {}
@@ -153,6 +156,8 @@ class Cache:
         The budget ends the waiting, not the writing: what was paid for should be stored. And there is no waiting where
         the store did not answer a moment ago.
         """
+        if not self._has_store:
+            return {}
         if not self._breakers["write"].allows():
             self._metrics.store_errors.labels("write", "open").inc()
             return {}
@@ -160,6 +165,7 @@ class Cache:
         size = sum(map(len, values.values()))
         if self._writing_bytes + size > _MAX_WRITING_BYTES:
             self._metrics.store_errors.labels("write", "busy").inc()
+            self._metrics.store_seconds["write"].observe(0.0)  # a write that failed at once, as its error says
             self._breakers["write"].abandoned()
             return {}
         self._writing_bytes += size
@@ -190,6 +196,7 @@ class Cache:
         finally:
             self._metrics.store_seconds["write"].observe(time.perf_counter() - started)
         self._breakers["write"].succeeded()
+        self._invalid.replaced(values.keys() - standing.keys())
         return standing
 
     def _budget_for(self, keys: Collection[bytes]) -> float:
@@ -224,7 +231,8 @@ class Cache:
             try:
                 decoded[key] = records.decode(key, value, self._record_key)
             except InvalidRecord as error:
-                self._metrics.store_invalid_records.labels(str(error)).inc()
+                self._invalid.found(key, error.flaw)
+        self._invalid.replaced(decoded)  # by another proxy, where one of them was invalid
         return decoded
 
     def _on_breaker(self, operation: str, state: State) -> None:

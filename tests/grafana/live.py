@@ -18,6 +18,9 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import xxhash
+from redis import Redis
+
 from tests.grafana.expressions import RULES
 from tests.process import LoggedProcess, Process
 from tests.redis_server import RedisServer, free_port
@@ -34,6 +37,7 @@ _POLL_S = 0.1
 _PAUSE_S = 0.1
 _TEXTS = 300  # of 6 KiB each, so that the memory tier, which has 1 MiB, is too small for them
 _BATCH = 16
+_SMALL_BYTES = 1000  # records of a few dimensions are smaller
 _MODELS = ("demo", "gone", "rejected", "broken")
 
 
@@ -162,9 +166,8 @@ class Live:
 def serving(folder: Path) -> Iterator[Live]:
     """The three proxies' metrics while they are under load.
 
-    Two share a Redis under different record keys, so that each finds the other's records forged; the third has a Redis
-    that is not there. All have an upstream that works, one that is gone with another in its place, and one that
-    misbehaves.
+    Two share a Redis, to which a forger writes, too; the third has a Redis that is not there. All have an upstream that
+    works, one that is gone with another in its place, and one that misbehaves.
     """
     with ExitStack() as stack:
         redis = RedisServer(folder)
@@ -191,13 +194,14 @@ def serving(folder: Path) -> Iterator[Live]:
             """
         )
         proxies = {}
+        os.environ["RECORD_KEY"] = "s" * 32
+        stack.callback(os.environ.pop, "RECORD_KEY")
         for name, store in (("A", redis.url), ("B", redis.url), ("C", f"redis://127.0.0.1:{free_port()}/0")):
-            os.environ[f"RECORD_KEY_{name}"] = name * 32
-            stack.callback(os.environ.pop, f"RECORD_KEY_{name}")
-            arguments = ["--config", str(config), "--store", store, "--record-key-env", f"RECORD_KEY_{name}"]
+            arguments = ["--config", str(config), "--store", store, "--record-key-env", "RECORD_KEY"]
             proxies[name] = Process(folder, free_port(), *arguments)
             stack.callback(proxies[name].stop, signal.SIGTERM)
-        loads = stack.enter_context(_loads({name: process.base_url for name, process in proxies.items()}))
+        base_urls = {name: process.base_url for name, process in proxies.items()}
+        loads = stack.enter_context(_loads(base_urls, redis.url))
         admins = [process.admin_url.removeprefix("http://") for process in proxies.values()]
         yield Live(stack.enter_context(Prometheus(folder, admins)), loads)
 
@@ -213,12 +217,12 @@ def demo(folder: Path) -> Iterator[int]:
 
 
 @contextmanager
-def _loads(base_urls: Mapping[str, str]) -> Iterator[list["Future[None]"]]:
-    """Requests until the block ends: of every kind to each proxy, and the forgers'. Raises what ended one of them."""
+def _loads(base_urls: Mapping[str, str], redis_url: str) -> Iterator[list["Future[None]"]]:
+    """Requests until the block ends: of every kind to each proxy, and the forger's. Raises what ended one of them."""
     is_over = threading.Event()
     with ThreadPoolExecutor(len(base_urls) + 1) as threads:
         loads = [threads.submit(_load, base_url, name, is_over) for name, base_url in base_urls.items()]
-        loads.append(threads.submit(_forge, [base_urls["A"], base_urls["B"]], is_over))
+        loads.append(threads.submit(_forge, [base_urls["A"], base_urls["B"]], redis_url, is_over))
         try:
             yield loads
         finally:
@@ -238,15 +242,23 @@ def _load(base_url: str, name: str, is_over: threading.Event) -> None:
             post(connection, "sk-again", {"model": "demo", "input": "the same text"})
 
 
-def _forge(base_urls: Sequence[str], is_over: threading.Event) -> None:
-    """What one proxy has stored is asked of the other, which takes it for forged: once in each round."""
+def _forge(base_urls: Sequence[str], redis_url: str, is_over: threading.Event) -> None:
+    """What one proxy has stored is forged and then asked of the other: once in each round."""
     with ExitStack() as stack:
         first, second = (stack.enter_context(connected(base_url)) for base_url in base_urls)
+        redis = stack.enter_context(Redis.from_url(redis_url))
         for number in itertools.count():
             if is_over.wait(_PAUSE_S):
                 break
-            for connection in (first, second):
-                post(connection, "sk-load", {"model": "demo", "input": f"stored by the one proxy {number}"})
+            # By its size the forger knows it among the others' records.
+            body = {"model": "demo", "input": f"soon forged {number}", "dimensions": 4}
+            post(first, "sk-load", body)
+            for name in redis.scan_iter(match="embedding:*"):
+                value = redis.get(name)
+                if isinstance(value, bytes) and len(value) < _SMALL_BYTES:
+                    tagged = value[:-24] + bytes(16)
+                    redis.set(name, tagged + xxhash.xxh3_64_digest(tagged))
+            post(second, "sk-load", body)
 
 
 @contextmanager

@@ -62,8 +62,15 @@ def record(number: float = 1.0, at: float = Clock.now, model: str = "m") -> Reco
     return Record(vector=vector, model=model, tokens=1, tokens_exact=True, stored_at_s=int(at))
 
 
-def make_cache(store: Store, clock: Clock | None = None, ttl_s: float | None = None, budget_s: float = 5.0) -> Cache:
-    return Cache(Memory(1_000_000), store, Metrics(), ttl_s=ttl_s, budget_s=budget_s, clock=clock or Clock())
+def make_cache(
+    store: Store,
+    clock: Clock | None = None,
+    ttl_s: float | None = None,
+    budget_s: float = 5.0,
+    metrics: Metrics | None = None,
+) -> Cache:
+    metrics = metrics or Metrics()
+    return Cache(Memory(1_000_000), store, metrics, ttl_s=ttl_s, budget_s=budget_s, clock=clock or Clock())
 
 
 def served(entries: Mapping[bytes, object]) -> dict[bytes, bytes]:
@@ -209,3 +216,48 @@ async def test_a_hanging_store_is_waited_for_no_longer_than_the_budget() -> None
     store.gate.set()
     await cache.aclose()
     assert set(store.values) == {A}, "the write that nobody waits for is finished all the same"
+
+
+# --- what is counted
+
+
+async def test_an_invalid_record_is_counted_once_until_it_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.store.invalid._MAX_KEYS", 2)
+    store, metrics = DictStore(), Metrics()
+    cache = make_cache(store, metrics=metrics)
+    counted = metrics.store_invalid_records.labels("checksum")
+    store.values = dict.fromkeys((A, B), b"damaged")
+    for _ in range(3):
+        assert await cache.read([A, B], not_before=0) == {}
+    assert counted.value == 2
+    await cache.write({A: record()}, overwrite=False)  # finds it taken, and replaces what is there
+    assert counted.value == 2
+    for _ in range(2):
+        store.values[A] = b"damaged again"
+        await cache.read([A], not_before=0)
+    assert counted.value == 3
+    store.values[A] = records.encode(A, record())  # by another proxy
+    await cache.read([A], not_before=0)
+    store.values[A] = b"damaged a third time"
+    await cache.read([A], not_before=0)
+    assert counted.value == 4
+    store.values[C] = b"damaged"
+    await cache.read([C], not_before=0)
+    assert counted.value == 5
+    await cache.read([B], not_before=0)
+    assert counted.value == 6  # of more keys than are remembered the oldest are counted again
+    await cache.aclose()
+
+
+async def test_a_write_that_is_refused_for_the_backlog_is_a_write_and_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.store.tiered._MAX_WRITING_BYTES", 0)
+    metrics = Metrics()
+    cache = make_cache(DictStore(), metrics=metrics)
+    assert served(await cache.write({A: record()}, overwrite=False)) == {A: b"[1.0,0.5]"}
+    (writes,) = (
+        sample.value
+        for family in metrics.families()
+        for sample in family.samples
+        if sample.name == "embedding_proxy_store_duration_seconds_count" and sample.labels["operation"] == "write"
+    )
+    assert (metrics.store_errors.labels("write", "busy").value, writes) == (1, 1)
