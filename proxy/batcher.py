@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy import reply, wire
+from proxy.cors import origin_of
 from proxy.errors import Overloaded, ProxyError
 from proxy.metrics import Metrics
 from proxy.origins import Alternative, Origin
@@ -231,6 +232,7 @@ class Batcher:
             with calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=items) as call:
                 answer = await origin.client.embed(url, call.outbound(headers), body, items=items)
                 call.answered(answer.status)
+        share.origin.cors.learn(origin_of(headers), answer.status, answer.headers)
         return answer
 
     @asynccontextmanager

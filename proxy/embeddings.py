@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from aiohttp.web import BaseRequest, StreamResponse
@@ -15,6 +16,7 @@ from proxy.answers import Answers, cache_headers, hit, relayed
 from proxy.auth import KEY_REFUSALS, Access, Place, Validations
 from proxy.batcher import Refused, Unusable
 from proxy.bodies import Bodies, Held
+from proxy.cors import origin_of
 from proxy.errors import KeyRefused, NotCached, ProxyError
 from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
 from proxy.headers import Directives, Identity
@@ -59,10 +61,11 @@ class _Job(NamedTuple):
 class Progress:
     """What is known of one request under way, for those who count and log it."""
 
-    __slots__ = ("cached", "edition", "items", "model", "outcome", "request_id", "span")
+    __slots__ = ("cached", "edition", "items", "model", "origin", "outcome", "request_id", "span")
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
+        self.origin: Origin | None = None  # the upstream that it is for
         self.edition = 0  # of the list of clients that let it in
         self.outcome = "error"
         self.model: str | None = None  # as the client wrote it; once it is answered, as it may be shown
@@ -73,6 +76,7 @@ class Progress:
     def repeated(self, repeat: Repeat) -> None:
         """It is a request that came again."""
         self.outcome = "hit"
+        self.origin = repeat.origin
         self.model = repeat.wanted.model
         self.items = self.cached = len(repeat.wanted.keys)
         self.span.looked_up(repeat.looked_up_s, items=self.items, cached=self.cached)
@@ -153,14 +157,14 @@ class EmbeddingsRoute:
                 body = await self._bodies.inflated(request, sent, held)
             fields = wire.read_object(body)
             progress.model = wire.model_of(fields)
-            origin = self._origins.asked_at(request.raw_path, progress.model)
+            origin = progress.origin = self._origins.asked_at(request.raw_path, progress.model)
             url = _embeddings_url(origin, request.raw_path)
             asked = wire.parse_request(body, fields, origin.provider)
         except Bypass as bypass:
             progress.items = wire.count_of(fields)
             self._metrics.of_model(progress.model).items["bypass"].inc(progress.items)
             if origin is None:  # what was not understood may be read well enough to say who is asked
-                origin = self._origins.asked_at(request.raw_path, wire.model_in(body))
+                origin = progress.origin = self._origins.asked_at(request.raw_path, wire.model_in(body))
             return "bypass", await self._bypass(request, progress, origin, sent, bypass)
         derived = keys.derive(
             asked, url=url, scope=self._access.scope(identity), vector_headers=identity.vector_affecting
@@ -203,7 +207,7 @@ class EmbeddingsRoute:
         is_valid = self._is_valid(job.who, job.place)
         if not to_do.missing and is_valid:
             if mark is not None and from_memory == len(found):
-                self._repeats.remember(mark, Known(job.wanted, job.who, job.place))
+                self._repeats.remember(mark, Known(job.wanted, job.who, job.place, job.origin))
             return "hit", self._answers.hit(job.wanted, found, from_memory, [])
         if job.directives.only_if_cached:
             if not to_do.missing:
@@ -294,6 +298,7 @@ class EmbeddingsRoute:
                 extra_headers=extra,
                 is_last=is_last,
                 refused=KEY_REFUSALS if origin.key else (),
+                on_head=partial(origin.cors.relayed, origin_of(request.headers)),
             )
             call.answered(response.status)
         if response.status in KEY_REFUSALS:
@@ -344,6 +349,7 @@ class EmbeddingsRoute:
             url=job.url,
             credentials=job.identity.credentials,
             vector_headers=job.identity.vector_affecting,
+            page=origin_of(job.request.headers),
         )
         if wire.is_fused(job.asked.model, job.origin.provider):
             group += job.wanted.keys[0]  # in company it would be fused

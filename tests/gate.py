@@ -1,6 +1,7 @@
 """An upstream that waits."""
 
 import asyncio
+from collections.abc import Callable
 
 from aiohttp import web
 
@@ -11,10 +12,10 @@ class Gate:
     """Holds the upstream's answers until it is opened; ``arrived`` counts the calls that wait."""
 
     def __init__(self, upstream: ScriptedUpstream) -> None:
-        self._upstream = upstream
         self._open = asyncio.Event()
         self._changed = asyncio.Condition()
         self.arrived = 0
+        self.answer: Callable[[Call], web.StreamResponse] = upstream.embed  # what each call gets, once it is open
         upstream.reply = self._reply
 
     async def _reply(self, call: Call) -> web.StreamResponse:
@@ -22,7 +23,7 @@ class Gate:
             self.arrived += 1
             self._changed.notify_all()
         await self._open.wait()
-        return self._upstream.embed(call)
+        return self.answer(call)
 
     async def calls(self, count: int) -> None:
         async with self._changed:
