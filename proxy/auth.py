@@ -140,6 +140,14 @@ class Access:
             return own
         return self.identity(headers.without_credentials(given))._replace(credentials=_OWN_KEY)
 
+    def may_read(self, upstream: Origin, given: Headers) -> bool:
+        """Whether it is known if the web page that asks, where one does, may read a response.
+
+        If not, the page's browser would drop a hit, so the upstream is asked first, as for a credential that nobody has
+        confirmed. That is not done in a shared scope, where entries are not served while the upstream has no answer.
+        """
+        return self.is_shared or upstream.cors.knows(origin_of(given))
+
     def scope(self, identity: Identity) -> Fields:
         """Whose entries these are."""
         return _EVERYBODY if self.is_shared and not self.owns_key else identity.credentials

@@ -112,6 +112,10 @@ class Cors:
         forwarded.popall("Origin")
         return forwarded
 
+    def knows(self, page: str | None) -> bool:
+        """Whether `finish` has the upstream's word for a response to ``page``, or nothing to ask for."""
+        return bool(self._allowed) or not _is_page(page) or self._sent_to(page) is not None
+
     def finish(self, page: str | None, response: CIMultiDict[str]) -> None:
         """Put the CORS fields into a response to ``page`` that the proxy made, or made from an upstream's.
 
@@ -186,22 +190,24 @@ class Cors:
         return None if page is None else self._sent_to_all
 
     def _remember(self, page: str | None, fields: Fields) -> None:
-        if page is None:
-            self._hit = None
-        elif len(page) > _MAX_ORIGIN_CHARS or not _ORIGIN.fullmatch(page):
+        if page is not None and not _is_page(page):
             return
         if sum(len(name) + len(value) for name, value in fields) > _MAX_BYTES:
-            return
+            fields = ()
+        self._hit = None
         self._sent[page] = fields
         self._sent.move_to_end(page)
         if len(self._sent) > _MAX_ORIGINS:
             self._sent.popitem(last=False)
-            self._hit = None
         # A response that may be shared with all and does not vary by origin would have been the same for others.
         if (ALLOW_ORIGIN, EVERY_ORIGIN) in fields and ("Vary", "Origin") not in fields:
             self._sent_to_all = fields
         elif page is not None:
             self._sent_to_all = None
+
+
+def _is_page(page: str | None) -> bool:
+    return page is not None and len(page) <= _MAX_ORIGIN_CHARS and _ORIGIN.fullmatch(page) is not None
 
 
 def _fields_of(answered: Headers) -> Fields:

@@ -204,7 +204,7 @@ class EmbeddingsRoute:
         is_moved = epochs(found) > 1
         if is_moved:
             found, to_do = {}, plan(job.wanted.keys, ())
-        is_valid = self._is_valid(job.who, job.place)
+        is_valid = self._is_valid(job)
         if not to_do.missing and is_valid:
             if mark is not None and from_memory == len(found):
                 self._repeats.remember(mark, Known(job.wanted, job.who, job.place, job.origin))
@@ -219,8 +219,9 @@ class EmbeddingsRoute:
             return await self._ask_first(job, to_do, found, from_memory)
         return await self._fetch_and_answer(job, found, from_memory, refresh=is_moved)
 
-    def _is_valid(self, who: bytes, place: Place) -> bool:
-        return self._access.owns_key or self._validations.holds(who, place)
+    def _is_valid(self, job: _Job) -> bool:
+        is_good = self._access.owns_key or self._validations.holds(job.who, job.place)
+        return is_good and self._access.may_read(job.origin, job.request.headers)
 
     async def _ask_first(
         self, job: _Job, to_do: Plan, found: dict[bytes, Entry], from_memory: int
@@ -334,7 +335,7 @@ class EmbeddingsRoute:
             return "error", await self._answer_failure(job, errand, fetched.failure)
         if epochs(found, fetched.entries) > 1:  # and now it serves both by turns
             return "error", relayed(await self._fetcher.replay(errand))
-        if not fetched.receipts and not self._is_valid(job.who, job.place):
+        if not fetched.receipts and not self._is_valid(job):
             # All of it was in the store after all, or in the flight of another replica.
             everything = found | fetched.entries
             return await self._ask_first(job, plan(job.wanted.keys, everything), everything, from_memory)

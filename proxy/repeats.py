@@ -59,8 +59,10 @@ class Repeats:
         """The answer to a request that is known, if memory has all of it. It was let in, by that ``edition`` of the
         list of clients."""
         known = self._recall.get(mark)
-        repeat = None if known is None else self._repeat(known, began_s)
-        if known is not None and repeat is not None:
+        if known is None or not self._access.may_read(known.origin, request.headers):
+            return None
+        repeat = self._repeat(known, began_s)
+        if repeat is not None:
             self._remember_whole(request, known._replace(edition=edition))
         return repeat
 

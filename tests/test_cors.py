@@ -151,13 +151,42 @@ async def test_a_page_that_may_not_read_learns_nothing_of_what_it_could(
 
 async def test_pages_of_two_origins_share_entries_and_not_fields(client: Client, upstream: ScriptedUpstream) -> None:
     Browsable(upstream, reflects)
-    await ask(client, "x", PAGE)
-    assert cors(await ask(client, "x", OTHER)) == {}
-    await ask(client, "y", OTHER)
-    hits = [await ask(client, "x", origin) for origin in (PAGE, OTHER)]
-    assert [hit.cache for hit in hits] == ["HIT", "HIT"]
-    assert [hit.headers[ALLOW_ORIGIN] for hit in hits] == [PAGE, OTHER]
-    assert upstream.items == {'"x"': 1, '"y"': 1}
+    miss = await ask(client, ["x", "a longer text"], PAGE)
+    for _ in range(3):
+        for origin in (PAGE, OTHER):
+            hit = await ask(client, ["x", "a longer text"], origin)
+            assert (hit.cache, hit.headers[ALLOW_ORIGIN]) == ("HIT", origin)
+            assert hit.embeddings == miss.embeddings
+    assert upstream.items == {'"x"': 2, '"a longer text"': 1}  # the upstream was asked once about the other page
+
+
+async def test_a_page_of_which_the_upstream_said_nothing_is_served_while_it_is_down(
+    client: Client, upstream: ScriptedUpstream
+) -> None:
+    await ask(client, "x", None)
+    upstream.reply = abort
+    hit = await ask(client, "x", PAGE)
+    assert hit.headers["Cache-Status"] == "embedding-proxy; hit; detail=unvalidated"
+    assert cors(hit) == {}
+
+
+async def test_in_a_shared_scope_the_upstream_is_not_asked_about_a_page(
+    start_proxy: StartProxy, upstream: ScriptedUpstream
+) -> None:
+    """It would be an error, and not a hit, while the upstream has no answer."""
+    client = await start_proxy(shares_all=True)
+    await ask(client, "x", None)
+    assert (await ask(client, "x", PAGE)).cache == "HIT"
+    assert len(upstream.calls) == 1
+
+
+async def test_a_request_that_comes_again_from_another_page_is_not_the_same(
+    client: Client, upstream: ScriptedUpstream
+) -> None:
+    Browsable(upstream, reflects)
+    for _ in range(4):
+        await ask(client, "x", PAGE)
+    assert (await ask(client, "x", OTHER)).headers[ALLOW_ORIGIN] == OTHER
 
 
 async def test_what_is_sent_to_everyone_holds_for_origins_not_seen_yet(
@@ -482,13 +511,16 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(cors._sent) == 1024
     assert ALLOW_ORIGIN in hit("https://0.example")  # it was used all the time
     assert ALLOW_ORIGIN not in hit("https://1.example")
+    cors.learn(PAGE, 200, CIMultiDict({ALLOW_ORIGIN: PAGE, "Access-Control-Expose-Headers": "x" * 5000}))
+    assert cors.knows(PAGE)
+    assert ALLOW_ORIGIN not in hit(PAGE)
     for page, fields in (
-        (PAGE, CIMultiDict({ALLOW_ORIGIN: PAGE, "Access-Control-Expose-Headers": "x" * 5000})),
         ("https://" + "x" * 300, told),
         ("*", CIMultiDict({ALLOW_ORIGIN: "*"})),
         (f"{PAGE}, {OTHER}", told),
     ):
         cors.learn(page, 200, fields)
+        assert cors.knows(page)  # there is nothing to ask for
         assert page not in cors._sent
 
 
