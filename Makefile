@@ -59,7 +59,7 @@ $(NODE)/ok: tests/clients/package.json tests/clients/package-lock.json
 test-clients: $(NODE)/ok $(OTHERS)/ok $(VENV)/dev-ok ## every client, the larger ones too, as a table; needs node and npm
 	@CLIENTS=all $(BIN)/pytest tests/test_clients.py --matrix $(ARGS)
 
-test-browser: $(VENV)/dev-ok ## the status page in a headless browser; needs chromium and chromedriver
+test-browser: $(VENV)/dev-ok ## the status page and pages on another origin in a headless browser; needs chromium and chromedriver
 	@$(BIN)/pytest tests/test_browser.py -m browser $(ARGS)
 
 screenshots: $(VENV)/dev-ok ## pictures of the status page under load, into docs/; needs chromium and chromedriver

@@ -140,15 +140,15 @@ def detail_of(wanted: Wanted) -> str:
     return "whole-body" if wanted.is_keyed_whole else ""
 
 
-def head_of_hit(body: bytes, saved_tokens: int, request_id: str, detail: str = "") -> bytes:
-    """The head of the same answer as bytes, as aiohttp writes it."""
+def head_of_hit(body: bytes, saved_tokens: int, request_id: str, *, detail: str, cors: str) -> bytes:
+    """The head of the same answer as bytes, as aiohttp writes it; ``cors`` are whole lines of it, or none."""
     lines = (
         "HTTP/1.1 200 OK",
         "X-Cache: HIT",
         f"Cache-Status: {_CACHE_NAME}; hit; detail={detail}" if detail else f"Cache-Status: {_CACHE_NAME}; hit",
         f"X-Cache-Saved-Tokens: {saved_tokens}",
         "Content-Type: application/json",
-        f"X-Request-Id: {request_id}",
+        f"{cors}X-Request-Id: {request_id}",
         f"Content-Length: {len(body)}",
         f"Date: {rfc822_formatted_time()}",
         f"Server: {SERVER_SOFTWARE}\r\n\r\n",

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from proxy import headers
 from proxy.clientkeys import ClientKeys
 from proxy.config import THIS_MACHINE
+from proxy.cors import origin_of
 from proxy.errors import Unauthorized
 from proxy.headers import Headers, Identity
 from proxy.keys import Fields, pack
@@ -98,11 +99,13 @@ class Access:
         owns_key: bool,
         client_keys: ClientKeys | None,
         key_headers: frozenset[str] = frozenset(),
+        cors_origins: frozenset[str] = frozenset(),
     ) -> None:
         self.is_shared = shares_all or owns_key  # one scope for all
         self.owns_key = owns_key
         self._client_keys = client_keys
         self._key_headers = key_headers
+        self._cors_origins = cors_origins
 
     def identity(self, given: Headers) -> Identity:
         """Who the client is, and what else of its headers matters."""
@@ -119,13 +122,17 @@ class Access:
         Raises `Unauthorized` if the proxy has a list and this is none of them; or if it has none, and a web page may be
         asking, which any page can make a browser on this machine do.
         """
-        if self.owns_key and self._client_keys is None:
-            _forbid_web_pages(given)
+        self.admit_preflight(given)
         if self._client_keys is not None and not any(map(self._client_keys.knows, _keys_in(given))):
             raise Unauthorized(
                 "This proxy does not know the API key. Its operator can make one: embedding-proxy keys add."
             )
         return self.edition
+
+    def admit_preflight(self, given: Headers) -> None:
+        """Likewise for a CORS preflight, which never has a key to show. Raises `Unauthorized`."""
+        if self.owns_key and self._client_keys is None:
+            _forbid_web_pages(given, self._cors_origins)
 
     def outgoing(self, given: Headers, own: Identity) -> Identity:
         """Who the upstream will see, and what else of the headers it will; ``own`` is the client's own identity."""
@@ -133,15 +140,27 @@ class Access:
             return own
         return self.identity(headers.without_credentials(given))._replace(credentials=_OWN_KEY)
 
+    def may_read(self, upstream: Origin, given: Headers) -> bool:
+        """Whether it is known if the web page that asks, where one does, may read a response.
+
+        If not, the page's browser would drop a hit, so the upstream is asked first, as for a credential that nobody has
+        confirmed. That is not done in a shared scope, where entries are not served while the upstream has no answer.
+        """
+        return self.is_shared or upstream.cors.knows(origin_of(given))
+
     def scope(self, identity: Identity) -> Fields:
         """Whose entries these are."""
         return _EVERYBODY if self.is_shared and not self.owns_key else identity.credentials
 
 
-def _forbid_web_pages(given: Headers) -> None:
+def _forbid_web_pages(given: Headers, allowed: frozenset[str]) -> None:
+    """Refuse web pages but those of ``allowed`` origins, and any that reaches this machine by another name: by DNS
+    rebinding, a page's own name resolves to this machine, and the browser takes the proxy for the page's own server."""
+    if origin_of(given) not in allowed and (
+        "Origin" in given or given.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}
+    ):
+        raise Unauthorized("This proxy holds a key, and answers no web page that --cors-origins does not name.")
     host = given.get("Host", "").rpartition(":")[0] or given.get("Host", "")
-    if "Origin" in given or given.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
-        raise Unauthorized("This proxy holds a key, and answers no web page.")
     if host.strip("[]").lower() not in THIS_MACHINE:
         raise Unauthorized("This proxy holds a key, and is reached as localhost only.")
 

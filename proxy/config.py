@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
@@ -21,6 +21,12 @@ _SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KIB, "
 _DURATIONS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _QUANTITY = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([a-z]*)", re.IGNORECASE)
 _HOST_AND_PATH = re.compile(r"[\w-]+(\.[\w-]+)+(/[\w./-]*)?", re.ASCII)
+# https://fetch.spec.whatwg.org/#origin-header
+_ORIGIN = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9]([a-z0-9._-]*[a-z0-9])?)(:(?P<port>\d{1,5}))?"
+)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_MAX_PORT = 65535
 _HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 §5.6.2
 # Before the path of a socket, where an address could stand.
 UNIX = "unix:"
@@ -92,6 +98,7 @@ class Settings:
     shares_all: bool = False  # one scope for all validated credentials
     revalidate_s: float = 600.0
     key_headers: frozenset[str] = frozenset()  # names in lower case
+    cors_origins: frozenset[str] = frozenset()  # as browsers send them, or just "*"; none: the upstream decides
     client_keys: Path | None = None  # None: whoever can connect may ask
     record_key: bytes | None = field(default=None, repr=False)
     logs_requests: bool = True
@@ -143,6 +150,42 @@ def parse_header_names(text: str) -> frozenset[str]:
     return names
 
 
+def parse_cors_origins(text: str) -> frozenset[str]:
+    """``https://app.example.com, http://localhost:3000`` as browsers send them in Origin; or ``*``, every origin.
+
+    Raises `ConfigError`.
+    """
+    given = [part.strip() for part in text.split(",")]
+    if "*" in given and len(given) > 1:
+        raise ConfigError("* allows every origin, so no other can stand beside it")
+    return frozenset("*" if origin == "*" else _parse_origin(origin) for origin in given)
+
+
+def _parse_origin(text: str) -> str:
+    """In the form that browsers send: lower case, no default port, the shortest IPv6 address."""
+    match = _ORIGIN.fullmatch(text.lower())
+    if match is None or int(match["port"] or 0) > _MAX_PORT:
+        raise ConfigError(f"{_without_secrets(text)!r} is not an origin; {_origin_hint(text)}")
+    scheme, host, port = match["scheme"], match["host"], match["port"]
+    if host.startswith("["):
+        try:
+            host = f"[{IPv6Address(host[1:-1])}]"
+        except ValueError:
+            raise ConfigError(f"{text!r} is not an origin; {_origin_hint('')}") from None
+    return f"{scheme}://{host}" + ("" if port is None or int(port) == _DEFAULT_PORTS.get(scheme) else f":{int(port)}")
+
+
+def _origin_hint(text: str) -> str:
+    if text.lower() == "null":
+        return "any site can make a page whose origin is null, so only * allows it"
+    start = re.match(_ORIGIN, text.lower())
+    if start is not None and text[start.end() :].startswith(("/", "?", "#")):
+        return f"it has no path: say {text[: start.end()]}"
+    if bare := _ORIGIN.fullmatch(f"https://{text.lower()}"):
+        return f"did you mean {'http' if bare['host'].strip('[]') in THIS_MACHINE else 'https'}://{text}?"
+    return "accepted: scheme://host or scheme://host:port, as https://app.example.com, separated by commas; or *"
+
+
 def forbid_open_door(settings: Settings) -> None:
     """Refuse to hold a key for whoever can connect from another machine. Raises `ConfigError`."""
     upstreams = (settings.upstream, *settings.routed)
@@ -158,6 +201,11 @@ def forbid_open_door(settings: Settings) -> None:
         raise ConfigError(
             f"--host {settings.host} lets others connect, and they would ask with the proxy's own key:"
             " give --client-keys, or listen on 127.0.0.1"
+        )
+    if owned and settings.client_keys is None and "*" in settings.cors_origins:
+        raise ConfigError(
+            "--cors-origins * lets every web page that a browser on this machine shows ask with the proxy's own key:"
+            " name the origins, or give --client-keys"
         )
 
 

@@ -3,7 +3,8 @@
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 from multidict import CIMultiDict
@@ -11,18 +12,20 @@ from multidict import CIMultiDict
 from proxy import headers
 from proxy.answers import detail_of, head_of_hit
 from proxy.auth import KEY_REFUSALS, Access
+from proxy.cors import is_preflight, origin_of
 from proxy.embeddings import CLIENT_LEFT, EmbeddingsRoute, Progress, status_of_error
-from proxy.errors import InvalidRequest, ProxyError, RequestTimeout
-from proxy.origins import Origins
+from proxy.errors import InvalidRequest, OriginNotAllowed, ProxyError, RequestTimeout
+from proxy.origins import Origin, Origins
 from proxy.passthrough import is_websocket, relay, relay_websocket
 from proxy.repeats import Repeats
 from proxy.requestlog import Line, RequestIds, RequestLog, trace_id
+from proxy.routes import Route
 from proxy.traces import Traces
 
 _log = logging.getLogger(__name__)
 
 _VERSIONS = (HttpVersion11, HttpVersion10)
-_OK = 200
+_OK, _NO_CONTENT = 200, 204
 _NO_FIELDS = CIMultiDict[str]()
 _EMBEDDINGS = "/v1/embeddings"  # as traces call the route, whatever the provider does
 
@@ -73,6 +76,9 @@ class Dispatcher:
             trace = progress.span.trace_id or trace_id(request.headers.get("traceparent"))
             self._end(progress, trace, status, started_s)
         if not response.prepared:
+            if progress.outcome != "preflight":
+                upstream = progress.origin or self._origins.default
+                upstream.cors.finish(origin_of(request.headers), response.headers)
             response.headers.setdefault("X-Request-Id", request_id)  # an upstream's own stays
             if self._is_draining():
                 response.force_close()
@@ -99,7 +105,8 @@ class Dispatcher:
         progress.repeated(repeat)
         self._embeddings.count(progress, _OK, started_s)
         self._end(progress, progress.span.trace_id, _OK, started_s)
-        head = head_of_hit(repeat.body, repeat.saved_tokens, progress.request_id, detail_of(repeat.wanted))
+        detail, cors = detail_of(repeat.wanted), repeat.origin.cors.head_of_hit()
+        head = head_of_hit(repeat.body, repeat.saved_tokens, progress.request_id, detail=detail, cors=cors)
         return head, repeat.body
 
     def begins(self, sent: bytes) -> bool:
@@ -138,7 +145,8 @@ class Dispatcher:
     def _admit(self, request: web.BaseRequest, progress: Progress, started_s: float) -> None:
         """Raises `ProxyError` for a request that is refused as such; on the embeddings route it is counted, too."""
         try:
-            progress.edition = self._access.admit(request.headers)
+            if not is_preflight(request.method, request.headers):  # which has no credentials
+                progress.edition = self._access.admit(request.headers)
             _require_framed(request)
         except ProxyError as error:
             if request.method == "POST" and self._origins.is_embeddings(request.raw_path):
@@ -146,35 +154,72 @@ class Dispatcher:
             raise
 
     async def _route(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
+        if is_preflight(request.method, request.headers):
+            progress.outcome = "preflight"
+            return await self._preflight(request, progress)
         target = request.raw_path
         origin = self._origins.default
-        route = origin.routes.find(target)
-        if route is None:
-            raise InvalidRequest("The request target must be a path.")
+        route = _route_of(request, origin)
         if request.method == "POST" and (route.is_embeddings or self._origins.is_embeddings(target)):
             progress.span.on_route(_EMBEDDINGS)
             return await self._embeddings.handle(request, progress)
         progress.outcome = "pass"
         forwarded = origin.outbound(headers.to_upstream(request.headers))
-        with progress.span.calls() as calls, calls.call(request.method, route.url, upstream=origin.name) as call:
+        refused = KEY_REFUSALS if origin.key else ()
+        on_head = partial(origin.cors.passed_through, origin_of(request.headers))
+        return await self._relay(request, progress, route.url, forwarded, refused=refused, on_head=on_head)
+
+    async def _preflight(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
+        """Answer a CORS preflight, or let the upstream do so, which sees it without the key that the proxy holds."""
+        self._access.admit_preflight(request.headers)
+        origin, page = self._origins.default, origin_of(request.headers)
+        if origin.cors.answers_preflights:
+            if not origin.cors.allows(page):
+                raise OriginNotAllowed("This proxy's --cors-origins does not name the origin of the page that asks.")
+            return web.Response(status=_NO_CONTENT, headers=origin.cors.preflight(request.headers))
+        route = _route_of(request, origin)
+        forwarded = headers.to_upstream(request.headers)
+        if origin.key:  # nobody has shown a key that would entitle them to it
+            forwarded = headers.without_credentials(forwarded)
+        on_head = partial(origin.cors.learn_preflight if route.is_embeddings else origin.cors.passed_through, page)
+        return await self._relay(request, progress, route.url, forwarded, refused=(), on_head=on_head)
+
+    async def _relay(
+        self,
+        request: web.BaseRequest,
+        progress: Progress,
+        url: str,
+        forwarded: CIMultiDict[str],
+        *,
+        refused: Collection[int],
+        on_head: Callable[[int, CIMultiDict[str]], None],
+    ) -> web.StreamResponse:
+        origin = self._origins.default
+        with progress.span.calls() as calls, calls.call(request.method, url, upstream=origin.name) as call:
             forwarded = call.outbound(forwarded)
             if is_websocket(request):
-                response = await relay_websocket(
-                    request, origin.client, route.url, forwarded, owns_key=bool(origin.key)
-                )
+                response = await relay_websocket(request, origin.client, url, forwarded, owns_key=bool(origin.key))
             else:
-                refused = KEY_REFUSALS if origin.key else ()
                 response = await relay(
                     request,
                     origin.client,
-                    route.url,
+                    url,
                     forwarded,
                     request_id=progress.request_id,
                     is_last=self._is_draining(),
                     refused=refused,
+                    on_head=on_head,
                 )
             call.answered(response.status)
         return response
+
+
+def _route_of(request: web.BaseRequest, origin: Origin) -> Route:
+    """Raises `InvalidRequest` where it has none."""
+    route = origin.routes.find(request.raw_path)
+    if route is None:
+        raise InvalidRequest("The request target must be a path.")
+    return route
 
 
 def _require_framed(request: web.BaseRequest) -> None:

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from aiohttp.web import BaseRequest, StreamResponse
@@ -14,6 +15,7 @@ from proxy import headers, keys, tokens, wire
 from proxy.answers import Answers, cache_headers, detail_of, hit, relayed
 from proxy.auth import KEY_REFUSALS, Access, Place, Validations
 from proxy.bodies import Bodies, Held
+from proxy.cors import origin_of
 from proxy.errors import KeyRefused, NotCached, Overloaded, ProxyError
 from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
 from proxy.headers import Directives, Identity
@@ -61,10 +63,11 @@ class _Job(NamedTuple):
 class Progress:
     """What is known of one request under way, for those who count and log it."""
 
-    __slots__ = ("cached", "edition", "items", "model", "outcome", "request_id", "span")
+    __slots__ = ("cached", "edition", "items", "model", "origin", "outcome", "request_id", "span")
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
+        self.origin: Origin | None = None  # the upstream that it is for
         self.edition = 0  # of the list of clients that let it in
         self.outcome = "error"
         self.model: str | None = None  # as the client wrote it; once it is answered, as it may be shown
@@ -75,6 +78,7 @@ class Progress:
     def repeated(self, repeat: Repeat) -> None:
         """It is a request that came again."""
         self.outcome = "hit"
+        self.origin = repeat.origin
         self.model = repeat.wanted.model
         self.items = self.cached = len(repeat.wanted.keys)
         self.span.looked_up(repeat.looked_up_s, items=self.items, cached=self.cached)
@@ -155,13 +159,13 @@ class EmbeddingsRoute:
                 body = await self._bodies.inflated(request, sent, held)
             fields = wire.read_object(body)
             progress.model = wire.model_of(fields) or deployment_in(request.raw_path)
-            origin = self._origins.asked_at(request.raw_path, progress.model)
+            origin = progress.origin = self._origins.asked_at(request.raw_path, progress.model)
             url = _embeddings_url(origin, request.raw_path)
             asked = wire.parse_request(body, fields, origin.provider)
         except Bypass as bypass:
             progress.items = wire.count_of(fields)
             if origin is None:  # what was not understood may be read well enough to say who is asked
-                origin = self._origins.asked_at(request.raw_path, wire.model_in(body))
+                origin = progress.origin = self._origins.asked_at(request.raw_path, wire.model_in(body))
             return "bypass", await self._bypass(request, progress, origin, sent, bypass)
         if asked.doubt is not None:
             self._metrics.whole_bodies.labels(asked.doubt.reason).inc()
@@ -216,10 +220,10 @@ class EmbeddingsRoute:
             found, to_do = {}, plan(job.wanted.keys, ())
         progress.items, progress.cached = len(job.wanted.keys), len(job.wanted.keys) - len(to_do.missing)
         progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
-        is_valid = self._is_valid(job.who, job.place)
+        is_valid = self._is_valid(job)
         if not to_do.missing and is_valid:
             if mark is not None and from_memory == len(found):
-                self._repeats.remember(mark, Known(job.wanted, job.who, job.place))
+                self._repeats.remember(mark, Known(job.wanted, job.who, job.place, job.origin))
             return "hit", self._answers.hit(job.wanted, found, from_memory, [])
         if job.directives.only_if_cached:
             if not to_do.missing:
@@ -231,8 +235,9 @@ class EmbeddingsRoute:
             return await self._ask_first(job, to_do, found, from_memory)
         return await self._fetch_and_answer(job, found, from_memory, refresh=is_moved)
 
-    def _is_valid(self, who: bytes, place: Place) -> bool:
-        return self._access.owns_key or self._validations.holds(who, place)
+    def _is_valid(self, job: _Job) -> bool:
+        is_good = self._access.owns_key or self._validations.holds(job.who, job.place)
+        return is_good and self._access.may_read(job.origin, job.request.headers)
 
     async def _ask_first(
         self, job: _Job, to_do: Plan, found: dict[bytes, Entry], from_memory: int
@@ -306,6 +311,7 @@ class EmbeddingsRoute:
                 extra_headers=extra,
                 is_last=is_last,
                 refused=KEY_REFUSALS if origin.key else (),
+                on_head=partial(origin.cors.relayed, origin_of(request.headers)),
             )
             call.answered(response.status)
         self._metrics.bypasses.labels(reason).inc()
@@ -346,7 +352,7 @@ class EmbeddingsRoute:
             if answer is None:
                 raise Overloaded("The upstream serves two versions of the model by turns, and fails.")
             return self._relayed(job, answer)
-        if not (fetched.receipts or fetched.unusable or self._is_valid(job.who, job.place)):
+        if not (fetched.receipts or fetched.unusable or self._is_valid(job)):
             # All of it was in the store after all, or in the flight of another replica.
             everything = found | fetched.entries
             return await self._ask_first(job, plan(job.wanted.keys, everything), everything, from_memory)
@@ -361,6 +367,7 @@ class EmbeddingsRoute:
             url=job.url,
             credentials=job.identity.credentials,
             vector_headers=job.identity.vector_affecting,
+            page=origin_of(job.request.headers),
         )
         return Errand(
             asked=job.asked,

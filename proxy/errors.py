@@ -50,6 +50,14 @@ class Unauthorized(ProxyError):
     code = "invalid_api_key"
 
 
+class OriginNotAllowed(ProxyError):
+    """A preflight from a web page that ``--cors-origins`` does not name."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "origin_not_allowed"
+
+
 class KeyRefused(ProxyError):
     """The upstream refused the key that the proxy holds. Its own words may quote the key, so they go no further."""
 

@@ -6,6 +6,7 @@ import time
 from multidict import CIMultiDict
 
 from proxy import wire
+from proxy.cors import origin_of
 from proxy.errors import ProxyError
 from proxy.metrics import Metrics
 from proxy.origins import Alternative, Origin
@@ -67,6 +68,7 @@ class Failover:
             with calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=items) as call:
                 answer = await origin.client.embed(url, call.outbound(headers), body, items=items)
                 call.answered(answer.status)
+        share.origin.cors.learn(origin_of(headers), answer.status, answer.headers)
         return answer
 
 

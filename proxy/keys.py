@@ -56,10 +56,15 @@ def derive(request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers
     return keys
 
 
-def group(request: EmbeddingRequest, *, url: str, credentials: Fields, vector_headers: Fields) -> bytes:
-    """Equal for requests that differ in nothing but their items, neutral fields and encoding included."""
+def group(
+    request: EmbeddingRequest, *, url: str, credentials: Fields, vector_headers: Fields, page: str | None = None
+) -> bytes:
+    """Equal for requests that differ in nothing but their items, neutral fields and encoding included.
+
+    ``page`` is the origin of the web page that asks: the upstream's response says whether that one may read it.
+    """
     rest = {name: value for name, value in request.fields.items() if name != "input"}
-    said: bytes = pack((credentials, url, vector_headers, request.kind.value, _canonical(rest)))
+    said: bytes = pack((credentials, url, vector_headers, request.kind.value, _canonical(rest), page))
     return said
 
 

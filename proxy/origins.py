@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from multidict import CIMultiDict
 
 from proxy import headers
+from proxy.cors import Cors
 from proxy.errors import InvalidRequest
 from proxy.providers import MOST_MERGED, Limits, Provider
 from proxy.routes import Routes, deployment_in
@@ -25,6 +26,7 @@ class Origin:
     routes: Routes
     client: Upstream
     key: str | None = field(default=None, repr=False)  # the proxy's own; None: the client's goes upstream
+    cors: Cors = field(default_factory=Cors)
     alternatives: "tuple[Alternative, ...]" = ()  # in order; as the operator declared
     # What it called each model in its last answer: an alternative's answers go by that name, too.
     names: dict[str | None, str] = field(default_factory=dict)
@@ -42,6 +44,7 @@ class Origin:
 
     def outbound(self, forwarded: CIMultiDict[str]) -> CIMultiDict[str]:
         """A request's fields as this upstream is to see them: with the proxy's key for it, if there is one."""
+        forwarded = self.cors.outbound(forwarded)
         if self.key is None:
             return forwarded
         outbound = headers.without_credentials(forwarded)

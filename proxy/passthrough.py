@@ -1,7 +1,7 @@
 """Every route but the cached one: streamed through both ways, untouched."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 
 from aiohttp import (
@@ -40,13 +40,15 @@ async def relay(
     extra_headers: CIMultiDict[str] | None = None,
     is_last: bool = False,
     refused: Collection[int] = (),
+    on_head: Callable[[int, CIMultiDict[str]], None] = lambda _status, _fields: None,
 ) -> StreamResponse:
     """Send ``request`` to ``url`` with the header fields ``forwarded``, and its answer back as it arrives.
 
     ``body`` stands in for the request's own where that has been read already; ``extra_headers`` join the answer's, and
     so does ``request_id`` where the upstream has none of its own.
     ``is_last`` closes the client's connection after the answer. ``refused`` are statuses that are an error of the
-    proxy's own, which holds the key. Raises `ProxyError`.
+    proxy's own, which holds the key. ``on_head`` is called with the answer's status and fields before they are sent,
+    and may change the fields. Raises `ProxyError`.
     """
     if body is None:
         await answer_expect(request)
@@ -65,6 +67,7 @@ async def relay(
             headers=headers.end_to_end(answer.headers),
         )
         response.headers.extend(extra_headers or ())
+        on_head(response.status, response.headers)
         response.headers.setdefault("X-Request-Id", request_id)
         if is_last:
             response.force_close()

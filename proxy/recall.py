@@ -10,6 +10,7 @@ from proxy.auth import Place
 from proxy.connections import head_of
 from proxy.headers import Identity
 from proxy.keys import pack
+from proxy.origins import Origin
 from proxy.wire import Encoding
 
 _MAX_BYTES = 16 * 1024**2
@@ -34,6 +35,7 @@ class Known(NamedTuple):
     wanted: Wanted
     who: bytes  # as `proxy.auth.Validations` names the client
     place: Place
+    origin: Origin  # the upstream, whose CORS fields a response has
     edition: int = 0  # of the list of clients that let it in, as `proxy.auth.Access` numbers them
 
     @property

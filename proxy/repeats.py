@@ -15,20 +15,22 @@ from proxy.auth import Access, Validations
 from proxy.connections import HEAD_END, MAX_WHOLE_BYTES, Connection, head_of
 from proxy.headers import Identity
 from proxy.metrics import Metrics
+from proxy.origins import Origin
 from proxy.recall import Known, Recall, Wanted
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache
 
 # Of more than so many, first the head is looked for: a MAC of the whole would cost more than that tells.
 _FEW_BYTES = 2 * 1024
-# Fields that ask for an answer of one's own.
-_PERSONAL = ("X-Request-Id", "traceparent", "Upgrade", "Expect", "Transfer-Encoding")
+# Fields that ask for an answer of one's own. A page's Origin is one: what a response says of it may change.
+_PERSONAL = ("X-Request-Id", "traceparent", "Upgrade", "Expect", "Transfer-Encoding", "Origin")
 
 
 class Repeat(NamedTuple):
     """The answer to a request that came again; ``looked_up_s`` is when its items were looked for."""
 
     wanted: Wanted
+    origin: Origin
     body: bytes
     saved_tokens: int
     looked_up_s: float
@@ -57,8 +59,10 @@ class Repeats:
         """The answer to a request that is known, if memory has all of it. It was let in, by that ``edition`` of the
         list of clients."""
         known = self._recall.get(mark)
-        repeat = None if known is None else self._repeat(known, began_s)
-        if known is not None and repeat is not None:
+        if known is None or not self._access.may_read(known.origin, request.headers):
+            return None
+        repeat = self._repeat(known, began_s)
+        if repeat is not None:
             self._remember_whole(request, known._replace(edition=edition))
         return repeat
 
@@ -88,7 +92,7 @@ class Repeats:
         self._stages["parse"].observe(parsed_s - began_s)
         self._stages["lookup"].observe(time.perf_counter() - parsed_s)
         body, saved_tokens = self._answers.body_of_hit(wanted, found, len(found), [])
-        return Repeat(wanted, body, saved_tokens, parsed_s)
+        return Repeat(wanted, known.origin, body, saved_tokens, parsed_s)
 
     def _remember_whole(self, request: BaseRequest, known: Known) -> None:
         connection = request.protocol

@@ -60,6 +60,7 @@ _SIZE = _Parsed("size", config.parse_size)
 _STORE_LIMIT = _Parsed("size", config.parse_store_limit)
 _DURATION = _Parsed("duration", config.parse_duration)
 _HEADER_NAMES = _Parsed("names", config.parse_header_names)
+_ORIGINS = _Parsed("origins", config.parse_cors_origins)
 _STORE = _Parsed("url", config.parse_store)
 _SECONDS = _Parsed("duration", config.parse_seconds)
 _POSITIVE = _Parsed("duration", config.parse_positive_seconds)
@@ -184,6 +185,12 @@ def unknown(what: str, name: str, known: list[str]) -> str:
     help="File of the keys that may ask (see: embedding-proxy keys); read again on SIGHUP.",
 )
 @_option(
+    "cors-origins",
+    type=_ORIGINS,
+    help="Web pages that may read responses: origins, as https://app.example.com, http://localhost:3000; or *."
+    " Default: the upstream decides.",
+)
+@_option(
     "record-key-env",
     metavar="NAME",
     help="Environment variable with a secret that proves stored records to be the proxies' own.",
@@ -256,6 +263,7 @@ def serve_command(ctx: click.Context, /, **given: Any) -> int:
         revalidate_s=given["revalidate"],
         key_headers=given["key_headers"] or frozenset(),
         client_keys=given["client_keys"],
+        cors_origins=given["cors_origins"] or frozenset(),
         record_key=_record_key(given["record_key_env"]),
         memory_bytes=given["memory"],
         ttl_s=given["ttl"],

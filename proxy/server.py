@@ -22,6 +22,7 @@ from proxy.bodies import Bodies
 from proxy.clientkeys import ClientKeys
 from proxy.config import THIS_MACHINE, Settings, StoreSetting, UpstreamSetting
 from proxy.connections import SWEEP_S, Server, require_strict_parser
+from proxy.cors import Cors
 from proxy.dispatch import Dispatcher
 from proxy.embeddings import EmbeddingsRoute
 from proxy.errors import ConfigError
@@ -128,6 +129,7 @@ async def running(
             owns_key=settings.owns_key,
             client_keys=client_keys,
             key_headers=settings.key_headers,
+            cors_origins=settings.cors_origins,
         )
         bodies = Bodies(metrics, max_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
         stack.callback(bodies.close)
@@ -247,6 +249,7 @@ async def _open_origin(stack: AsyncExitStack, setting: UpstreamSetting, settings
         routes=Routes(setting.base_url, provider),
         client=await _open_upstream(stack, setting, settings, metrics),
         key=setting.key,
+        cors=Cors(settings.cors_origins),
     )
 
 

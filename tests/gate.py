@@ -8,14 +8,13 @@ from tests.scripted import Call, Reply, ScriptedUpstream
 
 
 class Gate:
-    """Holds the upstream's answers until it is opened; ``arrived`` counts the calls that wait. ``reply`` makes them."""
+    """Holds the upstream's answers until it is opened; ``arrived`` counts the calls that wait."""
 
     def __init__(self, upstream: ScriptedUpstream) -> None:
-        self.reply: Reply | None = None
-        self._upstream = upstream
         self._open = asyncio.Event()
         self._changed = asyncio.Condition()
         self.arrived = 0
+        self.answer: Reply = upstream.embed  # what each call gets, once it is open
         upstream.reply = self._reply
 
     async def _reply(self, call: Call) -> web.StreamResponse:
@@ -23,8 +22,8 @@ class Gate:
             self.arrived += 1
             self._changed.notify_all()
         await self._open.wait()
-        replied = (self.reply or self._upstream.embed)(call)
-        return replied if isinstance(replied, web.StreamResponse) else await replied
+        answered = self.answer(call)
+        return answered if isinstance(answered, web.StreamResponse) else await answered
 
     async def calls(self, count: int) -> None:
         async with self._changed:

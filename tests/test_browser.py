@@ -1,20 +1,26 @@
-"""The status page in a real Chromium: ``make test-browser``."""
+"""The status page, and pages on another origin, in a real Chromium: ``make test-browser``."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from importlib import resources
+from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import web
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from proxy import clientkeys
+from proxy.config import UpstreamSetting
 from proxy.server import running
 from tests.browser import DARK, LIGHT, Browser, browsing
 from tests.client import Client
 from tests.conftest import StartProxy
-from tests.scripted import ScriptedUpstream
+from tests.scripted import Call, ScriptedUpstream
 from tests.settings import settings_for
+from tests.test_cors import Browsable, Policy, everyone, everyone_who_asks, nobody, reflects
 
 pytestmark = pytest.mark.browser
 
@@ -202,3 +208,144 @@ async def test_without_javascript_it_says_where_the_numbers_are(browser: Browser
     tree = await asyncio.to_thread(browser.cdp, "Accessibility.getFullAXTree")
     shown = " ".join(str(node["name"]["value"]) for node in tree["nodes"] if not node["ignored"] and "name" in node)
     assert "This page needs JavaScript. The same numbers are at status.json" in " ".join(shown.split())
+
+
+# --- pages on another origin
+
+
+@pytest.fixture
+async def page() -> AsyncIterator[str]:
+    """The origin of a server that has a page, and is not the proxy."""
+
+    async def empty(_: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(text="<!doctype html><title>page</title>", content_type="text/html")
+
+    runner = web.ServerRunner(web.Server(empty, access_log=None), shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://localhost:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def fetched(browser: Browser, client: Client, given: Any, *, key: str | None = "sk-test") -> Any:
+    """What a script on the page that is open gets: status, three header fields and the body; or its exception."""
+    return await asyncio.to_thread(
+        browser.driver.execute_async_script,
+        """
+        const [url, key, input, done] = arguments, headers = {"Content-Type": "application/json"};
+        if (key !== null) headers.Authorization = "Bearer " + key;
+        fetch(url + "/embeddings", {method: "POST", headers, body: JSON.stringify({model: "m", input})}).then(
+          async (response) => done([
+            response.status,
+            ...["X-Cache", "X-Cache-Saved-Tokens", "Cache-Status"].map((name) => response.headers.get(name)),
+            await response.json(),
+          ]),
+          (error) => done(String(error)),
+        );
+        """,
+        client.proxy.base_url,
+        key,
+        given,
+    )
+
+
+REFUSED = "TypeError: Failed to fetch"
+MISS = [200, "MISS", "0", "embedding-proxy; fwd=miss; fwd-status=200; stored"]
+HIT = [200, "HIT", "1", "embedding-proxy; hit"]
+
+
+@pytest.mark.parametrize("policy", [reflects, everyone, everyone_who_asks])
+async def test_a_page_that_the_upstream_allows_can_read_hits(
+    browser: Browser, client: Client, upstream: ScriptedUpstream, page: str, policy: Policy
+) -> None:
+    Browsable(upstream, policy)
+    await asyncio.to_thread(browser.driver.get, page)
+    answers = [await fetched(browser, client, "x") for _ in range(4)]
+    assert [answer[:4] for answer in answers] == [MISS, HIT, HIT, HIT]
+    assert len({str(answer[4]["data"]) for answer in answers}) == 1
+    methods = [call.method for call in upstream.calls]
+    assert methods.count("POST") == 1
+    assert methods[0] == "OPTIONS"
+
+
+async def test_a_page_that_the_upstream_does_not_allow_can_read_nothing(
+    browser: Browser, client: Client, upstream: ScriptedUpstream, page: str
+) -> None:
+    Browsable(upstream, nobody)
+    await client.embed("x")
+    await asyncio.to_thread(browser.driver.get, page)
+    assert await fetched(browser, client, "x") == REFUSED
+
+
+def without_cors(upstream: ScriptedUpstream) -> None:
+    """Make it one that knows no preflights and answers no web page, as Ollama where its list lacks the origin."""
+
+    def reply(call: Call) -> web.StreamResponse:
+        if call.method == "OPTIONS" or "Origin" in call.headers:
+            return web.json_response({}, status=403)
+        return upstream.embed(call)
+
+    upstream.reply = reply
+
+
+@pytest.mark.parametrize("origins", ["the page's", "*"])
+async def test_a_page_that_the_operator_allows_can_read_every_response(
+    browser: Browser, start_proxy: StartProxy, upstream: ScriptedUpstream, page: str, origins: str
+) -> None:
+    without_cors(upstream)
+    client = await start_proxy(cors_origins=frozenset({"*" if origins == "*" else page}), max_body_bytes=1000)
+    await asyncio.to_thread(browser.driver.get, page)
+    answers = [await fetched(browser, client, "x") for _ in range(2)]
+    assert [answer[:4] for answer in answers] == [MISS, HIT]
+    large = await fetched(browser, client, "x" * 1000)
+    assert (large[0], large[4]["error"]["code"]) == (413, "body_too_large")
+
+
+async def test_a_page_that_the_operator_does_not_allow_can_read_nothing(
+    browser: Browser, start_proxy: StartProxy, upstream: ScriptedUpstream, page: str
+) -> None:
+    Browsable(upstream, everyone)
+    client = await start_proxy(cors_origins=frozenset({"https://app.example.com"}))
+    await asyncio.to_thread(browser.driver.get, page)
+    assert await fetched(browser, client, "x") == REFUSED
+    assert not upstream.calls
+
+
+@pytest.mark.parametrize("by_operator", [False, True])
+async def test_a_page_with_a_client_key_gets_through(
+    browser: Browser, start_proxy: StartProxy, upstream: ScriptedUpstream, page: str, tmp_path: Path, by_operator: bool
+) -> None:
+    key = clientkeys.add(tmp_path / "clients", "page")
+    if by_operator:
+        without_cors(upstream)
+    else:
+        Browsable(upstream, reflects)
+    client = await start_proxy(
+        upstream=UpstreamSetting(name="scripted", base_url=upstream.base_url, key="sk-owned"),
+        client_keys=tmp_path / "clients",
+        cors_origins=frozenset({page} if by_operator else ()),
+    )
+    await asyncio.to_thread(browser.driver.get, page)
+    answers = [await fetched(browser, client, "x", key=key) for _ in range(2)]
+    assert [answer[:4] for answer in answers] == [MISS, HIT]
+    unknown = await fetched(browser, client, "x")
+    assert (unknown[0], unknown[4]["error"]["code"]) == (401, "invalid_api_key")
+    sent = {call.method: call.headers.get("Authorization") for call in upstream.calls}
+    assert sent == {"POST": "Bearer sk-owned", **({} if by_operator else {"OPTIONS": None})}
+
+
+@pytest.mark.parametrize("is_allowed", [False, True])
+async def test_only_an_allowed_page_may_use_the_key_of_a_proxy_for_this_machine(
+    browser: Browser, start_proxy: StartProxy, upstream: ScriptedUpstream, page: str, is_allowed: bool
+) -> None:
+    own = UpstreamSetting(name="scripted", base_url=upstream.base_url, key="sk-owned")
+    origins = frozenset({page if is_allowed else "https://app.example.com"})
+    client = await start_proxy(upstream=own, cors_origins=origins)
+    await asyncio.to_thread(browser.driver.get, page)
+    answers = [await fetched(browser, client, "x", key=None) for _ in range(2)]
+    assert [answer[:4] if is_allowed else answer for answer in answers] == (
+        [MISS, HIT] if is_allowed else [REFUSED] * 2
+    )
+    assert len(upstream.calls) == is_allowed

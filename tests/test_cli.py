@@ -95,6 +95,7 @@ def test_every_flag_has_its_variable_and_its_key(
         "share": "all", "revalidate": "6m", "upstream_key_env": "KEY", "client_keys": "clients",
         "record_key_env": "SECRET", "max_connections": "10", "log_requests": "no", "traces": "otlp",
         "workers": "1", "key_headers": "X-Route, X-User",
+        "cors_origins": "https://app.example.com, http://localhost:3000",
     }  # fmt: skip
     monkeypatch.setenv("KEY", "sk-owned")
     monkeypatch.setenv("SECRET", "s" * 32)

@@ -239,7 +239,7 @@ async def test_a_question_is_counted_once_however_many_wait_for_its_answer(
     asked = asyncio.create_task(ask_together(client, texts))
     await gate.calls(1)
     await looked_up(client, len(texts))
-    gate.reply = reply
+    gate.answer = reply
     gate.open()
     assert await asked == [status] * len(texts)
     assert len(upstream.calls) == 1
@@ -423,7 +423,7 @@ async def test_a_call_that_fails_for_many_is_one_answer_and_many_errors(
     asked = asyncio.create_task(ask_together(client, ["a"] * 4))
     await gate.calls(1)
     await looked_up(client, 4)
-    gate.reply = FAILED
+    gate.answer = FAILED
     gate.open()
     assert await asked == [500] * 4
     assert await counters(client) == {"requests{error,500,other}": 4, "upstream_answers{scripted,500}": 1}

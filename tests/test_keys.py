@@ -167,12 +167,13 @@ def test_the_key_is_pinned() -> None:
 
 @pytest.mark.parametrize("change", [{"user": "v"}, {"encoding_format": "base64"}, {"dimensions": 4}, {"model": "n"}])
 def test_requests_of_one_group_differ_in_nothing_but_their_items(change: dict[str, Any]) -> None:
-    def group(fields: dict[str, Any], credentials: keys.Fields) -> bytes:
+    def group(fields: dict[str, Any], credentials: keys.Fields, page: str | None = None) -> bytes:
         request = wire.parse_request(orjson.dumps(fields), fields, GENERIC)
-        return keys.group(request, url=URL, credentials=credentials, vector_headers=[])
+        return keys.group(request, url=URL, credentials=credentials, vector_headers=[], page=page)
 
     fields: dict[str, Any] = {"model": "m", "input": ["a"], "user": "u"}
     alike = {"user": "u", "input": ["b", "c"], "model": "m"}
     assert group(fields, [("k", "1")]) == group(alike, [("k", "1")])
     assert group(fields, [("k", "1")]) != group(fields, [("k", "2")])
     assert group(fields, [("k", "1")]) != group(fields | change, [("k", "1")])
+    assert group(fields, [("k", "1")]) != group(fields, [("k", "1")], "https://app.example.com")
