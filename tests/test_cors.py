@@ -296,7 +296,7 @@ async def test_a_bypass_has_the_upstreams_fields_and_teaches_them(client: Client
     served = Browsable(upstream, nobody)
     await ask(client, "x", PAGE)
     served.policy = reflects
-    bypass = await client.post({"model": "m", "input": "x", "unheard_of": 1}, Origin=PAGE)
+    bypass = await client.post({"model": "m", "input": "x", "stream": True}, Origin=PAGE)
     assert bypass.cache == "BYPASS"
     assert cors(bypass) == cors(await ask(client, "x", PAGE))
     assert bypass.headers[ALLOW_ORIGIN] == PAGE
@@ -599,7 +599,7 @@ def of_other(method: str, target: str) -> Ask:
     [
         (of_embeddings(), 200),
         (of_embeddings(["x", "y"]), 200),
-        (of_embeddings(unheard_of=1), 200),
+        (of_embeddings(stream=True), 200),
         (of_embeddings("x" * 2000), 413),
         (of_embeddings(model="refused"), 400),
         (of_other("GET", "/v1/models"), 200),
