@@ -61,6 +61,10 @@ class Validations:
     def holds(self, who: bytes, place: Place) -> bool:
         return self._until.get(who, {}).get(place, 0.0) > self.now()
 
+    def is_refused(self, who: bytes) -> bool:
+        """Whether the upstream refused the credential, and has not accepted it since."""
+        return who in self._refused
+
     def confirm(self, who: bytes, place: Place, *, asked_at_s: float) -> None:
         """The upstream itself answered 2xx to what it was asked at ``asked_at_s``, by `now`.
 
@@ -68,6 +72,7 @@ class Validations:
         """
         if asked_at_s < self._refused.get(who, asked_at_s) or len(place.url) + len(place.model or "") > _MAX_PLACE:
             return
+        self._refused.pop(who, None)
         places = self._until.setdefault(who, {})
         self._until.move_to_end(who)
         places.pop(place, None)

@@ -120,15 +120,16 @@ class Batcher:
             raise outcome.again()
         return outcome
 
-    async def replay(self, share: Share) -> tuple[Answer, bool] | None:
+    async def replay(self, share: Share, *, may_be_outage: bool) -> tuple[Answer, bool] | None:
         """The upstream's response to a client's own body, to be relayed, and whether the origin itself gave it.
 
-        None where too much has failed for one more attempt. Raises `ProxyError`.
+        None where there ``may_be_outage``, and too much has failed for one more attempt. Raises `ProxyError`.
         """
         budget = self._budget(share.origin)
-        if not budget.calls:
-            return None
-        budget.failed()  # until shown otherwise
+        if may_be_outage:
+            if not budget.calls:
+                return None
+            budget.failed()  # until shown otherwise
         self._metrics.upstream_merged_requests.observe(1)
         with self._calls_for([share]) as calls:
             answer, origin = await self._failover.embed(share, share.asked.body, len(share.asked.items), calls)

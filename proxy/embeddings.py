@@ -16,7 +16,7 @@ from proxy.answers import Answers, cache_headers, detail_of, hit, relayed
 from proxy.auth import KEY_REFUSALS, Access, Place, Validations
 from proxy.bodies import Bodies, Held
 from proxy.cors import origin_of
-from proxy.errors import KeyRefused, NotCached, Overloaded, ProxyError
+from proxy.errors import CredentialRefused, KeyRefused, NotCached, Overloaded, ProxyError
 from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
 from proxy.headers import Directives, Identity
 from proxy.metrics import Metrics
@@ -276,6 +276,10 @@ class EmbeddingsRoute:
         is_refused = failure is not None and failure.is_verdict
         if failure is not None and (self._access.is_shared or is_refused or blame(failure.cause) is Blame.CALL):
             return await self._answer_failure(job, errand, failure)
+        if self._validations.is_refused(job.who):  # no answer is no permission
+            if failure is not None:
+                return await self._answer_failure(job, errand, failure)
+            raise CredentialRefused("The upstream refused this API key, and has not accepted it since.")
         return "hit", self._answers.hit(job.wanted, found, from_memory, [], detail="unvalidated")
 
     def _smallest(self, job: _Job, to_do: Plan) -> Errand:
@@ -400,7 +404,7 @@ class EmbeddingsRoute:
         if cause.body != job.asked.body and not is_everybodys:
             # It may name the place of the item it blames, which is another one in the client's list; and part of a
             # response can't be relayed as the whole.
-            answer = await self._fetcher.replay(errand)
+            answer = await self._fetcher.replay(errand, may_be_outage=blame(cause) is Blame.UNKNOWN)
         return self._relayed(job, answer or in_own_words(cause.answer))
 
     def _relayed(self, job: _Job, answer: Answer) -> tuple[str, StreamResponse]:

@@ -58,6 +58,14 @@ class OriginNotAllowed(ProxyError):
     code = "origin_not_allowed"
 
 
+class CredentialRefused(ProxyError):
+    """The upstream refused the client's credential before, and does not say now whether it still does."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
 class KeyRefused(ProxyError):
     """The upstream refused the key that the proxy holds. Its own words may quote the key, so they go no further."""
 

@@ -240,11 +240,11 @@ class Fetcher:
         again = await self.fetch(errand.only(rest), attempt=attempt + 1)
         return again.after(fetched)
 
-    async def replay(self, errand: Errand) -> Answer | None:
-        """The upstream's response to the client's own body, to be relayed; None where too much has failed for one more
-        attempt. Raises `ProxyError`."""
+    async def replay(self, errand: Errand, *, may_be_outage: bool = False) -> Answer | None:
+        """The upstream's response to the client's own body, to be relayed; None where there ``may_be_outage``, and too
+        much has failed for one more attempt. Raises `ProxyError`."""
         asked_at_s = self._validations.now()
-        replayed = await self._batcher.replay(errand.share())
+        replayed = await self._batcher.replay(errand.share(), may_be_outage=may_be_outage)
         if replayed is None:
             return None
         answer, by_origin = replayed

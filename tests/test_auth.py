@@ -17,7 +17,9 @@ from proxy.providers import GENERIC, PROVIDERS
 from proxy.routes import Routes
 from tests.client import Answer, Client, raw
 from tests.conftest import StartProxy
+from tests.gate import Gate
 from tests.scripted import Call, ScriptedUpstream, error_reply
+from tests.test_stampede import waiting
 
 REVALIDATE_S = 600.0
 INVALID = b'{"error":{"message":"Incorrect API key"}}'
@@ -254,6 +256,55 @@ async def test_an_upstream_that_hangs_delays_stored_items_once(
     while (await client.embed("a")).headers["Cache-Status"] != "embedding-proxy; hit":
         pass
     assert len(upstream.calls) == 2
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("then", [429, 500, 503, "hangs", "down"])
+async def test_a_key_that_was_refused_stays_so_until_the_upstream_takes_it_again(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, status: int, then: object
+) -> None:
+    if then == "hangs":
+        monkeypatch.setattr("proxy.embeddings._PATIENCE_S", 0.05)
+    client = await start_proxy()
+    await client.embed("a")
+    upstream.reply = error_reply(status, b"{}")
+    assert (await client.embed("a", headers={"Cache_Control": "no-cache"})).status == status
+    gate = asyncio.Event()
+
+    async def hung(call: Call) -> web.Response:
+        await gate.wait()
+        return web.Response(status=status)
+
+    def cut(call: Call) -> web.Response:
+        assert call.request.transport is not None
+        call.request.transport.abort()
+        return web.Response()
+
+    upstream.reply = hung if then == "hangs" else cut if then == "down" else error_reply(int(str(then)), b"{}")
+    answers = [await client.embed("a") for _ in range(2)]
+    assert {answer.status for answer in answers} == {{"hangs": 401, "down": 502}.get(str(then), then)}
+    gate.set()
+    upstream.reply = None
+    while (answer := await client.embed("a")).status != 200:  # the question that hung may be answered only now
+        pass
+    assert answer.cache == "HIT"
+
+
+async def test_requests_with_an_item_that_is_refused_do_not_queue_one_behind_the_other(
+    start_proxy: StartProxy, upstream: ScriptedUpstream
+) -> None:
+    client = await start_proxy(shares_all=True)
+    gate = Gate(upstream)
+    gate.answer = error_reply(400, b"{}")
+    requests = [asyncio.create_task(client.embed([f"text {i}", "x"])) for i in range(20)]
+    await gate.calls(1)
+    await waiting(client, 20)
+    gate.open()
+    await asyncio.gather(*requests)
+    assert {(await request).status for request in requests} == {400}
+    # The smallest item once for all of them, then the body of each.
+    assert [call.items for call in upstream.calls[:1]] == [["x"]]
+    assert sorted(call.items for call in upstream.calls[1:]) == sorted([f"text {i}", "x"] for i in range(20))
 
 
 async def test_a_model_that_has_moved_is_noticed_by_the_question(
