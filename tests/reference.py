@@ -107,8 +107,9 @@ class Reference:
         fields: dict[str, Any] = {}
         try:
             _fail_as(regime)
+            _require_tenant(asked)
             fields = _read(asked.body)
-            model = _admit(asked, fields)
+            model = _model(asked, fields)
             if has_limits:
                 _require_size(model, fields["input"], asked.body)
             return self._good(asked, fields, model)
@@ -202,12 +203,15 @@ def _fail_as(regime: Regime) -> None:
             raise _Fault(0, "down", cut=Cut.BEFORE_HEAD)
 
 
-def _admit(asked: Asked, fields: dict[str, Any]) -> Model:
+def _require_tenant(asked: Asked) -> None:
     match asked.tenant:
         case None | "expired":
             raise _Fault(401, "no such key")
         case "limited":
             raise _Fault(429, "too many requests")
+
+
+def _model(asked: Asked, fields: dict[str, Any]) -> Model:
     model = MODELS.get(fields["model"])
     if model is None:
         raise _Fault(404, "no such model")
