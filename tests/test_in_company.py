@@ -26,11 +26,10 @@ from tests.scripted import ScriptedUpstream
 from tests.test_stampede import waiting
 
 REQUESTS = 12_000 if IS_SLOW_PROFILE else 150  # of each of nine variants
-WAVES = 12  # of a world
-SEED = 20261125
+WAVES = 12 if IS_SLOW_PROFILE else 6  # of a world
 TRIES = 200  # to make a world smaller in which something goes wrong
 # What must have happened for the test to mean anything.
-SEEN = {"HIT", "PARTIAL", "MISS", "BYPASS", "merged", "left"} if IS_SLOW_PROFILE else {"HIT", "MISS"}
+SEEN = {"HIT", "PARTIAL", "MISS", "BYPASS", "merged", "left"} if IS_SLOW_PROFILE else {"MISS"}
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
@@ -51,18 +50,21 @@ def fresh_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], 
 
 @pytest.mark.parametrize("scope", SCOPES)
 async def test_everybody_gets_what_the_upstream_alone_would_answer(
-    scope: str, fresh_store: Callable[[], StoreSetting], caplog: pytest.LogCaptureFixture
+    scope: str,
+    fresh_store: Callable[[], StoreSetting],
+    request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.CRITICAL, "proxy")  # which says much about what clients do here
     # To note where each step came from, as debugging does, takes eight times as long.
     asyncio.get_running_loop().set_debug(False)
     replicas = 1 if fresh_store is StoreSetting else 2
     async with company(scope, fresh_store=fresh_store, replicas=replicas) as crowd:
-        requests, seed = 0, SEED
+        requests, number = 0, 0
         while requests < REQUESTS:
-            seed += 1
+            seed = f"{request.node.name} {number}"
             happens = world(random.Random(seed), waves=WAVES)
-            requests += happens.size
+            requests, number = requests + happens.size, number + 1
             for fault in await crowd.faults(happens):
                 smaller, told = await crowd.smallest(happens, fault.category, tries=TRIES)
                 pytest.fail(f"{fault.category} (seed {seed})\n{smaller}\n{told or fault.told}", pytrace=False)
@@ -76,7 +78,7 @@ async def test_the_upstream_itself_passes() -> None:
     async with company("credential") as crowd:
         judge = Judge(reference=crowd.server.reference, owns_key=False)
         origin = crowd.upstream.base_url.removesuffix("/v1")
-        for wave in world(random.Random(SEED), waves=WAVES).waves:
+        for wave in world(random.Random("direct"), waves=12).waves:
             crowd.server.begin(Regime.NORMAL)
             for request in wave.requests:
                 if (alone := judge.alone(request)).cut is None:
