@@ -15,7 +15,7 @@ from proxy import headers, reply
 from proxy.errors import ResponseTooLarge
 from proxy.fetcher import Fetched
 from proxy.metrics import Metrics
-from proxy.outcomes import Delivered
+from proxy.outcomes import Delivered, pace_fields
 from proxy.recall import Wanted
 from proxy.store.memory import Entry, Memory
 from proxy.upstream import Answer
@@ -68,15 +68,17 @@ class Answers:
         status += f"; fwd-status={upstream_status}" + ("; stored" if is_stored else "")
         status += "; collapsed" if joined else ""
         status += f"; detail={detail_of(wanted)}" if wanted.is_keyed_whole else ""
-        extra = headers.end_to_end(fetched.receipts[0].headers) if fetched.receipts else CIMultiDict[str]()
-        for name in _BODY_HEADERS:
-            extra.popall(name, None)
-        if not all(receipt.is_exact for receipt in fetched.receipts):
-            extra.popall("Set-Cookie", None)  # it may have been another client's call
+        receipts = fetched.receipts
+        extra = CIMultiDict[str]()
+        if receipts and all(receipt.is_exact for receipt in receipts):
+            extra = headers.end_to_end(receipts[0].headers)
+            for name in _BODY_HEADERS:
+                extra.popall(name, None)
+        elif receipts:  # what another client sent may be quoted in the rest
+            extra = pace_fields(receipts[0].headers)
         add_cache_headers(extra, state, status, saved_tokens=saved)
         extra["Content-Type"] = "application/json"
-        receipts = fetched.receipts
-        told = receipts[0].told if len(receipts) == 1 and receipts[0].is_exact else _NOTHING
+        told = receipts[0].told if len(receipts) == 1 and receipts[0].is_own_body else _NOTHING
         body = self._body(wanted, entries, _added_up(receipts), saved, told=told, unusable=fetched.unusable)
         return Response(status=upstream_status, body=body, headers=extra)
 

@@ -377,6 +377,7 @@ def _shared_out(shares: list[Share], items: list[Any], sent: Sent) -> Iterator[D
             status=answer.status,
             headers=answer.headers,
             is_exact=len(shares) == 1,
+            is_own_body=len(shares) == 1 and sent.body == shares[0].asked.body,
             by_origin=sent.by_origin,
             unusable=unusable,
         )

@@ -93,13 +93,10 @@ class Errand:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a key could not be fetched, and of which call: of ``keys``, for ``tenant``, which said besides what ``group``
-    determines. Unknown for what failed without a call."""
+    """Why a key could not be fetched, and the ``call`` that failed; None for what failed without one."""
 
     cause: CallFailure
-    tenant: bytes | None = None
-    group: bytes | None = None
-    keys: frozenset[bytes] = frozenset()
+    call: Errand | None = None
 
     @property
     def is_verdict(self) -> bool:
@@ -112,22 +109,36 @@ class Failure:
 
     def is_for(self, errand: Errand) -> bool:
         """Whether retrying independently would give this waiter the same failure."""
-        if blame(self.cause) is Blame.EVERYBODY:
-            return self.tenant == errand.tenant or not is_about_credential(self.cause)
-        return self._is_of_call_within(errand)
+        match blame(self.cause):
+            case Blame.EVERYBODY:
+                return not is_about_credential(self.cause) or (self.call and self.call.tenant) == errand.tenant
+            case Blame.CALL:
+                return self._is_as_if_by(errand)
+            case Blame.UNKNOWN:
+                return self._is_for_items_of(errand)
 
     def told_to(self, errand: Errand) -> "Failure":
         """As a waiter gets it that did not make the call."""
-        if self.tenant == errand.tenant and self._is_of_call_within(errand):
-            match self.cause:
-                case Refused(answer):
-                    return replace(self, cause=replace(self.cause, answer=answer.impersonal()))
-            return self
-        return replace(self, cause=without_quotes(self.cause))
+        if not self._is_as_if_by(errand):
+            return replace(self, cause=without_quotes(self.cause))
+        if isinstance(self.cause, Refused):
+            return replace(self, cause=replace(self.cause, answer=self.cause.answer.impersonal()))
+        return self
 
-    def _is_of_call_within(self, errand: Errand) -> bool:
-        """Whether the call was for nothing but items of ``errand``, and said of them what it says."""
-        return self.group == errand.group and self.keys.issubset(errand.keys)
+    def _is_for_items_of(self, errand: Errand) -> bool:
+        """Whether the call was for nothing but items of ``errand``, and said the same of them."""
+        call = self.call
+        return call is not None and call.group == errand.group and set(call.keys).issubset(errand.keys)
+
+    def _is_as_if_by(self, errand: Errand) -> bool:
+        """Whether the call said nothing that ``errand`` does not say: the upstream's words may quote all of it."""
+        call = self.call
+        return (
+            call is not None
+            and call.tenant == errand.tenant
+            and call.headers == errand.headers
+            and self._is_for_items_of(errand)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,7 +360,7 @@ class Fetcher:
 
     def _settle_failed(self, part: Errand, keys: list[bytes], cause: CallFailure, claim: Claim[_Landed]) -> None:
         for key in keys:
-            claim.settle(key, Failure(cause, part.tenant, part.group, frozenset(part.keys)))
+            claim.settle(key, Failure(cause, part))
 
     async def _settle_unusable(
         self, part: Errand, keys: list[bytes], unusable: Unusable, claim: Claim[_Landed], ledger: _Ledger

@@ -11,6 +11,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy import reply
 from proxy.errors import ProxyError
+from proxy.headers import Headers
 from proxy.upstream import Answer
 from proxy.vectors import Vector
 
@@ -52,6 +53,7 @@ class Delivered:
     status: int
     headers: CIMultiDictProxy[str]
     is_exact: bool  # the call was for this share alone
+    is_own_body: bool  # and its body the client's own, to the byte
     by_origin: bool  # and not by one that stood in for it
     unusable: "Unusable | None" = None
 
@@ -155,10 +157,15 @@ def in_own_words(answer: Answer) -> Answer:
     }
     error |= {name: value for name, value in _error_fields(answer).items() if value in _KNOWN_CODES}
     headers = CIMultiDict({"Content-Type": "application/json"})
-    headers.extend((name, value) for name, value in answer.headers.items() if _is_pace(name.lower()))
+    headers.extend(pace_fields(answer.headers))
     return Answer(
         status=answer.status, reason="", headers=CIMultiDictProxy(headers), body=orjson.dumps({"error": error})
     )
+
+
+def pace_fields(headers: Headers) -> CIMultiDict[str]:
+    """Of a response's header fields those that a client needs for its pace, and that can't quote what was sent."""
+    return CIMultiDict((name, value) for name, value in headers.items() if _is_pace(name.lower()))
 
 
 def _is_pace(name: str) -> bool:
