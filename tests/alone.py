@@ -8,7 +8,8 @@ The differences, each with its function below or its place in `Judge.fault`:
 - A request that the upstream refuses for its form or size, and one that comes while the upstream fails, may be answered
   better: with the right vectors.
 - Errors that are about everybody (401, 429, 5xx, any with Retry-After) may be in the proxy's own words, with the same
-  status and the upstream's Retry-After. A cut connection is the proxy's 502.
+  status and the upstream's Retry-After; all of these but plain 5xx in the upstream's words about a call for nothing but
+  a part of the client's own items. A cut connection is the proxy's 502.
 - ``only-if-cached`` may be answered 504. A refusal of the key that the proxy holds is its 502.
 - Where the upstream failed for two or more other requests for the model, the proxy may have stopped asking alone: a
   good request may get the 5xx, in the proxy's own words.
@@ -108,6 +109,9 @@ class Judge:
         return None if None in reasons else f"{wrong}: {reasons[-1]}"
 
     def _is_allowed_error(self, request: Request, got: Got, alone: Reply, others_failing: int) -> bool:
+        is_paced = alone.status in {401, 429, 503, 529} or "Retry-After" in alone.headers
+        if is_paced and got.status == alone.status and got.header("Retry-After") == alone.headers.get("Retry-After"):
+            return True  # perhaps in words about a call for a part of the client's own items
         if not _is_own_error(got):
             return False
         if got.status == 504:
