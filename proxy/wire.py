@@ -206,10 +206,11 @@ def _whole(body: bytes, fields: dict[str, Any], provider: Provider, doubt: Bypas
     if model is not None and is_one_of(model, provider.multi_vector_models):
         raise Bypass("multi-vector")
     given = fields.get("input")
+    is_list = type(given) is list and count_of(fields) > 1 and not is_fused(model, provider)
     return EmbeddingRequest(
         model=model,
         kind=Kind.WHOLE,
-        items=list(given) if type(given) is list and count_of(fields) > 1 else [given],
+        items=list(given) if is_list else [given],
         encoding=written.encoding,
         packed=written.packed,
         parameters=parameters,

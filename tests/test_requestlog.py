@@ -163,6 +163,6 @@ async def test_an_answer_that_the_upstream_breaks_off_is_no_client_that_left(
 
     upstream.reply = break_off
     with pytest.raises(ClientPayloadError):
-        await client.post({"model": "m", "input": "x", "unheard_of": 1}, target=target)
+        await client.post({"model": "m", "input": "x", "stream": True}, target=target)
     client.proxy.log.flush()
     assert orjson.loads(lines[0])["status"] == 502

@@ -259,7 +259,7 @@ async def test_one_that_stands_in_has_a_call_of_its_own(
 
 async def test_bypass(traced: Traced, collector: Receiver, upstream: ScriptedUpstream) -> None:
     async with traced() as client:
-        assert (await client.embed(["a", ""])).cache == "BYPASS"
+        assert (await client.embed(["a", "b"], stream=True)).cache == "BYPASS"
     assert collector.tree() == [ROUTE, "  upstream"]
     assert collector.one(ROUTE).attributes["embedding_proxy.outcome"] == "bypass"
     call = collector.one("upstream")

@@ -237,9 +237,17 @@ _LATENCY = [
 _WHAT_IS_NOT_CACHED = [
     Panel(
         "Bypasses by reason",
-        "Requests relayed unread, by what made their meaning uncertain: a field or a form of input that the proxy does"
-        " not know, empty texts, remote images. Of all models.",
+        "Requests relayed unread, by what made their meaning uncertain: streams, remote images, duplicate JSON keys. Of"
+        " all models.",
         totals("reason", "bypasses_total"),
+        "reqps",
+        is_stacked=True,
+    ),
+    Panel(
+        "Requests keyed as a whole, by reason",
+        "Requests that only the same body can hit, by what keeps them from being cached item by item: a field or a form"
+        " of input that the proxy does not know, empty texts. Of all models.",
+        totals("reason", "whole_body_requests_total"),
         "reqps",
         is_stacked=True,
     ),
@@ -257,8 +265,7 @@ _WHAT_IS_NOT_CACHED = [
     Panel(
         "Errors by model and status",
         "499: the client left before its answer was complete. 503: a limit was reached, or it drains. 401 also: a"
-        " client that --client-keys does not know. 502 also: a relayed answer that broke off. 200: an answer that did"
-        " not check out and was passed on.",
+        " client that --client-keys does not know. 502 also: a relayed answer that broke off.",
         totals("model, status", "requests_total", 'outcome="error"', by_model=True),
         "reqps",
         is_stacked=True,
