@@ -34,7 +34,10 @@ class Routes:
             msg = f"not an http(s) URL: {base_url!r}"
             raise ValueError(msg)
         self._origin, self._base = match[1], match[2].rstrip("/")
-        self._address = targets.resolve(base_url, "").origin
+        scheme, host, port = targets.resolve(base_url, "").origin
+        self._addresses = {(scheme, host, port)}
+        if scheme == "https":  # an application behind a server that ends TLS may write http in its locations
+            self._addresses |= {("http", host, port), ("http", host, 80)}
         self._provider, self._is_default = provider, is_default
         self._embeddings = Route(f"{self._origin}{self._base}{provider.path}", is_embeddings=True)
         starts = (self._base, *provider.aliases)
@@ -96,7 +99,7 @@ class Routes:
         A location that is not the upstream's stays as it is.
         """
         there = targets.resolve(url, location)
-        if not location or there.origin != self._address:
+        if not location or there.origin not in self._addresses:
             return location
         rest = there.path + there.query
         # What begins with two slashes is a host to clients, and a backslash is a slash to browsers.

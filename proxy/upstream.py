@@ -48,7 +48,7 @@ from proxy.headers import reason_phrase
 from proxy.metrics import Metrics
 from proxy.reply import InvalidAnswer
 from proxy.routes import Routes
-from proxy.targets import resolve
+from proxy.targets import resolve, shown
 
 _log = logging.getLogger(__name__)
 
@@ -204,11 +204,13 @@ class Upstream:
         advice = self._routes.advice(url, location)
         if advice is not None and not self._has_told_redirect:
             self._has_told_redirect = True
+            there = resolve(url, location)
             _log.warning(
-                "upstream %s redirects embeddings calls (%d, to %s) and redirects are not followed: %s (said once)",
+                "upstream %s redirects embeddings calls (%d, to %s%s) and redirects are not followed: %s (said once)",
                 self._name,
                 response.status,
-                resolve(url, location).address,
+                there._replace(path="").address,
+                shown(there.path),  # the client's own path may be in it
                 advice,
             )
 

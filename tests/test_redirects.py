@@ -38,6 +38,17 @@ async def test_a_redirect_of_a_relayed_embeddings_call_is_said_too(
     assert f"set --upstream {upstream.base_url.removesuffix('1')}2 " in said(caplog)[-1]
 
 
+async def test_what_is_said_of_a_redirect_has_nothing_of_the_clients_path(
+    client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = "/v1/engines/secret/embeddings"
+    upstream.reply = error_reply(308, b"", location="https://new.example/v2" + target.removeprefix("/v1"))
+    assert (await client.post({"input": "x"}, target=target)).status == 308
+    (line,) = said(caplog)
+    assert "(308, to https://new.example/v2/engines/…/embeddings)" in line
+    assert "set --upstream https://new.example/v2 " in line
+
+
 async def test_a_redirect_of_another_route_is_not(
     client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -275,6 +275,9 @@ def test_a_relative_location_leads_where_it_does_for_the_upstreams_own_clients(
         ("https://openrouter.ai/api/v1/jobs/1?a=b#c", "/api/v1/jobs/1?a=b#c"),
         ("HTTPS://u:p@OpenRouter.ai:443/x", "/x"),
         ("//openrouter.ai/x", "/x"),
+        # From an application that does not know of the TLS before it; not to be asked without.
+        ("http://openrouter.ai/x", "/x"),
+        ("http://openrouter.ai:443/x", "/x"),
         ("https://openrouter.ai", "/"),
         ("jobs/1", "/api/v1/jobs/1"),
         ("?page=2", "/api/v1/embeddings?page=2"),
@@ -296,7 +299,7 @@ def test_a_location_at_the_upstream(location: str, target: str) -> None:
     "location",
     [
         "https://elsewhere.example/api/v1/embeddings",
-        "http://openrouter.ai/api/v1/embeddings",
+        "http://openrouter.ai:8080/api/v1/embeddings",
         "https://openrouter.ai:8443/",
         "https://openrouter.ai.evil.example/",
         "//elsewhere.example/x",
@@ -309,6 +312,11 @@ def test_a_location_at_the_upstream(location: str, target: str) -> None:
 )
 def test_a_location_elsewhere_stays_as_it_is(location: str) -> None:
     assert OPENROUTER.target_of("https://openrouter.ai/api/v1/embeddings", location) == location
+
+
+def test_a_redirect_to_https_stays_as_it_is() -> None:
+    location = "https://h/v1/embeddings"
+    assert Routes("http://h/v1").target_of("http://h/v1/embeddings", location) == location
 
 
 @given(PATHS)
