@@ -139,19 +139,32 @@ async def test_what_an_engine_lacks_is_asked_without_a_model(client: Client, ups
     assert (answer.cache, upstream.calls[1].json) == ("PARTIAL", {"input": ["y"]})
 
 
-async def test_a_body_with_another_model_than_its_path_is_relayed(client: Client, upstream: ScriptedUpstream) -> None:
-    for _ in range(2):
-        assert (await client.post(BODY, target="/v1/engines/n/embeddings")).cache == "BYPASS"
-    assert [call.json for call in upstream.calls] == [BODY, BODY]
+async def test_a_body_with_another_model_than_its_path_is_cached_by_both(
+    client: Client, upstream: ScriptedUpstream
+) -> None:
+    one, two = "/v1/engines/one/embeddings", "/v1/engines/two/embeddings"
+    asked = [(one, BODY), (two, BODY), (one, BODY | {"model": "n"}), (one, BODY | {"model": "one"})]
+    for cache in ("MISS", "HIT"):
+        for target, body in asked:
+            answer = await client.post(body, target=target)
+            assert answer.cache == cache
+            assert ("detail=whole-body" in answer.headers["Cache-Status"]) == (body["model"] != "one")
+    assert [(call.target, call.json) for call in upstream.calls] == asked
 
 
-@pytest.mark.parametrize("engine", ["gemini-embedding-2", "vendor/gemini-embedding-2", "colbert-v2"])
-async def test_an_engine_that_fuses_or_has_several_vectors_is_not_cached(
+@pytest.mark.parametrize("engine", ["gemini-embedding-2", "vendor/gemini-embedding-2"])
+async def test_the_items_of_an_engine_that_may_fuse_them_are_cached_together(
     client: Client, upstream: ScriptedUpstream, engine: str
 ) -> None:
-    upstream.reply = error_reply(200, {"data": []})
-    body = {"input": ["x", "y"]}
-    assert (await client.post(body, target=f"/v1/engines/{engine}/embeddings")).cache == "BYPASS"
+    upstream.reply = lambda call: web.json_response(upstream.answer_to(call.json | {"model": engine}))
+    target = f"/v1/engines/{engine}/embeddings"
+    bodies = [{"input": ["x", "y"]}, {"input": ["x", "y"]}, {"input": ["x", "z"]}]
+    assert [(await client.post(body, target=target)).cache for body in bodies] == ["MISS", "HIT", "MISS"]
+
+
+@pytest.mark.parametrize("body", [{"input": "x"}, {"model": "m", "input": "x"}])
+async def test_an_engine_with_several_vectors_for_an_item_is_not_cached(client: Client, body: dict[str, str]) -> None:
+    assert (await client.post(body, target="/v1/engines/colbert-v2/embeddings")).cache == "BYPASS"
 
 
 async def test_an_engine_that_is_not_there_is_the_upstreams_404(client: Client, upstream: ScriptedUpstream) -> None:
