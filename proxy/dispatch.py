@@ -19,7 +19,7 @@ from proxy.origins import Origin, Origins
 from proxy.passthrough import is_websocket, relay, relay_websocket
 from proxy.repeats import Repeats
 from proxy.requestlog import Line, RequestIds, RequestLog, trace_id
-from proxy.routes import Route
+from proxy.targets import may_embed, shown
 from proxy.traces import Traces
 
 _log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ _VERSIONS = (HttpVersion11, HttpVersion10)
 _OK, _NO_CONTENT = 200, 204
 _NO_FIELDS = CIMultiDict[str]()
 _EMBEDDINGS = "/v1/embeddings"  # as traces call the route, whatever the provider does
+_MAX_SAID = 16
 
 
 class _CutShort(ConnectionResetError):
@@ -58,6 +59,7 @@ class Dispatcher:
         self._traces = traces
         self._is_draining = is_draining
         self._ids = RequestIds(secrets.token_hex(4))
+        self._said: set[str] = set()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """The answer to any request; what goes wrong becomes one, too."""
@@ -158,16 +160,23 @@ class Dispatcher:
             progress.outcome = "preflight"
             return await self._preflight(request, progress)
         target = request.raw_path
-        origin = self._origins.default
-        route = _route_of(request, origin)
-        if request.method == "POST" and (route.is_embeddings or self._origins.is_embeddings(target)):
+        if request.method == "POST" and self._origins.is_embeddings(target):
             progress.span.on_route(_EMBEDDINGS)
             return await self._embeddings.handle(request, progress)
+        url = _relayed_url(request, self._origins.default)
+        if request.method == "POST" and request.body_exists and may_embed(target):
+            self._tell_uncached(target)
+            if self._origins.are_several:  # the texts may be meant for one of them alone
+                return await self._embeddings.handle(request, progress)
+        return await self._pass_through(request, url, progress)
+
+    async def _pass_through(self, request: web.BaseRequest, url: str, progress: Progress) -> web.StreamResponse:
         progress.outcome = "pass"
+        origin = self._origins.default
         forwarded = origin.outbound(headers.to_upstream(request.headers))
         refused = KEY_REFUSALS if origin.key else ()
         on_head = partial(origin.cors.passed_through, origin_of(request.headers))
-        return await self._relay(request, progress, route.url, forwarded, refused=refused, on_head=on_head)
+        return await self._relay(request, progress, url, forwarded, refused=refused, on_head=on_head)
 
     async def _preflight(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
         """Answer a CORS preflight, or let the upstream do so, which sees it without the key that the proxy holds."""
@@ -177,12 +186,14 @@ class Dispatcher:
             if not origin.cors.allows(page):
                 raise OriginNotAllowed("This proxy's --cors-origins does not name the origin of the page that asks.")
             return web.Response(status=_NO_CONTENT, headers=origin.cors.preflight(request.headers))
-        route = _route_of(request, origin)
+        url = _relayed_url(request, origin)
         forwarded = headers.to_upstream(request.headers)
         if origin.key:  # nobody has shown a key that would entitle them to it
             forwarded = headers.without_credentials(forwarded)
-        on_head = partial(origin.cors.learn_preflight if route.is_embeddings else origin.cors.passed_through, page)
-        return await self._relay(request, progress, route.url, forwarded, refused=(), on_head=on_head)
+        route = origin.routes.find(request.raw_path)
+        learns = route is not None and route.is_embeddings
+        on_head = partial(origin.cors.learn_preflight if learns else origin.cors.passed_through, page)
+        return await self._relay(request, progress, url, forwarded, refused=(), on_head=on_head)
 
     async def _relay(
         self,
@@ -213,13 +224,31 @@ class Dispatcher:
             call.answered(response.status)
         return response
 
+    def _tell_uncached(self, target: str) -> None:
+        """Say once for each path what would be cached; it is a client's, so it is shown in part."""
+        path = shown(target)
+        if path in self._said or len(self._said) >= _MAX_SAID:
+            return
+        self._said.add(path)
+        own = self._origins.default.provider.path
+        hint = ""
+        if path.endswith(own):
+            hint = f", or --upstream (base_url) to the part of the upstream's URL before {own}"
+        _log.warning(
+            "POST %s looks like an embeddings call and is relayed uncached; POST /v1%s is cached. Set the client's base"
+            " URL to this proxy's /v1%s (said once)",
+            path,
+            own,
+            hint,
+        )
 
-def _route_of(request: web.BaseRequest, origin: Origin) -> Route:
-    """Raises `InvalidRequest` where it has none."""
-    route = origin.routes.find(request.raw_path)
-    if route is None:
+
+def _relayed_url(request: web.BaseRequest, origin: Origin) -> str:
+    """Raises `InvalidRequest` where there is none."""
+    url = origin.routes.relayed(request.raw_path)
+    if url is None:
         raise InvalidRequest("The request target must be a path.")
-    return route
+    return url
 
 
 def _require_framed(request: web.BaseRequest) -> None:

@@ -26,10 +26,10 @@ from proxy.passthrough import relay
 from proxy.plan import Plan, plan
 from proxy.recall import Known, Wanted
 from proxy.repeats import Repeat, Repeats, epochs
-from proxy.routes import deployment_in
 from proxy.sentinels import Sentinels
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache
+from proxy.targets import named_in
 from proxy.traces import NO_SPAN, Span
 from proxy.upstream import Answer
 from proxy.wire import Bypass, EmbeddingRequest
@@ -158,10 +158,11 @@ class EmbeddingsRoute:
             if "Content-Encoding" in request.headers:
                 body = await self._bodies.inflated(request, sent, held)
             fields = wire.read_object(body)
-            progress.model = wire.model_of(fields) or deployment_in(request.raw_path)
+            named = named_in(request.raw_path)
+            progress.model = wire.model_of(fields) or (named.name if named else None)
             origin = progress.origin = self._origins.asked_at(request.raw_path, progress.model)
             url = _embeddings_url(origin, request.raw_path)
-            asked = wire.parse_request(body, fields, origin.provider)
+            asked = wire.parse_request(body, fields, origin.provider, named)
         except Bypass as bypass:
             progress.items = wire.count_of(fields)
             if origin is None:  # what was not understood may be read well enough to say who is asked

@@ -10,7 +10,8 @@ from proxy import headers
 from proxy.cors import Cors
 from proxy.errors import InvalidRequest
 from proxy.providers import MOST_MERGED, Limits, Provider
-from proxy.routes import Routes, deployment_in
+from proxy.routes import Routes
+from proxy.targets import model_in, named_in
 from proxy.upstream import Upstream
 
 # A client can name any number of models, of any length.
@@ -78,18 +79,23 @@ class Origins:
         self._known: dict[str, Origin] = {}
 
     def asked_at(self, target: str, model: str | None) -> Origin:
-        """Who is asked by a request to ``target`` for ``model``; None: it names none that can be read.
+        """The upstream for a request to ``target`` whose body names ``model``; None: it names none that can be read.
 
-        Raises `InvalidRequest` where that does not say it: the texts may be meant for one upstream alone.
+        A model that the path names goes first. Raises `InvalidRequest` where neither names one: the texts may be meant
+        for one upstream alone.
         """
         if not self._routed:
             return self.default
-        deployment = deployment_in(target)
-        if deployment is not None:
-            return self._with_deployment(deployment, model)
-        if model is None and self.default.provider.needs_model:
-            raise InvalidRequest("The body names no model that can be read, and that says which upstream it is for.")
-        return self.default if model is None else self.of(model)
+        named = named_in(target)
+        if named is not None and named.is_deployment:
+            return self._with_deployment(named.name, model)
+        names = [name for name in (named.name if named else model_in(target), model) if name is not None]
+        if not names and self.default.provider.needs_model:
+            raise InvalidRequest(
+                "Several upstreams are configured, and neither the body nor the path names a model that says which of"
+                " them this request is for."
+            )
+        return next((origin for origin in map(self.of, names) if origin is not self.default), self.default)
 
     def _with_deployment(self, deployment: str, model: str | None) -> Origin:
         """On Azure the path says what computes, and the body need not; whoever has no deployments is not asked."""
@@ -102,7 +108,7 @@ class Origins:
         return self.default
 
     def of(self, model: str) -> Origin:
-        """Who is asked for ``model``, which is whatever the client wrote there."""
+        """The upstream for ``model``, which is whatever the client wrote there."""
         known = self._known.get(model)
         if known is None:
             known = next((origin for patterns, origin in self._routed if _fits(model, patterns)), self.default)
@@ -112,8 +118,13 @@ class Origins:
                 self._known[model] = known
         return known
 
+    @property
+    def are_several(self) -> bool:
+        return bool(self._routed)
+
     def is_embeddings(self, target: str) -> bool:
-        """Whether anyone's map takes ``target`` for the cached route; whose it is, its model will tell."""
+        """Whether any upstream's map takes a POST to ``target`` for the cached route; its model says which upstream
+        is asked."""
         return any(_takes(origin, target) for origin in (self.default, *(origin for _, origin in self._routed)))
 
 

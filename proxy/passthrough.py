@@ -61,11 +61,9 @@ async def relay(
     async with answer:
         if answer.status in refused:
             raise KeyRefused("The upstream refused the key that this proxy holds for it.")
-        response = StreamResponse(
-            status=answer.status,
-            reason=headers.reason_phrase(answer.reason),
-            headers=headers.end_to_end(answer.headers),
-        )
+        fields = headers.end_to_end(answer.headers)
+        upstream.relocate(url, fields)
+        response = StreamResponse(status=answer.status, reason=headers.reason_phrase(answer.reason), headers=fields)
         response.headers.extend(extra_headers or ())
         on_head(response.status, response.headers)
         response.headers.setdefault("X-Request-Id", request_id)
@@ -133,6 +131,7 @@ async def relay_websocket(
         fields = headers.end_to_end(CIMultiDict(refused.headers or ()))
         for name in ("Content-Length", "Content-Encoding"):  # of a body that aiohttp does not hand out
             fields.popall(name, None)
+        upstream.relocate(url, fields)
         return Response(status=refused.status, headers=fields)
     except (ClientError, TimeoutError, OSError) as error:
         msg = f"The upstream did not open a WebSocket ({type(error).__name__})."

@@ -241,20 +241,21 @@ async def _open_origins(stack: AsyncExitStack, settings: Settings, metrics: Metr
 
 async def _open_origin(stack: AsyncExitStack, setting: UpstreamSetting, settings: Settings, metrics: Metrics) -> Origin:
     provider = setting.provider
+    routes = Routes(setting.base_url, provider, is_default=setting is settings.upstream)
     if settings.max_batch_items is not None:
         provider = replace(provider, limits=provider.limits._replace(items=settings.max_batch_items))
     return Origin(
         name=setting.name,
         provider=provider,
-        routes=Routes(setting.base_url, provider),
-        client=await _open_upstream(stack, setting, settings, metrics),
+        routes=routes,
+        client=await _open_upstream(stack, setting, settings, metrics, routes),
         key=setting.key,
         cors=Cors(settings.cors_origins),
     )
 
 
 async def _open_upstream(
-    stack: AsyncExitStack, setting: UpstreamSetting, settings: Settings, metrics: Metrics
+    stack: AsyncExitStack, setting: UpstreamSetting, settings: Settings, metrics: Metrics, routes: Routes
 ) -> Upstream:
     socket = str(await stack.enter_async_context(_demo_upstream())) if setting.is_demo else None
 
@@ -266,7 +267,7 @@ async def _open_upstream(
         read_s=settings.upstream_read_timeout_s,
         total_s=settings.upstream_timeout_s,
     )
-    return await stack.enter_async_context(Upstream(setting.name, connect, metrics, timeouts=timeouts))
+    return await stack.enter_async_context(Upstream(setting.name, connect, metrics, timeouts=timeouts, routes=routes))
 
 
 def _open_cache(settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> Cache:

@@ -6,7 +6,7 @@ from typing import Any
 from multidict import CIMultiDict
 
 from proxy.origins import Origin
-from proxy.routes import deployment_in
+from proxy.targets import named_in
 from proxy.tokens import estimated_tokens
 from proxy.traces import NO_SPAN, Span
 from proxy.wire import EmbeddingRequest
@@ -32,8 +32,9 @@ class Share:
 
     @property
     def model(self) -> str | None:
-        """What metrics count it under: on Azure's paths the body need not name a model."""
-        return self.asked.model or deployment_in(self.target)
+        """What metrics count it under: where the path names a deployment the body need not name a model."""
+        named = named_in(self.target)
+        return self.asked.model or (named.name if named else None)
 
     @property
     def tokens(self) -> int:

@@ -28,6 +28,8 @@ from aiohttp import (
     DummyCookieJar,
     ServerDisconnectedError,
     TraceConfig,
+    TraceRequestRedirectParams,
+    WSServerHandshakeError,
 )
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
@@ -45,6 +47,8 @@ from proxy.errors import (
 from proxy.headers import reason_phrase
 from proxy.metrics import Metrics
 from proxy.reply import InvalidAnswer
+from proxy.routes import Routes
+from proxy.targets import resolve, shown
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +64,8 @@ _MAX_ANSWER_BYTES = 512 * 1024 * 1024
 _MAX_FIELD_BYTES, _MAX_FIELDS = 64 * 1024, 1024
 _LAST_STATUS = 599  # RFC 9110 §15
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_LOCATIONS = ("Location", "Content-Location")  # RFC 9110 §10.2.2, §8.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,10 +115,18 @@ class Upstream:
     """Connections to the upstream. Nothing a client sends chooses where they go: callers pass URLs of `Routes`."""
 
     def __init__(
-        self, name: str, connect: Callable[[int], BaseConnector], metrics: Metrics, *, timeouts: Timeouts
+        self,
+        name: str,
+        connect: Callable[[int], BaseConnector],
+        metrics: Metrics,
+        *,
+        timeouts: Timeouts,
+        routes: Routes,
     ) -> None:
         """``connect`` makes a connector for so many connections, 0 for any number."""
         self._name = name
+        self._routes = routes
+        self._has_told_redirect = False
         self._metrics = metrics
         self._seconds = metrics.upstream_seconds.labels(name)
         self._timeouts = timeouts
@@ -169,9 +183,36 @@ class Upstream:
         Raises `UpstreamUnreachable` or `UpstreamTimeout`.
         """
         try:
-            return await self._begin(self._streams, method, url, headers, body, on_connected=lambda: None)
+            response = await self._begin(self._streams, method, url, headers, body, on_connected=lambda: None)
         except (ClientError, TimeoutError, OSError) as error:
             raise _mapped(error) from error
+        if response.status in _REDIRECTS and method == "POST":
+            self._tell_redirect(url, response)
+        return response
+
+    def relocate(self, url: str, headers: CIMultiDict[str]) -> None:
+        """Change an answer's fields so that a location at the upstream leads a client through this proxy. ``url`` is
+        what the answer is to. A location that no path of this proxy leads to is left out."""
+        for name in _LOCATIONS:
+            for location in headers.popall(name, ()):
+                target = self._routes.target_of(url, location)
+                if target is not None:
+                    headers.add(name, target)
+
+    def _tell_redirect(self, url: str, response: ClientResponse) -> None:
+        location = response.headers.get("Location", "")
+        advice = self._routes.advice(url, location)
+        if advice is not None and not self._has_told_redirect:
+            self._has_told_redirect = True
+            there = resolve(url, location)
+            _log.warning(
+                "upstream %s redirects embeddings calls (%d, to %s%s) and redirects are not followed: %s (said once)",
+                self._name,
+                response.status,
+                there._replace(path="").address,
+                shown(there.path),  # the client's own path may be in it
+                advice,
+            )
 
     async def _begin(
         self,
@@ -236,12 +277,19 @@ class Upstream:
             raise
         if response.status == HTTPStatus.OK:
             self.has_answered = True
+        elif response.status in _REDIRECTS:
+            self._tell_redirect(url, response)
         took_s = time.perf_counter() - started
         self._seconds.observe(took_s)
         self._metrics.stage_seconds["upstream"].observe(took_s)
         self._metrics.upstream_answers.labels(self._name, _status_label(response.status, content)).inc()
         reason = reason_phrase(response.reason)
-        return Answer(status=response.status, reason=reason, headers=response.headers, body=content)
+        fields = response.headers
+        if any(name in fields for name in _LOCATIONS):
+            changed = fields.copy()
+            self.relocate(url, changed)
+            fields = CIMultiDictProxy(changed)
+        return Answer(status=response.status, reason=reason, headers=fields, body=content)
 
     def _counted(self, error: Exception) -> ProxyError:
         mapped = _mapped(error)
@@ -284,7 +332,8 @@ def _status_label(status: int, body: bytes) -> str:
 
 
 def _tells_connection() -> TraceConfig:
-    """Calls a request's ``on_connected``, and notes where its connection was kept from an earlier one."""
+    """Calls a request's ``on_connected``, and notes where its connection was kept from an earlier one. Where aiohttp
+    would follow a redirect, as a WebSocket's handshake does unasked, the handshake has failed."""
     config = TraceConfig()
 
     def told(trace: dict[str, Any] | None, *, is_reused: bool) -> None:
@@ -298,6 +347,12 @@ def _tells_connection() -> TraceConfig:
     async def on_reuse(_session: ClientSession, context: SimpleNamespace, _params: object) -> None:
         told(context.trace_request_ctx, is_reused=True)
 
+    async def on_redirect(_session: ClientSession, _context: object, redirect: TraceRequestRedirectParams) -> None:
+        answer = redirect.response
+        answer.close()
+        raise WSServerHandshakeError(answer.request_info, (), status=answer.status, headers=answer.headers)
+
+    config.on_request_redirect.append(on_redirect)
     config.on_connection_create_end.append(on_new)
     config.on_connection_reuseconn.append(on_reuse)
     return config

@@ -14,6 +14,7 @@ import orjson
 
 from proxy.providers import Form, Provider
 from proxy.remembered import remembered
+from proxy.targets import Named
 from proxy.vectors import DType
 
 _LARGEST_EXACT_INTEGER = 2**53
@@ -71,7 +72,7 @@ class EmbeddingRequest(NamedTuple):  # a frozen dataclass takes three times as l
     that is keyed as a whole they are whatever came, and ``doubt`` says what keeps it from being keyed item by item.
     """
 
-    model: str | None  # None: absent, where the provider allows that
+    model: str | None  # of the body, or else of the path; None: absent, where the provider allows that
     kind: Kind
     items: list[Any]
     encoding: Encoding
@@ -140,23 +141,28 @@ def reads_alike(body: bytes, here: Provider, there: Provider, *, model: str | No
     return first._replace(model=second.model, fields=renamed) == second
 
 
-def parse_request(body: bytes, fields: dict[str, Any], provider: Provider) -> EmbeddingRequest:
-    """Understand a request to ``provider``; ``fields`` is `read_object` of ``body``.
+def parse_request(
+    body: bytes, fields: dict[str, Any], provider: Provider, named: Named | None = None
+) -> EmbeddingRequest:
+    """Understand a request to ``provider``; ``fields`` is `read_object` of ``body``, ``named`` what the path names.
 
     What is uncertain for an item may be certain for the body, and then the request is keyed as a whole. Raises `Bypass`
     where not even that can be said.
     """
     try:
-        return _item_by_item(body, fields, provider)
+        return _item_by_item(body, fields, provider, named)
     except Bypass as doubt:
         if doubt.reason not in _CERTAIN_AS_A_WHOLE:
             raise
-        return _whole(body, fields, provider, doubt)
+        return _whole(body, fields, provider, named, doubt)
 
 
-def _item_by_item(body: bytes, fields: dict[str, Any], provider: Provider) -> EmbeddingRequest:
-    model = fields.get("model")
-    if type(model) is not str and (provider.needs_model or "model" in fields):
+def _item_by_item(body: bytes, fields: dict[str, Any], provider: Provider, named: Named | None) -> EmbeddingRequest:
+    engine = named.model if named is not None else None
+    model = fields.get("model", engine)
+    if type(model) is not str and ((provider.needs_model and named is None) or "model" in fields):
+        raise Bypass("model")
+    if engine is not None and model != engine:  # some servers go by the path, others by the body
         raise Bypass("model")
     kind, items = _items(fields.get("input"), provider.inputs)
     _forbid_duplicate_keys(body, fields, kind, items)
@@ -182,7 +188,9 @@ def _item_by_item(body: bytes, fields: dict[str, Any], provider: Provider) -> Em
     )
 
 
-def _whole(body: bytes, fields: dict[str, Any], provider: Provider, doubt: Bypass) -> EmbeddingRequest:
+def _whole(
+    body: bytes, fields: dict[str, Any], provider: Provider, named: Named | None, doubt: Bypass
+) -> EmbeddingRequest:
     """A request of which only the same body is known to mean the same.
 
     Raises `Bypass` where even the same body may not: it refers to something outside it, or wants no cache; or where the
@@ -202,13 +210,13 @@ def _whole(body: bytes, fields: dict[str, Any], provider: Provider, doubt: Bypas
         parameters[""] = written.encoding.value  # see `only_form`
     if written.packed is not None:
         parameters |= {name: fields[name] for name in provider.encoding if name in fields}
-    model = model_of(fields)
-    if model is not None and is_one_of(model, provider.multi_vector_models):
+    models = list(filter(None, (model_of(fields), named.model if named is not None else None)))
+    if any(is_one_of(model, provider.multi_vector_models) for model in models):
         raise Bypass("multi-vector")
     given = fields.get("input")
     is_list = type(given) is list and count_of(fields) > 1 and not is_fused(model, provider)
     return EmbeddingRequest(
-        model=model,
+        model=models[0] if models else None,
         kind=Kind.WHOLE,
         items=list(given) if is_list else [given],
         encoding=written.encoding,

@@ -11,6 +11,7 @@ import pybase64
 from aiohttp import ClientSession
 from multidict import CIMultiDictProxy
 from prometheus_client.parser import text_string_to_metric_families
+from yarl import URL
 
 from proxy.server import Running
 
@@ -60,7 +61,7 @@ class Client:
     ) -> Answer:
         async with self.session.request(
             method,
-            self.origin + target,
+            URL(self.origin + target, encoded=True),  # as it is given
             data=io.BytesIO(body) if body else None,
             headers=headers,
             allow_redirects=False,

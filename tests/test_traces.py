@@ -267,6 +267,19 @@ async def test_bypass(traced: Traced, collector: Receiver, upstream: ScriptedUps
     assert upstream.calls[0].headers["traceparent"].split("-")[1:3] == [call.trace_id, call.span_id]
 
 
+@pytest.mark.parametrize(
+    "target", ["/v1//%65mbeddings/", "/v1/engines/m/embeddings", "/openai/deployments/m/embeddings"]
+)
+async def test_every_path_of_the_cached_route_is_one_route(
+    traced: Traced, collector: Receiver, upstream: ScriptedUpstream, target: str
+) -> None:
+    async with traced() as client:
+        for _ in range(4):  # the last of them without being parsed
+            await client.post({"model": "m", "input": "x"}, target=target)
+    assert {span.name for span in collector.spans if span.kind == "SERVER"} == {ROUTE}
+    assert {span.attributes["http.route"] for span in collector.named(ROUTE)} == {"/v1/embeddings"}
+
+
 async def test_every_other_route_has_a_span_with_no_path(
     traced: Traced, collector: Receiver, upstream: ScriptedUpstream
 ) -> None:
