@@ -15,7 +15,7 @@ from proxy.vectors import DType, InvalidVector, Vector
 
 _LARGEST_EXACT_INTEGER = 2**53
 _REBUILT = frozenset({"object", "data", "model", "usage", "error"})  # fields of an answer
-# Fields of one item of an answer. llama.cpp's `encoding_format` says how that answer is written, and nothing of the item.
+# Fields of one item of an answer. llama.cpp's `encoding_format` says how that is written, and nothing of the item.
 _ITEM_FIELDS = frozenset({"object", "index", "embedding", "encoding_format"})
 _OK, _UNKNOWN_ERROR, _LOWEST_ERROR = 200, 400, 300
 _NO_EMBEDDING = object()

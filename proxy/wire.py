@@ -214,11 +214,11 @@ def _whole(
     if any(is_one_of(model, provider.multi_vector_models) for model in models):
         raise Bypass("multi-vector")
     given = fields.get("input")
-    is_list = type(given) is list and count_of(fields) > 1 and not is_fused(model, provider)
+    is_one = count_of(fields) == 1 or any(is_fused(model, provider) for model in models)
     return EmbeddingRequest(
         model=models[0] if models else None,
         kind=Kind.WHOLE,
-        items=list(given) if is_list else [given],
+        items=[given] if is_one or type(given) is not list else given,
         encoding=written.encoding,
         packed=written.packed,
         parameters=parameters,

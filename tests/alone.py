@@ -116,9 +116,7 @@ class Judge:
             return False
         if got.status == 504:
             return "only-if-cached" in request.headers.get("Cache-Control", "")
-        if alone.cut is not None:
-            return got.status == 502
-        if self.owns_key and alone.status in {401, 403}:
+        if alone.cut is not None or (self.owns_key and alone.status in {401, 403}):
             return got.status == 502
         if got.status == alone.status:
             is_everybodys = alone.status in {401, 429} or alone.status >= 500 or "Retry-After" in alone.headers

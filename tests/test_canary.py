@@ -426,7 +426,7 @@ async def test_a_real_process_writes_nothing_of_them(
     async with ClientSession(headers=headers) as session:
         for number, reply in enumerate([*replies, answering(upstream, data=[TEXT])]):
             upstream.reply = reply
-            for body in ({"input": [TEXT, f"{number}"]}, {"input": TEXT, TEXT: KEY}):
+            for body in ({"input": [TEXT, f"{number}"]}, {"input": TEXT, TEXT: KEY}, {"input": TEXT, "stream": KEY}):
                 with suppress(aiohttp.ClientPayloadError):
                     url = f"{origin}/v1/embeddings?key={KEY}"
                     async with session.post(url, json={"model": "demo"} | body) as response:

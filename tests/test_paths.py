@@ -156,7 +156,8 @@ async def test_a_body_with_another_model_than_its_path_is_cached_by_both(
 async def test_the_items_of_an_engine_that_may_fuse_them_are_cached_together(
     client: Client, upstream: ScriptedUpstream, engine: str
 ) -> None:
-    upstream.reply = lambda call: web.json_response(upstream.answer_to(call.json | {"model": engine}))
+    one = [{"index": 0, "embedding": [1.0, 2.0]}]
+    upstream.reply = lambda call: web.json_response(upstream.answer_to(call.json | {"model": engine}, data=one))
     target = f"/v1/engines/{engine}/embeddings"
     bodies = [{"input": ["x", "y"]}, {"input": ["x", "y"]}, {"input": ["x", "z"]}]
     assert [(await client.post(body, target=target)).cache for body in bodies] == ["MISS", "HIT", "MISS"]

@@ -427,7 +427,7 @@ async def test_nothing_that_is_anybodys_own_is_exported(
         async with traced() as client:
             for reply in (None, echo, error_reply(500, TEXT.encode(), x=KEY)):
                 upstream.reply = reply
-                for body in ({"model": "m", "input": TEXT}, {"model": TEXT, "input": ["", TEXT], "user": KEY}):
+                for body in ({"model": "m", "input": TEXT}, {"model": TEXT, "input": ["", TEXT], "stream": KEY}):
                     for target in ("/v1/embeddings", f"/v1/embeddings?key={KEY}", f"/v1/{KEY}/{TEXT[4:11]}?q={KEY}"):
                         fields = {"traceparent": f"00-{KEY}", "tracestate": state, "Cookie": KEY, "User_Agent": TEXT}
                         await client.post(body, target=target, key=BEARER, X_Request_Id=KEY, **fields)
