@@ -14,8 +14,9 @@ from proxy.providers import GENERIC, PROVIDERS, Provider
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
-# Not an address: the demo listens on a socket of its own, and keys made under it must outlive it.
-DEMO_BASE_URL = "http://demo.invalid/v1"
+# Not an address: the demo listens on a socket of its own. It is part of every key, so the number in it changes when the
+# demo's vectors change, and old entries are not served beside new ones.
+DEMO_BASE_URL = "http://demo-2.invalid/v1"
 
 _SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KIB, "mib": MIB, "gib": GIB}
 _DURATIONS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
