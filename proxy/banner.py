@@ -94,6 +94,18 @@ def _python(settings: Settings, base_url: str, key: _Key) -> str:
 
     {imports}from openai import OpenAI
     client = OpenAI(base_url="{base_url}", api_key={key.python}{client})
-    asked = ["{_HELLO}", "hello again"]
-    print(client.embeddings.create(model="{_model(own)}", input=asked{needed}).data[0].embedding[:4])
+    asked = {{"model": "{_model(own)}", "input": ["{_HELLO}", "hello again"]}}
+    answer = client.embeddings.with_raw_response.create(**asked{needed})
+    print("X-Cache:", answer.headers["X-Cache"], answer.parse().data[0].embedding[:4])
+{_environment(settings, base_url)}"""
+
+
+def _environment(settings: Settings, base_url: str) -> str:
+    """How programs that use OpenAI's SDKs are pointed here without a change; a socket has no URL for that."""
+    if settings.host.startswith(UNIX):
+        return ""
+    return f"""
+  Programs that use OpenAI's SDKs need no change:
+
+    export OPENAI_BASE_URL={base_url}
 """

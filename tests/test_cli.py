@@ -389,6 +389,7 @@ def test_a_banner_says_how_to_use_a_socket() -> None:
     assert "curl --unix-socket /run/x.sock -i" in text
     assert "pip install openai httpx" in text
     assert 'uds="/run/x.sock"' in text
+    assert "OPENAI_BASE_URL" not in text  # it can't name a socket
 
 
 def test_a_banner_asks_for_no_key_that_is_not_needed() -> None:
