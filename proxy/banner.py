@@ -4,9 +4,9 @@ from typing import Any
 
 import orjson
 
-from proxy import __version__
+from proxy import __version__, baseurl, config
 from proxy.config import THIS_MACHINE, UNIX, Settings, UpstreamSetting
-from proxy.providers import Form
+from proxy.providers import PROVIDERS, Form
 
 _HELLO = "hello, world"
 
@@ -56,7 +56,7 @@ class _Key:
 
 def _upstreams(settings: Settings) -> str:
     own = settings.upstream
-    first = f"{own.name}, {own.base_url}, as {own.provider.name}"
+    first = f"{own.name}, {own.base_url}, as {own.provider.name}{_doubt(own)}"
     if own.is_demo:
         first = "demo, built in and offline: for trying this out, its vectors carry no meaning"
     return first + "".join(f"\n            {_routed(other)}" for other in settings.routed)
@@ -66,6 +66,14 @@ def _routed(setting: UpstreamSetting) -> str:
     others = "".join(f", else {other.upstream}" for other in setting.same_model)
     models = ", ".join(setting.models)
     return f"{setting.name} for {models}, {setting.base_url}, as {setting.provider.name}{others}"
+
+
+def _doubt(own: UpstreamSetting) -> str:
+    """A base URL without a path is rarely right, and then each request gets the upstream's 404."""
+    parts, usual = baseurl.split(own.base_url), config.usual_path(own.provider)
+    if not usual or parts is None or parts.path or own.provider is PROVIDERS["azure"]:
+        return ""
+    return f"\n            If it answers 404: most such APIs are at {own.base_url}{usual}"
 
 
 def _model(own: UpstreamSetting) -> str:

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
 
-from proxy import redisurl
+from proxy import baseurl, redisurl
 from proxy.errors import ConfigError
 from proxy.providers import GENERIC, PROVIDERS, Provider
 
@@ -21,7 +20,6 @@ DEMO_BASE_URL = "http://demo-2.invalid/v1"
 _SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KIB, "mib": MIB, "gib": GIB}
 _DURATIONS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _QUANTITY = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([a-z]*)", re.IGNORECASE)
-_HOST_AND_PATH = re.compile(r"[\w-]+(\.[\w-]+)+(/[\w./-]*)?", re.ASCII)
 # https://fetch.spec.whatwg.org/#origin-header
 _ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9]([a-z0-9._-]*[a-z0-9])?)(:(?P<port>\d{1,5}))?"
@@ -68,7 +66,7 @@ class StoreSetting:
     def __str__(self) -> str:
         if self.path is not None:
             return f"sqlite:///{self.path}"
-        return "memory:" if self.url is None else _without_secrets(self.url)
+        return "memory:" if self.url is None else baseurl.redacted(self.url)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,25 +267,29 @@ def parse_upstream(
     if name in rows:
         msg = f"{name} has no address of its own; give its base URL, and {name} as the provider (--provider {name})"
         raise ConfigError(msg)
-    parts = _split(name)
     accepted = "accepted: a base URL as https://api.example.com/v1" + (f", or {', '.join(known)}, demo" if rows else "")
-    if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
-        hint = f"did you mean https://{name}?" if _HOST_AND_PATH.fullmatch(name) else closest(name, known)
-        msg = f"{_without_secrets(text)!r} is not an upstream; {hint or accepted}"
-        raise ConfigError(msg)
-    if parts.query or parts.fragment or "@" in parts.netloc or not name.isascii() or re.search(r"\s", name):
-        msg = (
-            f"{_without_secrets(text)!r} has a query, a fragment, a user, white space or non-ASCII letters; {accepted}"
+    guess = baseurl.meant(name, path=usual_path(row), known=known.values() if row is None else ())
+    hint = f"did you mean {guess}?" if guess else closest(name, known)
+    parts = baseurl.split(name)
+    if parts is None or parts.hostname is None:
+        raise ConfigError(f"{baseurl.redacted(text)!r} is not an upstream; {hint or accepted}")
+    if not baseurl.is_plain(name):
+        raise ConfigError(
+            f"{baseurl.redacted(text)!r} has a query, a fragment, a user, quotes, white space or non-ASCII letters;"
+            f" {' '.join(filter(None, (hint, accepted)))}"
         )
-        raise ConfigError(msg)
     base_url = parts.scheme + name[len(parts.scheme) :].rstrip("/")  # the scheme in lower case, the rest as it is
     provider = row or rows[GENERIC.name]
-    if base_url.endswith(provider.path):
-        raise ConfigError(
-            f"{base_url!r} has {provider.path} at its end, which the proxy adds itself; say"
-            f" {base_url.removesuffix(provider.path)}"
-        )
+    if route := baseurl.route_of(base_url, provider.path):
+        rest = baseurl.without_route(base_url, provider.path)
+        raise ConfigError(f"{base_url!r} has {route} at its end, which is not part of the base URL; say {rest}")
     return UpstreamSetting(name=parts.hostname, base_url=base_url, provider=provider)
+
+
+def usual_path(row: Provider | None) -> str:
+    """Where an API of this kind usually is on its host."""
+    own = None if row is None or row.base_url is None else baseurl.split(row.base_url)
+    return baseurl.USUAL_PATH if own is None else own.path
 
 
 def parse_store(text: str) -> StoreSetting:
@@ -306,7 +308,7 @@ def parse_store(text: str) -> StoreSetting:
             return StoreSetting(path=path)
     if _is_redis_url(text.strip()):
         return StoreSetting(url=text.strip())
-    msg = f"{_without_secrets(text)!r} is not a store; {accepted}"
+    msg = f"{baseurl.redacted(text)!r} is not a store; {accepted}"
     raise ConfigError(msg)
 
 
@@ -316,15 +318,6 @@ def parse_store_limit(text: str) -> int:
         msg = f"{text!r} is too small; accepted: {_MIN_STORE_BYTES // MIB}MiB or more"
         raise ConfigError(msg)
     return size
-
-
-def _split(url: str) -> SplitResult | None:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # raises if it is not a number up to 65535
-    except ValueError:
-        return None
-    return parts
 
 
 def _path(text: str) -> Path | None:
@@ -342,11 +335,3 @@ def _is_redis_url(url: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _without_secrets(url: str) -> str:
-    """Without user, password and query, however crookedly these are written."""
-    # With a ? before the last @ nobody knows whether that is in a password or the password in the query.
-    shown = re.sub(r"(?<=:).*\?.*@.*", "//…", url, flags=re.DOTALL)
-    shown = re.sub(r"(?<=:).*@", "//…@", shown, flags=re.DOTALL)
-    return re.sub(r"([?#]).*", r"\1…", shown, flags=re.DOTALL)

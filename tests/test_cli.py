@@ -145,6 +145,10 @@ MISTAKES = [
     (["--upstream", "https://h/v1/embeddings"], {}, "", "--upstream: 'https://h/v1/embeddings' has /embeddings at"),
     (["--upstream", "OpenAI"], {}, "", "--upstream: 'OpenAI' is not an upstream; did you mean openai?"),
     (["--upstream", "api.openai.com/v1"], {}, "", "--upstream: 'api.openai.com/v1' is not an upstream; did"),
+    (["--upstream", "localhost:8000"], {}, "", "--upstream: 'localhost:8000' is not an upstream; did you mean http"),
+    ([], {"UPSTREAM": '"http://h:1/v1"'}, "", "EMBEDDING_PROXY_UPSTREAM: '\"http://h:1/v1\"' is not an upstream; di"),
+    ([], {}, '[[upstream]]\nbase_url = "h:1"', "FILE: [[upstream]]: 'h:1' is not an upstream; did you mean http"),
+    ([], {}, '[providers.x]\nbase_url = "h:1"', "FILE: [providers.x]: 'h:1' is not an upstream; did you mean http://h"),
     (["--upstream", "http://h", "--provider", "opanai"], {}, "", "--provider: 'opanai' is no provider; did you mean"),
     ([], {}, "memroy = 1", "unknown key 'memroy' in FILE; did you mean memory?"),
     ([], {}, "colour = 1", "unknown key 'colour' in FILE; accepted: host, port,"),
@@ -390,6 +394,18 @@ def test_a_banner_says_how_to_use_a_socket() -> None:
     assert "pip install openai httpx" in text
     assert 'uds="/run/x.sock"' in text
     assert "OPENAI_BASE_URL" not in text  # it can't name a socket
+
+
+def test_a_banner_doubts_a_base_url_without_a_path_where_the_api_has_one() -> None:
+    def shown(url: str, provider: str) -> str:
+        upstream = config.parse_upstream(url, row=PROVIDERS[provider])
+        return banner.text_of(replace(DEFAULTS, upstream=upstream), "http://127.0.0.1:8080/v1", "http://127.0.0.1:9090")
+
+    doubt = "If it answers 404: most such APIs are at http://gpu:8000/v1\n"
+    assert doubt in shown("http://gpu:8000", "generic")
+    assert doubt in shown("http://gpu:8000/", "vllm")
+    for url, provider in (("http://gpu:8000", "infinity"), ("http://gpu:8000/v1", "vllm"), ("https://h", "azure")):
+        assert "404" not in shown(url, provider)
 
 
 def test_a_banner_asks_for_no_key_that_is_not_needed() -> None:
