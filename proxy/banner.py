@@ -56,7 +56,7 @@ class _Key:
 
 def _upstreams(settings: Settings) -> str:
     own = settings.upstream
-    first = f"{own.name}, {own.base_url}, as {own.provider.name}{_doubt(own)}"
+    first = f"{own.name}, {own.base_url}, as {own.provider.name}{_through(own)}{_doubt(own)}"
     if own.is_demo:
         first = "demo, built in and offline: for trying this out, its vectors carry no meaning"
     return first + "".join(f"\n            {_routed(other)}" for other in settings.routed)
@@ -65,7 +65,11 @@ def _upstreams(settings: Settings) -> str:
 def _routed(setting: UpstreamSetting) -> str:
     others = "".join(f", else {other.upstream}" for other in setting.same_model)
     models = ", ".join(setting.models)
-    return f"{setting.name} for {models}, {setting.base_url}, as {setting.provider.name}{others}"
+    return f"{setting.name} for {models}, {setting.base_url}, as {setting.provider.name}{_through(setting)}{others}"
+
+
+def _through(setting: UpstreamSetting) -> str:
+    return f", through {setting.egress.proxy.url}" if setting.egress.proxy else ""
 
 
 def _doubt(own: UpstreamSetting) -> str:

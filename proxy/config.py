@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
-from proxy import baseurl, redisurl
+from proxy import baseurl, egress, redisurl
+from proxy.egress import DIRECT, Egress
 from proxy.errors import ConfigError
 from proxy.providers import GENERIC, PROVIDERS, Provider
 
@@ -50,10 +51,17 @@ class UpstreamSetting:
     key: str | None = field(default=None, repr=False)  # the proxy's own; None: the client's goes upstream
     models: tuple[str, ...] = ()  # patterns of the models that are asked of it; none: all that nobody else has
     same_model: tuple[SameModel, ...] = ()
+    egress: Egress = DIRECT
 
     @property
     def is_demo(self) -> bool:
         return self.base_url == DEMO_BASE_URL
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether there is TLS anywhere on the way."""
+        proxy = self.egress.proxy
+        return self.base_url.startswith("https:") or (proxy is not None and proxy.url.startswith("https:"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +118,15 @@ class Settings:
     def owns_key(self) -> bool:
         return self.upstream.key is not None
 
+    @property
+    def upstreams(self) -> tuple[UpstreamSetting, ...]:
+        return (self.upstream, *self.routed)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether there is anything to read again on SIGHUP."""
+        return self.client_keys is not None or any(own.egress.has_files for own in self.upstreams)
+
 
 def parse_size(text: str) -> int:
     """Bytes: ``512MiB``, ``2GB``, ``1048576``. Raises `ConfigError`."""
@@ -164,7 +181,7 @@ def _parse_origin(text: str) -> str:
     """In the form that browsers send: lower case, no default port, the shortest IPv6 address."""
     match = _ORIGIN.fullmatch(text.lower())
     if match is None or int(match["port"] or 0) > _MAX_PORT:
-        raise ConfigError(f"{_without_secrets(text)!r} is not an origin; {_origin_hint(text)}")
+        raise ConfigError(f"{baseurl.redacted(text)!r} is not an origin; {_origin_hint(text)}")
     scheme, host, port = match["scheme"], match["host"], match["port"]
     if host.startswith("["):
         try:
@@ -185,9 +202,19 @@ def _origin_hint(text: str) -> str:
     return "accepted: scheme://host or scheme://host:port, as https://app.example.com, separated by commas; or *"
 
 
+def parse_file(text: str) -> Path | None:
+    """A path, with ``~`` for the user's folder; None for ``none``. Raises `ConfigError`."""
+    if text.strip().lower() == egress.NONE:
+        return None
+    path = _path(text) if text.strip() else None
+    if path is None:
+        raise ConfigError(f"{text!r} is not the path of a file")
+    return path
+
+
 def forbid_open_door(settings: Settings) -> None:
     """Refuse to hold a key for whoever can connect from another machine. Raises `ConfigError`."""
-    upstreams = (settings.upstream, *settings.routed)
+    upstreams = settings.upstreams
     owned = [setting.name for setting in upstreams if setting.key is not None]
     if owned and len(owned) < len(upstreams):
         others = ", ".join(setting.name for setting in upstreams if setting.key is None)
@@ -206,6 +233,14 @@ def forbid_open_door(settings: Settings) -> None:
             "--cors-origins * lets every web page that a browser on this machine shows ask with the proxy's own key:"
             " name the origins, or give --client-keys"
         )
+
+
+def require_use_of(given: Egress, settings: Settings) -> None:
+    """Refuse settings of the way out that no upstream has a use for. Raises `ConfigError`."""
+    if given.has_files and not any(own.uses_tls for own in settings.upstreams):
+        raise ConfigError("--upstream-ca and --upstream-cert go with an upstream whose URL is https://")
+    if given.proxy is not None and all(own.is_demo for own in settings.upstreams):
+        raise ConfigError("--upstream-proxy goes with --upstream; the demo is built in, and no connection leads to it")
 
 
 def require_otlp(environ: Mapping[str, str]) -> None:

@@ -74,6 +74,7 @@ class Origins:
 
     def __init__(self, default: Origin, routed: Sequence[tuple[Sequence[str], Origin]] = ()) -> None:
         self.default = default
+        self.all = (default, *(origin for _, origin in routed))
         self._routed = routed
         self._known: dict[str, Origin] = {}
 
@@ -114,7 +115,7 @@ class Origins:
 
     def is_embeddings(self, target: str) -> bool:
         """Whether anyone's map takes ``target`` for the cached route; whose it is, its model will tell."""
-        return any(_takes(origin, target) for origin in (self.default, *(origin for _, origin in self._routed)))
+        return any(_takes(origin, target) for origin in self.all)
 
 
 def _takes(origin: Origin, target: str) -> bool:

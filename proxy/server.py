@@ -194,11 +194,13 @@ async def running(
 def _forbid_itself(settings: Settings, base_url: str) -> None:
     own = urlsplit(base_url)
     names = {own.hostname} | (THIS_MACHINE if settings.host in _LOCAL else set())
-    for setting in (settings.upstream, *settings.routed):
-        parts = urlsplit(setting.base_url)
-        if parts.scheme == own.scheme and (parts.port or 80) == own.port and parts.hostname in names:
-            msg = f"upstream {setting.base_url} is this proxy's own address; choose another --port or --upstream"
-            raise ConfigError(msg)
+    for setting in settings.upstreams:
+        proxy = setting.egress.proxy
+        for what, url in (("upstream", setting.base_url), ("forward proxy", proxy.url if proxy else "")):
+            parts = urlsplit(url)
+            if parts.scheme == own.scheme and (parts.port or 80) == own.port and parts.hostname in names:
+                flag = "--upstream" if what == "upstream" else "--upstream-proxy"
+                raise ConfigError(f"{what} {url} is this proxy's own address; choose another --port or {flag}")
 
 
 def base_url_of(sockets: Sockets) -> str:
@@ -229,7 +231,7 @@ def _open_traces(settings: Settings) -> Traces:
 
 
 async def _open_origins(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Origins:
-    every = [settings.upstream, *settings.routed]
+    every = settings.upstreams
     opened = {setting.name: await _open_origin(stack, setting, settings, metrics) for setting in every}
     for setting in every:
         others = (Alternative(opened[other.upstream], other.model) for other in setting.same_model)
@@ -266,7 +268,8 @@ async def _open_upstream(
         read_s=settings.upstream_read_timeout_s,
         total_s=settings.upstream_timeout_s,
     )
-    return await stack.enter_async_context(Upstream(setting.name, connect, metrics, timeouts=timeouts))
+    upstream = Upstream(setting.name, connect, metrics, timeouts=timeouts, egress=setting.egress)
+    return await stack.enter_async_context(upstream)
 
 
 def _open_cache(settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> Cache:
