@@ -4,9 +4,15 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 
 class Authorities:
@@ -40,6 +46,33 @@ class Authorities:
         issued = (by or self.clients).issue_cert(common_name=name)
         chain = b"".join(pem.bytes() for pem in issued.cert_chain_pems)
         return self.write(f"{name}.pem", chain), self.write(f"{name}-key.pem", issued.private_key_pem.bytes())
+
+
+def careless(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """An authority as many a company has one, and a server's context by it: neither certificate has the extensions that
+    RFC 5280 asks for and Python 3.13 insists on (key usage, key identifiers, criticality)."""
+    ca_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Old Corporate CA")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")])
+
+    def issue(subject: x509.Name, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType) -> bytes:
+        now = datetime.now(UTC)
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(ca_name).public_key(key.public_key())
+        builder = builder.serial_number(x509.random_serial_number()).add_extension(extension, critical=False)
+        dated = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+        return dated.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    ca = folder / "careless.pem"
+    ca.write_bytes(issue(ca_name, ca_key, x509.BasicConstraints(ca=True, path_length=None)))
+    address = x509.IPAddress(ip_address("127.0.0.1"))
+    key = server_key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    server = folder / "careless-server.pem"
+    server.write_bytes(issue(name, server_key, x509.SubjectAlternativeName([address])) + key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(server)
+    return ca, context
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from proxy.config import UpstreamSetting
 from proxy.egress import Egress
 from proxy.errors import ConfigError
 from proxy.outbound import Outbound
-from tests.authorities import Authorities, refusing
+from tests.authorities import Authorities, careless, refusing
 from tests.client import KEY, Client
 from tests.conftest import StartProxy
 from tests.forward_proxy import ForwardProxy
@@ -361,6 +361,14 @@ async def test_an_authority_in_the_middle_of_a_chain_can_be_named(authorities: A
     middle = authorities.servers.create_child_ca()
     ca = authorities.write("middle.pem", middle.cert_pem.bytes())
     async with ScriptedUpstream().serving(authorities.server_tls(by=middle)) as upstream:
+        assert (await (await start(upstream.base_url, Egress(ca=ca))).embed("a")).status == 200
+
+
+async def test_an_authority_is_trusted_whose_certificates_newer_pythons_find_careless(
+    tmp_path: Path, start: Start
+) -> None:
+    ca, tls = careless(tmp_path)
+    async with ScriptedUpstream().serving(tls) as upstream:
         assert (await (await start(upstream.base_url, Egress(ca=ca))).embed("a")).status == 200
 
 
