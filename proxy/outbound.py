@@ -1,5 +1,6 @@
 """The way out to one upstream: its forward proxy and its TLS as the HTTP client takes them, and why it failed."""
 
+import logging
 import re
 import ssl
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ from proxy.errors import (
     UpstreamUnreachable,
 )
 
+_log = logging.getLogger(__name__)
+
 _CERTIFICATE = "-----BEGIN CERTIFICATE-----"
 _PRIVATE_KEY = re.compile(r"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----")
 _ENCRYPTED_KEY = re.compile(r"-----BEGIN ENCRYPTED PRIVATE KEY-----|Proc-Type: 4,ENCRYPTED")
@@ -47,19 +50,35 @@ class Outbound:
         self._name = name
         self._egress = egress
         self._tls: ssl.SSLContext | bool = True  # True: the client's default
+        self._stamps: list[tuple[int, int, int] | None] = []
         self.reload()
-
-    @property
-    def has_files(self) -> bool:
-        return self._egress.has_files
 
     def reload(self) -> None:
         """Read the files again, for connections made from now on. Raises `ConfigError`, and then nothing changes."""
         if self._egress.has_files:
+            # Noted first: what changes while the files are read is a change.
+            self._stamps = self._stamped()
             try:
                 self._tls = _context(self._egress)
             except ConfigError as error:
                 raise ConfigError(f"upstream {self._name}: {error}") from None
+
+    def refresh(self, *, is_told: bool = False) -> None:
+        """Read the files again if they have changed, or in any case if the operator asks and ``is_told`` the result.
+
+        What can't be used is logged, and changes nothing.
+        """
+        if not self._egress.has_files or not (is_told or self._stamped() != self._stamps):
+            return
+        try:
+            self.reload()
+            _log.info("upstream %s: certificates read again", self._name)
+        except ConfigError as error:
+            _log.error("%s; going on with those there were", error)
+
+    def _stamped(self) -> list[tuple[int, int, int] | None]:
+        """What changes with the files: a volume of Kubernetes' has other files at the same path when it is updated."""
+        return [_stamp(path) for path in (self._egress.ca, self._egress.cert, self._egress.cert_key) if path]
 
     def options(self, url: str) -> Mapping[str, Any]:
         """Keywords of the HTTP client's for a request to ``url``."""
@@ -180,6 +199,14 @@ def _tls_reason(error: BaseException | None) -> str:
             return error.reason
         error = error.__cause__
     return ""
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _is_tls(url: str) -> bool:

@@ -106,12 +106,7 @@ def _reload(proxy: Running) -> None:
         except ConfigError as error:
             _log.error("%s; going on with those there were", error)
     for origin in proxy.origins.all:
-        if origin.client.outbound.has_files:
-            try:
-                origin.client.outbound.reload()
-                _log.info("upstream %s: certificates read again", origin.name)
-            except ConfigError as error:
-                _log.error("%s; going on with those there were", error)
+        origin.client.outbound.refresh(is_told=True)
 
 
 async def serve_demo(host: str, port: int, *, announce: Callable[[str], None]) -> None:

@@ -56,6 +56,8 @@ _REDIS_CONNECTIONS = 32
 _REDIS_TIMEOUT_S = 1.0
 _LAST_MOMENT_S = 0.5
 _LAG_PERIOD_S = 0.5
+# Certificates are renewed days before they expire, or at the least minutes.
+_RENEWAL_S = 60.0
 # Connections upstream and to the store, files, and the like.
 _OTHER_FILES = 768
 _FEWEST_CONNECTIONS = 128
@@ -110,6 +112,7 @@ async def running(
         traces = _open_traces(settings)
         stack.push_async_callback(_before, lifecycle, traces.aclose)
         origins = await _open_origins(stack, settings, metrics)
+        await stack.enter_async_context(every(_RENEWAL_S, lambda _: _refresh(origins)))
         cache = _open_cache(settings, metrics, clock)
         stack.push_async_callback(_before, lifecycle, cache.aclose)
         batcher = Batcher(
@@ -239,6 +242,11 @@ async def _open_origins(stack: AsyncExitStack, settings: Settings, metrics: Metr
     return Origins(
         opened[settings.upstream.name], [(setting.models, opened[setting.name]) for setting in settings.routed]
     )
+
+
+def _refresh(origins: Origins) -> None:
+    for origin in origins.all:
+        origin.client.outbound.refresh()
 
 
 async def _open_origin(stack: AsyncExitStack, setting: UpstreamSetting, settings: Settings, metrics: Metrics) -> Origin:

@@ -60,6 +60,11 @@ class Net:
         return answer.status, answer.json["error"]["code"]
 
 
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the proxy logged; on a busy machine asyncio's debug mode has something to say as well."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("proxy.")]
+
+
 @pytest.fixture(params=["http", "https"])
 def upstream_scheme(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -224,7 +229,7 @@ async def test_a_forward_proxy_that_opens_no_tunnel_is_told_and_opens_the_circui
     assert net.answer(await client.embed("x")) == (503, "upstream_down")
     assert len(net.through.heads) == 5
     assert not net.upstream.calls
-    first, second = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    first, second = logged(caplog)
     assert first.startswith(f"upstream scripted can't be connected to: through http://127.0.0.1:{net.through.port}: ")
     assert second.startswith("upstream scripted is given up (")
     for route in (client.send("GET", "/v1/models"), client.send("POST", "/v1/chat/completions", body=b"{}")):
@@ -278,7 +283,7 @@ async def test_a_login_that_is_refused_for_an_http_upstream_is_no_answer_of_the_
         await client.session.ws_connect(client.origin.replace("http", "ws") + "/v1/realtime")
     assert refused.value.status == 502
     assert await client.metric("embedding_proxy_upstream_answers_total", status="unreachable") == 1
-    (said,) = (record.getMessage() for record in caplog.records)
+    (said,) = logged(caplog)
     assert said.startswith("upstream scripted refuses connections: ")
 
 
@@ -417,7 +422,7 @@ async def test_a_server_that_refuses_the_certificate_is_told(
         answer = await client.embed("a")
         assert answer.json["error"]["message"] == f"The upstream could not be reached: {why}."
         assert (await client.embed("b")).status == 502
-    (said,) = (record.getMessage() for record in caplog.records)  # once
+    (said,) = logged(caplog)  # once
     assert said.startswith(("upstream scripted can't be connected to: ", "upstream scripted refuses connections: "))
 
 
@@ -437,7 +442,7 @@ async def test_https_to_a_server_that_speaks_http_is_told(
     client = await start(upstream.base_url.replace("http:", "https:"), Egress())
     answer = await client.embed("a")
     assert answer.json["error"]["message"].endswith(": it does not speak TLS.")
-    assert caplog.records[-1].getMessage().endswith("; is its URL http:// and not https://?")
+    assert logged(caplog)[-1].endswith("; is its URL http:// and not https://?")
 
 
 async def test_renewed_files_count_for_new_connections_once_they_are_read_again(
@@ -466,6 +471,34 @@ async def test_renewed_files_count_for_new_connections_once_they_are_read_again(
             outbound.reload()
         assert (await client.embed("d")).status == 200
     assert seen[0] == seen[1] != seen[2] == seen[3]
+
+
+def test_files_are_read_again_once_they_have_changed(
+    authorities: Authorities, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    cert, key = authorities.client_files("proxy")
+    outbound = Outbound("gpu", Egress(ca=authorities.ca, cert=cert, cert_key=key))
+    first = outbound.options("https://h")["ssl"]
+    outbound.refresh()
+    assert outbound.options("https://h")["ssl"] is first
+    key_before = key.read_bytes()
+    authorities.client_files("proxy")
+    key_after = key.read_bytes()
+    key.write_bytes(key_before)  # only the one of the two is there yet
+    outbound.refresh()
+    outbound.refresh()
+    assert outbound.options("https://h")["ssl"] is first
+    key.write_bytes(key_after)
+    outbound.refresh()
+    assert outbound.options("https://h")["ssl"] is not first
+    key.unlink()
+    outbound.refresh()
+    wrong, read, gone = logged(caplog)  # each said once
+    assert wrong.startswith(f"upstream gpu: the key in {key} is not that of the first certificate in {cert}")
+    assert wrong.endswith("; going on with those there were")
+    assert read == "upstream gpu: certificates read again"
+    assert gone.startswith(f"upstream gpu: the client certificate's key {key}: No such file or directory")
 
 
 # --- files that can't be used
