@@ -104,31 +104,26 @@ class Outbound:
             raise UpstreamUnreachable(f"The upstream could not be reached: {_refusal(status)}.")
 
     def is_unconnected(self, error: Exception) -> bool:
-        """Whether ``error``, of a request that got no connection, tells that none can be had.
-
-        On the way through a forward proxy a connection may also end without an answer to CONNECT, or with nonsense.
-        """
-        kinds = (ClientConnectorError, ClientHttpProxyError, TimeoutError)
-        return isinstance(error, kinds) or (
-            self._egress.proxy is not None
-            and isinstance(error, ServerDisconnectedError | ClientResponseError | OSError)
-        )
+        """Whether ``error``, of a request that got no connection, tells that none can be had."""
+        return isinstance(error, ClientConnectorError | TimeoutError) or self._is_proxys(error)
 
     def is_refusal(self, error: Exception) -> bool:
-        """Whether the server has ended TLS, as it does to a certificate, and with TLS 1.3 only after the handshake."""
-        return bool(_tls_reason(error))
+        """Whether the server ended TLS with an alert, as it does to a certificate: with TLS 1.3 after the handshake."""
+        return "ALERT" in _tls_reason(error)
 
-    def mapped(self, error: Exception) -> ProxyError:
+    def mapped(self, error: Exception, *, is_connected: bool = True) -> ProxyError:
         """What the client is told; the exception's own text would name addresses."""
         if isinstance(error.__cause__, ProxyError):
             return error.__cause__  # the request's own body failed, which is no fault of the upstream
-        is_about_call = not isinstance(error, ClientConnectorError | ConnectionTimeoutError | ClientHttpProxyError)
+        # Whatever is wrong with the way is wrong for every call.
+        is_the_ways = isinstance(error, ClientConnectorError | ConnectionTimeoutError | ClientHttpProxyError)
+        may_be_calls = is_connected and not is_the_ways and not self.is_refusal(error)
         if isinstance(error, TimeoutError):
-            return (UpstreamStalled if is_about_call else UpstreamTimeout)("The upstream did not answer in time.")
-        message = f"The upstream could not be reached: {self._reason(error).why}."
-        return (UpstreamBroke if is_about_call and not self.is_refusal(error) else UpstreamUnreachable)(message)
+            return (UpstreamStalled if may_be_calls else UpstreamTimeout)("The upstream did not answer in time.")
+        message = f"The upstream could not be reached: {self._reason(error, is_connected).why}."
+        return (UpstreamBroke if may_be_calls else UpstreamUnreachable)(message)
 
-    def described(self, error: Exception) -> str:
+    def described(self, error: Exception, *, is_connected: bool = True) -> str:
         """The same for the operator, with addresses, without credentials, and with what to do."""
         proxy = self._egress.proxy
         if isinstance(error, ClientHttpProxyError):
@@ -136,25 +131,31 @@ class Outbound:
         else:
             # The client calls a connection without TLS "ssl:default", and shows the context of one with TLS.
             text = re.sub(r" ssl:(\w+|<[^>]*>)(?= \[)", "", str(error)) or type(error).__name__
-        hint = self._reason(error).hint
+        hint = self._reason(error, is_connected).hint
         through = "" if proxy is None else f"through {proxy.url}: "
         return f"{through}{text}{'; ' if hint else ''}{hint}"
 
-    def _reason(self, error: Exception) -> "_Reason":
-        if isinstance(error, ClientHttpProxyError):
-            has_login = self._egress.proxy is not None and self._egress.proxy.authorization is not None
-            is_login = error.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
-            hint = "it asks for user:password@ in its URL" if is_login and not has_login else ""
-            return _Reason(_refusal(error.status), hint)
-        if self._is_at_proxy(error):
-            return _reason(error, "the forward proxy", "the forward proxy's")
-        return _reason(error, "it", "its")
-
-    def _is_at_proxy(self, error: Exception) -> bool:
+    def _reason(self, error: Exception, is_connected: bool) -> "_Reason":
         proxy = self._egress.proxy
-        if proxy is None or not isinstance(error, ClientConnectorError):
-            return False
-        return (error.host, error.port) == (proxy.host, proxy.port)
+        if isinstance(error, ClientHttpProxyError):
+            is_anonymous = proxy is not None and proxy.authorization is None
+            is_login = error.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
+            return _Reason(
+                _refusal(error.status), "give user:password@ in its URL" if is_login and is_anonymous else ""
+            )
+        if proxy is not None and isinstance(error, ClientConnectorError):
+            is_at_proxy = (error.host, error.port) == (proxy.host, proxy.port)
+        else:
+            is_at_proxy = not is_connected and self._is_proxys(error)
+        return (
+            _reason(error, "the forward proxy", "the forward proxy's") if is_at_proxy else _reason(error, "it", "its")
+        )
+
+    def _is_proxys(self, error: Exception) -> bool:
+        """Whether ``error``, of a request that got no connection, is the forward proxy's doing: it refused CONNECT, or
+        answered it with nonsense, or not at all."""
+        kinds = (ServerDisconnectedError, ClientResponseError, OSError)
+        return self._egress.proxy is not None and isinstance(error, kinds)
 
 
 class _Reason(NamedTuple):

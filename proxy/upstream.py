@@ -188,10 +188,11 @@ class Upstream:
 
         Raises `UpstreamUnreachable` or `UpstreamTimeout`.
         """
+        attempt = _Attempt()
         try:
-            return await self._begin(self._streams, method, url, headers, body, attempt=_Attempt())
+            return await self._begin(self._streams, method, url, headers, body, attempt=attempt)
         except (ClientError, TimeoutError, OSError) as error:
-            raise self.outbound.mapped(error) from error
+            raise self.outbound.mapped(error, is_connected=attempt.is_connected) from error
 
     async def _begin(
         self,
@@ -259,7 +260,7 @@ class Upstream:
                 self._breaker.abandoned()
                 if self.outbound.is_refusal(error):
                     self._say_refused(self.outbound.described(error))
-            raise self._counted(self.outbound.mapped(error)) from error
+            raise self._counted(self.outbound.mapped(error, is_connected=attempt.is_connected)) from error
         except UpstreamUnreachable as error:  # the forward proxy's answer
             self._breaker.abandoned()
             self._say_refused(error.message)
@@ -278,7 +279,7 @@ class Upstream:
         return Answer(status=response.status, reason=reason, headers=response.headers, body=content)
 
     def _note_unconnected(self, error: Exception) -> None:
-        described = self.outbound.described(error)
+        described = self.outbound.described(error, is_connected=False)
         if not self._last_failure:
             _log.warning("upstream %s can't be connected to: %s", self._name, described)
         self._last_failure = described

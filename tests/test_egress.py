@@ -108,6 +108,16 @@ async def test_a_miss_goes_through_the_forward_proxy_and_a_hit_nowhere(net: Net,
     assert len(net.upstream.calls) == 1
 
 
+@pytest.mark.parametrize("upstream_scheme", ["https"])
+async def test_a_tunnel_serves_one_call_after_another(net: Net) -> None:
+    net.through.login = LOGIN
+    client = await net.proxy(login=URL_LOGIN)
+    for item in ("a", "b", "c"):
+        assert (await client.embed(item)).cache == "MISS"
+    assert len(net.through.heads) == 1
+    assert len(net.upstream.calls) == 3
+
+
 async def test_the_upstream_never_sees_the_proxys_login_nor_the_proxy_the_clients_key(
     net: Net, upstream_scheme: str
 ) -> None:
@@ -210,8 +220,8 @@ REFUSALS = [
     (b"HTTP/1.1 302 Found\r\nLocation: http://login/\r\nContent-Length: 0\r\n\r\n",
      "the forward proxy does not allow it (302)"),
     (b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", "the forward proxy can't connect to it (503)"),
-    (b"", "it closed the connection without an answer"),
-    (b"SSH-2.0-OpenSSH_9.2\r\n", "its answer is not HTTP"),
+    (b"", "the forward proxy closed the connection without an answer"),
+    (b"SSH-2.0-OpenSSH_9.2\r\n", "the forward proxy's answer is not HTTP"),
 ]  # fmt: skip
 
 
@@ -236,6 +246,7 @@ async def test_a_forward_proxy_that_opens_no_tunnel_is_told_and_opens_the_circui
         answer = await route
         assert net.answer(answer) == DOWN
         assert answer.json["error"]["message"] == f"The upstream could not be reached: {why}."
+        assert "Proxy-Authenticate" not in answer.headers
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await client.session.ws_connect(client.origin.replace("http", "ws") + "/v1/realtime")
     assert refused.value.status == 502
