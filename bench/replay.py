@@ -1,12 +1,17 @@
 """Send a corpus through a running proxy with the real openai client, and see what the cache did.
 
-    embedding-proxy demo --port 8081 &
-    embedding-proxy serve --upstream http://127.0.0.1:8081/v1 --store sqlite:////tmp/replay.sqlite3 &
-    python bench/replay.py corpus.jsonl.gz --passes 2 --store sqlite:////tmp/replay.sqlite3 \\
-        --check http://127.0.0.1:8081/v1
+    make run                                        # in one terminal
+    .venv/bin/pip install openai tqdm               # in another
+    .venv/bin/python bench/replay.py corpus.jsonl.gz
 
-A corpus is gzipped JSONL, an object with a "text" a line; empty texts are left out, since no API takes them. With
---check every vector is compared, bit by bit, with what the upstream itself answers.
+A corpus is gzipped JSONL, with an object that has a "text" on each line, such as
+printf '{"text": "one"}\\n{"text": "two"}\\n' | gzip > corpus.jsonl.gz. Empty texts are left out, since no API takes
+them. With --check every vector is compared, bit by bit, with what the upstream itself answers:
+
+    .venv/bin/embedding-proxy demo --port 8081 &
+    .venv/bin/embedding-proxy serve --upstream http://127.0.0.1:8081/v1 --store sqlite:////tmp/replay.sqlite3 &
+    .venv/bin/python bench/replay.py corpus.jsonl.gz --passes 2 --store sqlite:////tmp/replay.sqlite3 \\
+        --check http://127.0.0.1:8081/v1
 """
 
 import argparse
@@ -14,19 +19,27 @@ import asyncio
 import gzip
 import os
 import sqlite3
+import sys
 import time
 import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import URLError
 
-import numpy as np
-import orjson
-from numpy.typing import NDArray
-from openai import AsyncOpenAI
-from prometheus_client.parser import text_string_to_metric_families
-from redis import Redis
-from tqdm import tqdm
+try:
+    import numpy as np
+    import orjson
+    from numpy.typing import NDArray
+    from openai import APIConnectionError, APIStatusError, AsyncOpenAI
+    from prometheus_client.parser import text_string_to_metric_families
+    from redis import Redis
+    from tqdm import tqdm
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"bench/replay.py needs {missing.name}. After make run: .venv/bin/pip install openai tqdm,"
+        " and run it with .venv/bin/python"
+    )
 
 COUNTERS = {
     "memory": ("embedding_proxy_items_total", {"result": "memory"}),
@@ -59,6 +72,19 @@ def main() -> None:
     parser.add_argument("--check", default="", metavar="URL", help="the upstream's own base URL, to compare with")
     given = parser.parse_args()
     texts = [text for file in given.files for text in read(file)]
+    try:
+        show(texts, given)
+    except (APIConnectionError, URLError) as error:
+        reason = error.reason if isinstance(error, URLError) else error
+        sys.exit(
+            f"can't reach the proxy: {reason}. Is it running (make run), at {given.base_url} (--base-url) and"
+            f" {given.admin_url} (--admin-url)?"
+        )
+    except APIStatusError as error:
+        sys.exit(f"{error.request.url} answered {error.status_code}: {error.message}")
+
+
+def show(texts: list[str], given: argparse.Namespace) -> None:
     distinct = len(set(texts))
     print(f"{len(texts)} items, {distinct} distinct, batches of {given.batch}, {given.concurrency} at a time")
     print(f"{'pass':>4} {'hits':>8} {'dups':>6} {'sent up':>8} {'calls':>6} {'p50 ms':>8} {'p99 ms':>8} {'B/item':>8}")
@@ -78,8 +104,13 @@ def main() -> None:
 
 
 def read(file: Path) -> Iterable[str]:
-    with gzip.open(file) as lines:
-        yield from filter(None, (orjson.loads(line)["text"] for line in lines))
+    try:
+        with gzip.open(file) as lines:
+            yield from filter(None, (orjson.loads(line)["text"] for line in lines))
+    except OSError as error:
+        sys.exit(f"{file}: {error.strerror or error}")
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        sys.exit(f'{file}: each line has to be an object with a "text"')
 
 
 def client_of(base_url: str) -> AsyncOpenAI:

@@ -70,6 +70,6 @@ def _about(settings: Settings, base_url: str) -> About:
     """What the admin port tells of the settings: no key, and no URL with a secret in it."""
     upstreams = (
         UpstreamStatus(name=own.name, base_url=own.base_url, provider=own.provider.name, models=own.models)
-        for own in (settings.upstream, *settings.routed)
+        for own in settings.upstreams
     )
     return About(version=__version__, base_url=base_url, upstreams=tuple(upstreams), store_url=str(settings.store))

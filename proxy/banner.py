@@ -4,9 +4,9 @@ from typing import Any
 
 import orjson
 
-from proxy import __version__
+from proxy import __version__, baseurl, config
 from proxy.config import THIS_MACHINE, UNIX, Settings, UpstreamSetting
-from proxy.providers import Form
+from proxy.providers import PROVIDERS, Form
 
 _HELLO = "hello, world"
 
@@ -56,7 +56,7 @@ class _Key:
 
 def _upstreams(settings: Settings) -> str:
     own = settings.upstream
-    first = f"{own.name}, {own.base_url}, as {own.provider.name}"
+    first = f"{own.name}, {own.base_url}, as {own.provider.name}{_through(own)}{_doubt(own)}"
     if own.is_demo:
         first = "demo, built in and offline: for trying this out, its vectors carry no meaning"
     return first + "".join(f"\n            {_routed(other)}" for other in settings.routed)
@@ -65,7 +65,19 @@ def _upstreams(settings: Settings) -> str:
 def _routed(setting: UpstreamSetting) -> str:
     others = "".join(f", else {other.upstream}" for other in setting.same_model)
     models = ", ".join(setting.models)
-    return f"{setting.name} for {models}, {setting.base_url}, as {setting.provider.name}{others}"
+    return f"{setting.name} for {models}, {setting.base_url}, as {setting.provider.name}{_through(setting)}{others}"
+
+
+def _through(setting: UpstreamSetting) -> str:
+    return f", through {setting.egress.proxy.url}" if setting.egress.proxy else ""
+
+
+def _doubt(own: UpstreamSetting) -> str:
+    """A base URL without a path is rarely right, and then each request gets the upstream's 404."""
+    parts, usual = baseurl.split(own.base_url), config.usual_path(own.provider)
+    if not usual or parts is None or parts.path or own.provider is PROVIDERS["azure"]:
+        return ""
+    return f"\n            If it answers 404: most such APIs are at {own.base_url}{usual}"
 
 
 def _model(own: UpstreamSetting) -> str:
@@ -94,6 +106,18 @@ def _python(settings: Settings, base_url: str, key: _Key) -> str:
 
     {imports}from openai import OpenAI
     client = OpenAI(base_url="{base_url}", api_key={key.python}{client})
-    asked = ["{_HELLO}", "hello again"]
-    print(client.embeddings.create(model="{_model(own)}", input=asked{needed}).data[0].embedding[:4])
+    asked = {{"model": "{_model(own)}", "input": ["{_HELLO}", "hello again"]}}
+    answer = client.embeddings.with_raw_response.create(**asked{needed})
+    print("X-Cache:", answer.headers["X-Cache"], answer.parse().data[0].embedding[:4])
+{_environment(settings, base_url)}"""
+
+
+def _environment(settings: Settings, base_url: str) -> str:
+    """How programs that use OpenAI's SDKs are pointed here without a change; a socket has no URL for that."""
+    if settings.host.startswith(UNIX):
+        return ""
+    return f"""
+  Programs that use OpenAI's SDKs need no change:
+
+    export OPENAI_BASE_URL={base_url}
 """

@@ -6,21 +6,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
 
-from proxy import redisurl
+from proxy import baseurl, egress, redisurl
+from proxy.egress import DIRECT, Egress
 from proxy.errors import ConfigError
 from proxy.providers import GENERIC, PROVIDERS, Provider
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
-# Not an address: the demo listens on a socket of its own, and keys made under it must outlive it.
-DEMO_BASE_URL = "http://demo.invalid/v1"
+# Not an address: the demo listens on a socket of its own. It is part of every key, so the number in it changes when the
+# demo's vectors change, and old entries are not served beside new ones.
+DEMO_BASE_URL = "http://demo-2.invalid/v1"
 
 _SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KIB, "mib": MIB, "gib": GIB}
 _DURATIONS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _QUANTITY = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([a-z]*)", re.IGNORECASE)
-_HOST_AND_PATH = re.compile(r"[\w-]+(\.[\w-]+)+(/[\w./-]*)?", re.ASCII)
 # https://fetch.spec.whatwg.org/#origin-header
 _ORIGIN = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9]([a-z0-9._-]*[a-z0-9])?)(:(?P<port>\d{1,5}))?"
@@ -51,10 +51,17 @@ class UpstreamSetting:
     key: str | None = field(default=None, repr=False)  # the proxy's own; None: the client's goes upstream
     models: tuple[str, ...] = ()  # patterns of the models that are asked of it; none: all that nobody else has
     same_model: tuple[SameModel, ...] = ()
+    egress: Egress = DIRECT
 
     @property
     def is_demo(self) -> bool:
         return self.base_url == DEMO_BASE_URL
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether there is TLS anywhere on the way."""
+        proxy = self.egress.proxy
+        return self.base_url.startswith("https:") or (proxy is not None and proxy.url.startswith("https:"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +74,7 @@ class StoreSetting:
     def __str__(self) -> str:
         if self.path is not None:
             return f"sqlite:///{self.path}"
-        return "memory:" if self.url is None else _without_secrets(self.url)
+        return "memory:" if self.url is None else baseurl.redacted(self.url)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +117,15 @@ class Settings:
     @property
     def owns_key(self) -> bool:
         return self.upstream.key is not None
+
+    @property
+    def upstreams(self) -> tuple[UpstreamSetting, ...]:
+        return (self.upstream, *self.routed)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether there is anything to read again on SIGHUP."""
+        return self.client_keys is not None or any(own.egress.has_files for own in self.upstreams)
 
 
 def parse_size(text: str) -> int:
@@ -165,7 +181,7 @@ def _parse_origin(text: str) -> str:
     """In the form that browsers send: lower case, no default port, the shortest IPv6 address."""
     match = _ORIGIN.fullmatch(text.lower())
     if match is None or int(match["port"] or 0) > _MAX_PORT:
-        raise ConfigError(f"{_without_secrets(text)!r} is not an origin; {_origin_hint(text)}")
+        raise ConfigError(f"{baseurl.redacted(text)!r} is not an origin; {_origin_hint(text)}")
     scheme, host, port = match["scheme"], match["host"], match["port"]
     if host.startswith("["):
         try:
@@ -186,9 +202,19 @@ def _origin_hint(text: str) -> str:
     return "accepted: scheme://host or scheme://host:port, as https://app.example.com, separated by commas; or *"
 
 
+def parse_file(text: str) -> Path | None:
+    """A path, with ``~`` for the user's folder; None for ``none``. Raises `ConfigError`."""
+    if text.strip().lower() == egress.NONE:
+        return None
+    path = _path(text) if text.strip() else None
+    if path is None:
+        raise ConfigError(f"{text!r} is not the path of a file")
+    return path
+
+
 def forbid_open_door(settings: Settings) -> None:
     """Refuse to hold a key for whoever can connect from another machine. Raises `ConfigError`."""
-    upstreams = (settings.upstream, *settings.routed)
+    upstreams = settings.upstreams
     owned = [setting.name for setting in upstreams if setting.key is not None]
     if owned and len(owned) < len(upstreams):
         others = ", ".join(setting.name for setting in upstreams if setting.key is None)
@@ -207,6 +233,14 @@ def forbid_open_door(settings: Settings) -> None:
             "--cors-origins * lets every web page that a browser on this machine shows ask with the proxy's own key:"
             " name the origins, or give --client-keys"
         )
+
+
+def require_use_of(given: Egress, settings: Settings) -> None:
+    """Refuse settings of the way out that no upstream has a use for. Raises `ConfigError`."""
+    if given.has_files and not any(own.uses_tls for own in settings.upstreams):
+        raise ConfigError("--upstream-ca and --upstream-cert go with an upstream whose URL is https://")
+    if given.proxy is not None and all(own.is_demo for own in settings.upstreams):
+        raise ConfigError("--upstream-proxy goes with --upstream; the demo is built in, and no connection leads to it")
 
 
 def require_otlp(environ: Mapping[str, str]) -> None:
@@ -268,25 +302,29 @@ def parse_upstream(
     if name in rows:
         msg = f"{name} has no address of its own; give its base URL, and {name} as the provider (--provider {name})"
         raise ConfigError(msg)
-    parts = _split(name)
     accepted = "accepted: a base URL as https://api.example.com/v1" + (f", or {', '.join(known)}, demo" if rows else "")
-    if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
-        hint = f"did you mean https://{name}?" if _HOST_AND_PATH.fullmatch(name) else closest(name, known)
-        msg = f"{_without_secrets(text)!r} is not an upstream; {hint or accepted}"
-        raise ConfigError(msg)
-    if parts.query or parts.fragment or "@" in parts.netloc or not name.isascii() or re.search(r"\s", name):
-        msg = (
-            f"{_without_secrets(text)!r} has a query, a fragment, a user, white space or non-ASCII letters; {accepted}"
+    guess = baseurl.meant(name, path=usual_path(row), known=known.values() if row is None else ())
+    hint = f"did you mean {guess}?" if guess else closest(name, known)
+    parts = baseurl.split(name)
+    if parts is None or parts.hostname is None:
+        raise ConfigError(f"{baseurl.redacted(text)!r} is not an upstream; {hint or accepted}")
+    if not baseurl.is_plain(name):
+        raise ConfigError(
+            f"{baseurl.redacted(text)!r} has a query, a fragment, a user, quotes, white space or non-ASCII letters;"
+            f" {' '.join(filter(None, (hint, accepted)))}"
         )
-        raise ConfigError(msg)
     base_url = parts.scheme + name[len(parts.scheme) :].rstrip("/")  # the scheme in lower case, the rest as it is
     provider = row or rows[GENERIC.name]
-    if base_url.endswith(provider.path):
-        raise ConfigError(
-            f"{base_url!r} has {provider.path} at its end, which the proxy adds itself; say"
-            f" {base_url.removesuffix(provider.path)}"
-        )
+    if route := baseurl.route_of(base_url, provider.path):
+        rest = baseurl.without_route(base_url, provider.path)
+        raise ConfigError(f"{base_url!r} has {route} at its end, which is not part of the base URL; say {rest}")
     return UpstreamSetting(name=parts.hostname, base_url=base_url, provider=provider)
+
+
+def usual_path(row: Provider | None) -> str:
+    """Where an API of this kind usually is on its host."""
+    own = None if row is None or row.base_url is None else baseurl.split(row.base_url)
+    return baseurl.USUAL_PATH if own is None else own.path
 
 
 def parse_store(text: str) -> StoreSetting:
@@ -305,7 +343,7 @@ def parse_store(text: str) -> StoreSetting:
             return StoreSetting(path=path)
     if _is_redis_url(text.strip()):
         return StoreSetting(url=text.strip())
-    msg = f"{_without_secrets(text)!r} is not a store; {accepted}"
+    msg = f"{baseurl.redacted(text)!r} is not a store; {accepted}"
     raise ConfigError(msg)
 
 
@@ -315,15 +353,6 @@ def parse_store_limit(text: str) -> int:
         msg = f"{text!r} is too small; accepted: {_MIN_STORE_BYTES // MIB}MiB or more"
         raise ConfigError(msg)
     return size
-
-
-def _split(url: str) -> SplitResult | None:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # raises if it is not a number up to 65535
-    except ValueError:
-        return None
-    return parts
 
 
 def _path(text: str) -> Path | None:
@@ -341,11 +370,3 @@ def _is_redis_url(url: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _without_secrets(url: str) -> str:
-    """Without user, password and query, however crookedly these are written."""
-    # With a ? before the last @ nobody knows whether that is in a password or the password in the query.
-    shown = re.sub(r"(?<=:).*\?.*@.*", "//…", url, flags=re.DOTALL)
-    shown = re.sub(r"(?<=:).*@", "//…@", shown, flags=re.DOTALL)
-    return re.sub(r"([?#]).*", r"\1…", shown, flags=re.DOTALL)

@@ -1,14 +1,15 @@
 """The tables of the configuration file: several upstreams, and rows of the table of providers (pure)."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from proxy.config import SameModel, UpstreamSetting, meant, parse_upstream
+from proxy.config import SameModel, UpstreamSetting, meant, parse_file, parse_upstream
+from proxy.egress import DIRECT, Egress, parse_proxy
 from proxy.errors import ConfigError
 from proxy.providers import GENERIC, PROVIDERS, Form, Limits, Provider
 
@@ -60,6 +61,11 @@ class _UpstreamTable(Struct, forbid_unknown_fields=True, kw_only=True):
     key_env: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
     models: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)] | UnsetType = UNSET
     same_model: list[_SameModelTable] = []
+    # In place of what --upstream-proxy and so on say for all upstreams; "none" undoes that.
+    proxy: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
+    ca: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
+    cert: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
+    cert_key: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
 
 
 def providers(tables: Any, where: str) -> Mapping[str, Provider]:
@@ -137,9 +143,15 @@ def prices(table: Any, where: str) -> dict[str, float]:
 
 
 def upstreams(
-    tables: Any, rows: Mapping[str, Provider], environment: Mapping[str, str], where: str
+    tables: Any,
+    rows: Mapping[str, Provider],
+    environment: Mapping[str, str],
+    where: str,
+    *,
+    egress: Egress = DIRECT,
 ) -> list[UpstreamSetting]:
-    """What the ``[[upstream]]`` tables say, in their order; ``environment`` has the keys that they name.
+    """What the ``[[upstream]]`` tables say, in their order; ``environment`` has the keys that they name, and ``egress``
+    is for those that say nothing of theirs.
 
     Raises `ConfigError`.
     """
@@ -149,6 +161,9 @@ def upstreams(
         setting = _upstream(table, rows, where)
         if isinstance(table.key_env, str):
             setting = replace(setting, key=secret(table.key_env, environment, f"{where}: [[upstream]] key_env"))
+        setting = replace(setting, egress=_egress(table, egress, f"{where}: [[upstream]] {setting.name}"))
+        if (table.ca is not UNSET or table.cert is not UNSET) and setting.egress.has_files and not setting.uses_tls:
+            raise ConfigError(f"{where}: [[upstream]] {setting.name}: ca and cert go with an https:// base_url")
         if setting.name in found:
             raise ConfigError(f"{where}: two [[upstream]] tables are named {setting.name!r}; give one another name")
         found[setting.name] = setting
@@ -189,6 +204,25 @@ def _upstream(table: _UpstreamTable, rows: Mapping[str, Provider], where: str) -
             f"{where}: upstream {name!r} is the same model as {renamed[0]!r}, so its models must be just the one name"
         )
     return replace(setting, name=name, models=models, same_model=others)
+
+
+def _egress(table: _UpstreamTable, default: Egress, where: str) -> Egress:
+    def own(key: str, parse: Callable[[str], Any], otherwise: Any) -> Any:
+        text = getattr(table, key)
+        try:
+            return otherwise if text is UNSET else parse(text)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {key}: {error}") from error
+
+    if table.cert is UNSET and table.cert_key is not UNSET:
+        raise ConfigError(f"{where}: cert_key goes with cert")
+    return Egress(
+        proxy=own("proxy", parse_proxy, default.proxy),
+        ca=own("ca", parse_file, default.ca),
+        cert=own("cert", parse_file, default.cert),
+        # A key belongs to its certificate.
+        cert_key=own("cert_key", parse_file, default.cert_key if table.cert is UNSET else None),
+    )
 
 
 def _base_url(text: str, row: Provider, where: str) -> UpstreamSetting:

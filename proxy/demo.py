@@ -1,7 +1,7 @@
 """The built-in upstream, for trying the proxy out with no key and no network: not a model, and no good for search.
 
-Each text becomes its hashed character n-grams, counted with signs and scaled to length 1. Texts that share spellings
-get near vectors; meaning plays no part.
+Each text becomes its hashed character n-grams, counted with signs and weights, spread over all dimensions and scaled to
+length 1. Texts that share spellings get near vectors; meaning plays no part.
 """
 
 import numpy as np
@@ -18,19 +18,32 @@ _GRAMS = (1, 2, 3, 4)
 _GRAM_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIX_MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
 _SHIFT = np.uint64(32)
-_SIGN_BIT = np.uint64(1)
+_ONE = np.uint64(1)
+# The weight of a gram: large against 1, and near enough to the next gram's that shared grams count alike.
+_LEAST_WEIGHT, _WEIGHT_BITS = 256.0, np.uint64(255)
 
 
 def embed(item: str | list[int], dimensions: int) -> NDArray[np.float32]:
-    """The vector of one item, of Euclidean length 1: the same on every machine."""
+    """The vector of one item, of Euclidean length 1 and without zeros: the same on every machine."""
     symbols = np.fromiter(map(ord, item) if isinstance(item, str) else item, np.uint64, len(item))
-    grams = [_hashed_grams(symbols, n) for n in _GRAMS if n <= len(symbols)]
-    hashes = np.concatenate(grams)
-    signs = (hashes & _SIGN_BIT).astype(np.float64) * 2 - 1
-    counts = np.bincount(((hashes >> _SHIFT) % np.uint64(dimensions)).astype(np.int64), signs, dimensions)
-    if not counts.any():  # every gram met its opposite
-        counts[0] = 1.0
-    return (counts / np.linalg.norm(counts)).astype(np.float32)
+    hashes = np.concatenate([_hashed_grams(symbols, n) for n in _GRAMS if n <= len(symbols)])
+    signs = (hashes & _ONE).astype(np.float64) * 2 - 1
+    weights = _LEAST_WEIGHT + ((hashes >> _ONE) & _WEIGHT_BITS).astype(np.float64)
+    size = 1 << (dimensions - 1).bit_length()
+    places = ((hashes >> _SHIFT) % np.uint64(size)).astype(np.int64)
+    counts = np.bincount(places, signs * weights, size).astype(np.float64)
+    # Sums of whole numbers are exact in any order, so that every machine gets the same; 2 n + 1 is never zero.
+    spread = _spread(counts)[:dimensions] * 2 + 1
+    return (spread / np.linalg.norm(spread)).astype(np.float32)
+
+
+def _spread(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The Walsh-Hadamard transform, in an order of its own: every count comes into every number with one sign or the
+    other, and angles between vectors stay what they were. The length is a power of two."""
+    for _ in range(len(counts).bit_length() - 1):
+        even, odd = counts[0::2], counts[1::2]
+        counts = np.concatenate((even + odd, even - odd))
+    return counts
 
 
 def _hashed_grams(symbols: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:

@@ -75,6 +75,7 @@ class Origins:
 
     def __init__(self, default: Origin, routed: Sequence[tuple[Sequence[str], Origin]] = ()) -> None:
         self.default = default
+        self.all = (default, *(origin for _, origin in routed))
         self._routed = routed
         self._known: dict[str, Origin] = {}
 
@@ -125,7 +126,7 @@ class Origins:
     def is_embeddings(self, target: str) -> bool:
         """Whether any upstream's map takes a POST to ``target`` for the cached route; its model says which upstream
         is asked."""
-        return any(_takes(origin, target) for origin in (self.default, *(origin for _, origin in self._routed)))
+        return any(_takes(origin, target) for origin in self.all)
 
 
 def _takes(origin: Origin, target: str) -> bool:

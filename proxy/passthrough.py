@@ -15,7 +15,6 @@ from aiohttp import (
 )
 from aiohttp.web import BaseRequest, Response, StreamResponse, WebSocketResponse
 from multidict import CIMultiDict
-from yarl import URL
 
 from proxy import headers
 from proxy.connections import paced
@@ -115,14 +114,7 @@ async def relay_websocket(
     if owns_key:
         protocols = [name for name in protocols if not name.startswith(_CREDENTIAL_PROTOCOLS)]
     try:
-        there = await upstream.session.ws_connect(
-            URL(url, encoded=True),
-            headers=forwarded,
-            protocols=protocols,
-            autoping=False,
-            autoclose=False,
-            max_msg_size=0,
-        )
+        there = await upstream.connect_websocket(url, forwarded, protocols)
     except WSServerHandshakeError as refused:
         if owns_key and refused.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             raise KeyRefused("The upstream refused the key that this proxy holds for it.") from None
@@ -133,9 +125,6 @@ async def relay_websocket(
             fields.popall(name, None)
         upstream.relocate(url, fields)
         return Response(status=refused.status, headers=fields)
-    except (ClientError, TimeoutError, OSError) as error:
-        msg = f"The upstream did not open a WebSocket ({type(error).__name__})."
-        raise UpstreamUnreachable(msg) from error
     async with there:
         here = WebSocketResponse(
             protocols=[there.protocol] if there.protocol else (),

@@ -14,7 +14,6 @@ from pathlib import Path
 from aiohttp import web
 
 from proxy import admin, demo, listen, server
-from proxy.clientkeys import ClientKeys
 from proxy.config import Settings
 from proxy.errors import ConfigError
 from proxy.listen import Doors, Sockets
@@ -40,12 +39,12 @@ async def serve(
     stop = stop_signal(parent)
 
     def on_hangup(proxy: Running) -> None:
-        if proxy.client_keys is not None:
-            _reload(proxy.client_keys)
+        if settings.has_files:
+            _reload(proxy)
         elif parent is None and has_terminal():
             stop.set()
         else:
-            _log.info("SIGHUP: there are no client keys to read again")
+            _log.info("SIGHUP: there are no client keys to read again, and no certificates")
 
     async with server.running(settings, write_log=write_log if settings.logs_requests else None, doors=doors) as proxy:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup, proxy)
@@ -99,11 +98,15 @@ def has_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def _reload(client_keys: ClientKeys) -> None:
-    try:
-        _log.info("client keys: %d, read again", client_keys.reload())
-    except ConfigError as error:
-        _log.error("%s; going on with those there were", error)
+def _reload(proxy: Running) -> None:
+    """Read the files of keys and certificates again; what can't be used changes nothing."""
+    if proxy.client_keys is not None:
+        try:
+            _log.info("client keys: %d, read again", proxy.client_keys.reload())
+        except ConfigError as error:
+            _log.error("%s; going on with those there were", error)
+    for origin in proxy.origins.all:
+        origin.client.outbound.refresh(is_told=True)
 
 
 async def serve_demo(host: str, port: int, *, announce: Callable[[str], None]) -> None:

@@ -18,6 +18,7 @@ from platformdirs import user_cache_path
 
 from proxy import banner, config, configfile, log, process
 from proxy.config import Settings, UpstreamSetting
+from proxy.egress import Egress, parse_proxy
 from proxy.errors import ConfigError
 from proxy.listen import Doors, Sockets
 from proxy.providers import Provider
@@ -62,6 +63,8 @@ _DURATION = _Parsed("duration", config.parse_duration)
 _HEADER_NAMES = _Parsed("names", config.parse_header_names)
 _ORIGINS = _Parsed("origins", config.parse_cors_origins)
 _STORE = _Parsed("url", config.parse_store)
+_PROXY = _Parsed("url", parse_proxy)
+_FILE_PATH = _Parsed("file", config.parse_file)
 _SECONDS = _Parsed("duration", config.parse_seconds)
 _POSITIVE = _Parsed("duration", config.parse_positive_seconds)
 PORT = click.IntRange(0, 65535)
@@ -180,6 +183,30 @@ def unknown(what: str, name: str, known: list[str]) -> str:
     help="Environment variable with the upstream's key, if the proxy is to hold it; clients then need none.",
 )
 @_option(
+    "upstream-proxy",
+    metavar="URL",
+    type=_PROXY,
+    help="Forward proxy for all calls upstream, as http://user:password@host:port; the environment's are ignored.",
+)
+@_option(
+    "upstream-ca",
+    metavar="FILE",
+    type=_FILE_PATH,
+    help="PEM bundle of the authorities to trust upstream, in place of the system's; read again on SIGHUP.",
+)
+@_option(
+    "upstream-cert",
+    metavar="FILE",
+    type=_FILE_PATH,
+    help="PEM certificate (chain) to present to an upstream that asks for one; read again on SIGHUP.",
+)
+@_option(
+    "upstream-cert-key",
+    metavar="FILE",
+    type=_FILE_PATH,
+    help="Its private key, PEM and unencrypted; default: in the file of --upstream-cert.",
+)
+@_option(
     "client-keys",
     type=click.Path(path_type=Path, dir_okay=False),
     help="File of the keys that may ask (see: embedding-proxy keys); read again on SIGHUP.",
@@ -286,6 +313,7 @@ def serve_command(ctx: click.Context, /, **given: Any) -> int:
         shutdown_timeout_s=given["shutdown_timeout"],
     )
     config.forbid_open_door(settings)
+    config.require_use_of(_egress(ctx), settings)
     if settings.traces == "otlp":
         config.require_otlp(os.environ)
     if given["workers"] == 1:
@@ -323,7 +351,9 @@ class _Processes:
 def _upstreams(ctx: click.Context) -> tuple[UpstreamSetting, tuple[UpstreamSetting, ...]]:
     """The default upstream, and those that models are routed to. What a flag or a variable says is the default."""
     rows = provider_rows(ctx)
-    tables = configfile.upstreams(ctx.meta.get("upstream", []), rows, os.environ, ctx.meta.get(_FILE, ""))
+    tables = configfile.upstreams(
+        ctx.meta.get("upstream", []), rows, os.environ, ctx.meta.get(_FILE, ""), egress=_egress(ctx)
+    )
     routed = tuple(setting for setting in tables if setting.models)
     default = next((setting for setting in tables if not setting.models), None)
     is_given = ctx.get_parameter_source("upstream") is not ParameterSource.DEFAULT
@@ -344,6 +374,19 @@ def _upstreams(ctx: click.Context) -> tuple[UpstreamSetting, tuple[UpstreamSetti
     elif ctx.params["provider"] is not None:
         raise _bad(ctx, "provider", "it goes with --upstream; an [[upstream]] table has a provider of its own")
     return default, routed
+
+
+def _egress(ctx: click.Context) -> Egress:
+    """How upstreams are reached, where their tables do not say otherwise."""
+    given = ctx.params
+    if given["upstream_cert_key"] is not None and given["upstream_cert"] is None:
+        raise _bad(ctx, "upstream_cert_key", "it goes with --upstream-cert")
+    return Egress(
+        proxy=given["upstream_proxy"],
+        ca=given["upstream_ca"],
+        cert=given["upstream_cert"],
+        cert_key=given["upstream_cert_key"],
+    )
 
 
 def _record_key(name: str | None) -> bytes | None:
@@ -377,6 +420,8 @@ def _upstream_option(ctx: click.Context, rows: Mapping[str, Provider]) -> Upstre
         setting = config.parse_upstream(ctx.params["upstream"], row=row, rows=rows)
     except ConfigError as error:
         raise _bad(ctx, "upstream", str(error)) from error
+    if not setting.is_demo:
+        setting = replace(setting, egress=_egress(ctx))
     if row is not None and setting.provider is not row and not _is_overridden(ctx):
         raise _bad(ctx, "provider", f"{name} goes with a URL, and the upstream is {setting.name}")
     return setting

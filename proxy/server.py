@@ -56,6 +56,8 @@ _REDIS_CONNECTIONS = 32
 _REDIS_TIMEOUT_S = 1.0
 _LAST_MOMENT_S = 0.5
 _LAG_PERIOD_S = 0.5
+# Certificates are renewed days before they expire, or at the least minutes.
+_RENEWAL_S = 60.0
 # Connections upstream and to the store, files, and the like.
 _OTHER_FILES = 768
 _FEWEST_CONNECTIONS = 128
@@ -110,6 +112,7 @@ async def running(
         traces = _open_traces(settings)
         stack.push_async_callback(_before, lifecycle, traces.aclose)
         origins = await _open_origins(stack, settings, metrics)
+        await stack.enter_async_context(every(_RENEWAL_S, lambda _: _refresh(origins)))
         cache = _open_cache(settings, metrics, clock)
         stack.push_async_callback(_before, lifecycle, cache.aclose)
         batcher = Batcher(
@@ -194,11 +197,13 @@ async def running(
 def _forbid_itself(settings: Settings, base_url: str) -> None:
     own = urlsplit(base_url)
     names = {own.hostname} | (THIS_MACHINE if settings.host in _LOCAL else set())
-    for setting in (settings.upstream, *settings.routed):
-        parts = urlsplit(setting.base_url)
-        if parts.scheme == own.scheme and (parts.port or 80) == own.port and parts.hostname in names:
-            msg = f"upstream {setting.base_url} is this proxy's own address; choose another --port or --upstream"
-            raise ConfigError(msg)
+    for setting in settings.upstreams:
+        proxy = setting.egress.proxy
+        for what, url in (("upstream", setting.base_url), ("forward proxy", proxy.url if proxy else "")):
+            parts = urlsplit(url)
+            if parts.scheme == own.scheme and (parts.port or 80) == own.port and parts.hostname in names:
+                flag = "--upstream" if what == "upstream" else "--upstream-proxy"
+                raise ConfigError(f"{what} {url} is this proxy's own address; choose another --port or {flag}")
 
 
 def base_url_of(sockets: Sockets) -> str:
@@ -229,7 +234,7 @@ def _open_traces(settings: Settings) -> Traces:
 
 
 async def _open_origins(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Origins:
-    every = [settings.upstream, *settings.routed]
+    every = settings.upstreams
     opened = {setting.name: await _open_origin(stack, setting, settings, metrics) for setting in every}
     for setting in every:
         others = (Alternative(opened[other.upstream], other.model) for other in setting.same_model)
@@ -237,6 +242,11 @@ async def _open_origins(stack: AsyncExitStack, settings: Settings, metrics: Metr
     return Origins(
         opened[settings.upstream.name], [(setting.models, opened[setting.name]) for setting in settings.routed]
     )
+
+
+def _refresh(origins: Origins) -> None:
+    for origin in origins.all:
+        origin.client.outbound.refresh()
 
 
 async def _open_origin(stack: AsyncExitStack, setting: UpstreamSetting, settings: Settings, metrics: Metrics) -> Origin:
@@ -267,7 +277,8 @@ async def _open_upstream(
         read_s=settings.upstream_read_timeout_s,
         total_s=settings.upstream_timeout_s,
     )
-    return await stack.enter_async_context(Upstream(setting.name, connect, metrics, timeouts=timeouts, routes=routes))
+    upstream = Upstream(setting.name, connect, metrics, timeouts=timeouts, routes=routes, egress=setting.egress)
+    return await stack.enter_async_context(upstream)
 
 
 def _open_cache(settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> Cache:

@@ -130,7 +130,7 @@ class Supervisor:
                 pass
             case signal.struct_siginfo(si_signo=signal.SIGCHLD):
                 self._reap()
-            case signal.struct_siginfo(si_signo=signal.SIGHUP) if self._settings.client_keys or not has_terminal():
+            case signal.struct_siginfo(si_signo=signal.SIGHUP) if self._settings.has_files or not has_terminal():
                 self._tell(signal.SIGHUP, but=_ADMIN)
             case _:
                 self._stop()

@@ -5,7 +5,7 @@ import io
 import logging
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from types import SimpleNamespace, TracebackType
@@ -13,18 +13,14 @@ from typing import Any, Self
 
 from aiohttp import (
     BaseConnector,
-    ClientConnectorCertificateError,
-    ClientConnectorDNSError,
     ClientConnectorError,
     ClientError,
     ClientOSError,
     ClientPayloadError,
     ClientResponse,
-    ClientResponseError,
     ClientSession,
-    ClientSSLError,
     ClientTimeout,
-    ConnectionTimeoutError,
+    ClientWebSocketResponse,
     DummyCookieJar,
     ServerDisconnectedError,
     TraceConfig,
@@ -36,16 +32,11 @@ from yarl import URL
 
 from proxy import reply
 from proxy.breaker import Breaker, State
-from proxy.errors import (
-    ProxyError,
-    UpstreamBroke,
-    UpstreamDown,
-    UpstreamStalled,
-    UpstreamTimeout,
-    UpstreamUnreachable,
-)
+from proxy.egress import DIRECT, Egress
+from proxy.errors import ProxyError, UpstreamDown, UpstreamUnreachable
 from proxy.headers import reason_phrase
 from proxy.metrics import Metrics
+from proxy.outbound import Outbound
 from proxy.reply import InvalidAnswer
 from proxy.routes import Routes
 from proxy.targets import resolve, shown
@@ -122,15 +113,21 @@ class Upstream:
         *,
         timeouts: Timeouts,
         routes: Routes,
+        egress: Egress = DIRECT,
     ) -> None:
-        """``connect`` makes a connector for so many connections, 0 for any number."""
+        """``connect`` makes a connector for so many connections, 0 for any number.
+
+        Raises `ConfigError` for files of ``egress`` that can't be used.
+        """
         self._name = name
         self._routes = routes
         self._has_told_redirect = False
+        self.outbound = Outbound(name, egress)
         self._metrics = metrics
         self._seconds = metrics.upstream_seconds.labels(name)
         self._timeouts = timeouts
         self._last_failure = ""
+        self._is_refused = False
         self.has_answered = False  # 200, ever
         self._metrics.breaker(f"upstream {name}", State.CLOSED.value)
         self._breaker = Breaker(
@@ -141,14 +138,12 @@ class Upstream:
         )
         # Streams that stay open for hours must not take the connections that embeddings calls need. Of these the
         # batcher says how many there are at a time.
-        self._calls = self._open_session(
-            connect(0), ClientTimeout(total=None, sock_connect=timeouts.connect_s, sock_read=timeouts.read_s)
-        )
-        self._streams = self._open_session(
-            connect(_MAX_STREAMS), ClientTimeout(total=None, connect=timeouts.connect_s, sock_read=timeouts.read_s)
-        )
+        self._calls = self._open_session(connect(0))
+        self._streams = self._open_session(connect(_MAX_STREAMS))
 
-    def _open_session(self, connector: BaseConnector, timeout: ClientTimeout) -> ClientSession:
+    def _open_session(self, connector: BaseConnector) -> ClientSession:
+        # `connect` covers all of it: the name, TCP, TLS, and a forward proxy that is slow to answer CONNECT.
+        timeout = ClientTimeout(total=None, connect=self._timeouts.connect_s, sock_read=self._timeouts.read_s)
         return ClientSession(
             connector=connector,
             # A cookie of one client must not travel with another's request.
@@ -172,20 +167,40 @@ class Upstream:
         await self._calls.close()
         await self._streams.close()
 
-    @property
-    def session(self) -> ClientSession:
-        """For what is no plain exchange: WebSockets."""
-        return self._streams
+    async def connect_websocket(
+        self, url: str, headers: CIMultiDict[str], protocols: Sequence[str]
+    ) -> ClientWebSocketResponse:
+        """Open a WebSocket, whose pings and closing are the caller's.
+
+        Raises `UpstreamUnreachable`, `UpstreamTimeout`, or `WSServerHandshakeError` if the upstream answers otherwise.
+        """
+        try:
+            socket: ClientWebSocketResponse = await self._streams.ws_connect(
+                URL(url, encoded=True),
+                headers=self.outbound.fields(url, headers),
+                protocols=protocols,
+                autoping=False,
+                autoclose=False,
+                max_msg_size=0,
+                **self.outbound.options(url),
+            )
+        except WSServerHandshakeError as refused:
+            self.outbound.require_proxy_login(url, refused.status)
+            raise
+        except (ClientError, TimeoutError, OSError) as error:
+            raise self.outbound.mapped(error) from error
+        return socket
 
     async def open(self, method: str, url: str, headers: CIMultiDict[str], body: Any) -> ClientResponse:
         """Send a request and wait for the answer's head; the caller reads and releases the rest.
 
         Raises `UpstreamUnreachable` or `UpstreamTimeout`.
         """
+        attempt = _Attempt()
         try:
-            response = await self._begin(self._streams, method, url, headers, body, on_connected=lambda: None)
+            response = await self._begin(self._streams, method, url, headers, body, attempt=attempt)
         except (ClientError, TimeoutError, OSError) as error:
-            raise _mapped(error) from error
+            raise self.outbound.mapped(error, is_connected=attempt.is_connected) from error
         if response.status in _REDIRECTS and method == "POST":
             self._tell_redirect(url, response)
         return response
@@ -222,29 +237,41 @@ class Upstream:
         headers: CIMultiDict[str],
         body: Any,
         *,
-        on_connected: Callable[[], None],
+        attempt: "_Attempt",
     ) -> ClientResponse:
         """Send, and wait for the answer's head; once more if a kept connection had died before its first byte.
 
         An upstream closes idle connections when it likes, and the news may cross our request (RFC 9112 §9.3.1). A body
         that streams through is gone by then and can't be sent again.
         """
-        trace: dict[str, Any] = {"on_connected": on_connected}
+        headers = self.outbound.fields(url, headers)
 
         async def send() -> ClientResponse:
+            attempt.is_connected = False
             # A body in hand goes out in pieces; aiohttp warns of megabytes in one.
             data = io.BytesIO(body) if isinstance(body, bytes) else body
-            target = URL(url, encoded=True)
             return await session.request(
-                method, target, headers=headers, data=data, allow_redirects=False, trace_request_ctx=trace
+                method,
+                URL(url, encoded=True),
+                headers=headers,
+                data=data,
+                allow_redirects=False,
+                trace_request_ctx=attempt,
+                **self.outbound.options(url),
             )
 
         try:
-            return await send()
+            response = await send()
         except (ServerDisconnectedError, ClientOSError) as error:
-            if isinstance(error, ClientConnectorError) or not trace.get("is_reused") or not isinstance(body, bytes):
+            if isinstance(error, ClientConnectorError) or not attempt.is_reused or not isinstance(body, bytes):
                 raise
-        return await send()
+            response = await send()
+        try:
+            self.outbound.require_proxy_login(url, response.status)
+        except UpstreamUnreachable:
+            response.close()
+            raise
+        return response
 
     async def embed(self, url: str, headers: CIMultiDict[str], body: bytes, *, items: int) -> Answer:
         """One embeddings call of ``items`` items. Raises `ProxyError`, `UpstreamDown` while the circuit is open."""
@@ -254,27 +281,29 @@ class Upstream:
         headers["Accept-Encoding"] = "identity"  # the answer is to be read here
         started = time.perf_counter()
         self._metrics.upstream_batch_items.observe(items)
+        # Being connected is all the breaker asks for: what comes then may be about this one request.
+        attempt = _Attempt(self._connected)
         try:
             async with asyncio.timeout(self._timeouts.total_s):
-                # Being connected is all the breaker asks for: what comes then may be about this one request.
-                response = await self._begin(self._calls, "POST", url, headers, body, on_connected=self._connected)
+                response = await self._begin(self._calls, "POST", url, headers, body, attempt=attempt)
                 async with response:
                     content = await _read(response)
-        except (ClientConnectorError, ConnectionTimeoutError) as error:
-            if not self._last_failure:
-                # aiohttp calls a connection without TLS "ssl:default".
-                _log.warning(
-                    "upstream %s can't be connected to: %s", self._name, str(error).replace(" ssl:default", "")
-                )
-            self._last_failure = str(error) or type(error).__name__
-            self._breaker.failed()
-            raise self._counted(error) from error
         except (ClientError, TimeoutError, OSError) as error:
+            if not attempt.is_connected and self.outbound.is_unconnected(error):
+                self._note_unconnected(error)
+            else:
+                self._breaker.abandoned()
+                if self.outbound.is_refusal(error):
+                    self._say_refused(self.outbound.described(error))
+            raise self._counted(self.outbound.mapped(error, is_connected=attempt.is_connected)) from error
+        except UpstreamUnreachable as error:  # the forward proxy's answer
             self._breaker.abandoned()
-            raise self._counted(error) from error
+            self._say_refused(error.message)
+            raise self._counted(error) from None
         except BaseException:
             self._breaker.abandoned()
             raise
+        self._is_refused = False
         if response.status == HTTPStatus.OK:
             self.has_answered = True
         elif response.status in _REDIRECTS:
@@ -291,10 +320,22 @@ class Upstream:
             fields = CIMultiDictProxy(changed)
         return Answer(status=response.status, reason=reason, headers=fields, body=content)
 
-    def _counted(self, error: Exception) -> ProxyError:
-        mapped = _mapped(error)
-        self._metrics.upstream_answers.labels(self._name, mapped.code.removeprefix("upstream_")).inc()
-        return mapped
+    def _note_unconnected(self, error: Exception) -> None:
+        described = self.outbound.described(error, is_connected=False)
+        if not self._last_failure:
+            _log.warning("upstream %s can't be connected to: %s", self._name, described)
+        self._last_failure = described
+        self._breaker.failed()
+
+    def _say_refused(self, described: str) -> None:
+        """Say once, until there is an answer, what a connection was good for."""
+        if not self._is_refused:
+            _log.warning("upstream %s refuses connections: %s", self._name, described)
+        self._is_refused = True
+
+    def _counted(self, error: ProxyError) -> ProxyError:
+        self._metrics.upstream_answers.labels(self._name, error.code.removeprefix("upstream_")).inc()
+        return error
 
     def _connected(self) -> None:
         self._last_failure = ""
@@ -310,15 +351,13 @@ class Upstream:
             _log.warning("upstream %s can be connected to again", self._name)
 
 
-_WHY: tuple[tuple[type[Exception], str], ...] = (
-    (ClientConnectorDNSError, "its host name is not known"),
-    (ClientConnectorCertificateError, "its certificate is not trusted"),
-    (ClientSSLError, "TLS with it failed"),
-    (ClientConnectorError, "it can't be connected to"),
-    (ServerDisconnectedError, "it closed the connection without an answer"),
-    (ClientPayloadError, "its answer broke off"),
-    (ClientResponseError, "its answer is not HTTP"),
-)
+@dataclass(slots=True)
+class _Attempt:
+    """How far a request has come."""
+
+    on_connected: Callable[[], None] = lambda: None
+    is_connected: bool = False
+    is_reused: bool = False  # its connection was kept from an earlier one
 
 
 def _status_label(status: int, body: bytes) -> str:
@@ -332,14 +371,14 @@ def _status_label(status: int, body: bytes) -> str:
 
 
 def _tells_connection() -> TraceConfig:
-    """Calls a request's ``on_connected``, and notes where its connection was kept from an earlier one. Where aiohttp
-    would follow a redirect, as a WebSocket's handshake does unasked, the handshake has failed."""
+    """Tells a request's `_Attempt` that it has a connection. Where aiohttp would follow a redirect, as a WebSocket's
+    handshake does unasked, the handshake has failed."""
     config = TraceConfig()
 
-    def told(trace: dict[str, Any] | None, *, is_reused: bool) -> None:
-        if trace is not None:  # a WebSocket has none
-            trace["is_reused"] = is_reused
-            trace["on_connected"]()
+    def told(attempt: _Attempt | None, *, is_reused: bool) -> None:
+        if attempt is not None:  # a WebSocket has none
+            attempt.is_connected, attempt.is_reused = True, is_reused
+            attempt.on_connected()
 
     async def on_new(_session: ClientSession, context: SimpleNamespace, _params: object) -> None:
         told(context.trace_request_ctx, is_reused=False)
@@ -366,14 +405,3 @@ async def _read(response: ClientResponse) -> bytes:
         if size > _MAX_ANSWER_BYTES:
             raise ClientPayloadError("an answer without end")
     return b"".join(chunks)
-
-
-def _mapped(error: Exception) -> ProxyError:
-    if isinstance(error.__cause__, ProxyError):
-        return error.__cause__  # the request's own body failed, which is no fault of the upstream
-    is_connected = not isinstance(error, (ClientConnectorError, ConnectionTimeoutError))
-    if isinstance(error, TimeoutError):
-        return (UpstreamStalled if is_connected else UpstreamTimeout)("The upstream did not answer in time.")
-    # The exception's own text would name the upstream's address to the client.
-    why = next((words for kind, words in _WHY if isinstance(error, kind)), "the connection broke")
-    return (UpstreamBroke if is_connected else UpstreamUnreachable)(f"The upstream could not be reached: {why}.")

@@ -1,5 +1,6 @@
 """An upstream for the tests: a real HTTP server that computes vectors, keeps what it was sent, and can misbehave."""
 
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -97,7 +98,7 @@ class ScriptedUpstream:
         return replied if isinstance(replied, web.StreamResponse) else await replied
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator["ScriptedUpstream"]:
+    async def serving(self, tls: ssl.SSLContext | None = None) -> AsyncIterator["ScriptedUpstream"]:
         def make_request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
             return web.BaseRequest(
                 message, payload, protocol, writer, task, protocol._loop, client_max_size=256 * 1024**2
@@ -107,8 +108,8 @@ class ScriptedUpstream:
         runner = web.ServerRunner(server, shutdown_timeout=1.0)
         await runner.setup()
         try:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            self.base_url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+            self.base_url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}/v1"
             yield self
         finally:
             await runner.cleanup()

@@ -11,6 +11,7 @@ import pytest
 
 from proxy import banner, cli, config, process, serve
 from proxy.config import SameModel, Settings, StoreSetting
+from proxy.egress import DIRECT
 from proxy.providers import PROVIDERS
 from tests.settings import DEFAULTS
 
@@ -96,6 +97,8 @@ def test_every_flag_has_its_variable_and_its_key(
         "record_key_env": "SECRET", "max_connections": "10", "log_requests": "no", "traces": "otlp",
         "workers": "1", "key_headers": "X-Route, X-User",
         "cors_origins": "https://app.example.com, http://localhost:3000",
+        "upstream_proxy": "http://u:c4nary@p:3128", "upstream_ca": "ca.pem", "upstream_cert": "cert.pem",
+        "upstream_cert_key": "key.pem",
     }  # fmt: skip
     monkeypatch.setenv("KEY", "sk-owned")
     monkeypatch.setenv("SECRET", "s" * 32)
@@ -145,6 +148,10 @@ MISTAKES = [
     (["--upstream", "https://h/v1/embeddings"], {}, "", "--upstream: 'https://h/v1/embeddings' has /embeddings at"),
     (["--upstream", "OpenAI"], {}, "", "--upstream: 'OpenAI' is not an upstream; did you mean openai?"),
     (["--upstream", "api.openai.com/v1"], {}, "", "--upstream: 'api.openai.com/v1' is not an upstream; did"),
+    (["--upstream", "localhost:8000"], {}, "", "--upstream: 'localhost:8000' is not an upstream; did you mean http"),
+    ([], {"UPSTREAM": '"http://h:1/v1"'}, "", "EMBEDDING_PROXY_UPSTREAM: '\"http://h:1/v1\"' is not an upstream; di"),
+    ([], {}, '[[upstream]]\nbase_url = "h:1"', "FILE: [[upstream]]: 'h:1' is not an upstream; did you mean http"),
+    ([], {}, '[providers.x]\nbase_url = "h:1"', "FILE: [providers.x]: 'h:1' is not an upstream; did you mean http://h"),
     (["--upstream", "http://h", "--provider", "opanai"], {}, "", "--provider: 'opanai' is no provider; did you mean"),
     ([], {}, "memroy = 1", "unknown key 'memroy' in FILE; did you mean memory?"),
     ([], {}, "colour = 1", "unknown key 'colour' in FILE; accepted: host, port,"),
@@ -189,6 +196,13 @@ MISTAKES = [
     ([], {}, KEYED.replace('"OWNED"', '""'), "FILE: [[upstream]] 1: Expected `str` of length >= 1 - at `$.key_env`"),
     (["--store", "redis://:c4nary@h:x/0"], {}, "", "--store: 'redis://…@h:x/0' is not a store; accepted: memory:,"),
     ([], {"STORE": "rediss://u:c4nary@h/0?password=c4nary"}, "", "EMBEDDING_PROXY_STORE: 'rediss://…@h/0?…' is not a"),
+    (["--upstream-proxy", "http://u:c4nary@p/x"], {}, "", "--upstream-proxy: 'http://…@p' is not a forward proxy; a"),
+    ([], {"UPSTREAM_PROXY": "p:3128"}, "", "EMBEDDING_PROXY_UPSTREAM_PROXY: 'p:3128' is not a forward proxy; did you"),
+    ([], {}, 'upstream_proxy = "socks5://p"', "upstream_proxy in the configuration file: 'socks5://p' is not a forwa"),
+    (["--upstream-proxy", "http://p:1"], {}, "", "--upstream-proxy goes with --upstream; the demo is built in, and no"),
+    (["--upstream-ca", "f"], {}, "", "--upstream-ca and --upstream-cert go with an upstream whose URL is https://"),
+    (["--upstream", "http://h/v1", "--upstream-cert", "f"], {}, "", "--upstream-ca and --upstream-cert go with an up"),
+    (["--upstream", "openai", "--upstream-cert-key", "f"], {}, "", "--upstream-cert-key: it goes with --upstream-cert"),
     (["--upstream", "https://u:c4nary@h/v1"], {}, "", "--upstream: 'https://…@h/v1' has a query, a fragment, a user"),
     (["--upstream", "https://h/v1?key=c4nary"], {}, "", "--upstream: 'https://h/v1?…' has a query, a fragment, a us"),
 ]  # fmt: skip
@@ -334,6 +348,35 @@ def test_a_secret_of_32_characters_will_do(served: list[Settings], monkeypatch: 
     assert "c4nary" not in repr(served[0])
 
 
+def test_the_way_out_is_of_every_upstream_but_the_demo(
+    served: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "proxy.toml"
+    path.write_text('[[upstream]]\nprovider = "jina"\nmodels = ["j*"]\n')
+    way = ("--config", str(path), "--upstream-proxy", "http://u:c4nary@p:3128", "--upstream-ca", "~/ca.pem")
+    assert run(monkeypatch, *way, "--upstream", "openai") == 0
+    assert run(monkeypatch, *way, "--upstream", "demo") == 0
+    monkeypatch.setenv("EMBEDDING_PROXY_UPSTREAM_PROXY", "http://p:3128")
+    assert run(monkeypatch, "--upstream", "openai", "--upstream-proxy", "none") == 0
+    first, second, third = served
+    for own in (first.upstream, *first.routed, *second.routed):
+        assert own.egress.proxy is not None
+        assert (own.egress.proxy.url, own.egress.ca) == ("http://p:3128", Path.home() / "ca.pem")
+    assert second.upstream.egress == third.upstream.egress == DIRECT
+    assert "c4nary" not in repr(served)
+
+
+def test_a_file_that_can_not_be_used_ends_a_real_process_with_one_line(tmp_path: Path) -> None:
+    for workers in ("1", "2"):
+        command = [sys.executable, "-m", "proxy", "serve", "--upstream", "openai", "--store", "memory:", "--port", "0"]
+        command += ["--admin-port", "0", "--workers", workers, "--upstream-ca", str(tmp_path / "ca.pem")]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.returncode == 2
+        assert ended.stderr == (
+            f"embedding-proxy: upstream openai: the CA file {tmp_path}/ca.pem: No such file or directory\n"
+        )
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["--version"]])
 def test_help(arguments: list[str]) -> None:
     shown = subprocess.run([sys.executable, "-m", "proxy", *arguments], capture_output=True, text=True, check=True)
@@ -389,6 +432,19 @@ def test_a_banner_says_how_to_use_a_socket() -> None:
     assert "curl --unix-socket /run/x.sock -i" in text
     assert "pip install openai httpx" in text
     assert 'uds="/run/x.sock"' in text
+    assert "OPENAI_BASE_URL" not in text  # it can't name a socket
+
+
+def test_a_banner_doubts_a_base_url_without_a_path_where_the_api_has_one() -> None:
+    def shown(url: str, provider: str) -> str:
+        upstream = config.parse_upstream(url, row=PROVIDERS[provider])
+        return banner.text_of(replace(DEFAULTS, upstream=upstream), "http://127.0.0.1:8080/v1", "http://127.0.0.1:9090")
+
+    doubt = "If it answers 404: most such APIs are at http://gpu:8000/v1\n"
+    assert doubt in shown("http://gpu:8000", "generic")
+    assert doubt in shown("http://gpu:8000/", "vllm")
+    for url, provider in (("http://gpu:8000", "infinity"), ("http://gpu:8000/v1", "vllm"), ("https://h", "azure")):
+        assert "404" not in shown(url, provider)
 
 
 def test_a_banner_asks_for_no_key_that_is_not_needed() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from proxy import config
 from proxy.config import StoreSetting, UpstreamSetting
+from proxy.egress import parse_proxy
 from proxy.errors import ConfigError
 from proxy.providers import PROVIDERS
 
@@ -97,6 +98,102 @@ def test_what_is_no_upstream_is_said_to_be_none(text: str) -> None:
     assert "pass" not in str(error.value)
 
 
+MEANT = {
+    # no scheme: http for this machine, a private network, a name without a domain or a port of its own
+    "localhost:8000": "http://localhost:8000/v1",
+    "localhost": "http://localhost/v1",
+    "127.0.0.1:8000/v1/": "http://127.0.0.1:8000/v1",
+    "0.0.0.0:8000": "http://0.0.0.0:8000/v1",
+    "[::1]:8000": "http://[::1]:8000/v1",
+    "10.0.0.7": "http://10.0.0.7/v1",
+    "vllm:8000": "http://vllm:8000/v1",
+    "embeddings.internal": "http://embeddings.internal/v1",
+    "gpu.example.com:8000": "http://gpu.example.com:8000/v1",
+    "api.example.com": "https://api.example.com/v1",
+    "api.example.com:443/api": "https://api.example.com:443/api",
+    "//api.example.com/v1": "https://api.example.com/v1",
+    # a path that is known
+    "api.openai.com": "https://api.openai.com/v1",
+    "openrouter.ai": "https://openrouter.ai/api/v1",
+    "generativelanguage.googleapis.com": "https://generativelanguage.googleapis.com/v1beta/openai",
+    "api.cohere.ai/v1": "https://api.cohere.ai/compatibility/v1",
+    "me.openai.azure.com": "https://me.openai.azure.com/openai/v1",
+    # a scheme that is nearly one
+    "http:/localhost:8000": "http://localhost:8000/v1",
+    "https//api.example.com/v1": "https://api.example.com/v1",
+    "htps://api.example.com": "https://api.example.com/v1",
+    "hhttp://localhost:8000": "http://localhost:8000/v1",
+    "wss://api.example.com/v1": "https://api.example.com/v1",
+    # a route at the end
+    "localhost:8000/v1/embeddings": "http://localhost:8000/v1",
+    "https://api.example.com/v1/embeddings?model=m": "https://api.example.com/v1",
+    "https://me.openai.azure.com/openai/deployments/d/embeddings?api-version=1": "https://me.openai.azure.com/openai/v1",
+    # what was around it where it was copied from
+    '"http://localhost:8000/v1"': "http://localhost:8000/v1",
+    "'localhost:8000'": "http://localhost:8000/v1",
+    "http://localhost:8000/v1'": "http://localhost:8000/v1",
+    "“https://api.example.com/v1”": "https://api.example.com/v1",
+    "<https://api.example.com/v1>": "https://api.example.com/v1",
+    "https://api.example.com/v1,": "https://api.example.com/v1",
+    "OPENAI_BASE_URL=https://api.example.com/v1": "https://api.example.com/v1",
+    "http://localhost:8000/v1 ;": "http://localhost:8000/v1",
+}
+
+
+@pytest.mark.parametrize(("text", "meant"), MEANT.items())
+def test_what_was_probably_meant_by_an_upstream_is_suggested(text: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.parse_upstream(text)
+    assert f"; did you mean {meant}?" in str(error.value)
+    assert config.parse_upstream(meant).base_url == meant
+
+
+@pytest.mark.parametrize(
+    "text", ["http://localhost:8000/v1 ", " http://localhost:8000/v1\n", "http://localhost:8000/v1/"]
+)
+def test_white_space_around_an_upstream_and_a_slash_at_its_end_do_not_matter(text: str) -> None:
+    assert config.parse_upstream(text).base_url == "http://localhost:8000/v1"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("https://h/v1/embeddings/", "'https://h/v1/embeddings' has /embeddings at its end, which is not part of the"
+                                     " base URL; say https://h/v1"),
+        ("https://h/v1/chat/completions", "has /chat/completions at its end, which is not part of the base URL; say"
+                                          " https://h/v1"),
+        ("https://h/v1/completions", "has /completions at its end"),
+        ("https://h/v1/responses", "has /responses at its end"),
+        ("http://localhost:7997/embeddings", "has /embeddings at its end, which is not part of the base URL; say"
+                                             " http://localhost:7997"),
+        ("https://me.openai.azure.com/openai/deployments/d/embeddings", "say https://me.openai.azure.com/openai/v1"),
+    ],
+)  # fmt: skip
+def test_a_route_at_the_end_of_an_upstream_is_refused_with_the_base_url(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.parse_upstream(text)
+    assert message in str(error.value)
+
+
+def test_where_the_provider_is_known_the_suggestion_has_its_path() -> None:
+    for provider, meant in {
+        "infinity": "http://localhost:7997",
+        "vllm": "http://localhost:7997/v1",
+        "openrouter": "http://localhost:7997/api/v1",
+    }.items():
+        with pytest.raises(ConfigError, match=rf"did you mean {meant}\?$"):
+            config.parse_upstream("localhost:7997", row=PROVIDERS[provider])
+
+
+@pytest.mark.parametrize(
+    "text", ["user:s3cret@localhost:8000", "http://h/s3cret@x?s3cret", "localhost:8000/v1?key=s3cret", "sk#s3cret.x:1"]
+)
+def test_a_suggestion_shows_no_secret(text: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.parse_upstream(text)
+    assert "s3cret" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("text", "setting"),
     [
@@ -173,6 +270,58 @@ def test_a_store_limit_too_small_to_be_meant() -> None:
     assert config.parse_store_limit("16MiB") == 16 * 1024**2
     with pytest.raises(ConfigError, match="16MiB or more"):
         config.parse_store_limit("1MiB")
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "authorization"),
+    [
+        ("http://proxy.corp:3128", "http://proxy.corp:3128", None),
+        ("HTTPS://proxy.corp/", "https://proxy.corp", None),
+        ("http://[fd00::1]:3128", "http://[fd00::1]:3128", None),
+        ("http://user:pass@proxy:3128", "http://proxy:3128", "Basic dXNlcjpwYXNz"),
+        ("http://u:p%40ss%3A%2F@proxy:3128", "http://proxy:3128", "Basic dTpwQHNzOi8="),
+        ("http://u:p@ss@proxy:3128", "http://proxy:3128", "Basic dTpwQHNz"),
+        ("http://caf%C3%A9:x@proxy:3128", "http://proxy:3128", "Basic Y2Fmw6k6eA=="),  # UTF-8, RFC 7617 §2.1
+        ("http://user@proxy:3128", "http://proxy:3128", "Basic dXNlcjo="),
+    ],
+)
+def test_forward_proxies(text: str, url: str, authorization: str | None) -> None:
+    proxy = parse_proxy(text)
+    assert proxy is not None
+    assert (proxy.url, proxy.authorization) == (url, authorization)
+    assert authorization is None or authorization not in repr(proxy)
+
+
+def test_what_a_file_or_a_variable_says_of_the_way_out_can_be_undone() -> None:
+    assert parse_proxy("none") is None
+    assert config.parse_file(" None") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("proxy.corp:3128", "'proxy.corp:3128' is not a forward proxy; did you mean http://proxy.corp:3128?"),
+        ("proxy", "'proxy' is not a forward proxy; did you mean http://proxy?"),
+        ("socks5://u:s3cret@proxy:1080", "'socks5://…@proxy:1080' is not a forward proxy; SOCKS is not supported"),
+        ("http://u:s3c/ret@proxy:3128", "'http://…@proxy:3128' is not a forward proxy; accepted: http://host:port"),
+        ("http://u:s3c#ret@proxy:3128", "percent-encode what is no letter or digit"),
+        ("http://u:s3c?ret@proxy:3128", "'http://…@proxy:3128' is not a forward proxy"),
+        ("u:s3cret@proxy:3128", "'…@proxy:3128' is not a forward proxy"),
+        ("http://u:s3cret@proxy:3128/path", "'http://…@proxy:3128' is not a forward proxy"),
+        ("http://proxy:3128?key=s3cret", "'http://proxy:3128' is not a forward proxy"),
+        ("http://u%3As:s3cret@proxy", "the user of a forward proxy has a colon in it"),
+        ("http://u:s3cret%0d%0aX@proxy", "or the password a control character"),
+        ("http://proxy:port", "'http://proxy:port' is not a forward proxy"),
+        ("http://pr oxy:3128", "is not a forward proxy"),
+        ("ftp://proxy:3128", "is not a forward proxy; accepted: http://host:port or https://host:port, with user:"),
+        ("", "'' is not a forward proxy"),
+    ],
+)
+def test_what_is_no_forward_proxy_is_said_to_be_none_without_its_password(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_proxy(text)
+    assert message in str(error.value)
+    assert "s3c" not in str(error.value)
 
 
 def test_header_names() -> None:

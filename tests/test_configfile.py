@@ -1,9 +1,11 @@
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from proxy import configfile
 from proxy.config import SameModel, UpstreamSetting
+from proxy.egress import DIRECT, Egress, parse_proxy
 from proxy.errors import ConfigError
 from proxy.providers import GENERIC, PROVIDERS, Form, Limits, Provider
 
@@ -12,8 +14,8 @@ def rows(text: str) -> dict[str, Provider]:
     return dict(configfile.providers(tomllib.loads(text).get("providers", {}), "f.toml"))
 
 
-def tables(text: str) -> list[UpstreamSetting]:
-    return configfile.upstreams(tomllib.loads(text)["upstream"], PROVIDERS, {}, "f.toml")
+def tables(text: str, egress: Egress = DIRECT) -> list[UpstreamSetting]:
+    return configfile.upstreams(tomllib.loads(text)["upstream"], PROVIDERS, {}, "f.toml", egress=egress)
 
 
 def test_a_field_nobody_knows_can_be_promoted() -> None:
@@ -143,6 +145,46 @@ def test_a_bad_row_is_said_to_be_one(text: str, message: str) -> None:
     assert message in str(error.value)
 
 
+def test_each_table_says_how_its_upstream_is_reached_and_the_flags_say_the_rest() -> None:
+    flags = Egress(proxy=parse_proxy("http://all:3128"), ca=Path("all.pem"), cert=Path("c.pem"), cert_key=Path("k.pem"))
+    own, plain, mixed = tables(
+        """
+        [[upstream]]
+        provider = "openai"
+        proxy = "http://u:c4nary@own:3128"
+        ca = "own.pem"
+        cert = "own-cert.pem"
+        cert_key = "own-key.pem"
+
+        [[upstream]]
+        provider = "jina"
+        models = ["jina*"]
+
+        [[upstream]]
+        base_url = "http://gpu:8000/v1"
+        models = ["*"]
+        proxy = "none"
+        ca = "none"
+        cert = "none"
+        """,
+        flags,
+    )
+    assert own.egress == Egress(
+        proxy=parse_proxy("http://u:c4nary@own:3128"),
+        ca=Path("own.pem"),
+        cert=Path("own-cert.pem"),
+        cert_key=Path("own-key.pem"),
+    )
+    assert "c4nary" not in repr(own)
+    assert plain.egress == flags
+    assert mixed.egress == DIRECT
+
+
+def test_a_certificate_of_a_tables_own_does_not_go_with_the_flags_key() -> None:
+    (own,) = tables('[[upstream]]\nprovider = "openai"\ncert = "both.pem"', Egress(cert=Path("c"), cert_key=Path("k")))
+    assert own.egress == Egress(cert=Path("both.pem"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -173,6 +215,16 @@ def test_a_bad_row_is_said_to_be_one(text: str, message: str) -> None:
             '[[upstream]]\nprovider = "jina"\n[[upstream]]\nprovider = "openai"\nmodels = ["a*"]\n'
             '[[upstream.same_model]]\nupstream = "jina"\nmodel = "b"',
             "upstream 'openai' is the same model as 'b', so its models must be just the one name",
+        ),
+        (
+            '[[upstream]]\nprovider = "openai"\nproxy = "u:s3cret@p:1"',
+            "f.toml: [[upstream]] openai: proxy: '…@p:1' is not a forward proxy; accepted: http://host:port",
+        ),
+        ('[[upstream]]\nprovider = "openai"\ncert_key = "k.pem"', "[[upstream]] openai: cert_key goes with cert"),
+        ('[[upstream]]\nprovider = "openai"\nca = ""', "Expected `str` of length >= 1 - at `$.ca`"),
+        (
+            '[[upstream]]\nbase_url = "http://gpu/v1"\ncert = "c.pem"',
+            "f.toml: [[upstream]] gpu: ca and cert go with an https:// base_url",
         ),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 from aiohttp import web
 
 from proxy.config import SameModel, StoreSetting, UpstreamSetting
+from proxy.egress import Egress, parse_proxy
 from proxy.errors import ConfigError
 from proxy.providers import PROVIDERS
 from tests.client import Client
@@ -356,3 +357,14 @@ async def test_a_proxy_that_would_be_its_own_upstream_does_not_start(
     itself = UpstreamSetting(name="llamacpp", base_url=f"http://localhost:{port}/v1")
     with pytest.raises(ConfigError, match="is this proxy's own address; choose another --port or --upstream"):
         await start_proxy(port=port, upstream=itself)
+
+
+async def test_a_proxy_that_would_be_its_own_forward_proxy_does_not_start(start_proxy: StartProxy) -> None:
+    port = free_port()
+    through = Egress(proxy=parse_proxy(f"http://u:c4nary@127.0.0.1:{port}"))
+    itself = UpstreamSetting(name="openai", base_url="https://api.openai.com/v1", egress=through)
+    with pytest.raises(ConfigError) as error:
+        await start_proxy(port=port, upstream=itself)
+    assert str(error.value) == (
+        f"forward proxy http://127.0.0.1:{port} is this proxy's own address; choose another --port or --upstream-proxy"
+    )

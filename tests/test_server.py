@@ -133,8 +133,24 @@ def test_the_python_lines_of_the_banner_run(tmp_path: Path) -> None:
     process = Process(tmp_path, free_port())
     snippet = process.banner[process.banner.index("    from openai") :].split("\n\n")[0]
     code = "\n".join(line.strip() for line in snippet.splitlines())
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.startswith("[")
+    miss, hit = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    )
+    numbers = re.fullmatch(r"X-Cache: MISS (\[(-?0\.\d*[1-9]\d*, ){3}-?0\.\d*[1-9]\d*\])\n", miss)
+    assert numbers is not None, miss
+    assert hit == f"X-Cache: HIT {numbers[1]}\n"
+    assert process.stop(signal.SIGINT)[0] == 0
+
+
+def test_the_variable_of_the_banner_points_the_sdk_here(tmp_path: Path) -> None:
+    process = Process(tmp_path, free_port())
+    code = "from openai import OpenAI; print(OpenAI(api_key='any').embeddings.create(model='m', input='x').model)"
+    export = next(line for line in process.banner.splitlines() if "OPENAI_BASE_URL" in line)
+    run = subprocess.run(  # noqa: S602 - the line as it stands there
+        f'{export}\n"{sys.executable}" -c "{code}"', shell=True, capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "m\n"
     assert process.stop(signal.SIGINT)[0] == 0
 
 

@@ -117,7 +117,7 @@ def _environment(container: dict[str, Any], resources: Sequence[dict[str, Any]])
         else:
             reference = variable["valueFrom"]["secretKeyRef"]
             own = by_name.get(("Secret", reference["name"]))
-            found[variable["name"]] = "of-the-operator" if own is None else secret(own)[reference["key"]]
+            found[variable["name"]] = "http://of.the.operator" if own is None else secret(own)[reference["key"]]
     return found
 
 

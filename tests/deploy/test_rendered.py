@@ -42,6 +42,9 @@ pytestmark = pytest.mark.deploy
 EVERYTHING = (
     "serviceMonitor.enabled=true", "prometheusRule.enabled=true", "dashboards.enabled=true",
     "upstreamKey.secretName=keys", "autoscaling.enabled=false", "settings.SHARE=all",
+    "upstreamProxy.secretName=way", "upstreamTLS.secretName=tls",
+    "settings.UPSTREAM_CA=/tls/ca.crt", "settings.UPSTREAM_CERT=/tls/tls.crt",
+    "settings.UPSTREAM_CERT_KEY=/tls/tls.key",
 )  # fmt: skip
 # The oldest Kubernetes that has sidecars without asking for them, and the newest that there is a schema for.
 _VERSIONS = ("1.29", kubernetes_validate.latest_version())
@@ -120,6 +123,17 @@ def test_selectors_select(what: str) -> None:
             wanted = selector.get("matchLabels", selector).items()
             assert wanted
             assert sum(wanted <= given for given in labels) == 1, resource["metadata"]["name"]
+
+
+def test_the_chart_says_how_the_upstream_is_reached() -> None:
+    (proxy,) = proxies(rendered("chart with everything"))
+    settings = proxy.settings
+    assert settings["upstream_proxy"].url == "http://of.the.operator"
+    mounts = {mount["mountPath"]: mount["name"] for mount in proxy.container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in proxy.pod["volumes"]}
+    assert volumes[mounts["/tls"]]["secret"]["secretName"] == "tls"
+    for name in ("upstream_ca", "upstream_cert", "upstream_cert_key"):
+        assert str(settings[name].parent) in mounts
 
 
 @pytest.mark.parametrize("what", ["fleet", "chart with everything"])
