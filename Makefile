@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 # What the clients of `make test-clients` are installed into; tests/test_clients.py knows both.
-OTHERS := .venv-clients
+OTHERS := .venv-clients .venv-clients-infinity .venv-clients-litellm
 NODE   := tests/clients/node_modules
 PAGE   := tests/grafana/page/node_modules
 LOCKER := .venv-lock
@@ -43,10 +43,11 @@ test: $(VENV)/dev-ok ## all tests, with a real Redis; pytest's flags go in ARGS
 test-slow: $(VENV)/dev-ok ## the same with many more random examples
 	@HYPOTHESIS_PROFILE=slow $(BIN)/pytest --timeout 1800 $(ARGS)
 
-$(OTHERS)/ok: $(VENV)/python-ok tests/clients/requirements.txt
-	@echo "installing the larger Python clients into $(OTHERS) ..."
-	@$(PYTHON) -m venv $(OTHERS)
-	@$(OTHERS)/bin/pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
+# One environment for each file of requirements, since these exclude each other.
+$(OTHERS:=/ok): .venv-clients%/ok: tests/clients/requirements%.txt $(VENV)/python-ok
+	@echo "installing Python clients into $(@D) ..."
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
 $(NODE)/ok: tests/clients/package.json tests/clients/package-lock.json
@@ -56,7 +57,7 @@ $(NODE)/ok: tests/clients/package.json tests/clients/package-lock.json
 	@cd tests/clients && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
-test-clients: $(NODE)/ok $(OTHERS)/ok $(VENV)/dev-ok ## every client, the larger ones too, as a table; needs node and npm
+test-clients: $(NODE)/ok $(OTHERS:=/ok) $(VENV)/dev-ok ## every client, the larger ones too, as a table; needs node and npm
 	@CLIENTS=all $(BIN)/pytest tests/test_clients.py --matrix $(ARGS)
 
 test-browser: $(VENV)/dev-ok ## the status page and pages on another origin in a headless browser; needs chromium and chromedriver
