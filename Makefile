@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # What the clients of `make test-clients` are installed into; tests/test_clients.py knows both.
 OTHERS := .venv-clients .venv-clients-infinity .venv-clients-litellm
+INFINITY := .venv-infinity
 NODE   := tests/clients/node_modules
 PAGE   := tests/grafana/page/node_modules
 LOCKER := .venv-lock
@@ -11,7 +12,7 @@ LOCK   := deploy/requirements.lock
 BUILD_LOCK := deploy/build.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-providers test-clients test-cluster test-browser test-grafana test-deploy screenshots
+.PHONY: help run test test-slow test-providers test-clients test-infinity test-cluster test-browser test-grafana test-deploy screenshots
 .PHONY: dashboards dashboard-pictures check fmt lock audit bench cost workers stores sizing replica faults hostile clean
 
 help: ## list the targets
@@ -71,6 +72,15 @@ test-providers: $(VENV)/dev-ok ## what was tried of each provider, as a table
 
 test-grafana: $(VENV)/dev-ok ## dashboards and alerts with a real Prometheus; needs prometheus and promtool
 	@$(BIN)/pytest tests/grafana -m prometheus $(ARGS)
+
+$(INFINITY)/ok: tests/infinity/requirements.txt $(VENV)/python-ok
+	@echo "installing Infinity, torch and a model into $(INFINITY), which takes 1.5 GB or more ..."
+	@$(PYTHON) -m venv $(INFINITY)
+	@$(INFINITY)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+test-infinity: $(INFINITY)/ok $(VENV)/dev-ok ## a real Infinity behind the proxy; installs it with torch, 1.5 GB or more
+	@$(BIN)/pytest tests/infinity -m infinity $(ARGS)
 
 test-cluster: $(VENV)/dev-ok ## failovers and resharding of a real Redis Cluster, and of Sentinel, under load
 	@$(BIN)/pytest tests/test_failover.py -m cluster $(ARGS)
@@ -148,5 +158,5 @@ hostile: $(VENV)/dev-ok ## what slow and too many clients cost, a few minutes; A
 	@$(BIN)/python -m bench.hostile $(ARGS)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) $(OTHERS) $(LOCKER) $(NODE) $(PAGE) .ci/programs *.egg-info .mypy_cache .pytest_cache .ruff_cache \
+	rm -rf $(VENV) $(OTHERS) $(INFINITY) $(LOCKER) $(NODE) $(PAGE) .ci/programs *.egg-info .mypy_cache .pytest_cache .ruff_cache \
 	  .hypothesis .import_linter_cache
