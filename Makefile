@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 # What the clients of `make test-clients` are installed into; tests/test_clients.py knows both.
-OTHERS := .venv-clients
+OTHERS := .venv-clients .venv-clients-infinity .venv-clients-litellm
+INFINITY := .venv-infinity
 NODE   := tests/clients/node_modules
 PAGE   := tests/grafana/page/node_modules
 LOCKER := .venv-lock
@@ -11,7 +12,7 @@ LOCK   := deploy/requirements.lock
 BUILD_LOCK := deploy/build.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-providers test-clients test-cluster test-browser test-grafana test-deploy screenshots
+.PHONY: help run test test-slow test-providers test-clients test-infinity test-cluster test-browser test-grafana test-deploy screenshots
 .PHONY: dashboards dashboard-pictures check fmt lock audit bench cost workers stores sizing replica faults hostile clean
 
 help: ## list the targets
@@ -43,10 +44,11 @@ test: $(VENV)/dev-ok ## all tests, with a real Redis; pytest's flags go in ARGS
 test-slow: $(VENV)/dev-ok ## the same with many more random examples
 	@HYPOTHESIS_PROFILE=slow $(BIN)/pytest --timeout 1800 $(ARGS)
 
-$(OTHERS)/ok: $(VENV)/python-ok tests/clients/requirements.txt
-	@echo "installing the larger Python clients into $(OTHERS) ..."
-	@$(PYTHON) -m venv $(OTHERS)
-	@$(OTHERS)/bin/pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
+# One environment for each file of requirements, since these exclude each other.
+$(OTHERS:=/ok): .venv-clients%/ok: tests/clients/requirements%.txt $(VENV)/python-ok
+	@echo "installing Python clients into $(@D) ..."
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
 $(NODE)/ok: tests/clients/package.json tests/clients/package-lock.json
@@ -56,7 +58,7 @@ $(NODE)/ok: tests/clients/package.json tests/clients/package-lock.json
 	@cd tests/clients && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
-test-clients: $(NODE)/ok $(OTHERS)/ok $(VENV)/dev-ok ## every client, the larger ones too, as a table; needs node and npm
+test-clients: $(NODE)/ok $(OTHERS:=/ok) $(VENV)/dev-ok ## every client, the larger ones too, as a table; needs node and npm
 	@CLIENTS=all $(BIN)/pytest tests/test_clients.py --matrix $(ARGS)
 
 test-browser: $(VENV)/dev-ok ## the status page and pages on another origin in a headless browser; needs chromium and chromedriver
@@ -70,6 +72,15 @@ test-providers: $(VENV)/dev-ok ## what was tried of each provider, as a table
 
 test-grafana: $(VENV)/dev-ok ## dashboards and alerts with a real Prometheus; needs prometheus and promtool
 	@$(BIN)/pytest tests/grafana -m prometheus $(ARGS)
+
+$(INFINITY)/ok: tests/infinity/requirements.txt $(VENV)/python-ok
+	@echo "installing Infinity, torch and a model into $(INFINITY), which takes 1.5 GB or more ..."
+	@$(PYTHON) -m venv $(INFINITY)
+	@$(INFINITY)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+test-infinity: $(INFINITY)/ok $(VENV)/dev-ok ## a real Infinity behind the proxy; installs it with torch, 1.5 GB or more
+	@$(BIN)/pytest tests/infinity -m infinity $(ARGS)
 
 test-cluster: $(VENV)/dev-ok ## failovers and resharding of a real Redis Cluster, and of Sentinel, under load
 	@$(BIN)/pytest tests/test_failover.py -m cluster $(ARGS)
@@ -147,5 +158,5 @@ hostile: $(VENV)/dev-ok ## what slow and too many clients cost, a few minutes; A
 	@$(BIN)/python -m bench.hostile $(ARGS)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) $(OTHERS) $(LOCKER) $(NODE) $(PAGE) .ci/programs *.egg-info .mypy_cache .pytest_cache .ruff_cache \
+	rm -rf $(VENV) $(OTHERS) $(INFINITY) $(LOCKER) $(NODE) $(PAGE) .ci/programs *.egg-info .mypy_cache .pytest_cache .ruff_cache \
 	  .hypothesis .import_linter_cache

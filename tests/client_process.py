@@ -27,6 +27,8 @@ class ClientProcess:
                 "HOME": str(folder),
                 "PYTHONPATH": str(ROOT),
                 "ANONYMIZED_TELEMETRY": "False",
+                "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "False",
+                "DD_REMOTE_CONFIGURATION_ENABLED": "False",
                 "HAYSTACK_TELEMETRY_ENABLED": "False",
                 "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             },

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _SILENCE_S = 60.0
@@ -17,8 +17,11 @@ _POLL_S = 0.01
 class LoggedProcess:
     """What it writes goes to a file in ``folder``: in a pipe that nobody reads it would wait once that is full."""
 
-    def __init__(self, folder: Path, command: Sequence[str], *, until: str) -> None:
-        """Start it and read its banner, the lines up to the one that has ``until`` in it.
+    def __init__(
+        self, folder: Path, command: Sequence[str], *, until: str, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Start it, with ``environment`` on top of this process's, and read its banner: the lines up to the one that
+        has ``until`` in it.
 
         Raises:
             AssertionError: it ended, or was silent for a minute, before that line.
@@ -28,7 +31,7 @@ class LoggedProcess:
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache")},
+                env={**os.environ, "HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache"), **(environment or {})},
             )
         self._log = Path(log.name)
         self._read_bytes = 0

@@ -6,8 +6,8 @@ new requests to be tested with.
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,13 @@ TEXTS = ["one", "deux à deux", " 三つ"]
 class Program:
     name: str
     command: tuple[str, ...]
-    encoding: str | None  # the `encoding_format` it sends
+    fields: Mapping[str, object] = field(default_factory=dict)  # what its bodies have beside `model` and `input`
+    # The header fields whose values differ from request to request, though the user asks the same.
+    changing: frozenset[str] = frozenset()
     sends_tokens: bool = False
     sends_lists: bool = True
     retries: bool = True
+    is_keyed_whole: bool = False  # what it sends is cached as a whole request, not item by item
     provider: str = "generic"  # whose client it is
     wants_id: bool = False  # in each answer
     errors: tuple[str, str, str] = ("BadRequestError", "AuthenticationError", "RateLimitError")  # 400, 401, 429
@@ -47,27 +50,35 @@ def node(module: str) -> tuple[str, ...]:
     return ("node", str(ROOT / f"tests/clients/{module}.mjs"))
 
 
+BASE64 = {"encoding_format": "base64"}
+FLOAT = {"encoding_format": "float"}
+NULL = {"encoding_format": None}
+
 QUICK = [
-    Program(name="openai", command=python("openai_sync"), encoding="base64"),
-    Program(name="openai async", command=python("openai_async"), encoding="base64"),
-    Program(name="openai raw", command=python("openai_raw"), encoding="base64"),
-    Program(name="openai raw, parsed", command=python("openai_parsed"), encoding="base64"),
-    Program(name="langchain, tokens", command=python("langchain_tokens"), encoding="base64", sends_tokens=True),
-    Program(name="langchain, text", command=python("langchain_text"), encoding="base64"),
-    Program(name="haystack, text", command=python("haystack_text"), encoding="float", sends_lists=False),
-    Program(name="haystack, documents", command=python("haystack_documents"), encoding="float"),
-    Program(name="curl", command=python("curl", "absent"), encoding=None, retries=False, errors=("Failed",) * 3),
+    Program(name="openai", command=python("openai_sync"), fields=BASE64),
+    Program(name="openai async", command=python("openai_async"), fields=BASE64),
+    Program(name="openai raw", command=python("openai_raw"), fields=BASE64),
+    Program(name="openai raw, parsed", command=python("openai_parsed"), fields=BASE64),
+    Program(name="openai, null", command=python("openai_null"), fields=NULL),
     Program(
-        name="curl, float", command=python("curl", "float"), encoding="float", retries=False, errors=("Failed",) * 3
+        name="ragflow", command=python("ragflow_openai"), fields=FLOAT | {"drop_params": True}, is_keyed_whole=True
     ),
+    Program(name="langchain, tokens", command=python("langchain_tokens"), fields=BASE64, sends_tokens=True),
+    Program(name="langchain, text", command=python("langchain_text"), fields=BASE64),
+    Program(name="haystack, text", command=python("haystack_text"), fields=FLOAT, sends_lists=False),
+    Program(name="haystack, documents", command=python("haystack_documents"), fields=FLOAT),
+    Program(name="curl", command=python("curl", "absent"), retries=False, errors=("Failed",) * 3),
+    Program(name="curl, float", command=python("curl", "float"), fields=FLOAT, retries=False, errors=("Failed",) * 3),
 ]
 
+# What each is installed into, and why there: tests/clients/requirements*.txt.
 OLDER = str(ROOT / ".venv-clients/bin/python")
+PINNED_LITELLM = str(ROOT / ".venv-clients-litellm/bin/python")
+INFINITY = str(ROOT / ".venv-clients-infinity/bin/python")
 
 MISTRAL = Program(
     name="mistral",
     command=python("mistral_sdk", of=OLDER),
-    encoding=None,
     retries=False,
     provider="mistral",
     wants_id=True,
@@ -76,18 +87,34 @@ MISTRAL = Program(
 
 ALL = [
     *QUICK,
-    Program(name="openai 2", command=python("openai_sync", of=OLDER), encoding="base64"),
-    Program(name="llama-index", command=python("llama_index_openai", of=OLDER), encoding="base64"),
-    Program(name="litellm", command=python("litellm_client", of=OLDER), encoding=None),
-    Program(name="chromadb", command=python("chromadb_openai", of=OLDER), encoding="base64"),
-    Program(name="openai, node", command=node("openai_node"), encoding="base64"),
-    Program(name="ai sdk", command=node("ai_sdk"), encoding="float", errors=("AI_APICallError",) * 3),
+    Program(name="openai 2", command=python("openai_sync", of=OLDER), fields=BASE64),
+    Program(name="llama-index", command=python("llama_index_openai", of=OLDER), fields=BASE64),
+    Program(
+        name="ddtrace-run",
+        command=(str(ROOT / ".venv-clients/bin/ddtrace-run"), *python("ddtrace_openai", of=OLDER)),
+        fields=BASE64,
+        changing=frozenset(
+            {"traceparent", "tracestate", "x-datadog-parent-id", "x-datadog-tags", "x-datadog-trace-id"}
+        ),
+    ),
+    Program(name="litellm", command=python("litellm_client", of=OLDER)),
+    Program(name="litellm 1.83", command=python("litellm_client", of=PINNED_LITELLM), fields=NULL),
+    Program(name="chromadb", command=python("chromadb_openai", of=OLDER), fields=BASE64),
+    Program(name="openai, node", command=node("openai_node"), fields=BASE64),
+    Program(name="ai sdk", command=node("ai_sdk"), fields=FLOAT, errors=("AI_APICallError",) * 3),
     MISTRAL,
     replace(MISTRAL, name="mistral, node", command=node("mistral_node")),
     Program(
+        name="infinity_client",
+        command=python("infinity_rest", of=INFINITY),
+        fields={"dimensions": 0, "modality": "text"},
+        retries=False,
+        provider="infinity",
+        errors=("UnexpectedStatus",) * 3,
+    ),
+    Program(
         name="openrouter",
         command=node("openrouter"),
-        encoding=None,
         retries=False,
         errors=("BadRequestResponseError", "UnauthorizedResponseError", "TooManyRequestsResponseError"),
     ),
@@ -144,8 +171,19 @@ async def test_what_it_sends(
     for call in upstream.calls:
         assert (call.method, call.target) == ("POST", "/v1/embeddings")
         assert call.headers["Authorization"] == "Bearer sk-test"
-        encoding = {} if program.encoding is None else {"encoding_format": program.encoding}
-        assert call.json == {"model": "m", "input": call.json["input"]} | encoding
+        assert call.json == {"model": "m", "input": call.json["input"], **program.fields}
+
+
+@pytest.mark.usefixtures("client")
+async def test_which_of_its_headers_change(
+    program: Program, process: ClientProcess, upstream: ScriptedUpstream, fills: Fills
+) -> None:
+    fills("sends")
+    for _ in range(2):
+        await process.embed(upstream.base_url, "m", TEXTS[:1])
+    first, second = (dict(call.headers) for call in upstream.calls)
+    changed = {name.lower() for name, _ in first.items() ^ second.items()}
+    assert changed == program.changing
 
 
 async def test_a_miss(
@@ -163,6 +201,9 @@ async def test_a_hit(
     for _ in range(2):
         assert_vectors(await process.embed(client.proxy.base_url, "m", TEXTS), program.items(TEXTS))
     assert sent(upstream.calls) == program.items(TEXTS)
+    requests = 1 if program.sends_lists else len(TEXTS)
+    for outcome in ("miss", "hit"):
+        assert await client.metric("embedding_proxy_requests_total", outcome=outcome) == requests
 
 
 async def test_a_new_text_between_cached_ones(
@@ -172,7 +213,7 @@ async def test_a_new_text_between_cached_ones(
     await process.embed(client.proxy.base_url, "m", [TEXTS[0], TEXTS[2]])
     upstream.calls.clear()
     assert_vectors(await process.embed(client.proxy.base_url, "m", TEXTS), program.items(TEXTS))
-    assert sent(upstream.calls) == program.items([TEXTS[1]])
+    assert sent(upstream.calls) == program.items(TEXTS if program.is_keyed_whole else TEXTS[1:2])
 
 
 @pytest.mark.parametrize("floats", ["shortest", "widened", "wide"])
