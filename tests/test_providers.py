@@ -262,8 +262,7 @@ async def test_an_error_is_relayed_to_the_byte_and_nothing_is_stored(stage: Stag
     assert len(stage.upstream.calls) == 1
     stage.upstream.reply = stage.emulator.answer
     good = await stage.ask(body)
-    # One vector of NaN leaves the other as good as any.
-    assert (good.status, good.cache) == (200, "PARTIAL" if stage.emulator.name == "tei" else "MISS")
+    assert (good.status, good.cache) == (200, "MISS")
     assert good.vectors == (await stage.ask_directly(body)).vectors
 
 
@@ -275,7 +274,8 @@ async def test_a_bad_200_is_relayed_to_the_byte_and_nothing_is_stored(stage: Sta
     assert is_relayed(await stage.ask(body), direct)
     stage.upstream.reply = stage.emulator.answer
     good = await stage.ask(body)
-    assert (good.status, good.cache) == (200, "MISS")
+    # One vector of NaN leaves the other as good as any.
+    assert (good.status, good.cache) == (200, "PARTIAL" if stage.emulator.name == "tei" else "MISS")
     assert good.vectors == (await stage.ask_directly(body)).vectors
 
 
