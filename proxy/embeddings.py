@@ -152,16 +152,19 @@ class EmbeddingsRoute:
         try:
             identity = self._access.outgoing(request.headers, own)
             _require_json(request, is_signed=identity.is_signed)
-            if "Content-Type" not in request.headers:
-                # What an upstream makes of that is its own; where it takes it for JSON, so do we.
-                identity = identity._replace(vector_affecting=[*identity.vector_affecting, ("content-type", "")])
             if "Content-Encoding" in request.headers:
                 body = await self._bodies.inflated(request, sent, held)
             fields = wire.read_object(body)
             progress.model = wire.model_of(fields) or deployment_in(request.raw_path)
             origin = progress.origin = self._origins.asked_at(request.raw_path, progress.model)
+            if not origin.neutral_headers <= self._access.neutral_headers:
+                own = self._access.identity(request.headers, origin)
+                identity = self._access.outgoing(request.headers, own, origin)
             url = _embeddings_url(origin, request.raw_path)
             asked = wire.parse_request(body, fields, origin.provider)
+            if "Content-Type" not in request.headers:
+                # What an upstream makes of that is its own; where it takes it for JSON, so do we.
+                identity = identity._replace(vector_affecting=[*identity.vector_affecting, ("content-type", "")])
         except Bypass as bypass:
             progress.items = wire.count_of(fields)
             if origin is None:  # what was not understood may be read well enough to say who is asked
@@ -231,7 +234,7 @@ class EmbeddingsRoute:
             raise NotCached(f"{len(to_do.missing)} of {len(job.wanted.keys)} items are not cached.")
         # What is fetched anew anyway needs no question.
         is_anew = is_moved or job.directives.no_cache
-        if not is_valid and not is_anew and (self._access.is_shared or not to_do.missing):
+        if not is_valid and not is_anew and (self._access.is_shared_by(job.identity) or not to_do.missing):
             return await self._ask_first(job, to_do, found, from_memory)
         return await self._fetch_and_answer(job, found, from_memory, refresh=is_moved)
 
@@ -248,7 +251,7 @@ class EmbeddingsRoute:
         these are served; entries in a scope that is shared are not.
         """
         errand = self._smallest(job, to_do)
-        timeout_s = None if self._access.is_shared else _PATIENCE_S
+        timeout_s = None if self._access.is_shared_by(job.identity) else _PATIENCE_S
         said = await self._sentinels.ask((job.who, job.place), errand, timeout_s=timeout_s)
         failure = None if said is None else said.fetched.failure
         is_unusable = failure is not None and failure.confirms
@@ -257,7 +260,7 @@ class EmbeddingsRoute:
         fetched = replace(said.fetched, failure=None)
         is_confirmed = is_unusable or fetched.is_by_origin
         first = fetched if said.is_own else NOTHING
-        if self._access.is_shared and not is_confirmed:
+        if self._access.is_shared_by(job.identity) and not is_confirmed:
             # Who stands in can't vouch for what others paid the upstream itself for.
             return await self._fetch_and_answer(job, {}, 0, refresh=False, is_apart=True, first=first.bill)
         if epochs(found, fetched.entries) > 1:
@@ -274,7 +277,9 @@ class EmbeddingsRoute:
     ) -> tuple[str, StreamResponse]:
         """What a credential gets that the upstream has not vouched for: it failed, or said nothing in time."""
         is_refused = failure is not None and failure.is_verdict
-        if failure is not None and (self._access.is_shared or is_refused or blame(failure.cause) is Blame.CALL):
+        if failure is not None and (
+            self._access.is_shared_by(job.identity) or is_refused or blame(failure.cause) is Blame.CALL
+        ):
             return await self._answer_failure(job, errand, failure)
         if self._validations.is_refused(job.who):  # no answer is no permission
             if failure is not None:
@@ -321,7 +326,7 @@ class EmbeddingsRoute:
         self._metrics.bypasses.labels(reason).inc()
         self._metrics.of_model(progress.model).items["bypass"].inc(progress.items)
         if response.status in KEY_REFUSALS:
-            who = self._validations.name(origin, self._access.identity(request.headers))
+            who = self._validations.name(origin, self._access.identity(request.headers, origin))
             self._validations.note(who, Place(url, None), response.status)
         return response
 
