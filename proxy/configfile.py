@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from proxy.config import SameModel, UpstreamSetting, meant, parse_upstream
+from proxy.config import SameModel, UpstreamSetting, meant, parse_neutral_headers, parse_upstream
 from proxy.errors import ConfigError
 from proxy.providers import GENERIC, PROVIDERS, Form, Limits, Provider
 
@@ -33,6 +33,7 @@ class _ProviderTable(Struct, forbid_unknown_fields=True, kw_only=True):
     inputs: list[Form] | UnsetType = UNSET
     key: _Fields = []
     neutral: _Fields = []
+    neutral_headers: _Fields = []
     cross_item: dict[_Field, Any] = {}
     encoding: dict[_Field, list[_Output]] = {}
     packs_base64: bool | UnsetType = UNSET
@@ -105,6 +106,7 @@ def _changed(row: Provider, name: str, table: _ProviderTable, where: str) -> Pro
         "base_url": row.base_url if name == row.name else None,  # another API has another address
         "key": (row.key - moved) | frozenset(table.key),
         "neutral": (row.neutral - moved) | frozenset(table.neutral),
+        "neutral_headers": row.neutral_headers | _header_names(table.neutral_headers, f"{where}: [providers.{name}]"),
         "encoding": {name: values for name, values in row.encoding.items() if name not in moved}
         | {name: frozenset(values) for name, values in table.encoding.items()},
         "cross_item": {k: v for k, v in row.cross_item.items() if k not in moved} | table.cross_item,
@@ -189,6 +191,13 @@ def _upstream(table: _UpstreamTable, rows: Mapping[str, Provider], where: str) -
             f"{where}: upstream {name!r} is the same model as {renamed[0]!r}, so its models must be just the one name"
         )
     return replace(setting, name=name, models=models, same_model=others)
+
+
+def _header_names(names: Sequence[str], where: str) -> frozenset[str]:
+    try:
+        return frozenset().union(*map(parse_neutral_headers, names))
+    except ConfigError as error:
+        raise ConfigError(f"{where} neutral_headers: {error}") from error
 
 
 def _base_url(text: str, row: Provider, where: str) -> UpstreamSetting:

@@ -60,6 +60,7 @@ _SIZE = _Parsed("size", config.parse_size)
 _STORE_LIMIT = _Parsed("size", config.parse_store_limit)
 _DURATION = _Parsed("duration", config.parse_duration)
 _HEADER_NAMES = _Parsed("names", config.parse_header_names)
+_NEUTRAL_HEADERS = _Parsed("names", config.parse_neutral_headers)
 _ORIGINS = _Parsed("origins", config.parse_cors_origins)
 _STORE = _Parsed("url", config.parse_store)
 _SECONDS = _Parsed("duration", config.parse_seconds)
@@ -175,6 +176,12 @@ def unknown(what: str, name: str, known: list[str]) -> str:
     help="Further header fields by which the upstream tells requests apart, as X-Route, X-User: part of every key.",
 )
 @_option(
+    "neutral-headers",
+    type=_NEUTRAL_HEADERS,
+    help="Header fields that do not change the vector although they sound like credentials or routing: left out of"
+    " every key.",
+)
+@_option(
     "upstream-key-env",
     metavar="NAME",
     help="Environment variable with the upstream's key, if the proxy is to hold it; clients then need none.",
@@ -262,6 +269,7 @@ def serve_command(ctx: click.Context, /, **given: Any) -> int:
         shares_all=given["share"] == "all",
         revalidate_s=given["revalidate"],
         key_headers=given["key_headers"] or frozenset(),
+        neutral_headers=given["neutral_headers"] or frozenset(),
         client_keys=given["client_keys"],
         cors_origins=given["cors_origins"] or frozenset(),
         record_key=_record_key(given["record_key_env"]),
@@ -286,6 +294,7 @@ def serve_command(ctx: click.Context, /, **given: Any) -> int:
         shutdown_timeout_s=given["shutdown_timeout"],
     )
     config.forbid_open_door(settings)
+    config.forbid_contradictions(settings)
     if settings.traces == "otlp":
         config.require_otlp(os.environ)
     if given["workers"] == 1:

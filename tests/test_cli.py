@@ -94,7 +94,7 @@ def test_every_flag_has_its_variable_and_its_key(
         "upstream_read_timeout": "2s", "upstream_timeout": "3s", "drain_delay": "4s", "shutdown_timeout": "5s",
         "share": "all", "revalidate": "6m", "upstream_key_env": "KEY", "client_keys": "clients",
         "record_key_env": "SECRET", "max_connections": "10", "log_requests": "no", "traces": "otlp",
-        "workers": "1", "key_headers": "X-Route, X-User",
+        "workers": "1", "key_headers": "X-Route, X-User", "neutral_headers": "X-Session, X-Plan",
         "cors_origins": "https://app.example.com, http://localhost:3000",
     }  # fmt: skip
     monkeypatch.setenv("KEY", "sk-owned")
@@ -165,6 +165,11 @@ MISTAKES = [
     ([], {}, "providers = 1", "providers in FILE: accepted: tables, as [providers.NAME]"),
     ([], {"CONFIG": "/nonexistent/proxy.toml"}, "", "--config /nonexistent/proxy.toml: No such file or directory"),
     (["--share", "everybody"], {}, "", "--share: 'everybody' is not one of 'credential', 'all'"),
+    (["--neutral-headers", "X-Plan, authorization"], {}, "", "--neutral-headers: 'authorization' authenticates cli"),
+    ([], {"NEUTRAL_HEADERS": "x y"}, "", "EMBEDDING_PROXY_NEUTRAL_HEADERS: 'x y' is not the name of a header field"),
+    (["--key-headers", "X-Plan", "--neutral-headers", "x-plan"], {}, "", "'x-plan' is in --key-headers and in --neut"),
+    (["--key-headers", "X-Plan", "--upstream", "openai"], {}, '[providers.openai]\nneutral_headers = ["x-plan"]',
+     "'x-plan' is in --key-headers and in neutral_headers of [providers.openai]; leave it out of one of them"),
     (["--revalidate", "0"], {}, "", "--revalidate: '0' is not above zero; accepted: a number with ms"),
     ([], {"REVALIDATE": "none"}, "", "EMBEDDING_PROXY_REVALIDATE: 'none' is not a duration; accepted: a number"),
     ([*OWN, "NOT_SET"], {}, "", "--upstream-key-env: the environment has no NOT_SET, or an empty one"),
