@@ -18,7 +18,8 @@ from proxy.bodies import Bodies, Held
 from proxy.cors import origin_of
 from proxy.errors import CredentialRefused, KeyRefused, NotCached, Overloaded, ProxyError
 from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
-from proxy.headers import Directives, Identity
+from proxy.headers import NO_DIRECTIVES, Directives, Identity
+from proxy.headerwatch import MANY_VALUES, HeaderWatch
 from proxy.metrics import Metrics
 from proxy.origins import Origin, Origins
 from proxy.outcomes import Blame, Refused, Unusable, blame, in_own_words, is_success, status_of
@@ -114,6 +115,7 @@ class EmbeddingsRoute:
         metrics.requests_in_flight.set_function(lambda: self._in_flight)
         self._is_draining = is_draining
         self._said: set[tuple[str, str]] = set()
+        self._header_watch = HeaderWatch()
 
     async def handle(self, request: BaseRequest, progress: Progress) -> StreamResponse:
         """Answer ``POST …/embeddings``. Raises `ProxyError`."""
@@ -218,6 +220,7 @@ class EmbeddingsRoute:
         if found:  # of another process's life, perhaps
             self._metrics.admit_model(job.wanted.model)
         self._stages["lookup"].observe(time.perf_counter() - parsed_s)
+        self._watch_headers(job, is_hit=bool(found))
         is_moved = epochs(found) > 1
         if is_moved:
             found, to_do = {}, plan(job.wanted.keys, ())
@@ -237,6 +240,18 @@ class EmbeddingsRoute:
         if not is_valid and not is_anew and (self._access.is_shared_by(job.identity) or not to_do.missing):
             return await self._ask_first(job, to_do, found, from_memory)
         return await self._fetch_and_answer(job, found, from_memory, refresh=is_moved)
+
+    def _watch_headers(self, job: _Job, *, is_hit: bool) -> None:
+        if is_hit:
+            self._header_watch.hit(job.identity, job.asked.model)
+        elif job.directives == NO_DIRECTIVES:
+            for name in self._header_watch.missed(job.identity, job.asked.model):
+                self._metrics.varying_header(name, MANY_VALUES)
+                self._say_once(
+                    f"{MANY_VALUES} values of {name} from one credential for one model, and no hit; if it does not"
+                    f" change the vector, set --neutral-headers {name}",
+                    "a header field that is part of the key costs hits",
+                )
 
     def _is_valid(self, job: _Job) -> bool:
         is_good = self._access.owns_key or self._validations.holds(job.who, job.place)

@@ -1,5 +1,6 @@
 """Header fields that differ on every request: they cost no hits; and those that choose a model keep it apart."""
 
+import logging
 from typing import Any
 
 import pytest
@@ -233,3 +234,62 @@ async def test_a_row_of_the_only_upstream_is_known_to_requests_that_come_again(
     client = await start_proxy(upstream=UpstreamSetting(name="s", base_url=upstream.base_url, provider=row))
     outcomes = [(await client.embed("x", headers={"X-Plan-Tags": f"{n}"})).cache for n in range(3)]
     assert outcomes == ["MISS", "HIT", "HIT"]
+
+
+# --- what the operator is told
+
+
+async def varying_misses(client: Client, header: str) -> float:
+    return await client.metric("embedding_proxy_varying_header_misses_total", header=header)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """But for asyncio's, that a task took long."""
+    records = [record for record in caplog.records if record.name.startswith("proxy")]
+    return [record.getMessage() for record in records if record.levelno == logging.WARNING]
+
+
+async def test_a_field_that_keeps_every_request_from_the_cache_is_named_once(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(45):
+        assert (await client.embed("x", headers={"X-Job-Tags": f"{number}"})).cache == "MISS"
+    (said,) = warnings(caplog)
+    assert "20 values of x-job-tags from one credential for one model, and no hit" in said
+    assert "set --neutral-headers x-job-tags" in said
+    assert await varying_misses(client, "x-job-tags") == 40
+
+
+async def test_a_field_whose_values_come_again_is_not_named(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(45):
+        for _ in range(1 + number % 2):
+            await client.embed("x", headers={"X-Job-Tags": f"{number}"})
+    assert warnings(caplog) == []
+    assert await varying_misses(client, "x-job-tags") == 0
+
+
+async def test_what_asks_to_be_fetched_anew_says_nothing_about_its_fields(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(25):
+        await client.embed("x", headers={"X-Job-Tags": f"{number}", "Cache-Control": "no-store"})
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("name", ["Authorization", "Cookie", "X-Pat"])
+async def test_many_clients_are_no_field_that_differs(
+    client: Client, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    for number in range(25):
+        await client.post({"model": "m", "input": "x"}, key=None, **{name: f"{number}"})
+    assert warnings(caplog) == []
+
+
+async def test_names_that_clients_make_up_do_not_become_any_number_of_series(client: Client) -> None:
+    for number in range(20 * 18):
+        await client.embed("x", headers={f"X-{number % 18}-Tags": f"{number}"})
+    async with client.session.get(client.proxy.admin_url + "/metrics") as response:
+        lines = (await response.text()).splitlines()
+    series = [line for line in lines if line.startswith("embedding_proxy_varying_header_misses_total{")]
+    assert len(series) == 17
+    assert await varying_misses(client, "other") == 2 * 20
