@@ -173,13 +173,14 @@ def unknown(what: str, name: str, known: list[str]) -> str:
 @_option(
     "key-headers",
     type=_HEADER_NAMES,
-    help="Further header fields by which the upstream tells requests apart, as X-Route, X-User: part of every key.",
+    help="Extra request headers to include in the cache key, as X-Route, X-User. Credential and routing headers are"
+    " detected automatically.",
 )
 @_option(
     "neutral-headers",
     type=_NEUTRAL_HEADERS,
-    help="Header fields that do not change the vector although they sound like credentials or routing: left out of"
-    " every key.",
+    help="Request headers to leave out of the cache key, although they sound like a credential or like routing."
+    " Tracing, mesh and CDN headers are detected automatically.",
 )
 @_option(
     "upstream-key-env",
