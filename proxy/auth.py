@@ -11,7 +11,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 from typing import NamedTuple
 
-from proxy import headers
+from proxy import assertions, headers
 from proxy.clientkeys import ClientKeys
 from proxy.config import THIS_MACHINE
 from proxy.cors import origin_of
@@ -105,16 +105,19 @@ class Access:
         client_keys: ClientKeys | None,
         key_headers: frozenset[str] = frozenset(),
         cors_origins: frozenset[str] = frozenset(),
+        neutral_headers: frozenset[str] = frozenset(),
     ) -> None:
         self.is_shared = shares_all or owns_key  # one scope for all
         self.owns_key = owns_key
         self._client_keys = client_keys
         self._key_headers = key_headers
         self._cors_origins = cors_origins
+        self.neutral_headers = neutral_headers
 
-    def identity(self, given: Headers) -> Identity:
-        """Who the client is, and what else of its headers matters."""
-        return headers.identity(given, self._key_headers)
+    def identity(self, given: Headers, origin: Origin | None = None) -> Identity:
+        """Who the client is, and what else of its headers matters, to ``origin`` if it is known yet."""
+        neutral = self.neutral_headers if origin is None else self.neutral_headers | origin.neutral_headers
+        return headers.identity(given, self._key_headers, neutral)
 
     @property
     def edition(self) -> int:
@@ -139,11 +142,11 @@ class Access:
         if self.owns_key and self._client_keys is None:
             _forbid_web_pages(given, self._cors_origins)
 
-    def outgoing(self, given: Headers, own: Identity) -> Identity:
+    def outgoing(self, given: Headers, own: Identity, origin: Origin | None = None) -> Identity:
         """Who the upstream will see, and what else of the headers it will; ``own`` is the client's own identity."""
         if not self.owns_key:
             return own
-        return self.identity(headers.without_credentials(given))._replace(credentials=_OWN_KEY)
+        return self.identity(headers.without_credentials(given), origin)._replace(credentials=_OWN_KEY)
 
     def may_read(self, upstream: Origin, given: Headers) -> bool:
         """Whether it is known if the web page that asks, where one does, may read a response.
@@ -155,7 +158,13 @@ class Access:
 
     def scope(self, identity: Identity) -> Fields:
         """Whose entries these are."""
-        return _EVERYBODY if self.is_shared and not self.owns_key else identity.credentials
+        if self.is_shared and not self.owns_key:
+            return _EVERYBODY
+        return assertions.scope_of(identity.credentials)
+
+    def is_shared_by(self, identity: Identity) -> bool:
+        """Whether others, with other credentials, see the same entries."""
+        return self.is_shared or self.scope(identity) != identity.credentials
 
 
 def _forbid_web_pages(given: Headers, allowed: frozenset[str]) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from http import HTTPStatus
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from multidict import CIMultiDict
 from proxy import reply, wire
 from proxy.errors import Overloaded, ProxyError
 from proxy.failover import Failover
+from proxy.headerfields import is_assertion
 from proxy.isolation import MergeLimits, RetryBudget
 from proxy.metrics import Metrics
 from proxy.origins import Origin
@@ -233,7 +235,8 @@ class Batcher:
         be an outage, two are asked first, and more only as long as they succeed or the budget lasts.
         """
         outcomes: list[Outcome | ProxyError] = [without_quotes(failure)] * len(shares)
-        about = blame(failure)
+        is_about_first = _is_about_first(failure, shares)
+        about = Blame.CALL if is_about_first else blame(failure)
         if about is Blame.EVERYBODY:
             return outcomes
         budget = self._budget(shares[0].origin)
@@ -251,7 +254,7 @@ class Batcher:
             may_be_outage = all(_is_outage(outcomes[i]) for i in probed)
             start, size = probed.stop, 2 * size if may_be_outage else len(shares)
             about = about if may_be_outage else Blame.CALL
-        if all(isinstance(outcome, Delivered) for outcome in outcomes):
+        if not is_about_first and all(isinstance(outcome, Delivered) for outcome in outcomes):
             items = sum(len(share.items) for share in shares)
             is_certain = blame(failure) is Blame.CALL
             self._merge_limits.merging_failed(
@@ -317,6 +320,17 @@ class Sent(NamedTuple):
     by_origin: bool
 
 
+def _is_about_first(failure: CallFailure, shares: list[Share]) -> bool:
+    """Whether the upstream may have refused the assertion of the first share alone, which went up for all."""
+    if not isinstance(failure, Refused) or failure.answer.status != HTTPStatus.UNAUTHORIZED:
+        return False
+    return len({tuple(_assertions(share.headers)) for share in shares}) > 1
+
+
+def _assertions(given: CIMultiDict[str]) -> Iterator[tuple[str, str]]:
+    return ((name.lower(), value) for name, value in given.items() if is_assertion(name.lower()))
+
+
 def _is_outage(outcome: Outcome | ProxyError) -> bool:
     """Whether a share that was asked alone failed in a way that may be an outage."""
     return not isinstance(outcome, Delivered) and blame(outcome) is not Blame.CALL
@@ -346,12 +360,18 @@ def _read(share: Share, origin: Origin, answer: Answer, items: int) -> reply.Emb
 
 def _in_common(given: list[CIMultiDict[str]]) -> CIMultiDict[str]:
     """Headers common to all merged requests, plus User-Agent and Content-Type: what only one of them has (a condition,
-    a deadline, a cookie) must not decide how the others fare."""
+    a deadline, a cookie) must not decide how the others fare.
+
+    A proxy in front renews its assertions all the time, so hardly two requests of one credential have the same. Those
+    of the first go up: without any, an upstream that asks for one would refuse them all (see `_is_about_first`).
+    """
     first, *others = given
     return CIMultiDict(
         (name, value)
         for name, value in first.items()
-        if name.lower() in _SPEAKER or all(value in other.getall(name, ()) for other in others)
+        if name.lower() in _SPEAKER
+        or is_assertion(name.lower())
+        or all(value in other.getall(name, ()) for other in others)
     )
 
 

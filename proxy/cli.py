@@ -65,6 +65,7 @@ def _described(row: Provider) -> str:
         "input": ", ".join(form.value for form in Form if form in row.inputs),
         "key": ", ".join(sorted(row.key)),
         "neutral": ", ".join(sorted(row.neutral)),
+        "headers": f"neutral: {', '.join(sorted(row.neutral_headers))}" if row.neutral_headers else "",
         "encoding": ", ".join(_encodings(row)),
         "cross-item": ", ".join(
             f"{k} other than {orjson.dumps(v).decode()}" for k, v in sorted(row.cross_item.items())

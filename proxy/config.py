@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
-from proxy import baseurl, egress, redisurl
+from proxy import baseurl, egress, headerfields, redisurl
 from proxy.egress import DIRECT, Egress
 from proxy.errors import ConfigError
 from proxy.providers import GENERIC, PROVIDERS, Provider
@@ -105,6 +105,7 @@ class Settings:
     shares_all: bool = False  # one scope for all validated credentials
     revalidate_s: float = 600.0
     key_headers: frozenset[str] = frozenset()  # names in lower case
+    neutral_headers: frozenset[str] = frozenset()  # likewise
     cors_origins: frozenset[str] = frozenset()  # as browsers send them, or just "*"; none: the upstream decides
     client_keys: Path | None = None  # None: whoever can connect may ask
     record_key: bytes | None = field(default=None, repr=False)
@@ -164,6 +165,25 @@ def parse_header_names(text: str) -> frozenset[str]:
     if wrong:
         raise ConfigError(f"{wrong[0]!r} is not the name of a header field; accepted: names as X-Route, X-User")
     return names
+
+
+def parse_neutral_headers(text: str) -> frozenset[str]:
+    """``X-Session, X-Plan``, as names in lower case. Raises `ConfigError`, also for a field that can't be neutral."""
+    names = parse_header_names(text)
+    for name in sorted(names):
+        if (why := headerfields.why_not_neutral(name)) is not None:
+            raise ConfigError(f"{name!r} {why}")
+    return names
+
+
+def forbid_contradictions(settings: Settings) -> None:
+    """Refuse a header field that is said to matter and not to matter. Raises `ConfigError`."""
+    rows = {setting.provider.name: setting.provider for setting in (settings.upstream, *settings.routed)}
+    neutral = {"--neutral-headers": settings.neutral_headers}
+    neutral |= {f"neutral_headers of [providers.{name}]": row.neutral_headers for name, row in rows.items()}
+    for where, names in neutral.items():
+        if both := names & settings.key_headers:
+            raise ConfigError(f"{min(both)!r} is in --key-headers and in {where}; leave it out of one of them")
 
 
 def parse_cors_origins(text: str) -> frozenset[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from proxy.config import SameModel, UpstreamSetting, meant, parse_file, parse_upstream
+from proxy.config import SameModel, UpstreamSetting, meant, parse_file, parse_neutral_headers, parse_upstream
 from proxy.egress import DIRECT, Egress, parse_proxy
 from proxy.errors import ConfigError
 from proxy.providers import GENERIC, PROVIDERS, Form, Limits, Provider
@@ -34,6 +34,7 @@ class _ProviderTable(Struct, forbid_unknown_fields=True, kw_only=True):
     inputs: list[Form] | UnsetType = UNSET
     key: _Fields = []
     neutral: _Fields = []
+    neutral_headers: _Fields = []
     cross_item: dict[_Field, Any] = {}
     encoding: dict[_Field, list[_Output]] = {}
     packs_base64: bool | UnsetType = UNSET
@@ -111,6 +112,7 @@ def _changed(row: Provider, name: str, table: _ProviderTable, where: str) -> Pro
         "base_url": row.base_url if name == row.name else None,  # another API has another address
         "key": (row.key - moved) | frozenset(table.key),
         "neutral": (row.neutral - moved) | frozenset(table.neutral),
+        "neutral_headers": row.neutral_headers | _header_names(table.neutral_headers, f"{where}: [providers.{name}]"),
         "encoding": {name: values for name, values in row.encoding.items() if name not in moved}
         | {name: frozenset(values) for name, values in table.encoding.items()},
         "cross_item": {k: v for k, v in row.cross_item.items() if k not in moved} | table.cross_item,
@@ -223,6 +225,13 @@ def _egress(table: _UpstreamTable, default: Egress, where: str) -> Egress:
         # A key belongs to its certificate.
         cert_key=own("cert_key", parse_file, default.cert_key if table.cert is UNSET else None),
     )
+
+
+def _header_names(names: Sequence[str], where: str) -> frozenset[str]:
+    try:
+        return frozenset().union(*map(parse_neutral_headers, names))
+    except ConfigError as error:
+        raise ConfigError(f"{where} neutral_headers: {error}") from error
 
 
 def _base_url(text: str, row: Provider, where: str) -> UpstreamSetting:

@@ -18,7 +18,8 @@ from proxy.bodies import Bodies, Held
 from proxy.cors import origin_of
 from proxy.errors import CredentialRefused, KeyRefused, NotCached, Overloaded, ProxyError
 from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
-from proxy.headers import Directives, Identity
+from proxy.headers import NO_DIRECTIVES, Directives, Identity
+from proxy.headerwatch import MANY_VALUES, HeaderWatch
 from proxy.metrics import Metrics
 from proxy.origins import Origin, Origins
 from proxy.outcomes import Blame, Refused, Unusable, blame, in_own_words, is_success, status_of
@@ -114,6 +115,7 @@ class EmbeddingsRoute:
         metrics.requests_in_flight.set_function(lambda: self._in_flight)
         self._is_draining = is_draining
         self._said: set[tuple[str, str]] = set()
+        self._header_watch = HeaderWatch()
 
     async def handle(self, request: BaseRequest, progress: Progress) -> StreamResponse:
         """Answer ``POST …/embeddings``. Raises `ProxyError`."""
@@ -152,17 +154,20 @@ class EmbeddingsRoute:
         try:
             identity = self._access.outgoing(request.headers, own)
             _require_json(request, is_signed=identity.is_signed)
-            if "Content-Type" not in request.headers:
-                # What an upstream makes of that is its own; where it takes it for JSON, so do we.
-                identity = identity._replace(vector_affecting=[*identity.vector_affecting, ("content-type", "")])
             if "Content-Encoding" in request.headers:
                 body = await self._bodies.inflated(request, sent, held)
             fields = wire.read_object(body)
             named = named_in(request.raw_path)
             progress.model = wire.model_of(fields) or (named.name if named else None)
             origin = progress.origin = self._origins.asked_at(request.raw_path, progress.model)
+            if not origin.neutral_headers <= self._access.neutral_headers:
+                own = self._access.identity(request.headers, origin)
+                identity = self._access.outgoing(request.headers, own, origin)
             url = _embeddings_url(origin, request.raw_path)
             asked = wire.parse_request(body, fields, origin.provider, named)
+            if "Content-Type" not in request.headers:
+                # What an upstream makes of that is its own; where it takes it for JSON, so do we.
+                identity = identity._replace(vector_affecting=[*identity.vector_affecting, ("content-type", "")])
         except Bypass as bypass:
             progress.items = wire.count_of(fields)
             if origin is None:  # what was not understood may be read well enough to say who is asked
@@ -216,6 +221,7 @@ class EmbeddingsRoute:
         if found:  # of another process's life, perhaps
             self._metrics.admit_model(job.wanted.model)
         self._stages["lookup"].observe(time.perf_counter() - parsed_s)
+        self._watch_headers(job, is_hit=bool(found))
         is_moved = epochs(found) > 1
         if is_moved:
             found, to_do = {}, plan(job.wanted.keys, ())
@@ -232,9 +238,21 @@ class EmbeddingsRoute:
             raise NotCached(f"{len(to_do.missing)} of {len(job.wanted.keys)} items are not cached.")
         # What is fetched anew anyway needs no question.
         is_anew = is_moved or job.directives.no_cache
-        if not is_valid and not is_anew and (self._access.is_shared or not to_do.missing):
+        if not is_valid and not is_anew and (self._access.is_shared_by(job.identity) or not to_do.missing):
             return await self._ask_first(job, to_do, found, from_memory)
         return await self._fetch_and_answer(job, found, from_memory, refresh=is_moved)
+
+    def _watch_headers(self, job: _Job, *, is_hit: bool) -> None:
+        if is_hit:
+            self._header_watch.hit(job.identity, job.asked.model)
+        elif job.directives == NO_DIRECTIVES:
+            for name in self._header_watch.missed(job.identity, job.asked.model):
+                self._metrics.varying_header(name, MANY_VALUES)
+                self._say_once(
+                    f"{MANY_VALUES} values of {name} from one credential for one model, and no hit; if it does not"
+                    f" change the vector, set --neutral-headers {name}",
+                    "a header field that is part of the key costs hits",
+                )
 
     def _is_valid(self, job: _Job) -> bool:
         is_good = self._access.owns_key or self._validations.holds(job.who, job.place)
@@ -249,7 +267,7 @@ class EmbeddingsRoute:
         these are served; entries in a scope that is shared are not.
         """
         errand = self._smallest(job, to_do)
-        timeout_s = None if self._access.is_shared else _PATIENCE_S
+        timeout_s = None if self._access.is_shared_by(job.identity) else _PATIENCE_S
         said = await self._sentinels.ask((job.who, job.place), errand, timeout_s=timeout_s)
         failure = None if said is None else said.fetched.failure
         is_unusable = failure is not None and failure.confirms
@@ -258,7 +276,7 @@ class EmbeddingsRoute:
         fetched = replace(said.fetched, failure=None)
         is_confirmed = is_unusable or fetched.is_by_origin
         first = fetched if said.is_own else NOTHING
-        if self._access.is_shared and not is_confirmed:
+        if self._access.is_shared_by(job.identity) and not is_confirmed:
             # Who stands in can't vouch for what others paid the upstream itself for.
             return await self._fetch_and_answer(job, {}, 0, refresh=False, is_apart=True, first=first.bill)
         if epochs(found, fetched.entries) > 1:
@@ -275,7 +293,9 @@ class EmbeddingsRoute:
     ) -> tuple[str, StreamResponse]:
         """What a credential gets that the upstream has not vouched for: it failed, or said nothing in time."""
         is_refused = failure is not None and failure.is_verdict
-        if failure is not None and (self._access.is_shared or is_refused or blame(failure.cause) is Blame.CALL):
+        if failure is not None and (
+            self._access.is_shared_by(job.identity) or is_refused or blame(failure.cause) is Blame.CALL
+        ):
             return await self._answer_failure(job, errand, failure)
         if self._validations.is_refused(job.who):  # no answer is no permission
             if failure is not None:
@@ -322,7 +342,7 @@ class EmbeddingsRoute:
         self._metrics.bypasses.labels(reason).inc()
         self._metrics.of_model(progress.model).items["bypass"].inc(progress.items)
         if response.status in KEY_REFUSALS:
-            who = self._validations.name(origin, self._access.identity(request.headers))
+            who = self._validations.name(origin, self._access.identity(request.headers, origin))
             self._validations.note(who, Place(url, None), response.status)
         return response
 

@@ -16,6 +16,7 @@ ITEM_RESULTS = ("memory", "store", "duplicate", "joined", "upstream", "bypass")
 STAGES = ("parse", "lookup", "wait", "slot", "upstream", "assemble")
 # Models that have a label of their own; the rest are `other`. A series is for ever, and costs the Prometheus too.
 _MAX_MODELS, _MAX_LABEL, _OTHER = 50, 128, "other"
+_MAX_HEADERS = 16  # likewise
 _BREAKER_STATES = {"closed": 0, "half-open": 1, "open": 2}
 _MILLION = 1_000_000
 
@@ -120,6 +121,14 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self._varying_headers = Counter(
+            "embedding_proxy_varying_header_misses",
+            "Requests that missed, by a header field of which one credential and model had shown only new values since"
+            " their last hit. Counted in steps of 20.",
+            ["header"],
+            registry=registry,
+        )
+        self._varying_header_names: set[str] = set()
         self.validations = Counter(
             "embedding_proxy_validations",
             "Questions to an upstream about a credential that was not validated recently, each counted once however"
@@ -293,6 +302,12 @@ class Metrics:
         if child is None:
             child = self._request_children[name] = self._requests.labels(outcome, str(status), model)
         return child
+
+    def varying_header(self, name: str, misses: int) -> None:
+        """So many ``misses`` showed ever new values of the header field ``name``, which is a client's word."""
+        if len(self._varying_header_names) < _MAX_HEADERS:
+            self._varying_header_names.add(name)
+        self._varying_headers.labels(name if name in self._varying_header_names else _OTHER).inc(misses)
 
     def of_model(self, model: str | None) -> ModelCounters:
         """What counts ``model``, by its own name only once `admit_model` was called: a client can name any."""

@@ -43,6 +43,13 @@ class Origin:
         limits = self.limits
         return limits._replace(items=min(limits.items, MOST_MERGED))
 
+    @property
+    def neutral_headers(self) -> frozenset[str]:
+        """Names in lower case that are neutral wherever a request ends up, besides those that are so everywhere."""
+        if not self.provider.neutral_headers:
+            return self.provider.neutral_headers
+        return frozenset.intersection(*(way.origin.provider.neutral_headers for way in self.ways))
+
     def outbound(self, forwarded: CIMultiDict[str]) -> CIMultiDict[str]:
         """A request's fields as this upstream is to see them: with the proxy's key for it, if there is one."""
         forwarded = self.cors.outbound(forwarded)

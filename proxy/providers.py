@@ -67,6 +67,8 @@ class Provider:
     inputs: frozenset[Form] = _TOKENS
     key: frozenset[str] = frozenset()  # changes the vector of each item alike, so its value is in every item's key
     neutral: frozenset[str] = frozenset({"user"})  # changes nothing about the vector
+    # Header fields, in lower case, that change nothing either, though they sound like a credential or like routing.
+    neutral_headers: frozenset[str] = frozenset()
     # Lets an item's vector depend on the other items, or gives it several; name -> the one value that doesn't.
     cross_item: Mapping[str, object] = field(default_factory=dict)
     # Chooses how the vector is written; name -> the values that it documents, of float, base64 and the integer types,

@@ -61,6 +61,7 @@ _SIZE = _Parsed("size", config.parse_size)
 _STORE_LIMIT = _Parsed("size", config.parse_store_limit)
 _DURATION = _Parsed("duration", config.parse_duration)
 _HEADER_NAMES = _Parsed("names", config.parse_header_names)
+_NEUTRAL_HEADERS = _Parsed("names", config.parse_neutral_headers)
 _ORIGINS = _Parsed("origins", config.parse_cors_origins)
 _STORE = _Parsed("url", config.parse_store)
 _PROXY = _Parsed("url", parse_proxy)
@@ -175,7 +176,14 @@ def unknown(what: str, name: str, known: list[str]) -> str:
 @_option(
     "key-headers",
     type=_HEADER_NAMES,
-    help="Further header fields by which the upstream tells requests apart, as X-Route, X-User: part of every key.",
+    help="Extra request headers to include in the cache key, as X-Route, X-User. Credential and routing headers are"
+    " detected automatically.",
+)
+@_option(
+    "neutral-headers",
+    type=_NEUTRAL_HEADERS,
+    help="Request headers to leave out of the cache key, although they sound like a credential or like routing."
+    " Tracing, mesh and CDN headers are detected automatically.",
 )
 @_option(
     "upstream-key-env",
@@ -289,6 +297,7 @@ def serve_command(ctx: click.Context, /, **given: Any) -> int:
         shares_all=given["share"] == "all",
         revalidate_s=given["revalidate"],
         key_headers=given["key_headers"] or frozenset(),
+        neutral_headers=given["neutral_headers"] or frozenset(),
         client_keys=given["client_keys"],
         cors_origins=given["cors_origins"] or frozenset(),
         record_key=_record_key(given["record_key_env"]),
@@ -314,6 +323,7 @@ def serve_command(ctx: click.Context, /, **given: Any) -> int:
     )
     config.forbid_open_door(settings)
     config.require_use_of(_egress(ctx), settings)
+    config.forbid_contradictions(settings)
     if settings.traces == "otlp":
         config.require_otlp(os.environ)
     if given["workers"] == 1:

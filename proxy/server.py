@@ -132,6 +132,7 @@ async def running(
             owns_key=settings.owns_key,
             client_keys=client_keys,
             key_headers=settings.key_headers,
+            neutral_headers=settings.neutral_headers | _neutral_at_all(settings),
             cors_origins=settings.cors_origins,
         )
         bodies = Bodies(metrics, max_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
@@ -192,6 +193,12 @@ async def running(
         )
         lifecycle.is_draining = True
         lifecycle.deadline = time.monotonic() + settings.shutdown_timeout_s
+
+
+def _neutral_at_all(settings: Settings) -> frozenset[str]:
+    """The header fields that are neutral whichever upstream is asked."""
+    rows = (setting.provider for setting in (settings.upstream, *settings.routed))
+    return frozenset.intersection(*(row.neutral_headers for row in rows))
 
 
 def _forbid_itself(settings: Settings, base_url: str) -> None:

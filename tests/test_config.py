@@ -324,6 +324,29 @@ def test_what_is_no_forward_proxy_is_said_to_be_none_without_its_password(text: 
     assert "s3c" not in str(error.value)
 
 
+def test_neutral_headers() -> None:
+    assert config.parse_neutral_headers("X-Plan, x-session") == {"x-plan", "x-session"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Authorization", "Proxy-Authorization", "api-key", "X-Api-Key", "apikey", "x_api_key", "X-Goog-Api-Key",
+     "x-litellm-api-key", "Ocp-Apim-Subscription-Key", "X-Auth-Token", "Helicone-Auth", "X-Portkey-Virtual-Key",
+     "x-bf-vk", "CF-Access-Client-Secret", "X-Password", "Cookie"],
+)  # fmt: skip
+def test_a_credential_can_not_be_declared_neutral(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"authenticates clients, so entries would be shared across credentials; .* --share all"
+    ):
+        config.parse_neutral_headers(f"X-Plan, {name}")
+
+
+@pytest.mark.parametrize("name", ["Content-Digest", "X-Amz-Content-SHA256"])
+def test_what_vouches_for_the_body_can_not_be_declared_neutral(name: str) -> None:
+    with pytest.raises(ConfigError, match="vouches for the body"):
+        config.parse_neutral_headers(name)
+
+
 def test_header_names() -> None:
     assert config.parse_header_names("X-Route, x-user") == {"x-route", "x-user"}
     for wrong in ("", "a b", "x-a,", "x:", "ü"):

@@ -25,6 +25,21 @@ def test_a_field_nobody_knows_can_be_promoted() -> None:
     assert row.base_url == PROVIDERS["openai"].base_url
 
 
+def test_a_row_has_neutral_headers_of_its_own() -> None:
+    added = rows(
+        """
+        [providers.mine]
+        neutral_headers = ["X-Plan"]
+        [providers.other]
+        like = "mine"
+        neutral_headers = ["X-Session"]
+        """
+    )
+    assert added["mine"].neutral_headers == {"x-plan"}
+    assert added["other"].neutral_headers == {"x-plan", "x-session"}
+    assert GENERIC.neutral_headers == frozenset()
+
+
 def test_what_the_operator_says_of_a_field_counts_alone() -> None:
     row = rows('[providers.vllm]\nkey = ["user"]\n[providers.vllm.cross_item]\npriority = 0')["vllm"]
     assert "user" in row.key
@@ -104,6 +119,14 @@ def test_upstreams_by_model() -> None:
         ),
         ('[providers.a]\nlike = "b"', "f.toml: [providers.a] like = 'b' is no provider; accepted: generic, infron"),
         ('[providers.a]\nkey = ["x"]\nneutral = ["x"]', "f.toml: [providers.a] 'x' stands in two classes"),
+        (
+            '[providers.a]\nneutral_headers = ["X-Api-Key"]',
+            "f.toml: [providers.a] neutral_headers: 'x-api-key' authentica",
+        ),
+        (
+            '[providers.a]\nneutral_headers = ["x y"]',
+            "f.toml: [providers.a] neutral_headers: 'x y' is not the name of a",
+        ),
         ('[providers.a]\nkey = ["input"]', "f.toml: [providers.a] 'input' has a meaning of its own; leave it out"),
         ('[providers.openai]\nneutral = ["dimensions"]', "'dimensions' is known to change what is answered, so it can"),
         (

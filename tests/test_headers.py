@@ -1,7 +1,7 @@
 import pytest
 from multidict import CIMultiDict
 
-from proxy import headers
+from proxy import headerfields, headers
 from proxy.headers import NO_DIRECTIVES, Directives
 
 
@@ -61,6 +61,26 @@ def test_identity_does_not_depend_on_the_order_or_case_of_names() -> None:
         "X-Target-Backend",
         "NVCF-Input-Asset-References",
         "OpenAI-Project",
+        "X-Portkey-Metadata",
+        "X-Portkey-Request-Timeout",
+        "X-Portkey-Retry-Count",
+        "X-TFY-Metadata",
+        "X-TFY-Guardrails",
+        "CF-AIG-Metadata",
+        "CF-AIG-Request-Timeout",
+        "Helicone-Fallbacks",
+        "Helicone-Token-Limit-Exception-Handler",
+        "X-BF-EH-OpenAI-Organization",
+        "X-Data-Keywordsai-Params",
+        "X-Any-Metadata",
+        "X-Envoy-Original-Dst-Host",
+        "L5d-Dst-Override",
+        "Dtab-Local",
+        "Dapr-App-Id",
+        "X-Amzn-SageMaker-Inference-Component",
+        "X-Envoy-Ip-Tags",
+        "X-Region",
+        "Uberctx-Region",
     ],
 )
 def test_what_says_where_a_request_goes_counts_in_whatever_scope(name: str) -> None:
@@ -95,15 +115,60 @@ def test_a_credential_for_where_it_goes_is_a_credential_and_ends_where_the_proxy
         "X-Title",
         "Helicone-Property-Session",
         "X-Portkey-Trace-Id",
-        "X-Portkey-Metadata",
         "X-Portkey-Cache-Namespace",
-        "X-Routing-Key",
+        "X-TFY-Logging-Config",
+        "CF-AIG-Event-Id",
+        "X-BF-Maxim-Tags",
+        "X-LiteLLM-Spend-Logs-Metadata",
         "Idempotency-Key",
         "Connection",
     ],
 )
 def test_what_is_new_for_every_call_does_not_count(name: str) -> None:
     assert headers.identity(CIMultiDict({name: "v"})) == ([], [], False)
+
+
+@pytest.mark.parametrize("document", [*headerfields._OF_REQUESTS, *headerfields._OF_PROXIES], ids=str)
+def test_a_documented_neutral_field_does_not_count(document: str) -> None:
+    assert document.startswith("https://")
+    names = {**headerfields._OF_REQUESTS, **headerfields._OF_PROXIES}[document].split()
+    given = CIMultiDict({name.replace("*", "any-region"): "v" for name in names})
+    assert headers.identity(given) == ([], [], False)
+    assert headers.without_credentials(given) == given
+
+
+ASSERTIONS = [name for names in headerfields._OF_AUTHENTICATORS.values() for name in names.split()]
+
+
+@pytest.mark.parametrize("name", ASSERTIONS)
+@pytest.mark.parametrize("secret", ["Authorization", "API-Key", "X-Goog-Api-Key"])
+def test_what_a_proxy_in_front_asserts_does_not_count_beside_a_secret(name: str, secret: str) -> None:
+    given = CIMultiDict({secret: "k", name: "v"})
+    assert headers.identity(given) == ([(secret.lower(), "k")], [], False)
+
+
+@pytest.mark.parametrize("name", ASSERTIONS)
+@pytest.mark.parametrize("other", ["X-Tenant-Id", "X-BF-Api-Key", "X-Goog-Authenticated-User-Id", "Cookie"])
+def test_what_a_proxy_in_front_asserts_counts_where_nothing_else_proves_anything(name: str, other: str) -> None:
+    credentials = headers.identity(CIMultiDict({other: "v", name: "v"})).credentials
+    assert (name, "v") in credentials
+    assert credentials == sorted(credentials)
+
+
+@pytest.mark.parametrize("name", ASSERTIONS)
+def test_what_a_proxy_in_front_asserts_ends_where_the_proxy_has_the_key(name: str) -> None:
+    assert not headers.without_credentials(CIMultiDict({name: "v"}))
+
+
+def test_what_the_operator_says_goes_before_what_is_known() -> None:
+    given = CIMultiDict({"X-Datadog-Tags": "t", "X-Portkey-Metadata": "m", "X-Tenant-Id": "a", "Authorization": "k"})
+    said = headers.identity(given, frozenset({"x-datadog-tags"}), frozenset({"x-portkey-metadata", "x-tenant-id"}))
+    assert said == ([("authorization", "k")], [("x-datadog-tags", "t")], False)
+
+
+def test_where_the_only_credential_is_declared_neutral_cookies_count() -> None:
+    given = CIMultiDict({"X-Forwarded-User": "u", "Cookie": "c"})
+    assert headers.identity(given, neutral_headers=frozenset({"x-forwarded-user"})).credentials == [("cookie", "c")]
 
 
 def test_what_the_operator_adds_counts_in_whatever_scope() -> None:
@@ -156,7 +221,7 @@ def test_cache_control_in_several_fields_is_one_list() -> None:
      "X-Secret", "X-Amz-Security-Token", "cf-access-jwt-assertion", "x-amzn-oidc-data", "X-Forwarded-Client-Cert",
      "x-ms-client-principal", "X-Forwarded-User", "X-Tenant-Id", "x-consumer-id", "x-bf-vk",
      "X-SSL-Client-S-DN", "X-Forwarded-Email", "X-Forwarded-Preferred-Username", "X-PAT", "Ocp-Apim-Subscription-Key",
-     "x-subscriptionkey"],
+     "x-subscriptionkey", "X-Routing-Key", "x-correlation-key", "Uberctx-Tenant"],
 )  # fmt: skip
 def test_whatever_sounds_like_a_credential_is_one(name: str) -> None:
     assert headers.identity(CIMultiDict({name: "v"})) == ([(name.lower(), "v")], [], False)
@@ -165,8 +230,8 @@ def test_whatever_sounds_like_a_credential_is_one(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["Idempotency-Key", "X-Stainless-Lang", "traceparent", "User-Agent", "x-portkey-trace-id", "Proxy-Authorization",
-     "X-Request-Id", "Content-Length", "x-author", "x-request-token-count", "x-csrf-token", "x-correlation-key",
-     "x-vercel-proxy-signature", "signature-input", "x-data-keywordsai-params", "X-Forwarded-For"],
+     "X-Request-Id", "Content-Length", "x-author", "x-request-token-count", "x-csrf-token", "X-CSRFToken",
+     "x-vercel-proxy-signature", "signature-input", "Postman-Token", "X-Forwarded-For"],
 )  # fmt: skip
 def test_what_varies_from_call_to_call_is_none(name: str) -> None:
     assert headers.identity(CIMultiDict({name: "v"})) == ([], [], False)

@@ -270,6 +270,15 @@ _WHAT_IS_NOT_CACHED = [
         "reqps",
         is_stacked=True,
     ),
+    Panel(
+        "Misses by a header field with ever new values",
+        "The field is part of the key and had 20 values from one credential without a hit. If it does not change the"
+        " vector, --neutral-headers leaves it out of the key. The alert EmbeddingProxyHeaderCostsHits looks at this.",
+        totals("header", "varying_header_misses_total"),
+        "reqps",
+        width=24,
+        height=6,
+    ),
 ]
 
 OVERVIEW = Dashboard(

@@ -240,6 +240,7 @@ def _load(base_url: str, name: str, is_over: threading.Event) -> None:
                 post(connection, "sk-load", body)
             # All it asks is stored, so that the proxy asks the upstream now and then what the credential is worth.
             post(connection, "sk-again", {"model": "demo", "input": "the same text"})
+            post(connection, "sk-tags", {"model": "demo", "input": "the same text"}, {"X-Job-Tags": str(number)})
 
 
 def _forge(base_urls: Sequence[str], redis_url: str, is_over: threading.Event) -> None:
@@ -268,8 +269,10 @@ def connected(base_url: str) -> Iterator[http.client.HTTPConnection]:
         yield connection
 
 
-def post(connection: http.client.HTTPConnection, key: str, body: dict[str, Any]) -> None:
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+def post(
+    connection: http.client.HTTPConnection, key: str, body: dict[str, Any], more: Mapping[str, str] | None = None
+) -> None:
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", **(more or {})}
     connection.request("POST", "/v1/embeddings", json.dumps(body), headers)
     connection.getresponse().read()
 
