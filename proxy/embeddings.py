@@ -417,6 +417,11 @@ class EmbeddingsRoute:
         """The upstream's response to the client's own body, or the failure that this client would have had alone."""
         cause = failure.cause
         if isinstance(cause, ProxyError):
+            is_of_part = failure.call is not None and not failure.call.is_whole
+            if is_of_part and cause.may_be_about_call:
+                replayed = await self._fetcher.replay(errand, may_be_outage=True)
+                if replayed is not None:
+                    return self._relayed(job, replayed)
             raise cause.again()
         if isinstance(cause, Unusable):
             self._say_once(cause.reason, "a response of the upstream is relayed and not stored")
