@@ -68,6 +68,22 @@ class Repeats(Protocol):
         ...
 
 
+class Tunnel(Protocol):
+    """What takes a connection over when it is upgraded."""
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """What came; the result is what aiohttp's parsers return: not over, and nothing left."""
+        ...
+
+    def feed_eof(self) -> None:
+        """The client sends no more."""
+        ...
+
+    def go_away(self) -> None:
+        """The connection is about to be closed, or is lost."""
+        ...
+
+
 class Connection(RequestHandler):
     """One connection. Times are those of the loop's clock.
 
@@ -79,6 +95,7 @@ class Connection(RequestHandler):
 
     __slots__ = (
         "_discarded",
+        "_has_eof",
         "_held",
         "_is_between",
         "_is_broken",
@@ -90,6 +107,7 @@ class Connection(RequestHandler):
         "_since",
         "_speaks",
         "_start",
+        "_tunnel",
         "_unread",
         "_unread_since",
     )
@@ -100,6 +118,8 @@ class Connection(RequestHandler):
         self._is_busy = False  # with a request whose head is here
         self._request: web.BaseRequest | None = None  # that request
         self._is_broken = False  # what comes can't be parsed: the next response is the last one
+        self._tunnel: Tunnel | None = None
+        self._has_eof = False  # the client of a tunnel has closed its side
         self._lingered: asyncio.Future[None] | None = None  # set when lingering ends
         self._discarded = 0  # bytes received while lingering
         self._speaks = True  # the head of a request is due
@@ -121,6 +141,9 @@ class Connection(RequestHandler):
         if self._lingered is not None:
             self._discard(data)
             return
+        if self._tunnel is not None:
+            self._tunnel.feed_data(data)
+            return
         repeats = self._server.repeats
         if self._is_between and repeats is not None and self._is_waiting():
             if (answer := repeats.answer_whole(self._held + data)) is not None:
@@ -133,6 +156,23 @@ class Connection(RequestHandler):
                 return
         self._release()
         self._feed(data)
+
+    def eof_received(self) -> bool | None:  # type: ignore[override] # aiohttp's returns None where asyncio takes a bool
+        if self._tunnel is None or self._lingered is not None:
+            return None  # the transport closes
+        self._has_eof = True
+        self._tunnel.feed_eof()
+        return True
+
+    @property
+    def is_upgraded(self) -> bool:
+        """Whether the parser stopped behind a request to upgrade, at whose answer the connection may be taken over."""
+        return self._upgraded
+
+    def take_over(self, tunnel: Tunnel) -> None:
+        """Show all that comes from now on, and what came behind the request, to ``tunnel``."""
+        self._tunnel = tunnel
+        self.set_parser(tunnel)  # type: ignore[arg-type] # of which it calls what `Tunnel` has
 
     def _release(self) -> None:
         """Show the parser what was held, by itself: of what it is shown at once it drops what precedes an error."""
@@ -264,7 +304,7 @@ class Connection(RequestHandler):
         self._lingered = self._loop.create_future()
         self._since = self._server.now()
         transport = self.transport
-        if transport is None or transport.is_closing():
+        if transport is None or transport.is_closing() or self._has_eof:
             self.force_close()
         else:
             shut_down(transport)
@@ -284,6 +324,8 @@ class Connection(RequestHandler):
     def force_close(self) -> None:
         if self._lingered is not None and not self._lingered.done():
             self._lingered.set_result(None)
+        if self._tunnel is not None:
+            self._tunnel.go_away()
         super().force_close()
 
     def _refuse(self, error: ProxyError, *, lingers: bool = True) -> None:

@@ -137,12 +137,19 @@ class Dispatcher:
         forwarded = origin.outbound(headers.to_upstream(request.headers))
         with progress.span.calls() as calls, calls.call(request.method, route.url, upstream=origin.name) as call:
             forwarded = call.outbound(forwarded)
+            refused = KEY_REFUSALS if origin.key else ()
             if is_websocket(request):
                 response = await relay_websocket(
-                    request, origin.client, route.url, forwarded, owns_key=bool(origin.key)
+                    request,
+                    origin.client,
+                    route.url,
+                    forwarded,
+                    request_id=progress.request_id,
+                    is_last=self._is_draining(),
+                    owns_key=bool(origin.key),
+                    refused=refused,
                 )
             else:
-                refused = KEY_REFUSALS if origin.key else ()
                 response = await relay(
                     request,
                     origin.client,

@@ -29,6 +29,7 @@ from aiohttp import (
     ServerDisconnectedError,
     TraceConfig,
 )
+from aiohttp.connector import Connection
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
@@ -128,6 +129,7 @@ class Upstream:
     def _open_session(self, connector: BaseConnector, timeout: ClientTimeout) -> ClientSession:
         return ClientSession(
             connector=connector,
+            response_class=_FinalResponse,
             # A cookie of one client must not travel with another's request.
             cookie_jar=DummyCookieJar(),
             auto_decompress=False,
@@ -149,15 +151,10 @@ class Upstream:
         await self._calls.close()
         await self._streams.close()
 
-    @property
-    def session(self) -> ClientSession:
-        """For what is no plain exchange: WebSockets."""
-        return self._streams
-
     async def open(self, method: str, url: str, headers: CIMultiDict[str], body: Any) -> ClientResponse:
         """Send a request and wait for the answer's head; the caller reads and releases the rest.
 
-        Raises `UpstreamUnreachable` or `UpstreamTimeout`.
+        The answer to a request with ``Upgrade`` may be a 101. Raises `UpstreamUnreachable` or `UpstreamTimeout`.
         """
         try:
             return await self._begin(self._streams, method, url, headers, body, on_connected=lambda: None)
@@ -251,6 +248,28 @@ class Upstream:
             )
         elif state is State.CLOSED:
             _log.warning("upstream %s can be connected to again", self._name)
+
+
+class _FinalResponse(ClientResponse):
+    """A response with a status that can be one to the request.
+
+    None has a status below 100 (RFC 9110 §15), and a 101 is only for a request with ``Upgrade`` (§15.2.2). aiohttp
+    takes these for responses without a body, and would keep the connection for other requests.
+    """
+
+    async def start(self, connection: Connection) -> ClientResponse:
+        protocol = connection.protocol
+        await super().start(connection)
+        if self.status >= HTTPStatus.OK or protocol is None:
+            return self
+        if (
+            self.status == HTTPStatus.SWITCHING_PROTOCOLS
+            and protocol.upgraded
+            and "Upgrade" in self.request_info.headers
+        ):
+            return self
+        protocol.close()
+        raise ClientResponseError(self.request_info, (), status=self.status)
 
 
 _WHY: tuple[tuple[type[Exception], str], ...] = (
