@@ -1,6 +1,7 @@
 # make help lists the targets.
 PYTHON ?= python3
-VENV   := .venv
+# Another one beside it: make test PYTHON=python3.13 VENV=.venv-3.13
+VENV   ?= .venv
 BIN    := $(VENV)/bin
 # What the clients of `make test-clients` are installed into; tests/test_clients.py knows both.
 OTHERS := .venv-clients .venv-clients-infinity .venv-clients-litellm
@@ -38,7 +39,7 @@ $(VENV)/dev-ok: $(VENV)/python-ok pyproject.toml
 run: $(VENV)/run-ok ## serve on 127.0.0.1:8080; flags go in ARGS="--port 9000"
 	@exec $(BIN)/embedding-proxy serve $(ARGS)
 
-test: $(VENV)/dev-ok ## all tests, with a real Redis; pytest's flags go in ARGS
+test: $(VENV)/dev-ok ## all tests, with a real Redis or Valkey; pytest's flags go in ARGS
 	@$(BIN)/pytest $(ARGS)
 
 test-slow: $(VENV)/dev-ok ## the same with many more random examples
@@ -82,7 +83,7 @@ $(INFINITY)/ok: tests/infinity/requirements.txt $(VENV)/python-ok
 test-infinity: $(INFINITY)/ok $(VENV)/dev-ok ## a real Infinity behind the proxy; installs it with torch, 1.5 GB or more
 	@$(BIN)/pytest tests/infinity -m infinity $(ARGS)
 
-test-cluster: $(VENV)/dev-ok ## failovers and resharding of a real Redis Cluster, and of Sentinel, under load
+test-cluster: $(VENV)/dev-ok ## failovers and resharding of real clusters and sentinels, Redis and Valkey, under load
 	@$(BIN)/pytest tests/test_failover.py -m cluster $(ARGS)
 
 test-deploy: $(VENV)/dev-ok ## deploy/ by the programs that read it; needs kustomize, helm, nginx, promtool, systemd
@@ -158,5 +159,5 @@ hostile: $(VENV)/dev-ok ## what slow and too many clients cost, a few minutes; A
 	@$(BIN)/python -m bench.hostile $(ARGS)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) $(OTHERS) $(INFINITY) $(LOCKER) $(NODE) $(PAGE) .ci/programs *.egg-info .mypy_cache .pytest_cache .ruff_cache \
+	rm -rf .venv .venv-3.* $(VENV) $(OTHERS) $(INFINITY) $(LOCKER) $(NODE) $(PAGE) .ci/programs *.egg-info .mypy_cache .pytest_cache .ruff_cache \
 	  .hypothesis .import_linter_cache

@@ -9,6 +9,7 @@ from aiohttp import web
 from proxy import __version__, listen, openapi
 from proxy.config import Settings
 from proxy.listen import Sockets
+from proxy.malformed import HTTP_LOG
 from proxy.metrics import Families, text_of
 from proxy.periodic import every
 from proxy.status import STEP_S, About, UpstreamStatus
@@ -32,7 +33,7 @@ async def open_port(
     app = _make_app(
         families, page, is_ready=is_ready, describe=lambda: openapi.describe(settings.upstream.provider, base_url)
     )
-    await listen.accept(stack, web.AppRunner(app, access_log=None, shutdown_timeout=1.0), sockets)
+    await listen.accept(stack, web.AppRunner(app, access_log=None, logger=HTTP_LOG, shutdown_timeout=1.0), sockets)
     return page
 
 

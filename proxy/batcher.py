@@ -122,23 +122,26 @@ class Batcher:
             raise outcome.again()
         return outcome
 
-    async def replay(self, share: Share, *, may_be_outage: bool) -> tuple[Answer, bool] | None:
+    def takes_retry(self, origin: Origin) -> bool:
+        """Whether one more attempt may be made after a failure that may be an outage; it counts as failed until some
+        call succeeds."""
+        budget = self._budget(origin)
+        may_retry = budget.calls > 0
+        budget.failed()
+        return may_retry
+
+    async def replay(self, share: Share) -> tuple[Answer, bool]:
         """The upstream's response to a client's own body, to be relayed, and whether the origin itself gave it.
 
-        None where there ``may_be_outage``, and too much has failed for one more attempt. Raises `ProxyError`.
+        Raises `ProxyError`.
         """
-        budget = self._budget(share.origin)
-        if may_be_outage:
-            if not budget.calls:
-                return None
-            budget.failed()  # until shown otherwise
         self._metrics.upstream_merged_requests.observe(1)
         with self._calls_for([share]) as calls:
             answer, origin = await self._failover.embed(share, share.asked.body, len(share.asked.items), calls)
             if is_success(answer.status):
                 self._bill(share, calls, reply.billed_tokens(answer.body))
         if not is_outage(answer):
-            budget.succeeded()
+            self._budget(share.origin).succeeded()
         return answer, origin is share.origin
 
     def _budget(self, origin: Origin) -> RetryBudget:

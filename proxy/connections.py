@@ -4,13 +4,19 @@ aiohttp waits for ever for a head that does not come, so whoever opens connectio
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
-from aiohttp import StreamReader, http_parser, web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp import HttpVersion11, StreamReader, http_parser, web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import ERROR, RequestHandler, RequestPayloadError
 
-from proxy.errors import ConfigError, Overloaded, ProxyError, RequestTimeout
+from proxy import malformed
+from proxy.errors import ConfigError, InvalidRequest, Overloaded, ProxyError, RequestTimeout
+
+_log = logging.getLogger(__name__)
 
 HEAD_END = b"\r\n\r\n"
 # A MAC of more costs what it may save; a request of so many bytes that comes again is known by its body.
@@ -31,6 +37,18 @@ _MIN_BODY_BYTES_A_SECOND = 16 * 1024
 _UNREAD_TIMEOUT_S = 60.0
 # And this long between two bytes, or a fast start would earn hours of silence.
 _BODY_SILENCE_S = 30.0
+# How long, and for how much, a connection that is to be closed discards what its client still sends (see `linger`).
+_LINGER_S = 5.0
+_LINGER_BYTES = 1024 * 1024
+# Connections over the limit that may linger: each is a file descriptor that the limit does not count.
+_MAX_EXCESS = 64
+
+
+def shut_down(transport: asyncio.Transport) -> None:
+    """Close the writing side, where that can be done without the other."""
+    if transport.can_write_eof():
+        with suppress(OSError):  # the peer has reset the connection, which the transport learns in a moment
+            transport.write_eof()
 
 
 def head_of(sent: bytes) -> bytes:
@@ -50,6 +68,22 @@ class Repeats(Protocol):
         ...
 
 
+class Tunnel(Protocol):
+    """What takes a connection over when it is upgraded."""
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """What came; the result is what aiohttp's parsers return: not over, and nothing left."""
+        ...
+
+    def feed_eof(self) -> None:
+        """The client sends no more."""
+        ...
+
+    def go_away(self) -> None:
+        """The connection is about to be closed, or is lost."""
+        ...
+
+
 class Connection(RequestHandler):
     """One connection. Times are those of the loop's clock.
 
@@ -60,14 +94,20 @@ class Connection(RequestHandler):
     """
 
     __slots__ = (
+        "_discarded",
+        "_has_eof",
         "_held",
         "_is_between",
+        "_is_broken",
         "_is_busy",
+        "_lingered",
         "_received",
+        "_request",
         "_server",
         "_since",
         "_speaks",
         "_start",
+        "_tunnel",
         "_unread",
         "_unread_since",
     )
@@ -76,6 +116,12 @@ class Connection(RequestHandler):
         super().__init__(manager, **options)
         self._server = manager
         self._is_busy = False  # with a request whose head is here
+        self._request: web.BaseRequest | None = None  # that request
+        self._is_broken = False  # what comes can't be parsed: the next response is the last one
+        self._tunnel: Tunnel | None = None
+        self._has_eof = False  # the client of a tunnel has closed its side
+        self._lingered: asyncio.Future[None] | None = None  # set when lingering ends
+        self._discarded = 0  # bytes received while lingering
         self._speaks = True  # the head of a request is due
         self._unread, self._unread_since = 0, 0.0  # bytes that wait to be taken, and since when it is just as many
         self._since = 0.0  # when it began to be, or when the last request ended
@@ -87,10 +133,17 @@ class Connection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._since = self._server.now()
         super().connection_made(transport)
-        if len(self._server.connections) > self._server.max_connections:
-            self._refuse(Overloaded("Too many connections are open."))
+        excess = len(self._server.connections) - self._server.max_connections
+        if excess > 0:
+            self._refuse(Overloaded("Too many connections are open."), lingers=excess <= _MAX_EXCESS)
 
     def data_received(self, data: bytes) -> None:
+        if self._lingered is not None:
+            self._discard(data)
+            return
+        if self._tunnel is not None:
+            self._tunnel.feed_data(data)
+            return
         repeats = self._server.repeats
         if self._is_between and repeats is not None and self._is_waiting():
             if (answer := repeats.answer_whole(self._held + data)) is not None:
@@ -103,6 +156,23 @@ class Connection(RequestHandler):
                 return
         self._release()
         self._feed(data)
+
+    def eof_received(self) -> bool | None:  # type: ignore[override] # aiohttp's returns None where asyncio takes a bool
+        if self._tunnel is None or self._lingered is not None:
+            return None  # the transport closes
+        self._has_eof = True
+        self._tunnel.feed_eof()
+        return True
+
+    @property
+    def is_upgraded(self) -> bool:
+        """Whether the parser stopped behind a request to upgrade, at whose answer the connection may be taken over."""
+        return self._upgraded
+
+    def take_over(self, tunnel: Tunnel) -> None:
+        """Show all that comes from now on, and what came behind the request, to ``tunnel``."""
+        self._tunnel = tunnel
+        self.set_parser(tunnel)  # type: ignore[arg-type] # of which it calls what `Tunnel` has
 
     def _release(self) -> None:
         """Show the parser what was held, by itself: of what it is shown at once it drops what precedes an error."""
@@ -119,6 +189,15 @@ class Connection(RequestHandler):
         self._received += len(data)
         self._hear(data)
         super().data_received(data)
+        if self._is_busy and self._messages and not isinstance(self._messages[-1][0], http_parser.RawRequestMessage):
+            self._break_body()
+
+    def _break_body(self) -> None:
+        """The parser failed while a request is handled. aiohttp queues its error behind that request and would let the
+        handler wait for the rest of the body, which can't come."""
+        if self._request is not None and not self._request.content.is_eof():
+            self._is_broken = True
+            self._request.content.set_exception(RequestPayloadError())
 
     def _hear(self, data: bytes) -> None:
         # Some clients send an empty line after a body (RFC 9112 §2.2).
@@ -135,11 +214,11 @@ class Connection(RequestHandler):
         if self.transport is not None:
             self.transport.writelines(answer)
 
-    def began(self) -> None:
-        self._is_busy, self._speaks = True, False
+    def began(self, request: web.BaseRequest) -> None:
+        self._is_busy, self._speaks, self._request = True, False, request
 
     def ended(self, request: web.BaseRequest) -> None:
-        self._is_busy, self._since = False, self._server.now()
+        self._is_busy, self._since, self._request = False, self._server.now(), None
         self._is_between = self._is_alone(request)
         self._start = b""
 
@@ -162,6 +241,10 @@ class Connection(RequestHandler):
     def sweep(self, now: float) -> None:
         """Close the connection if it has been silent for too long."""
         self._sweep_unread(now)
+        if self._lingered is not None:
+            if now - self._since > _LINGER_S:
+                self._end_lingering()
+            return
         self._release()
         if self._is_busy:
             return
@@ -178,7 +261,74 @@ class Connection(RequestHandler):
         elif transport is not None and now - self._unread_since > _UNREAD_TIMEOUT_S:
             transport.abort()  # to close it would wait for it all to be read
 
-    def _refuse(self, error: ProxyError) -> None:
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The response to what could not be parsed, or to a handler that failed. aiohttp's own quotes the request."""
+        if request.writer.output_size:
+            raise ConnectionError  # part of a response is out already
+        self._is_broken = True
+        if isinstance(exc, HttpProcessingError):
+            error = malformed.error_of(exc)
+        else:
+            _log.error("a request failed outside its handler: %s", type(exc).__name__)
+            error = ProxyError("The proxy failed; its log says how.")
+        response = web.Response(status=error.status, body=error.body(), content_type="application/json")
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        if self._is_broken and not resp.prepared:
+            resp.force_close()
+        resp, is_reset = await super().finish_response(request, resp, start_time)
+        if self._is_broken and not is_reset:
+            await self.linger()
+        return resp, is_reset
+
+    async def linger(self) -> None:
+        """Let the client read the response before the connection is closed (RFC 9112 §9.6).
+
+        To close a socket with unread input resets the connection, and a reset can destroy what the client has not read
+        yet. So only the writing side is shut down at first; what still comes is discarded until the client closes, for
+        a bounded time and amount.
+        """
+        await self._begin_lingering()
+
+    def _begin_lingering(self) -> asyncio.Future[None]:
+        self._lingered = self._loop.create_future()
+        self._since = self._server.now()
+        transport = self.transport
+        if transport is None or transport.is_closing() or self._has_eof:
+            self.force_close()
+        else:
+            shut_down(transport)
+            transport.resume_reading()  # back-pressure may have paused it
+        return self._lingered
+
+    def _discard(self, data: bytes) -> None:
+        self._discarded += len(data)
+        if self._discarded > _LINGER_BYTES:
+            self._end_lingering()
+
+    def _end_lingering(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()  # to close it would wait for what is still unread of the response
+        self.force_close()
+
+    def force_close(self) -> None:
+        if self._lingered is not None and not self._lingered.done():
+            self._lingered.set_result(None)
+        if self._tunnel is not None:
+            self._tunnel.go_away()
+        super().force_close()
+
+    def _refuse(self, error: ProxyError, *, lingers: bool = True) -> None:
         body = error.body()
         retry = "" if error.retry_after_s is None else f"Retry-After: {error.retry_after_s}\r\n"
         head = (
@@ -187,7 +337,10 @@ class Connection(RequestHandler):
         )
         if self.transport is not None:
             self.transport.write(head.encode() + body)
-        self.force_close()
+        if lingers:
+            self._begin_lingering()
+        else:
+            self.force_close()
 
 
 class Server(web.Server):
@@ -213,6 +366,8 @@ class Server(web.Server):
         return Connection(self, loop=self._loop, **self._kwargs)
 
     def _make_request(self, message: Any, *others: Any) -> web.BaseRequest:
+        if message is ERROR:  # which stands for what could not be parsed, as if it were HTTP/1.0
+            message = message._replace(version=HttpVersion11)
         # Of what follows a request to upgrade in the same packet, aiohttp drops all but the tail of a WebSocket's:
         # the rest of a request cut in two by that would pass for one of its own.
         if message.upgrade and message.headers.get("Upgrade", "").lower() != "websocket":
@@ -222,7 +377,7 @@ class Server(web.Server):
     async def _tracked(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
         assert isinstance(connection, Connection)  # noqa: S101 - there are no others
-        connection.began()
+        connection.began(request)
         try:
             return await self._handler(request)
         finally:
@@ -236,7 +391,8 @@ class Server(web.Server):
 
 
 async def paced(content: StreamReader, *, now: Callable[[], float] | None = None) -> AsyncIterator[bytes]:
-    """The chunks of a request's body as they come. Raises `RequestTimeout` when they come too slowly.
+    """The chunks of a request's body as they come. Raises `RequestTimeout` when they come too slowly, and
+    `InvalidRequest` when they are not framed as the head said.
 
     Only the waiting for the client counts, not what is done with a chunk.
     """
@@ -250,6 +406,8 @@ async def paced(content: StreamReader, *, now: Callable[[], float] | None = None
                 chunk = await content.readany()
         except TimeoutError:
             raise RequestTimeout("The body of the request did not come in time.") from None
+        except RequestPayloadError:
+            raise InvalidRequest("The request body is not framed as its headers say.") from None
         waited_s += now() - started
         received += len(chunk)
         if chunk:

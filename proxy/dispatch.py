@@ -209,7 +209,17 @@ class Dispatcher:
         with progress.span.calls() as calls, calls.call(request.method, url, upstream=origin.name) as call:
             forwarded = call.outbound(forwarded)
             if is_websocket(request):
-                response = await relay_websocket(request, origin.client, url, forwarded, owns_key=bool(origin.key))
+                response = await relay_websocket(
+                    request,
+                    origin.client,
+                    url,
+                    forwarded,
+                    request_id=progress.request_id,
+                    is_last=self._is_draining(),
+                    owns_key=bool(origin.key),
+                    refused=refused,
+                    on_head=on_head,
+                )
             else:
                 response = await relay(
                     request,

@@ -16,7 +16,7 @@ from proxy.answers import Answers, cache_headers, detail_of, hit, relayed
 from proxy.auth import KEY_REFUSALS, Access, Place, Validations
 from proxy.bodies import Bodies, Held
 from proxy.cors import origin_of
-from proxy.errors import CredentialRefused, KeyRefused, NotCached, Overloaded, ProxyError
+from proxy.errors import CredentialRefused, KeyRefused, NotCached, ProxyError
 from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
 from proxy.headers import NO_DIRECTIVES, Directives, Identity
 from proxy.headerwatch import MANY_VALUES, HeaderWatch
@@ -372,15 +372,12 @@ class EmbeddingsRoute:
             fetched = (await self._fetcher.fetch(errand)).after(fetched.bill)
         if fetched.failure is not None:
             return await self._answer_failure(job, errand, fetched.failure)
-        if epochs(found, fetched.entries) > 1:  # and now it serves both by turns
-            answer = await self._fetcher.replay(errand)
-            if answer is None:
-                raise Overloaded("The upstream serves two versions of the model by turns, and fails.")
-            return self._relayed(job, answer)
+        entries = found | fetched.entries
+        if epochs(entries) > 1 or not entries:  # it serves two versions by turns, or nothing that can be stored
+            return self._relayed(job, await self._fetcher.replay(errand))
         if not (fetched.receipts or fetched.unusable or self._is_valid(job)):
             # All of it was in the store after all, or in the flight of another replica.
-            everything = found | fetched.entries
-            return await self._ask_first(job, plan(job.wanted.keys, everything), everything, from_memory)
+            return await self._ask_first(job, plan(job.wanted.keys, entries), entries, from_memory)
         return ("partial" if found else "miss"), self._answers.fetched(
             job.wanted, found, fetched, from_memory, is_stored=errand.is_stored
         )
@@ -418,20 +415,19 @@ class EmbeddingsRoute:
         cause = failure.cause
         if isinstance(cause, ProxyError):
             is_of_part = failure.call is not None and not failure.call.is_whole
-            if is_of_part and cause.may_be_about_call:
-                replayed = await self._fetcher.replay(errand, may_be_outage=True)
-                if replayed is not None:
-                    return self._relayed(job, replayed)
+            if is_of_part and cause.may_be_about_call and self._fetcher.takes_retry(job.origin):
+                return self._relayed(job, await self._fetcher.replay(errand))
             raise cause.again()
         if isinstance(cause, Unusable):
             self._say_once(cause.reason, "a response of the upstream is relayed and not stored")
-        answer: Answer | None = cause.answer
         is_everybodys = isinstance(cause, Refused) and blame(cause) is Blame.EVERYBODY
         if cause.body != job.asked.body and not is_everybodys:
             # It may name the place of the item it blames, which is another one in the client's list; and part of a
             # response can't be relayed as the whole.
-            answer = await self._fetcher.replay(errand, may_be_outage=blame(cause) is Blame.UNKNOWN)
-        return self._relayed(job, answer or in_own_words(cause.answer))
+            if blame(cause) is Blame.UNKNOWN and not self._fetcher.takes_retry(job.origin):
+                return self._relayed(job, in_own_words(cause.answer))
+            return self._relayed(job, await self._fetcher.replay(errand))
+        return self._relayed(job, cause.answer)
 
     def _relayed(self, job: _Job, answer: Answer) -> tuple[str, StreamResponse]:
         status = answer.status

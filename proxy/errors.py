@@ -96,6 +96,22 @@ class ResponseTooLarge(ProxyError):
     code = "response_too_large"
 
 
+class TargetTooLong(ProxyError):
+    """The request target is longer than the proxy parses (RFC 9112 §3)."""
+
+    status = 414
+    type = "invalid_request_error"
+    code = "target_too_long"
+
+
+class FieldsTooLarge(ProxyError):
+    """A header field is too long, or there are too many (RFC 6585 §5)."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "header_fields_too_large"
+
+
 class NotCached(ProxyError):
     """``Cache-Control: only-if-cached``, and something is missing (RFC 9111 §5.2.1.7 asks for 504)."""
 

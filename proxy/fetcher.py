@@ -251,14 +251,14 @@ class Fetcher:
         again = await self.fetch(errand.only(rest), attempt=attempt + 1)
         return again.after(fetched)
 
-    async def replay(self, errand: Errand, *, may_be_outage: bool = False) -> Answer | None:
-        """The upstream's response to the client's own body, to be relayed; None where there ``may_be_outage``, and too
-        much has failed for one more attempt. Raises `ProxyError`."""
+    def takes_retry(self, origin: Origin) -> bool:
+        """Whether `replay` may be tried after a failure that may be an outage."""
+        return self._batcher.takes_retry(origin)
+
+    async def replay(self, errand: Errand) -> Answer:
+        """The upstream's response to the client's own body, to be relayed. Raises `ProxyError`."""
         asked_at_s = self._validations.now()
-        replayed = await self._batcher.replay(errand.share(), may_be_outage=may_be_outage)
-        if replayed is None:
-            return None
-        answer, by_origin = replayed
+        answer, by_origin = await self._batcher.replay(errand.share())
         if by_origin:
             self._judge(errand, answer, asked_at_s)
         return answer

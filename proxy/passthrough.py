@@ -1,31 +1,25 @@
 """Every route but the cached one: streamed through both ways, untouched."""
 
-import asyncio
+from base64 import b64encode
 from collections.abc import Callable, Collection
+from hashlib import sha1
 from http import HTTPStatus
 
-from aiohttp import (
-    ClientError,
-    ClientResponse,
-    ClientWebSocketResponse,
-    HttpVersion11,
-    WSCloseCode,
-    WSMsgType,
-    WSServerHandshakeError,
-)
-from aiohttp.web import BaseRequest, Response, StreamResponse, WebSocketResponse
-from multidict import CIMultiDict
+from aiohttp import ClientError, ClientResponse, HttpVersion11
+from aiohttp.web import BaseRequest, StreamResponse
+from multidict import CIMultiDict, CIMultiDictProxy
 
-from proxy import headers
-from proxy.connections import paced
+from proxy import headers, tunnel
+from proxy.connections import Connection, paced
 from proxy.errors import KeyRefused, UpstreamTimeout, UpstreamUnreachable
 from proxy.upstream import Upstream
 
 # How browsers, which can set no headers, tell OpenAI who they are.
 _CREDENTIAL_PROTOCOLS = ("openai-insecure-api-key.", "openai-organization.", "openai-project.")
-_WEBSOCKET_HANDSHAKE = frozenset(
-    {"sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions", "sec-websocket-protocol"}
-)
+_PROTOCOLS = "Sec-WebSocket-Protocol"
+# Sent as they came, though one sounds like a credential.
+_HANDSHAKE = ("Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Extensions", _PROTOCOLS)
+_ACCEPT_SUFFIX = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 
 
 async def relay(
@@ -58,22 +52,47 @@ async def relay(
             forwarded["Content-Length"] = str(request.content_length)  # not 005
     answer = await upstream.open(request.method, url, forwarded, content)
     async with answer:
-        if answer.status in refused:
-            raise KeyRefused("The upstream refused the key that this proxy holds for it.")
-        fields = headers.end_to_end(answer.headers)
-        upstream.relocate(url, fields)
-        response = StreamResponse(status=answer.status, reason=headers.reason_phrase(answer.reason), headers=fields)
-        response.headers.extend(extra_headers or ())
-        on_head(response.status, response.headers)
-        response.headers.setdefault("X-Request-Id", request_id)
-        if is_last:
-            response.force_close()
-        await response.prepare(request)
-        # A failure from here on can't be told as a status: it goes up, and the server cuts the connection, which is
-        # how the client learns that the answer is not whole.
-        while chunk := await _next_chunk(answer):
-            await response.write(chunk)
-        await response.write_eof()
+        return await _respond(
+            request,
+            answer,
+            upstream,
+            url,
+            request_id=request_id,
+            extra_headers=extra_headers,
+            is_last=is_last,
+            refused=refused,
+            on_head=on_head,
+        )
+
+
+async def _respond(
+    request: BaseRequest,
+    answer: ClientResponse,
+    upstream: Upstream,
+    url: str,
+    *,
+    request_id: str,
+    extra_headers: CIMultiDict[str] | None = None,
+    is_last: bool,
+    refused: Collection[int],
+    on_head: Callable[[int, CIMultiDict[str]], None],
+) -> StreamResponse:
+    if answer.status in refused:
+        raise KeyRefused("The upstream refused the key that this proxy holds for it.")
+    fields = headers.end_to_end(answer.headers)
+    upstream.relocate(url, fields)
+    response = StreamResponse(status=answer.status, reason=headers.reason_phrase(answer.reason), headers=fields)
+    response.headers.extend(extra_headers or ())
+    on_head(response.status, response.headers)
+    response.headers.setdefault("X-Request-Id", request_id)
+    if is_last:
+        response.force_close()
+    await response.prepare(request)
+    # A failure from here on can't be told as a status: it goes up, and the server cuts the connection, which is
+    # how the client learns that the answer is not whole.
+    while chunk := await _next_chunk(answer):
+        await response.write(chunk)
+    await response.write_eof()
     return response
 
 
@@ -96,72 +115,70 @@ async def answer_expect(request: BaseRequest) -> None:
 
 
 def is_websocket(request: BaseRequest) -> bool:
-    return request.method == "GET" and request.headers.get("Upgrade", "").lower() == "websocket"
+    """Whether the client asks for a WebSocket and its connection can become one."""
+    return (
+        request.method == "GET"
+        and request.headers.get("Upgrade", "").lower() == "websocket"
+        and not request.body_exists
+        and isinstance(request.protocol, Connection)
+        and request.protocol.is_upgraded
+    )
 
 
 async def relay_websocket(
-    request: BaseRequest, upstream: Upstream, url: str, forwarded: CIMultiDict[str], *, owns_key: bool = False
+    request: BaseRequest,
+    upstream: Upstream,
+    url: str,
+    forwarded: CIMultiDict[str],
+    *,
+    request_id: str,
+    is_last: bool = False,
+    owns_key: bool = False,
+    refused: Collection[int] = (),
+    on_head: Callable[[int, CIMultiDict[str]], None],
 ) -> StreamResponse:
-    """Join two WebSockets: every message, ping and close code goes to the other side.
+    """Hand on the client's opening handshake, and join the two connections if the upstream agrees (RFC 6455 §4).
 
-    Where the proxy holds the key, what the client offers as credentials in its subprotocols stays here, and so does a
-    refusal of the key.
+    Key, version, extensions and subprotocols are between the client and the upstream. Where the proxy holds the key,
+    the credentials among the subprotocols stay here. Other responses than 101 are relayed as `relay` does.
     """
-    for name in _WEBSOCKET_HANDSHAKE:
+    _add_handshake(forwarded, request.headers, owns_key=owns_key)
+    answer = await upstream.open("GET", url, forwarded, None)
+    async with answer:
+        if answer.status != HTTPStatus.SWITCHING_PROTOCOLS:
+            return await _respond(
+                request,
+                answer,
+                upstream,
+                url,
+                request_id=request_id,
+                is_last=is_last,
+                refused=refused,
+                on_head=on_head,
+            )
+        if not _is_open(answer, request.headers.get("Sec-WebSocket-Key", "")):
+            raise UpstreamUnreachable("The upstream did not open the WebSocket as RFC 6455 has it.")
+        response = StreamResponse(status=answer.status, headers=headers.end_to_end(answer.headers))
+        response.headers.update({"Connection": "Upgrade", "Upgrade": "websocket"})
+        await tunnel.join(request, response, answer)
+    return response
+
+
+def _add_handshake(forwarded: CIMultiDict[str], asked: CIMultiDictProxy[str], *, owns_key: bool) -> None:
+    forwarded["Connection"], forwarded["Upgrade"] = "Upgrade", "websocket"
+    for name in _HANDSHAKE:
+        values = asked.getall(name, ())
+        if name == _PROTOCOLS and owns_key:
+            offered = (protocol.strip() for protocol in ",".join(values).split(","))
+            values = [", ".join(it for it in offered if it and not it.startswith(_CREDENTIAL_PROTOCOLS))]
         forwarded.popall(name, None)
-    offered = request.headers.get("Sec-WebSocket-Protocol", "")
-    protocols = [name.strip() for name in offered.split(",") if name.strip()]
-    if owns_key:
-        protocols = [name for name in protocols if not name.startswith(_CREDENTIAL_PROTOCOLS)]
-    try:
-        there = await upstream.connect_websocket(url, forwarded, protocols)
-    except WSServerHandshakeError as refused:
-        if owns_key and refused.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-            raise KeyRefused("The upstream refused the key that this proxy holds for it.") from None
-        if refused.status == HTTPStatus.SWITCHING_PROTOCOLS:
-            raise UpstreamUnreachable("The upstream opened a WebSocket wrongly.") from refused
-        fields = headers.end_to_end(CIMultiDict(refused.headers or ()))
-        for name in ("Content-Length", "Content-Encoding"):  # of a body that aiohttp does not hand out
-            fields.popall(name, None)
-        upstream.relocate(url, fields)
-        return Response(status=refused.status, headers=fields)
-    async with there:
-        here = WebSocketResponse(
-            protocols=[there.protocol] if there.protocol else (),
-            autoping=False,
-            autoclose=False,
-            max_msg_size=0,
-        )
-        await here.prepare(request)
-        pumps = {asyncio.ensure_future(_pump(here, there)), asyncio.ensure_future(_pump(there, here))}
-        try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-        await here.close()
-    return here
+        forwarded.extend((name, value) for value in values if value)
 
 
-_Socket = ClientWebSocketResponse | WebSocketResponse
-
-
-async def _pump(source: _Socket, sink: _Socket) -> None:
-    while True:
-        message = await source.receive()
-        match message.type:
-            case WSMsgType.TEXT:
-                await sink.send_str(message.data)
-            case WSMsgType.BINARY:
-                await sink.send_bytes(message.data)
-            case WSMsgType.PING:
-                await sink.ping(message.data)
-            case WSMsgType.PONG:
-                await sink.pong(message.data)
-            case WSMsgType.CLOSE:
-                await sink.close(code=message.data or 1000, message=(message.extra or "").encode())
-                return
-            case _:
-                await sink.close(code=WSCloseCode.INTERNAL_ERROR)  # it broke off; that must not look like an end
-                return
+def _is_open(answer: ClientResponse, key: str) -> bool:
+    """Whether a 101 is a WebSocket's, to a client with this key (RFC 6455 §4.1)."""
+    accept = b64encode(sha1(key.encode() + _ACCEPT_SUFFIX, usedforsecurity=False).digest()).decode()
+    return (
+        answer.headers.get("Upgrade", "").lower() == "websocket"
+        and answer.headers.get("Sec-WebSocket-Accept") == accept
+    )

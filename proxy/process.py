@@ -17,6 +17,7 @@ from proxy import admin, demo, listen, server
 from proxy.config import Settings
 from proxy.errors import ConfigError
 from proxy.listen import Doors, Sockets
+from proxy.malformed import HTTP_LOG
 from proxy.server import Running
 from proxy.workers import SUFFIX, Workers
 
@@ -114,7 +115,8 @@ async def serve_demo(host: str, port: int, *, announce: Callable[[str], None]) -
     stop = stop_signal()
     async with AsyncExitStack() as stack:
         (sockets,) = stack.enter_context(listen.opened(host, port, flag="--port"))
-        await listen.accept(stack, web.AppRunner(demo.make_app(), access_log=None, shutdown_timeout=1.0), sockets)
+        runner = web.AppRunner(demo.make_app(), access_log=None, logger=HTTP_LOG, shutdown_timeout=1.0)
+        await listen.accept(stack, runner, sockets)
         announce(server.base_url_of(sockets))
         await stop.wait()
 

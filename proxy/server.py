@@ -28,6 +28,7 @@ from proxy.embeddings import EmbeddingsRoute
 from proxy.errors import ConfigError
 from proxy.fetcher import Fetcher
 from proxy.listen import Doors, Sockets
+from proxy.malformed import HTTP_LOG, MAX_FIELD_BYTES, MAX_FIELDS, MAX_TARGET_BYTES
 from proxy.metrics import Metrics
 from proxy.origins import Alternative, Origin, Origins
 from proxy.periodic import every
@@ -45,11 +46,9 @@ from proxy.upstream import Timeouts, Upstream
 
 _log = logging.getLogger(__name__)
 
-# aiohttp's server reports every malformed request with a traceback; our own handler reports what is ours.
-_http_log = logging.getLogger("proxy.http")
+# Our own handler reports what goes wrong on the data port.
+_http_log = logging.getLogger("proxy.http.data")
 _http_log.setLevel(logging.CRITICAL)
-# aiohttp warns of the WebSocket subprotocols a client offers in vain; OpenAI's browser clients put their key there.
-logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
 
 _REDIS_CONNECTIONS = 32
 # Not what a request waits, which is the budget, but when a connection counts as dead; a write may take this long.
@@ -62,7 +61,6 @@ _RENEWAL_S = 60.0
 _OTHER_FILES = 768
 _FEWEST_CONNECTIONS = 128
 _LOCAL = THIS_MACHINE | {"0.0.0.0", "::"}  # noqa: S104 - compared with, not listened on
-_MAX_HEADER_BYTES = 64 * 1024  # a field: some gateways hand on large tokens
 
 
 class Lifecycle:
@@ -325,7 +323,7 @@ async def _demo_upstream() -> AsyncIterator[Path]:
     """The demo on a Unix socket of its own, where nobody else meets it; yields the socket's path."""
     with tempfile.TemporaryDirectory(prefix="embedding-proxy-") as folder:
         path = Path(folder) / "demo.sock"
-        runner = web.AppRunner(demo.make_app(), access_log=None, shutdown_timeout=1.0)
+        runner = web.AppRunner(demo.make_app(), access_log=None, logger=HTTP_LOG, shutdown_timeout=1.0)
         await runner.setup()
         try:
             await web.UnixSite(runner, str(path)).start()
@@ -355,6 +353,7 @@ def _make_server(dispatcher: Dispatcher, max_connections: int) -> Server:
         logger=_http_log,
         # A client that leaves frees what only it was waiting for.
         handler_cancellation=True,
-        max_field_size=_MAX_HEADER_BYTES,
-        max_line_size=_MAX_HEADER_BYTES,
+        max_field_size=MAX_FIELD_BYTES,
+        max_line_size=MAX_TARGET_BYTES,
+        max_headers=MAX_FIELDS,
     )

@@ -5,7 +5,7 @@ import io
 import logging
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from types import SimpleNamespace, TracebackType
@@ -18,15 +18,14 @@ from aiohttp import (
     ClientOSError,
     ClientPayloadError,
     ClientResponse,
+    ClientResponseError,
     ClientSession,
     ClientTimeout,
-    ClientWebSocketResponse,
     DummyCookieJar,
     ServerDisconnectedError,
     TraceConfig,
-    TraceRequestRedirectParams,
-    WSServerHandshakeError,
 )
+from aiohttp.connector import Connection
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
@@ -146,6 +145,7 @@ class Upstream:
         timeout = ClientTimeout(total=None, connect=self._timeouts.connect_s, sock_read=self._timeouts.read_s)
         return ClientSession(
             connector=connector,
+            response_class=_FinalResponse,
             # A cookie of one client must not travel with another's request.
             cookie_jar=DummyCookieJar(),
             auto_decompress=False,
@@ -167,34 +167,10 @@ class Upstream:
         await self._calls.close()
         await self._streams.close()
 
-    async def connect_websocket(
-        self, url: str, headers: CIMultiDict[str], protocols: Sequence[str]
-    ) -> ClientWebSocketResponse:
-        """Open a WebSocket, whose pings and closing are the caller's.
-
-        Raises `UpstreamUnreachable`, `UpstreamTimeout`, or `WSServerHandshakeError` if the upstream answers otherwise.
-        """
-        try:
-            socket: ClientWebSocketResponse = await self._streams.ws_connect(
-                URL(url, encoded=True),
-                headers=self.outbound.fields(url, headers),
-                protocols=protocols,
-                autoping=False,
-                autoclose=False,
-                max_msg_size=0,
-                **self.outbound.options(url),
-            )
-        except WSServerHandshakeError as refused:
-            self.outbound.require_proxy_login(url, refused.status)
-            raise
-        except (ClientError, TimeoutError, OSError) as error:
-            raise self.outbound.mapped(error) from error
-        return socket
-
     async def open(self, method: str, url: str, headers: CIMultiDict[str], body: Any) -> ClientResponse:
         """Send a request and wait for the answer's head; the caller reads and releases the rest.
 
-        Raises `UpstreamUnreachable` or `UpstreamTimeout`.
+        The answer to a request with ``Upgrade`` may be a 101. Raises `UpstreamUnreachable` or `UpstreamTimeout`.
         """
         attempt = _Attempt()
         try:
@@ -370,15 +346,35 @@ def _status_label(status: int, body: bytes) -> str:
     return str(code) if code <= _LAST_STATUS else "500"
 
 
+class _FinalResponse(ClientResponse):
+    """A response with a status that can be one to the request.
+
+    None has a status below 100 (RFC 9110 §15), and a 101 is only for a request with ``Upgrade`` (§15.2.2). aiohttp
+    takes these for responses without a body, and would keep the connection for other requests.
+    """
+
+    async def start(self, connection: Connection) -> ClientResponse:
+        protocol = connection.protocol
+        await super().start(connection)
+        if self.status >= HTTPStatus.OK or protocol is None:
+            return self
+        if (
+            self.status == HTTPStatus.SWITCHING_PROTOCOLS
+            and protocol.upgraded
+            and "Upgrade" in self.request_info.headers
+        ):
+            return self
+        protocol.close()
+        raise ClientResponseError(self.request_info, (), status=self.status)
+
+
 def _tells_connection() -> TraceConfig:
-    """Tells a request's `_Attempt` that it has a connection. Where aiohttp would follow a redirect, as a WebSocket's
-    handshake does unasked, the handshake has failed."""
+    """Tells a request's `_Attempt` that it has a connection."""
     config = TraceConfig()
 
-    def told(attempt: _Attempt | None, *, is_reused: bool) -> None:
-        if attempt is not None:  # a WebSocket has none
-            attempt.is_connected, attempt.is_reused = True, is_reused
-            attempt.on_connected()
+    def told(attempt: _Attempt, *, is_reused: bool) -> None:
+        attempt.is_connected, attempt.is_reused = True, is_reused
+        attempt.on_connected()
 
     async def on_new(_session: ClientSession, context: SimpleNamespace, _params: object) -> None:
         told(context.trace_request_ctx, is_reused=False)
@@ -386,12 +382,6 @@ def _tells_connection() -> TraceConfig:
     async def on_reuse(_session: ClientSession, context: SimpleNamespace, _params: object) -> None:
         told(context.trace_request_ctx, is_reused=True)
 
-    async def on_redirect(_session: ClientSession, _context: object, redirect: TraceRequestRedirectParams) -> None:
-        answer = redirect.response
-        answer.close()
-        raise WSServerHandshakeError(answer.request_info, (), status=answer.status, headers=answer.headers)
-
-    config.on_request_redirect.append(on_redirect)
     config.on_connection_create_end.append(on_new)
     config.on_connection_reuseconn.append(on_reuse)
     return config

@@ -1,8 +1,8 @@
-"""Fixtures: a real Redis, an upstream, and proxies in front of it."""
+"""Fixtures: an upstream, and proxies in front of it; `tests.servers` has those of Redis."""
 
 import asyncio.constants
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -12,40 +12,15 @@ from aiohttp import ClientSession, TCPConnector
 
 from proxy.server import running
 from tests.client import Client
-from tests.redis_cluster import RedisCluster, RedisSentinels
-from tests.redis_server import RedisServer
 from tests.scripted import ScriptedUpstream
 from tests.settings import settings_for
 
-pytest_plugins = ["tests.matrix", "tests.profiles"]
+pytest_plugins = ["tests.matrix", "tests.profiles", "tests.servers"]
 
 # In debug mode asyncio notes for every step where it came from, ten frames deep, which was most of the tests' time.
 asyncio.constants.DEBUG_STACK_DEPTH = 1  # type: ignore[misc]
 
 StartProxy = Callable[..., Awaitable[Client]]
-
-
-@pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.kill()
-
-
-@pytest.fixture(scope="session")
-def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
-    """Three masters without replicas, which is quick to start."""
-    cluster = RedisCluster(tmp_path_factory.mktemp("cluster"), masters=3)
-    yield cluster
-    cluster.kill()
-
-
-@pytest.fixture(scope="session")
-def redis_sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisSentinels]:
-    """One sentinel and a master without replicas."""
-    sentinels = RedisSentinels(tmp_path_factory.mktemp("sentinels"), replicas=0, sentinels=1)
-    yield sentinels
-    sentinels.kill()
 
 
 @pytest.fixture

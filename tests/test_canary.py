@@ -108,7 +108,7 @@ async def half(call: Call) -> web.StreamResponse:
 
 
 async def talk(call: Call) -> web.StreamResponse:
-    socket = web.WebSocketResponse()
+    socket = web.WebSocketResponse(protocols=[KEY])  # or aiohttp, as this upstream, would log that it knows none
     await socket.prepare(call.request)
     async for message in socket:
         if message.type is WSMsgType.TEXT:

@@ -17,7 +17,7 @@ from tests.client import Client
 from tests.conftest import StartProxy
 from tests.scripted import ScriptedUpstream
 
-HEAD_S, IDLE_S = connections._HEAD_TIMEOUT_S, connections._IDLE_TIMEOUT_S
+HEAD_S, IDLE_S, LINGER_S = connections._HEAD_TIMEOUT_S, connections._IDLE_TIMEOUT_S, connections._LINGER_S
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -134,6 +134,7 @@ async def test_a_head_that_does_not_come_is_a_408(site: Site, sent: bytes) -> No
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"\r\nConnection: close\r\n" in answer
     assert b'"code":"request_timeout"' in answer
+    site.pass_time(LINGER_S + 0.1)
     await until(lambda: not site.server.connections)
 
 
@@ -244,9 +245,90 @@ async def test_who_says_nothing_makes_room_for_others(site: Site) -> None:
     for _ in range(3):
         await site.connect()
     site.pass_time(HEAD_S + 1)
+    site.pass_time(LINGER_S + 0.1)
     await until(lambda: not site.server.connections)
     reader, _ = await site.connect(GET)
     assert (await answered(reader)).startswith(b"HTTP/1.1 200 ")
+
+
+# --- how a connection ends that has unread input
+
+
+BAD = b"GET / HTTP/1.1\r\nHost: x\r\nX-A: \x01\r\n\r\n"
+
+
+@pytest.fixture
+async def broken(site: Site) -> Streams:
+    """A connection that was answered 400 and lingers."""
+    reader, writer = await site.connect(BAD)
+    assert (await reader.read()).startswith(b"HTTP/1.1 400 ")  # and nothing after it
+    assert site.server.connections
+    return reader, writer
+
+
+async def test_a_client_that_still_sends_reads_the_response(site: Site) -> None:
+    """A reset would destroy it; the client reads only when it has sent all."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    writer.write(BAD + b"x" * 500_000)
+    await writer.drain()
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"\r\nConnection: close\r\n" in answer
+    writer.close()
+    await writer.wait_closed()  # raises where the connection was reset
+    await until(lambda: not site.server.connections)
+
+
+async def test_a_client_that_closes_is_not_lingered_for(site: Site, broken: Streams) -> None:
+    broken[1].close()
+    await until(lambda: not site.server.connections)
+
+
+async def test_lingering_ends(site: Site, broken: Streams) -> None:
+    site.pass_time(LINGER_S)
+    assert site.server.connections
+    site.pass_time(0.1)
+    await until(lambda: not site.server.connections)
+
+
+async def test_a_client_that_sends_without_end_is_not_lingered_for(site: Site, broken: Streams) -> None:
+    broken[1].write(b"x" * connections._LINGER_BYTES)
+    heard = site.connection
+    await until(lambda: heard._discarded == connections._LINGER_BYTES)
+    assert site.server.connections
+    broken[1].write(b"x")
+    await until(lambda: not site.server.connections)
+
+
+async def test_nothing_sent_while_lingering_is_answered(site: Site, broken: Streams) -> None:
+    reader, writer = broken
+    writer.write(GET)
+    await until(lambda: site.connection._discarded == len(GET))
+    site.pass_time(LINGER_S + 0.1)
+    assert await reader.read() == b""
+
+
+async def test_far_too_many_connections_are_closed_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_MAX_EXCESS", 1)
+    for _ in range(4):
+        await site.connect()
+    assert len(site.server.connections) == 4  # one of which lingers
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
+    await until(lambda: len(site.server.connections) == 4)
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_good_request_before_a_bad_one_has_its_own_answer(site: Site) -> None:
+    reader, _ = await site.connect(GET)
+    await answered(reader)
+    reader, _ = await site.connect(GET[:-2])
+    site.connection.data_received(b"\r\n" + GET)
+    site.connection.data_received(BAD)
+    answer = await reader.read()
+    assert answer.count(b"HTTP/1.1 200 ") == 2
+    assert answer.count(b"HTTP/1.1 400 ") == 1
 
 
 # --- bodies

@@ -26,15 +26,15 @@ PASSES = 40  # requests to let go by, so that something happens under load
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[RedisCluster]:
-    cluster = RedisCluster(tmp_path, masters=3, replicas=3)
+def cluster(tmp_path: Path, program: str) -> Iterator[RedisCluster]:
+    cluster = RedisCluster(tmp_path, masters=3, replicas=3, program=program)
     yield cluster
     cluster.kill()
 
 
 @pytest.fixture
-def sentinels(tmp_path: Path) -> Iterator[RedisSentinels]:
-    sentinels = RedisSentinels(tmp_path, replicas=2, sentinels=3)
+def sentinels(tmp_path: Path, program: str) -> Iterator[RedisSentinels]:
+    sentinels = RedisSentinels(tmp_path, replicas=2, sentinels=3, program=program)
     yield sentinels
     sentinels.kill()
 

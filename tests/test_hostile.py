@@ -195,10 +195,7 @@ async def read_last(reader: asyncio.StreamReader) -> None:
 
 
 async def rest(reader: asyncio.StreamReader) -> bytes:
-    try:
-        return await reader.read()
-    except ConnectionResetError:  # what the proxy had not read is why it resets
-        return b""
+    return await reader.read()
 
 
 @asynccontextmanager

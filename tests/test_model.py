@@ -337,9 +337,9 @@ class WatchedFetcher(Fetcher):
             self._machine.apart |= set(errand.items)
         return await super().fetch(errand, attempt=attempt)
 
-    async def replay(self, errand: Errand, *, may_be_outage: bool = False) -> Answer | None:
+    async def replay(self, errand: Errand) -> Answer:
         self._machine.apart |= set(errand.asked.items)
-        return await super().replay(errand, may_be_outage=may_be_outage)
+        return await super().replay(errand)
 
 
 TestModel = Machine.TestCase

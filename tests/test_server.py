@@ -29,7 +29,7 @@ async def test_a_target_that_names_a_host_is_refused(client: Client, upstream: S
 
 
 async def test_bytes_that_are_not_http_are_refused_and_the_process_lives(client: Client) -> None:
-    assert (await raw(client, b"\x16\x03\x01 not http\r\n\r\n")).startswith(b"HTTP/1.0 400")
+    assert (await raw(client, b"\x16\x03\x01 not http\r\n\r\n")).startswith(b"HTTP/1.1 400")
     assert (await client.embed("x")).cache == "MISS"
 
 

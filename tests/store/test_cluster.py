@@ -32,9 +32,9 @@ def cluster(redis_cluster: RedisCluster) -> RedisCluster:
 
 
 @pytest.fixture
-def frail(tmp_path: Path) -> Iterator[RedisCluster]:
+def frail(tmp_path: Path, program: str) -> Iterator[RedisCluster]:
     """A cluster that a test may break."""
-    cluster = RedisCluster(tmp_path, masters=3)
+    cluster = RedisCluster(tmp_path, masters=3, program=program)
     yield cluster
     cluster.kill()
 

@@ -65,8 +65,8 @@ async def test_a_key_of_another_type_is_a_miss_and_can_be_overwritten(store: Red
     assert await store.get_many([key(1)], budget_s=5.0) == {key(1): b"x"}
 
 
-async def test_a_full_redis_refuses_writes_and_still_reads(tmp_path: Path) -> None:
-    server = RedisServer(tmp_path)
+async def test_a_full_redis_refuses_writes_and_still_reads(tmp_path: Path, program: str) -> None:
+    server = RedisServer(tmp_path, program=program)
     store = RedisStore(server.url, timeout_s=5.0, max_connections=8)
     await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False)
     async with Redis.from_url(server.url) as admin:
@@ -79,7 +79,7 @@ async def test_a_full_redis_refuses_writes_and_still_reads(tmp_path: Path) -> No
     server.kill()
 
 
-async def test_no_server_is_an_error_at_once(tmp_path: Path) -> None:
+async def test_no_server_is_an_error_at_once(tmp_path: Path, program: str) -> None:
     store = RedisStore(f"redis://127.0.0.1:{free_port()}/0", timeout_s=5.0, max_connections=8)
     with pytest.raises(StoreError) as refused:
         await store.get_many([key(1)], budget_s=5.0)
@@ -89,7 +89,7 @@ async def test_no_server_is_an_error_at_once(tmp_path: Path) -> None:
     await store.aclose()
 
 
-async def test_a_server_that_accepts_and_says_nothing_runs_out_of_time(tmp_path: Path) -> None:
+async def test_a_server_that_accepts_and_says_nothing_runs_out_of_time(tmp_path: Path, program: str) -> None:
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
@@ -124,8 +124,8 @@ async def test_an_answer_that_makes_no_sense_is_the_stores_failure(answer: bytes
     liar.close()
 
 
-async def test_a_server_that_went_and_came_back_is_used_again(tmp_path: Path) -> None:
-    server = RedisServer(tmp_path)
+async def test_a_server_that_went_and_came_back_is_used_again(tmp_path: Path, program: str) -> None:
+    server = RedisServer(tmp_path, program=program)
     store = RedisStore(server.url, timeout_s=5.0, max_connections=8)
     await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False)
     server.kill()
@@ -138,9 +138,9 @@ async def test_a_server_that_went_and_came_back_is_used_again(tmp_path: Path) ->
     server.kill()
 
 
-async def test_a_server_that_became_read_only_is_connected_to_anew(tmp_path: Path) -> None:
+async def test_a_server_that_became_read_only_is_connected_to_anew(tmp_path: Path, program: str) -> None:
     """Its name may be another server's by now."""
-    server = RedisServer(tmp_path)
+    server = RedisServer(tmp_path, program=program)
     store = RedisStore(server.url, timeout_s=5.0, max_connections=8)
     await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False)
     server.command("REPLICAOF", "127.0.0.1", "1")

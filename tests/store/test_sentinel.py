@@ -89,8 +89,8 @@ async def test_after_a_failure_they_are_asked_again(monkeypatch: pytest.MonkeyPa
     assert master.of("x") == ("new", 1)
 
 
-async def test_sentinels_may_have_credentials_of_their_own(tmp_path: Path) -> None:
-    servers = RedisSentinels(tmp_path, replicas=0, sentinels=1)
+async def test_sentinels_may_have_credentials_of_their_own(tmp_path: Path, program: str) -> None:
+    servers = RedisSentinels(tmp_path, replicas=0, sentinels=1, program=program)
     sentinel = servers.sentinels[0]
     sentinel.command("ACL", "SETUSER", "asker", "on", ">s3ntinel", "-@all", "+sentinel|get-master-addr-by-name")
     sentinel.command("ACL", "SETUSER", "default", "off")

@@ -10,8 +10,7 @@ import pytest
 from proxy.store.base import Store
 from proxy.store.redis import RedisStore
 from proxy.store.sqlite import SQLiteStore
-from tests.redis_cluster import RedisCluster, RedisSentinels
-from tests.redis_server import RedisServer
+from tests.servers import AVAILABLE, Servers
 
 OpenStore = Callable[[], Store]
 
@@ -20,26 +19,30 @@ def key(number: int) -> bytes:
     return number.to_bytes(32, "big")
 
 
-def emptied(kind: str, request: pytest.FixtureRequest) -> str:
-    """The URL of a Redis, or several, with nothing in it."""
-    if kind == "redis-cluster":
-        cluster: RedisCluster = request.getfixturevalue("redis_cluster")
+def emptied(kind: str, program: str, servers: Servers) -> str:
+    """The URL of one server, or several, with nothing in it."""
+    if kind == "cluster":
+        cluster = servers.cluster(program)
         cluster.flush()
         return cluster.url
-    if kind == "redis-sentinel":
-        sentinels: RedisSentinels = request.getfixturevalue("redis_sentinels")
+    if kind == "sentinel":
+        sentinels = servers.sentinels(program)
         sentinels.master.command("FLUSHALL")
         return sentinels.url
-    server: RedisServer = request.getfixturevalue("redis_server")
+    server = servers.one(program)
     server.command("FLUSHALL")
-    return server.socket_url if kind == "redis-unix" else server.url
+    return server.socket_url if kind == "unix" else server.url
 
 
-@pytest.fixture(params=["sqlite", "redis", "redis-unix", "redis-cluster", "redis-sentinel"])
-async def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenStore]:
+KINDS = [f"{program}-{kind}" for program in AVAILABLE for kind in ("tcp", "unix", "cluster", "sentinel")]
+
+
+@pytest.fixture(params=["sqlite", *KINDS])
+async def open_store(request: pytest.FixtureRequest, tmp_path: Path, servers: Servers) -> AsyncIterator[OpenStore]:
     """Opens the same, at first empty, store as often as it is called, as several processes would."""
     async with AsyncExitStack() as stack:
-        url = None if request.param == "sqlite" else emptied(request.param, request)
+        program, _, kind = request.param.partition("-")
+        url = emptied(kind, program, servers) if kind else None
 
         def open_() -> Store:
             store: Store
