@@ -345,7 +345,7 @@ def _read(share: Share, origin: Origin, answer: Answer, items: int) -> reply.Emb
         if fnmatchcase(answer.headers.get(name, ""), pattern):
             raise InvalidAnswer("disowned")
     parsed = reply.parse_answer(
-        answer.plain_body(), provider, items=items, packed=asked.packed, only_form=asked.only_form
+        answer.plain_body(), provider, items=items, packed=asked.packed, reads_base64=asked.reads_base64
     )
     # A server of a single model may answer to any name, and to none.
     if wire.is_one_of(parsed.model, provider.multi_vector_models):
