@@ -35,9 +35,9 @@ _CERTAIN_AS_A_WHOLE = frozenset({"cross-item", "empty-item", "input-form", "list
 _NOT_ABOUT_INPUT = frozenset({"cross-item", "empty-item", "model"})
 # What begins so may be the address of an image or a document, which can change.
 _ADDRESS = re.compile(r"\s*([a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
-# LiteLLM's `cache` and `caching`, and whatever else asks an upstream's own cache for something
-# (https://docs.litellm.ai/docs/proxy/caching).
-_UPSTREAM_CACHE = re.compile(r"(^|[_-])cach(e|ing)([_-]|$)", re.IGNORECASE)
+# LiteLLM's `cache` and `caching` (https://docs.litellm.ai/docs/proxy/caching), `useCache`, `nocache`, `no-store` and
+# whatever else asks an upstream's own cache for something, as far as its name tells.
+_UPSTREAM_CACHE = re.compile(r"cach(e|ing)|no[_-]?store|refresh", re.IGNORECASE)
 
 
 class Bypass(Exception):

@@ -178,6 +178,20 @@ async def test_an_address_among_texts_is_a_text(client: Client) -> None:
     assert [answer.cache for answer in answers] == ["MISS", "HIT"]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"cache": {"no-cache": True}}, {"caching": False}, {"no_cache": True}, {"useCache": False}, {"nocache": 1},
+        {"bypassCache": True}, {"CACHE": "off"}, {"no-store": True}, {"noStore": True}, {"force_refresh": True},
+        {"gateway": {"cacheTtl": 0}},
+    ],
+    ids=str,
+)  # fmt: skip
+async def test_what_is_for_the_upstreams_own_cache_bypasses(client: Client, fields: dict[str, Any]) -> None:
+    answers = [await client.embed("x", **fields) for _ in range(2)]
+    assert [answer.cache for answer in answers] == ["BYPASS"] * 2
+
+
 async def test_what_is_written_otherwise_than_asked_is_relayed(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = lambda _: web.json_response({"data": [{"index": 0, "embedding": "ADwAQABCAEQ="}]})
     for _ in range(2):
