@@ -129,9 +129,9 @@ class Batcher:
         """
         budget = self._budget(share.origin)
         if may_be_outage:
-            if not budget.calls:
+            if not budget.calls():
                 return None
-            budget.failed()  # until shown otherwise
+            budget.spend(1)
         self._metrics.upstream_merged_requests.observe(1)
         with self._calls_for([share]) as calls:
             answer, origin = await self._failover.embed(share, share.asked.body, len(share.asked.items), calls)
@@ -232,7 +232,8 @@ class Batcher:
         """What becomes of the shares of a merged call that failed: asked alone, each once, if that could help.
 
         A failed merged call says something about one of its members until shown otherwise. Where it may just as well
-        be an outage, two are asked first, and more only as long as they succeed or the budget lasts.
+        be an outage, two are asked first. If they fail, too, more are asked as long as that makes no more calls than
+        there would have been without merging, or the budget lasts.
         """
         outcomes: list[Outcome | ProxyError] = [without_quotes(failure)] * len(shares)
         is_about_first = _is_about_first(failure, shares)
@@ -241,17 +242,20 @@ class Batcher:
             return outcomes
         budget = self._budget(shares[0].origin)
         start, size = 0, len(shares) if about is Blame.CALL else _FIRST_PROBES
+        saved = len(shares) - 1  # calls, by merging
         while start < len(shares):
             probed = range(start, min(len(shares), start + size))
             if about is Blame.UNKNOWN:
-                probed = probed[: budget.calls]
+                probed = probed[: budget.calls(saved)]
+                budget.spend(len(probed), saved)
+                saved = max(0, saved - len(probed))
             if not probed:
                 return outcomes
             for i, outcome in zip(probed, await asyncio.gather(*(self._alone(shares[i]) for i in probed)), strict=True):
                 outcomes[i] = outcome
-                if _is_outage(outcome):
-                    budget.failed()
             may_be_outage = all(_is_outage(outcomes[i]) for i in probed)
+            if not may_be_outage:
+                budget.succeeded()
             start, size = probed.stop, 2 * size if may_be_outage else len(shares)
             about = about if may_be_outage else Blame.CALL
         if not is_about_first and all(isinstance(outcome, Delivered) for outcome in outcomes):
