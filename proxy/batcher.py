@@ -258,7 +258,7 @@ class Batcher:
                 budget.succeeded()
             start, size = probed.stop, 2 * size if may_be_outage else len(shares)
             about = about if may_be_outage else Blame.CALL
-        if not is_about_first and all(isinstance(outcome, Delivered) for outcome in outcomes):
+        if not is_about_first and _is_about_merging(outcomes):
             items = sum(len(share.items) for share in shares)
             is_certain = blame(failure) is Blame.CALL
             self._merge_limits.merging_failed(
@@ -333,6 +333,14 @@ def _is_about_first(failure: CallFailure, shares: list[Share]) -> bool:
 
 def _assertions(given: CIMultiDict[str]) -> Iterator[tuple[str, str]]:
     return ((name.lower(), value) for name, value in given.items() if is_assertion(name.lower()))
+
+
+def _is_about_merging(outcomes: list[Outcome | ProxyError]) -> bool:
+    """Whether a merged call failed because it was merged: each of its shares, asked alone, has got an answer, or each
+    one that can be relayed but not taken apart."""
+    return all(isinstance(outcome, Delivered) for outcome in outcomes) or all(
+        isinstance(outcome, Unusable) and not outcome.is_error for outcome in outcomes
+    )
 
 
 def _is_outage(outcome: Outcome | ProxyError) -> bool:
