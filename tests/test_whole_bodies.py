@@ -117,9 +117,7 @@ async def test_an_unknown_field_counts_whatever_else_is_wrong_with_the_request(
         assert (await client.post(body)).embeddings == [[1, 2, 3, 4]] * 2
 
 
-async def test_base64_of_several_vectors_is_not_one_vector(
-    start_proxy: StartProxy, upstream: ScriptedUpstream
-) -> None:
+async def test_base64_of_several_vectors_is_not_one_vector(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy(provider="jina")
 
     def several(call: Call) -> web.Response:
