@@ -79,7 +79,8 @@ class Answers:
         add_cache_headers(extra, state, status, saved_tokens=saved)
         extra["Content-Type"] = "application/json"
         told = receipts[0].told if len(receipts) == 1 and receipts[0].is_own_body else _NOTHING
-        body = self._body(wanted, entries, _added_up(receipts), saved, told=told, unusable=fetched.unusable)
+        unusable = {key: answer.embedding or b"null" for key, answer in fetched.unusable.items()}
+        body = self._body(wanted, entries, _added_up(receipts), saved, told=told, unusable=unusable)
         return Response(status=upstream_status, body=body, headers=extra)
 
     def _body(

@@ -126,9 +126,10 @@ class Batcher:
         """Whether one more attempt may be made after a failure that may be an outage; it counts as failed until some
         call succeeds."""
         budget = self._budget(origin)
-        may_retry = budget.calls > 0
-        budget.failed()
-        return may_retry
+        if not budget.calls():
+            return False
+        budget.spend(1)
+        return True
 
     async def replay(self, share: Share) -> tuple[Answer, bool]:
         """The upstream's response to a client's own body, to be relayed, and whether the origin itself gave it.
@@ -235,7 +236,8 @@ class Batcher:
         """What becomes of the shares of a merged call that failed: asked alone, each once, if that could help.
 
         A failed merged call says something about one of its members until shown otherwise. Where it may just as well
-        be an outage, two are asked first, and more only as long as they succeed or the budget lasts.
+        be an outage, two are asked first. If they fail, too, more are asked as long as that makes no more calls than
+        there would have been without merging, or the budget lasts.
         """
         outcomes: list[Outcome | ProxyError] = [without_quotes(failure)] * len(shares)
         is_about_first = _is_about_first(failure, shares)
@@ -244,20 +246,23 @@ class Batcher:
             return outcomes
         budget = self._budget(shares[0].origin)
         start, size = 0, len(shares) if about is Blame.CALL else _FIRST_PROBES
+        saved = len(shares) - 1  # calls, by merging
         while start < len(shares):
             probed = range(start, min(len(shares), start + size))
             if about is Blame.UNKNOWN:
-                probed = probed[: budget.calls]
+                probed = probed[: budget.calls(saved)]
+                budget.spend(len(probed), saved)
+                saved = max(0, saved - len(probed))
             if not probed:
                 return outcomes
             for i, outcome in zip(probed, await asyncio.gather(*(self._alone(shares[i]) for i in probed)), strict=True):
                 outcomes[i] = outcome
-                if _is_outage(outcome):
-                    budget.failed()
             may_be_outage = all(_is_outage(outcomes[i]) for i in probed)
+            if not may_be_outage:
+                budget.succeeded()
             start, size = probed.stop, 2 * size if may_be_outage else len(shares)
             about = about if may_be_outage else Blame.CALL
-        if not is_about_first and all(isinstance(outcome, Delivered) for outcome in outcomes):
+        if not is_about_first and _is_about_merging(outcomes):
             items = sum(len(share.items) for share in shares)
             is_certain = blame(failure) is Blame.CALL
             self._merge_limits.merging_failed(
@@ -334,6 +339,14 @@ def _assertions(given: CIMultiDict[str]) -> Iterator[tuple[str, str]]:
     return ((name.lower(), value) for name, value in given.items() if is_assertion(name.lower()))
 
 
+def _is_about_merging(outcomes: list[Outcome | ProxyError]) -> bool:
+    """Whether a merged call failed because it was merged: each of its shares, asked alone, has got an answer, or each
+    one that can be relayed but not taken apart."""
+    return all(isinstance(outcome, Delivered) for outcome in outcomes) or all(
+        isinstance(outcome, Unusable) and not outcome.is_error for outcome in outcomes
+    )
+
+
 def _is_outage(outcome: Outcome | ProxyError) -> bool:
     """Whether a share that was asked alone failed in a way that may be an outage."""
     return not isinstance(outcome, Delivered) and blame(outcome) is not Blame.CALL
@@ -348,7 +361,7 @@ def _read(share: Share, origin: Origin, answer: Answer, items: int) -> reply.Emb
         if fnmatchcase(answer.headers.get(name, ""), pattern):
             raise InvalidAnswer("disowned")
     parsed = reply.parse_answer(
-        answer.plain_body(), provider, items=items, packed=asked.packed, only_form=asked.only_form
+        answer.plain_body(), provider, items=items, packed=asked.packed, reads_base64=asked.reads_base64
     )
     # A server of a single model may answer to any name, and to none.
     if wire.is_one_of(parsed.model, provider.multi_vector_models):

@@ -273,6 +273,8 @@ class EmbeddingsRoute:
         is_unusable = failure is not None and failure.confirms
         if said is None or (failure is not None and not is_unusable):
             return await self._answer_unvalidated(job, errand, failure, found, from_memory)
+        if failure is not None and to_do.missing and errand.is_whole:
+            return await self._answer_failure(job, errand, failure)  # the response to this very body
         fetched = replace(said.fetched, failure=None)
         is_confirmed = is_unusable or fetched.is_by_origin
         first = fetched if said.is_own else NOTHING
@@ -359,7 +361,7 @@ class EmbeddingsRoute:
         first: Fetched = NOTHING,
     ) -> tuple[str, StreamResponse]:
         """Fetch what was neither ``found`` nor has come ``first``; ``is_apart``: for this client alone."""
-        to_do = plan(job.wanted.keys, found | first.entries)
+        to_do = plan(job.wanted.keys, found.keys() | first.settled)
         errand = self._errand(job, to_do, refresh=refresh)
         if is_apart:
             errand = replace(errand, is_shared=False, is_stored=False)

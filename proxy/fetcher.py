@@ -143,14 +143,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
-    """What became of an errand: ``entries`` of its keys, or ``unusable`` JSON texts that stand for embeddings of items
-    asked alone, unless there is a ``failure``."""
+    """What became of an errand: ``entries`` of its keys, or ``unusable`` responses to items asked alone, each with what
+    stands for the item's embedding; unless there is a ``failure``."""
 
     entries: dict[bytes, Entry]
     asked: frozenset[bytes]  # the keys that were asked of the upstream for this errand, and billed
     receipts: list[Delivered]
     failure: Failure | None
-    unusable: dict[bytes, bytes] = field(default_factory=dict)
+    unusable: dict[bytes, Unusable] = field(default_factory=dict)
 
     def after(self, first: "Fetched") -> "Fetched":
         """Both as one; what failed last counts."""
@@ -165,7 +165,14 @@ class Fetched:
     @property
     def is_by_origin(self) -> bool:
         """Whether the upstream itself answered 2xx, and not only one that stood in for it."""
-        return any(receipt.by_origin for receipt in self.receipts)
+        return any(receipt.by_origin for receipt in self.receipts) or any(
+            answer.confirms for answer in self.unusable.values()
+        )
+
+    @property
+    def settled(self) -> set[bytes]:
+        """The keys that need not be asked for any more."""
+        return self.entries.keys() | self.unusable.keys()
 
     @property
     def bill(self) -> "Fetched":
@@ -230,7 +237,7 @@ class Fetcher:
             elif not (key in claim.mine or landed.is_for(errand)):
                 foreign.append(key)
             elif isinstance(landed.cause, Unusable) and landed.cause.embedding is not None and not errand.is_whole:
-                unusable[key] = landed.cause.embedding
+                unusable[key] = landed.cause
             else:
                 failure = landed if key in claim.mine else failure or landed.told_to(errand)
         fetched = Fetched(
@@ -372,7 +379,8 @@ class Fetcher:
             return
         async with asyncio.TaskGroup() as tasks:
             for key in keys:
-                tasks.create_task(self._ask_part(part.only([key]), claim, ledger))
+                alone = replace(part.only([key]), may_merge=False)
+                tasks.create_task(self._ask_part(alone, claim, ledger))
 
     def _note(self, part: Errand, outcome: Outcome | ProxyError, asked_at_s: float) -> None:
         """Record what the response says of the credential, even if the client has disconnected."""

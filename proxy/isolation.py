@@ -3,40 +3,44 @@
 from collections import OrderedDict
 from collections.abc import Callable
 
-_BURST = 16.0
-_PER_REQUEST = 0.1
+# Attempts, and how many of them may be on top of one for each request; and what each request adds to these.
+_ATTEMPTS, _ATTEMPTS_PER_REQUEST = 16.0, 0.1
+_EXTRA, _EXTRA_PER_REQUEST = 2.0, 0.05
 _MAX_LIMITS, _LIMIT_TTL_S = 1024, 600.0
 
 _Model = tuple[str, str | None]  # an upstream's name, and a model there
 
 
 class RetryBudget:
-    """How many calls that fail may be made on top of the clients' own requests while nothing succeeds.
+    """How many more calls may be made after some have failed, while nothing succeeds.
 
-    A merged call that fails with a 5xx or a cut connection may have failed because of one of its items, or because the
-    upstream is out of order. Asking for the others alone finds out; in an outage it must not multiply the load: each
-    request adds a tenth of a call to the budget, each further failure takes one, and a success fills it.
+    A call that fails with a 5xx or a cut connection may have failed because of one of its items, or because the
+    upstream is out of order. Asking again for less finds out; in an outage it must not multiply the load. Attempts
+    after a merged call are free up to what merging saved. All others are extra calls: from forty requests on, an
+    upstream that fails every call sees at most a tenth more calls than there are requests. A success restores both.
     """
 
     def __init__(self) -> None:
-        self._left = _BURST
+        self._attempts, self._extra = _ATTEMPTS, _EXTRA
 
     def __repr__(self) -> str:
-        return f"<RetryBudget {self._left:.1f} left>"
+        return f"<RetryBudget {self._attempts:.1f} left, {self._extra:.2f} extra>"
 
-    @property
-    def calls(self) -> int:
-        """How many further calls may be made now."""
-        return int(self._left)
+    def calls(self, saved: int = 0) -> int:
+        """How many further calls may be made now, where merging ``saved`` so many."""
+        return int(min(self._attempts, saved + self._extra))
 
     def requested(self) -> None:
-        self._left = min(_BURST, self._left + _PER_REQUEST)
+        self._attempts = min(_ATTEMPTS, self._attempts + _ATTEMPTS_PER_REQUEST)
+        self._extra = min(_EXTRA, self._extra + _EXTRA_PER_REQUEST)
 
     def succeeded(self) -> None:
-        self._left = _BURST
+        self._attempts, self._extra = _ATTEMPTS, _EXTRA
 
-    def failed(self) -> None:
-        self._left = max(0.0, self._left - 1)
+    def spend(self, calls: int, saved: int = 0) -> None:
+        """So many calls are made, which fail until shown otherwise."""
+        self._attempts = max(0.0, self._attempts - calls)
+        self._extra = max(0.0, self._extra - max(0, calls - saved))
 
 
 class MergeLimits:

@@ -80,10 +80,10 @@ def parse_answer(
     *,
     items: int,
     packed: DType | None = None,
-    only_form: type | None = None,
+    reads_base64: bool = True,
 ) -> EmbeddingAnswer:
     """Read a 200 or 201 of ``provider``, which was sent ``items`` items; vectors are of a ``packed`` type, if that was
-    asked for, and written in no but the ``only_form``, if there is one. Raises `InvalidAnswer`.
+    asked for. ``reads_base64``: base64, where there is some, is of float32 or of that type. Raises `InvalidAnswer`.
 
     One length for all vectors, whether or not it is the one that was asked for: LM Studio and llama.cpp ignore
     ``dimensions``.
@@ -96,7 +96,7 @@ def parse_answer(
         raise InvalidAnswer("error-in-200")
     data = _in_order(answer.get("data"), items)
     _forbid_further_fields(data)
-    if only_form is not None and any(type(datum.get("embedding")) is not only_form for datum in data):
+    if not reads_base64 and any(type(datum.get("embedding")) is str for datum in data):
         raise InvalidAnswer("encoding")
     found, unusable = _vectors(data, provider, packed)
     if len({vector.dimensions for vector in found if vector is not None}) > 1:

@@ -31,13 +31,13 @@ _PACKED = {
 }
 # What keeps a request from being keyed item by item, but not as a whole.
 _CERTAIN_AS_A_WHOLE = frozenset({"cross-item", "empty-item", "input-form", "list-parameter", "model", "unknown-field"})
-# Of these, what leaves no doubt that a text is a text.
-_TEXTS_ARE_TEXTS = frozenset({"cross-item", "empty-item", "model"})
+# Doubts other than these are about what the input is, so that a text may be the address of an image.
+_NOT_ABOUT_INPUT = frozenset({"cross-item", "empty-item", "model"})
 # What begins so may be the address of an image or a document, which can change.
 _ADDRESS = re.compile(r"\s*([a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
-# LiteLLM's `cache` and `caching`, and whatever else asks an upstream's own cache for something
-# (https://docs.litellm.ai/docs/proxy/caching).
-_UPSTREAM_CACHE = re.compile(r"(^|[_-])cach(e|ing)([_-]|$)", re.IGNORECASE)
+# LiteLLM's `cache` and `caching` (https://docs.litellm.ai/docs/proxy/caching), `useCache`, `nocache`, `no-store` and
+# whatever else asks an upstream's own cache for something, as far as its name tells.
+_UPSTREAM_CACHE = re.compile(r"cach(e|ing)|no[_-]?store|refresh", re.IGNORECASE)
 
 
 class Bypass(Exception):
@@ -81,18 +81,13 @@ class EmbeddingRequest(NamedTuple):  # a frozen dataclass takes three times as l
     fields: dict[str, Any]  # the whole body
     body: bytes  # the same, as it came
     doubt: "Bypass | None" = None
+    # False: base64 may be of other numbers than float32 (vLLM's `embed_dtype`) or of several vectors (Jina's
+    # `return_multivector`), and this request does not ask for base64.
+    reads_base64: bool = True
 
     @property
     def is_keyed_whole(self) -> bool:
         return self.kind is Kind.WHOLE
-
-    @property
-    def only_form(self) -> type | None:
-        """What an embedding must be in the response's JSON. An unknown field may choose how vectors are written, so
-        that base64 is not of float32 (vLLM's `embed_dtype`); then none is written in another form than it came in."""
-        if self.doubt is None or self.doubt.reason != "unknown-field":
-            return None
-        return str if self.encoding is Encoding.BASE64 else list
 
 
 def read_object(body: bytes) -> dict[str, Any]:
@@ -198,18 +193,19 @@ def _whole(
     """
     _forbid_duplicate_keys(body, fields, Kind.WHOLE, [])
     _forbid_two_names(fields, provider)
-    _forbid_stale(fields, provider, doubt)
+    has_unknown, may_rewrite = _unsettled(fields, provider)
+    are_texts = doubt.reason in _NOT_ABOUT_INPUT and not has_unknown and fields.get("modality", "text") == "text"
+    _forbid_stale(fields, provider, are_texts=are_texts)
     written, parameters = _written(fields, provider), {}
     for name, value in fields.items():
-        if name == "model" or name in provider.encoding or _is_neutral(name, value, provider):
+        is_model = name == "model" and type(value) is str  # any other value is a parameter like others
+        if is_model or name in provider.encoding or _is_neutral(name, value, provider):
             continue
         if not _is_exact(value):
             raise Bypass("inexact-number", name)
         parameters[name] = value
-    if doubt.reason == "unknown-field":
-        parameters[""] = written.encoding.value  # see `only_form`
-    if written.packed is not None:
-        parameters |= {name: fields[name] for name in provider.encoding if name in fields}
+    if written.packed is not None or may_rewrite:
+        parameters |= {name: fields[name] for name in provider.encoding if fields.get(name) not in (None, "float")}
     models = list(filter(None, (model_of(fields), named.model if named is not None else None)))
     if any(is_one_of(model, provider.multi_vector_models) for model in models):
         raise Bypass("multi-vector")
@@ -225,15 +221,35 @@ def _whole(
         fields=fields,
         body=body,
         doubt=doubt,
+        reads_base64=written.encoding is Encoding.BASE64 or not may_rewrite,
     )
 
 
-def _forbid_stale(fields: dict[str, Any], provider: Provider, doubt: Bypass) -> None:
-    """Raises `Bypass` for what may be another thing when it is asked again, or is to be computed again."""
+def _unsettled(fields: dict[str, Any], provider: Provider) -> tuple[bool, bool]:
+    """Whether there are fields that nobody described, and whether any may change how vectors are written.
+
+    All fields are looked at: the doubt is only the first of possibly several.
+    """
+    doubts = set()
+    for name, value in fields.items():
+        if name in {"model", "input"} or name in provider.key or name in provider.encoding:
+            continue
+        if not _is_neutral(name, value, provider):
+            try:
+                _require_harmless(name, value, provider)
+            except Bypass as doubt:
+                doubts.add(doubt.reason)
+    return "unknown-field" in doubts, bool(doubts)
+
+
+def _forbid_stale(fields: dict[str, Any], provider: Provider, *, are_texts: bool) -> None:
+    """Raises `Bypass` for what may be another thing when it is asked again, or is to be computed again.
+
+    ``are_texts``: the texts in the input are that, and no addresses of something.
+    """
     for name, value in fields.items():
         if name not in provider.neutral and value is not None:
-            is_text = name == "input" and doubt.reason in _TEXTS_ARE_TEXTS
-            _forbid_stale_value(name, value, provider.references, is_text=is_text)
+            _forbid_stale_value(name, value, provider.references, is_text=are_texts and name == "input")
 
 
 def _forbid_stale_value(name: str, value: Any, references: tuple[str, ...], *, is_text: bool = False) -> None:

@@ -210,6 +210,35 @@ async def test_an_outage_is_not_multiplied(
     assert len(upstream.calls) <= 1.1 * 400
 
 
+@pytest.mark.parametrize("status", [500, 502, CUT])
+@pytest.mark.parametrize("at_once", [1, 2, 3, 10])
+async def test_an_outage_is_not_multiplied_by_requests_of_which_a_part_is_cached(
+    client: Client, upstream: ScriptedUpstream, status: int, at_once: int
+) -> None:
+    upstream.reply = lengths
+    await client.embed("cached")
+    upstream.reply = failing_on(lambda _: True, status)
+    for start in range(0, 60, at_once):
+        answers = await asyncio.gather(*(client.embed(["cached", f"text {start + i}"]) for i in range(at_once)))
+        assert {answer.status for answer in answers} == {status or 502}
+    assert len(upstream.calls) <= 1.1 * 60
+
+
+async def test_merging_stops_where_no_merged_response_can_be_taken_apart(
+    client: Client, upstream: ScriptedUpstream
+) -> None:
+    """As with sparse weights, tokens per item, and whatever else an entry can't hold."""
+
+    def reply(call: Call) -> web.Response:
+        data = [{"index": i, "embedding": [len(text), 1], "tokens": 1} for i, text in enumerate(call.items)]
+        return web.json_response({"data": data, "model": "m"})
+
+    for group in ("abcd", "efgh", "ijkl", "mnop"):
+        answers = await merged(client, upstream, [text * 3 for text in group], reply)
+        assert [answer.embeddings for answer in answers] == [[[3, 1]]] * 4
+    assert [len(call.items) for call in upstream.calls if len(call.items) > 1] == [4, 2, 2]
+
+
 @pytest.mark.parametrize("status", [400, 404, 409, 424, 429, 500, 503, 529])
 @pytest.mark.parametrize("scope", ["held key", "share all"])
 async def test_words_about_a_call_go_to_nobody_whose_items_were_a_part_of_it(

@@ -6,6 +6,7 @@ import pytest
 from aiohttp import web
 
 from tests.client import Client
+from tests.conftest import StartProxy
 from tests.scripted import Call, ScriptedUpstream
 
 TEN = [f"text {i}" for i in range(9)] + ["odd"]
@@ -82,3 +83,35 @@ async def test_what_is_relayed_and_billed_counts_as_that(client: Client, upstrea
     await client.embed(TEN)
     assert await client.metric("embedding_proxy_requests_total", outcome="partial", status="200", model="m") == 1
     assert await client.metric("embedding_proxy_items_total", result="upstream", model="m") == 11
+
+
+async def test_odd_vectors_of_a_part_are_asked_alone_and_not_with_each_other(
+    client: Client, upstream: ScriptedUpstream
+) -> None:
+    def reply(call: Call) -> web.Response:
+        data = [
+            {"index": i, "embedding": None if text.startswith("odd") else [len(text), 1.0]}
+            for i, text in enumerate(call.items)
+        ]
+        return web.json_response({"data": data, "model": "m"})
+
+    upstream.reply = reply
+    await client.embed("cached")
+    answer = await client.embed(["cached", "new", "odd 1", "odd 2", "odd 3"])
+    assert answer.embeddings == [[6, 1.0], [3, 1.0], None, None, None]
+    assert sent(upstream)[1] == ["new", "odd 1", "odd 2", "odd 3"]
+    assert sorted(sent(upstream)[2:]) == [["odd 1"], ["odd 2"], ["odd 3"]]
+
+
+@pytest.mark.parametrize("given", ["odd", ["odd"], ["odd", "a text", "another one"]], ids=str)
+async def test_an_odd_vector_in_answer_to_the_first_question_is_paid_for_once(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, given: Any
+) -> None:
+    client = await start_proxy(shares_all=True)
+    upstream.reply = with_odd(None)
+    answer = await client.embed(given)
+    assert answer.embeddings[0] is None
+    assert sum(text == "odd" for items in sent(upstream) for text in items) == 1
+    assert await client.metric("embedding_proxy_validations_total", result="confirmed") == 1
+    if len(answer.embeddings) > 1:  # and what came with it is stored
+        assert (await client.embed(given[1:])).cache == "HIT"

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import orjson
 import pytest
 from aiohttp import web
 
@@ -95,6 +96,98 @@ async def test_an_unknown_field_that_chooses_how_vectors_are_written_gives_nobod
     for _ in range(2):
         assert (await client.embed("x", embed_dtype="float16", encoding_format="base64")).embeddings == ["ADwAQABCAEQ="]
         assert (await client.embed("x", embed_dtype="float16")).embeddings == [[1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    "doubt",
+    [{"input": ["x", ""]}, {"input": ["x", [1]]}, {"modality": ["text", "text"]}, {"model": None}, {"task": [1]}],
+    ids=str,
+)
+async def test_an_unknown_field_counts_whatever_else_is_wrong_with_the_request(
+    client: Client, upstream: ScriptedUpstream, doubt: dict[str, Any]
+) -> None:
+    def half(call: Call) -> web.Response:
+        embedding = "ADwAQABCAEQ=" if call.json.get("encoding_format") == "base64" else [1, 2, 3, 4]
+        return web.json_response({"data": [{"index": i, "embedding": embedding} for i in range(2)]})
+
+    upstream.reply = half
+    body = {"model": "m", "input": ["x", "y"], "embed_dtype": "float16", **doubt}
+    for _ in range(2):
+        assert (await client.post(body | {"encoding_format": "base64"})).embeddings == ["ADwAQABCAEQ="] * 2
+        assert (await client.post(body)).embeddings == [[1, 2, 3, 4]] * 2
+
+
+async def test_base64_of_several_vectors_is_not_one_vector(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+    client = await start_proxy(provider="jina")
+
+    def several(call: Call) -> web.Response:
+        embedding = "AACAPwAAAEA=" if call.json.get("embedding_type") == "base64" else [[1.0], [2.0]]
+        return web.json_response({"data": [{"index": 0, "embedding": embedding}]})
+
+    upstream.reply = several
+    body = {"model": "m", "input": ["x"], "return_multivector": True}
+    assert (await client.post(body | {"embedding_type": "base64"})).embeddings == ["AACAPwAAAEA="]
+    assert (await client.post(body)).embeddings == [[[1.0], [2.0]]]
+
+
+async def test_floats_in_place_of_base64_are_stored(client: Client, upstream: ScriptedUpstream) -> None:
+    upstream.reply = lambda _: web.json_response({"data": [{"index": 0, "embedding": [1.0, 2.0]}]})
+    answers = [await client.embed("x", drop_params=True, encoding_format="base64") for _ in range(2)]
+    assert [answer.cache for answer in answers] == ["MISS", "HIT"]
+    assert [answer.vectors for answer in answers] == [[[1.0, 2.0]]] * 2
+
+
+@pytest.mark.parametrize("name", ["model", "", "input"])
+async def test_every_value_that_is_not_understood_is_in_the_key(
+    client: Client, upstream: ScriptedUpstream, name: str
+) -> None:
+    upstream.reply = lambda call: web.json_response(
+        {"data": [{"index": 0, "embedding": [1.0, *call.body]}], "model": "m"}
+    )
+    for value in (None, 1, 22, True, [True], {"name": "m"}, {"name": "n"}):
+        body = orjson.dumps({"model": "m", "input": "x", "foo": 1, name: value})
+        for cache in ("MISS", "HIT"):
+            answer = await client.post(body)
+            assert (answer.cache, answer.vectors) == (cache, [[1.0, *body]])
+    absent = {key: value for key, value in {"model": "m", "input": "x", "foo": 1}.items() if key != name}
+    assert (await client.post(absent)).cache == "MISS"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"input": ["https://example.com/a.png", ""], "modality": "image"},
+        {"input": ["https://example.com/a.png", ""], "input_kind": "image"},
+        {"input": ["https://example.com/a.png"], "model": None, "modality": "image"},
+        {"input": ["https://example.com/a.png"], "model": 1, "foo": 1},
+    ],
+    ids=str,
+)
+async def test_an_address_of_media_is_one_whatever_else_is_wrong_with_the_request(
+    client: Client, fields: dict[str, Any]
+) -> None:
+    answers = [await client.post({"model": "m", **fields}) for _ in range(2)]
+    assert [answer.cache for answer in answers] == ["BYPASS"] * 2
+    assert all("detail=remote-media" in answer.headers["Cache-Status"] for answer in answers)
+
+
+async def test_an_address_among_texts_is_a_text(client: Client) -> None:
+    answers = [await client.embed(["https://example.com/a", ""]) for _ in range(2)]
+    assert [answer.cache for answer in answers] == ["MISS", "HIT"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"cache": {"no-cache": True}}, {"caching": False}, {"no_cache": True}, {"useCache": False}, {"nocache": 1},
+        {"bypassCache": True}, {"CACHE": "off"}, {"no-store": True}, {"noStore": True}, {"force_refresh": True},
+        {"gateway": {"cacheTtl": 0}},
+    ],
+    ids=str,
+)  # fmt: skip
+async def test_what_is_for_the_upstreams_own_cache_bypasses(client: Client, fields: dict[str, Any]) -> None:
+    answers = [await client.embed("x", **fields) for _ in range(2)]
+    assert [answer.cache for answer in answers] == ["BYPASS"] * 2
 
 
 async def test_what_is_written_otherwise_than_asked_is_relayed(client: Client, upstream: ScriptedUpstream) -> None:
