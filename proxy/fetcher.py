@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from multidict import CIMultiDict
 
@@ -185,6 +185,12 @@ NOTHING = Fetched(entries={}, asked=frozenset(), receipts=[], failure=None)
 _Landed = Entry | Failure
 
 
+def _stands_for_item(cause: CallFailure, errand: Errand) -> TypeGuard[Unusable]:
+    """Whether a response says what stands for an item's embedding, and is not the one to the client's own body, which
+    is relayed. All items of a body may be asked for in several calls."""
+    return isinstance(cause, Unusable) and cause.embedding is not None and cause.body != errand.asked.body
+
+
 class _Ledger:
     """What a fetch was billed for. It is written before the keys are settled."""
 
@@ -236,7 +242,7 @@ class Fetcher:
                 entries[key] = landed
             elif not (key in claim.mine or landed.is_for(errand)):
                 foreign.append(key)
-            elif isinstance(landed.cause, Unusable) and landed.cause.embedding is not None and not errand.is_whole:
+            elif _stands_for_item(landed.cause, errand):
                 unusable[key] = landed.cause
             else:
                 failure = landed if key in claim.mine else failure or landed.told_to(errand)

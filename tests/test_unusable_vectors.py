@@ -115,3 +115,13 @@ async def test_an_odd_vector_in_answer_to_the_first_question_is_paid_for_once(
     assert await client.metric("embedding_proxy_validations_total", result="confirmed") == 1
     if len(answer.embeddings) > 1:  # and what came with it is stored
         assert (await client.embed(given[1:])).cache == "HIT"
+
+
+async def test_an_odd_vector_of_a_request_that_is_split_does_not_send_all_of_it_in_one_call(
+    start_proxy: StartProxy, upstream: ScriptedUpstream
+) -> None:
+    client = await start_proxy(max_batch_items=4)
+    upstream.reply = with_odd(None)
+    answer = await client.embed(TEN)
+    assert [embedding is None for embedding in answer.embeddings] == [False] * 9 + [True]
+    assert sorted(map(len, sent(upstream))) == [1, 2, 4, 4]
