@@ -343,7 +343,7 @@ def _is_about_merging(outcomes: list[Outcome | ProxyError]) -> bool:
     """Whether a merged call failed because it was merged: each of its shares, asked alone, has got an answer, or each
     one that can be relayed but not taken apart."""
     return all(isinstance(outcome, Delivered) for outcome in outcomes) or all(
-        isinstance(outcome, Unusable) and not outcome.is_error for outcome in outcomes
+        isinstance(outcome, Unusable) and outcome.confirms for outcome in outcomes
     )
 
 

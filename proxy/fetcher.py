@@ -76,6 +76,15 @@ class Errand:
         items = dict(zip(self.keys, self.items, strict=True))
         return replace(self, keys=keys, items=[items[key] for key in keys], is_whole=False)
 
+    @property
+    def lease_keys(self) -> list[bytes]:
+        """What to lease: what is keyed as a whole is fetched as a whole, so its first key stands for all of them."""
+        return self.keys[:1] if self.asked.is_keyed_whole else self.keys
+
+    def covered_by(self, leased: list[bytes]) -> list[bytes]:
+        """The keys that may be fetched under leases on ``leased``, which are some of `lease_keys`."""
+        return self.keys if leased and self.asked.is_keyed_whole else leased
+
     def share(self) -> Share:
         return Share(
             group=self.group,
@@ -299,12 +308,11 @@ class Fetcher:
     async def _fly(self, errand: Errand, claim: Claim[_Landed], ledger: _Ledger) -> None:
         """Fetch claimed keys; every exit settles every one of them."""
         try:
-            # What is keyed as a whole is fetched as a whole, and leases are granted key by key.
-            if not errand.is_shared or errand.asked.is_keyed_whole:
+            if not errand.is_shared:
                 await self._ask(errand, claim, ledger)
                 return
             async with self._cache.leasing() as lease:
-                ours = await lease.acquire(errand.keys)
+                ours = errand.covered_by(await lease.acquire(errand.lease_keys))
                 others = [key for key in errand.keys if key not in ours]
                 ask = self._ask_unless_stored if lease.is_real else self._ask
                 async with asyncio.TaskGroup() as tasks:
@@ -330,7 +338,10 @@ class Fetcher:
             pause_s = min(2 * pause_s, _MAX_POLL_S)
             stored = await self._settle_stored(errand.only(keys), claim)
             keys = [key for key in keys if key not in stored]
-            lapsed = keys if loop.time() > deadline else await lease.acquire(keys)
+            lapsed = keys
+            if keys and loop.time() <= deadline:
+                rest = errand.only(keys)
+                lapsed = rest.covered_by(await lease.acquire(rest.lease_keys))
             if lapsed:
                 await self._ask_unless_stored(errand.only(lapsed), claim, ledger)
                 keys = [key for key in keys if key not in lapsed]
@@ -343,7 +354,7 @@ class Fetcher:
 
     async def _ask(self, errand: Errand, claim: Claim[_Landed], ledger: _Ledger) -> None:
         """Ask the upstream for keys that are ours, in as few calls as its limits allow."""
-        parts = [errand]
+        parts = [errand] if errand.keys else []
         if not errand.asked.is_keyed_whole:
             parts = [errand.part(run) for run in self._batcher.split(errand.origin, errand.asked, errand.items)]
         async with asyncio.TaskGroup() as tasks:

@@ -91,13 +91,9 @@ class Unusable:
     embedding: bytes | None = None
 
     @property
-    def is_error(self) -> bool:
-        return reply.is_error(self.answer.body)
-
-    @property
     def confirms(self) -> bool:
-        """Whether the upstream took the credential."""
-        return self.by_origin and not self.is_error
+        """Whether the upstream took the credential: whatever else is wrong, it is no error."""
+        return self.by_origin and self.reason != "error-in-200"
 
 
 Outcome = Delivered | Refused | Unusable

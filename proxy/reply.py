@@ -63,7 +63,7 @@ def error_status(body: bytes, status: int = _OK) -> int:
     except orjson.JSONDecodeError:
         return status
     error = answer.get("error") if type(answer) is dict else None
-    if error is None:
+    if not error:
         return status
     code = error.get("code") if type(error) is dict else None
     return code if type(code) is int and code >= _LOWEST_ERROR else _UNKNOWN_ERROR
@@ -92,7 +92,7 @@ def parse_answer(
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
         raise InvalidAnswer("not-json") from None
-    if type(answer) is not dict or answer.get("error") is not None:
+    if type(answer) is not dict or answer.get("error"):
         raise InvalidAnswer("error-in-200")
     data = _in_order(answer.get("data"), items)
     _forbid_further_fields(data)

@@ -205,7 +205,9 @@ def test_no_byte_changed_in_a_record_of_an_earlier_version_passes_the_tag(data: 
 def test_no_missing_or_added_bytes_pass_the_tag(data: st.DataObject, record: Record) -> None:
     good = records.encode(KEY, record, RECORD_KEY)
     for bad in (good[: data.draw(st.integers(0, len(good) - 1))], good + data.draw(st.binary(min_size=1))):
-        assert flaw_of(bad, RECORD_KEY) is Flaw.CHECKSUM
+        # Sixteen bytes after a checksum are an earlier version's tag, by no key that is known.
+        is_old_form = len(bad) == len(good) + 16
+        assert flaw_of(bad, RECORD_KEY) is (Flaw.OTHER_KEY if is_old_form else Flaw.CHECKSUM)
 
 
 @given(any_record())

@@ -237,13 +237,14 @@ async def vouched_for(replicas: list[Client], upstream: ScriptedUpstream) -> lis
     return replicas
 
 
+@pytest.mark.parametrize("fields", [{}, {"foo": 1}], ids=["item by item", "keyed as a whole"])
 async def test_two_replicas_on_one_redis_ask_once(
-    start_proxy: StartProxy, upstream: ScriptedUpstream, redis_server: RedisServer
+    start_proxy: StartProxy, upstream: ScriptedUpstream, redis_server: RedisServer, fields: dict[str, Any]
 ) -> None:
     store = StoreSetting(url=redis_server.url.replace("/0", "/4"))
     replicas = await vouched_for([await start_proxy(store=store) for _ in range(2)], upstream)
     gate = Gate(upstream)
-    requests = [asyncio.create_task(client.embed("shared")) for client in replicas for _ in range(50)]
+    requests = [asyncio.create_task(client.embed("shared", **fields)) for client in replicas for _ in range(50)]
     for client in replicas:
         await waiting(client, 50)
     gate.open()
