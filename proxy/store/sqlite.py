@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from proxy.errors import StoreError
-from proxy.store.base import Unleased
+from proxy.store.base import NOTHING, Unleased
 
 _T = TypeVar("_T")
 
@@ -80,16 +80,21 @@ class SQLiteStore(Unleased):
         *,
         ttl_s: float | None,  # room is made by eviction
         overwrite: bool,
+        spoilt: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
-        return await self._writer.run(self._put, values, overwrite)
+        return await self._writer.run(self._put, values, overwrite, spoilt)
 
     def _put(
-        self, connection: sqlite3.Connection, values: Mapping[bytes, bytes], overwrite: bool
+        self,
+        connection: sqlite3.Connection,
+        values: Mapping[bytes, bytes],
+        overwrite: bool,
+        spoilt: Mapping[bytes, bytes],
     ) -> dict[bytes, bytes]:
         now = int(self._clock())
         with _transaction(connection):
             standing = _select(connection, list(values))
-            replaced = standing if overwrite else {}
+            replaced = {key: row for key, row in standing.items() if overwrite or spoilt.get(key) == row[2]}
             freed = [id_ for id_, _, _ in replaced.values()]
             connection.executemany("DELETE FROM slot WHERE key = ?", [(key,) for key in replaced])
             fresh = {key: value for key, value in values.items() if key not in standing or key in replaced}
