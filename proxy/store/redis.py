@@ -16,7 +16,8 @@ from proxy.errors import StoreError
 from proxy.redisurl import Address, Kind, RedisURL
 from proxy.store.base import NOTHING
 from proxy.store.cluster import Cluster
-from proxy.store.node import Command, Node, store_error
+from proxy.store.connection import Command
+from proxy.store.node import Node, store_error
 from proxy.store.sentinel import Master
 from proxy.store.servers import OneServer, Servers
 

@@ -25,7 +25,7 @@ TURNS = 30
 
 
 class SteppedStore(Unleased):
-    """Each operation waits before it is done, and a write once more before it is answered, until the machine goes on."""
+    """Each operation waits before it is done, and a write once more before it is answered."""
 
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}

@@ -172,7 +172,7 @@ async def test_a_write_that_ends_shows_that_the_store_does_not_hang() -> None:
 def test_items_that_are_not_stored_are_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     metrics, now_s = Metrics(), 0.0
     unstored = Unstored(metrics, clock=lambda: now_s)
-    for now_s in range(0, 130, 10):
+    for now_s in range(0, 130, 10):  # noqa: B007 - the clock reads it
         unstored.add(1, "open")
         unstored.add(10, "timeout")
     unstored.flush()
