@@ -136,14 +136,14 @@ async def test_somebodys_database_is_left_alone(sqlite_path: Path) -> None:
     assert sqlite_path.read_bytes() == before
 
 
-async def test_a_file_that_is_no_database_is_left_alone(sqlite_path: Path) -> None:
+async def test_a_file_that_is_no_database_is_kept_under_another_name(sqlite_path: Path) -> None:
     sqlite_path.write_bytes(b"precious notes" * 1000)
     store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
-    with pytest.raises(StoreError) as refused:
-        await store.get_many([key(1)], budget_s=5.0)
+    assert await store.get_many([key(1)], budget_s=5.0) == {}
+    await put(store, range(1))
     await store.aclose()
-    assert refused.value.reason == "corrupt"
-    assert sqlite_path.read_bytes() == b"precious notes" * 1000
+    (aside,) = sqlite_path.parent.glob("cache.sqlite3.damaged-*")
+    assert aside.read_bytes() == b"precious notes" * 1000
 
 
 async def test_a_folder_that_cannot_be_made_is_an_error_of_the_store(tmp_path: Path) -> None:
