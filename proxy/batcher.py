@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from http import HTTPStatus
@@ -78,10 +78,13 @@ class Batcher:
         patience_s: float,
         max_queued_items: int,
         max_queued_bytes: int,
+        room: Callable[[], Awaitable[None]],
     ) -> None:
+        """A call waits for ``room`` before it is sent: for memory in which its response is held until it is stored."""
         self._metrics = metrics
         self._window_s = window_s
-        slots = Slots(concurrency, timeout_s=patience_s, waited_s=metrics.stage_seconds["slot"].observe)
+        waited_s = metrics.stage_seconds["slot"].observe
+        slots = Slots(concurrency, timeout_s=patience_s, waited_s=waited_s, room=room)
         self._failover = Failover(slots, metrics)
         self._max_calls_a_tenant = slots.max_calls_a_tenant
         self._max_queued_items = max_queued_items

@@ -59,6 +59,11 @@ class Breaker:
         """Whether the last one that asked failed."""
         return self._failures > 0
 
+    @property
+    def refuses(self) -> bool:
+        """Whether `allows` would say no now; asking this commits to nothing."""
+        return self.state is State.HALF_OPEN or (self.state is State.OPEN and self._clock() < self._cooled_at)
+
     def allows(self) -> bool:
         """Whether one more may ask now. True of a half-open breaker makes the caller its probe."""
         if self.state is State.OPEN and self._clock() >= self._cooled_at:

@@ -28,7 +28,7 @@ from proxy.plan import Plan, plan
 from proxy.recall import Known, Wanted
 from proxy.repeats import Repeat, Repeats, epochs
 from proxy.sentinels import Sentinels
-from proxy.store.memory import Entry
+from proxy.store.memory import Entry, standing
 from proxy.store.tiered import Cache
 from proxy.targets import named_in
 from proxy.traces import NO_SPAN, Span
@@ -206,7 +206,9 @@ class EmbeddingsRoute:
     ) -> tuple[str, StreamResponse]:
         not_before = self._cache.oldest_fresh(job.directives.max_age_s)
         # While everything is in memory there is no await between here and the answer.
-        found = {} if job.directives.no_cache else self._cache.peek(job.wanted.keys, not_before=not_before)
+        found = (
+            {} if job.directives.no_cache else self._cache.peek(job.wanted.keys, not_before=not_before, confirmed=True)
+        )
         from_memory = len(found)
         to_do = plan(job.wanted.keys, found)
         if to_do.missing and not job.directives.no_cache:
@@ -269,6 +271,7 @@ class EmbeddingsRoute:
         errand = self._smallest(job, to_do)
         timeout_s = None if self._access.is_shared_by(job.identity) else _PATIENCE_S
         said = await self._sentinels.ask((job.who, job.place), errand, timeout_s=timeout_s)
+        found = standing(found)
         failure = None if said is None else said.fetched.failure
         is_unusable = failure is not None and failure.confirms
         if said is None or (failure is not None and not is_unusable):
@@ -366,6 +369,7 @@ class EmbeddingsRoute:
         if is_apart:
             errand = replace(errand, is_shared=False, is_stored=False)
         fetched = (await self._fetcher.fetch(errand) if to_do.missing else NOTHING).after(first)
+        found = standing(found)
         if fetched.failure is None and epochs(found, fetched.entries) > 1:
             # The upstream now serves other weights under the same name. One answer must not mix the two, and what
             # is stored is out of date.

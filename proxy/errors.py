@@ -1,5 +1,6 @@
 """The errors the proxy itself can make, each with what a client or an operator needs to act on it."""
 
+from collections.abc import Collection
 from typing import Self
 
 import orjson
@@ -164,7 +165,8 @@ class Overloaded(ProxyError):
 
 
 class StoreError(Exception):
-    """The store could not do all it was asked; ``found`` is what it had answered by then.
+    """The store could not do all it was asked; ``found`` is what it had answered by then, ``accepted`` the keys whose
+    values it had stored.
 
     ``reason`` is one of a few fixed words, fit for a metric label: timeout, connection, busy, refused, corrupt.
     ``is_partial`` says that the rest of the store works: a part of the answer came, or another of its servers would
@@ -172,12 +174,19 @@ class StoreError(Exception):
     """
 
     def __init__(
-        self, reason: str, message: str, *, found: dict[bytes, bytes] | None = None, is_partial: bool = False
+        self,
+        reason: str,
+        message: str,
+        *,
+        found: dict[bytes, bytes] | None = None,
+        accepted: Collection[bytes] = (),
+        is_partial: bool = False,
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.is_partial = is_partial
         self.found: dict[bytes, bytes] = {} if found is None else found
+        self.accepted = frozenset(accepted)
 
 
 class ConfigError(Exception):

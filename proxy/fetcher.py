@@ -32,8 +32,9 @@ from proxy.outcomes import (
 )
 from proxy.record import Record
 from proxy.share import Share
+from proxy.store.lease import Lease
 from proxy.store.memory import Entry
-from proxy.store.tiered import Cache, Lease
+from proxy.store.tiered import Cache
 from proxy.traces import NO_SPAN, Span
 from proxy.upstream import Answer
 from proxy.wire import EmbeddingRequest
@@ -248,7 +249,7 @@ class Fetcher:
         for key, flight in claim.flights.items():
             landed = flight.result()
             if isinstance(landed, Entry):
-                entries[key] = landed
+                entries[key] = landed.standing  # while others were waited for, the store may have named another winner
             elif not (key in claim.mine or landed.is_for(errand)):
                 foreign.append(key)
             elif _stands_for_item(landed.cause, errand):

@@ -249,6 +249,20 @@ class Metrics:
             ["operation", "reason"],
             registry=registry,
         )
+        self.store_pending_bytes = Gauge(
+            "embedding_proxy_store_pending_write_bytes",
+            "Records that were handed to the store and are not written yet. Above 64 MiB, calls upstream wait.",
+            registry=registry,
+        )
+        self.store_unstored_items = Counter(
+            "embedding_proxy_store_unstored_items",
+            "Items that an upstream has answered and that were not written to the store, by reason: those of"
+            " embedding_proxy_store_errors_total; busy also means that too many bytes wait for a store that hangs;"
+            " stopped, that the process ended first. Until memory evicts them, they are written when they are asked for"
+            " again and the store works.",
+            ["reason"],
+            registry=registry,
+        )
         self.store_invalid_records = Counter(
             "embedding_proxy_store_invalid_records",
             "Stored values that were invalid and treated as misses, each counted once until it is replaced. checksum:"

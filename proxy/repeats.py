@@ -86,7 +86,7 @@ class Repeats:
             return None
         parsed_s = time.perf_counter()
         wanted = known.wanted
-        found = self._cache.peek(wanted.keys, not_before=self._cache.oldest_fresh(None))
+        found = self._cache.peek(wanted.keys, not_before=self._cache.oldest_fresh(None), confirmed=True)
         if not all(map(found.__contains__, wanted.keys)) or epochs(found) > 1:
             return None
         self._stages["parse"].observe(parsed_s - began_s)

@@ -120,6 +120,7 @@ async def running(
             patience_s=settings.upstream_timeout_s,
             max_queued_items=settings.max_queued_items,
             max_queued_bytes=settings.max_held_bytes,
+            room=cache.room,
         )
         validations = Validations(ttl_s=settings.revalidate_s, clock=monotonic)
         fetcher = Fetcher(cache, batcher, validations, patience_s=settings.upstream_timeout_s, clock=clock)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -19,10 +19,18 @@ class _Tenant:
 
 
 class Slots:
-    def __init__(self, concurrency: int, *, timeout_s: float, waited_s: Callable[[float], object]) -> None:
+    def __init__(
+        self,
+        concurrency: int,
+        *,
+        timeout_s: float,
+        waited_s: Callable[[float], object],
+        room: Callable[[], Awaitable[None]],
+    ) -> None:
         """``concurrency`` calls to one origin at a time; a call waits at most ``timeout_s`` for its slot, and how long
-        it did goes to ``waited_s``."""
+        it did goes to ``waited_s``. With its slot it waits for ``room``, in which to hold what it brings."""
         self._waited_s = waited_s
+        self._room = room
         self._concurrency = concurrency
         self._timeout_s = timeout_s
         # A tenant whose calls hang must not have all the slots.
@@ -45,6 +53,7 @@ class Slots:
                     for slots in (tenant.slots, all_slots):
                         await slots.acquire()
                         held.callback(slots.release)
+                    await self._room()
             except TimeoutError:
                 raise Overloaded("Too many calls wait for the upstream.") from None
             finally:

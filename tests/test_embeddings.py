@@ -804,7 +804,8 @@ async def test_entries_outlive_the_process_where_there_is_a_store(
 async def test_without_its_store_the_proxy_works(start_proxy: StartProxy) -> None:
     client = await start_proxy(store=StoreSetting(url=f"redis://127.0.0.1:{free_port()}/0"))
     assert [(await client.embed("x")).cache for _ in range(2)] == ["MISS", "HIT"]
-    assert await client.metric("embedding_proxy_store_errors_total", operation="read", reason="connection") == 1
+    # The second request asks again: another replica may have stored the item first.
+    assert await client.metric("embedding_proxy_store_errors_total", operation="read", reason="connection") == 2
 
 
 # --- counts

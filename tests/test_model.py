@@ -29,7 +29,7 @@ from proxy.origins import Origin, Origins
 from proxy.providers import GENERIC, Limits
 from proxy.repeats import Repeats
 from proxy.routes import Routes
-from proxy.store.base import Unleased
+from proxy.store.base import NOTHING, Unleased
 from proxy.store.memory import Memory
 from proxy.store.tiered import Cache
 from proxy.upstream import Answer
@@ -81,7 +81,12 @@ class FakeStore(Unleased):
         return {key: self.values[key] for key in keys if key in self.values}
 
     async def put_many(
-        self, values: Mapping[bytes, bytes], *, ttl_s: float | None, overwrite: bool
+        self,
+        values: Mapping[bytes, bytes],
+        *,
+        ttl_s: float | None,
+        overwrite: bool,
+        spoilt: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
         await asyncio.sleep(0)
         if self.is_failing:
@@ -174,6 +179,7 @@ class Machine(RuleBasedStateMachine):
             patience_s=1000,
             max_queued_items=10**4,
             max_queued_bytes=10**8,
+            room=self.cache.room,
         )
         self.validations = self.validated(origin)
         self.fetcher = WatchedFetcher(self, batcher)

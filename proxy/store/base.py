@@ -1,11 +1,13 @@
 """The seam between the cache and whatever keeps its bytes."""
 
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 # Of whatever keeps the bytes: so many failures in a row, and it is left alone for so long.
 MAX_FAILURES = 5
 COOLDOWN_S = 1.0
+NOTHING: Mapping[bytes, bytes] = MappingProxyType({})
 
 
 class Store(Protocol):
@@ -14,21 +16,31 @@ class Store(Protocol):
     A store knows nothing of what the bytes mean and promises nothing: it may forget, and the cache checks what it
     gets back. Keys must determine their values up to the last bits, because the first value written stays.
 
-    Both methods raise `StoreError` for whatever goes wrong, with what they had found until then, and may be cancelled
-    at any await without harm to other calls.
+    All methods raise `StoreError` for whatever goes wrong, with what they had found and stored until then, and may be
+    cancelled at any await without harm to other calls.
     """
+
+    # Whether values are dropped once the ``ttl_s`` that they were put with is over, by the store's own clock.
+    expires: bool
 
     async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
         """The values that are there, asked for no longer than ``budget_s``. ``keys`` are distinct."""
         ...
 
     async def put_many(
-        self, values: Mapping[bytes, bytes], *, ttl_s: float | None, overwrite: bool
+        self,
+        values: Mapping[bytes, bytes],
+        *,
+        ttl_s: float | None,
+        overwrite: bool,
+        spoilt: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
         """Store the values whose keys are free, or all of them with ``overwrite``.
 
         Returns the standing values of the keys that were taken, which are now to be served in place of the caller's.
-        ``ttl_s`` lets a store drop values by itself; None keeps them for as long as there is room.
+        A key is taken if `get_many` would find a value under it, other than the one in ``spoilt``, which the caller has
+        found there and which can't be served. ``ttl_s`` lets a store drop values by itself; None keeps them for as long
+        as there is room.
         """
         ...
 
@@ -44,7 +56,9 @@ class Store(Protocol):
 
 
 class Unleased:
-    """For a store whose users share no upstream work: whoever asks for a key may fetch it."""
+    """For a store whose users share no upstream work: whoever asks for a key may fetch it. It drops nothing by age."""
+
+    expires = False
 
     async def lease_many(self, keys: Sequence[bytes], *, ttl_s: float) -> set[bytes]:
         return set(keys)
@@ -65,6 +79,7 @@ class NoStore(Unleased):
         *,
         ttl_s: float | None,
         overwrite: bool,
+        spoilt: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
         return {}
 

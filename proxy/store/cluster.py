@@ -20,8 +20,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from proxy.breaker import Breaker
 from proxy.redisurl import Address
 from proxy.store.base import COOLDOWN_S, MAX_FAILURES
-from proxy.store.node import Command, Node, store_error
-from proxy.store.servers import Learner
+from proxy.store.connection import Command
+from proxy.store.node import Node, store_error
+from proxy.store.servers import Learner, announced
 
 # One because a failover moved the slot, one to the node that imports it; more is a cluster at odds with itself.
 _MAX_REDIRECTS = 3
@@ -84,7 +85,10 @@ class Cluster:
         redirected: dict[Target, dict[str, Command]] = defaultdict(dict)
         for (name, command), answer in zip(commands.items(), answers[1::2] if is_importing else answers, strict=True):
             if isinstance(answer, AskError):  # or MovedError, which is one to redis-py
-                redirected[self._follow(answer, address)][name] = command
+                try:
+                    redirected[self._follow(answer, address)][name] = command
+                except ValueError as error:
+                    results[name] = RedisError(f"{address[0]} redirects to what is no address: {error}")
             else:
                 results[name] = answer
         if any(isinstance(answer, ClusterDownError) for answer in answers):
@@ -92,7 +96,7 @@ class Cluster:
         return dict(redirected)
 
     def _follow(self, redirection: AskError, asked: Address) -> Target:
-        address = (redirection.host or asked[0], redirection.port)  # no host: the one that was asked
+        address = announced(redirection.host or asked[0], redirection.port)  # no host: the one that was asked
         is_moved = isinstance(redirection, MovedError)
         if is_moved and 0 <= redirection.slot_id < REDIS_CLUSTER_HASH_SLOTS:
             self._slots[redirection.slot_id] = address
@@ -181,5 +185,5 @@ def _range(entry: object, asked: Address) -> tuple[range, Address]:
             0 <= first <= last < REDIS_CLUSTER_HASH_SLOTS
         ):
             # No host: the one that was asked.
-            return range(first, last + 1), (host.decode() if host else asked[0], port)
+            return range(first, last + 1), announced(host.decode() if host else asked[0], port)
     raise ValueError("CLUSTER SLOTS was answered with something else")

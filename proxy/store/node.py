@@ -7,7 +7,6 @@ from typing import Any
 
 from hiredis import pack_command
 from redis.asyncio import BlockingConnectionPool
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -16,8 +15,14 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from proxy.errors import StoreError
 from proxy.redisurl import Address, Login
-
-Command = tuple[str | bytes | int, ...]
+from proxy.store.connection import (
+    Command,
+    GuardedConnection,
+    GuardedParser,
+    TCPConnection,
+    TLSConnection,
+    UnixConnection,
+)
 
 
 class Node:
@@ -38,9 +43,9 @@ class Node:
         host, port = address
         place: dict[str, Any]
         if port == 0:
-            place = {"connection_class": UnixDomainSocketConnection, "path": host}
+            place = {"connection_class": UnixConnection, "path": host}
         else:
-            place = {"connection_class": SSLConnection if is_tls else Connection, "host": host, "port": port}
+            place = {"connection_class": TLSConnection if is_tls else TCPConnection, "host": host, "port": port}
         self._pool = BlockingConnectionPool(
             **place,
             username=login.user,
@@ -55,6 +60,7 @@ class Node:
             # RESP2 without the client's introduction: a connection costs no round trip and needs no further ACL.
             protocol=2,
             driver_info=None,
+            parser_class=GuardedParser,
         )
         self._timeout_s = timeout_s
         self._is_retired = False
@@ -69,8 +75,9 @@ class Node:
         Raises `RedisError` where the server can't be reached or does not answer.
         """
         # redis-py's own pipeline takes twice as long (measured: 212 µs for 16 GETs of 6 kB, and 102 like this).
-        connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+        connection: GuardedConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
         try:
+            connection.expect(commands)
             async with asyncio.timeout(self._timeout_s):
                 await connection.send_packed_command([_packed(command) for command in commands])
                 return [await _answer(connection) for _ in commands]
@@ -106,7 +113,7 @@ def _packed(command: Command) -> bytes:
     return packed
 
 
-async def _answer(connection: AbstractConnection) -> object:
+async def _answer(connection: GuardedConnection) -> object:
     try:
         # The timeout is one for all, as a timer for each costs more than the reading.
         answer: object = await connection.read_response(disable_decoding=True, timeout=math.inf)

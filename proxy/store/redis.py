@@ -4,7 +4,7 @@ Start-up does not connect: a Redis that is down or comes later costs hits, nothi
 """
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -14,8 +14,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from proxy import redisurl
 from proxy.errors import StoreError
 from proxy.redisurl import Address, Kind, RedisURL
+from proxy.store.base import NOTHING
 from proxy.store.cluster import Cluster
-from proxy.store.node import Command, Node, store_error
+from proxy.store.connection import Command
+from proxy.store.node import Node, store_error
 from proxy.store.sentinel import Master
 from proxy.store.servers import OneServer, Servers
 
@@ -31,6 +33,8 @@ _SILENCE = frozenset({"timeout", "connection", "busy"})
 class RedisStore:
     """Reads of all requests that ask in one turn of the event loop travel together, to each server in one piece."""
 
+    expires = True
+
     def __init__(self, url: str, *, timeout_s: float, max_connections: int) -> None:
         """``max_connections`` are to each server."""
         self._servers = _open(redisurl.parse(url), timeout_s=timeout_s, max_connections=max_connections)
@@ -38,6 +42,13 @@ class RedisStore:
         self._gathering: dict[Address, _Chunk] = {}
 
     async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
+        results = await self._values_of(keys, budget_s=budget_s)
+        found = {key: value for key, value in results.items() if isinstance(value, bytes)}
+        self._raise_failure(results.values(), found)
+        return found
+
+    async def _values_of(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, object]:
+        """By key its value, None, or a `RedisError`. Raises `StoreError` if it is not known which server to ask."""
         loop = asyncio.get_running_loop()
         end_s = loop.time() + budget_s
         await self._ready(budget_s)
@@ -53,9 +64,7 @@ class RedisStore:
                 chunk.task.result()  # raises what nobody thought of
             missing = RedisTimeoutError(f"no answer in {budget_s * 1000:.0f} ms")
             results.update((key, chunk.results.get(_name(key), missing)) for key in asked)
-        found = {key: value for key, value in results.items() if isinstance(value, bytes)}
-        self._raise_failure(results.values(), found)
-        return found
+        return results
 
     def _gather(self, keys: Sequence[bytes]) -> "dict[_Chunk, list[bytes]]":
         """Put ``keys`` into chunks that leave at the end of this turn; returns which key is in which."""
@@ -82,15 +91,24 @@ class RedisStore:
         await self._servers.get(server, list(chunk.names), chunk.results)
 
     async def put_many(
-        self, values: Mapping[bytes, bytes], *, ttl_s: float | None, overwrite: bool
+        self,
+        values: Mapping[bytes, bytes],
+        *,
+        ttl_s: float | None,
+        overwrite: bool,
+        spoilt: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
-        ttl = () if ttl_s is None else ("PX", max(1, int(ttl_s * 1000)))
-        options = ttl if overwrite else (*ttl, "NX")
-        results = await self._run({_name(key): ("SET", _name(key), value, *options) for key, value in values.items()})
-        taken = [key for key in values if results[_name(key)] is None]
-        standing = await self.get_many(taken, budget_s=self._timeout_s) if taken else {}
-        self._raise_failure(results.values(), standing)
-        return standing
+        put = _Put(self._run, partial(self._values_of, budget_s=self._timeout_s), ttl_s)
+        if overwrite:
+            await put.set(values)
+        else:
+            replaced = await put.replace(values, spoilt) if spoilt else ()
+            free = {key: value for key, value in values.items() if key not in replaced}
+            # A key that is taken and has no value was evicted between the two commands; or it has a value of another
+            # type, which no record is, and which would be in the way for ever.
+            await put.set(await put.set_free(await put.set_free(free)))
+        self._raise_failure(put.results, put.standing, accepted=put.accepted)
+        return put.standing
 
     async def lease_many(self, keys: Sequence[bytes], *, ttl_s: float) -> set[bytes]:
         results = await self._set_leases(keys, ttl_s, "NX")
@@ -138,7 +156,9 @@ class RedisStore:
         except RedisError as error:
             raise store_error(error) from error
 
-    def _raise_failure(self, results: Collection[object], found: dict[bytes, bytes]) -> None:
+    def _raise_failure(
+        self, results: Collection[object], found: dict[bytes, bytes], *, accepted: Collection[bytes] = ()
+    ) -> None:
         """Raise the first error among ``results``, if there is one."""
         failure = next((result for result in results if isinstance(result, RedisError)), None)
         if failure is None:
@@ -146,10 +166,68 @@ class RedisStore:
         error = store_error(failure)
         has_answers = self._servers.some_work or not all(isinstance(result, RedisError) for result in results)
         is_partial = error.reason in _SILENCE and has_answers
-        raise StoreError(error.reason, str(error), found=found, is_partial=is_partial) from failure
+        raise StoreError(error.reason, str(error), found=found, accepted=accepted, is_partial=is_partial) from failure
 
     async def aclose(self) -> None:
         await self._servers.aclose()
+
+
+class _Put:
+    """One `put_many`: what was stored, what stood there before, and what all commands were answered."""
+
+    def __init__(
+        self,
+        run: Callable[[Mapping[str, Command]], Awaitable[dict[str, object]]],
+        values_of: Callable[[Sequence[bytes]], Awaitable[dict[bytes, object]]],
+        ttl_s: float | None,
+    ) -> None:
+        self._run = run
+        self._values_of = values_of
+        self._ttl = () if ttl_s is None else ("PX", max(1, int(ttl_s * 1000)))
+        self.accepted: set[bytes] = set()
+        self.standing: dict[bytes, bytes] = {}
+        self.results: list[object] = []
+
+    async def set(self, values: Mapping[bytes, bytes]) -> None:
+        """Store ``values`` whatever is there."""
+        await self._set(values, ())
+
+    async def set_free(self, values: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+        """Store ``values`` whose keys are free; returns those whose keys are taken and have no value all the same."""
+        taken = await self._set(values, ("NX",))
+        there = await self._read(taken)
+        self.standing |= {key: value for key, value in there.items() if value is not None}
+        return {key: values[key] for key, value in there.items() if value is None}
+
+    async def replace(self, values: Mapping[bytes, bytes], spoilt: Mapping[bytes, bytes]) -> Collection[bytes]:
+        """Store ``values`` whose keys have what is ``spoilt``; returns these keys.
+
+        Between the two commands somebody else may do the same. Only a script could keep them from it.
+        """
+        there = await self._read(list(spoilt))
+        replaced = {key: values[key] for key, value in there.items() if value == spoilt[key]}
+        await self._set(replaced, ())
+        return replaced.keys()
+
+    async def _set(self, values: Mapping[bytes, bytes], options: tuple[str, ...]) -> list[bytes]:
+        """Returns the keys that are taken."""
+        if not values:
+            return []
+        commands: dict[str, Command] = {
+            _name(key): ("SET", _name(key), value, *self._ttl, *options) for key, value in values.items()
+        }
+        results = await self._run(commands)
+        self.results += results.values()
+        self.accepted |= {key for key in values if results[_name(key)] == b"OK"}
+        return [key for key in values if results[_name(key)] is None]
+
+    async def _read(self, keys: list[bytes]) -> dict[bytes, bytes | None]:
+        """The values of ``keys``, None where there is none; without those that could not be asked for."""
+        if not keys:
+            return {}
+        results = await self._values_of(keys)
+        self.results += results.values()
+        return {key: value for key, value in results.items() if value is None or isinstance(value, bytes)}
 
 
 class _Chunk:

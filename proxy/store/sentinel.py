@@ -12,8 +12,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from proxy.redisurl import Address
-from proxy.store.node import Command, Node
-from proxy.store.servers import Learner, OneServer
+from proxy.store.connection import Command
+from proxy.store.node import Node
+from proxy.store.servers import Learner, OneServer, announced
 
 
 class Master(OneServer):
@@ -54,7 +55,10 @@ class Master(OneServer):
             return f"{sentinel}: {error}"
         match answer:
             case [bytes(host), bytes(port)]:
-                return host.decode(), int(port)
+                try:
+                    return announced(host.decode(), int(port))
+                except ValueError as error:
+                    return f"{sentinel}: {error}"
             case None:
                 return f"{sentinel} knows no {self._name}"
         return f"{sentinel}: {answer}"

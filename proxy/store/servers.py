@@ -9,10 +9,20 @@ from redis.exceptions import ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from proxy.redisurl import Address
-from proxy.store.node import Command, Node
+from proxy.store.connection import Command
+from proxy.store.node import Node
 
+_MAX_PORT = 65535
 # Between two questions where the servers are, however many requests find that what is known is wrong.
 _LEARN_PAUSE_S = 0.5
+
+
+def announced(host: str, port: int) -> Address:
+    """An address that a server has named. Raises `ValueError` for what is none: port 0 stands for a socket on this
+    machine, to which no server may send the proxy."""
+    if not host or not 0 < port <= _MAX_PORT:
+        raise ValueError(f"port {port} of {host!r} was named")
+    return host, port
 
 
 class Servers(Protocol):

@@ -2,34 +2,53 @@
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 
 from proxy import record as records
-from proxy.breaker import Breaker, State
-from proxy.errors import StoreError
 from proxy.metrics import Metrics
 from proxy.record import InvalidRecord, Record, RecordKey
-from proxy.store.base import COOLDOWN_S, MAX_FAILURES, NoStore, Store
+from proxy.store.base import Store
+from proxy.store.guarded import GuardedStore, Written
 from proxy.store.invalid import InvalidRecords
-from proxy.store.memory import Entry, Memory
+from proxy.store.lease import Lease
+from proxy.store.memory import Certainty, Entry, Memory, standing
 
 _log = logging.getLogger(__name__)
 
-_FIRST_BUDGET_S = 2.0
-_NOBODYS_KEY = bytes(32)
-# Reading and unpacking a record takes some 20 µs of this process, which may be busy with several batches.
-_BUDGET_PER_KEY_S = 0.00025
-# Writes that a slow store has not done yet. What comes on top is served and not stored.
-_MAX_WRITING_BYTES = 64 * 1024**2
-# Long enough that one late renewal loses nothing, short enough that a replica's death delays no one for long.
-_LEASE_S = 3.0
+# Clocks of replicas may differ by a time zone that somebody took for UTC. A record that is past its TTL by more than
+# this was stored under a longer TTL, or under none.
+_MAX_CLOCK_SKEW_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Offer:
+    """One write to the store. ``before`` are the entries that were in memory when it began."""
+
+    entries: Mapping[bytes, Entry]
+    values: Mapping[bytes, bytes]
+    before: Mapping[bytes, Entry | None]
+    overwrite: bool
+    is_repeated: bool
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.values.values()))
+
+
+_Writing = asyncio.Task[None]
 
 
 class Cache:
-    """Records under their keys. The first record written under a key stays, for every client of every replica."""
+    """Records under their keys. The first record written under a key stays, for every client of every replica.
+
+    The store decides which record was first. Until it has answered, or while it is down, an entry in memory is not
+    confirmed (`Certainty`): it gives way to whatever the store turns out to have.
+    """
 
     def __init__(
         self,
@@ -44,26 +63,13 @@ class Cache:
     ) -> None:
         self.memory = memory
         self._record_key = record_key
-        self._store = store
-        self._has_store = not isinstance(store, NoStore)
-        self._metrics = metrics
+        self._store = GuardedStore(store, metrics, ttl_s=ttl_s, budget_s=budget_s)
         self._invalid = InvalidRecords(metrics)
         self._ttl_s = ttl_s
-        self._budget_s = budget_s
         self._clock = clock
-        # A full or read-only Redis fails every write and serves every read: each direction has a circuit of its own.
-        self._breakers = {
-            operation: Breaker(
-                max_failures=MAX_FAILURES,
-                cooldown_s=COOLDOWN_S,
-                clock=time.monotonic,
-                on_change=partial(self._on_breaker, operation),
-            )
-            for operation in ("read", "write")
-        }
-        self._writing: set[asyncio.Task[dict[bytes, bytes]]] = set()
-        self._writing_bytes = 0
-        self._was_down = False  # when it was first tried, and ever since
+        self._writing: set[_Writing] = set()
+        # Entries that were handed out before their write had ended. Memory may evict them meanwhile.
+        self._pending: dict[bytes, tuple[Entry, _Writing]] = {}
 
     def oldest_fresh(self, max_age_s: float | None) -> float:
         """Unix time before which an entry was stored too long ago, by the TTL or by a request's ``max-age``."""
@@ -71,152 +77,17 @@ class Cache:
             return 0.0
         return self._clock() - min(limit for limit in (self._ttl_s, max_age_s) if limit is not None)
 
-    def peek(self, keys: Sequence[bytes], *, not_before: float) -> dict[bytes, Entry]:
-        """What memory has of ``keys``, without waiting."""
-        get = self.memory.get
-        found = {}
-        for key in keys:
-            entry = get(key)
-            if entry is not None and entry.stored_at_s >= not_before:
-                found[key] = entry
-        return found
-
-    async def read(self, keys: Sequence[bytes], *, not_before: float) -> dict[bytes, Entry]:
-        """What the store has of ``keys``, which are distinct; it goes into memory too."""
-        if not keys or not self._has_store:
-            return {}
-        values = await self._get(keys)
-        found = {}
-        for key, record in self._decoded(values).items():
-            # A refresh may have put a newer one there while the store was read, or when it could not be written.
-            entry = self.memory.get(key)
-            if entry is None or entry.stored_at_s < record.stored_at_s:
-                entry = Entry(record)
-                self.memory.put(key, entry)
-            if entry.stored_at_s >= not_before:
-                found[key] = entry
-        return found
-
-    async def write(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:
-        """Store ``fresh``; returns, for the same keys, the records that now stand, which are the ones to serve.
-
-        Without ``overwrite`` a record that is already there stays, unless it is expired or damaged.
-        """
-        standing = await self._put(fresh, overwrite=overwrite)
-        not_before = self.oldest_fresh(None)
-        winners = {key: record for key, record in self._decoded(standing).items() if record.stored_at_s >= not_before}
-        spoilt = {key: fresh[key] for key in standing if key not in winners}
-        if spoilt:
-            await self._put(spoilt, overwrite=True)
-        # Where the store named no winner, one that came into memory meanwhile was first.
-        entries = {} if overwrite else self.peek([key for key in fresh if key not in winners], not_before=not_before)
-        for key, record in fresh.items():
-            if key not in entries:
-                entries[key] = Entry(winners.get(key, record))
-                self.memory.put(key, entries[key])
-        return entries
+    async def room(self) -> None:
+        """Wait until what one more upstream call brings can be held until it is stored, or the store seems to hang."""
+        await self._store.backlog.room()
 
     async def try_store(self) -> None:
-        """Say so now if the store does not work, and not when somebody wonders where the hits are."""
-        try:
-            await self._store.get_many([_NOBODYS_KEY], budget_s=_FIRST_BUDGET_S)
-        except StoreError as error:
-            self._was_down = True
-            _log.warning(
-                "the store does not work (%s: %s); going on without it, and trying it with each request",
-                error.reason,
-                error,
-            )
-
-    async def _get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        breaker = self._breakers["read"]
-        if not breaker.allows():
-            self._metrics.store_errors.labels("read", "open").inc()
-            return {}
-        started = time.perf_counter()
-        try:
-            values = await self._store.get_many(keys, budget_s=self._budget_for(keys))
-        except StoreError as error:
-            self._count_failure("read", error)
-            return error.found  # what had come by then is as good as any
-        except BaseException:
-            breaker.abandoned()
-            raise
-        finally:
-            self._metrics.store_seconds["read"].observe(time.perf_counter() - started)
-        breaker.succeeded()
-        if self._was_down:
-            self._was_down = False
-            _log.warning("the store works now")
-        return values
-
-    async def _put(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, bytes]:
-        """The standing values of keys that were taken, if the store says so in time.
-
-        The budget ends the waiting, not the writing: what was paid for should be stored. And there is no waiting where
-        the store did not answer a moment ago.
-        """
-        if not self._has_store:
-            return {}
-        if not self._breakers["write"].allows():
-            self._metrics.store_errors.labels("write", "open").inc()
-            return {}
-        values = {key: records.encode(key, record, self._record_key) for key, record in fresh.items()}
-        size = sum(map(len, values.values()))
-        if self._writing_bytes + size > _MAX_WRITING_BYTES:
-            self._metrics.store_errors.labels("write", "busy").inc()
-            self._metrics.store_seconds["write"].observe(0.0)  # a write that failed at once, as its error says
-            self._breakers["write"].abandoned()
-            return {}
-        self._writing_bytes += size
-        writing = asyncio.create_task(self._write(values, overwrite=overwrite))
-        self._writing.add(writing)
-        writing.add_done_callback(partial(self._written, size))
-        if self._breakers["read"].is_troubled:
-            return {}
-        await asyncio.wait([writing], timeout=self._budget_for(values))
-        return writing.result() if writing.done() else {}
-
-    def _written(self, size: int, writing: "asyncio.Task[dict[bytes, bytes]]") -> None:
-        self._writing_bytes -= size
-        self._writing.discard(writing)
-        if not writing.cancelled() and (error := writing.exception()) is not None:
-            _log.error("a write of the store failed in a way nobody thought of", exc_info=error)
-
-    async def _write(self, values: Mapping[bytes, bytes], *, overwrite: bool) -> dict[bytes, bytes]:
-        started = time.perf_counter()
-        try:
-            standing = await self._store.put_many(values, ttl_s=self._ttl_s, overwrite=overwrite)
-        except StoreError as error:
-            self._count_failure("write", error)
-            return error.found
-        except BaseException:
-            self._breakers["write"].abandoned()
-            raise
-        finally:
-            self._metrics.store_seconds["write"].observe(time.perf_counter() - started)
-        self._breakers["write"].succeeded()
-        self._invalid.replaced(values.keys() - standing.keys())
-        return standing
-
-    def _budget_for(self, keys: Collection[bytes]) -> float:
-        """Large batches get more: what can't be read in time is asked of the upstream, which takes longer still."""
-        return self._budget_s + len(keys) * _BUDGET_PER_KEY_S
-
-    def _count_failure(self, operation: str, error: StoreError) -> None:
-        self._metrics.store_errors.labels(operation, error.reason).inc()
-        # A pool without a free connection, or an answer of which a part came in time, says that much is asked of the
-        # store, and that it is there. One node of a cluster is no reason to leave the others alone.
-        if error.reason == "busy" or error.is_partial:
-            self._breakers[operation].abandoned()
-        else:
-            self._last_failure = f"{error.reason}: {error}"
-            self._breakers[operation].failed()
+        await self._store.try_it()
 
     @asynccontextmanager
-    async def leasing(self) -> AsyncIterator["Lease"]:
+    async def leasing(self) -> AsyncIterator[Lease]:
         """Leases on keys that are to be fetched, renewed for as long as the block lasts and then given up."""
-        lease = Lease(self._store, self._breakers, budget_s=self._budget_s)
+        lease = self._store.lease()
         renewing = asyncio.create_task(lease.renew())
         try:
             yield lease
@@ -225,62 +96,235 @@ class Cache:
             await asyncio.wait([renewing])
             await lease.release()
 
+    async def aclose(self) -> None:
+        """Finish the writes under way, then close the store."""
+        try:
+            await asyncio.gather(*self._writing, return_exceptions=True)
+        finally:
+            self._store.log_unstored()
+        await self._store.aclose()
+
+    # --- reading
+
+    def peek(self, keys: Sequence[bytes], *, not_before: float, confirmed: bool = False) -> dict[bytes, Entry]:
+        """What memory has of ``keys``, without waiting.
+
+        With ``confirmed``, entries that may not be the first of their keys are left out while the store can be
+        asked, which is for `read` to do.
+        """
+        get = self.memory.get
+        found = {}
+        for key in keys:
+            entry = get(key)
+            if entry is None and self._pending:
+                entry = self._held(key)
+            if entry is None or entry.stored_at_s < not_before:
+                continue
+            if confirmed and not entry.is_confirmed and not self._store.is_down:
+                continue
+            found[key] = entry
+        return found
+
+    def _held(self, key: bytes) -> Entry | None:
+        entry = self.memory.get(key)
+        if entry is None and key in self._pending:
+            entry = self._pending[key][0].standing
+        return entry
+
+    async def read(self, keys: Sequence[bytes], *, not_before: float) -> dict[bytes, Entry]:
+        """What the store has of ``keys``, which are distinct; it goes into memory too."""
+        if not keys or self._store.is_none:
+            return {}
+        await self._await_pending(keys)
+        before = {key: self._held(key) for key in keys}
+        values, is_complete = await self._store.get(keys)
+        found = {}
+        for key, record in self._decoded(values).items():
+            entry = self._adopt(key, record, before[key])
+            if entry.stored_at_s >= not_before:
+                found[key] = entry
+        if is_complete:
+            self._offer_again(before)
+        return found
+
+    async def _await_pending(self, keys: Sequence[bytes]) -> None:
+        """Give writes of ``keys`` that are under way as long as a read: they tell whose record was first."""
+        writes = {self._pending[key][1] for key in keys if key in self._pending} if self._pending else None
+        if writes and not self._store.is_slow:
+            await asyncio.wait(writes, timeout=self._store.budget_for_s(keys))
+
+    def _adopt(self, key: bytes, record: Record, before: Entry | None) -> Entry:
+        """Take a record that was read from the store into memory, unless memory knows better; returns what counts.
+        ``before`` is the entry that was there when the reading began."""
+        held = self._held(key)
+        if held is not None:
+            # What has come meanwhile may have replaced in the store what was read.
+            if held is not before:
+                return held
+            is_unsure = held.certainty in (Certainty.OFFERED, Certainty.REPLACED)
+            if not is_unsure and held.stored_at_s >= record.stored_at_s:
+                return held
+        entry = Entry(record)
+        self.memory.put(key, entry)
+        if held is not None:
+            held.give_way(entry)
+        return entry
+
+    def _offer_again(self, looked_up: Mapping[bytes, Entry | None]) -> None:
+        """Write entries that the store does not have, though it works: it was down when they were written, or a bound
+        on pending writes kept them from it."""
+        oldest = self.oldest_fresh(None)
+        lacking = {
+            key: entry
+            for key, entry in looked_up.items()
+            if entry is not None
+            and not entry.is_confirmed
+            and entry.stored_at_s >= oldest
+            and key not in self._pending
+            and self.memory.get(key) is entry  # nothing was found in its place
+        }
+        for overwrite in (False, True):
+            entries = {
+                key: entry for key, entry in lacking.items() if (entry.certainty is Certainty.REPLACING) is overwrite
+            }
+            fresh = {key: entry.record() for key, entry in entries.items()}
+            if fresh and (writing := self._begin(entries, fresh, overwrite=overwrite, is_repeated=True)):
+                self._pending.update((key, (entry, writing)) for key, entry in entries.items())
+
+    # --- writing
+
+    async def write(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:
+        """Store ``fresh``; returns, for the same keys, the entries that now stand, which are the ones to serve.
+
+        Without ``overwrite`` a record that is already there stays, unless it is expired or damaged. The budget ends the
+        waiting, not the writing. Until the write has ended its entries are not confirmed. If it turns out that another
+        record was first, that one takes their place in memory, and `Entry.standing` leads to it.
+        """
+        if self._store.is_none:
+            return self._keep(fresh, overwrite=overwrite)
+        certainty = Certainty.REPLACING if overwrite else Certainty.OFFERED
+        mine = {key: Entry(record, certainty) for key, record in fresh.items()}
+        writing = self._begin(mine, fresh, overwrite=overwrite)
+        if writing is not None and not self._store.is_slow:
+            await asyncio.wait([writing], timeout=self._store.budget_for_s(mine))
+        oldest = self.oldest_fresh(None)
+        for key, entry in mine.items():
+            if entry.certainty is certainty and entry.standing is entry:
+                self._hand_out(key, entry, oldest)
+            if writing is not None and not writing.done():
+                self._pending[key] = entry, writing
+        return standing(mine)
+
+    def _keep(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:
+        """Without a store the first entry in memory stays."""
+        entries = {} if overwrite else self.peek(list(fresh), not_before=self.oldest_fresh(None))
+        for key, record in fresh.items():
+            if key not in entries:
+                entries[key] = Entry(record)
+                self.memory.put(key, entries[key])
+        return entries
+
+    def _hand_out(self, key: bytes, mine: Entry, oldest: float) -> None:
+        """The store has not answered for ``mine``. Until it does, what is in memory already counts as the first."""
+        held = self._held(key)
+        if mine.certainty is Certainty.OFFERED and held is not None and held.stored_at_s >= oldest:
+            mine.give_way(held)
+        else:
+            self.memory.put(key, mine)
+
+    def _begin(
+        self,
+        entries: Mapping[bytes, Entry],
+        fresh: Mapping[bytes, Record],
+        *,
+        overwrite: bool,
+        is_repeated: bool = False,
+    ) -> _Writing | None:
+        """Write ``fresh``, of which ``entries`` are made, whoever waits for it; None if the store is not asked."""
+        if not self._store.takes_write(len(fresh), is_repeated=is_repeated):
+            return None
+        offer = _Offer(
+            entries=entries,
+            values={key: records.encode(key, record, self._record_key) for key, record in fresh.items()},
+            before={key: self._held(key) for key in entries},
+            overwrite=overwrite,
+            is_repeated=is_repeated,
+        )
+        self._store.backlog.began(offer.size)
+        writing = asyncio.create_task(self._write(offer))
+        self._writing.add(writing)
+        writing.add_done_callback(partial(self._written, offer))
+        return writing
+
+    def _written(self, offer: _Offer, writing: _Writing) -> None:
+        self._store.backlog.ended(offer.size)
+        self._writing.discard(writing)
+        for key in offer.entries:
+            if key in self._pending and self._pending[key][1] is writing:
+                del self._pending[key]
+        if not writing.cancelled() and (error := writing.exception()) is not None:
+            _log.error("unexpected error in a write to the store", exc_info=error)
+
+    async def _write(self, offer: _Offer) -> None:
+        """Write, and settle each entry by what the store says."""
+        written = await self._store.put(offer.values, overwrite=offer.overwrite, is_repeated=offer.is_repeated)
+        spoilt = self._settle_all(offer, written, Certainty.REPLACED if offer.overwrite else Certainty.CONFIRMED)
+        if spoilt and self._store.takes_write(len(spoilt), is_repeated=offer.is_repeated):
+            values = {key: offer.values[key] for key in spoilt}
+            written = await self._store.put(values, overwrite=False, is_repeated=offer.is_repeated, spoilt=spoilt)
+            self._settle_all(offer, written, Certainty.REPLACED)
+
+    def _settle_all(self, offer: _Offer, written: Written, certainty: Certainty) -> dict[bytes, bytes]:
+        """Settle the entries that the store has answered for; returns what is there and can't be served, being expired
+        or damaged. ``certainty`` is that of what was accepted."""
+        oldest = self.oldest_fresh(None)
+        decoded = self._decoded(written.standing)
+        winners = {key: record for key, record in decoded.items() if record.stored_at_s >= oldest}
+        for key, record in winners.items():
+            self._settle(key, offer, Entry(record))
+        for key in written.accepted:
+            offer.entries[key].stand(certainty)
+            self._settle(key, offer, offer.entries[key])
+        self._invalid.replaced(written.accepted)
+        return {key: value for key, value in written.standing.items() if key not in winners}
+
+    def _settle(self, key: bytes, offer: _Offer, final: Entry) -> None:
+        """The store has ``final``, as far as the answer to ``offer`` says."""
+        mine, held = offer.entries[key], self._held(key)
+        is_newer = held not in (mine, offer.before[key])
+        if held is not None and is_newer and held.certainty is not Certainty.OFFERED and final.is_confirmed:
+            # A read or a refresh has put it into memory since the write began, and what the answer says may be older.
+            mine.give_way(held)
+            return
+        mine.give_way(final)
+        if held is not None and not held.is_confirmed:
+            held.give_way(final)
+        self.memory.put(key, final)
+
+    # --- both
+
     def _decoded(self, values: Mapping[bytes, bytes]) -> dict[bytes, Record]:
         decoded = {}
         for key, value in values.items():
             try:
-                decoded[key] = records.decode(key, value, self._record_key)
+                decoded[key] = self._dated(records.decode(key, value, self._record_key))
             except InvalidRecord as error:
                 self._invalid.found(key, error.flaw)
         self._invalid.replaced(decoded)  # by another proxy, where one of them was invalid
         return decoded
 
-    def _on_breaker(self, operation: str, state: State) -> None:
-        self._metrics.breaker(f"store_{operation}", state.value)
-        if state is State.OPEN:
-            _log.warning("store %ss fail (%s); going on without them", operation, self._last_failure)
-        elif state is State.CLOSED:
-            _log.warning("store %ss work again", operation)
+    def _dated(self, record: Record) -> Record:
+        """``record`` with an age that is possible by this machine's clock; it was stored by another machine's.
 
-    async def aclose(self) -> None:
-        """Finish the writes under way, then close the store."""
-        await asyncio.gather(*self._writing, return_exceptions=True)
-        await self._store.aclose()
-
-
-class Lease:
-    """Keys that this replica alone fetches, as far as the others can tell. Who can't ask the store goes alone."""
-
-    def __init__(self, store: Store, breakers: Mapping[str, Breaker], *, budget_s: float) -> None:
-        self._store = store
-        self._breakers = breakers
-        self._budget_s = budget_s
-        self._held: set[bytes] = set()
-        self.is_real = False  # whether the store has had a say
-
-    async def acquire(self, keys: Sequence[bytes]) -> list[bytes]:
-        """Those of ``keys`` that are now ours to fetch, in their order."""
-        if not keys or any(breaker.is_troubled for breaker in self._breakers.values()):
-            return list(keys)
-        try:
-            async with asyncio.timeout(self._budget_s):
-                granted = await self._store.lease_many(keys, ttl_s=_LEASE_S)
-        except (StoreError, TimeoutError):
-            return list(keys)
-        self.is_real = True
-        self._held |= granted
-        return [key for key in keys if key in granted]
-
-    async def renew(self) -> None:
-        while True:
-            await asyncio.sleep(_LEASE_S / 3)
-            await self._extend(_LEASE_S)
-
-    async def release(self) -> None:
-        await self._extend(0)
-
-    async def _extend(self, ttl_s: float) -> None:
-        if self._held:
-            with suppress(StoreError, TimeoutError):  # it lapses by itself
-                async with asyncio.timeout(self._budget_s):
-                    await self._store.extend_many(self._held, ttl_s=ttl_s)
+        It is not from the future. And if the store drops what is past its TTL, what it still has is not past it. So
+        replicas whose clocks differ agree on whether there is a record.
+        """
+        now_s = self._clock()
+        stored_at_s = min(record.stored_at_s, math.floor(now_s))
+        if self._ttl_s is not None and self._store.expires:
+            oldest_s = now_s - self._ttl_s
+            if oldest_s - _MAX_CLOCK_SKEW_S <= stored_at_s < oldest_s:
+                stored_at_s = math.ceil(oldest_s)
+        elif record.stored_at_s > now_s + _MAX_CLOCK_SKEW_S:
+            stored_at_s = 0  # this machine's clock was wrong then, and nothing else would ever end the record
+        return record if stored_at_s == record.stored_at_s else replace(record, stored_at_s=stored_at_s)

@@ -11,7 +11,8 @@ from redis.exceptions import MovedError
 
 from proxy.errors import StoreError
 from proxy.store.cluster import Cluster
-from proxy.store.node import Command, Node
+from proxy.store.connection import Command
+from proxy.store.node import Node
 from proxy.store.redis import RedisStore
 from proxy.store.servers import Learner
 from tests.redis_cluster import RedisCluster, ask

@@ -9,7 +9,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from proxy.errors import StoreError
 from proxy.redisurl import Address
-from proxy.store.node import Command
+from proxy.store.connection import Command
 from proxy.store.redis import RedisStore
 from proxy.store.sentinel import Master
 from tests.redis_cluster import MASTER, RedisSentinels

@@ -1,80 +1,12 @@
 import asyncio
-from collections.abc import Mapping, Sequence
 
 import pytest
 
 from proxy import record as records
-from proxy import vectors
 from proxy.errors import StoreError
 from proxy.metrics import Metrics
-from proxy.record import Record
-from proxy.store.base import NoStore, Store, Unleased
-from proxy.store.memory import Memory
-from proxy.store.tiered import Cache
-
-A, B, C = (bytes([n]) * 32 for n in range(3))
-
-
-class Clock:
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class DictStore(Unleased):
-    """A store whose inside a test can see and spoil, and which can be told to fail or to hang."""
-
-    def __init__(self) -> None:
-        self.values: dict[bytes, bytes] = {}
-        self.failure: StoreError | None = None
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.budgets_s: list[float] = []
-
-    async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
-        self.budgets_s.append(budget_s)
-        try:
-            async with asyncio.timeout(budget_s):
-                await self.gate.wait()
-        except TimeoutError:
-            raise StoreError("timeout", "hangs") from None
-        if self.failure:
-            raise self.failure
-        return {key: self.values[key] for key in keys if key in self.values}
-
-    async def put_many(
-        self, values: Mapping[bytes, bytes], *, ttl_s: float | None, overwrite: bool
-    ) -> dict[bytes, bytes]:
-        await self.gate.wait()
-        if self.failure:
-            raise self.failure
-        standing = {} if overwrite else {key: self.values[key] for key in values if key in self.values}
-        self.values.update({key: value for key, value in values.items() if key not in standing})
-        return standing
-
-    async def aclose(self) -> None:
-        return None
-
-
-def record(number: float = 1.0, at: float = Clock.now, model: str = "m") -> Record:
-    vector = vectors.from_numbers([number, 0.5])
-    return Record(vector=vector, model=model, tokens=1, tokens_exact=True, stored_at_s=int(at))
-
-
-def make_cache(
-    store: Store,
-    clock: Clock | None = None,
-    ttl_s: float | None = None,
-    budget_s: float = 5.0,
-    metrics: Metrics | None = None,
-) -> Cache:
-    metrics = metrics or Metrics()
-    return Cache(Memory(1_000_000), store, metrics, ttl_s=ttl_s, budget_s=budget_s, clock=clock or Clock())
-
-
-def served(entries: Mapping[bytes, object]) -> dict[bytes, bytes]:
-    return {key: entry.numbers() for key, entry in entries.items()}  # type: ignore[attr-defined]
+from proxy.store.base import NoStore
+from tests.store.dict_store import A, B, C, Clock, DictStore, make_cache, record, served
 
 
 async def test_a_large_read_has_more_time_than_a_small_one() -> None:
@@ -183,6 +115,7 @@ async def test_a_failing_store_costs_hits_and_is_said_once(caplog: pytest.LogCap
     assert served(await cache.write({A: record()}, overwrite=False)) == {A: b"[1.0,0.5]"}
     assert served(cache.peek([A], not_before=0)) == {A: b"[1.0,0.5]"}
     assert [line.message for line in caplog.records if line.name.startswith("proxy")] == [
+        "items that were answered and not stored: 1 (connection)",
         "store reads fail (connection: refused); going on without them",
         "store writes fail (connection: refused); going on without them",
     ]
@@ -247,17 +180,3 @@ async def test_an_invalid_record_is_counted_once_until_it_is_replaced(monkeypatc
     await cache.read([B], not_before=0)
     assert counted.value == 6  # of more keys than are remembered the oldest are counted again
     await cache.aclose()
-
-
-async def test_a_write_that_is_refused_for_the_backlog_is_a_write_and_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.store.tiered._MAX_WRITING_BYTES", 0)
-    metrics = Metrics()
-    cache = make_cache(DictStore(), metrics=metrics)
-    assert served(await cache.write({A: record()}, overwrite=False)) == {A: b"[1.0,0.5]"}
-    (writes,) = (
-        sample.value
-        for family in metrics.families()
-        for sample in family.samples
-        if sample.name == "embedding_proxy_store_duration_seconds_count" and sample.labels["operation"] == "write"
-    )
-    assert (metrics.store_errors.labels("write", "busy").value, writes) == (1, 1)

@@ -1,0 +1,296 @@
+"""The SQLite store's file: opened, and set aside once it is beyond help.
+
+A damaged file is renamed and kept, and a new one takes its place, also while the proxy runs. Several processes share
+the file, so opening and renaming happen under a lock on its folder, and each process looks before each use whether the
+file that it has open is still the one at that path.
+
+Renaming a database that is in use is safe as long as its log and shared memory are renamed with it: SQLite asks whether
+the file has moved before it checkpoints or deletes a log by its name (`SQLITE_FCNTL_HAS_MOVED`).
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from proxy.errors import StoreError
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_APPLICATION_ID = 0x656D6263  # "embc": tells our file from somebody's database
+_SCHEMA_VERSION = 1
+PAGE_BYTES = 32 * 1024
+_WAL_PAGES = 256  # 8 MiB, the most the write-ahead log grows before it is folded back in
+_BUSY_TIMEOUT_S = 5.0
+_CACHE_KIB = 2000
+# As it is open, opened anew, and after it was set aside.
+_ATTEMPTS = 3
+# A disk that damages one file after the other must not be filled with them.
+_MAX_ASIDE = 3
+
+# A slot leads to its value by ``id``. The value has the key as well, so that a slot that leads to another's value is
+# found out; it is NULL in files of earlier versions.
+_TABLES = {
+    "slot": "key BLOB PRIMARY KEY, id INTEGER NOT NULL, read_at INTEGER NOT NULL",
+    "value": "id INTEGER PRIMARY KEY, value BLOB NOT NULL, key BLOB",
+    # The processes that use the file, and the limits that they keep it within.
+    "proxy": "id BLOB PRIMARY KEY, limit_bytes INTEGER NOT NULL, used_at INTEGER NOT NULL",
+}
+_WITHOUT_ROWID = {"slot", "proxy"}
+
+# https://sqlite.org/rescode.html. What the file holds makes the same statements fail that work on a good one.
+_DAMAGE = frozenset(
+    {
+        sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG,
+    }
+)  # fmt: skip
+_COMPANIONS = ("-wal", "-shm")
+_CONTENTION = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+
+
+# The latter where a message quotes what is in the file.
+FAILURES = (sqlite3.Error, UnicodeDecodeError)
+
+
+class DamagedFile(sqlite3.DatabaseError):
+    """The file holds what can't be, though SQLite can read it."""
+
+    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+
+
+class DatabaseThread:
+    """One thread with one connection, opened when first used; a failure to open is tried again at the next use.
+
+    ``on_set_aside`` is called, by the thread, with the new path of a file that was set aside.
+    """
+
+    def __init__(self, name: str, path: Path, *, on_set_aside: Callable[[Path], object]) -> None:
+        self._path = path
+        self._on_set_aside = on_set_aside
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._connection: sqlite3.Connection | None = None
+        self._is_closed = False
+        self._identity: tuple[int, int] | None = None  # of the file that is open, or could not be opened
+
+    async def run(self, work: Callable[..., _T], *args: object) -> _T:
+        """Raises `StoreError`."""
+        return await asyncio.wrap_future(self._thread.submit(self._guarded, work, *args))
+
+    def submit(self, work: Callable[..., _T], *args: object) -> "Future[_T]":
+        """Run ``work`` sometime, for no one who waits: what goes wrong with it shows at the next `run`."""
+        return self._thread.submit(self._guarded, work, *args)
+
+    def _guarded(self, work: Callable[..., _T], *args: object) -> _T:
+        """Work with the file; if that fails for what it holds, once more with it opened anew, and then with a new file.
+        ``work`` may be done up to three times."""
+        attempts = 0
+        while True:
+            try:
+                return work(self._opened(), *args)
+            except FAILURES as error:
+                attempts += 1
+                if _code(error) not in _CONTENTION:
+                    self._close()
+                if attempts == _ATTEMPTS or not _is_damage(error, self._path):
+                    raise _store_error(error, self._path) from error
+                if attempts == _ATTEMPTS - 1:
+                    self._set_aside(error)
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is not None and _identity(self._path) != self._identity:
+            self._close()  # another process, or thread, has set it aside; or somebody has removed it
+        if self._is_closed:
+            raise StoreError("refused", f"{self._path}: closed")
+        if self._connection is None:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as error:
+                raise StoreError("refused", f"{self._path.parent}: {error.strerror}") from error
+            with _locked(self._path.parent):
+                # isolation_level None: transactions begin where `transaction` says so and nowhere else.
+                connection = sqlite3.connect(
+                    self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+                )
+                try:
+                    self._identity = _identity(self._path)
+                    _prepare(connection, self._path)
+                except BaseException:
+                    connection.close()
+                    raise
+            self._connection = connection
+        return self._connection
+
+    def _set_aside(self, error: Exception) -> None:
+        try:
+            with _locked(self._path.parent):
+                if _identity(self._path) != self._identity:
+                    return  # it was done meanwhile
+                aside = _rename(self._path)
+        except OSError as refusal:
+            message = f"{self._path} is damaged ({error}), and can't be renamed: {refusal.strerror}"
+            raise StoreError("corrupt", message) from error
+        _log.warning(
+            "%s is damaged (%s). It was renamed to %s and a new file was begun; remove the old one when you like",
+            self._path,
+            error,
+            aside.name,
+        )
+        self._on_set_aside(aside)
+
+    async def aclose(self) -> None:
+        await asyncio.wrap_future(self._thread.submit(self._end))
+        self._thread.shutdown()
+
+    def _end(self) -> None:
+        self._is_closed = True  # what is still submitted must not open the file again
+        self._close()
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """A write transaction from its first statement, so that what it reads can't change under it."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # SQLite itself has rolled back after some errors. A failure to do so ends with the connection.
+        if connection.in_transaction:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+        raise
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    connection.text_factory = bytes  # damaged text is no reason to fail
+    connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # takes effect on a new file only
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")  # else the file says how much
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    lacking = _lacking(connection, path)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
+    connection.execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * PAGE_BYTES}")
+    if lacking:
+        with transaction(connection):
+            for statement in lacking:
+                connection.execute(statement)
+
+
+def _lacking(connection: sqlite3.Connection, path: Path) -> list[str]:
+    """What has to be done to make an empty file ours, or one of an earlier version like ours.
+
+    Raises `StoreError` if it is somebody's database, and `DamagedFile` if it is ours and not as it should be.
+    """
+    columns = {table: _columns(connection, table) for table in _TABLES}
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (owner,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    claims = [f"PRAGMA application_id = {_APPLICATION_ID}", f"PRAGMA user_version = {_SCHEMA_VERSION}"]
+    if not tables and pages <= 1:
+        return [*map(_create, _TABLES), *claims]
+    is_slot = columns["slot"] == _names("slot")
+    is_value = columns["value"] in (_names("value"), _names("value")[:2])
+    is_owned, is_known = owner == _APPLICATION_ID, version == _SCHEMA_VERSION
+    # Of what shows that a file is ours, one thing may be damaged, and it still is.
+    if not (is_slot and is_value):
+        if is_owned and is_known:
+            raise DamagedFile("its tables are not as they should be")
+        raise StoreError("corrupt", f"{path}: a database of something else, or of another version; left untouched")
+    lacking = [] if columns["proxy"] == _names("proxy") else ["DROP TABLE IF EXISTS proxy", _create("proxy")]
+    if columns["value"] != _names("value"):
+        lacking.append("ALTER TABLE value ADD COLUMN key BLOB")
+    return lacking if is_owned and is_known else [*lacking, *claims]
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> list[bytes]:
+    return [name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")]
+
+
+def _names(table: str) -> list[bytes]:
+    return [column.split()[0].encode() for column in _TABLES[table].split(", ")]
+
+
+def _create(table: str) -> str:
+    return f"CREATE TABLE {table} ({_TABLES[table]}){' WITHOUT ROWID' if table in _WITHOUT_ROWID else ''}"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """No other process opens or renames a file of this store meanwhile; on a file system without locks it may."""
+    try:
+        fd = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Of the file that is at ``path`` now."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _rename(path: Path) -> Path:
+    """Rename the file, with its log and shared memory. Raises `OSError`, and `StoreError` if it has come to this too
+    often."""
+    others = [other for other in path.parent.iterdir() if other.name.startswith(f"{path.name}.damaged-")]
+    if sum(not other.name.endswith(_COMPANIONS) for other in others) >= _MAX_ASIDE:
+        message = (
+            f"{path} is damaged, and {_MAX_ASIDE} files of the kind are beside it: see to the disk, then remove them"
+        )
+        raise StoreError("corrupt", message)
+    aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+    path.rename(aside)
+    for companion in _COMPANIONS:
+        with suppress(FileNotFoundError):
+            Path(f"{path}{companion}").rename(f"{aside}{companion}")
+    return aside
+
+
+def _code(error: Exception) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary result code
+
+
+def _is_damage(error: Exception, path: Path) -> bool:
+    """Whether the file holds what it should not. A full disk, missing permission or a lock are not that."""
+    if _code(error) == sqlite3.SQLITE_READONLY:
+        # The header has a version that says to whom the file is read-only.
+        return all(os.access(place, os.W_OK) for place in (path, path.parent))
+    return _code(error) in _DAMAGE or isinstance(error, UnicodeDecodeError)
+
+
+def _store_error(error: Exception, path: Path) -> StoreError:
+    if _code(error) in _CONTENTION:
+        reason = "timeout"
+    elif _is_damage(error, path):
+        reason = "corrupt"
+    else:
+        reason = "refused"
+    return StoreError(reason, f"{path}: {error}")
