@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -129,6 +130,42 @@ async def test_hits_of_every_worker_after_a_restart_are_counted_under_their_mode
     (model,) = status["models"]  # and nothing under `other`
     assert (model["name"], model["items"], model["tokens"]) == ("m", 30, {"billed": 0, "saved": 30})
     assert len(upstream.calls) == 1
+
+
+async def test_workers_that_fetch_an_item_at_the_same_time_serve_one_vector_in_the_end(
+    upstream: ScriptedUpstream, session: ClientSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose write the file takes first, each of them learns only after it had to answer."""
+    monkeypatch.setenv("UPSTREAM_KEY", "sk-owned")
+    path = tmp_path / "cache.sqlite3"
+
+    async def embedding(text: str) -> tuple[float, ...]:
+        body = {"model": "m", "input": text, "encoding_format": "float"}
+        async with session.post(f"{process.base_url}/embeddings", json=body) as answer:
+            return tuple((await answer.json())["data"][0]["embedding"])
+
+    with proxy(tmp_path, upstream, "--upstream-key-env", "UPSTREAM_KEY", "--store", f"sqlite:///{path}") as process:
+        await embedding("warm")
+        numbers = iter(range(1, 100))
+        gate = Gate(upstream)
+        gate.answer = lambda call: upstream.embed(call, data=[{"index": 0, "embedding": [next(numbers)] * 16}])
+        holder = sqlite3.connect(path, isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        asked = [asyncio.create_task(embedding("x")) for _ in range(30)]
+        await gate.calls(2)
+        gate.open()
+        first = set(await asyncio.gather(*asked))
+        assert first == {(1.0,) * 16, (2.0,) * 16}
+        holder.execute("ROLLBACK")
+        holder.close()
+
+        async def agree() -> bool:
+            return len({await embedding("x") for _ in range(30)}) == 1
+
+        await until(agree)
+        assert await agree()
+        assert await embedding("x") in first
+    assert len(upstream.calls) == 3
 
 
 async def test_a_worker_that_is_killed_fails_its_own_and_is_replaced(

@@ -1,4 +1,5 @@
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from redis.asyncio import Redis
 from proxy.errors import StoreError
 from proxy.store.redis import RedisStore
 from tests.redis_server import RedisServer, free_port
+from tests.store.dict_store import make_cache, record, served, written
 
 
 def key(number: int) -> bytes:
@@ -63,6 +65,46 @@ async def test_a_key_of_another_type_is_a_miss_and_can_be_overwritten(store: Red
     assert await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False) == {}
     await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=True)
     assert await store.get_many([key(1)], budget_s=5.0) == {key(1): b"x"}
+
+
+async def test_a_key_of_another_type_does_not_keep_its_item_from_being_stored(store: RedisStore, admin: Redis) -> None:
+    await admin.rpush(name(1), "a", "b")
+    assert await store.put_many({key(1): b"x", key(2): b"x"}, ttl_s=100.0, overwrite=False) == {}
+    assert await store.get_many([key(1), key(2)], budget_s=5.0) == {key(1): b"x", key(2): b"x"}
+    assert await admin.pttl(name(1)) > 0
+
+
+async def test_while_redis_is_slow_replicas_answer_and_serve_one_vector_once_it_is_not(
+    tmp_path: Path, program: str
+) -> None:
+    server = RedisServer(tmp_path, program=program)
+    caches = [make_cache(RedisStore(server.url, timeout_s=60.0, max_connections=8), budget_s=0.01) for _ in range(2)]
+    for cache in caches:
+        await cache.write({key(0): record(9.0)}, overwrite=False)  # it is connected
+    server.process.send_signal(signal.SIGSTOP)
+    mine = [await cache.write({key(1): record(float(n))}, overwrite=False) for n, cache in enumerate(caches)]
+    assert [served(entries) for entries in mine] == [{key(1): b"[0.0,0.5]"}, {key(1): b"[1.0,0.5]"}]
+    server.process.send_signal(signal.SIGCONT)
+    await asyncio.gather(*map(written, caches))
+    answers = [served(cache.peek([key(1)], not_before=0, confirmed=True)) for cache in caches]
+    assert answers[0] == answers[1] == served({key(1): mine[0][key(1)].standing})
+    assert len(answers[0]) == 1
+    for cache in caches:
+        await cache.aclose()
+    server.kill()
+
+
+async def test_a_write_that_is_refused_in_part_says_what_was_stored(tmp_path: Path, program: str) -> None:
+    server = RedisServer(tmp_path, program=program)
+    server.command("ACL", "SETUSER", "some", "on", ">secret", "resetkeys", f"~{name(1)}", f"~{name(2)}", "+@all")
+    store = RedisStore(server.url.replace("redis://", "redis://some:secret@"), timeout_s=5.0, max_connections=8)
+    await store.put_many({key(1): b"first"}, ttl_s=None, overwrite=False)
+    with pytest.raises(StoreError) as refused:
+        await store.put_many({key(n): b"x" for n in range(1, 4)}, ttl_s=None, overwrite=False)
+    assert (refused.value.reason, refused.value.found) == ("refused", {key(1): b"first"})
+    assert refused.value.accepted == {key(2)}
+    await store.aclose()
+    server.kill()
 
 
 async def test_a_full_redis_refuses_writes_and_still_reads(tmp_path: Path, program: str) -> None:

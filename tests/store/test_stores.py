@@ -11,6 +11,7 @@ from proxy.store.base import Store
 from proxy.store.redis import RedisStore
 from proxy.store.sqlite import SQLiteStore
 from tests.servers import AVAILABLE, Servers
+from tests.store.dict_store import look_up, make_cache, record, written
 
 OpenStore = Callable[[], Store]
 
@@ -128,3 +129,33 @@ async def test_thousands_at_once(open_store: OpenStore) -> None:
     values = {key(n): n.to_bytes(64, "big") for n in range(3000)}
     await store.put_many(values, ttl_s=None, overwrite=False)
     assert await store.get_many(list(values), budget_s=5.0) == values
+
+
+async def test_a_spoilt_value_gives_way_to_the_first_that_replaces_it(open_store: OpenStore) -> None:
+    store, other = open_store(), open_store()
+    await store.put_many({key(1): b"spoilt", key(2): b"good"}, ttl_s=None, overwrite=False)
+    spoilt = {key(1): b"spoilt"}
+    mine = {key(1): b"mine", key(2): b"mine", key(3): b"mine"}
+    assert await store.put_many(mine, ttl_s=None, overwrite=False, spoilt=spoilt) == {key(2): b"good"}
+    theirs = {key(1): b"theirs"}
+    assert await other.put_many(theirs, ttl_s=None, overwrite=False, spoilt=spoilt) == {key(1): b"mine"}
+    assert await other.get_many([key(1), key(2), key(3)], budget_s=5.0) == mine | {key(2): b"good"}
+
+
+async def test_what_was_spoilt_and_is_gone_is_stored(open_store: OpenStore) -> None:
+    store = open_store()
+    assert await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False, spoilt={key(1): b"spoilt"}) == {}
+    assert await store.get_many([key(1)], budget_s=5.0) == {key(1): b"x"}
+
+
+async def test_caches_that_waited_for_no_answer_serve_one_vector_in_the_end(open_store: OpenStore) -> None:
+    caches = [make_cache(open_store(), budget_s=0.0) for _ in range(3)]
+    keys = [key(n) for n in range(200)]
+    for number, cache in enumerate(caches):
+        await cache.write({its: record(float(number)) for its in keys}, overwrite=False)
+    await asyncio.gather(*map(written, caches))
+    for cache in caches:
+        cache._store._budget_s = 60.0
+    answers = [await look_up(cache, *keys) for cache in caches]
+    assert len(answers[0]) == len(keys)
+    assert answers == answers[:1] * len(caches)
