@@ -37,7 +37,7 @@ _MIN_BODY_BYTES_A_SECOND = 16 * 1024
 _UNREAD_TIMEOUT_S = 60.0
 # And this long between two bytes, or a fast start would earn hours of silence.
 _BODY_SILENCE_S = 30.0
-# How long, and for how much, a connection that is to be closed discards what its client still sends (see `linger`).
+# How long, and for how much, a connection that is to be closed discards what its client still sends (see `_linger`).
 _LINGER_S = 5.0
 _LINGER_BYTES = 1024 * 1024
 # Connections over the limit that may linger: each is a file descriptor that the limit does not count.
@@ -98,8 +98,8 @@ class Connection(RequestHandler):
         "_has_eof",
         "_held",
         "_is_between",
-        "_is_broken",
         "_is_busy",
+        "_is_last",
         "_lingered",
         "_received",
         "_request",
@@ -117,7 +117,7 @@ class Connection(RequestHandler):
         self._server = manager
         self._is_busy = False  # with a request whose head is here
         self._request: web.BaseRequest | None = None  # that request
-        self._is_broken = False  # what comes can't be parsed: the next response is the last one
+        self._is_last = False  # what comes can't be parsed: the next response is the last one
         self._tunnel: Tunnel | None = None
         self._has_eof = False  # the client of a tunnel has closed its side
         self._lingered: asyncio.Future[None] | None = None  # set when lingering ends
@@ -171,7 +171,7 @@ class Connection(RequestHandler):
 
     def take_over(self, tunnel: Tunnel) -> None:
         """Show all that comes from now on, and what came behind the request, to ``tunnel``."""
-        self._tunnel = tunnel
+        self._tunnel, self._is_last = tunnel, True
         self.set_parser(tunnel)  # type: ignore[arg-type] # of which it calls what `Tunnel` has
 
     def _release(self) -> None:
@@ -189,14 +189,15 @@ class Connection(RequestHandler):
         self._received += len(data)
         self._hear(data)
         super().data_received(data)
-        if self._is_busy and self._messages and not isinstance(self._messages[-1][0], http_parser.RawRequestMessage):
-            self._break_body()
+        self._break_body()
 
     def _break_body(self) -> None:
-        """The parser failed while a request is handled. aiohttp queues its error behind that request and would let the
-        handler wait for the rest of the body, which can't come."""
-        if self._request is not None and not self._request.content.is_eof():
-            self._is_broken = True
+        """Fail the body that is being read if the parser failed in it. aiohttp queues the error behind the request and
+        would let the handler wait for the rest, which can't come."""
+        if self._request is None or self._request.content.is_eof():
+            return
+        if self._messages and not isinstance(self._messages[-1][0], http_parser.RawRequestMessage):
+            self._is_last = True
             self._request.content.set_exception(RequestPayloadError())
 
     def _hear(self, data: bytes) -> None:
@@ -216,6 +217,7 @@ class Connection(RequestHandler):
 
     def began(self, request: web.BaseRequest) -> None:
         self._is_busy, self._speaks, self._request = True, False, request
+        self._break_body()
 
     def ended(self, request: web.BaseRequest) -> None:
         self._is_busy, self._since, self._request = False, self._server.now(), None
@@ -271,7 +273,7 @@ class Connection(RequestHandler):
         """The response to what could not be parsed, or to a handler that failed. aiohttp's own quotes the request."""
         if request.writer.output_size:
             raise ConnectionError  # part of a response is out already
-        self._is_broken = True
+        self._is_last = True
         if isinstance(exc, HttpProcessingError):
             error = malformed.error_of(exc)
         else:
@@ -284,23 +286,20 @@ class Connection(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        if self._is_broken and not resp.prepared:
+        if self._is_last and not resp.prepared:
             resp.force_close()
         resp, is_reset = await super().finish_response(request, resp, start_time)
-        if self._is_broken and not is_reset:
-            await self.linger()
+        if self._is_last and not is_reset:
+            await self._linger()
         return resp, is_reset
 
-    async def linger(self) -> None:
+    def _linger(self) -> asyncio.Future[None]:
         """Let the client read the response before the connection is closed (RFC 9112 §9.6).
 
         To close a socket with unread input resets the connection, and a reset can destroy what the client has not read
         yet. So only the writing side is shut down at first; what still comes is discarded until the client closes, for
         a bounded time and amount.
         """
-        await self._begin_lingering()
-
-    def _begin_lingering(self) -> asyncio.Future[None]:
         self._lingered = self._loop.create_future()
         self._since = self._server.now()
         transport = self.transport
@@ -338,7 +337,7 @@ class Connection(RequestHandler):
         if self.transport is not None:
             self.transport.write(head.encode() + body)
         if lingers:
-            self._begin_lingering()
+            self._linger()
         else:
             self.force_close()
 

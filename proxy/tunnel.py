@@ -121,4 +121,3 @@ async def join(request: BaseRequest, response: StreamResponse, answer: ClientRes
     response.force_close()
     await response.prepare(request)
     await Tunnel(client, connection.protocol).run()
-    await client.linger()

@@ -1,6 +1,7 @@
 """What is not HTTP is refused in OpenAI's words and quoted nowhere."""
 
 import asyncio
+import gc
 import logging
 import random
 from collections import Counter
@@ -11,7 +12,9 @@ import orjson
 import pytest
 
 from proxy import malformed
+from proxy.connections import Connection
 from tests.client import Client, raw
+from tests.gate import Gate
 from tests.profiles import IS_SLOW_PROFILE
 from tests.scripted import ScriptedUpstream, error_reply
 from tests.test_canary import BEARER, KEY, TEXT, canaries_in, nothing_is_seen
@@ -86,6 +89,24 @@ async def test_a_body_that_turns_out_malformed_is_refused_when_it_does(
     assert_is_error(await reader.read(), 400)
     await close(writer)
     await nothing_is_seen(client, caplog)
+
+
+async def test_a_body_that_is_malformed_before_its_turn_is_refused_in_turn(
+    client: Client, upstream: ScriptedUpstream
+) -> None:
+    gate = Gate(upstream)
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(client.origin.rpartition(":")[2]))
+    writer.write(SEEDS[0] + POST + CHUNKED + b"5\r\nhello\r\n")
+    await gate.calls(1)
+    (connection,) = (it for it in gc.get_objects() if isinstance(it, Connection) and it.connected)
+    writer.write(SECRET + b"\r\n")
+    while len(connection._messages) < 2:
+        await asyncio.sleep(0)
+    gate.open()
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert_is_error(answer[answer.rindex(b"HTTP/1.1 ") :], 400)
+    await close(writer)
 
 
 @pytest.mark.parametrize("name", MALFORMED)

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha1
 
+import orjson
 import pytest
 from aiohttp import web
 
@@ -297,6 +298,26 @@ async def test_nothing_is_added_to_a_close_frame(proxied: Client, raw_upstream: 
         await upstream.send(frame(8, b"\x03\xe8", is_masked=False))
         upstream.writer.close()
         assert await read_to_the_end(client) == frame(8, b"\x03\xe8", is_masked=False)
+
+
+@pytest.mark.parametrize("who", ["client", "upstream"])
+async def test_its_line_of_log_says_that_it_was_opened(
+    start_proxy: StartProxy, raw_upstream: RawUpstream, who: str
+) -> None:
+    """Whoever closes first, the client's connection is closed while the proxy still has it open."""
+    lines: list[str] = []
+    client = await start_proxy(
+        upstream=UpstreamSetting(name="raw", base_url=raw_upstream.base_url), write_log=lines.append, log_format="json"
+    )
+    async with joined(client.origin, raw_upstream) as (here, there):
+        first, second = (here, there) if who == "client" else (there, here)
+        await first.close()
+        await read_to_the_end(second)
+    while not lines:
+        await asyncio.sleep(0)
+        client.proxy.log.flush()
+    (line,) = map(orjson.loads, lines)
+    assert (line["outcome"], line["status"]) == ("pass", 101)
 
 
 @pytest.mark.parametrize("who", ["client", "upstream"])
