@@ -11,7 +11,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 from typing import NamedTuple
 
-from proxy import assertions, headers
+from proxy import assertions, headers, query
 from proxy.clientkeys import ClientKeys
 from proxy.config import THIS_MACHINE
 from proxy.cors import origin_of
@@ -35,7 +35,7 @@ _KEY_FIELDS = ("x-api-key", "api-key")
 class Place(NamedTuple):
     """What a credential was accepted for."""
 
-    url: str  # query included: it may hold a credential, or on Azure say which deployment
+    url: str  # query included, but for credentials, which are part of who asks
     model: str | None
 
 
@@ -114,10 +114,12 @@ class Access:
         self._cors_origins = cors_origins
         self.neutral_headers = neutral_headers
 
-    def identity(self, given: Headers, origin: Origin | None = None) -> Identity:
-        """Who the client is, and what else of its headers matters, to ``origin`` if it is known yet."""
+    def identity(self, given: Headers, target: str, origin: Origin | None = None) -> Identity:
+        """Who the client is, by its headers and the query of its ``target``, and what else of the headers matters, to
+        ``origin`` if it is known yet."""
         neutral = self.neutral_headers if origin is None else self.neutral_headers | origin.neutral_headers
-        return headers.identity(given, self._key_headers, neutral)
+        found = headers.identity(given, self._key_headers, neutral, in_query=query.credentials(target))
+        return found._replace(is_signed=True) if query.is_signed(target) else found
 
     @property
     def edition(self) -> int:
@@ -146,7 +148,7 @@ class Access:
         """Who the upstream will see, and what else of the headers it will; ``own`` is the client's own identity."""
         if not self.owns_key:
             return own
-        return self.identity(headers.without_credentials(given), origin)._replace(credentials=_OWN_KEY)
+        return self.identity(headers.without_credentials(given), "", origin)._replace(credentials=_OWN_KEY)
 
     def may_read(self, upstream: Origin, given: Headers) -> bool:
         """Whether it is known if the web page that asks, where one does, may read a response.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from aiohttp.web import BaseRequest, StreamResponse
 from multidict import CIMultiDict
 
-from proxy import headers, keys, tokens, wire
+from proxy import headers, keys, query, tokens, wire
 from proxy.answers import Answers, cache_headers, detail_of, hit, relayed
 from proxy.auth import KEY_REFUSALS, Access, Place, Validations
 from proxy.bodies import Bodies, Held
@@ -51,6 +51,7 @@ class _Job(NamedTuple):
 
     request: BaseRequest
     origin: Origin
+    target: str  # as the origin is to see it
     url: str
     asked: EmbeddingRequest
     directives: Directives
@@ -144,7 +145,7 @@ class EmbeddingsRoute:
     async def _serve(self, request: BaseRequest, held: Held, progress: Progress) -> tuple[str, StreamResponse]:
         body = sent = await self._bodies.read(request, held)
         began_s = time.perf_counter()
-        own = self._access.identity(request.headers)
+        own = self._access.identity(request.headers, request.raw_path)
         mark = self._repeats.mark(request, own, sent)
         repeat = None if mark is None else self._repeats.answer(request, mark, began_s, edition=progress.edition)
         if repeat is not None:
@@ -161,9 +162,10 @@ class EmbeddingsRoute:
             progress.model = wire.model_of(fields) or (named.name if named else None)
             origin = progress.origin = self._origins.asked_at(request.raw_path, progress.model)
             if not origin.neutral_headers <= self._access.neutral_headers:
-                own = self._access.identity(request.headers, origin)
+                own = self._access.identity(request.headers, request.raw_path, origin)
                 identity = self._access.outgoing(request.headers, own, origin)
-            url = _embeddings_url(origin, request.raw_path)
+            target = origin.target(request.raw_path)
+            url = _embeddings_url(origin, target)
             asked = wire.parse_request(body, fields, origin.provider, named)
             if "Content-Type" not in request.headers:
                 # What an upstream makes of that is its own; where it takes it for JSON, so do we.
@@ -176,18 +178,20 @@ class EmbeddingsRoute:
         if asked.doubt is not None:
             self._metrics.whole_bodies.labels(asked.doubt.reason).inc()
             self._say_once(_named(asked.doubt), f"requests to {origin.name} are cached by their whole body")
+        keyed_url = query.keyed(url)
         derived = keys.derive(
-            asked, url=url, scope=self._access.scope(identity), vector_headers=identity.vector_affecting
+            asked, url=keyed_url, scope=self._access.scope(identity), vector_headers=identity.vector_affecting
         )
         job = _Job(
             request,
             origin,
+            target,
             url,
             asked,
             headers.cache_control(request.headers),
             identity,
             self._validations.name(origin, own),
-            Place(url, asked.model),
+            Place(keyed_url, asked.model),
             Wanted(
                 progress.model,
                 asked.encoding,
@@ -320,8 +324,9 @@ class EmbeddingsRoute:
         self._say_once(_named(bypass), f"requests to {origin.name} are relayed without caching")
         extra = cache_headers("BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0)
         is_last = self._is_draining()
-        route = origin.routes.find(request.raw_path)
-        url = route.url if route else origin.routes.embeddings(request.raw_path)
+        target = origin.target(request.raw_path)
+        route = origin.routes.find(target)
+        url = route.url if route else origin.routes.embeddings(target)
         with (
             progress.span.calls(model=lambda: self._metrics.label_of(progress.model)) as calls,
             calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=progress.items) as call,
@@ -342,7 +347,7 @@ class EmbeddingsRoute:
         self._metrics.bypasses.labels(reason).inc()
         self._metrics.of_model(progress.model).items["bypass"].inc(progress.items)
         if response.status in KEY_REFUSALS:
-            who = self._validations.name(origin, self._access.identity(request.headers, origin))
+            who = self._validations.name(origin, self._access.identity(request.headers, request.raw_path, origin))
             self._validations.note(who, Place(url, None), response.status)
         return response
 
@@ -397,7 +402,7 @@ class EmbeddingsRoute:
         return Errand(
             asked=job.asked,
             origin=job.origin,
-            target=job.request.raw_path,
+            target=job.target,
             headers=_as_plain(headers.to_upstream(job.request.headers)),
             group=group,
             tenant=job.who,

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from multidict import CIMultiDict
 
-from proxy import headers
+from proxy import headers, query
 from proxy.cors import Cors
 from proxy.errors import InvalidRequest
 from proxy.providers import MOST_MERGED, Limits, Provider
@@ -59,6 +59,10 @@ class Origin:
         name, _, scheme = self.provider.auth.partition(": ")
         outbound[name] = f"{scheme} {self.key}" if scheme else self.key
         return outbound
+
+    def target(self, given: str) -> str:
+        """A request's target as this upstream is to see it: where the proxy has a key for it, without the client's."""
+        return given if self.key is None else query.without_credentials(given)
 
     def remember(self, asked: str | None, answered: str) -> None:
         if self.alternatives and answered:
