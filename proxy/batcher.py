@@ -351,11 +351,11 @@ def _read(share: Share, origin: Origin, answer: Answer, items: int) -> reply.Emb
     if wire.is_one_of(parsed.model, provider.multi_vector_models):
         raise InvalidAnswer("multi-vector")
     if origin is share.origin:
-        origin.remember(asked.model, parsed.model)
+        origin.remember(share.tenant, asked.model, parsed.model)
         return parsed if parsed.model else replace(parsed, model=asked.model or "")
     # By the operator's word it is the same model, which in one answer and in the store has one name: the origin's own,
     # or until that is known none.
-    return replace(parsed, model=share.origin.names.get(asked.model, ""))
+    return replace(parsed, model=share.origin.name_of(share.tenant, asked.model))
 
 
 def _in_common(given: list[CIMultiDict[str]]) -> CIMultiDict[str]:
