@@ -294,7 +294,8 @@ class Batcher:
             except InvalidAnswer as invalid:
                 self._metrics.upstream_rejected.labels(invalid.reason).inc()
                 self._bill(share, calls, reply.billed_tokens(answer.body))
-                return Unusable(answer, body, invalid.reason, by_origin, invalid.embedding_text)
+                is_own_body = body == share.asked.body
+                return Unusable(answer, body, invalid.reason, by_origin, is_own_body, invalid.embedding_text)
             self._metrics.admit_model(share.model)
             self._bill(share, calls, parsed.usage["prompt_tokens"])
         self._budget(share.origin).succeeded()
@@ -385,9 +386,10 @@ def _shared_out(shares: list[Share], items: list[Any], sent: Sent) -> Iterator[D
         billed = sum(tokens[start:end])
         usage = parsed.usage if len(shares) == 1 else {"prompt_tokens": billed, "total_tokens": billed}
         found = parsed.vectors[start:end]
+        is_own_body = len(shares) == 1 and sent.body == shares[0].asked.body
         unusable = None
         if parsed.unusable is not None and None in found:
-            unusable = Unusable(answer, sent.body, parsed.unusable, sent.by_origin)
+            unusable = Unusable(answer, sent.body, parsed.unusable, sent.by_origin, is_own_body)
         yield Delivered(
             vectors=found,
             tokens=tokens[start:end],
@@ -397,7 +399,7 @@ def _shared_out(shares: list[Share], items: list[Any], sent: Sent) -> Iterator[D
             status=answer.status,
             headers=answer.headers,
             is_exact=len(shares) == 1,
-            is_own_body=len(shares) == 1 and sent.body == shares[0].asked.body,
+            is_own_body=is_own_body,
             by_origin=sent.by_origin,
             unusable=unusable,
         )
