@@ -11,7 +11,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 from typing import NamedTuple
 
-from proxy import assertions, headers
+from proxy import assertions, headers, query
 from proxy.clientkeys import ClientKeys
 from proxy.config import THIS_MACHINE
 from proxy.cors import origin_of
@@ -35,7 +35,7 @@ _KEY_FIELDS = ("x-api-key", "api-key")
 class Place(NamedTuple):
     """What a credential was accepted for."""
 
-    url: str  # query included: it may hold a credential, or on Azure say which deployment
+    url: str  # query included, but for credentials, which are part of who asks
     model: str | None
 
 
@@ -51,7 +51,8 @@ class Validations:
         self.now = clock
         self._secret = secrets.token_bytes(32)
         self._until: OrderedDict[bytes, dict[Place, float]] = OrderedDict()
-        self._refused: OrderedDict[bytes, float] = OrderedDict()
+        # When it was refused what for. None: for all it was accepted for before.
+        self._refused: OrderedDict[bytes, dict[Place | None, float]] = OrderedDict()
 
     def name(self, origin: Origin, identity: Identity) -> bytes:
         """What stands for a client at ``origin``; not to be read back."""
@@ -61,18 +62,23 @@ class Validations:
     def holds(self, who: bytes, place: Place) -> bool:
         return self._until.get(who, {}).get(place, 0.0) > self.now()
 
-    def is_refused(self, who: bytes) -> bool:
-        """Whether the upstream refused the credential, and has not accepted it since."""
-        return who in self._refused
+    def is_refused(self, who: bytes, place: Place) -> bool:
+        """Whether the upstream refused the credential, or this place to it, and has not accepted it since."""
+        refused = self._refused.get(who)
+        return refused is not None and (None in refused or place in refused)
 
     def confirm(self, who: bytes, place: Place, *, asked_at_s: float) -> None:
         """The upstream itself answered 2xx to what it was asked at ``asked_at_s``, by `now`.
 
         Such an answer may come after that to a later question, which was a refusal.
         """
-        if asked_at_s < self._refused.get(who, asked_at_s) or len(place.url) + len(place.model or "") > _MAX_PLACE:
+        refused = self._refused.get(who, {})
+        if asked_at_s < max(refused.get(None, asked_at_s), refused.get(place, asked_at_s)) or _is_too_long(place):
             return
-        self._refused.pop(who, None)
+        refused.pop(None, None)
+        refused.pop(place, None)
+        if not refused:
+            self._refused.pop(who, None)
         places = self._until.setdefault(who, {})
         self._until.move_to_end(who)
         places.pop(place, None)
@@ -86,12 +92,30 @@ class Validations:
         """The upstream answered something else: a refusal ends what was confirmed, at once."""
         if status in KEY_REFUSALS:
             self._until.pop(who, None)
-            self._refused[who] = self.now()
-            self._refused.move_to_end(who)
-            if len(self._refused) > _MAX_CREDENTIALS:
-                self._refused.popitem(last=False)
-        elif status == _NOT_FOUND and who in self._until:
-            self._until[who].pop(place, None)
+            self._refuse(who, None, place)
+        elif status == _NOT_FOUND:
+            self.refuse(who, place)
+
+    def refuse(self, who: bytes, place: Place) -> None:
+        """The upstream refused this place to a credential, which may be good for others."""
+        self._until.get(who, {}).pop(place, None)
+        self._refuse(who, place)
+
+    def _refuse(self, who: bytes, *places: Place | None) -> None:
+        refused = self._refused.setdefault(who, {})
+        self._refused.move_to_end(who)
+        for place in places:
+            if place is None or not _is_too_long(place):
+                refused.pop(place, None)
+                refused[place] = self.now()
+        while len(refused) > _MAX_PLACES:
+            del refused[next(iter(refused))]
+        if len(self._refused) > _MAX_CREDENTIALS:
+            self._refused.popitem(last=False)
+
+
+def _is_too_long(place: Place) -> bool:
+    return len(place.url) + len(place.model or "") > _MAX_PLACE
 
 
 class Access:
@@ -114,10 +138,12 @@ class Access:
         self._cors_origins = cors_origins
         self.neutral_headers = neutral_headers
 
-    def identity(self, given: Headers, origin: Origin | None = None) -> Identity:
-        """Who the client is, and what else of its headers matters, to ``origin`` if it is known yet."""
+    def identity(self, given: Headers, target: str, origin: Origin | None = None) -> Identity:
+        """Who the client is, by its headers and the query of its ``target``, and what else of the headers matters, to
+        ``origin`` if it is known yet."""
         neutral = self.neutral_headers if origin is None else self.neutral_headers | origin.neutral_headers
-        return headers.identity(given, self._key_headers, neutral)
+        found = headers.identity(given, self._key_headers, neutral, in_query=query.credentials(target))
+        return found._replace(is_signed=True) if query.is_signed(target) else found
 
     @property
     def edition(self) -> int:
@@ -146,7 +172,7 @@ class Access:
         """Who the upstream will see, and what else of the headers it will; ``own`` is the client's own identity."""
         if not self.owns_key:
             return own
-        return self.identity(headers.without_credentials(given), origin)._replace(credentials=_OWN_KEY)
+        return self.identity(headers.without_credentials(given), "", origin)._replace(credentials=_OWN_KEY)
 
     def may_read(self, upstream: Origin, given: Headers) -> bool:
         """Whether it is known if the web page that asks, where one does, may read a response.

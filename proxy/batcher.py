@@ -305,7 +305,8 @@ class Batcher:
             except InvalidAnswer as invalid:
                 self._metrics.upstream_rejected.labels(invalid.reason).inc()
                 self._bill(share, calls, reply.billed_tokens(answer.body))
-                return Unusable(answer, body, invalid.reason, by_origin, invalid.embedding_text)
+                is_own_body = body == share.asked.body
+                return Unusable(answer, body, invalid.reason, by_origin, is_own_body, invalid.embedding_text)
             self._metrics.admit_model(share.model)
             self._bill(share, calls, parsed.usage["prompt_tokens"])
         self._budget(share.origin).succeeded()
@@ -370,11 +371,11 @@ def _read(share: Share, origin: Origin, answer: Answer, items: int) -> reply.Emb
     if wire.is_one_of(parsed.model, provider.multi_vector_models):
         raise InvalidAnswer("multi-vector")
     if origin is share.origin:
-        origin.remember(asked.model, parsed.model)
+        origin.remember(share.tenant, asked.model, parsed.model)
         return parsed if parsed.model else replace(parsed, model=asked.model or "")
     # By the operator's word it is the same model, which in one answer and in the store has one name: the origin's own,
     # or until that is known none.
-    return replace(parsed, model=share.origin.names.get(asked.model, ""))
+    return replace(parsed, model=share.origin.name_of(share.tenant, asked.model))
 
 
 def _in_common(given: list[CIMultiDict[str]]) -> CIMultiDict[str]:
@@ -404,9 +405,10 @@ def _shared_out(shares: list[Share], items: list[Any], sent: Sent) -> Iterator[D
         billed = sum(tokens[start:end])
         usage = parsed.usage if len(shares) == 1 else {"prompt_tokens": billed, "total_tokens": billed}
         found = parsed.vectors[start:end]
+        is_own_body = len(shares) == 1 and sent.body == shares[0].asked.body
         unusable = None
         if parsed.unusable is not None and None in found:
-            unusable = Unusable(answer, sent.body, parsed.unusable, sent.by_origin)
+            unusable = Unusable(answer, sent.body, parsed.unusable, sent.by_origin, is_own_body)
         yield Delivered(
             vectors=found,
             tokens=tokens[start:end],
@@ -416,7 +418,7 @@ def _shared_out(shares: list[Share], items: list[Any], sent: Sent) -> Iterator[D
             status=answer.status,
             headers=answer.headers,
             is_exact=len(shares) == 1,
-            is_own_body=len(shares) == 1 and sent.body == shares[0].asked.body,
+            is_own_body=is_own_body,
             by_origin=sent.by_origin,
             unusable=unusable,
         )

@@ -20,6 +20,11 @@ ALLOW_ORIGIN = "Access-Control-Allow-Origin"
 _EXPOSE = "Access-Control-Expose-Headers"
 _REQUEST_METHOD, _REQUEST_HEADERS = "Access-Control-Request-Method", "Access-Control-Request-Headers"
 _PREFIX = "access-control-"
+# Of the response to a request itself, these say who can read it. The others are for preflights, and may repeat what a
+# client wrote into its header.
+_OF_RESPONSES = frozenset(
+    {"access-control-allow-origin", "access-control-allow-credentials", "access-control-expose-headers"}
+)
 # Of the response to a preflight, these hold for the response to the request itself, too.
 _OF_BOTH = frozenset({"access-control-allow-origin", "access-control-allow-credentials", "vary"})
 
@@ -215,7 +220,7 @@ def _fields_of(answered: Headers) -> Fields:
     found = [
         (ALLOW_ORIGIN if name.lower() == ALLOW_ORIGIN.lower() else name, value)
         for name, value in headers.end_to_end(answered).items()
-        if name.lower().startswith(_PREFIX) and name.isascii() and value.isascii()
+        if name.lower() in _OF_RESPONSES and value.isascii()
     ]
     if "origin" in _tokens(answered, "Vary"):
         found.append(("Vary", "Origin"))

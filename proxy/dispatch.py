@@ -255,7 +255,7 @@ class Dispatcher:
 
 def _relayed_url(request: web.BaseRequest, origin: Origin) -> str:
     """Raises `InvalidRequest` where there is none."""
-    url = origin.routes.relayed(request.raw_path)
+    url = origin.routes.relayed(origin.target(request.raw_path))
     if url is None:
         raise InvalidRequest("The request target must be a path.")
     return url

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from aiohttp.web import BaseRequest, StreamResponse
 from multidict import CIMultiDict
 
-from proxy import headers, keys, tokens, wire
+from proxy import headers, keys, query, tokens, wire
 from proxy.answers import Answers, cache_headers, detail_of, hit, relayed
 from proxy.auth import KEY_REFUSALS, Access, Place, Validations
 from proxy.bodies import Bodies, Held
@@ -51,6 +51,7 @@ class _Job(NamedTuple):
 
     request: BaseRequest
     origin: Origin
+    target: str  # as the origin is to see it
     url: str
     asked: EmbeddingRequest
     directives: Directives
@@ -144,7 +145,7 @@ class EmbeddingsRoute:
     async def _serve(self, request: BaseRequest, held: Held, progress: Progress) -> tuple[str, StreamResponse]:
         body = sent = await self._bodies.read(request, held)
         began_s = time.perf_counter()
-        own = self._access.identity(request.headers)
+        own = self._access.identity(request.headers, request.raw_path)
         mark = self._repeats.mark(request, own, sent)
         repeat = None if mark is None else self._repeats.answer(request, mark, began_s, edition=progress.edition)
         if repeat is not None:
@@ -161,9 +162,10 @@ class EmbeddingsRoute:
             progress.model = wire.model_of(fields) or (named.name if named else None)
             origin = progress.origin = self._origins.asked_at(request.raw_path, progress.model)
             if not origin.neutral_headers <= self._access.neutral_headers:
-                own = self._access.identity(request.headers, origin)
+                own = self._access.identity(request.headers, request.raw_path, origin)
                 identity = self._access.outgoing(request.headers, own, origin)
-            url = _embeddings_url(origin, request.raw_path)
+            target = origin.target(request.raw_path)
+            url = _embeddings_url(origin, target)
             asked = wire.parse_request(body, fields, origin.provider, named)
             if "Content-Type" not in request.headers:
                 # What an upstream makes of that is its own; where it takes it for JSON, so do we.
@@ -176,18 +178,20 @@ class EmbeddingsRoute:
         if asked.doubt is not None:
             self._metrics.whole_bodies.labels(asked.doubt.reason).inc()
             self._say_once(_named(asked.doubt), f"requests to {origin.name} are cached by their whole body")
+        keyed_url = query.keyed(url)
         derived = keys.derive(
-            asked, url=url, scope=self._access.scope(identity), vector_headers=identity.vector_affecting
+            asked, url=keyed_url, scope=self._access.scope(identity), vector_headers=identity.vector_affecting
         )
         job = _Job(
             request,
             origin,
+            target,
             url,
             asked,
             headers.cache_control(request.headers),
             identity,
             self._validations.name(origin, own),
-            Place(url, asked.model),
+            Place(keyed_url, asked.model),
             Wanted(
                 progress.model,
                 asked.encoding,
@@ -229,18 +233,19 @@ class EmbeddingsRoute:
             found, to_do = {}, plan(job.wanted.keys, ())
         progress.items, progress.cached = len(job.wanted.keys), len(job.wanted.keys) - len(to_do.missing)
         progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
-        is_valid = self._is_valid(job)
+        is_valid, is_shared = self._is_valid(job), self._access.is_shared_by(job.identity)
         if not to_do.missing and is_valid:
             if mark is not None and from_memory == len(found):
                 self._repeats.remember(mark, Known(job.wanted, job.who, job.place, job.origin))
             return "hit", self._answers.hit(job.wanted, found, from_memory, [])
         if job.directives.only_if_cached:
-            if not to_do.missing:
-                raise NotCached("The items are cached, but the upstream has not vouched for this credential of late.")
+            if not is_valid and (is_shared or not to_do.missing):  # a stranger does not learn what others have cached
+                raise NotCached("The upstream has not accepted this credential of late, so it gets no cached items.")
             raise NotCached(f"{len(to_do.missing)} of {len(job.wanted.keys)} items are not cached.")
         # What is fetched anew anyway needs no question.
         is_anew = is_moved or job.directives.no_cache
-        if not is_valid and not is_anew and (self._access.is_shared_by(job.identity) or not to_do.missing):
+        is_refused = self._validations.is_refused(job.who, job.place)
+        if not is_valid and not is_anew and (is_shared or not to_do.missing or (found and is_refused)):
             return await self._ask_first(job, to_do, found, from_memory)
         return await self._fetch_and_answer(job, found, from_memory, refresh=is_moved)
 
@@ -269,7 +274,8 @@ class EmbeddingsRoute:
         these are served; entries in a scope that is shared are not.
         """
         errand = self._smallest(job, to_do)
-        timeout_s = None if self._access.is_shared_by(job.identity) else _PATIENCE_S
+        is_shared = self._access.is_shared_by(job.identity)
+        timeout_s = None if is_shared or to_do.missing else _PATIENCE_S
         said = await self._sentinels.ask((job.who, job.place), errand, timeout_s=timeout_s)
         found = standing(found)
         failure = None if said is None else said.fetched.failure
@@ -281,8 +287,8 @@ class EmbeddingsRoute:
         fetched = replace(said.fetched, failure=None)
         is_confirmed = is_unusable or fetched.is_by_origin
         first = fetched if said.is_own else NOTHING
-        if self._access.is_shared_by(job.identity) and not is_confirmed:
-            # Who stands in can't vouch for what others paid the upstream itself for.
+        if not is_confirmed and (is_shared or self._validations.is_refused(job.who, job.place)):
+            # Who stands in can't vouch for what the upstream itself was paid for, by others or before it refused.
             return await self._fetch_and_answer(job, {}, 0, refresh=False, is_apart=True, first=first.bill)
         if epochs(found, fetched.entries) > 1:
             return await self._fetch_and_answer(job, {}, 0, refresh=True, first=first.bill)
@@ -297,12 +303,14 @@ class EmbeddingsRoute:
         self, job: _Job, errand: Errand, failure: Failure | None, found: dict[bytes, Entry], from_memory: int
     ) -> tuple[str, StreamResponse]:
         """What a credential gets that the upstream has not vouched for: it failed, or said nothing in time."""
-        is_refused = failure is not None and failure.is_verdict
+        is_refusal = failure is not None and failure.is_verdict
+        if failure is not None and failure.is_answer and found.keys() >= set(errand.keys):
+            self._validations.refuse(job.who, job.place)  # it accepted the credential for just this before
         if failure is not None and (
-            self._access.is_shared_by(job.identity) or is_refused or blame(failure.cause) is Blame.CALL
+            self._access.is_shared_by(job.identity) or is_refusal or blame(failure.cause) is Blame.CALL
         ):
             return await self._answer_failure(job, errand, failure)
-        if self._validations.is_refused(job.who):  # no answer is no permission
+        if self._validations.is_refused(job.who, job.place):  # no answer is no permission
             if failure is not None:
                 return await self._answer_failure(job, errand, failure)
             raise CredentialRefused("The upstream refused this API key, and has not accepted it since.")
@@ -325,8 +333,9 @@ class EmbeddingsRoute:
         self._say_once(_named(bypass), f"requests to {origin.name} are relayed without caching")
         extra = cache_headers("BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0)
         is_last = self._is_draining()
-        route = origin.routes.find(request.raw_path)
-        url = route.url if route else origin.routes.embeddings(request.raw_path)
+        target = origin.target(request.raw_path)
+        route = origin.routes.find(target)
+        url = route.url if route else origin.routes.embeddings(target)
         with (
             progress.span.calls(model=lambda: self._metrics.label_of(progress.model)) as calls,
             calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=progress.items) as call,
@@ -347,7 +356,7 @@ class EmbeddingsRoute:
         self._metrics.bypasses.labels(reason).inc()
         self._metrics.of_model(progress.model).items["bypass"].inc(progress.items)
         if response.status in KEY_REFUSALS:
-            who = self._validations.name(origin, self._access.identity(request.headers, origin))
+            who = self._validations.name(origin, self._access.identity(request.headers, request.raw_path, origin))
             self._validations.note(who, Place(url, None), response.status)
         return response
 
@@ -400,7 +409,7 @@ class EmbeddingsRoute:
         return Errand(
             asked=job.asked,
             origin=job.origin,
-            target=job.request.raw_path,
+            target=job.target,
             headers=_as_plain(headers.to_upstream(job.request.headers)),
             group=group,
             tenant=job.who,
@@ -436,7 +445,7 @@ class EmbeddingsRoute:
 
     def _relayed(self, job: _Job, answer: Answer) -> tuple[str, StreamResponse]:
         status = answer.status
-        if job.origin.key is not None and status in KEY_REFUSALS:
+        if job.origin.key is not None and status_of(answer) in KEY_REFUSALS:  # inside a 200 as well
             self._say_once(f"{job.origin.name} answers {status}", "an upstream refuses the key that is held for it")
             raise KeyRefused("The upstream refused the key that this proxy holds for it.")
         if status in _NOT_THERE and not job.origin.client.has_answered:

@@ -5,7 +5,7 @@ import time
 
 from multidict import CIMultiDict
 
-from proxy import wire
+from proxy import query, wire
 from proxy.cors import origin_of
 from proxy.errors import ProxyError
 from proxy.metrics import Metrics
@@ -63,7 +63,9 @@ class Failover:
             body = wire.renamed_body(body, way.model)
         headers = way.origin.outbound(_for_body(share, body))
         origin = way.origin
-        url = origin.routes.embeddings(share.target, model=way.model)
+        # A credential in the query is meant for the upstream that the client has in mind, and for no other.
+        target = share.target if origin is share.origin else query.without_credentials(share.target)
+        url = origin.routes.embeddings(target, model=way.model)
         async with self._slots.slot(origin, share.tenant):
             with calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=items) as call:
                 answer = await origin.client.embed(url, call.outbound(headers), body, items=items)

@@ -27,6 +27,7 @@ from proxy.outcomes import (
     blame,
     is_about_credential,
     is_success,
+    is_verdict,
     status_of,
     without_quotes,
 )
@@ -110,7 +111,16 @@ class Failure:
 
     @property
     def is_verdict(self) -> bool:
-        return isinstance(self.cause, Refused) and self.cause.is_verdict
+        return is_verdict(self.cause)
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether the upstream answered no, be it to the credential or to what was asked, and is not out of order."""
+        return (
+            not isinstance(self.cause, ProxyError)
+            and blame(self.cause) is Blame.CALL
+            and not is_success(status_of(self.cause.answer))
+        )
 
     @property
     def confirms(self) -> bool:
@@ -407,8 +417,8 @@ class Fetcher:
                 self._validations.confirm(part.tenant, part.place, asked_at_s=asked_at_s)
             case Unusable() if outcome.confirms:
                 self._validations.confirm(part.tenant, part.place, asked_at_s=asked_at_s)
-            case Refused(answer) if outcome.is_verdict:
-                self._validations.note(part.tenant, part.place, answer.status)
+            case Refused() | Unusable() if is_verdict(outcome):
+                self._validations.note(part.tenant, part.place, status_of(outcome.answer))
 
     def _judge(self, errand: Errand, answer: Answer, asked_at_s: float) -> None:
         """The same of a response to the client's own body."""

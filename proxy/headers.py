@@ -1,7 +1,7 @@
 """Which header fields travel, which identify, and what ``Cache-Control`` asks for (pure)."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import NamedTuple
@@ -33,9 +33,10 @@ HOP_BY_HOP = frozenset(
 _REWRITTEN = frozenset({"host", "content-length", "expect"})
 
 # AWS signs the body with every request, and says so in the credential itself.
-_SIGNED = "AWS4-HMAC-"
+AWS_SIGNATURE = "AWS4-HMAC-"
 # Fields that are for whoever holds the key to say.
 _KEY_HOLDERS = re.compile(r"openai-(organization|project)|x-goog-user-project|x-portkey-.*|helicone-.*", re.IGNORECASE)
+_PRIVATE = frozenset({Kind.CREDENTIAL, Kind.ASSERTION, Kind.COOKIE})
 _USUAL_CONNECTION = frozenset({"keep-alive", "Keep-Alive", "close"})  # names no field
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -76,13 +77,18 @@ def reason_phrase(given: str | None) -> str:
 def without_credentials(headers: Headers) -> CIMultiDict[str]:
     """A copy without whatever says who the client is or who shall pay, cookies included, or where a gateway shall send
     the key that is put in instead."""
-    private = {Kind.CREDENTIAL, Kind.ASSERTION, Kind.COOKIE}
-    kind_of = classifier()
-    return CIMultiDict(
-        (name, value)
-        for name, value in headers.items()
-        if kind_of(name) not in private and not _KEY_HOLDERS.fullmatch(name)
-    )
+    return CIMultiDict((name, value) for name, value in headers.items() if not is_for_key_holder(name))
+
+
+def is_for_key_holder(name: str) -> bool:
+    """Whether a field of this name is for whoever holds the upstream's key: a credential, a cookie, who pays, or where
+    a gateway sends the key."""
+    return classifier()(name) in _PRIVATE or _KEY_HOLDERS.fullmatch(name) is not None
+
+
+def is_credential(name: str) -> bool:
+    """Whether a field of this name says who asks."""
+    return classifier()(name) in {Kind.CREDENTIAL, Kind.ASSERTION}
 
 
 class Identity(NamedTuple):
@@ -94,9 +100,14 @@ class Identity(NamedTuple):
 
 
 def identity(
-    headers: Headers, key_headers: frozenset[str] = frozenset(), neutral_headers: frozenset[str] = frozenset()
+    headers: Headers,
+    key_headers: frozenset[str] = frozenset(),
+    neutral_headers: frozenset[str] = frozenset(),
+    *,
+    in_query: Sequence[tuple[str, str]] = (),
 ) -> Identity:
-    """Read who asks, and what else of the headers matters; the other two are the operator's own names, in lower case.
+    """Read who asks, and what else of the headers matters. ``key_headers`` and ``neutral_headers`` are the operator's
+    own names, in lower case; ``in_query`` are the credentials in the request's target (`proxy.query`).
 
     The fields are lists of (name in lower case, value), sorted by name; repeated fields keep their order. Two kinds of
     fields are credentials only where there is no better one, since proxies in front renew them all the time: cookies
@@ -107,10 +118,10 @@ def identity(
         headers = end_to_end(headers)  # what the upstream does not see identifies nothing
     kind_of = classifier(key_headers, neutral_headers)
     of_note = [(kind, name.lower(), value) for name, value in headers.items() if (kind := kind_of(name))]
-    credentials = _fields(of_note, Kind.CREDENTIAL)
+    credentials = [*_fields(of_note, Kind.CREDENTIAL), *in_query]
     if not any(is_secret(name) for name, _ in credentials):
         credentials = sorted(credentials + _fields(of_note, Kind.ASSERTION), key=itemgetter(0))
-    is_signed = any(kind is Kind.SIGNATURE or value.startswith(_SIGNED) for kind, _, value in of_note)
+    is_signed = any(kind is Kind.SIGNATURE or value.startswith(AWS_SIGNATURE) for kind, _, value in of_note)
     return Identity(credentials or _fields(of_note, Kind.COOKIE), _fields(of_note, Kind.VECTOR_AFFECTING), is_signed)
 
 

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from multidict import CIMultiDict
 
-from proxy import headers
+from proxy import headers, query
 from proxy.cors import Cors
 from proxy.errors import InvalidRequest
 from proxy.providers import MOST_MERGED, Limits, Provider
@@ -29,8 +29,8 @@ class Origin:
     key: str | None = field(default=None, repr=False)  # the proxy's own; None: the client's goes upstream
     cors: Cors = field(default_factory=Cors)
     alternatives: "tuple[Alternative, ...]" = ()  # in order; as the operator declared
-    # What it called each model in its last answer: an alternative's answers go by that name, too.
-    names: dict[str | None, str] = field(default_factory=dict)
+    # What it called each model in its last answer to each client: an alternative's answers go by that name, too.
+    _names: dict[tuple[bytes, str | None], str] = field(default_factory=dict)
 
     @property
     def limits(self) -> Limits:
@@ -60,11 +60,23 @@ class Origin:
         outbound[name] = f"{scheme} {self.key}" if scheme else self.key
         return outbound
 
-    def remember(self, asked: str | None, answered: str) -> None:
+    def target(self, given: str) -> str:
+        """A request's target as this upstream is to see it: where the proxy has a key for it, without the client's."""
+        return given if self.key is None else query.without_credentials(given)
+
+    def remember(self, tenant: bytes, asked: str | None, answered: str) -> None:
+        """What it called a model that a client asked for. Another client may have another model by that name."""
         if self.alternatives and answered:
-            if len(self.names) >= _MAX_REMEMBERED:
-                self.names.clear()
-            self.names[asked] = answered
+            if len(self._names) >= _MAX_REMEMBERED:
+                self._names.clear()
+            self._names[self._who(tenant), asked] = answered
+
+    def name_of(self, tenant: bytes, asked: str | None) -> str:
+        """What it called the model in its last answer to that client; "" before the first."""
+        return self._names.get((self._who(tenant), asked), "")
+
+    def _who(self, tenant: bytes) -> bytes:
+        return b"" if self.key else tenant  # to the upstream all clients are one where the proxy holds the key
 
     @property
     def ways(self) -> "tuple[Alternative, ...]":

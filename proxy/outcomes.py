@@ -66,15 +66,6 @@ class Refused:
     body: bytes
     is_own_body: bool
 
-    @property
-    def is_verdict(self) -> bool:
-        """Whether the upstream refused the credential, or the model to it.
-
-        A filter that dislikes one text answers 403, and some gateways 404, so these judge only a client's own body.
-        """
-        status = self.answer.status
-        return status == HTTPStatus.UNAUTHORIZED or (self.is_own_body and status in _OWN_BODY_VERDICTS)
-
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
@@ -88,6 +79,7 @@ class Unusable:
     body: bytes
     reason: str
     by_origin: bool
+    is_own_body: bool
     embedding: bytes | None = None
 
     @property
@@ -124,6 +116,17 @@ def blame(failure: CallFailure) -> Blame:
     if status in _ABOUT_CREDENTIAL or status in _OVERLOADED or is_paced:
         return Blame.EVERYBODY
     return Blame.UNKNOWN if status >= HTTPStatus.INTERNAL_SERVER_ERROR else Blame.CALL
+
+
+def is_verdict(failure: CallFailure) -> bool:
+    """Whether the upstream refused the credential, or the model to it.
+
+    A filter that dislikes one text answers 403, and some gateways 404, so these judge only a client's own body.
+    """
+    if isinstance(failure, ProxyError):
+        return False
+    status = status_of(failure.answer)
+    return status == HTTPStatus.UNAUTHORIZED or (failure.is_own_body and status in _OWN_BODY_VERDICTS)
 
 
 def is_about_credential(failure: CallFailure) -> bool:
