@@ -1,7 +1,7 @@
 """Every route but the cached one: streamed through both ways, untouched."""
 
 from base64 import b64encode
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from hashlib import sha1
 from http import HTTPStatus
 
@@ -16,6 +16,8 @@ from proxy.upstream import Upstream
 
 # How browsers, which can set no headers, tell OpenAI who they are.
 _CREDENTIAL_PROTOCOLS = ("openai-insecure-api-key.", "openai-organization.", "openai-project.")
+# A body of up to so many bytes is sent on once it is all here. aiohttp would hold as much of a longer one.
+_MAX_REPEATABLE_BYTES = 64 * 1024
 _PROTOCOLS = "Sec-WebSocket-Protocol"
 # Sent as they came, though one sounds like a credential.
 _HANDSHAKE = ("Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Extensions", _PROTOCOLS)
@@ -45,13 +47,8 @@ async def relay(
     """
     if body is None:
         await answer_expect(request)
-    content: object = body
-    if body is None and request.body_exists:
-        content = paced(request.content)
-        if "Content-Length" in request.headers:  # else it came in chunks and goes on in chunks
-            forwarded["Content-Length"] = str(request.content_length)  # not 005
-    answer = await upstream.open(request.method, url, forwarded, content)
-    async with answer:
+    content = body if body is not None or not request.body_exists else await _content_of(request, forwarded)
+    async with upstream.stream(request.method, url, forwarded, content) as answer:
         return await _respond(
             request,
             answer,
@@ -94,6 +91,19 @@ async def _respond(
         await response.write(chunk)
     await response.write_eof()
     return response
+
+
+async def _content_of(request: BaseRequest, forwarded: CIMultiDict[str]) -> bytes | AsyncIterator[bytes]:
+    """The request's body, as bytes if it is short: these can be sent again if a kept connection turns out to be dead.
+
+    Raises `RequestTimeout`.
+    """
+    chunks = paced(request.content)
+    length = request.content_length
+    if length is None:  # it came in chunks and goes on in chunks
+        return chunks
+    forwarded["Content-Length"] = str(length)  # not 005
+    return b"".join([chunk async for chunk in chunks]) if length <= _MAX_REPEATABLE_BYTES else chunks
 
 
 async def _next_chunk(answer: ClientResponse) -> bytes:
@@ -143,8 +153,7 @@ async def relay_websocket(
     the credentials among the subprotocols stay here. Other responses than 101 are relayed as `relay` does.
     """
     _add_handshake(forwarded, request.headers, owns_key=owns_key)
-    answer = await upstream.open("GET", url, forwarded, None)
-    async with answer:
+    async with upstream.stream("GET", url, forwarded, None) as answer:
         if answer.status != HTTPStatus.SWITCHING_PROTOCOLS:
             return await _respond(
                 request,

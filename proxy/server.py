@@ -275,8 +275,11 @@ async def _open_upstream(
 ) -> Upstream:
     socket = str(await stack.enter_async_context(_demo_upstream())) if setting.is_demo else None
 
-    def connect(limit: int) -> BaseConnector:
-        return TCPConnector(limit=limit) if socket is None else UnixConnector(socket, limit=limit)
+    def connect(is_kept: bool) -> BaseConnector:
+        # `Upstream` and the batcher limit how many there are at a time.
+        if socket is not None:
+            return UnixConnector(socket, limit=0, force_close=not is_kept)
+        return TCPConnector(limit=0, force_close=not is_kept)
 
     timeouts = Timeouts(
         connect_s=settings.upstream_connect_timeout_s,

@@ -5,7 +5,8 @@ import io
 import logging
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from types import SimpleNamespace, TracebackType
@@ -13,6 +14,7 @@ from typing import Any, Self
 
 from aiohttp import (
     BaseConnector,
+    ClientConnectionResetError,
     ClientConnectorError,
     ClientError,
     ClientOSError,
@@ -32,7 +34,7 @@ from yarl import URL
 from proxy import reply
 from proxy.breaker import Breaker, State
 from proxy.egress import DIRECT, Egress
-from proxy.errors import ProxyError, UpstreamDown, UpstreamUnreachable
+from proxy.errors import Overloaded, ProxyError, UpstreamDown, UpstreamUnreachable
 from proxy.headers import reason_phrase
 from proxy.metrics import Metrics
 from proxy.outbound import Outbound
@@ -107,14 +109,14 @@ class Upstream:
     def __init__(
         self,
         name: str,
-        connect: Callable[[int], BaseConnector],
+        connect: Callable[[bool], BaseConnector],
         metrics: Metrics,
         *,
         timeouts: Timeouts,
         routes: Routes,
         egress: Egress = DIRECT,
     ) -> None:
-        """``connect`` makes a connector for so many connections, 0 for any number.
+        """``connect`` makes a connector; the argument says whether it keeps connections for further requests.
 
         Raises `ConfigError` for files of ``egress`` that can't be used.
         """
@@ -135,15 +137,18 @@ class Upstream:
             clock=time.monotonic,
             on_change=self._on_breaker,
         )
-        # Streams that stay open for hours must not take the connections that embeddings calls need. Of these the
-        # batcher says how many there are at a time.
-        self._calls = self._open_session(connect(0))
-        self._streams = self._open_session(connect(_MAX_STREAMS))
+        # Streams that stay open for hours must not take the connections that embeddings calls need. The batcher bounds
+        # the number of those.
+        self._stream_slots = asyncio.Semaphore(_MAX_STREAMS)
+        # Separate pools: whatever a stream leaves on a connection never reaches an embeddings call.
+        self._calls = self._open_session(connect(True))
+        self._streams = self._open_session(connect(True))
+        self._unpooled = self._open_session(connect(False))  # each request gets a new connection
 
     def _open_session(self, connector: BaseConnector) -> ClientSession:
         # `connect` covers all of it: the name, TCP, TLS, and a forward proxy that is slow to answer CONNECT.
         timeout = ClientTimeout(total=None, connect=self._timeouts.connect_s, sock_read=self._timeouts.read_s)
-        return ClientSession(
+        session = ClientSession(
             connector=connector,
             response_class=_FinalResponse,
             # A cookie of one client must not travel with another's request.
@@ -157,6 +162,9 @@ class Upstream:
             max_field_size=_MAX_FIELD_BYTES,
             max_headers=_MAX_FIELDS,
         )
+        # aiohttp would send some methods a second time, on any connection. `_begin` does that for all, on a new one.
+        session._retry_connection = False  # noqa: SLF001
+        return session
 
     async def __aenter__(self) -> Self:
         return self
@@ -164,22 +172,40 @@ class Upstream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._calls.close()
-        await self._streams.close()
+        for session in (self._calls, self._streams, self._unpooled):
+            await session.close()
 
-    async def open(self, method: str, url: str, headers: CIMultiDict[str], body: Any) -> ClientResponse:
-        """Send a request and wait for the answer's head; the caller reads and releases the rest.
+    @asynccontextmanager
+    async def stream(
+        self, method: str, url: str, headers: CIMultiDict[str], body: Any
+    ) -> AsyncIterator[ClientResponse]:
+        """Send a request and wait for the response's head. The caller reads the rest within the block.
 
-        The answer to a request with ``Upgrade`` may be a 101. Raises `UpstreamUnreachable` or `UpstreamTimeout`.
+        The response to a request with ``Upgrade`` may be a 101. Raises `UpstreamUnreachable`, `UpstreamTimeout`, or
+        `Overloaded` if too many streams are open.
         """
         attempt = _Attempt()
+        async with self._stream_slot():
+            try:
+                response = await self._begin(self._streams, method, url, headers, body, attempt=attempt)
+            except (ClientError, TimeoutError, OSError) as error:
+                raise self.outbound.mapped(error, is_connected=attempt.is_connected) from error
+            if response.status in _REDIRECTS and method == "POST":
+                self._tell_redirect(url, response)
+            async with response:
+                yield response
+
+    @asynccontextmanager
+    async def _stream_slot(self) -> AsyncIterator[None]:
         try:
-            response = await self._begin(self._streams, method, url, headers, body, attempt=attempt)
-        except (ClientError, TimeoutError, OSError) as error:
-            raise self.outbound.mapped(error, is_connected=attempt.is_connected) from error
-        if response.status in _REDIRECTS and method == "POST":
-            self._tell_redirect(url, response)
-        return response
+            async with asyncio.timeout(self._timeouts.connect_s):
+                await self._stream_slots.acquire()
+        except TimeoutError:
+            raise Overloaded("Too many requests are being relayed to the upstream.") from None
+        try:
+            yield
+        finally:
+            self._stream_slots.release()
 
     def relocate(self, url: str, headers: CIMultiDict[str]) -> None:
         """Change an answer's fields so that a location at the upstream leads a client through this proxy. ``url`` is
@@ -215,14 +241,16 @@ class Upstream:
         *,
         attempt: "_Attempt",
     ) -> ClientResponse:
-        """Send, and wait for the answer's head; once more if a kept connection had died before its first byte.
+        """Send, and wait for the response's head. If a kept connection broke before its first byte, send once more.
 
-        An upstream closes idle connections when it likes, and the news may cross our request (RFC 9112 §9.3.1). A body
-        that streams through is gone by then and can't be sent again.
+        An upstream closes idle connections when it likes, and that may cross the request on the way (RFC 9112 §9.3.1).
+        Often several are dead at once, as after a restart of a load balancer, so the second attempt is on a new
+        connection. If that breaks too, the request itself may be the reason. A body that is streamed can't be sent
+        twice, so it goes on a new connection from the start.
         """
         headers = self.outbound.fields(url, headers)
 
-        async def send() -> ClientResponse:
+        async def send(session: ClientSession) -> ClientResponse:
             attempt.is_connected = False
             # A body in hand goes out in pieces; aiohttp warns of megabytes in one.
             data = io.BytesIO(body) if isinstance(body, bytes) else body
@@ -236,12 +264,13 @@ class Upstream:
                 **self.outbound.options(url),
             )
 
+        is_repeatable = body is None or isinstance(body, bytes)
         try:
-            response = await send()
-        except (ServerDisconnectedError, ClientOSError) as error:
-            if isinstance(error, ClientConnectorError) or not attempt.is_reused or not isinstance(body, bytes):
+            response = await send(session if is_repeatable else self._unpooled)
+        except ClientError as error:
+            if not (is_repeatable and attempt.is_reused and _broke_unanswered(error)):
                 raise
-            response = await send()
+            response = await send(self._unpooled)
         try:
             self.outbound.require_proxy_login(url, response.status)
         except UpstreamUnreachable:
@@ -334,6 +363,13 @@ class _Attempt:
     on_connected: Callable[[], None] = lambda: None
     is_connected: bool = False
     is_reused: bool = False  # its connection was kept from an earlier one
+
+
+def _broke_unanswered(error: ClientError) -> bool:
+    """Whether a request's connection broke, and no byte of a response had come."""
+    if isinstance(error, ServerDisconnectedError):
+        return isinstance(error.message, str)  # else it is the part of the head that had come
+    return isinstance(error, ClientOSError | ClientConnectionResetError) and not isinstance(error, ClientConnectorError)
 
 
 def _status_label(status: int, body: bytes) -> str:

@@ -425,7 +425,7 @@ async def test_an_upload_that_does_not_go_on_is_a_408_and_cancelled_upstream(
     async with await asyncio.start_server(listen, "127.0.0.1", 0) as server:
         upstream.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         client = await start_proxy()
-        request = b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n" + b"x" * 1024
+        request = b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n" + b"x" * 1024
         async with sent(client, request) as (reader, _):
             head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 408 ")
