@@ -162,7 +162,7 @@ def unknown(what: str, name: str, known: list[str]) -> str:
     "store-limit",
     type=_STORE_LIMIT,
     default="10GiB",
-    help="Bound on the SQLite file; oldest-read goes first.",
+    help="Bound on the SQLite file; oldest-read goes first. Of several processes the largest counts.",
 )
 @_option("memory", type=_SIZE, default="512MiB", help="Bound on the vectors held in memory.")
 @_option("ttl", type=_DURATION, default="none", help="How long an entry is served after it was stored.")

@@ -28,6 +28,20 @@ _STORE = [
         "ops",
     ),
     Panel(
+        "Pending writes",
+        "Records that were handed to the store and are not written yet, by instance. Above 64 MiB, calls upstream wait"
+        " until the store catches up.",
+        each_instance(series("store_pending_write_bytes")),
+        "bytes",
+    ),
+    Panel(
+        "Items not stored",
+        "Items that an upstream has answered and that were not written to the store, by reason. They stay in memory"
+        " until it evicts them, and are written when they are asked for again and the store works.",
+        totals("reason", "store_unstored_items_total"),
+        "cps",
+    ),
+    Panel(
         "Invalid records",
         "Stored values that are invalid and treated as misses, each counted once until it is replaced. untagged,"
         " other-key: from before the record key was set or changed; the rates show how much is left to replace. tag,"

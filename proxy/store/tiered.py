@@ -120,7 +120,7 @@ class Cache:
                 entry = self._held(key)
             if entry is None or entry.stored_at_s < not_before:
                 continue
-            if confirmed and not entry.is_confirmed and not self._store.is_down:
+            if confirmed and entry.certainty is not Certainty.CONFIRMED and not self._store.is_down:
                 continue
             found[key] = entry
         return found
