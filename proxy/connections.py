@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from aiohttp import HttpVersion11, StreamReader, http_parser, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -15,6 +15,7 @@ from aiohttp.web_protocol import ERROR, RequestHandler, RequestPayloadError
 
 from proxy import malformed
 from proxy.errors import ConfigError, InvalidRequest, Overloaded, ProxyError, RequestTimeout
+from proxy.liveness import HalfClosed, Unread, is_reset
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +34,6 @@ SWEEP_S = 1.0
 # A body may take so long in any case, and beyond that so many bytes a second.
 _BODY_GRACE_S = 20.0
 _MIN_BODY_BYTES_A_SECOND = 16 * 1024
-# How long what was written may wait for a client that takes none of it.
-_UNREAD_TIMEOUT_S = 60.0
 # And this long between two bytes, or a fast start would earn hours of silence.
 _BODY_SILENCE_S = 30.0
 # How long, and for how much, a connection that is to be closed discards what its client still sends (see `_linger`).
@@ -42,6 +41,9 @@ _LINGER_S = 5.0
 _LINGER_BYTES = 1024 * 1024
 # Connections over the limit that may linger: each is a file descriptor that the limit does not count.
 _MAX_EXCESS = 64
+# How long aiohttp may take to cancel a handler once the time for finishing requests is over.
+_CANCEL_S = 0.1
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def shut_down(transport: asyncio.Transport) -> None:
@@ -94,36 +96,44 @@ class Connection(RequestHandler):
     """
 
     __slots__ = (
+        "_content",
         "_discarded",
-        "_has_eof",
+        "_half_closed",
         "_held",
         "_is_between",
         "_is_busy",
         "_is_last",
+        "_is_retired",
         "_lingered",
+        "_lost",
         "_received",
         "_request",
         "_server",
         "_since",
         "_speaks",
         "_start",
+        "_transport",
         "_tunnel",
         "_unread",
-        "_unread_since",
     )
 
     def __init__(self, manager: "Server", **options: Any) -> None:
         super().__init__(manager, **options)
         self._server = manager
-        self._is_busy = False  # with a request whose head is here
+        # aiohttp drops its own reference when it closes the transport, which may still have much to write.
+        self._transport: asyncio.Transport | None = None
+        self._lost: asyncio.Future[None] | None = None  # for `shutdown`: set when the connection is lost
+        self._is_busy = False  # with a request, from its head to the last byte of its response
         self._request: web.BaseRequest | None = None  # that request
+        self._content: StreamReader | None = None  # the body of that request or, between two, of the last one
         self._is_last = False  # what comes can't be parsed: the next response is the last one
+        self._is_retired = False  # the proxy ends: the next response is the last one
         self._tunnel: Tunnel | None = None
-        self._has_eof = False  # the client of a tunnel has closed its side
+        self._half_closed: HalfClosed | None = None  # set when the client has closed its side
         self._lingered: asyncio.Future[None] | None = None  # set when lingering ends
         self._discarded = 0  # bytes received while lingering
         self._speaks = True  # the head of a request is due
-        self._unread, self._unread_since = 0, 0.0  # bytes that wait to be taken, and since when it is just as many
+        self._unread = Unread()
         self._since = 0.0  # when it began to be, or when the last request ended
         self._is_between = True  # aiohttp's parser is at the start of a request
         # Since it last was: what came, all of it or only the first head, and how many bytes in all.
@@ -132,6 +142,7 @@ class Connection(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._since = self._server.now()
+        self._transport = cast(asyncio.Transport, transport)
         super().connection_made(transport)
         excess = len(self._server.connections) - self._server.max_connections
         if excess > 0:
@@ -157,12 +168,48 @@ class Connection(RequestHandler):
         self._release()
         self._feed(data)
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._transport = None
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(None)
+
     def eof_received(self) -> bool | None:  # type: ignore[override] # aiohttp's returns None where asyncio takes a bool
-        if self._tunnel is None or self._lingered is not None:
-            return None  # the transport closes
-        self._has_eof = True
-        self._tunnel.feed_eof()
+        """The client sends no more. The result is whether the connection stays open for responses."""
+        if self._lingered is not None or (self._tunnel is None and not self._is_answering()):
+            return None
+        self._half_closed = HalfClosed(self._server.now())
+        if self._tunnel is not None:
+            self._tunnel.feed_eof()
+        else:
+            self._probe()
         return True
+
+    def _is_answering(self) -> bool:
+        """Whether a response is due to a request that is here in full."""
+        if self._messages:
+            return self._messages[-1][1].is_eof()
+        return self._is_busy and self._has_whole_body()
+
+    def _has_whole_body(self) -> bool:
+        return self._content is None or self._content.is_eof()
+
+    def _probe(self) -> bool:
+        """Send an interim response, which clients skip (RFC 9110 §15.2), to see if the client is still there.
+
+        False if there can be none: HTTP/1.0 has no such thing, and it must come before the response.
+        """
+        request = self._request
+        if request is None or request.version < HttpVersion11 or request.writer.output_size or self._transport is None:
+            return False
+        self._transport.write(_CONTINUE)
+        # The kernel of a client on this machine reacts at once. A sweep sees what comes later.
+        self._loop.call_soon(self._abort_if_reset)
+        return True
+
+    def _abort_if_reset(self) -> None:
+        if self._transport is not None and is_reset(self._transport):
+            self._transport.abort()
 
     @property
     def is_upgraded(self) -> bool:
@@ -173,6 +220,8 @@ class Connection(RequestHandler):
         """Show all that comes from now on, and what came behind the request, to ``tunnel``."""
         self._tunnel, self._is_last = tunnel, True
         self.set_parser(tunnel)  # type: ignore[arg-type] # of which it calls what `Tunnel` has
+        if self._half_closed is not None:
+            tunnel.feed_eof()
 
     def _release(self) -> None:
         """Show the parser what was held, by itself: of what it is shown at once it drops what precedes an error."""
@@ -216,10 +265,12 @@ class Connection(RequestHandler):
             self.transport.writelines(answer)
 
     def began(self, request: web.BaseRequest) -> None:
-        self._is_busy, self._speaks, self._request = True, False, request
+        self._is_busy, self._speaks, self._request, self._content = True, False, request, request.content
+        if self._half_closed is not None:
+            self._probe()
         self._break_body()
 
-    def ended(self, request: web.BaseRequest) -> None:
+    def _ended(self, request: web.BaseRequest) -> None:
         self._is_busy, self._since, self._request = False, self._server.now(), None
         self._is_between = self._is_alone(request)
         self._start = b""
@@ -241,27 +292,60 @@ class Connection(RequestHandler):
         )
 
     def sweep(self, now: float) -> None:
-        """Close the connection if it has been silent for too long."""
-        self._sweep_unread(now)
+        """Close the connection if the client has been silent, or has taken nothing, for too long."""
+        transport = self._transport
+        if transport is None:
+            return
+        self._unread.look(transport, now)
+        if self._unread.is_overdue(now) or self._has_client_left(transport, now):
+            transport.abort()  # to close it would wait for it all to be read
+            return
+        if self._unread.size and not self._speaks:
+            self._since = now  # a connection is neither idle nor lingering before the response has been taken
         if self._lingered is not None:
             if now - self._since > _LINGER_S:
                 self._end_lingering()
             return
         self._release()
-        if self._is_busy:
+        if self._is_busy or transport.is_closing():
             return
         if self._speaks and now - self._since > _HEAD_TIMEOUT_S:
             self._refuse(RequestTimeout("The head of the request did not come in time."))
         elif now - self._since > _IDLE_TIMEOUT_S:
             self.force_close()
 
-    def _sweep_unread(self, now: float) -> None:
-        transport = self.transport
-        unread = 0 if transport is None else transport.get_write_buffer_size()
-        if unread == 0 or unread != self._unread:
-            self._unread, self._unread_since = unread, now
-        elif transport is not None and now - self._unread_since > _UNREAD_TIMEOUT_S:
-            transport.abort()  # to close it would wait for it all to be read
+    def _has_client_left(self, transport: asyncio.Transport, now: float) -> bool:
+        """Whether the client closed its side because it has left."""
+        if self._half_closed is None or self._tunnel is not None:
+            return False
+        written = 0 if self._request is None else self._request.writer.output_size
+        self._half_closed.look(now, written=written, unread=self._unread.size)
+        if self._half_closed.is_overdue(now):
+            if not self._probe():
+                return True
+            self._half_closed.probed(now)
+        return is_reset(transport)
+
+    def retire(self) -> None:
+        """Respond to the request that has begun, if any, and then close the connection."""
+        self._is_retired = True
+        self.keep_alive(False)
+        self._release()
+        is_responding = self._is_busy or self._messages or self._lingered is not None
+        if not is_responding and self._has_whole_body():  # aiohttp reads the rest of a body after its response
+            self.force_close()
+
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's signature
+        """Wait until the client has taken the last response, for at most ``timeout`` seconds.
+
+        aiohttp's own begins by ignoring what still comes of a request, and does not wait for the response to be sent.
+        """
+        if self._transport is not None:
+            self._lost = self._loop.create_future()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._lost
+        await super().shutdown(_CANCEL_S)
 
     def handle_error(
         self,
@@ -286,11 +370,14 @@ class Connection(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        if self._is_last and not resp.prepared:
+        if self._is_last or self._is_retired or (self._half_closed is not None and not self._messages):
             resp.force_close()
-        resp, is_reset = await super().finish_response(request, resp, start_time)
-        if self._is_last and not is_reset:
-            await self._linger()
+        try:
+            resp, is_reset = await super().finish_response(request, resp, start_time)
+            if self._is_last and not is_reset:
+                await self._linger()
+        finally:
+            self._ended(request)
         return resp, is_reset
 
     def _linger(self) -> asyncio.Future[None]:
@@ -303,7 +390,7 @@ class Connection(RequestHandler):
         self._lingered = self._loop.create_future()
         self._since = self._server.now()
         transport = self.transport
-        if transport is None or transport.is_closing() or self._has_eof:
+        if transport is None or transport.is_closing() or self._half_closed is not None:
             self.force_close()
         else:
             shut_down(transport)
@@ -355,14 +442,21 @@ class Server(web.Server):
         **options: Any,
     ) -> None:
         # aiohttp would close what to it is idle for an hour, while it is answered without it.
-        super().__init__(self._tracked, keepalive_timeout=_NEVER_S, **options)
+        super().__init__(handler, keepalive_timeout=_NEVER_S, **options)
         self.repeats = repeats
         self.max_connections = max_connections
         self.now = clock or asyncio.get_running_loop().time
-        self._handler = handler
 
     def __call__(self) -> RequestHandler:
         return Connection(self, loop=self._loop, **self._kwargs)
+
+    def pre_shutdown(self) -> None:
+        for connection in self._all:
+            connection.retire()
+
+    @property
+    def _all(self) -> list[Connection]:
+        return cast("list[Connection]", self.connections)  # there are no others
 
     def _make_request(self, message: Any, *others: Any) -> web.BaseRequest:
         if message is ERROR:  # which stands for what could not be parsed, as if it were HTTP/1.0
@@ -371,22 +465,16 @@ class Server(web.Server):
         # the rest of a request cut in two by that would pass for one of its own.
         if message.upgrade and message.headers.get("Upgrade", "").lower() != "websocket":
             message = message._replace(should_close=True)
-        return super()._make_request(message, *others)
-
-    async def _tracked(self, request: web.BaseRequest) -> web.StreamResponse:
+        request = super()._make_request(message, *others)
         connection = request.protocol
         assert isinstance(connection, Connection)  # noqa: S101 - there are no others
         connection.began(request)
-        try:
-            return await self._handler(request)
-        finally:
-            connection.ended(request)
+        return request
 
     def sweep(self) -> None:
         now = self.now()
-        for connection in self.connections:
-            if isinstance(connection, Connection):
-                connection.sweep(now)
+        for connection in self._all:
+            connection.sweep(now)
 
 
 async def paced(content: StreamReader, *, now: Callable[[], float] | None = None) -> AsyncIterator[bytes]:

@@ -215,7 +215,7 @@ class Dispatcher:
                     url,
                     forwarded,
                     request_id=progress.request_id,
-                    is_last=self._is_draining(),
+                    is_draining=self._is_draining,
                     owns_key=bool(origin.key),
                     refused=refused,
                     on_head=on_head,
@@ -227,7 +227,7 @@ class Dispatcher:
                     url,
                     forwarded,
                     request_id=progress.request_id,
-                    is_last=self._is_draining(),
+                    is_draining=self._is_draining,
                     refused=refused,
                     on_head=on_head,
                 )

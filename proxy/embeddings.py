@@ -332,7 +332,6 @@ class EmbeddingsRoute:
             raise NotCached(f"The request is one that is not cached ({reason}).")
         self._say_once(_named(bypass), f"requests to {origin.name} are relayed without caching")
         extra = cache_headers("BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0)
-        is_last = self._is_draining()
         target = origin.target(request.raw_path)
         route = origin.routes.find(target)
         url = route.url if route else origin.routes.embeddings(target)
@@ -348,7 +347,7 @@ class EmbeddingsRoute:
                 request_id=progress.request_id,
                 body=body,
                 extra_headers=extra,
-                is_last=is_last,
+                is_draining=self._is_draining,
                 refused=KEY_REFUSALS if origin.key else (),
                 on_head=partial(origin.cors.relayed, origin_of(request.headers)),
             )

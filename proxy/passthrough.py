@@ -33,7 +33,7 @@ async def relay(
     request_id: str,
     body: bytes | None = None,
     extra_headers: CIMultiDict[str] | None = None,
-    is_last: bool = False,
+    is_draining: Callable[[], bool] = lambda: False,
     refused: Collection[int] = (),
     on_head: Callable[[int, CIMultiDict[str]], None] = lambda _status, _fields: None,
 ) -> StreamResponse:
@@ -41,9 +41,9 @@ async def relay(
 
     ``body`` stands in for the request's own where that has been read already; ``extra_headers`` join the answer's, and
     so does ``request_id`` where the upstream has none of its own.
-    ``is_last`` closes the client's connection after the answer. ``refused`` are statuses that are an error of the
-    proxy's own, which holds the key. ``on_head`` is called with the answer's status and fields before they are sent,
-    and may change the fields. Raises `ProxyError`.
+    If the proxy ``is_draining`` when the response's head has come, it closes the client's connection after it.
+    ``refused`` are statuses that are an error of the proxy's own, which holds the key. ``on_head`` is called with the
+    answer's status and fields before they are sent, and may change the fields. Raises `ProxyError`.
     """
     if body is None:
         await answer_expect(request)
@@ -56,7 +56,7 @@ async def relay(
             url,
             request_id=request_id,
             extra_headers=extra_headers,
-            is_last=is_last,
+            is_draining=is_draining,
             refused=refused,
             on_head=on_head,
         )
@@ -70,7 +70,7 @@ async def _respond(
     *,
     request_id: str,
     extra_headers: CIMultiDict[str] | None = None,
-    is_last: bool,
+    is_draining: Callable[[], bool],
     refused: Collection[int],
     on_head: Callable[[int, CIMultiDict[str]], None],
 ) -> StreamResponse:
@@ -82,7 +82,7 @@ async def _respond(
     response.headers.extend(extra_headers or ())
     on_head(response.status, response.headers)
     response.headers.setdefault("X-Request-Id", request_id)
-    if is_last:
+    if is_draining():
         response.force_close()
     await response.prepare(request)
     # A failure from here on can't be told as a status: it goes up, and the server cuts the connection, which is
@@ -142,7 +142,7 @@ async def relay_websocket(
     forwarded: CIMultiDict[str],
     *,
     request_id: str,
-    is_last: bool = False,
+    is_draining: Callable[[], bool] = lambda: False,
     owns_key: bool = False,
     refused: Collection[int] = (),
     on_head: Callable[[int, CIMultiDict[str]], None],
@@ -161,7 +161,7 @@ async def relay_websocket(
                 upstream,
                 url,
                 request_id=request_id,
-                is_last=is_last,
+                is_draining=is_draining,
                 refused=refused,
                 on_head=on_head,
             )

@@ -175,8 +175,7 @@ async def running(
         web_server = _make_server(dispatcher, _max_connections(settings.max_connections))
         await stack.enter_async_context(every(SWEEP_S, lambda _: web_server.sweep()))
         await stack.enter_async_context(every(_LAG_PERIOD_S, metrics.loop_lag.observe))
-        # aiohttp waits this long for the handlers, and then as long again before it cancels them.
-        data = web.ServerRunner(web_server, shutdown_timeout=settings.shutdown_timeout_s / 2)
+        data = web.ServerRunner(web_server, shutdown_timeout=settings.shutdown_timeout_s)
         await listen.accept(stack, data, doors.data)
         yield Running(
             base_url=base_url,

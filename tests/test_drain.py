@@ -2,8 +2,11 @@
 
 import asyncio
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 from aiohttp import ClientSession, web
 
 from tests.process import Process
@@ -84,3 +87,116 @@ async def test_nobody_waits_longer_than_the_shutdown_timeout(upstream: ScriptedU
         status, _ = await asyncio.to_thread(process.stop, signal.SIGTERM)
         await asyncio.gather(request, return_exceptions=True)
     assert status == 0, "though the upstream would have taken for ever"
+
+
+# --- a request that began is finished
+
+BODY = b'{"model":"m","input":"text"}'
+
+
+def post(path: bytes, *fields: bytes) -> bytes:
+    lines = (b"POST %s HTTP/1.1" % path, b"Host: x", b"Content-Type: application/json", *fields, b"", b"")
+    return b"\r\n".join(lines)
+
+
+EMBED = post(b"/v1/embeddings", b"Content-Length: %d" % len(BODY))
+# What the proxy has at SIGTERM, and what comes then.
+CUT = {
+    "body": (EMBED + BODY[:9], BODY[9:]),
+    "head only": (EMBED, BODY),
+    "asked first": (post(b"/v1/embeddings", b"Content-Length: %d" % len(BODY), b"Expect: 100-continue"), BODY),
+    "chunks": (
+        post(b"/v1/embeddings", b"Transfer-Encoding: chunked") + b"9\r\n" + BODY[:9] + b"\r\n",
+        b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY) - 9, BODY[9:]),
+    ),
+    "bypass": (
+        post(b"/v1/embeddings", b"Content-Length: %d" % len(BODY), b"X-Amz-Content-Sha256: 0") + BODY[:9],
+        BODY[9:],
+    ),
+    "upload": (post(b"/v1/files", b"Content-Length: 100000") + b"x" * 70_000, b"x" * 30_000),
+    "short upload": (post(b"/v1/files", b"Content-Length: 1000") + b"x", b"x" * 999),
+}
+
+
+@asynccontextmanager
+async def started(folder: Path, upstream: ScriptedUpstream) -> AsyncIterator[Process]:
+    process = await asyncio.to_thread(Process, folder, free_port(), "--upstream", upstream.base_url)
+    try:
+        yield process
+    finally:
+        process.popen.kill()
+        await asyncio.to_thread(process.wait)
+
+
+@asynccontextmanager
+async def connected(process: Process) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    host, port = process.base_url.split("/")[2].split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def until_read(process: Process) -> None:
+    """Until it has read what it was sent: it does that before it answers what came later."""
+    async with ClientSession() as session, session.get(process.admin_url + "/readyz") as response:
+        assert response.status == 200
+
+
+async def response_of(reader: asyncio.StreamReader) -> bytes:
+    """All that comes, without interim responses."""
+    return (await reader.read()).replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
+
+
+@pytest.mark.parametrize("how", CUT)
+async def test_a_request_whose_body_is_still_coming_is_answered(
+    upstream: ScriptedUpstream, tmp_path: Path, how: str
+) -> None:
+    upstream.reply = lambda call: upstream.embed(call) if b"model" in call.body else web.Response(text=call.target)
+    first, rest = CUT[how]
+    async with started(tmp_path, upstream) as process, connected(process) as (idle, _):
+        async with connected(process) as (reader, writer):
+            writer.write(first)
+            await until_read(process)
+            process.popen.send_signal(signal.SIGTERM)
+            assert await idle.read() == b""  # from now on nothing else is taken
+            writer.write(rest)
+            response = await response_of(reader)
+        assert (await asyncio.to_thread(process.wait))[0] == 0
+    assert response.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nConnection: close" in response.partition(b"\r\n\r\n")[0]
+    assert response.endswith(b"/v1/files" if b"/v1/files" in first else b"}")
+
+
+async def test_a_head_that_waits_for_its_body_is_answered(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    """Where a request came before to the byte, its head is not parsed until more comes."""
+    async with started(tmp_path, upstream) as process, connected(process) as (idle, _):
+        async with connected(process) as (reader, writer):
+            for _ in range(3):
+                writer.write(EMBED + BODY)
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                _, _, after = head.partition(b"content-length: ")
+                await reader.readexactly(int(after.split(b"\r\n")[0]))
+            writer.write(EMBED)
+            await until_read(process)
+            process.popen.send_signal(signal.SIGTERM)
+            assert await idle.read() == b""
+            writer.write(BODY)
+            response = await response_of(reader)
+        assert (await asyncio.to_thread(process.wait))[0] == 0
+    assert response.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nX-Cache: HIT\r\n" in response
+
+
+async def test_a_response_is_sent_to_its_last_byte(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    size = 8 * 1024 * 1024
+    upstream.reply = lambda _: web.Response(body=b"x" * size)
+    async with started(tmp_path, upstream) as process, connected(process) as (idle, _):
+        async with connected(process) as (reader, writer):
+            writer.write(b"GET /v1/files/1/content HTTP/1.1\r\nHost: x\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            process.popen.send_signal(signal.SIGTERM)
+            assert await idle.read() == b""
+            assert len(await reader.read()) == size
+        assert (await asyncio.to_thread(process.wait))[0] == 0

@@ -128,7 +128,12 @@ async def upload_in_chunks(client: Client, number: int) -> Answer:
         return Answer(response.status, response.headers, await response.read())
 
 
-REQUESTS = [embed, bypass, chat, post_nothing, get, upload, put, upload_in_chunks]
+async def handshake(client: Client, number: int) -> Answer:
+    fields = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+    return await client.send("GET", f"/v1/realtime?n={number}", headers=fields)
+
+
+REQUESTS = [embed, bypass, chat, post_nothing, get, handshake, upload, put, upload_in_chunks]
 
 
 @pytest.fixture(params=DEATHS)

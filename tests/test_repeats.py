@@ -21,7 +21,7 @@ from proxy.embeddings import EmbeddingsRoute, Progress
 from tests.client import KEY, Client
 from tests.conftest import StartProxy
 from tests.scripted import ScriptedUpstream, error_reply
-from tests.test_connections import until
+from tests.site import until
 from tests.test_recall import counters
 
 BODY = orjson.dumps({"model": "m", "input": ["a", "b", "a"], "encoding_format": "base64"})

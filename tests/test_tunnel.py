@@ -352,7 +352,7 @@ async def test_both_are_told_that_the_proxy_goes_away(
     async with joined(await started, raw_upstream) as (client, there):
         is_over.set()
         connection = tunnels[0]._client._writer.protocol
-        await until(lambda: bool(connection._close))  # type: ignore[attr-defined]
+        await until(lambda: bool(connection._is_retired))  # type: ignore[attr-defined]
         for source, sink, is_masked in ((client, there, True), (there, client, False)):
             await source.send(frame(1, b"still here", is_masked=is_masked))
             await sink.reader.readexactly(len(frame(1, b"still here", is_masked=is_masked)))
