@@ -22,7 +22,7 @@ from proxy.headers import NO_DIRECTIVES, Directives, Identity
 from proxy.headerwatch import MANY_VALUES, HeaderWatch
 from proxy.metrics import Metrics
 from proxy.origins import Origin, Origins
-from proxy.outcomes import Blame, Unusable, blame, in_own_words, is_success, status_of
+from proxy.outcomes import Blame, Refused, Unusable, blame, in_own_words, is_success, status_of
 from proxy.passthrough import relay
 from proxy.plan import Plan, plan
 from proxy.recall import Known, Wanted
@@ -434,7 +434,8 @@ class EmbeddingsRoute:
             raise cause.again()
         if isinstance(cause, Unusable):
             self._say_once(cause.reason, "a response of the upstream is relayed and not stored")
-        if cause.body != job.asked.body and blame(cause) is not Blame.EVERYBODY:
+        is_everybodys = isinstance(cause, Refused) and blame(cause) is Blame.EVERYBODY
+        if cause.body != job.asked.body and not is_everybodys:
             # It may name the place of the item it blames, which is another one in the client's list; and part of a
             # response can't be relayed as the whole.
             if blame(cause) is Blame.UNKNOWN and not self._fetcher.takes_retry(job.origin):

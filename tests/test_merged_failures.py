@@ -210,19 +210,6 @@ async def test_an_outage_is_not_multiplied(
     assert len(upstream.calls) <= 1.1 * 400
 
 
-@pytest.mark.parametrize("code", [401, 429, 503, 529])
-async def test_an_error_in_a_200_that_is_everybodys_is_not_asked_again(
-    client: Client, upstream: ScriptedUpstream, code: int
-) -> None:
-    upstream.reply = lengths
-    await client.embed("cached")
-    error = {"error": {"code": code, "message": "slow down"}}
-    upstream.reply = lambda _: web.json_response(error)
-    answer = await client.embed(["cached", "new"])
-    assert (answer.status, answer.json) == (200, error)
-    assert len(upstream.calls) == 2
-
-
 @pytest.mark.parametrize("status", [500, 502, CUT])
 @pytest.mark.parametrize("at_once", [1, 2, 3, 10])
 async def test_an_outage_is_not_multiplied_by_requests_of_which_a_part_is_cached(
