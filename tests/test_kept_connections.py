@@ -43,12 +43,12 @@ class MortalUpstream:
         self.kills: Callable[[bytes], bool] = lambda _body: False
         self.reply: bytes | None = None  # written before a connection dies
         self.together = asyncio.Barrier(1)  # so many requests are answered at a time
-        self._connections = 0
+        self._writers: list[asyncio.StreamWriter] = []
         self._model = ScriptedUpstream()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        number = self._connections
-        self._connections += 1
+        number = len(self._writers)
+        self._writers.append(writer)
         is_first = True
         try:
             while True:
@@ -76,9 +76,12 @@ class MortalUpstream:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[UpstreamSetting]:
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        async with server:
-            port = server.sockets[0].getsockname()[1]
-            yield UpstreamSetting(name="mortal", base_url=f"http://127.0.0.1:{port}/v1")
+        port = server.sockets[0].getsockname()[1]
+        yield UpstreamSetting(name="mortal", base_url=f"http://127.0.0.1:{port}/v1")
+        server.close()
+        for writer in self._writers:  # the proxy keeps some for 15 s, and from Python 3.12 a server waits for its last
+            writer.transport.abort()
+        await server.wait_closed()
 
 
 async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
