@@ -270,7 +270,7 @@ class Upstream:
         except ClientError as error:
             if not (is_repeatable and attempt.is_reused and _broke_unanswered(error)):
                 raise
-            response = await send(self._unpooled)
+            response = await send(self._unpooled if _keeps_connections(session) else session)
         try:
             self.outbound.require_proxy_login(url, response.status)
         except UpstreamUnreachable:
@@ -402,6 +402,12 @@ class _FinalResponse(ClientResponse):
             return self
         protocol.close()
         raise ClientResponseError(self.request_info, (), status=self.status)
+
+
+def _keeps_connections(session: ClientSession) -> bool:
+    """Whether the next request might go on a kept connection; if not, its new one may be kept."""
+    connector = session.connector
+    return connector is not None and any(connector._conns.values())  # noqa: SLF001 - aiohttp has no public name for it
 
 
 def _tells_connection() -> TraceConfig:
