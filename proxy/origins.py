@@ -28,6 +28,7 @@ class Origin:
     client: Upstream
     key: str | None = field(default=None, repr=False)  # the proxy's own; None: the client's goes upstream
     cors: Cors = field(default_factory=Cors)
+    is_shared: bool = False  # all clients see the same entries
     alternatives: "tuple[Alternative, ...]" = ()  # in order; as the operator declared
     # What it called each model in its last answer to each client: an alternative's answers go by that name, too.
     _names: dict[tuple[bytes, str | None], str] = field(default_factory=dict)
@@ -65,7 +66,8 @@ class Origin:
         return given if self.key is None else query.without_credentials(given)
 
     def remember(self, tenant: bytes, asked: str | None, answered: str) -> None:
-        """What it called a model that a client asked for. Another client may have another model by that name."""
+        """What it called a model that a client asked for. With entries of their own, clients may not have the same
+        model by one name, and do not learn each other's names."""
         if self.alternatives and answered:
             if len(self._names) >= _MAX_REMEMBERED:
                 self._names.clear()
@@ -76,7 +78,7 @@ class Origin:
         return self._names.get((self._who(tenant), asked), "")
 
     def _who(self, tenant: bytes) -> bytes:
-        return b"" if self.key else tenant  # to the upstream all clients are one where the proxy holds the key
+        return b"" if self.is_shared else tenant
 
     @property
     def ways(self) -> "tuple[Alternative, ...]":

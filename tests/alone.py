@@ -40,6 +40,7 @@ class Request(NamedTuple):
     headers: Mapping[str, str]
     body: bytes
     leaves_after: int | None = None  # turns of the loop; None: it waits for the response
+    method: str = "POST"
 
     def __repr__(self) -> str:
         leaves = "" if self.leaves_after is None else f", leaves after {self.leaves_after} turns"
@@ -53,6 +54,7 @@ class Got(NamedTuple):
     headers: Sequence[tuple[str, str]] = ()
     body: bytes = b""
     is_cut: bool = False
+    reason: str = ""
 
     def header(self, name: str) -> str | None:
         return next((value for other, value in self.headers if other.lower() == name.lower()), None)
@@ -91,8 +93,8 @@ class Judge:
 
         ``others_failing`` requests for the same model came at the same time and fail by `fails_for_all`.
         """
-        if leaks := _leaks(request, got):
-            return leaks
+        if leak := leak_in(request, got):
+            return leak
         if got.is_cut:
             return None if alone.cut is Cut.IN_BODY else "a cut connection"
         if alone.cut is None and _is_exact(got, alone):
@@ -129,8 +131,10 @@ def fails_for_all(alone: Reply) -> bool:
     return alone.cut is not None or alone.status >= 500
 
 
-def _leaks(request: Request, got: Got) -> str | None:
-    for where, text in (*((f"header {name}", value.encode()) for name, value in got.headers), ("body", got.body)):
+def leak_in(request: Request, got: Got) -> str | None:
+    """Where a response has a text of another client than the request's; None: nowhere."""
+    head = [(f"header {name}", value.encode()) for name, value in got.headers]
+    for where, text in (("reason", got.reason.encode()), *head, ("body", got.body)):
         if any(name.decode() != request.client for name in _CANARY.findall(text)):
             return f"another's text in {where}"
     return None

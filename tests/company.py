@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 from aiohttp import ClientError, ClientSession, TCPConnector, web
 from prometheus_client.samples import Sample
+from yarl import URL
 
 from proxy.config import Settings, StoreSetting, UpstreamSetting
 from proxy.server import Running, running
@@ -47,9 +48,12 @@ class ReferenceServer:
         self.regime, self.holds = regime, holds
         self.calls.clear()
 
-    async def __call__(self, call: Call) -> web.StreamResponse:
+    def reply_to(self, call: Call) -> Reply:
         headers = {name.lower(): value for name, value in call.headers.items()}
-        reply = self.reference.reply(Asked(target=call.target, headers=headers, body=call.body), self.regime)
+        return self.reference.reply(Asked(target=call.target, headers=headers, body=call.body), self.regime)
+
+    async def __call__(self, call: Call) -> web.StreamResponse:
+        reply = self.reply_to(call)
         self.calls.append((call, reply))
         for _ in range(self.holds[len(self.calls) % len(self.holds)]):
             await asyncio.sleep(0)
@@ -98,13 +102,16 @@ class Company:
     async def _happen(self, wave: Wave, proxies: Sequence[Running]) -> list[Got | None]:
         self.server.begin(wave.regime, wave.holds)
         origins = [proxy.base_url.removesuffix("/v1") for proxy in proxies]
-        sent = [send(self.session, origins[n % len(origins)], request) for n, request in enumerate(wave.requests)]
+        sent = [self.send(origins[n % len(origins)], request) for n, request in enumerate(wave.requests)]
         async with asyncio.timeout(_HANGS_S):
             got = await asyncio.gather(*sent)
             # What clients that left have asked for is fetched all the same, and is not to meet the next wave.
             while any(sample.value for proxy in proxies for sample in _samples(proxy)):
                 await asyncio.sleep(0)
         return got
+
+    async def send(self, origin: str, request: Request) -> Got | None:
+        return await send(self.session, origin, request)
 
     def _faults(self, wave: Wave, answers: Sequence[Got | None]) -> Iterator[Fault]:
         judge = Judge(reference=self.server.reference, owns_key=self.scope == "owned", regime=wave.regime)
@@ -164,8 +171,12 @@ async def send(session: ClientSession, origin: str, request: Request) -> Got | N
 
 async def _send(session: ClientSession, origin: str, request: Request) -> Got:
     try:
-        async with session.post(origin + request.target, data=request.body, headers=request.headers) as response:
-            return Got(response.status, tuple(response.headers.items()), await response.read())
+        url = URL(origin + request.target, encoded=True)
+        async with session.request(
+            request.method, url, data=request.body or None, headers=request.headers, allow_redirects=False
+        ) as response:
+            head = tuple(response.headers.items())
+            return Got(response.status, head, await response.read(), reason=response.reason or "")
     except ClientError:
         return Got(is_cut=True)
 

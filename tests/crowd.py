@@ -17,8 +17,8 @@ SCOPES = ("credential", "all", "owned")
 _ORDINARY = ("plain", "alias", "reversed", "without-index", "without-zero", "extras", "echo", "created", "any-length")
 _TENANTS = ("team", "solo", "guest", "limited", "expired", "")
 _MARKS = (
-    "BAD-400", "BAD-403", "BAD-409", "BAD-413", "BAD-422", "BAD-424", "FLAG-246", "ERROR-IN-200", "NULL", "ZERO",
-    "LONG",
+    "BAD-307", "BAD-400", "BAD-403", "BAD-409", "BAD-413", "BAD-422", "BAD-424", "FLAG-246", "ERROR-IN-200", "NULL",
+    "ZERO", "LONG",
 )  # fmt: skip
 # These may be everybody's, so that more than one in a wave may end the asking alone.
 _CRASHES = ("BAD-500", "BAD-502", "CRASH-HEAD", "CRASH-BODY")
@@ -88,7 +88,7 @@ class World:
                 step //= 2
 
 
-def world(rng: random.Random, *, waves: int) -> World:
+def world(rng: random.Random, *, waves: int, clients: Sequence[str] = CLIENTS) -> World:
     settings = {
         "max_batch_items": rng.choice((None, None, 3, 8)),
         "batch_window_s": rng.choice((0.0, 0.01, 0.01)),
@@ -96,11 +96,12 @@ def world(rng: random.Random, *, waves: int) -> World:
     }
     models = [rng.choice(_ORDINARY), rng.choice(list(MODELS))]
     tenants = ["team", rng.choice(_TENANTS), rng.choice(_TENANTS)]
-    return World(settings=settings, waves=tuple(_wave(rng, models, tenants) for _ in range(waves)))
+    return World(settings=settings, waves=tuple(_wave(rng, clients, models, tenants) for _ in range(waves)))
 
 
-def _wave(rng: random.Random, models: list[str], tenants: list[str]) -> Wave:
-    crowd = _Crowd(rng, rng.choices(models, k=rng.choice((1, 1, 2))), rng.choices(tenants, k=rng.choice((1, 1, 2, 4))))
+def _wave(rng: random.Random, clients: Sequence[str], models: list[str], tenants: list[str]) -> Wave:
+    models, tenants = rng.choices(models, k=rng.choice((1, 1, 2))), rng.choices(tenants, k=rng.choice((1, 1, 2, 4)))
+    crowd = _Crowd(rng, clients, models, tenants)
     regime = Regime.NORMAL if rng.random() < 0.9 else rng.choice(list(Regime))
     requests = tuple(crowd.request() for _ in range(rng.choice((2, 4, 8, 16, 32, 48))))
     return Wave(requests=requests, regime=regime, holds=tuple(rng.choices((0, 2, 20, 100), k=16)))
@@ -109,8 +110,9 @@ def _wave(rng: random.Random, models: list[str], tenants: list[str]) -> Wave:
 class _Crowd:
     """Most requests of a wave say the same beside their items, or nothing would ever be merged."""
 
-    def __init__(self, rng: random.Random, models: list[str], tenants: list[str]) -> None:
+    def __init__(self, rng: random.Random, clients: Sequence[str], models: list[str], tenants: list[str]) -> None:
         self._rng = rng
+        self._clients = clients
         self._models, self._tenants = models, tenants
         self._fields = dict(rng.choice(_KEY_FIELDS)) if rng.random() < 0.15 else {}
         self._headers = dict(rng.choice(_ROUTING)) if rng.random() < 0.1 else {}
@@ -120,7 +122,7 @@ class _Crowd:
 
     def request(self) -> Request:
         rng = self._rng
-        client = rng.choice(CLIENTS)
+        client = rng.choice(self._clients)
         headers = {"Content-Type": "application/json"} | self._headers
         if tenant := rng.choice(self._tenants):
             headers |= {"api-key": tenant} if tenant == "solo" else {"Authorization": f"Bearer {tenant}"}
