@@ -266,6 +266,9 @@ _SECRETS = frozenset(
         "x-tfy-api-key",
     }
 )
+# Names of credentials that prove who asks. Of the others anyone can write what stands there (`x-tenant-id`,
+# `x-auth-request-user`), so that the proof may be a cookie.
+_PROOF = re.compile(r"(auth|authorization|key|token|secret|password|jwt|credential|assertion|vk|pat)$")
 # What must not be declared neutral: whoever asks would see the entries of everyone else. Here a word is enough.
 _AUTHENTICATES = re.compile(
     r"(.*[-_])?(authorization|auth|auth-token|api[-_]?key|subscription-?key|secret|password|virtual-key|vk|pat)|cookie"
@@ -318,6 +321,11 @@ def is_assertion(name: str) -> bool:
 def is_secret(name: str) -> bool:
     """Whether a field of this name, in lower case, has a secret that an upstream knows a client by."""
     return name in _SECRETS
+
+
+def is_proof(name: str) -> bool:
+    """Whether a credential of this name, in lower case, proves who asks, and does not only say so."""
+    return is_assertion(name) or _PROOF.search(name) is not None
 
 
 def why_not_neutral(name: str) -> str | None:

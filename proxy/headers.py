@@ -9,7 +9,7 @@ from typing import NamedTuple
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.errors import InvalidRequest
-from proxy.headerfields import Kind, classifier, is_secret
+from proxy.headerfields import Kind, classifier, is_proof, is_secret
 
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 
@@ -110,8 +110,8 @@ def identity(
     own names, in lower case; ``in_query`` are the credentials in the request's target (`proxy.query`).
 
     The fields are lists of (name in lower case, value), sorted by name; repeated fields keep their order. Two kinds of
-    fields are credentials only where there is no better one, since proxies in front renew them all the time: cookies
-    where there is nothing else, and assertions where there is no secret.
+    fields are credentials only where there is no better one, since proxies in front renew them all the time: assertions
+    where there is no secret, and cookies where nothing else proves who asks.
     """
     connections = headers.getall("Connection", ())
     if connections and (len(connections) > 1 or connections[0] not in _USUAL_CONNECTION):
@@ -120,9 +120,12 @@ def identity(
     of_note = [(kind, name.lower(), value) for name, value in headers.items() if (kind := kind_of(name))]
     credentials = [*_fields(of_note, Kind.CREDENTIAL), *in_query]
     if not any(is_secret(name) for name, _ in credentials):
-        credentials = sorted(credentials + _fields(of_note, Kind.ASSERTION), key=itemgetter(0))
+        credentials += _fields(of_note, Kind.ASSERTION)
+        if not any(is_proof(name) for name, _ in credentials):
+            credentials += _fields(of_note, Kind.COOKIE)
+        credentials.sort(key=itemgetter(0))
     is_signed = any(kind is Kind.SIGNATURE or value.startswith(AWS_SIGNATURE) for kind, _, value in of_note)
-    return Identity(credentials or _fields(of_note, Kind.COOKIE), _fields(of_note, Kind.VECTOR_AFFECTING), is_signed)
+    return Identity(credentials, _fields(of_note, Kind.VECTOR_AFFECTING), is_signed)
 
 
 def _fields(of_note: list[tuple[Kind, str, str]], wanted: Kind) -> list[tuple[str, str]]:

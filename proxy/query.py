@@ -10,7 +10,7 @@ from urllib.parse import unquote_plus
 
 from proxy import headers
 
-# Header fields can't have this name, so no header field is like a query field.
+# No header field has such a name, so none is like a query field.
 _IN_QUERY = "?"
 _FIELDS = re.compile(r"(^|[&;])([^&;]*)")
 _SEPARATORS = re.compile(r"[^A-Za-z0-9]+")
@@ -29,11 +29,13 @@ _PAGES = re.compile(r".*(page|next|previous|continuation|start|starting|sync|ski
 
 
 def credentials(target: str) -> list[tuple[str, str]]:
-    """The fields of a target or URL that say who asks, as they were sent and in their order, for `headers.identity`."""
+    """The fields of a target or URL that say who asks, as they were sent and in their order, for `headers.identity`;
+    before each what a header field would be called, if that were a credential."""
     query = target.partition("?")[2]
     if not query:
         return []
-    return [(_IN_QUERY, field) for _, field in _FIELDS.findall(query) if _says_who_asks(field)]
+    fields = (field for _, field in _FIELDS.findall(query) if _says_who_asks(field))
+    return [(_IN_QUERY + _credential_name(field), field) for field in fields]
 
 
 def without_credentials(target: str) -> str:
@@ -46,7 +48,7 @@ def keyed(url: str) -> str:
 
     What by the rule for header fields is a credential is left out. A name like ``code`` may be anything, so it stays.
     """
-    return _without(url, lambda field: any(map(headers.is_credential, _names(field))))
+    return _without(url, lambda field: bool(_credential_name(field)))
 
 
 def is_signed(target: str) -> bool:
@@ -69,6 +71,11 @@ def _without(target: str, is_dropped: Callable[[str], bool]) -> str:
 
 def _says_who_asks(field: str) -> bool:
     return any(headers.is_for_key_holder(name) or _QUERY_ONLY.fullmatch(name) for name in _names(field))
+
+
+def _credential_name(field: str) -> str:
+    """By which header fields' rule knows a field for a credential; "" if it does not."""
+    return min(filter(headers.is_credential, _names(field)), default="")
 
 
 def _names(field: str) -> set[str]:

@@ -166,6 +166,18 @@ def test_what_the_operator_says_goes_before_what_is_known() -> None:
     assert said == ([("authorization", "k")], [("x-datadog-tags", "t")], False)
 
 
+@pytest.mark.parametrize("name", ["X-Tenant-Id", "X-Consumer-Username", "X-Auth-Request-User", "X-Remote-User"])
+def test_cookies_count_beside_a_name_that_anyone_can_write(name: str) -> None:
+    given = CIMultiDict({name: "u", "Cookie": "c"})
+    assert headers.identity(given).credentials == sorted([(name.lower(), "u"), ("cookie", "c")])
+
+
+@pytest.mark.parametrize("name", ["Authorization", "X-Api-Key", "X-Custom-Token", "X-Auth", "X-My-Pat", "Api-Secret"])
+def test_cookies_do_not_count_beside_a_proof(name: str) -> None:
+    given = CIMultiDict({name: "u", "Cookie": "c", "X-Tenant-Id": "t"})
+    assert headers.identity(given).credentials == sorted([(name.lower(), "u"), ("x-tenant-id", "t")])
+
+
 def test_where_the_only_credential_is_declared_neutral_cookies_count() -> None:
     given = CIMultiDict({"X-Forwarded-User": "u", "Cookie": "c"})
     assert headers.identity(given, neutral_headers=frozenset({"x-forwarded-user"})).credentials == [("cookie", "c")]

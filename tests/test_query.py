@@ -37,11 +37,9 @@ def test_a_field_that_is_a_credential_is_left_out(name: str) -> None:
     ):
         assert query.without_credentials(target) == rest
         assert query.without_credentials("https://h" + target) == "https://h" + rest
-    assert query.credentials(f"/v1/x?{field}&a=1&{name}=2&{name}=") == [
-        ("?", field),
-        ("?", f"{name}=2"),
-        ("?", f"{name}="),
-    ]
+    found = query.credentials(f"/v1/x?{field}&a=1&{name}=2&{name}=")
+    assert [value for _, value in found] == [field, f"{name}=2", f"{name}="]
+    assert all(called.startswith("?") for called, _ in found)
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -169,9 +169,10 @@ async def test_a_refusal_ends_what_it_was_accepted_for_at_once(client: Client, u
         assert (await ask(client, "?key=1", model=model)).status == 503  # no answer is no permission
 
 
-async def test_beside_one_a_cookie_says_nothing(client: Client) -> None:
-    assert (await ask(client, "?key=1", Cookie="balancer=1")).cache == "MISS"
-    assert (await ask(client, "?key=1", Cookie="balancer=2")).cache == "HIT"
+@pytest.mark.parametrize(("query", "cache"), [("?key=1", "HIT"), ("?code=fr", "MISS"), ("?tenant=a", "MISS")])
+async def test_beside_a_proof_a_cookie_says_nothing(client: Client, query: str, cache: str) -> None:
+    assert (await ask(client, query, Cookie="session=1")).cache == "MISS"
+    assert (await ask(client, query, Cookie="session=2")).cache == cache
 
 
 async def test_a_query_that_signs_the_body_goes_with_no_other(client: Client, upstream: ScriptedUpstream) -> None:
