@@ -3,7 +3,7 @@
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from aiohttp import HttpVersion10, HttpVersion11, web
@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 
 from proxy import headers
 from proxy.answers import detail_of, head_of_hit
-from proxy.auth import KEY_REFUSALS, Access
+from proxy.auth import Access
 from proxy.cors import is_preflight, origin_of
 from proxy.embeddings import CLIENT_LEFT, EmbeddingsRoute, Progress, status_of_error
 from proxy.errors import InvalidRequest, OriginNotAllowed, ProxyError, RequestTimeout
@@ -81,6 +81,8 @@ class Dispatcher:
             if progress.outcome != "preflight":
                 upstream = progress.origin or self._origins.default
                 upstream.cors.finish(origin_of(request.headers), response.headers)
+                if upstream.key:  # whose session the upstream's cookies may be
+                    response.headers.popall("Set-Cookie", None)
             response.headers.setdefault("X-Request-Id", request_id)  # an upstream's own stays
             if self._is_draining():
                 response.force_close()
@@ -174,9 +176,8 @@ class Dispatcher:
         progress.outcome = "pass"
         origin = self._origins.default
         forwarded = origin.outbound(headers.to_upstream(request.headers))
-        refused = KEY_REFUSALS if origin.key else ()
         on_head = partial(origin.cors.passed_through, origin_of(request.headers))
-        return await self._relay(request, progress, url, forwarded, refused=refused, on_head=on_head)
+        return await self._relay(request, progress, url, forwarded, owns_key=bool(origin.key), on_head=on_head)
 
     async def _preflight(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
         """Answer a CORS preflight, or let the upstream do so, which sees it without the key that the proxy holds."""
@@ -193,7 +194,7 @@ class Dispatcher:
         route = origin.routes.find(request.raw_path)
         learns = route is not None and route.is_embeddings
         on_head = partial(origin.cors.learn_preflight if learns else origin.cors.passed_through, page)
-        return await self._relay(request, progress, url, forwarded, refused=(), on_head=on_head)
+        return await self._relay(request, progress, url, forwarded, owns_key=False, on_head=on_head)
 
     async def _relay(
         self,
@@ -202,7 +203,7 @@ class Dispatcher:
         url: str,
         forwarded: CIMultiDict[str],
         *,
-        refused: Collection[int],
+        owns_key: bool,
         on_head: Callable[[int, CIMultiDict[str]], None],
     ) -> web.StreamResponse:
         origin = self._origins.default
@@ -216,8 +217,7 @@ class Dispatcher:
                     forwarded,
                     request_id=progress.request_id,
                     is_draining=self._is_draining,
-                    owns_key=bool(origin.key),
-                    refused=refused,
+                    owns_key=owns_key,
                     on_head=on_head,
                 )
             else:
@@ -228,7 +228,7 @@ class Dispatcher:
                     forwarded,
                     request_id=progress.request_id,
                     is_draining=self._is_draining,
-                    refused=refused,
+                    owns_key=owns_key,
                     on_head=on_head,
                 )
             call.answered(response.status)

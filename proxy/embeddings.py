@@ -348,7 +348,7 @@ class EmbeddingsRoute:
                 body=body,
                 extra_headers=extra,
                 is_draining=self._is_draining,
-                refused=KEY_REFUSALS if origin.key else (),
+                owns_key=bool(origin.key),
                 on_head=partial(origin.cors.relayed, origin_of(request.headers)),
             )
             call.answered(response.status)

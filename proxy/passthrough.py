@@ -1,7 +1,7 @@
 """Every route but the cached one: streamed through both ways, untouched."""
 
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from hashlib import sha1
 from http import HTTPStatus
 
@@ -12,6 +12,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from proxy import headers, tunnel
 from proxy.connections import Connection, paced
 from proxy.errors import KeyRefused, UpstreamTimeout, UpstreamUnreachable
+from proxy.headers import Headers
 from proxy.upstream import Upstream
 
 # How browsers, which can set no headers, tell OpenAI who they are.
@@ -34,16 +35,16 @@ async def relay(
     body: bytes | None = None,
     extra_headers: CIMultiDict[str] | None = None,
     is_draining: Callable[[], bool] = lambda: False,
-    refused: Collection[int] = (),
+    owns_key: bool = False,
     on_head: Callable[[int, CIMultiDict[str]], None] = lambda _status, _fields: None,
 ) -> StreamResponse:
     """Send ``request`` to ``url`` with the header fields ``forwarded``, and its answer back as it arrives.
 
     ``body`` stands in for the request's own where that has been read already; ``extra_headers`` join the answer's, and
-    so does ``request_id`` where the upstream has none of its own.
-    If the proxy ``is_draining`` when the response's head has come, it closes the client's connection after it.
-    ``refused`` are statuses that are an error of the proxy's own, which holds the key. ``on_head`` is called with the
-    answer's status and fields before they are sent, and may change the fields. Raises `ProxyError`.
+    so does ``request_id`` where the upstream has none of its own. If the proxy ``is_draining`` when the response's head
+    has come, it closes the client's connection after it. Where the proxy ``owns_key``, a refusal of the key is an error
+    of the proxy's own, and cookies of the upstream are left out. ``on_head`` is called with the answer's status and
+    fields before they are sent, and may change the fields. Raises `ProxyError`.
     """
     if body is None:
         await answer_expect(request)
@@ -57,7 +58,7 @@ async def relay(
             request_id=request_id,
             extra_headers=extra_headers,
             is_draining=is_draining,
-            refused=refused,
+            owns_key=owns_key,
             on_head=on_head,
         )
 
@@ -71,12 +72,12 @@ async def _respond(
     request_id: str,
     extra_headers: CIMultiDict[str] | None = None,
     is_draining: Callable[[], bool],
-    refused: Collection[int],
+    owns_key: bool,
     on_head: Callable[[int, CIMultiDict[str]], None],
 ) -> StreamResponse:
-    if answer.status in refused:
+    if owns_key and answer.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         raise KeyRefused("The upstream refused the key that this proxy holds for it.")
-    fields = headers.end_to_end(answer.headers)
+    fields = _for_client(answer.headers, owns_key=owns_key)
     upstream.relocate(url, fields)
     response = StreamResponse(status=answer.status, reason=headers.reason_phrase(answer.reason), headers=fields)
     response.headers.extend(extra_headers or ())
@@ -91,6 +92,14 @@ async def _respond(
         await response.write(chunk)
     await response.write_eof()
     return response
+
+
+def _for_client(answered: Headers, *, owns_key: bool) -> CIMultiDict[str]:
+    """An upstream's fields for a client. Its cookies are for whoever's key it was: they may stand for the key."""
+    fields = headers.end_to_end(answered)
+    if owns_key:
+        fields.popall("Set-Cookie", None)
+    return fields
 
 
 async def _content_of(request: BaseRequest, forwarded: CIMultiDict[str]) -> bytes | AsyncIterator[bytes]:
@@ -144,7 +153,6 @@ async def relay_websocket(
     request_id: str,
     is_draining: Callable[[], bool] = lambda: False,
     owns_key: bool = False,
-    refused: Collection[int] = (),
     on_head: Callable[[int, CIMultiDict[str]], None],
 ) -> StreamResponse:
     """Hand on the client's opening handshake, and join the two connections if the upstream agrees (RFC 6455 §4).
@@ -162,12 +170,12 @@ async def relay_websocket(
                 url,
                 request_id=request_id,
                 is_draining=is_draining,
-                refused=refused,
+                owns_key=owns_key,
                 on_head=on_head,
             )
         if not _is_open(answer, request.headers.get("Sec-WebSocket-Key", "")):
             raise UpstreamUnreachable("The upstream did not open the WebSocket as RFC 6455 has it.")
-        response = StreamResponse(status=answer.status, headers=headers.end_to_end(answer.headers))
+        response = StreamResponse(status=answer.status, headers=_for_client(answer.headers, owns_key=owns_key))
         response.headers.update({"Connection": "Upgrade", "Upgrade": "websocket"})
         await tunnel.join(request, response, answer)
     return response

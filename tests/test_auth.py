@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import WSServerHandshakeError, web
 
 from proxy import clientkeys
 from proxy.auth import Place, Validations
@@ -397,6 +397,32 @@ async def test_clients_of_one_proxy_share_entries(
     client.proxy.client_keys.reload()
     body = {"model": "m", "input": "a"}
     assert [(await client.post(body, key=f"Bearer {one}")).cache for one in (key, other)] == ["MISS", "HIT"]
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+async def test_the_upstreams_cookies_are_for_whoevers_key_it_was(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path, status: int
+) -> None:
+    """They may be a session in place of the key."""
+    owner, key = await owning(start_proxy, upstream, tmp_path)
+
+    def reply(call: Call) -> web.Response:
+        content = upstream.answer_to(call.json) if status == 200 and call.body else {}
+        return web.json_response(content, status=status, headers={"Set-Cookie": "session=1"})
+
+    upstream.reply = reply
+    for client, bearer in ((owner, f"Bearer {key}"), (await start_proxy(), "Bearer own")):
+        answers = [
+            await client.post({"model": "m", "input": "x"}, key=bearer),
+            await client.post({"model": "m", "input": ["y", "y"]}, key=bearer),
+            await client.post({"model": "m", "input": "x", "stream": True}, key=bearer),
+            await client.send("GET", "/v1/models", headers={"Authorization": bearer}),
+        ]
+        assert {answer.status for answer in answers} == {status}
+        assert {"Set-Cookie" in answer.headers for answer in answers} == {client is not owner}
+        with pytest.raises(WSServerHandshakeError) as refused:
+            await client.session.ws_connect(client.origin + "/v1/x", headers={"Authorization": bearer})
+        assert ("Set-Cookie" in (refused.value.headers or {})) == (client is not owner)
 
 
 # --- what is remembered of credentials

@@ -139,6 +139,8 @@ class Tenants(Company):
             self.seen["joined"] += "collapsed" in (got.header("Cache-Status") or "")
             self.seen[str(got.status)] += 1
             wrong = leak_in(request, got)
+            if self.scope == "owned" and request.method != "OPTIONS" and got.header("Set-Cookie"):
+                wrong = "a session of the proxy's key"
             if is_judged(request) and not wrong:
                 right = judge.alone(judged(request), has_limits=False)
                 wrong = "a vector of something else" if embeddings_in(got.body) - embeddings_in(right.body) else None
