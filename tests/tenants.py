@@ -238,7 +238,7 @@ def _loud(body: bytes, call: Call) -> bytes:
 
 
 async def _talk(call: Call) -> web.StreamResponse:
-    socket = web.WebSocketResponse()
+    socket = web.WebSocketResponse(protocols=["realtime"])  # or aiohttp would log what else is offered
     socket.headers["X-Heard"] = _heard(call)
     await socket.prepare(call.request)
     async for message in socket:
