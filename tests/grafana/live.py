@@ -284,4 +284,5 @@ def _requests(number: int, name: str) -> Iterator[dict[str, Any]]:
     yield {"model": "demo", "input": texts}
     yield {"model": "demo", "input": [*texts, texts[0], f"{name}: another new text {number}"]}
     yield {"model": "demo", "input": "a field that nobody knows", "what_is_this": True}
+    yield {"model": "demo", "input": "a stream is not cached", "stream": True}
     yield {"model": "demo", "input": f"too long a vector {number}", "dimensions": 4097}
