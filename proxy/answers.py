@@ -1,24 +1,29 @@
 """Answers of the cached route, made from entries, and what they say of the cache."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
 
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import SERVER_SOFTWARE
-from aiohttp.web import Response
+from aiohttp.web import BaseRequest, Response, StreamResponse
 from multidict import CIMultiDict
 
 from proxy import headers, reply
+from proxy.bodies import Held
+from proxy.cors import origin_of
 from proxy.errors import ResponseTooLarge
 from proxy.fetcher import Fetched
 from proxy.metrics import Metrics
+from proxy.origins import Origin
 from proxy.outcomes import Delivered, pace_fields
 from proxy.recall import Wanted
 from proxy.store.memory import Entry, Memory
+from proxy.streamed import Streamed, in_pieces
 from proxy.upstream import Answer
+from proxy.wire import Encoding
 
 _CACHE_NAME = "embedding-proxy"
 # Of a relayed answer these describe bytes that the rebuilt body does not have.
@@ -27,6 +32,10 @@ _BODY_HEADERS = (
     "Repr-Digest", "Signature", "Signature-Input",
 )  # fmt: skip
 _MANY_ITEMS, _MAX_BODY_BYTES = 2048, 512 * 1024**2
+# A larger body is written part by part. A smaller one is faster written at once, and a client that does not read it
+# has no more than that in memory: on a connection nothing is answered before the last response has been taken.
+_LARGE_BYTES = 1024**2
+_FEW_NUMBERS = _LARGE_BYTES // 32  # one takes less than so many bytes, however it is written
 _NOTHING: Mapping[Any, Any] = {}
 
 
@@ -39,25 +48,51 @@ class Answers:
         self._reports_full_usage = reports_full_usage
 
     def hit(
-        self, wanted: Wanted, found: dict[bytes, Entry], from_memory: int, receipts: list[Delivered], detail: str = ""
-    ) -> Response:
-        body, saved = self.body_of_hit(wanted, found, from_memory, receipts)
-        return hit(body, saved, detail or detail_of(wanted))
-
-    def body_of_hit(
-        self, wanted: Wanted, found: dict[bytes, Entry], from_memory: int, receipts: list[Delivered]
-    ) -> tuple[bytes, int]:
-        """The same without its head, and how many tokens it saves."""
+        self,
+        wanted: Wanted,
+        found: dict[bytes, Entry],
+        *,
+        from_memory: int,
+        held: Held,
+        receipts: Sequence[Delivered] = (),
+        detail: str = "",
+    ) -> StreamResponse:
+        """Raises `ResponseTooLarge`, `Overloaded`."""
+        is_large = self._reserve(wanted, found, held)
         usage = _added_up(receipts) if receipts else {"prompt_tokens": 0, "total_tokens": 0}
         saved = max(0, sum([found[key].tokens for key in wanted.keys]) - usage["prompt_tokens"])
         self._count_items(wanted, found, from_memory, own=0, joined=0)
-        return self._body(wanted, found, usage, saved), saved
+        detail = detail or detail_of(wanted)
+        extra = cache_headers("HIT", f"hit; detail={detail}" if detail else "hit", saved_tokens=saved)
+        extra["Content-Type"] = "application/json"
+        if is_large:
+            return self._streamed(wanted, found, self._end(wanted, found, usage, saved), headers=extra)
+        return Response(body=self._body(wanted, found, usage, saved), headers=extra)
+
+    def is_large(self, wanted: Wanted, found: dict[bytes, Entry]) -> bool:
+        """Whether `body_of_hit` would be too large to be written at once. Raises `ResponseTooLarge`."""
+        return self._size_bytes(wanted, found) > _LARGE_BYTES
+
+    def body_of_hit(self, wanted: Wanted, found: dict[bytes, Entry]) -> tuple[bytes, int]:
+        """The body of a hit that is not large, all of it from memory, and how many tokens it saves."""
+        saved = sum([found[key].tokens for key in wanted.keys])
+        self._count_items(wanted, found, len(found), own=0, joined=0)
+        return self._body(wanted, found, {"prompt_tokens": 0, "total_tokens": 0}, saved), saved
 
     def fetched(
-        self, wanted: Wanted, found: dict[bytes, Entry], fetched: Fetched, from_memory: int, *, is_stored: bool
-    ) -> Response:
+        self,
+        wanted: Wanted,
+        found: dict[bytes, Entry],
+        fetched: Fetched,
+        *,
+        from_memory: int,
+        held: Held,
+        is_stored: bool,
+    ) -> StreamResponse:
+        """Raises `ResponseTooLarge`, `Overloaded`."""
         self._metrics.admit_model(wanted.model)  # all of it may have come from another replica
         entries = found | fetched.entries
+        is_large = self._reserve(wanted, entries, held) and not fetched.unusable
         cost = [entries[key].tokens for key in wanted.keys if key in entries]
         saved = sum(cost) - sum([entries[key].tokens for key in fetched.asked])
         joined = len(fetched.entries) - len(fetched.asked)
@@ -80,8 +115,60 @@ class Answers:
         extra["Content-Type"] = "application/json"
         told = receipts[0].told if len(receipts) == 1 and receipts[0].is_own_body else _NOTHING
         unusable = {key: answer.embedding or b"null" for key, answer in fetched.unusable.items()}
-        body = self._body(wanted, entries, _added_up(receipts), saved, told=told, unusable=unusable)
+        usage = _added_up(receipts)
+        if is_large:
+            end = self._end(wanted, entries, usage, saved, told)
+            return self._streamed(wanted, entries, end, headers=extra, status=upstream_status)
+        body = self._body(wanted, entries, usage, saved, told=told, unusable=unusable)
         return Response(status=upstream_status, body=body, headers=extra)
+
+    def _size_bytes(self, wanted: Wanted, entries: dict[bytes, Entry]) -> int:
+        """About the size of the body, by that of its first embedding: all of one response have as many numbers. 0 where
+        it is small."""
+        key = wanted.keys[0]
+        if key not in entries:
+            key = next(iter(entries), b"")
+        if not entries or entries[key].epoch[1] * len(wanted.keys) < _FEW_NUMBERS:
+            return 0
+        size = len(wanted.keys) * len(self._memory.text(key, entries[key], wanted.encoding))
+        if size > _MAX_BODY_BYTES and len(wanted.keys) > _MANY_ITEMS:
+            raise ResponseTooLarge(
+                f"The response would have {size:,} bytes; at most {_MAX_BODY_BYTES:,} are accepted. Send fewer items."
+            )
+        return size
+
+    def _reserve(self, wanted: Wanted, entries: dict[bytes, Entry], held: Held) -> bool:
+        """Whether the response is large. Then it refers to the entries until it is written, when memory may have let go
+        of them, so they are ``held``. Raises `ResponseTooLarge`, `Overloaded`."""
+        is_large = self._size_bytes(wanted, entries) > _LARGE_BYTES
+        if is_large:
+            held.take(sum([entry.packed_bytes for entry in entries.values()]), may_exceed=True)
+        return is_large
+
+    def _streamed(
+        self,
+        wanted: Wanted,
+        entries: dict[bytes, Entry],
+        end: bytes,
+        *,
+        headers: CIMultiDict[str],
+        status: int = HTTPStatus.OK,
+    ) -> Streamed:
+        if wanted.encoding is Encoding.BASE64:
+            parts = reply.parts([entries[key].base64 for key in wanted.keys], end)
+            return Streamed(parts, length=sum(map(len, parts)), status=status, headers=headers)
+        texts = self._texts([(key, entries[key]) for key in wanted.keys])
+        return Streamed(reply.later_parts(texts, len(wanted.keys), end), status=status, headers=headers)
+
+    def _texts(self, wanted: list[tuple[bytes, Entry]]) -> Iterator[bytes]:
+        """Each embedding as numbers. Their text is four times as long, so it is made when it is written."""
+        wanted.reverse()
+        last, text = b"", b""
+        while wanted:
+            key, entry = wanted.pop()
+            if key != last:
+                last, text = key, self._memory.text(key, entry, Encoding.FLOAT)
+            yield text
 
     def _body(
         self,
@@ -94,10 +181,7 @@ class Answers:
         unusable: Mapping[bytes, bytes] = _NOTHING,
     ) -> bytes:
         """``told`` are fields of the upstream's own answer; ``unusable`` are what it wrote in place of embeddings."""
-        extra = {"id": uuid4().hex, **told} if wanted.has_id else told
-        self._metrics.of_model(wanted.model).save(saved)
-        if self._reports_full_usage:
-            usage = usage | {name: usage[name] + saved for name in ("prompt_tokens", "total_tokens")}
+        end = self._end(wanted, entries, usage, saved, told)
         began_s = time.perf_counter()
         text = self._memory.text
         encoding = wanted.encoding
@@ -105,16 +189,27 @@ class Answers:
             texts = [unusable.get(key) or text(key, entries[key], encoding) for key in wanted.keys]
         else:
             texts = [text(key, entries[key], encoding) for key in wanted.keys]
-        if len(texts) > _MANY_ITEMS and (size := sum(map(len, texts))) > _MAX_BODY_BYTES:
-            raise ResponseTooLarge(
-                f"The response would have {size:,} bytes; at most {_MAX_BODY_BYTES:,} are accepted. Send fewer items."
-            )
+        body = b"".join(reply.parts(texts, end))
+        self._metrics.stage_seconds["assemble"].observe(time.perf_counter() - began_s)
+        return body
+
+    def _end(
+        self,
+        wanted: Wanted,
+        entries: dict[bytes, Entry],
+        usage: dict[str, Any],
+        saved: int,
+        told: Mapping[str, Any] = _NOTHING,
+    ) -> bytes:
+        """What follows the last embedding."""
+        extra = {"id": uuid4().hex, **told} if wanted.has_id else told
+        self._metrics.of_model(wanted.model).save(saved)
+        if self._reports_full_usage:
+            usage = usage | {name: usage[name] + saved for name in ("prompt_tokens", "total_tokens")}
         first = entries.get(wanted.keys[0])
         model = first.model if first else None
         model = model or next((entry.model for entry in entries.values() if entry.model), None)
-        body = reply.assemble(texts, model or wanted.model or "", usage, extra)
-        self._metrics.stage_seconds["assemble"].observe(time.perf_counter() - began_s)
-        return body
+        return reply.ending(model or wanted.model or "", usage, extra)
 
     def _count_items(
         self, wanted: Wanted, found: dict[bytes, Entry], from_memory: int, *, own: int, joined: int
@@ -129,13 +224,6 @@ class Answers:
         items["upstream"].inc(own)
         items["joined"].inc(joined)
         items["duplicate"].inc(len(wanted.keys) - len(found) - own - joined)
-
-
-def hit(body: bytes, saved_tokens: int, detail: str = "") -> Response:
-    """An answer from stored items alone."""
-    extra = cache_headers("HIT", f"hit; detail={detail}" if detail else "hit", saved_tokens=saved_tokens)
-    extra["Content-Type"] = "application/json"
-    return Response(body=body, headers=extra)
 
 
 def detail_of(wanted: Wanted) -> str:
@@ -159,7 +247,7 @@ def head_of_hit(body: bytes, saved_tokens: int, request_id: str, *, detail: str,
     return "\r\n".join(lines).encode()
 
 
-def _added_up(receipts: list[Delivered]) -> dict[str, Any]:
+def _added_up(receipts: Sequence[Delivered]) -> dict[str, Any]:
     """The usage of all calls made for one request; of a single one whatever else its upstream said there, too."""
     if len(receipts) == 1:
         return receipts[0].usage
@@ -184,9 +272,22 @@ def add_cache_headers(given: CIMultiDict[str], state: str, status: str, *, saved
     given.extend(cache_headers(state, status, saved_tokens=saved_tokens))
 
 
-def relayed(answer: Answer) -> Response:
-    """An upstream's answer as it is."""
+def finish_head(response: StreamResponse, request: BaseRequest, *, upstream: Origin | None, request_id: str) -> None:
+    """Add what every response has, whoever made it; ``upstream`` has the CORS fields, if it needs any."""
+    if upstream is not None:
+        upstream.cors.finish(origin_of(request.headers), response.headers)
+        if upstream.key:  # whose session the upstream's cookies may be
+            response.headers.popall("Set-Cookie", None)
+    response.headers.setdefault("X-Request-Id", request_id)  # an upstream's own stays
+
+
+def relayed(answer: Answer, held: Held) -> StreamResponse:
+    """An upstream's answer as it is. Raises `Overloaded`."""
     extra = headers.end_to_end(answer.headers)
     extra.popall("Content-Length", None)
     add_cache_headers(extra, "MISS", f"fwd=miss; fwd-status={answer.status}", saved_tokens=0)
+    if len(answer.body) > _LARGE_BYTES:
+        held.take(len(answer.body), may_exceed=True)
+        parts, length = in_pieces(answer.body), len(answer.body)
+        return Streamed(parts, length=length, status=answer.status, reason=answer.reason, headers=extra)
     return Response(status=answer.status, reason=answer.reason, headers=extra, body=answer.body)

@@ -6,9 +6,9 @@ holds the key, and a list of its own says who may ask.
 
 import re
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
+from sys import getsizeof
 from typing import NamedTuple
 
 from proxy import assertions, headers, query
@@ -19,17 +19,21 @@ from proxy.errors import Unauthorized
 from proxy.headers import Headers, Identity
 from proxy.keys import Fields, pack
 from proxy.origins import Origin
+from proxy.tenantmap import TenantMap
 
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 401, 403, 404
 # What an upstream answers to a key it does not take.
 KEY_REFUSALS = frozenset({_UNAUTHORIZED, _FORBIDDEN})
-# A client can have any number of credentials accepted, at any number of places.
-_MAX_CREDENTIALS, _MAX_PLACES, _MAX_PLACE = 100_000, 256, 4096
+# A client can have any number of credentials accepted or refused, at any number of places: of any length, with an
+# upstream that does not check them.
+_MAX_ACCEPTED_BYTES, _MAX_REFUSED_BYTES, _MAX_PLACE = 32 * 1024**2, 64 * 1024**2, 4096
 # No header has an empty name, so that no credentials are like these.
 _EVERYBODY: Fields = [("", "share=all")]
 _OWN_KEY: Fields = [("", "upstream key of the proxy")]
 _BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
 _KEY_FIELDS = ("x-api-key", "api-key")
+# By which a tenant is known, where several fields of a request look like credentials; the first that is there.
+_TENANT_FIELDS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 
 
 class Place(NamedTuple):
@@ -37,6 +41,20 @@ class Place(NamedTuple):
 
     url: str  # query included, but for credentials, which are part of who asks
     model: str | None
+
+
+class Who(NamedTuple):
+    """A client at one upstream, by MACs that can't be read back."""
+
+    tenant: bytes  # equal for all requests with one API key: whose share of the proxy they use
+    name: bytes  # differs with everything that the upstream may judge: all credentials, and where they are routed
+
+
+class Admission(NamedTuple):
+    """Who got in: a client of the operator's list, if there is one, in its ``edition``."""
+
+    edition: int = 0
+    client: str | None = None
 
 
 class Validations:
@@ -50,72 +68,76 @@ class Validations:
         self._ttl_s = ttl_s
         self.now = clock
         self._secret = secrets.token_bytes(32)
-        self._until: OrderedDict[bytes, dict[Place, float]] = OrderedDict()
-        # When it was refused what for. None: for all it was accepted for before.
-        self._refused: OrderedDict[bytes, dict[Place | None, float]] = OrderedDict()
+        # Until when it counts as accepted, and when it was refused. None: for all it was accepted for before.
+        self._accepted: TenantMap[Place] = TenantMap(_MAX_ACCEPTED_BYTES, weigh=_weight_bytes)
+        self._refused: TenantMap[Place | None] = TenantMap(_MAX_REFUSED_BYTES, weigh=_weight_bytes)
 
-    def name(self, origin: Origin, identity: Identity) -> bytes:
-        """What stands for a client at ``origin``; not to be read back."""
+    def tenant(self, payer: Fields) -> bytes:
+        """The MAC of whose share of the proxy a request uses."""
+        return blake2b(pack(payer), key=self._secret, digest_size=16).digest()
+
+    def who(self, tenant: bytes, origin: Origin, identity: Identity) -> Who:
+        """What stands for a client at ``origin``."""
         said = pack((origin.name, identity.credentials, identity.vector_affecting))
-        return blake2b(said, key=self._secret, digest_size=32).digest()
+        return Who(tenant, blake2b(said, key=self._secret, digest_size=32).digest())
 
-    def holds(self, who: bytes, place: Place) -> bool:
-        return self._until.get(who, {}).get(place, 0.0) > self.now()
+    def has_accepted(self, tenant: bytes) -> bool:
+        """Whether an upstream has accepted a credential of ``tenant`` in this process."""
+        return tenant in self._accepted
 
-    def is_refused(self, who: bytes, place: Place) -> bool:
+    def holds(self, who: Who, place: Place) -> bool:
+        return (self._accepted.get(*who, place) or 0.0) > self.now()
+
+    def is_refused(self, who: Who, place: Place) -> bool:
         """Whether the upstream refused the credential, or this place to it, and has not accepted it since."""
-        refused = self._refused.get(who)
-        return refused is not None and (None in refused or place in refused)
+        return self._refused_at_s(who, place) is not None
 
-    def confirm(self, who: bytes, place: Place, *, asked_at_s: float) -> None:
+    def _refused_at_s(self, who: Who, place: Place) -> float | None:
+        """The last time, if it has not been accepted since."""
+        times = (self._refused.get(*who, None), self._refused.get(*who, place))
+        return max((time for time in times if time is not None), default=None)
+
+    def accept(self, tenant: bytes) -> None:
+        """An upstream answered 2xx to a credential of ``tenant``, wherever."""
+        self._accepted.add(tenant)
+
+    def confirm(self, who: Who, place: Place, *, asked_at_s: float) -> None:
         """The upstream itself answered 2xx to what it was asked at ``asked_at_s``, by `now`.
 
         Such an answer may come after that to a later question, which was a refusal.
         """
-        refused = self._refused.get(who, {})
-        if asked_at_s < max(refused.get(None, asked_at_s), refused.get(place, asked_at_s)) or _is_too_long(place):
+        refused_at_s = self._refused_at_s(who, place)
+        if _is_too_long(place) or (refused_at_s is not None and asked_at_s < refused_at_s):
             return
-        refused.pop(None, None)
-        refused.pop(place, None)
-        if not refused:
-            self._refused.pop(who, None)
-        places = self._until.setdefault(who, {})
-        self._until.move_to_end(who)
-        places.pop(place, None)
-        places[place] = asked_at_s + self._ttl_s
-        if len(places) > _MAX_PLACES:
-            del places[next(iter(places))]
-        if len(self._until) > _MAX_CREDENTIALS:
-            self._until.popitem(last=False)
+        self._refused.remove(*who, None)
+        self._refused.remove(*who, place)
+        self._accepted.put(*who, place, asked_at_s + self._ttl_s)
 
-    def note(self, who: bytes, place: Place, status: int) -> None:
+    def note(self, who: Who, place: Place, status: int) -> None:
         """The upstream answered something else: a refusal ends what was confirmed, at once."""
         if status in KEY_REFUSALS:
-            self._until.pop(who, None)
+            self._accepted.clear(*who)
             self._refuse(who, None, place)
         elif status == _NOT_FOUND:
             self.refuse(who, place)
 
-    def refuse(self, who: bytes, place: Place) -> None:
+    def refuse(self, who: Who, place: Place) -> None:
         """The upstream refused this place to a credential, which may be good for others."""
-        self._until.get(who, {}).pop(place, None)
+        self._accepted.remove(*who, place)
         self._refuse(who, place)
 
-    def _refuse(self, who: bytes, *places: Place | None) -> None:
-        refused = self._refused.setdefault(who, {})
-        self._refused.move_to_end(who)
+    def _refuse(self, who: Who, *places: Place | None) -> None:
         for place in places:
             if place is None or not _is_too_long(place):
-                refused.pop(place, None)
-                refused[place] = self.now()
-        while len(refused) > _MAX_PLACES:
-            del refused[next(iter(refused))]
-        if len(self._refused) > _MAX_CREDENTIALS:
-            self._refused.popitem(last=False)
+                self._refused.put(*who, place, self.now())
 
 
 def _is_too_long(place: Place) -> bool:
     return len(place.url) + len(place.model or "") > _MAX_PLACE
+
+
+def _weight_bytes(place: Place | None) -> int:
+    return 0 if place is None else getsizeof(place.url) + getsizeof(place.model)
 
 
 class Access:
@@ -150,18 +172,19 @@ class Access:
         """Of the list of clients: whom `admit` let in, it lets in for as long as this stays."""
         return 0 if self._client_keys is None else self._client_keys.edition
 
-    def admit(self, given: Headers) -> int:
-        """By which edition of the list of clients this is one of them.
+    def admit(self, given: Headers) -> Admission:
+        """Which client this is, if there is a list.
 
         Raises `Unauthorized` if the proxy has a list and this is none of them; or if it has none, and a web page may be
         asking, which any page can make a browser on this machine do.
         """
         self.admit_preflight(given)
-        if self._client_keys is not None and not any(map(self._client_keys.knows, _keys_in(given))):
-            raise Unauthorized(
-                "This proxy does not know the API key. Its operator can make one: embedding-proxy keys add."
-            )
-        return self.edition
+        if self._client_keys is None:
+            return Admission()
+        for key in _keys_in(given):
+            if (client := self._client_keys.name_of(key)) is not None:
+                return Admission(self.edition, client)
+        raise Unauthorized("This proxy does not know the API key. Its operator can make one: embedding-proxy keys add.")
 
     def admit_preflight(self, given: Headers) -> None:
         """Likewise for a CORS preflight, which never has a key to show. Raises `Unauthorized`."""
@@ -181,6 +204,20 @@ class Access:
         confirmed. That is not done in a shared scope, where entries are not served while the upstream has no answer.
         """
         return self.is_shared or upstream.cors.knows(origin_of(given))
+
+    def payer(self, own: Identity, admission: Admission) -> Fields:
+        """Whose share of the proxy a request uses: of the fields that look like credentials the API key alone counts,
+        since anybody can add further ones to a good key. ``own`` is the client's own identity."""
+        if admission.client is not None:
+            return [("client", admission.client)]
+        for name in _TENANT_FIELDS:
+            if found := [field for field in own.credentials if field[0] == name]:
+                return found
+        return own.credentials
+
+    def is_stranger(self, admission: Admission, *, has_been_accepted: bool) -> bool:
+        """Whether nobody has vouched for a credential: no list, no upstream."""
+        return not (self.owns_key or admission.client is not None or has_been_accepted)
 
     def scope(self, identity: Identity) -> Fields:
         """Whose entries these are."""

@@ -4,18 +4,22 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from http import HTTPStatus
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from operator import le
+from typing import Any, NamedTuple, TypeVar
 
 from multidict import CIMultiDict
 
 from proxy import reply, wire
-from proxy.errors import Overloaded, ProxyError
+from proxy.budget import Budget
+from proxy.errors import ProxyError
 from proxy.failover import Failover
 from proxy.headerfields import is_assertion
+from proxy.intake import Intake
 from proxy.isolation import MergeLimits, RetryBudget
 from proxy.metrics import Metrics
 from proxy.origins import Origin
@@ -31,6 +35,7 @@ from proxy.outcomes import (
     is_success,
     without_quotes,
 )
+from proxy.parts import LARGE_BYTES
 from proxy.providers import Limits
 from proxy.reply import InvalidAnswer
 from proxy.share import Share
@@ -39,8 +44,10 @@ from proxy.tokens import estimated_tokens, share_tokens, weight
 from proxy.traces import Calls
 from proxy.upstream import Answer
 from proxy.wire import EmbeddingRequest
+from proxy.worker import Worker
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 # Responses with these are stored. Gateways say other things with other 2xx (246: succeeded, and flagged), which are
 # for the client whose own body it was, and for no cache.
@@ -78,6 +85,7 @@ class Batcher:
         patience_s: float,
         max_queued_items: int,
         max_queued_bytes: int,
+        max_incoming_bytes: int,
         room: Callable[[], Awaitable[None]],
     ) -> None:
         """A call waits for ``room`` before it is sent: for memory in which its response is held until it is stored."""
@@ -87,43 +95,49 @@ class Batcher:
         slots = Slots(concurrency, timeout_s=patience_s, waited_s=waited_s, room=room)
         self._failover = Failover(slots, metrics)
         self._max_calls_a_tenant = slots.max_calls_a_tenant
-        self._max_queued_items = max_queued_items
-        self._max_queued_bytes = max_queued_bytes
+        # Submitted and not answered.
+        self._queued_items = _queue(max_queued_items, "items that wait for the upstream")
+        self._queued_bytes = _queue(max_queued_bytes, "bytes that wait for the upstream")
+        self._intake = Intake(max_incoming_bytes)
+        self._worker = Worker("responses")
         self._groups: dict[bytes, _Group] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._budgets: dict[Origin, RetryBudget] = {}
         self._merge_limits = MergeLimits(time.monotonic)
-        self._queued_items = 0  # submitted and not answered
-        self._queued_bytes = 0
-        metrics.queued_items.set_function(lambda: self._queued_items)
+        metrics.queued_items.set_function(lambda: self._queued_items.used)
         metrics.queue_limit_items.set(max_queued_items)
 
     def __repr__(self) -> str:
-        return f"<Batcher {len(self._groups)} groups, {len(self._calls)} calls, {self._queued_items} items>"
+        return f"<Batcher {len(self._groups)} groups, {len(self._calls)} calls, {self._queued_items.used} items>"
 
     def split(self, origin: Origin, asked: EmbeddingRequest, items: list[Any]) -> list[slice]:
         """Cut ``items`` into runs that each fit into a call."""
         sizes = [(1, estimated_tokens(asked.kind, item), weight(asked.kind, item)) for item in items]
-        return list(_runs(sizes, origin.limits))
+        limits = origin.limits
+        if all(map(le, map(sum, zip(*sizes, strict=True)), limits)):  # as nearly all do
+            return [slice(0, len(sizes))] if sizes else []
+        return list(_runs(sizes, limits))
 
     async def submit(self, share: Share) -> Outcome:
         """What became of a share that fits into a call. Raises `ProxyError`; `Overloaded` when too much waits."""
-        items, size = len(share.items), len(share.body)
-        if self._queued_items + items > self._max_queued_items or self._queued_bytes + size > self._max_queued_bytes:
-            raise Overloaded("Too many items wait for the upstream.")
-        self._queued_items += items
-        self._queued_bytes += size
-        self._budget(share.origin).requested()
-        answered: asyncio.Future[Outcome | ProxyError] = asyncio.get_running_loop().create_future()
-        try:
+        with self._queued(share):
+            self._budget(share.origin).requested()
+            answered: asyncio.Future[Outcome | ProxyError] = asyncio.get_running_loop().create_future()
             self._enqueue(share, answered)
             outcome = await answered
-        finally:
-            self._queued_items -= items
-            self._queued_bytes -= size
         if isinstance(outcome, ProxyError):
             raise outcome.again()
         return outcome
+
+    @contextmanager
+    def _queued(self, share: Share) -> Iterator[None]:
+        """Count a share while it waits. Raises `Overloaded`."""
+        request = id(share.asked)  # the parts of a large request are one request's
+        with ExitStack() as stack:
+            for budget, amount in ((self._queued_items, len(share.items)), (self._queued_bytes, len(share.body))):
+                budget.take(share.tenant, request, amount)
+                stack.callback(budget.give_back, share.tenant, request, amount)
+            yield
 
     def takes_retry(self, origin: Origin) -> bool:
         """Whether one more attempt may be made after a failure that may be an outage; it counts as failed until some
@@ -140,10 +154,12 @@ class Batcher:
         Raises `ProxyError`.
         """
         self._metrics.upstream_merged_requests.observe(1)
-        with self._calls_for([share]) as calls:
-            answer, origin = await self._failover.embed(share, share.asked.body, len(share.asked.items), calls)
+        with self._calls_for([share]) as calls, self._intake.response() as incoming:
+            answer, origin = await self._failover.embed(
+                share, share.asked.body, len(share.asked.items), calls, incoming=incoming
+            )
             if is_success(answer.status):
-                self._bill(share, calls, reply.billed_tokens(answer.body))
+                self._bill(share, calls, await self._with(answer, reply.billed_tokens, answer.body))
         if not is_outage(answer):
             self._budget(share.origin).succeeded()
         return answer, origin is share.origin
@@ -159,6 +175,7 @@ class Batcher:
         """Cancel the calls under way; whoever waits for one is told so."""
         for call in self._calls:
             call.cancel()
+        self._worker.close()
 
     def _enqueue(self, share: Share, answered: "asyncio.Future[Outcome | ProxyError]") -> None:
         if not share.may_merge:
@@ -292,19 +309,19 @@ class Batcher:
 
     async def _sent(self, share: Share, shares: list[Share], body: bytes, items: list[Any]) -> "Sent | CallFailure":
         """Send ``body`` for ``shares`` with what ``share`` says besides, and read the response."""
-        with self._calls_for(shares) as calls:
+        with self._calls_for(shares) as calls, self._intake.response() as incoming:
             try:
-                answer, origin = await self._failover.embed(share, body, len(items), calls)
+                answer, origin = await self._failover.embed(share, body, len(items), calls, incoming=incoming)
             except ProxyError as error:
                 return error
             if not is_success(answer.status):
                 return Refused(answer, body, is_own_body=body == share.asked.body)
             by_origin = origin is share.origin
             try:
-                parsed = _read(share, origin, answer, len(items))
+                parsed = await self._with(answer, _read, share, origin, answer, len(items))
             except InvalidAnswer as invalid:
                 self._metrics.upstream_rejected.labels(invalid.reason).inc()
-                self._bill(share, calls, reply.billed_tokens(answer.body))
+                self._bill(share, calls, await self._with(answer, reply.billed_tokens, answer.body))
                 is_own_body = body == share.asked.body
                 return Unusable(answer, body, invalid.reason, by_origin, is_own_body, invalid.embedding_text)
             self._metrics.admit_model(share.model)
@@ -316,11 +333,22 @@ class Batcher:
             self._metrics.upstream_rejected.labels(parsed.unusable).inc()
         return Sent(parsed, answer, body, by_origin)
 
+    async def _with(self, answer: Answer, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Call ``function``, which parses ``answer``: elsewhere if that takes long."""
+        if len(answer.body) > LARGE_BYTES or "Content-Encoding" in answer.headers:
+            return await self._worker.run(function, *arguments)
+        return function(*arguments)
+
     def _bill(self, share: Share, calls: Calls, tokens: int) -> None:
         if tokens:
             self._metrics.admit_model(share.model)
         self._metrics.of_model(share.model).bill(tokens)
         calls.billed(tokens)
+
+
+def _queue(limit: int, what: str) -> Budget:
+    # After a start all clients are strangers until their first call returns, so most of the queue is for these.
+    return Budget(limit, what, strangers_limit=limit * 7 // 8)
 
 
 class Sent(NamedTuple):
@@ -371,11 +399,11 @@ def _read(share: Share, origin: Origin, answer: Answer, items: int) -> reply.Emb
     if wire.is_one_of(parsed.model, provider.multi_vector_models):
         raise InvalidAnswer("multi-vector")
     if origin is share.origin:
-        origin.remember(share.tenant, asked.model, parsed.model)
+        origin.remember(share.who.name, asked.model, parsed.model)
         return parsed if parsed.model else replace(parsed, model=asked.model or "")
     # By the operator's word it is the same model, which in one answer and in the store has one name: the origin's own,
     # or until that is known none.
-    return replace(parsed, model=share.origin.name_of(share.tenant, asked.model))
+    return replace(parsed, model=share.origin.name_of(share.who.name, asked.model))
 
 
 def _in_common(given: list[CIMultiDict[str]]) -> CIMultiDict[str]:

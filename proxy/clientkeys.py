@@ -122,20 +122,23 @@ class ClientKeys:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._digests: list[bytes] = []
+        self._keys: list[ClientKey] = []
         self.edition = 0  # grows with every reading
         self.reload()
 
     def reload(self) -> int:
         """Read the file; returns how many keys there are. Raises `ConfigError`, and then the old ones still count."""
-        self._digests = [key.digest for key in read(self._path)]
+        self._keys = read(self._path)
         self.edition += 1
-        return len(self._digests)
+        return len(self._keys)
+
+    def name_of(self, key: str) -> str | None:
+        """Whose key it is. Compares with every one, in time that says nothing of which or how much of it agreed."""
+        digest = _digest(key)
+        name = None
+        for known in self._keys:
+            name = known.name if compare_digest(digest, known.digest) else name
+        return name
 
     def knows(self, key: str) -> bool:
-        """Compares with every one, in time that says nothing of which or how much of it agreed."""
-        digest = _digest(key)
-        known = False
-        for other in self._digests:
-            known |= compare_digest(digest, other)
-        return known
+        return self.name_of(key) is not None

@@ -14,6 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import ERROR, RequestHandler, RequestPayloadError
 
 from proxy import malformed
+from proxy.budget import Tenant
 from proxy.errors import ConfigError, InvalidRequest, Overloaded, ProxyError, RequestTimeout
 from proxy.liveness import HalfClosed, Unread, is_reset
 
@@ -58,11 +59,24 @@ def head_of(sent: bytes) -> bytes:
     return sent[: sent.find(HEAD_END) + len(HEAD_END)]
 
 
+class Reservation(Protocol):
+    """Memory of one tenant."""
+
+    def take(self, size: int) -> None:
+        """Raises `Overloaded` if there is no room."""
+        ...
+
+    def give_back(self, size: int) -> None: ...
+
+
 class Repeats(Protocol):
     """Who knows requests by nothing but their bytes."""
 
-    def answer_whole(self, sent: bytes) -> Sequence[bytes] | None:
-        """The answer to a request of just these bytes, head and all; None: it must be read."""
+    def answer_whole(self, sent: bytes, connection: "Connection") -> Sequence[bytes] | None:
+        """The answer to a request of just these bytes, head and all; None: it must be read.
+
+        Sets the ``tenant`` of the connection.
+        """
         ...
 
     def begins(self, sent: bytes) -> bool:
@@ -96,6 +110,7 @@ class Connection(RequestHandler):
     """
 
     __slots__ = (
+        "_charged",
         "_content",
         "_discarded",
         "_half_closed",
@@ -115,6 +130,7 @@ class Connection(RequestHandler):
         "_transport",
         "_tunnel",
         "_unread",
+        "tenant",
     )
 
     def __init__(self, manager: "Server", **options: Any) -> None:
@@ -139,6 +155,8 @@ class Connection(RequestHandler):
         # Since it last was: what came, all of it or only the first head, and how many bytes in all.
         self._start, self._received = b"", 0
         self._held = b""  # a head that is not shown to the parser yet
+        self.tenant: Tenant | None = None  # of the request that is being answered
+        self._charged: tuple[Reservation, int] | None = None  # for bytes that wait to be taken
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._since = self._server.now()
@@ -157,7 +175,7 @@ class Connection(RequestHandler):
             return
         repeats = self._server.repeats
         if self._is_between and repeats is not None and self._is_waiting():
-            if (answer := repeats.answer_whole(self._held + data)) is not None:
+            if (answer := repeats.answer_whole(self._held + data, self)) is not None:
                 self._held = b""
                 self._write(answer)
                 return
@@ -169,6 +187,7 @@ class Connection(RequestHandler):
         self._feed(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._uncharge()
         super().connection_lost(exc)
         self._transport = None
         if self._lost is not None and not self._lost.done():
@@ -253,6 +272,29 @@ class Connection(RequestHandler):
         # Some clients send an empty line after a body (RFC 9112 §2.2).
         if not (self._is_busy or self._speaks) and data.strip(b"\r\n"):
             self._speaks, self._since = True, self._server.now()
+
+    def pause_writing(self) -> None:
+        """More waits to be taken than the transport likes. Nothing further is answered until it has been taken."""
+        super().pause_writing()
+        if self.tenant is None or self._transport is None or self._server.reserve is None:
+            return
+        memory, size = self._server.reserve(self.tenant), self._transport.get_write_buffer_size()
+        try:
+            memory.take(size)
+        except Overloaded:
+            self._transport.abort()
+        else:
+            self._charged = memory, size
+
+    def resume_writing(self) -> None:
+        self._uncharge()
+        super().resume_writing()
+
+    def _uncharge(self) -> None:
+        if self._charged is not None:
+            memory, size = self._charged
+            memory.give_back(size)
+            self._charged = None
 
     def _is_waiting(self) -> bool:
         """Whether every request has been answered, and an answer may be written now."""
@@ -438,12 +480,14 @@ class Server(web.Server):
         *,
         max_connections: int,
         repeats: Repeats | None = None,
+        reserve: Callable[[Tenant], Reservation] | None = None,
         clock: Callable[[], float] | None = None,
         **options: Any,
     ) -> None:
         # aiohttp would close what to it is idle for an hour, while it is answered without it.
         super().__init__(handler, keepalive_timeout=_NEVER_S, **options)
         self.repeats = repeats
+        self.reserve = reserve
         self.max_connections = max_connections
         self.now = clock or asyncio.get_running_loop().time
 

@@ -10,8 +10,9 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 from multidict import CIMultiDict
 
 from proxy import headers
-from proxy.answers import detail_of, head_of_hit
+from proxy.answers import detail_of, finish_head, head_of_hit
 from proxy.auth import Access
+from proxy.connections import Connection
 from proxy.cors import is_preflight, origin_of
 from proxy.embeddings import CLIENT_LEFT, EmbeddingsRoute, Progress, status_of_error
 from proxy.errors import InvalidRequest, OriginNotAllowed, ProxyError, RequestTimeout
@@ -78,17 +79,13 @@ class Dispatcher:
             trace = progress.span.trace_id or trace_id(request.headers.get("traceparent"))
             self._end(progress, trace, status, started_s)
         if not response.prepared:
-            if progress.outcome != "preflight":
-                upstream = progress.origin or self._origins.default
-                upstream.cors.finish(origin_of(request.headers), response.headers)
-                if upstream.key:  # whose session the upstream's cookies may be
-                    response.headers.popall("Set-Cookie", None)
-            response.headers.setdefault("X-Request-Id", request_id)  # an upstream's own stays
+            upstream = None if progress.outcome == "preflight" else progress.origin or self._origins.default
+            finish_head(response, request, upstream=upstream, request_id=request_id)
             if self._is_draining():
                 response.force_close()
         return response
 
-    def answer_whole(self, sent: bytes) -> Sequence[bytes] | None:
+    def answer_whole(self, sent: bytes, connection: Connection) -> Sequence[bytes] | None:
         """The answer to a request that came before to the byte and needs nothing but memory; None: it must be read.
 
         Counted, logged and traced as that of any other.
@@ -97,21 +94,24 @@ class Dispatcher:
             return None
         started_s = time.perf_counter()
         try:
-            repeat = self._repeats.answer_whole(sent, started_s)
+            whole = self._repeats.answer_whole(sent, started_s)
         except Exception:  # noqa: BLE001 - it can still be answered as any other, or fail as one
             _log.exception("a request that came again failed in a way nobody thought of")
             return None
-        if repeat is None:
+        if whole is None:
             return None
+        repeat, body, saved_tokens = whole
+        known = repeat.known
+        connection.tenant = known.tenant
         progress = Progress(self._ids.of(None))
         progress.span = self._traces.begin("POST", _NO_FIELDS, started_s)
         progress.span.on_route(_EMBEDDINGS)
         progress.repeated(repeat)
         self._embeddings.count(progress, _OK, started_s)
         self._end(progress, progress.span.trace_id, _OK, started_s)
-        detail, cors = detail_of(repeat.wanted), repeat.origin.cors.head_of_hit()
-        head = head_of_hit(repeat.body, repeat.saved_tokens, progress.request_id, detail=detail, cors=cors)
-        return head, repeat.body
+        detail, cors = detail_of(known.wanted), known.origin.cors.head_of_hit()
+        head = head_of_hit(body, saved_tokens, progress.request_id, detail=detail, cors=cors)
+        return head, body
 
     def begins(self, sent: bytes) -> bool:
         """Whether these bytes are the head of a request that `answer_whole` may know, and whose body is yet to come."""
@@ -150,7 +150,7 @@ class Dispatcher:
         """Raises `ProxyError` for a request that is refused as such; on the embeddings route it is counted, too."""
         try:
             if not is_preflight(request.method, request.headers):  # which has no credentials
-                progress.edition = self._access.admit(request.headers)
+                progress.admission = self._access.admit(request.headers)
             _require_framed(request)
         except ProxyError as error:
             if request.method == "POST" and self._origins.is_embeddings(request.raw_path):

@@ -11,10 +11,12 @@ from typing import NamedTuple
 from aiohttp.web import BaseRequest, StreamResponse
 from multidict import CIMultiDict
 
-from proxy import headers, keys, query, tokens, wire
-from proxy.answers import Answers, cache_headers, detail_of, hit, relayed
-from proxy.auth import KEY_REFUSALS, Access, Place, Validations
+from proxy import headers, keys, tokens, wire
+from proxy.answers import Answers, cache_headers, finish_head, relayed
+from proxy.auth import KEY_REFUSALS, Access, Admission, Place, Validations, Who
 from proxy.bodies import Bodies, Held
+from proxy.budget import Tenant
+from proxy.connections import Connection
 from proxy.cors import origin_of
 from proxy.errors import CredentialRefused, KeyRefused, NotCached, ProxyError
 from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
@@ -25,12 +27,13 @@ from proxy.origins import Origin, Origins
 from proxy.outcomes import Blame, Refused, Unusable, blame, in_own_words, is_success, status_of
 from proxy.passthrough import relay
 from proxy.plan import Plan, plan
+from proxy.reader import Reader, Unread
 from proxy.recall import Known, Wanted
 from proxy.repeats import Repeat, Repeats, epochs
 from proxy.sentinels import Sentinels
 from proxy.store.memory import Entry, standing
 from proxy.store.tiered import Cache
-from proxy.targets import named_in
+from proxy.streamed import Streamed
 from proxy.traces import NO_SPAN, Span
 from proxy.upstream import Answer
 from proxy.wire import Bypass, EmbeddingRequest
@@ -43,20 +46,20 @@ CLIENT_LEFT = 499  # as nginx counts it: nobody was there to be answered
 _MAX_SAID = 256
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _NOT_THERE = frozenset({404, 405})
-_PLAIN_JSON = re.compile(r"application/json\s*(;\s*charset=\"?utf-?8\"?\s*)?", re.IGNORECASE)
 
 
 class _Job(NamedTuple):
     """One understood request on its way through."""
 
     request: BaseRequest
+    held: Held
     origin: Origin
     target: str  # as the origin is to see it
     url: str
     asked: EmbeddingRequest
     directives: Directives
     identity: Identity
-    who: bytes
+    who: Who
     place: Place
     wanted: Wanted
     span: Span
@@ -65,12 +68,12 @@ class _Job(NamedTuple):
 class Progress:
     """What is known of one request under way, for those who count and log it."""
 
-    __slots__ = ("cached", "edition", "items", "model", "origin", "outcome", "request_id", "span")
+    __slots__ = ("admission", "cached", "items", "model", "origin", "outcome", "request_id", "span")
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.origin: Origin | None = None  # the upstream that it is for
-        self.edition = 0  # of the list of clients that let it in
+        self.admission = Admission()
         self.outcome = "error"
         self.model: str | None = None  # as the client wrote it; once it is answered, as it may be shown
         self.items = 0
@@ -80,9 +83,10 @@ class Progress:
     def repeated(self, repeat: Repeat) -> None:
         """It is a request that came again."""
         self.outcome = "hit"
-        self.origin = repeat.origin
-        self.model = repeat.wanted.model
-        self.items = self.cached = len(repeat.wanted.keys)
+        known = repeat.known
+        self.origin = known.origin
+        self.model = known.wanted.model
+        self.items = self.cached = len(known.wanted.keys)
         self.span.looked_up(repeat.looked_up_s, items=self.items, cached=self.cached)
 
 
@@ -103,9 +107,9 @@ class EmbeddingsRoute:
     ) -> None:
         self._cache = cache
         self._fetcher = fetcher
-        self._origins = origins
         self._bodies = bodies
         self._answers = answers
+        self._reader = Reader(origins, access, bodies)
         self._access = access
         self._validations = validations
         self._sentinels = Sentinels(fetcher, metrics)
@@ -122,10 +126,18 @@ class EmbeddingsRoute:
         """Answer ``POST …/embeddings``. Raises `ProxyError`."""
         started = time.perf_counter()
         status = CLIENT_LEFT
+        own = self._access.identity(request.headers, request.raw_path)
+        held = self._bodies.hold(self._tenant(own, progress))
+        if isinstance(request.protocol, Connection):
+            request.protocol.tenant = held.tenant
         self._in_flight += 1
-        held = Held(self._bodies)
         try:
-            progress.outcome, response = await self._serve(request, held, progress)
+            progress.outcome, response = await self._serve(request, held, own, progress)
+            if isinstance(response, Streamed):
+                finish_head(response, request, upstream=progress.origin, request_id=progress.request_id)
+                if self._is_draining():
+                    response.force_close()
+                await response.send(request)
             status = response.status
         except Exception as error:
             status = status_of_error(error)
@@ -142,60 +154,48 @@ class EmbeddingsRoute:
         progress.model = self._metrics.label_of(progress.model)
         self._metrics.request_seconds[progress.outcome].observe(time.perf_counter() - started_s)
 
-    async def _serve(self, request: BaseRequest, held: Held, progress: Progress) -> tuple[str, StreamResponse]:
-        body = sent = await self._bodies.read(request, held)
+    def _tenant(self, own: Identity, progress: Progress) -> Tenant:
+        """Whose share of the proxy's memory, queue and calls a request uses."""
+        name = self._validations.tenant(self._access.payer(own, progress.admission))
+        has_been_accepted = self._validations.has_accepted(name)
+        return Tenant(name, self._access.is_stranger(progress.admission, has_been_accepted=has_been_accepted))
+
+    async def _serve(
+        self, request: BaseRequest, held: Held, own: Identity, progress: Progress
+    ) -> tuple[str, StreamResponse]:
+        sent = await self._bodies.read(request, held)
         began_s = time.perf_counter()
-        own = self._access.identity(request.headers, request.raw_path)
-        mark = self._repeats.mark(request, own, sent)
-        repeat = None if mark is None else self._repeats.answer(request, mark, began_s, edition=progress.edition)
+        mark = self._repeats.mark(request, own, sent.content)
+        repeat = self._repeats.answer(request, mark, began_s, edition=progress.admission.edition) if mark else None
         if repeat is not None:
             progress.repeated(repeat)
-            return progress.outcome, hit(repeat.body, repeat.saved_tokens, detail_of(repeat.wanted))
-        origin, fields = None, {}
-        try:
-            identity = self._access.outgoing(request.headers, own)
-            _require_json(request, is_signed=identity.is_signed)
-            if "Content-Encoding" in request.headers:
-                body = await self._bodies.inflated(request, sent, held)
-            fields = wire.read_object(body)
-            named = named_in(request.raw_path)
-            progress.model = wire.model_of(fields) or (named.name if named else None)
-            origin = progress.origin = self._origins.asked_at(request.raw_path, progress.model)
-            if not origin.neutral_headers <= self._access.neutral_headers:
-                own = self._access.identity(request.headers, request.raw_path, origin)
-                identity = self._access.outgoing(request.headers, own, origin)
-            target = origin.target(request.raw_path)
-            url = _embeddings_url(origin, target)
-            asked = wire.parse_request(body, fields, origin.provider, named)
-            if "Content-Type" not in request.headers:
-                # What an upstream makes of that is its own; where it takes it for JSON, so do we.
-                identity = identity._replace(vector_affecting=[*identity.vector_affecting, ("content-type", "")])
-        except Bypass as bypass:
-            progress.items = wire.count_of(fields)
-            if origin is None:  # what was not understood may be read well enough to say who is asked
-                origin = progress.origin = self._origins.asked_at(request.raw_path, wire.model_in(body))
-            return "bypass", await self._bypass(request, progress, origin, sent, bypass)
+            return "hit", self._answers.hit(repeat.known.wanted, repeat.found, from_memory=len(repeat.found), held=held)
+        read = await self._reader.read(request, sent, own, held)
+        origin = progress.origin = read.origin
+        progress.model = read.model
+        who = self._validations.who(held.tenant.name, origin, read.own)
+        if isinstance(read, Unread):
+            progress.items = read.items
+            return "bypass", await self._bypass(request, progress, who, sent.content, read)
+        asked = read.asked
         if asked.doubt is not None:
             self._metrics.whole_bodies.labels(asked.doubt.reason).inc()
             self._say_once(_named(asked.doubt), f"requests to {origin.name} are cached by their whole body")
-        keyed_url = query.keyed(url)
-        derived = keys.derive(
-            asked, url=keyed_url, scope=self._access.scope(identity), vector_headers=identity.vector_affecting
-        )
         job = _Job(
             request,
+            held,
             origin,
-            target,
-            url,
+            read.target,
+            read.url,
             asked,
             headers.cache_control(request.headers),
-            identity,
-            self._validations.name(origin, own),
-            Place(keyed_url, asked.model),
+            read.identity,
+            who,
+            Place(read.keyed_url, asked.model),
             Wanted(
-                progress.model,
+                read.model,
                 asked.encoding,
-                derived,
+                read.keys,
                 origin.provider.answers_have_id,
                 is_keyed_whole=asked.is_keyed_whole,
             ),
@@ -236,8 +236,8 @@ class EmbeddingsRoute:
         is_valid, is_shared = self._is_valid(job), self._access.is_shared_by(job.identity)
         if not to_do.missing and is_valid:
             if mark is not None and from_memory == len(found):
-                self._repeats.remember(mark, Known(job.wanted, job.who, job.place, job.origin))
-            return "hit", self._answers.hit(job.wanted, found, from_memory, [])
+                self._repeats.remember(mark, Known(job.wanted, job.who, job.place, job.origin, Tenant(job.who.tenant)))
+            return "hit", self._answers.hit(job.wanted, found, from_memory=from_memory, held=job.held)
         if job.directives.only_if_cached:
             if not is_valid and (is_shared or not to_do.missing):  # a stranger does not learn what others have cached
                 raise NotCached("The upstream has not accepted this credential of late, so it gets no cached items.")
@@ -293,7 +293,14 @@ class EmbeddingsRoute:
         if epochs(found, fetched.entries) > 1:
             return await self._fetch_and_answer(job, {}, 0, refresh=True, first=first.bill)
         if not to_do.missing:
-            return "hit", self._answers.hit(job.wanted, found, from_memory, first.receipts, detail="validated")
+            return "hit", self._answers.hit(
+                job.wanted,
+                found,
+                from_memory=from_memory,
+                held=job.held,
+                receipts=first.receipts,
+                detail="validated",
+            )
         # `Fetcher.fetch` counts on a look into memory since the last await.
         there = self._cache.peek([job.wanted.keys[i] for i in to_do.missing], not_before=errand.not_before)
         first = replace(first, entries=there | first.entries)
@@ -314,7 +321,7 @@ class EmbeddingsRoute:
             if failure is not None:
                 return await self._answer_failure(job, errand, failure)
             raise CredentialRefused("The upstream refused this API key, and has not accepted it since.")
-        return "hit", self._answers.hit(job.wanted, found, from_memory, [], detail="unvalidated")
+        return "hit", self._answers.hit(job.wanted, found, from_memory=from_memory, held=job.held, detail="unvalidated")
 
     def _smallest(self, job: _Job, to_do: Plan) -> Errand:
         """An errand for the item that costs least: of the missing ones, or if none is, one that is stored."""
@@ -325,12 +332,12 @@ class EmbeddingsRoute:
         return replace(errand, is_shared=False, is_stored=errand.is_stored and bool(to_do.missing))
 
     async def _bypass(
-        self, request: BaseRequest, progress: Progress, origin: Origin, body: bytes, bypass: Bypass
+        self, request: BaseRequest, progress: Progress, who: Who, body: bytes, unread: Unread
     ) -> StreamResponse:
-        reason = bypass.reason
+        origin, reason = unread.origin, unread.bypass.reason
         if headers.cache_control(request.headers).only_if_cached:
             raise NotCached(f"The request is one that is not cached ({reason}).")
-        self._say_once(_named(bypass), f"requests to {origin.name} are relayed without caching")
+        self._say_once(_named(unread.bypass), f"requests to {origin.name} are relayed without caching")
         extra = cache_headers("BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0)
         target = origin.target(request.raw_path)
         route = origin.routes.find(target)
@@ -355,8 +362,9 @@ class EmbeddingsRoute:
         self._metrics.bypasses.labels(reason).inc()
         self._metrics.of_model(progress.model).items["bypass"].inc(progress.items)
         if response.status in KEY_REFUSALS:
-            who = self._validations.name(origin, self._access.identity(request.headers, request.raw_path, origin))
             self._validations.note(who, Place(url, None), response.status)
+        elif is_success(response.status):
+            self._validations.accept(who.tenant)
         return response
 
     # --- up
@@ -393,7 +401,7 @@ class EmbeddingsRoute:
             # All of it was in the store after all, or in the flight of another replica.
             return await self._ask_first(job, plan(job.wanted.keys, entries), entries, from_memory)
         return ("partial" if found else "miss"), self._answers.fetched(
-            job.wanted, found, fetched, from_memory, is_stored=errand.is_stored
+            job.wanted, found, fetched, from_memory=from_memory, held=job.held, is_stored=errand.is_stored
         )
 
     def _errand(self, job: _Job, to_do: Plan, *, refresh: bool) -> Errand:
@@ -411,7 +419,9 @@ class EmbeddingsRoute:
             target=job.target,
             headers=_as_plain(headers.to_upstream(job.request.headers)),
             group=group,
-            tenant=job.who,
+            tenant=job.held.tenant,
+            held=job.held,
+            who=job.who,
             place=job.place,
             keys=[job.wanted.keys[i] for i in to_do.missing],
             items=[job.asked.items[i] for i in to_do.missing],
@@ -453,9 +463,9 @@ class EmbeddingsRoute:
             self._say_once(f"{status} from {url}", "perhaps the base URL is wrong, or the model's name")
         items = self._metrics.of_model(job.asked.model).items
         if not is_success(status_of(answer)):
-            return "error", relayed(answer)
+            return "error", relayed(answer, job.held)
         items["upstream"].inc(len(job.wanted.keys))
-        return "miss", relayed(answer)
+        return "miss", relayed(answer, job.held)
 
     def _say_once(self, reason: str, what: str) -> None:
         if (reason, what) not in self._said and len(self._said) < _MAX_SAID:
@@ -480,19 +490,3 @@ def _as_plain(forwarded: CIMultiDict[str]) -> CIMultiDict[str]:
     """What goes up for an understood request is not compressed, whatever came."""
     forwarded.popall("Content-Encoding", None)
     return forwarded
-
-
-def _require_json(request: BaseRequest, *, is_signed: bool) -> None:
-    if is_signed:  # the upstream would refuse any other body
-        raise Bypass("signed-body")
-    content_type = request.headers.get("Content-Type", "application/json")
-    # In another charset the same bytes are another text.
-    if content_type != "application/json" and not _PLAIN_JSON.fullmatch(content_type):
-        raise Bypass("content-type")
-
-
-def _embeddings_url(origin: Origin, target: str) -> str:
-    route = origin.routes.find(target)
-    if route is None or not route.is_embeddings:  # where the model's upstream has another API
-        raise Bypass("other-route")
-    return route.url

@@ -89,6 +89,14 @@ class BodyTooLarge(ProxyError):
     code = "body_too_large"
 
 
+class BodyTooComplex(ProxyError):
+    """To parse the body would stop everything else for too long."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "body_too_complex"
+
+
 class ResponseTooLarge(ProxyError):
     """A short body that repeats a stored item many times asks for a response of any size."""
 

@@ -8,6 +8,7 @@ from multidict import CIMultiDict
 from proxy import query, wire
 from proxy.cors import origin_of
 from proxy.errors import ProxyError
+from proxy.intake import Incoming
 from proxy.metrics import Metrics
 from proxy.origins import Alternative, Origin
 from proxy.outcomes import is_outage, is_success, status_of
@@ -27,7 +28,9 @@ class Failover:
         self._metrics = metrics
         self._logged_at_s: dict[tuple[str, str], float] = {}
 
-    async def embed(self, share: Share, body: bytes, items: int, calls: Calls) -> tuple[Answer, Origin]:
+    async def embed(
+        self, share: Share, body: bytes, items: int, calls: Calls, *, incoming: Incoming
+    ) -> tuple[Answer, Origin]:
         """The response, and who gave it. If nobody has one, what the origin itself said. Raises `ProxyError`."""
         failure: Answer | ProxyError | None = None
         here = share.origin.provider
@@ -38,7 +41,7 @@ class Failover:
                 self._metrics.upstream_fallbacks.labels(way.origin.name).inc()
                 self._log_fallback(share.origin.name, way.origin.name, failure)
             try:
-                answer = await self._ask(share, way, body, items, calls)
+                answer = await self._ask(share, way, body, items, calls, incoming=incoming)
             except ProxyError as error:
                 failure = failure or error
                 continue
@@ -58,7 +61,9 @@ class Failover:
             why = f"it answers {failure.status}" if isinstance(failure, Answer) else failure.message
             _log.warning("upstream %s has no answer (%s); %s is asked in its place", name, why, other)
 
-    async def _ask(self, share: Share, way: Alternative, body: bytes, items: int, calls: Calls) -> Answer:
+    async def _ask(
+        self, share: Share, way: Alternative, body: bytes, items: int, calls: Calls, *, incoming: Incoming
+    ) -> Answer:
         if way.model is not None:
             body = wire.renamed_body(body, way.model)
         headers = way.origin.outbound(_for_body(share, body))
@@ -66,9 +71,9 @@ class Failover:
         # A credential in the query is meant for the upstream that the client has in mind, and for no other.
         target = share.target if origin is share.origin else query.without_credentials(share.target)
         url = origin.routes.embeddings(target, model=way.model)
-        async with self._slots.slot(origin, share.tenant):
+        async with self._slots.slot(origin, share.tenant.name):
             with calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=items) as call:
-                answer = await origin.client.embed(url, call.outbound(headers), body, items=items)
+                answer = await origin.client.embed(url, call.outbound(headers), body, items=items, incoming=incoming)
                 call.answered(answer.status)
         share.origin.cors.learn(origin_of(headers), answer.status, answer.headers)
         return answer

@@ -12,8 +12,9 @@ from typing import Any, TypeGuard
 from multidict import CIMultiDict
 
 from proxy import wire
-from proxy.auth import Place, Validations
+from proxy.auth import Place, Validations, Who
 from proxy.batcher import Batcher
+from proxy.budget import Tenant
 from proxy.errors import ProxyError
 from proxy.flight import Claim, Flights
 from proxy.origins import Origin
@@ -39,6 +40,7 @@ from proxy.store.tiered import Cache
 from proxy.traces import NO_SPAN, Span
 from proxy.upstream import Answer
 from proxy.wire import EmbeddingRequest
+from proxy.worker import Reservation
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +58,9 @@ class Errand:
     target: str
     headers: CIMultiDict[str]
     group: bytes
-    tenant: bytes
+    tenant: Tenant
+    who: Who
+    held: Reservation  # the memory that the request takes
     place: Place
     keys: list[bytes]
     items: list[Any]
@@ -91,6 +95,7 @@ class Errand:
         return Share(
             group=self.group,
             tenant=self.tenant,
+            who=self.who,
             origin=self.origin,
             target=self.target,
             headers=self.headers,
@@ -131,7 +136,7 @@ class Failure:
         """Whether retrying independently would give this waiter the same failure."""
         match blame(self.cause):
             case Blame.EVERYBODY:
-                return not is_about_credential(self.cause) or (self.call and self.call.tenant) == errand.tenant
+                return not is_about_credential(self.cause) or (self.call and self.call.who) == errand.who
             case Blame.CALL:
                 return self._is_as_if_by(errand)
             case Blame.UNKNOWN:
@@ -155,7 +160,7 @@ class Failure:
         call = self.call
         return (
             call is not None
-            and call.tenant == errand.tenant
+            and call.who == errand.who
             and call.headers == errand.headers
             and self._is_for_items_of(errand)
         )
@@ -309,6 +314,7 @@ class Fetcher:
     def _start(self, errand: Errand, claim: Claim[_Landed], ledger: _Ledger) -> None:
         fetch = asyncio.create_task(self._fly(errand, claim, ledger))
         self._fetches.add(fetch)
+        errand.held.lasts_until(fetch)
         fetch.add_done_callback(self._ended)
 
     def _ended(self, fetch: "asyncio.Task[None]") -> None:
@@ -324,7 +330,8 @@ class Fetcher:
                 return
             async with self._cache.leasing() as lease:
                 ours = errand.covered_by(await lease.acquire(errand.lease_keys))
-                others = [key for key in errand.keys if key not in ours]
+                granted = set(ours)
+                others = [key for key in errand.keys if key not in granted]
                 ask = self._ask_unless_stored if lease.is_real else self._ask
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(ask(errand.only(ours), claim, ledger))
@@ -355,7 +362,8 @@ class Fetcher:
                 lapsed = rest.covered_by(await lease.acquire(rest.lease_keys))
             if lapsed:
                 await self._ask_unless_stored(errand.only(lapsed), claim, ledger)
-                keys = [key for key in keys if key not in lapsed]
+                fetched = set(lapsed)
+                keys = [key for key in keys if key not in fetched]
 
     async def _settle_stored(self, errand: Errand, claim: Claim[_Landed]) -> dict[bytes, Entry]:
         stored = await self._cache.read(errand.keys, not_before=errand.not_before)
@@ -390,12 +398,13 @@ class Fetcher:
         for key, entry in (await self._keep(part, outcome)).items():
             claim.settle(key, entry)
         if outcome.unusable is not None:
-            spoilt = [key for key in part.keys if key not in good]
+            spoilt = [key for key, vector in zip(part.keys, outcome.vectors, strict=True) if vector is None]
             await self._settle_unusable(part, spoilt, outcome.unusable, claim, ledger)
 
     def _settle_failed(self, part: Errand, keys: list[bytes], cause: CallFailure, claim: Claim[_Landed]) -> None:
+        failure = Failure(cause, part)
         for key in keys:
-            claim.settle(key, Failure(cause, part))
+            claim.settle(key, failure)
 
     async def _settle_unusable(
         self, part: Errand, keys: list[bytes], unusable: Unusable, claim: Claim[_Landed], ledger: _Ledger
@@ -414,19 +423,19 @@ class Fetcher:
         """Record what the response says of the credential, even if the client has disconnected."""
         match outcome:
             case Delivered(by_origin=True):
-                self._validations.confirm(part.tenant, part.place, asked_at_s=asked_at_s)
+                self._validations.confirm(part.who, part.place, asked_at_s=asked_at_s)
             case Unusable() if outcome.confirms:
-                self._validations.confirm(part.tenant, part.place, asked_at_s=asked_at_s)
+                self._validations.confirm(part.who, part.place, asked_at_s=asked_at_s)
             case Refused() | Unusable() if is_verdict(outcome):
-                self._validations.note(part.tenant, part.place, status_of(outcome.answer))
+                self._validations.note(part.who, part.place, status_of(outcome.answer))
 
     def _judge(self, errand: Errand, answer: Answer, asked_at_s: float) -> None:
         """The same of a response to the client's own body."""
         status = status_of(answer)
         if is_success(status):
-            self._validations.confirm(errand.tenant, errand.place, asked_at_s=asked_at_s)
+            self._validations.confirm(errand.who, errand.place, asked_at_s=asked_at_s)
         else:
-            self._validations.note(errand.tenant, errand.place, status)
+            self._validations.note(errand.who, errand.place, status)
 
     async def _keep(self, part: Errand, delivered: Delivered) -> Mapping[bytes, Entry]:
         now = int(self._clock())

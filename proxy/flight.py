@@ -30,10 +30,11 @@ class Flights(Generic[T]):
         flight that ended in between: its result went into memory before the flight was forgotten.
         """
         claim = Claim(self._flights)
+        new = asyncio.get_running_loop().create_future
         for key in keys:
             flight = self._flights.get(key)
             if flight is None:
-                flight = self._flights[key] = claim.mine[key] = asyncio.get_running_loop().create_future()
+                flight = self._flights[key] = claim.mine[key] = new()
             claim.flights[key] = flight
         return claim
 

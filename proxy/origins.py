@@ -65,20 +65,20 @@ class Origin:
         """A request's target as this upstream is to see it: where the proxy has a key for it, without the client's."""
         return given if self.key is None else query.without_credentials(given)
 
-    def remember(self, tenant: bytes, asked: str | None, answered: str) -> None:
+    def remember(self, client: bytes, asked: str | None, answered: str) -> None:
         """What it called a model that a client asked for. With entries of their own, clients may not have the same
         model by one name, and do not learn each other's names."""
         if self.alternatives and answered:
             if len(self._names) >= _MAX_REMEMBERED:
                 self._names.clear()
-            self._names[self._who(tenant), asked] = answered
+            self._names[self._who(client), asked] = answered
 
-    def name_of(self, tenant: bytes, asked: str | None) -> str:
+    def name_of(self, client: bytes, asked: str | None) -> str:
         """What it called the model in its last answer to that client; "" before the first."""
-        return self._names.get((self._who(tenant), asked), "")
+        return self._names.get((self._who(client), asked), "")
 
-    def _who(self, tenant: bytes) -> bytes:
-        return b"" if self.is_shared else tenant
+    def _who(self, client: bytes) -> bytes:
+        return b"" if self.is_shared else client
 
     @property
     def ways(self) -> "tuple[Alternative, ...]":
@@ -99,6 +99,11 @@ class Origins:
         self.all = (default, *(origin for _, origin in routed))
         self._routed = routed
         self._known: dict[str, Origin] = {}
+
+    @property
+    def has_several(self) -> bool:
+        """Whether it matters which model a request asks for."""
+        return bool(self._routed)
 
     def asked_at(self, target: str, model: str | None) -> Origin:
         """The upstream for a request to ``target`` whose body names ``model``; None: it names none that can be read.

@@ -172,6 +172,8 @@ def _is_pace(name: str) -> bool:
 
 
 def _error_fields(answer: Answer) -> Mapping[str, str]:
+    if len(answer.body) > reply.MAX_ERROR_BYTES:
+        return {}
     try:
         body = orjson.loads(answer.body)
     except orjson.JSONDecodeError:

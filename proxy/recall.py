@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from moka_py import Moka
 
-from proxy.auth import Place
+from proxy.auth import Place, Who
+from proxy.budget import Tenant
 from proxy.connections import head_of
 from proxy.headers import Identity
 from proxy.keys import pack
@@ -33,9 +34,10 @@ class Known(NamedTuple):
     """What was understood of a request. There is no text in it and no credential."""
 
     wanted: Wanted
-    who: bytes  # as `proxy.auth.Validations` names the client
+    who: Who
     place: Place
     origin: Origin  # the upstream, whose CORS fields a response has
+    tenant: Tenant
     edition: int = 0  # of the list of clients that let it in, as `proxy.auth.Access` numbers them
 
     @property

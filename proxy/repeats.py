@@ -15,24 +15,22 @@ from proxy.auth import Access, Validations
 from proxy.connections import HEAD_END, MAX_WHOLE_BYTES, Connection, head_of
 from proxy.headers import Identity
 from proxy.metrics import Metrics
-from proxy.origins import Origin
-from proxy.recall import Known, Recall, Wanted
+from proxy.recall import Known, Recall
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache
 
 # Of more than so many, first the head is looked for: a MAC of the whole would cost more than that tells.
 _FEW_BYTES = 2 * 1024
+_MAX_MARKED_BYTES = 4 * 1024**2
 # Fields that ask for an answer of one's own. A page's Origin is one: what a response says of it may change.
 _PERSONAL = ("X-Request-Id", "traceparent", "Upgrade", "Expect", "Transfer-Encoding", "Origin")
 
 
 class Repeat(NamedTuple):
-    """The answer to a request that came again; ``looked_up_s`` is when its items were looked for."""
+    """A request that came again; ``looked_up_s`` is when its items were looked for."""
 
-    wanted: Wanted
-    origin: Origin
-    body: bytes
-    saved_tokens: int
+    known: Known
+    found: dict[bytes, Entry]
     looked_up_s: float
 
 
@@ -48,8 +46,11 @@ class Repeats:
         self._recall = Recall()
 
     def mark(self, request: BaseRequest, own: Identity, body: bytes) -> bytes | None:
-        """What a request can be known by; None for one that there may be more to than what is marked."""
-        return self._recall.mark(request.raw_path, own, body) if _is_plain(request, own) else None
+        """What a request can be known by; None for one that there may be more to than what is marked, or which is so
+        large that a MAC of it would keep everybody waiting."""
+        if len(body) > _MAX_MARKED_BYTES or not _is_plain(request, own):
+            return None
+        return self._recall.mark(request.raw_path, own, body)
 
     def remember(self, mark: bytes, known: Known) -> None:
         """A request was answered from memory."""
@@ -66,8 +67,11 @@ class Repeats:
             self._remember_whole(request, known._replace(edition=edition))
         return repeat
 
-    def answer_whole(self, sent: bytes, began_s: float) -> Repeat | None:
-        """The same for a request of which nothing is known but its bytes: its credential has to be as good as then."""
+    def answer_whole(self, sent: bytes, began_s: float) -> tuple[Repeat, bytes, int] | None:
+        """The same for a request of which nothing is known but its bytes: its credential has to be as good as then.
+
+        With the response's body, and how many tokens it saves. None also where it is too large to be written at once.
+        """
         if len(sent) > MAX_WHOLE_BYTES:
             return None
         if len(sent) > _FEW_BYTES and not self._recall.has_head(head_of(sent)):
@@ -75,13 +79,15 @@ class Repeats:
         known = self._recall.get_whole(self._recall.mark_whole(sent))
         if known is None or known.edition != self._access.edition:
             return None
-        return self._repeat(known, began_s)
+        repeat = self._repeat(known, began_s, is_large=False)
+        return None if repeat is None else (repeat, *self._answers.body_of_hit(known.wanted, repeat.found))
 
     def begins(self, sent: bytes) -> bool:
         """Whether these bytes are a head with which a request began that `answer_whole` may know."""
         return sent.endswith(HEAD_END) and len(sent) <= MAX_WHOLE_BYTES and self._recall.has_head(sent)
 
-    def _repeat(self, known: Known, began_s: float) -> Repeat | None:
+    def _repeat(self, known: Known, began_s: float, *, is_large: bool = True) -> Repeat | None:
+        """``is_large``: the response may be."""
         if not (self._access.owns_key or self._validations.holds(known.who, known.place)):
             return None
         parsed_s = time.perf_counter()
@@ -89,10 +95,11 @@ class Repeats:
         found = self._cache.peek(wanted.keys, not_before=self._cache.oldest_fresh(None), confirmed=True)
         if not all(map(found.__contains__, wanted.keys)) or epochs(found) > 1:
             return None
+        if not is_large and len(wanted.keys) > 1 and self._answers.is_large(wanted, found):
+            return None
         self._stages["parse"].observe(parsed_s - began_s)
         self._stages["lookup"].observe(time.perf_counter() - parsed_s)
-        body, saved_tokens = self._answers.body_of_hit(wanted, found, len(found), [])
-        return Repeat(wanted, known.origin, body, saved_tokens, parsed_s)
+        return Repeat(known, found, parsed_s)
 
     def _remember_whole(self, request: BaseRequest, known: Known) -> None:
         connection = request.protocol

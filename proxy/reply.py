@@ -3,13 +3,15 @@
 https://platform.openai.com/docs/api-reference/embeddings
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from proxy import vectors
+from proxy import parts as json_parts
+from proxy import structure, vectors
+from proxy.parts import Unparsed
 from proxy.providers import Provider
 from proxy.vectors import DType, InvalidVector, Vector
 
@@ -19,7 +21,10 @@ _REBUILT = frozenset({"object", "data", "model", "usage", "error"})  # fields of
 _ITEM_FIELDS = frozenset({"object", "index", "embedding", "encoding_format"})
 _OK, _UNKNOWN_ERROR, _LOWEST_ERROR = 200, 400, 300
 _NO_EMBEDDING = object()
-_MAX_ERROR = 64 * 1024  # bytes of an error
+MAX_ERROR_BYTES = 64 * 1024  # a longer body is no error
+_UNPARSED = {"not-an-object": "error-in-200", "too-many-items": "count"}
+# Arrays and objects that a large response may have, for each item and besides.
+_MAX_CONTAINERS_OF_ITEM, _MAX_CONTAINERS, _MAX_BILLED_CONTAINERS = 16, 4096, 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +61,7 @@ class InvalidAnswer(ValueError):
 
 def error_status(body: bytes, status: int = _OK) -> int:
     """The status of the error inside a 2xx, as OpenRouter sends; ``status`` where there is none."""
-    if len(body) > _MAX_ERROR or b'"error"' not in body:
+    if len(body) > MAX_ERROR_BYTES or b'"error"' not in body:
         return status
     try:
         answer = orjson.loads(body)
@@ -88,10 +93,7 @@ def parse_answer(
     One length for all vectors, whether or not it is the one that was asked for: LM Studio and llama.cpp ignore
     ``dimensions``.
     """
-    try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise InvalidAnswer("not-json") from None
+    answer = _parsed(body, provider, items, packed)
     if type(answer) is not dict or answer.get("error"):
         raise InvalidAnswer("error-in-200")
     data = _in_order(answer.get("data"), items)
@@ -112,13 +114,57 @@ def parse_answer(
     )
 
 
+def _parsed(body: bytes, provider: Provider, items: int, packed: DType | None) -> Any:
+    """A response as JSON. Of a large one each embedding is parsed by itself, and is a `Vector` or an `InvalidVector` in
+    place of an array: as objects of Python, its numbers would take eight times their memory."""
+    if len(body) <= json_parts.LARGE_BYTES:
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError:
+            raise InvalidAnswer("not-json") from None
+    if structure.has_more_containers(body, _MAX_CONTAINERS_OF_ITEM * items + _MAX_CONTAINERS):
+        raise InvalidAnswer("too-complex")
+    try:
+        members = json_parts.members(body)
+        data = members.pop("data", None)
+        answer = {name: json_parts.value(part) for name, part in members.items()}
+        found = None if data is None else json_parts.elements(data, max_elements=max(items, _MAX_CONTAINERS))
+        if found is not None and items > 1:
+            answer["data"] = [_packed_datum(datum, provider, packed) for datum in found]
+        elif data is not None:
+            answer["data"] = json_parts.value(data) if found is None else list(found)
+    except Unparsed as unparsed:
+        raise InvalidAnswer(_UNPARSED.get(unparsed.reason, unparsed.reason)) from None
+    return answer
+
+
+def _packed_datum(datum: Any, provider: Provider, packed: DType | None) -> Any:
+    if type(datum) is dict and type(numbers := datum.get("embedding")) is list:
+        try:
+            datum["embedding"] = _from_numbers(numbers, provider, packed)
+        except InvalidVector as invalid:
+            datum["embedding"] = invalid
+    return datum
+
+
+def _from_numbers(numbers: list[Any], provider: Provider, packed: DType | None) -> Vector:
+    return vectors.from_numbers(numbers, packed, as_floats=not provider.packs_base64)
+
+
+def _form(embedding: Any) -> type:
+    """What stood in the JSON."""
+    return list if isinstance(embedding, Vector | InvalidVector) else type(embedding)
+
+
 def billed_tokens(body: bytes) -> int:
     """What a 2xx says was billed, as far as it can be read."""
-    try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
+    if structure.has_more_containers(body, _MAX_BILLED_CONTAINERS):
         return 0
-    tokens: int = _usage(answer.get("usage") if type(answer) is dict else None)["prompt_tokens"]
+    try:
+        usage = json_parts.value(json_parts.members(body)["usage"])
+    except (Unparsed, KeyError):
+        return 0
+    tokens: int = _usage(usage)["prompt_tokens"]
     return tokens
 
 
@@ -164,7 +210,12 @@ def _vectors(
                     raise InvalidAnswer("encoding")
                 found.append(vectors.from_base64(embedding, encoded))
             elif type(embedding) is list:
-                found.append(vectors.from_numbers(embedding, packed, as_floats=not provider.packs_base64))
+                found.append(_from_numbers(embedding, provider, packed))
+            elif type(embedding) is Vector:
+                found.append(embedding)
+            elif type(embedding) is InvalidVector:
+                unusable = unusable or "vector"
+                found.append(None)
             else:
                 unusable = unusable or "no-embedding"
                 found.append(None)
@@ -212,12 +263,24 @@ class _Openings:
 _OPENINGS = _Openings()
 
 
-def assemble(embeddings: Sequence[bytes], model: str, usage: dict[str, Any], told: Mapping[str, Any]) -> bytes:
-    """An answer's body from the embeddings' JSON texts in index order, at least one; ``told`` are further fields."""
+def ending(model: str, usage: dict[str, Any], told: Mapping[str, Any]) -> bytes:
+    """What follows the last embedding of an answer's body; ``told`` are further fields."""
+    text = b'}],"model":%b,"usage":%b' % (orjson.dumps(model), orjson.dumps(usage))
+    return text + (b",%b}" % orjson.dumps(told)[1:-1] if told else b"}")
+
+
+def parts(embeddings: Sequence[bytes], end: bytes) -> list[bytes]:
+    """The parts of an answer's body, of the embeddings' JSON texts in index order, at least one, and its `ending`."""
     count = len(embeddings)
-    parts: list[bytes] = [b""] * (2 * count + 1)
-    parts[0:-1:2] = _OPENINGS.first(count)
-    parts[1::2] = embeddings
-    parts[-1] = b'}],"model":%b,"usage":%b' % (orjson.dumps(model), orjson.dumps(usage))
-    parts[-1] += b",%b}" % orjson.dumps(told)[1:-1] if told else b"}"
-    return b"".join(parts)
+    texts: list[bytes] = [end] * (2 * count + 1)
+    texts[0:-1:2] = _OPENINGS.first(count)
+    texts[1::2] = embeddings
+    return texts
+
+
+def later_parts(embeddings: Iterable[bytes], count: int, end: bytes) -> Iterator[bytes]:
+    """The same, for ``count`` embeddings whose texts are made when their turn comes."""
+    for opening, embedding in zip(_OPENINGS.first(count), embeddings, strict=True):
+        yield opening
+        yield embedding
+    yield end

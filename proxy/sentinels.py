@@ -5,7 +5,7 @@ import logging
 from dataclasses import replace
 from typing import NamedTuple
 
-from proxy.auth import Place
+from proxy.auth import Place, Who
 from proxy.errors import Overloaded, ProxyError, UpstreamDown
 from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
 from proxy.metrics import Metrics
@@ -14,7 +14,7 @@ from proxy.traces import NO_SPAN, Span
 
 _log = logging.getLogger(__name__)
 
-_Name = tuple[bytes, Place]  # a credential, and what it is to be accepted for
+_Name = tuple[Who, Place]  # a credential, and what it is to be accepted for
 
 
 class Said(NamedTuple):
@@ -78,6 +78,7 @@ class Sentinels:
         loop = asyncio.get_running_loop()
         question = _Question(loop.create_task(self._fetcher.fetch(errand)), loop.time())
         self._under_way.add(question.answer)
+        errand.held.lasts_until(question.answer)
         question.answer.add_done_callback(self._ended)
         return question
 

@@ -120,6 +120,8 @@ async def running(
             patience_s=settings.upstream_timeout_s,
             max_queued_items=settings.max_queued_items,
             max_queued_bytes=settings.max_held_bytes,
+            # While one is put together it is in memory twice.
+            max_incoming_bytes=settings.max_held_bytes // 4,
             room=cache.room,
         )
         validations = Validations(ttl_s=settings.revalidate_s, clock=monotonic)
@@ -172,7 +174,7 @@ async def running(
             now=monotonic,
         )
         require_strict_parser()
-        web_server = _make_server(dispatcher, _max_connections(settings.max_connections))
+        web_server = _make_server(dispatcher, bodies, _max_connections(settings.max_connections))
         await stack.enter_async_context(every(SWEEP_S, lambda _: web_server.sweep()))
         await stack.enter_async_context(every(_LAG_PERIOD_S, metrics.loop_lag.observe))
         data = web.ServerRunner(web_server, shutdown_timeout=settings.shutdown_timeout_s)
@@ -347,11 +349,12 @@ def _max_connections(wanted: int) -> int:
     return min(wanted, max(_FEWEST_CONNECTIONS, soft - _OTHER_FILES))
 
 
-def _make_server(dispatcher: Dispatcher, max_connections: int) -> Server:
+def _make_server(dispatcher: Dispatcher, bodies: Bodies, max_connections: int) -> Server:
     return Server(
         dispatcher.handle,
         repeats=dispatcher,
         max_connections=max_connections,
+        reserve=bodies.hold,
         access_log=None,
         auto_decompress=False,
         logger=_http_log,

@@ -5,6 +5,8 @@ from typing import Any
 
 from multidict import CIMultiDict
 
+from proxy.auth import Who
+from proxy.budget import Tenant
 from proxy.origins import Origin
 from proxy.targets import named_in
 from proxy.tokens import estimated_tokens
@@ -20,7 +22,8 @@ class Share:
     """
 
     group: bytes
-    tenant: bytes  # equal for requests under one credential
+    tenant: Tenant
+    who: Who
     origin: Origin
     target: str  # of the client's request
     headers: CIMultiDict[str]

@@ -1,4 +1,4 @@
-"""The bulkhead: how many calls one upstream, and one credential at it, may have under way."""
+"""The bulkhead: how many calls one upstream, and one tenant at it, may have under way."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from proxy.origins import Origin
 
 @dataclass(slots=True)
 class _Tenant:
-    """A credential's part of the slots."""
+    """A tenant's part of the slots."""
 
     slots: asyncio.Semaphore
     calls: int = 0  # that have a slot or wait for one
@@ -39,9 +39,9 @@ class Slots:
         self._tenants: dict[tuple[Origin, bytes], _Tenant] = {}
 
     @asynccontextmanager
-    async def slot(self, origin: Origin, credential: bytes) -> AsyncIterator[None]:
-        """One of the calls that ``credential`` may have under way at ``origin``. Raises `Overloaded`."""
-        name = origin, credential
+    async def slot(self, origin: Origin, tenant_name: bytes) -> AsyncIterator[None]:
+        """One of the calls that a tenant may have under way at ``origin``. Raises `Overloaded`."""
+        name = origin, tenant_name
         all_slots = self._slots.setdefault(origin, asyncio.Semaphore(self._concurrency))
         tenant = self._tenants.setdefault(name, _Tenant(asyncio.Semaphore(self.max_calls_a_tenant)))
         tenant.calls += 1

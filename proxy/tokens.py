@@ -26,7 +26,7 @@ def weight(kind: Kind, item: Any) -> int:
     if kind is Kind.TOKENS:
         return len(item)
     if kind is Kind.TEXT:
-        return len(item.encode())
+        return len(item) if item.isascii() else len(item.encode())
     return len(orjson.dumps(item))
 
 

@@ -36,6 +36,7 @@ from proxy.breaker import Breaker, State
 from proxy.egress import DIRECT, Egress
 from proxy.errors import Overloaded, ProxyError, UpstreamDown, UpstreamUnreachable
 from proxy.headers import reason_phrase
+from proxy.intake import Incoming
 from proxy.metrics import Metrics
 from proxy.outbound import Outbound
 from proxy.reply import InvalidAnswer
@@ -278,8 +279,13 @@ class Upstream:
             raise
         return response
 
-    async def embed(self, url: str, headers: CIMultiDict[str], body: bytes, *, items: int) -> Answer:
-        """One embeddings call of ``items`` items. Raises `ProxyError`, `UpstreamDown` while the circuit is open."""
+    async def embed(
+        self, url: str, headers: CIMultiDict[str], body: bytes, *, items: int, incoming: Incoming
+    ) -> Answer:
+        """One embeddings call of ``items`` items, whose response is read as fast as ``incoming`` takes it.
+
+        Raises `ProxyError`, `UpstreamDown` while the circuit is open.
+        """
         if not self._breaker.allows():
             raise UpstreamDown("The upstream can't be connected to; it is tried again in a moment.")
         headers = headers.copy()
@@ -292,7 +298,7 @@ class Upstream:
             async with asyncio.timeout(self._timeouts.total_s):
                 response = await self._begin(self._calls, "POST", url, headers, body, attempt=attempt)
                 async with response:
-                    content = await _read(response)
+                    content = await _read(response, incoming)
         except (ClientError, TimeoutError, OSError) as error:
             if not attempt.is_connected and self.outbound.is_unconnected(error):
                 self._note_unconnected(error)
@@ -429,10 +435,11 @@ def _tells_connection() -> TraceConfig:
     return config
 
 
-async def _read(response: ClientResponse) -> bytes:
+async def _read(response: ClientResponse, incoming: Incoming) -> bytes:
     chunks, size = [], 0
     async for chunk in response.content.iter_any():
         chunks.append(chunk)
+        await incoming.take(len(chunk))
         size += len(chunk)
         if size > _MAX_ANSWER_BYTES:
             raise ClientPayloadError("an answer without end")

@@ -5,6 +5,7 @@ https://platform.openai.com/docs/api-reference/embeddings
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from proxy import parts, structure
+from proxy.parts import Unparsed
 from proxy.providers import Form, Provider
 from proxy.remembered import remembered
 from proxy.targets import Named
@@ -22,6 +25,10 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _ESCAPED_COLON = re.compile(rb"\\u003[aA]")
 _MAX_NAME = 256  # of a model that is remembered
 _MAX_DEPTH = 32  # of the JSON; what writes it again has limits of its own
+# Of a request. More take the proxy too long in one go, and no provider takes so many.
+MAX_ITEMS = 16_384
+_TOKEN_BYTES = 32  # an integer object
+_MAX_TOLERATED = 64 * 1024  # bytes of what is no JSON in which a model is looked for
 # The integer types a request can name. `binary` packs eight dimensions into each number.
 _PACKED = {
     "int8": DType.INT8_PACKED,
@@ -92,12 +99,27 @@ class EmbeddingRequest(NamedTuple):  # a frozen dataclass takes three times as l
 
 def read_object(body: bytes) -> dict[str, Any]:
     """A request body as JSON. Raises `Bypass`."""
+    if len(body) > parts.LARGE_BYTES:
+        return _read_parts(body)
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError:  # bad UTF-8, lone surrogates and NaN among them
         raise Bypass("not-json") from None
     if type(fields) is not dict:
         raise Bypass("not-an-object")
+    return fields
+
+
+def _read_parts(body: bytes) -> dict[str, Any]:
+    """The same for a large body, whose items are parsed one by one."""
+    try:
+        given = parts.members(body)
+        fields: dict[str, Any] = {}
+        for name, part in given.items():
+            items = parts.elements(part, max_elements=MAX_ITEMS) if name == "input" else None
+            fields[name] = parts.value(part) if items is None else list(items)
+    except Unparsed as unparsed:
+        raise Bypass(unparsed.reason) from None
     return fields
 
 
@@ -115,6 +137,14 @@ def count_of(fields: dict[str, Any]) -> int:
 
 def model_in(body: bytes) -> str | None:
     """The model that a body names, read more tolerantly than anything else here: it only says who is asked."""
+    try:
+        model = parts.value(parts.members(body)["model"])
+    except (Unparsed, KeyError):
+        return _model_in_what_is_no_json(body) if len(body) <= _MAX_TOLERATED else None
+    return model if type(model) is str else None
+
+
+def _model_in_what_is_no_json(body: bytes) -> str | None:
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):
@@ -144,6 +174,7 @@ def parse_request(
     What is uncertain for an item may be certain for the body, and then the request is keyed as a whole. Raises `Bypass`
     where not even that can be said.
     """
+    _forbid_many_items(fields)
     try:
         return _item_by_item(body, fields, provider, named)
     except Bypass as doubt:
@@ -379,6 +410,11 @@ class _Written(NamedTuple):
 _PLAIN = _Written()
 
 
+def _forbid_many_items(fields: dict[str, Any]) -> None:
+    if count_of(fields) > MAX_ITEMS:
+        raise Bypass("too-many-items")
+
+
 def _forbid_two_names(fields: dict[str, Any], provider: Provider) -> None:
     """Which of two names of one field counts is the provider's secret."""
     if len(provider.encoding) > 1:
@@ -479,7 +515,7 @@ def _forbid_duplicate_keys(body: bytes, fields: dict[str, Any], kind: Kind, item
 
     Each pair of the document has one colon, and every other colon is inside a string. If the raw body has just as many
     as the parsed value accounts for, then no pair was dropped; unless an escaped colon made up for it, which has
-    ``\\u003a`` in the raw body. Where the count leaves doubt the slow parser decides.
+    ``\\u003a`` in the raw body. Where that leaves doubt, only colons outside strings are counted, which takes longer.
     """
     accounted = len(fields)
     for name, value in fields.items():
@@ -491,11 +527,9 @@ def _forbid_duplicate_keys(body: bytes, fields: dict[str, Any], kind: Kind, item
             accounted += text.count(":")
     elif kind is Kind.OBJECT:
         accounted += _colons(items)
-    if body.count(b":") != accounted or _ESCAPED_COLON.search(body):
-        try:
-            json.loads(body, object_pairs_hook=_require_distinct)
-        except RecursionError:
-            raise Bypass("too-deep") from None
+    is_in_doubt = body.count(b":") != accounted or _ESCAPED_COLON.search(body)
+    if is_in_doubt and structure.of(body).members != _members(fields):
+        raise Bypass("duplicate-key")
 
 
 def _colons(value: Any, depth: int = _MAX_DEPTH) -> int:
@@ -510,9 +544,27 @@ def _colons(value: Any, depth: int = _MAX_DEPTH) -> int:
     return sum(_colons(inner, depth - 1) for inner in value)
 
 
-def _require_distinct(pairs: list[tuple[str, Any]]) -> None:
-    if len({name for name, _ in pairs}) != len(pairs):
-        raise Bypass("duplicate-key")
+def _members(value: Any, depth: int = _MAX_DEPTH + 1) -> int:
+    """How many members its objects have in all."""
+    if type(value) not in {dict, list}:
+        return 0
+    if depth == 0:
+        raise Bypass("too-deep")
+    if type(value) is dict:
+        return len(value) + sum(_members(inner, depth - 1) for inner in value.values())
+    return sum(_members(inner, depth - 1) for inner in value)
+
+
+def memory_bytes(request: EmbeddingRequest, counted: structure.Structure) -> int:
+    """What a request takes in memory besides its body, whose structure has been ``counted``."""
+    if request.kind is Kind.TEXT:
+        items = sum(map(sys.getsizeof, request.items))
+    elif request.kind is Kind.TOKENS:
+        items = sum(map(sys.getsizeof, request.items)) + _TOKEN_BYTES * sum(map(len, request.items))
+    else:
+        return counted.objects_bytes
+    rest = structure.of(orjson.dumps({name: value for name, value in request.fields.items() if name != "input"}))
+    return min(counted.objects_bytes, items + sys.getsizeof(request.items) + rest.objects_bytes)
 
 
 def reduced_body(request: EmbeddingRequest, items: list[Any]) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import WSServerHandshakeError, web
 
 from proxy import clientkeys
-from proxy.auth import Place, Validations
+from proxy.auth import Place, Validations, Who
 from proxy.config import SameModel, UpstreamSetting
 from proxy.headers import Identity
 from proxy.origins import Origin
@@ -23,6 +23,7 @@ from tests.test_stampede import waiting
 
 REVALIDATE_S = 600.0
 INVALID = b'{"error":{"message":"Incorrect API key"}}'
+WHO = Who(b"tenant", b"name")
 KINDS = ("valid", "invalid", "revoked", "other tenant", "none", "expired validation")
 HITS = ("miss", "partial", "all-hit")
 SHARINGS = ("credential", "all", "owned")
@@ -429,26 +430,30 @@ async def test_the_upstreams_cookies_are_for_whoevers_key_it_was(
 
 
 def test_validations_are_bounded_and_not_to_be_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.auth._MAX_CREDENTIALS", 10)
-    monkeypatch.setattr("proxy.auth._MAX_PLACES", 5)
+    monkeypatch.setattr("proxy.auth._MAX_ACCEPTED_BYTES", 50_000)
+    monkeypatch.setattr("proxy.auth._MAX_REFUSED_BYTES", 50_000)
     validations = Validations(ttl_s=10, clock=lambda: 0.0)
+    one = Who(b"one", b"name")
     for n in range(100):
-        validations.confirm(bytes([n]), Place("u", "m"), asked_at_s=0.0)
-        validations.confirm(b"one", Place("u", f"{n}"), asked_at_s=0.0)
-        validations.note(f"{n}".encode(), Place("u", "m"), 401)
-    validations.confirm(b"one", Place("u" * 5000, "m"), asked_at_s=0.0)
-    assert len(validations._until) <= 10
+        validations.confirm(Who(bytes([n]), b"name"), Place("u", "m"), asked_at_s=0.0)
+        validations.confirm(one, Place("u", f"{n}"), asked_at_s=0.0)
+        validations.note(Who(b"refused", f"{n}".encode()), Place("u", "m"), 401)
+    validations.confirm(one, Place("u" * 5000, "m"), asked_at_s=0.0)
+    assert len(validations._accepted) < 70
     assert len(validations._refused) <= 10
-    assert validations.holds(b"one", Place("u", "99"))
-    assert not validations.holds(b"one", Place("u", "1"))
-    assert not validations.holds(b"one", Place("u" * 5000, "m"))
+    assert validations.holds(one, Place("u", "99"))
+    assert not validations.holds(one, Place("u", "1"))
+    assert not validations.holds(one, Place("u" * 5000, "m"))
     client: Any = None
     origin = Origin(name="o", provider=GENERIC, routes=Routes("http://h"), client=client)
     identity = Identity([("authorization", "Bearer secret")], [], is_signed=False)
-    name = validations.name(origin, identity)
-    assert name == validations.name(origin, identity)
-    assert name != Validations(ttl_s=10, clock=lambda: 0.0).name(origin, identity)
-    assert b"secret" not in name
+    tenant = validations.tenant(identity.credentials)
+    who = validations.who(tenant, origin, identity)
+    assert who == validations.who(validations.tenant(identity.credentials), origin, identity)
+    other = Validations(ttl_s=10, clock=lambda: 0.0)
+    assert tenant != other.tenant(identity.credentials)
+    assert who.name != other.who(tenant, origin, identity).name
+    assert b"secret" not in who.tenant + who.name
 
 
 def test_an_answer_to_an_earlier_question_says_nothing_after_a_refusal() -> None:
@@ -456,14 +461,14 @@ def test_an_answer_to_an_earlier_question_says_nothing_after_a_refusal() -> None
     validations = Validations(ttl_s=100, clock=clock)
     asked_at_s = validations.now()
     clock.now += 1
-    validations.note(b"who", Place("u", "m"), 401)
+    validations.note(WHO, Place("u", "m"), 401)
     clock.now += 1
-    validations.confirm(b"who", Place("u", "m"), asked_at_s=asked_at_s)
-    assert not validations.holds(b"who", Place("u", "m"))
-    validations.confirm(b"who", Place("u", "m"), asked_at_s=validations.now())
-    assert validations.holds(b"who", Place("u", "m"))
+    validations.confirm(WHO, Place("u", "m"), asked_at_s=asked_at_s)
+    assert not validations.holds(WHO, Place("u", "m"))
+    validations.confirm(WHO, Place("u", "m"), asked_at_s=validations.now())
+    assert validations.holds(WHO, Place("u", "m"))
     clock.now += 100
-    assert not validations.holds(b"who", Place("u", "m"))
+    assert not validations.holds(WHO, Place("u", "m"))
 
 
 # --- what a validation is for, and what it is not for

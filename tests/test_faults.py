@@ -365,4 +365,4 @@ async def test_clients_that_leave_take_nothing_with_them_and_leave_nothing_behin
 
 def await_nothing(client: Client) -> tuple[int, int]:
     fetcher = client.proxy.fetcher
-    return len(fetcher._flights), fetcher._batcher._queued_items
+    return len(fetcher._flights), fetcher._batcher._queued_items.used

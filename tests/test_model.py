@@ -107,7 +107,7 @@ class FakeUpstream:
         self._serial = 0
         self.calls: list[tuple[list[str], asyncio.Future[str]]] = []
 
-    async def embed(self, _url: str, _headers: object, body: bytes, *, items: int) -> Answer:
+    async def embed(self, _url: str, _headers: object, body: bytes, *, items: int, incoming: object) -> Answer:
         given = orjson.loads(body)["input"]
         assert len(given) == items
         for item in given:
@@ -179,6 +179,7 @@ class Machine(RuleBasedStateMachine):
             patience_s=1000,
             max_queued_items=10**4,
             max_queued_bytes=10**8,
+            max_incoming_bytes=10**8,
             room=self.cache.room,
         )
         self.validations = self.validated(origin)
@@ -201,7 +202,8 @@ class Machine(RuleBasedStateMachine):
         """The credential is known to be good: what happens where it isn't is not part of the model."""
         validations = Validations(ttl_s=1e9, clock=lambda: 0.0)
         identity = headers.identity(CIMultiDict({"Authorization": "Bearer k"}))
-        validations.confirm(validations.name(origin, identity), Place(URL, "m"), asked_at_s=0.0)
+        tenant = validations.tenant(identity.credentials)
+        validations.confirm(validations.who(tenant, origin, identity), Place(URL, "m"), asked_at_s=0.0)
         return validations
 
     # --- what must hold

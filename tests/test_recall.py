@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import wire
-from proxy.auth import Place
+from proxy.auth import Place, Who
+from proxy.budget import Tenant
 from proxy.headers import Identity
 from proxy.recall import Known, Recall, Wanted
 from proxy.wire import Encoding
@@ -38,7 +39,13 @@ def test_marks_are_equal_for_equal_requests_only(
 def test_long_names_weigh() -> None:
     def weight(model: str, url: str) -> int:
         origin: Any = None  # weighs the same for all
-        return Known(Wanted(model, Encoding.FLOAT, [b"k" * 32]), b"who", Place(url, model), origin).weight_bytes
+        return Known(
+            Wanted(model, Encoding.FLOAT, [b"k" * 32]),
+            Who(b"tenant", b"name"),
+            Place(url, model),
+            origin,
+            Tenant(b"tenant"),
+        ).weight_bytes
 
     assert weight("m" * 10**6, "u") > 10**6
     assert weight("m", "u" * 10**5) > 10**5

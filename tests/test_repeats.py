@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from proxy import clientkeys, connections, recall
 from proxy.answers import Answers
 from proxy.config import UpstreamSetting
-from proxy.connections import Server
+from proxy.connections import Connection, Server
 from proxy.embeddings import EmbeddingsRoute, Progress
 from tests.client import KEY, Client
 from tests.conftest import StartProxy
@@ -203,7 +203,7 @@ async def test_a_failure_is_an_error_of_the_proxys_as_any_other(
     client: Client, parsed: Parsed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     await known(client, parsed)
-    monkeypatch.setattr(Answers, "body_of_hit", lambda *_: 1 / 0)
+    monkeypatch.setattr(Answers, "_body", lambda *_: 1 / 0)
     async with wire(client) as line:
         answer = await line.ask(request())
     assert answer.startswith(b"HTTP/1.1 500 ")
@@ -413,7 +413,7 @@ class Knows:
     def __init__(self) -> None:
         self.count = 0
 
-    def answer_whole(self, sent: bytes) -> Sequence[bytes] | None:
+    def answer_whole(self, sent: bytes, _: Connection) -> Sequence[bytes] | None:
         answer = KNOWN.get(sent)
         self.count += answer is not None
         return None if answer is None else (answer[:10], answer[10:])

@@ -13,6 +13,12 @@ DATUM = {"object": "embedding", "index": 0, "embedding": [0.5, 1.0]}
 ANSWER = {"object": "list", "data": [DATUM], "model": "m", "usage": {"prompt_tokens": 3, "total_tokens": 3}}
 
 
+@pytest.fixture(params=["whole", "parts"], autouse=True)
+def every_answer_is_small_or_large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "parts":
+        monkeypatch.setattr("proxy.parts.LARGE_BYTES", 0)
+
+
 def answer(**changes: Any) -> bytes:
     return orjson.dumps({**ANSWER, **changes})
 
@@ -124,9 +130,10 @@ def test_a_further_field_that_is_null_is_none() -> None:
 def test_what_is_assembled_is_what_openai_documents(numbers: list[int], model: str, tokens: int) -> None:
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     texts = [b"[%d]" % number for number in numbers]
-    body = reply.assemble(texts, model, usage, {})
+    body = b"".join(reply.parts(texts, reply.ending(model, usage, {})))
     told = {"id": model, "created": {"at": tokens}}
-    assert orjson.loads(reply.assemble(texts, model, usage, told)) == orjson.loads(body) | told
+    longer = reply.later_parts(iter(texts), len(texts), reply.ending(model, usage, told))
+    assert orjson.loads(b"".join(longer)) == orjson.loads(body) | told
     assert orjson.loads(body) == {
         "object": "list",
         "data": [{"object": "embedding", "index": i, "embedding": [number]} for i, number in enumerate(numbers)],

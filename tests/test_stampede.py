@@ -303,7 +303,7 @@ async def test_a_full_queue_is_a_503_that_says_when_to_come_back(
 
 
 async def test_too_many_bytes_at_once_are_a_503(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
-    client = await start_proxy(max_held_bytes=5000)
+    client = await start_proxy(max_held_bytes=12_000)  # a text is held as JSON and as a string
     gate = Gate(upstream)
     held = asyncio.create_task(client.embed("x" * 4000))
     await gate.calls(1)

@@ -17,8 +17,25 @@ ANY_FORM = replace(GENERIC, inputs=frozenset(Form))
 
 
 def parse(body: str | bytes, provider: Provider = ANY_FORM) -> EmbeddingRequest:
+    """Understand a body as one that is small and as one that is large, which is the same."""
     content = body.encode() if isinstance(body, str) else body
-    return wire.parse_request(content, wire.read_object(content), provider)
+    small = understood(content, provider)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("proxy.parts.LARGE_BYTES", 0)
+        large = understood(content, provider)
+    if isinstance(small, Bypass):
+        assert isinstance(large, Bypass)
+        assert large.reason == small.reason
+        raise small
+    assert repr(large) == repr(small)  # the exceptions in them are two
+    return small
+
+
+def understood(body: bytes, provider: Provider) -> EmbeddingRequest | Bypass:
+    try:
+        return wire.parse_request(body, wire.read_object(body), provider)
+    except Bypass as bypass:
+        return bypass
 
 
 IMAGE = '{"content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}]}'

@@ -92,6 +92,15 @@ class Entry:
         return _OVERHEAD_BYTES + len(self.base64) + len(self._numbers or b"") + len(self._wide or b"")
 
     @property
+    def packed_bytes(self) -> int:
+        """Without what can be made again."""
+        return len(self.base64) + len(self._wide or b"")
+
+    def pack(self) -> None:
+        """Drop what can be made again."""
+        self._numbers = None
+
+    @property
     def has_numbers(self) -> bool:
         return self._numbers is not None
 
@@ -119,6 +128,7 @@ class Memory:
         def on_left(_: bytes, entry: Entry, cause: str) -> None:
             if cause == "size":
                 on_evicted(entry)
+                entry.pack()  # a response that is being written may still refer to it
 
         self._entries: Moka[bytes, Entry] = Moka(
             max_bytes,
@@ -140,6 +150,8 @@ class Memory:
         text = entry.numbers()
         if self._entries.get(key) is entry:
             self._entries.set(key, entry)  # it weighs more now
+        else:
+            entry.pack()
         return text
 
     @property

@@ -1,0 +1,88 @@
+"""A bounded amount of something that tenants share, so that no tenant can take what others need (pure)."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from proxy.errors import Overloaded
+
+
+class Tenant(NamedTuple):
+    """Whose use is counted together. ``name`` is equal for all requests with one credential or client key."""
+
+    name: bytes
+    is_stranger: bool = False  # no upstream has accepted the credential in this process, and no list names it
+
+
+@dataclass(slots=True)
+class _Account:
+    """What one tenant has, and how much of it by each of its requests."""
+
+    used: int = 0
+    by_request: dict[Hashable, int] = field(default_factory=dict)
+
+
+class Budget:
+    """``limit`` units of ``what``.
+
+    A tenant with several requests may have as much as remains free after it took it: alone at most half, and each of
+    n greedy tenants at most 1 / (n + 1). A tenant with one request may have all that is free, since there is nothing
+    of its own to wait for. Strangers follow the same rule within ``strangers_limit``: credentials are free to make up.
+    """
+
+    def __init__(self, limit: int, what: str, *, strangers_limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self._what = what
+        self._accounts: dict[Tenant, _Account] = {}
+        self._strangers_limit = strangers_limit
+        self._used_by_strangers = 0
+
+    def __repr__(self) -> str:
+        return f"<Budget {self.used} of {self.limit} {self._what} used by {len(self._accounts)} tenants>"
+
+    def take(self, tenant: Tenant, request: Hashable, amount: int, *, may_exceed: bool = False) -> None:
+        """Add ``amount`` to what ``request`` of ``tenant`` has. Raises `Overloaded`, and then nothing changes.
+
+        ``may_exceed``: also more than the limit, if nothing but this request's own is in use.
+        """
+        if not amount:
+            return
+        account = self._accounts.get(tenant) or _Account()
+        own = account.by_request.get(request, 0)
+        is_alone = may_exceed and self.used == own
+        if not is_alone and self.used + amount > self.limit:
+            raise Overloaded(f"Too many {self._what} are in use. Try again.")
+        if not is_alone and not self._is_fair(tenant, account, own, amount):
+            raise Overloaded(f"Too many {self._what} are in use by requests of this client. Wait for some to end.")
+        self._accounts[tenant] = account
+        account.used += amount
+        account.by_request[request] = own + amount
+        self._add(tenant, amount)
+
+    def give_back(self, tenant: Tenant, request: Hashable, amount: int) -> None:
+        if not amount:
+            return
+        account = self._accounts[tenant]
+        account.used -= amount
+        account.by_request[request] -= amount
+        if not account.by_request[request]:
+            del account.by_request[request]
+        if not account.by_request:
+            del self._accounts[tenant]
+        self._add(tenant, -amount)
+
+    def _add(self, tenant: Tenant, amount: int) -> None:
+        self.used += amount
+        if tenant.is_stranger:
+            self._used_by_strangers += amount
+
+    def _is_fair(self, tenant: Tenant, account: _Account, own: int, amount: int) -> bool:
+        has_others = account.used > own
+        after = account.used + amount
+        if has_others and after > self.limit - self.used - amount:
+            return False
+        if not tenant.is_stranger or self._used_by_strangers == own:
+            return True
+        left = self._strangers_limit - self._used_by_strangers - amount
+        return left >= (after if has_others else 0)

@@ -1,0 +1,32 @@
+"""A thread for work that would keep the event loop from everything else."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class Reservation(Protocol):
+    """Memory that has been reserved for the arguments of some work."""
+
+    def lasts_until(self, work: "asyncio.Future[Any]") -> None: ...
+
+
+class Worker:
+    """One thread, so that such work takes no more than a core, and one piece of it is in memory at a time."""
+
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False)
+
+    async def run(self, function: Callable[..., _T], *arguments: Any, held: Reservation | None = None) -> _T:
+        """Call ``function`` there. Who waits here may leave; the work is done all the same, and its memory ``held``."""
+        work = asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+        if held is not None:
+            held.lasts_until(work)
+        return await asyncio.shield(work)
