@@ -7,20 +7,28 @@ The proxy is a process of its own on core 0; everything else is on the other cor
 
 import argparse
 import asyncio
+import gzip
+import io
+import itertools
 import os
+import socket
 import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from aiohttp import ClientSession
+import orjson
+from aiohttp import ClientError, ClientSession, web
 
 from bench.faults import ask, ms, proxy, session, slow
 from tests.process import Process
-from tests.scripted import ScriptedUpstream
+from tests.scripted import Call, ScriptedUpstream
 
 PROXY_CORE = 0
 SLOW_CLIENTS = 1000
@@ -34,19 +42,35 @@ GIVE_UP_S = 60.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of it, to see that it runs")
+    parser.add_argument("--only", default="", help="only the rows of these names, as bodies,unread")
     parser.add_argument("--slow-clients", nargs=2, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--attack", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--upstream", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    asyncio.run(be_slow(*given.slow_clients) if given.slow_clients else run(quick=given.quick))
+    if given.slow_clients:
+        asyncio.run(be_slow(*given.slow_clients))
+    elif given.upstream:
+        asyncio.run(serve_upstream(given.upstream))
+    elif given.attack:
+        name, base_url, seconds = given.attack
+        asyncio.run(attack(name, base_url, float(seconds)))
+    else:
+        asyncio.run(run(set(filter(None, given.only.split(","))), quick=given.quick))
 
 
-async def run(*, quick: bool) -> None:
+async def run(only: set[str], *, quick: bool) -> None:
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores - {PROXY_CORE} or cores)
-    with tempfile.TemporaryDirectory() as folder:
-        async with ScriptedUpstream(dimensions=256).serving() as upstream:
-            print(await slow_clients(Path(folder), upstream, quick=quick), flush=True)
-        async with ScriptedUpstream(dimensions=256).serving() as upstream:
-            print(await overload(Path(folder), upstream, quick=quick), flush=True)
+    rows: dict[str, Callable[..., Awaitable[str]]] = {
+        "slow": slow_clients, "overload": overload, "bodies": bodies, "unread": unread, "batches": batches,
+        "greedy": greedy,
+    }  # fmt: skip
+    for name, row in rows.items():
+        if only and name not in only:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            async with ScriptedUpstream(dimensions=256).serving() as upstream:
+                print(await row(Path(folder), upstream, quick=quick), flush=True)
 
 
 def pin(process: Process) -> None:
@@ -197,6 +221,198 @@ async def ask_as(opened: ClientSession, base_url: str, number: int, tenant: int)
     ) as response:
         await response.read()
         return response.status, time.perf_counter() - started, response.headers.get("X-Cache", "")
+
+
+# --- what costs more than it weighs
+
+MEMORY_MIB, HELD_MIB = 128, 128
+BOUNDED = ("--store", "memory:", "--memory", f"{MEMORY_MIB}MiB", "--max-held", f"{HELD_MIB}MiB")
+MIB = 1024 * 1024
+BATCH = 2048
+
+
+async def bodies(folder: Path, _: ScriptedUpstream, *, quick: bool) -> str:
+    """Bodies that are large once they are parsed or inflated, under credentials that are made up."""
+    return await attacked(folder, "bodies", quick=quick)
+
+
+async def unread(folder: Path, _: ScriptedUpstream, *, quick: bool) -> str:
+    """Small requests for large responses that nobody reads."""
+    return await attacked(folder, "unread", quick=quick)
+
+
+async def batches(folder: Path, _: ScriptedUpstream, *, quick: bool) -> str:
+    """Four clients with batches of 2,048 new items as floats."""
+    return await attacked(folder, "batches", quick=quick)
+
+
+async def greedy(folder: Path, _: ScriptedUpstream, *, quick: bool) -> str:
+    """One client, by many routing fields, with calls that hang and more items than the queue takes; the healthy one
+    asks for new items all the time."""
+    return await attacked(folder, "greedy", quick=quick, misses=True)
+
+
+async def serve_upstream(name: str) -> None:
+    """The upstream of an attack, which spends no time on making numbers or on reading large bodies."""
+    upstream = ScriptedUpstream(dimensions={"unread": 3072, "batches": 1536}.get(name, 256))
+    made = {
+        count: orjson.dumps(upstream.answer_to({"model": "m", "input": [f"{n}" for n in range(count)]}))
+        for count in (1, *([BATCH] if name == "batches" else []))
+    }
+
+    async def reply(call: Call) -> web.Response:
+        if "made-up" in call.headers.get("Authorization", ""):
+            return web.Response(status=401)
+        if b'"hangs"' in call.body:
+            await asyncio.Event().wait()
+        count = 1 if len(call.body) < 200 else BATCH
+        return web.Response(body=made[count], content_type="application/json")
+
+    upstream.reply = reply
+    async with upstream.serving():
+        print(upstream.base_url, flush=True)
+        await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def upstream_of(name: str) -> AsyncIterator[ScriptedUpstream]:
+    """In a process of its own, or the client that measures would wait for it itself."""
+    command = [sys.executable, "-m", "bench.hostile", "--upstream", name]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        yield ScriptedUpstream(base_url=(await process.stdout.readline()).decode().strip())
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def attacked(folder: Path, name: str, *, quick: bool, misses: bool = False) -> str:
+    """Hits or misses of a healthy client before and during an attack, and what memory that takes."""
+    seconds = 3.0 if quick else 20.0
+    serial = iter(range(10**9))
+
+    async def healthy(opened: ClientSession, process: Process, until: "float | asyncio.Task[Any]") -> list[float]:
+        taken: list[float] = []
+        started = time.perf_counter()
+        while not (until.done() if isinstance(until, asyncio.Task) else time.perf_counter() > started + until):
+            status, took, _ = await ask_as(opened, process.base_url, next(serial) if misses else 0, 7)
+            assert status == 200, status
+            taken.append(took)
+            await asyncio.sleep(0.005)
+        return taken
+
+    async with upstream_of(name) as upstream, proxy(folder, upstream, *BOUNDED) as process, session() as opened:
+        pin(process)
+        await healthy(opened, process, 1.0)
+        start_mib = memory_mib(process, "VmRSS")
+        before = await healthy(opened, process, seconds)
+        command = [sys.executable, "-m", "bench.hostile", "--attack", name, process.base_url, str(seconds)]
+        others = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        ended = asyncio.create_task(others.communicate())
+        during = await healthy(opened, process, ended)
+        shown, _ = await ended
+        peak_mib = memory_mib(process, "VmHWM")
+    before_s, during_s = (float(np.percentile(taken, 99)) for taken in (before, during))
+    allowed_mib = start_mib + 1.3 * MEMORY_MIB + 2 * HELD_MIB
+    return (
+        f"{name}: p99 of a {'miss' if misses else 'hit'} {before_s * 1000:.2f} ms before, {during_s * 1000:.2f} ms"
+        f" during, ratio {during_s / before_s:.2f}, longest {max(during) * 1000:.0f} ms; memory {start_mib:.0f} MiB at"
+        f" start, {peak_mib:.0f} MiB at most, {allowed_mib:.0f} MiB allowed; {shown.decode().strip()}"
+    )
+
+
+def memory_mib(process: Process, field: str) -> float:
+    status = Path(f"/proc/{process.popen.pid}/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field)) / 1024
+
+
+async def attack(name: str, base_url: str, seconds: float) -> None:
+    """Attack for so long, and print what became of it."""
+    os.nice(10)  # the healthy client is on the same core
+    statuses: Counter[str] = Counter()
+    until = time.perf_counter() + seconds
+    async with session() as opened:
+        match name:
+            case "bodies":
+                works = [send_bodies(opened, base_url, until, statuses) for _ in range(2)]
+            case "unread":
+                works = [leave_unread(base_url, until, statuses)]
+            case "batches":
+                works = [send_batches(opened, base_url, until, statuses, tenant) for tenant in range(4)]
+            case _:
+                works = [fill_queue(opened, base_url, until, statuses)]
+        await asyncio.gather(*works)
+    print(", ".join(f"{count} {status}" for status, count in statuses.most_common()))
+
+
+async def send_bodies(opened: ClientSession, base_url: str, until: float, statuses: "Counter[str]") -> None:
+    escaped = b'{"model":"m","input":"x","user":[' + b'{"a":0},' * (60 * MIB // 8) + b'{"\\u003a":0}]}'
+    arrays = b'{"model":"m","input":"x","user":[' + b"[]," * (20 * MIB) + b"0]}"
+    texts = orjson.dumps({"model": "m", "input": ["x" * 30_000 + str(n) for n in range(BATCH)]})
+    tokens = orjson.dumps({"model": "m", "input": [[number] * 300 for number in range(BATCH)]})
+    kinds: list[tuple[bytes, dict[str, str]]] = [(escaped, {}), (arrays, {}), (texts, {}), (tokens, {})]
+    kinds += [(gzip.compress(body, 9), {"Content-Encoding": "gzip"}) for body in (escaped, arrays)]
+    for number in itertools.count():
+        body, fields = kinds[number % len(kinds)]
+        headers = fields | {"Content-Type": "application/json", "Authorization": f"Bearer made-up-{number}"}
+        try:
+            async with opened.post(f"{base_url}/embeddings", data=io.BytesIO(body), headers=headers) as response:
+                await response.read()
+                statuses[str(response.status)] += 1
+        except (ClientError, OSError):  # it was answered and cut before all of the body was sent
+            statuses["cut"] += 1
+        if time.perf_counter() > until:
+            return
+
+
+async def leave_unread(base_url: str, until: float, statuses: "Counter[str]") -> None:
+    """Requests of 10 kB, for one cached item 2,048 times."""
+    host, port = base_url.split("/")[2].split(":")
+    body = orjson.dumps({"model": "m", "input": ["text 0"] * BATCH})
+    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer 7\r\nContent-Length: {len(body)}\r\n"
+    connections = []
+    for _ in range(50):
+        plain = socket.socket()
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        plain.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(plain, (host, int(port)))
+        plain.send(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        connections.append(plain)
+        statuses["unread"] += 1
+    await asyncio.sleep(max(0.0, until - time.perf_counter()))
+    for plain in connections:
+        plain.close()
+
+
+async def send_batches(
+    opened: ClientSession, base_url: str, until: float, statuses: "Counter[str]", tenant: int
+) -> None:
+    for number in itertools.count():
+        body = {"model": "m", "input": [f"{tenant} {number} {n}" for n in range(BATCH)], "encoding_format": "float"}
+        headers = {"Authorization": f"Bearer tenant-{tenant}"}
+        async with opened.post(f"{base_url}/embeddings", json=body, headers=headers) as response:
+            async for _ in response.content.iter_any():
+                pass
+            statuses[str(response.status)] += 1
+        if time.perf_counter() > until:
+            return
+
+
+async def fill_queue(opened: ClientSession, base_url: str, until: float, statuses: "Counter[str]") -> None:
+    async def ask_for(number: int) -> None:
+        body = {"model": "hangs", "input": [f"{number} {n}" for n in range(BATCH)]}
+        headers = {"Authorization": "Bearer greedy", "X-Region": f"r{number}"}
+        async with opened.post(f"{base_url}/embeddings", json=body, headers=headers) as response:
+            statuses[str(response.status)] += 1
+
+    asked = [asyncio.create_task(ask_for(number)) for number in range(49)]
+    await asyncio.sleep(max(0.0, until - time.perf_counter()))
+    for one in asked:
+        one.cancel()
+    statuses["waiting"] += sum(
+        isinstance(end, BaseException) for end in await asyncio.gather(*asked, return_exceptions=True)
+    )
 
 
 if __name__ == "__main__":
