@@ -4,7 +4,7 @@ from typing import Any
 
 import orjson
 
-from proxy import __version__, baseurl, config
+from proxy import __version__, baseurl, parsing
 from proxy.config import THIS_MACHINE, UNIX, Settings, UpstreamSetting
 from proxy.providers import PROVIDERS, Form
 
@@ -74,7 +74,7 @@ def _through(setting: UpstreamSetting) -> str:
 
 def _doubt(own: UpstreamSetting) -> str:
     """A base URL without a path is rarely right, and then each request gets the upstream's 404."""
-    parts, usual = baseurl.split(own.base_url), config.usual_path(own.provider)
+    parts, usual = baseurl.split(own.base_url), parsing.usual_path(own.provider)
     if not usual or parts is None or parts.path or own.provider is PROVIDERS["azure"]:
         return ""
     return f"\n            If it answers 404: most such APIs are at {own.base_url}{usual}"

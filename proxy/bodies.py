@@ -5,13 +5,13 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from aiohttp import HttpVersion11
 from aiohttp.web import BaseRequest, RequestPayloadError
 
 from proxy.budget import Budget, Tenant
 from proxy.connections import paced
 from proxy.errors import BodyTooComplex, BodyTooLarge, InvalidRequest
 from proxy.metrics import Metrics
-from proxy.passthrough import answer_expect
 from proxy.structure import MAX_MEMBERS, MAX_VALUES, Structure
 from proxy.wire import Bypass
 from proxy.worker import Worker
@@ -165,3 +165,10 @@ def _inflate(body: bytes) -> Iterator[bytes]:
         raise Bypass("content-encoding") from None
     if not inflater.eof or inflater.unused_data or start < len(body):
         raise Bypass("content-encoding")
+
+
+async def answer_expect(request: BaseRequest) -> None:
+    """Tell a client that asked first that its body is welcome (RFC 9110 §10.1.1; HTTP/1.0 knows no such answer)."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # aiohttp takes what was written for the start of an answer

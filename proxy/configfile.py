@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from proxy.config import SameModel, UpstreamSetting, meant, parse_file, parse_neutral_headers, parse_upstream
+from proxy.config import SameModel, UpstreamSetting
 from proxy.egress import DIRECT, Egress, parse_proxy
 from proxy.errors import ConfigError
+from proxy.parsing import meant, parse_file, parse_neutral_headers, parse_upstream
 from proxy.providers import GENERIC, PROVIDERS, Form, Limits, Provider
 
 _Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

@@ -13,15 +13,16 @@ from multidict import CIMultiDict
 
 from proxy import headers, keys, tokens, wire
 from proxy.answers import Answers, cache_headers, finish_head, relayed
-from proxy.auth import KEY_REFUSALS, Access, Admission, Place, Validations, Who
+from proxy.auth import Access, Admission
 from proxy.bodies import Bodies, Held
 from proxy.budget import Tenant
 from proxy.connections import Connection
 from proxy.cors import origin_of
+from proxy.directives import NO_DIRECTIVES, Directives, cache_control
 from proxy.errors import CredentialRefused, KeyRefused, NotCached, ProxyError
 from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
-from proxy.headers import NO_DIRECTIVES, Directives, Identity
 from proxy.headerwatch import MANY_VALUES, HeaderWatch
+from proxy.identities import Identity
 from proxy.metrics import Metrics
 from proxy.origins import Origin, Origins
 from proxy.outcomes import Blame, Refused, Unusable, blame, in_own_words, is_success, status_of
@@ -36,6 +37,7 @@ from proxy.store.tiered import Cache
 from proxy.streamed import Streamed
 from proxy.traces import NO_SPAN, Span
 from proxy.upstream import Answer
+from proxy.validations import KEY_REFUSALS, Place, Validations, Who
 from proxy.wire import Bypass, EmbeddingRequest
 
 _log = logging.getLogger(__name__)
@@ -188,7 +190,7 @@ class EmbeddingsRoute:
             read.target,
             read.url,
             asked,
-            headers.cache_control(request.headers),
+            cache_control(request.headers),
             read.identity,
             who,
             Place(read.keyed_url, asked.model),
@@ -335,7 +337,7 @@ class EmbeddingsRoute:
         self, request: BaseRequest, progress: Progress, who: Who, body: bytes, unread: Unread
     ) -> StreamResponse:
         origin, reason = unread.origin, unread.bypass.reason
-        if headers.cache_control(request.headers).only_if_cached:
+        if cache_control(request.headers).only_if_cached:
             raise NotCached(f"The request is one that is not cached ({reason}).")
         self._say_once(_named(unread.bypass), f"requests to {origin.name} are relayed without caching")
         extra = cache_headers("BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0)

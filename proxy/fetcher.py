@@ -12,7 +12,6 @@ from typing import Any, TypeGuard
 from multidict import CIMultiDict
 
 from proxy import wire
-from proxy.auth import Place, Validations, Who
 from proxy.batcher import Batcher
 from proxy.budget import Tenant
 from proxy.errors import ProxyError
@@ -39,6 +38,7 @@ from proxy.store.memory import Entry
 from proxy.store.tiered import Cache
 from proxy.traces import NO_SPAN, Span
 from proxy.upstream import Answer
+from proxy.validations import Place, Validations, Who
 from proxy.wire import EmbeddingRequest
 from proxy.worker import Reservation
 

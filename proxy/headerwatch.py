@@ -3,7 +3,7 @@
 from collections import OrderedDict
 
 from proxy.headerfields import why_not_neutral
-from proxy.headers import Identity
+from proxy.identities import Identity
 
 # So many values of one field without a hit between them are no coincidence.
 MANY_VALUES = 20

@@ -28,7 +28,7 @@ def derive(request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers
 
     ``url`` is where the request is sent, query included: it says which upstream, and on Azure which deployment.
     ``scope`` says whose entries these are, by default the credentials'; ``vector_headers`` are of
-    `proxy.headers.identity`.
+    `proxy.identities.identity`.
     """
     common = pack(
         (

@@ -22,14 +22,7 @@ from aiohttp import (
 from multidict import CIMultiDict
 
 from proxy.egress import Egress
-from proxy.errors import (
-    ConfigError,
-    ProxyError,
-    UpstreamBroke,
-    UpstreamStalled,
-    UpstreamTimeout,
-    UpstreamUnreachable,
-)
+from proxy.errors import ConfigError, ProxyError, UpstreamBroke, UpstreamStalled, UpstreamTimeout, UpstreamUnreachable
 
 _log = logging.getLogger(__name__)
 

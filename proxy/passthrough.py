@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator, Callable
 from hashlib import sha1
 from http import HTTPStatus
 
-from aiohttp import ClientError, ClientResponse, HttpVersion11
+from aiohttp import ClientError, ClientResponse
 from aiohttp.web import BaseRequest, StreamResponse
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy import headers, tunnel
+from proxy.bodies import answer_expect
 from proxy.connections import Connection, paced
 from proxy.errors import KeyRefused, UpstreamTimeout, UpstreamUnreachable
 from proxy.headers import Headers
@@ -124,13 +125,6 @@ async def _next_chunk(answer: ClientResponse) -> bytes:
         raise UpstreamTimeout("The upstream's answer did not go on in time.") from error
     except (ClientError, OSError) as error:
         raise UpstreamUnreachable("The upstream's answer broke off.") from error
-
-
-async def answer_expect(request: BaseRequest) -> None:
-    """Tell a client that asked first that its body is welcome (RFC 9110 §10.1.1; HTTP/1.0 knows no such answer)."""
-    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # aiohttp takes what was written for the start of an answer
 
 
 def is_websocket(request: BaseRequest) -> bool:

@@ -10,7 +10,7 @@ from aiohttp.web import BaseRequest
 from proxy import keys, query, wire
 from proxy.auth import Access
 from proxy.bodies import Bodies, Body, Held
-from proxy.headers import Identity
+from proxy.identities import Identity
 from proxy.origins import Origin, Origins
 from proxy.targets import named_in
 from proxy.wire import Bypass, EmbeddingRequest

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 from moka_py import Moka
 
-from proxy.auth import Place, Who
 from proxy.budget import Tenant
 from proxy.connections import head_of
-from proxy.headers import Identity
+from proxy.identities import Identity
 from proxy.keys import pack
 from proxy.origins import Origin
+from proxy.validations import Place, Who
 from proxy.wire import Encoding
 
 _MAX_BYTES = 16 * 1024**2

@@ -11,13 +11,14 @@ from aiohttp import HttpVersion11
 from aiohttp.web import BaseRequest
 
 from proxy.answers import Answers
-from proxy.auth import Access, Validations
+from proxy.auth import Access
 from proxy.connections import HEAD_END, MAX_WHOLE_BYTES, Connection, head_of
-from proxy.headers import Identity
+from proxy.identities import Identity
 from proxy.metrics import Metrics
 from proxy.recall import Known, Recall
 from proxy.store.memory import Entry
 from proxy.store.tiered import Cache
+from proxy.validations import Validations
 
 # Of more than so many, first the head is looked for: a MAC of the whole would cost more than that tells.
 _FEW_BYTES = 2 * 1024

@@ -5,12 +5,12 @@ import logging
 from dataclasses import replace
 from typing import NamedTuple
 
-from proxy.auth import Place, Who
 from proxy.errors import Overloaded, ProxyError, UpstreamDown
 from proxy.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
 from proxy.metrics import Metrics
 from proxy.outcomes import Blame, blame
 from proxy.traces import NO_SPAN, Span
+from proxy.validations import Place, Who
 
 _log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import uvloop
 from click.core import ParameterSource
 from platformdirs import user_cache_path
 
-from proxy import banner, config, configfile, log, process
+from proxy import banner, configfile, log, parsing, process
 from proxy.config import Settings, UpstreamSetting
 from proxy.egress import Egress, parse_proxy
 from proxy.errors import ConfigError
@@ -42,7 +42,7 @@ _WRITTEN = {
 
 
 class _Parsed(click.ParamType[Any]):
-    """An option whose text is read by one of `proxy.config`'s functions."""
+    """An option whose text is read by one of `proxy.parsing`'s functions."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
@@ -57,17 +57,17 @@ class _Parsed(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
-_SIZE = _Parsed("size", config.parse_size)
-_STORE_LIMIT = _Parsed("size", config.parse_store_limit)
-_DURATION = _Parsed("duration", config.parse_duration)
-_HEADER_NAMES = _Parsed("names", config.parse_header_names)
-_NEUTRAL_HEADERS = _Parsed("names", config.parse_neutral_headers)
-_ORIGINS = _Parsed("origins", config.parse_cors_origins)
-_STORE = _Parsed("url", config.parse_store)
+_SIZE = _Parsed("size", parsing.parse_size)
+_STORE_LIMIT = _Parsed("size", parsing.parse_store_limit)
+_DURATION = _Parsed("duration", parsing.parse_duration)
+_HEADER_NAMES = _Parsed("names", parsing.parse_header_names)
+_NEUTRAL_HEADERS = _Parsed("names", parsing.parse_neutral_headers)
+_ORIGINS = _Parsed("origins", parsing.parse_cors_origins)
+_STORE = _Parsed("url", parsing.parse_store)
 _PROXY = _Parsed("url", parse_proxy)
-_FILE_PATH = _Parsed("file", config.parse_file)
-_SECONDS = _Parsed("duration", config.parse_seconds)
-_POSITIVE = _Parsed("duration", config.parse_positive_seconds)
+_FILE_PATH = _Parsed("file", parsing.parse_file)
+_SECONDS = _Parsed("duration", parsing.parse_seconds)
+_POSITIVE = _Parsed("duration", parsing.parse_positive_seconds)
 PORT = click.IntRange(0, 65535)
 _COUNT = click.IntRange(1)
 
@@ -135,7 +135,7 @@ def forbid_unknown_variables(ctx: click.Context) -> None:
 
 
 def unknown(what: str, name: str, known: list[str]) -> str:
-    return f"unknown {what}; {config.meant(name, known)}"
+    return f"unknown {what}; {parsing.meant(name, known)}"
 
 
 @click.command(name="serve")
@@ -321,11 +321,11 @@ def serve_command(ctx: click.Context, /, **given: Any) -> int:
         drain_delay_s=given["drain_delay"],
         shutdown_timeout_s=given["shutdown_timeout"],
     )
-    config.forbid_open_door(settings)
-    config.require_use_of(_egress(ctx), settings)
-    config.forbid_contradictions(settings)
+    parsing.forbid_open_door(settings)
+    parsing.require_use_of(_egress(ctx), settings)
+    parsing.forbid_contradictions(settings)
     if settings.traces == "otlp":
-        config.require_otlp(os.environ)
+        parsing.require_otlp(os.environ)
     if given["workers"] == 1:
         return _serve(settings, announce=lambda proxy: _announce(settings, proxy.base_url, proxy.admin_url))
     with log.writing_a_little(settings.log_format):
@@ -425,9 +425,9 @@ def _upstream_option(ctx: click.Context, rows: Mapping[str, Provider]) -> Upstre
     name = ctx.params["provider"]
     row = None if name is None else rows.get(name)
     if name is not None and row is None:
-        raise _bad(ctx, "provider", f"{name!r} is no provider; {config.meant(name, rows)}")
+        raise _bad(ctx, "provider", f"{name!r} is no provider; {parsing.meant(name, rows)}")
     try:
-        setting = config.parse_upstream(ctx.params["upstream"], row=row, rows=rows)
+        setting = parsing.parse_upstream(ctx.params["upstream"], row=row, rows=rows)
     except ConfigError as error:
         raise _bad(ctx, "upstream", str(error)) from error
     if not setting.is_demo:

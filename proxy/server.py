@@ -16,7 +16,7 @@ from prometheus_client import Metric
 
 from proxy import admin, demo, listen
 from proxy.answers import Answers
-from proxy.auth import Access, Validations
+from proxy.auth import Access
 from proxy.batcher import Batcher
 from proxy.bodies import Bodies
 from proxy.clientkeys import ClientKeys
@@ -43,6 +43,7 @@ from proxy.store.sqlite import SQLiteStore
 from proxy.store.tiered import Cache
 from proxy.traces import Traces
 from proxy.upstream import Timeouts, Upstream
+from proxy.validations import Validations
 
 _log = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from multidict import CIMultiDict
 
-from proxy.auth import Who
 from proxy.budget import Tenant
 from proxy.origins import Origin
 from proxy.targets import named_in
 from proxy.tokens import estimated_tokens
 from proxy.traces import NO_SPAN, Span
+from proxy.validations import Who
 from proxy.wire import EmbeddingRequest
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aiohttp import ClientSession
 
-from proxy import config
+from proxy import parsing
 from proxy.config import StoreSetting
 from proxy.server import Running, running
 from proxy.status import STEP_S
@@ -32,7 +32,7 @@ async def loaded(folder: Path, *, steps: int = 60) -> AsyncIterator[Running]:
     clock = Clock()
     settings = replace(
         DEFAULTS,
-        upstream=config.parse_upstream("demo"),
+        upstream=parsing.parse_upstream("demo"),
         store=StoreSetting(path=folder / "cache.sqlite3"),
         prices={"text-*": 20.0},
     )

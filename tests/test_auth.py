@@ -9,12 +9,12 @@ import pytest
 from aiohttp import WSServerHandshakeError, web
 
 from proxy import clientkeys
-from proxy.auth import Place, Validations, Who
 from proxy.config import SameModel, UpstreamSetting
-from proxy.headers import Identity
+from proxy.identities import Identity
 from proxy.origins import Origin
 from proxy.providers import GENERIC, PROVIDERS
 from proxy.routes import Routes
+from proxy.validations import Place, Validations, Who
 from tests.client import Answer, Client, raw
 from tests.conftest import StartProxy
 from tests.gate import Gate
@@ -430,8 +430,8 @@ async def test_the_upstreams_cookies_are_for_whoevers_key_it_was(
 
 
 def test_validations_are_bounded_and_not_to_be_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.auth._MAX_ACCEPTED_BYTES", 50_000)
-    monkeypatch.setattr("proxy.auth._MAX_REFUSED_BYTES", 50_000)
+    monkeypatch.setattr("proxy.validations._MAX_ACCEPTED_BYTES", 50_000)
+    monkeypatch.setattr("proxy.validations._MAX_REFUSED_BYTES", 50_000)
     validations = Validations(ttl_s=10, clock=lambda: 0.0)
     one = Who(b"one", b"name")
     for n in range(100):

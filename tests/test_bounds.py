@@ -18,14 +18,14 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy import clientkeys, structure
-from proxy.auth import Place, Validations
 from proxy.config import KIB, MIB, UpstreamSetting
-from proxy.headers import identity
+from proxy.identities import identity
 from proxy.origins import Origin
 from proxy.outcomes import in_own_words
 from proxy.providers import GENERIC, PROVIDERS
 from proxy.routes import Routes
 from proxy.upstream import Answer as UpstreamAnswer
+from proxy.validations import Place, Validations
 from tests.client import Client
 from tests.conftest import StartProxy
 from tests.gate import Gate

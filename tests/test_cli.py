@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from proxy import banner, cli, config, process, serve
+from proxy import banner, cli, parsing, process, serve
 from proxy.config import SameModel, Settings, StoreSetting
 from proxy.egress import DIRECT
 from proxy.providers import PROVIDERS
@@ -442,7 +442,7 @@ def test_a_banner_says_how_to_use_a_socket() -> None:
 
 def test_a_banner_doubts_a_base_url_without_a_path_where_the_api_has_one() -> None:
     def shown(url: str, provider: str) -> str:
-        upstream = config.parse_upstream(url, row=PROVIDERS[provider])
+        upstream = parsing.parse_upstream(url, row=PROVIDERS[provider])
         return banner.text_of(replace(DEFAULTS, upstream=upstream), "http://127.0.0.1:8080/v1", "http://127.0.0.1:9090")
 
     doubt = "If it answers 404: most such APIs are at http://gpu:8000/v1\n"
@@ -456,7 +456,7 @@ def test_a_banner_asks_for_no_key_that_is_not_needed() -> None:
     def shown(**changes: Any) -> str:
         return banner.text_of(replace(DEFAULTS, **changes), "http://127.0.0.1:8080/v1", "http://127.0.0.1:9090")
 
-    remote, local = config.parse_upstream("openai"), config.parse_upstream("vllm")
+    remote, local = parsing.parse_upstream("openai"), parsing.parse_upstream("vllm")
     assert "Bearer $OPENAI_API_KEY" in shown(upstream=remote)
     assert "Bearer any" in shown(upstream=local)
     held = replace(remote, key="sk-c4nary")

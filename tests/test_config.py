@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy import config
+from proxy import parsing
 from proxy.config import StoreSetting, UpstreamSetting
 from proxy.egress import parse_proxy
 from proxy.errors import ConfigError
@@ -21,26 +21,26 @@ from proxy.providers import PROVIDERS
     ],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert config.parse_size(text) == size
+    assert parsing.parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "lots", "-1", "9" * 400, "1 TiBs", "1e9", "12 bananas", "MiB"])
 def test_what_is_no_size_is_said_to_be_none(text: str) -> None:
     with pytest.raises(ConfigError, match=r"is not a size; accepted: .*512MiB"):
-        config.parse_size(text)
+        parsing.parse_size(text)
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("30d", 30 * 86400), ("1.5h", 5400), ("250ms", 0.25), ("None", None)]
 )
 def test_durations(text: str, seconds: float | None) -> None:
-    assert config.parse_duration(text) == seconds
+    assert parsing.parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "soon", "0", "-5s", "3 fortnights"])
 def test_what_is_no_duration_is_said_to_be_none(text: str) -> None:
     with pytest.raises(ConfigError, match="none"):
-        config.parse_duration(text)
+        parsing.parse_duration(text)
 
 
 @pytest.mark.parametrize(
@@ -60,25 +60,25 @@ def test_what_is_no_duration_is_said_to_be_none(text: str) -> None:
     ],
 )
 def test_upstreams(text: str, setting: UpstreamSetting) -> None:
-    assert config.parse_upstream(text) == setting
+    assert parsing.parse_upstream(text) == setting
 
 
 def test_the_five_named_systems_and_openai_are_presets() -> None:
     for name in ("infron", "openrouter", "apertis", "aigne", "nemorouter", "openai"):
-        assert config.parse_upstream(name).base_url.startswith("https://")
+        assert parsing.parse_upstream(name).base_url.startswith("https://")
 
 
 def test_a_provider_without_an_address_needs_one() -> None:
     with pytest.raises(ConfigError, match="azure has no address of its own; give its base URL, and azure as the prov"):
-        config.parse_upstream("azure")
-    azure = config.parse_upstream("https://me.openai.azure.com", row=PROVIDERS["azure"])
+        parsing.parse_upstream("azure")
+    azure = parsing.parse_upstream("https://me.openai.azure.com", row=PROVIDERS["azure"])
     assert azure == UpstreamSetting(
         name="me.openai.azure.com", base_url="https://me.openai.azure.com", provider=PROVIDERS["azure"]
     )
 
 
 def test_the_demo_is_an_upstream() -> None:
-    assert config.parse_upstream("demo").is_demo
+    assert parsing.parse_upstream("demo").is_demo
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_what_is_no_upstream_is_said_to_be_none(text: str) -> None:
         r"accepted: a base URL as https://api\.example\.com/v1, or infron|did you mean (openai|https://api\.openai\.)"
     )
     with pytest.raises(ConfigError, match=wanted) as error:
-        config.parse_upstream(text)
+        parsing.parse_upstream(text)
     assert "pass" not in str(error.value)
 
 
@@ -143,16 +143,16 @@ MEANT = {
 @pytest.mark.parametrize(("text", "meant"), MEANT.items())
 def test_what_was_probably_meant_by_an_upstream_is_suggested(text: str, meant: str) -> None:
     with pytest.raises(ConfigError) as error:
-        config.parse_upstream(text)
+        parsing.parse_upstream(text)
     assert f"; did you mean {meant}?" in str(error.value)
-    assert config.parse_upstream(meant).base_url == meant
+    assert parsing.parse_upstream(meant).base_url == meant
 
 
 @pytest.mark.parametrize(
     "text", ["http://localhost:8000/v1 ", " http://localhost:8000/v1\n", "http://localhost:8000/v1/"]
 )
 def test_white_space_around_an_upstream_and_a_slash_at_its_end_do_not_matter(text: str) -> None:
-    assert config.parse_upstream(text).base_url == "http://localhost:8000/v1"
+    assert parsing.parse_upstream(text).base_url == "http://localhost:8000/v1"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_white_space_around_an_upstream_and_a_slash_at_its_end_do_not_matter(tex
 )  # fmt: skip
 def test_a_route_at_the_end_of_an_upstream_is_refused_with_the_base_url(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        config.parse_upstream(text)
+        parsing.parse_upstream(text)
     assert message in str(error.value)
 
 
@@ -182,7 +182,7 @@ def test_where_the_provider_is_known_the_suggestion_has_its_path() -> None:
         "openrouter": "http://localhost:7997/api/v1",
     }.items():
         with pytest.raises(ConfigError, match=rf"did you mean {meant}\?$"):
-            config.parse_upstream("localhost:7997", row=PROVIDERS[provider])
+            parsing.parse_upstream("localhost:7997", row=PROVIDERS[provider])
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_where_the_provider_is_known_the_suggestion_has_its_path() -> None:
 )
 def test_a_suggestion_shows_no_secret(text: str) -> None:
     with pytest.raises(ConfigError) as error:
-        config.parse_upstream(text)
+        parsing.parse_upstream(text)
     assert "s3cret" not in str(error.value)
 
 
@@ -208,7 +208,7 @@ def test_a_suggestion_shows_no_secret(text: str) -> None:
     ],
 )
 def test_stores(text: str, setting: StoreSetting) -> None:
-    assert config.parse_store(text) == setting
+    assert parsing.parse_store(text) == setting
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_stores(text: str, setting: StoreSetting) -> None:
 )
 def test_what_is_no_store_is_said_to_be_none(text: str) -> None:
     with pytest.raises(ConfigError, match="is not a store; accepted: memory:"):
-        config.parse_store(text)
+        parsing.parse_store(text)
 
 
 @pytest.mark.parametrize(
@@ -227,12 +227,12 @@ def test_what_is_no_store_is_said_to_be_none(text: str) -> None:
 )  # fmt: skip
 def test_what_would_only_fail_later_is_refused_at_once(text: str) -> None:
     with pytest.raises(ConfigError, match="is not a store"):
-        config.parse_store(text)
+        parsing.parse_store(text)
 
 
 @pytest.mark.parametrize("url", ["redis://u:s3cret@h:1/0", "redis://:a@s3cret@h:1/0"])
 def test_a_store_that_is_shown_keeps_its_password_to_itself(url: str) -> None:
-    assert str(config.parse_store(url)) == "redis://…@h:1/0"
+    assert str(parsing.parse_store(url)) == "redis://…@h:1/0"
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_a_store_that_is_shown_keeps_its_password_to_itself(url: str) -> None:
     ],
 )
 def test_several_servers_are_shown_without_their_passwords(url: str, shown: str) -> None:
-    assert str(config.parse_store(url)) == shown
+    assert str(parsing.parse_store(url)) == shown
 
 
 @pytest.mark.parametrize(
@@ -255,21 +255,21 @@ def test_several_servers_are_shown_without_their_passwords(url: str, shown: str)
 )  # fmt: skip
 def test_a_store_that_is_refused_keeps_its_password_to_itself(text: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        config.parse_store(text)
+        parsing.parse_store(text)
     assert "s3cret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["https://user:s3cret@h/v1", "https://h/v1?key=s3cret", "htps://u:s3cret@h"])
 def test_an_upstream_that_is_refused_keeps_its_password_to_itself(text: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        config.parse_upstream(text)
+        parsing.parse_upstream(text)
     assert "s3cret" not in str(refused.value)
 
 
 def test_a_store_limit_too_small_to_be_meant() -> None:
-    assert config.parse_store_limit("16MiB") == 16 * 1024**2
+    assert parsing.parse_store_limit("16MiB") == 16 * 1024**2
     with pytest.raises(ConfigError, match="16MiB or more"):
-        config.parse_store_limit("1MiB")
+        parsing.parse_store_limit("1MiB")
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_forward_proxies(text: str, url: str, authorization: str | None) -> None
 
 def test_what_a_file_or_a_variable_says_of_the_way_out_can_be_undone() -> None:
     assert parse_proxy("none") is None
-    assert config.parse_file(" None") is None
+    assert parsing.parse_file(" None") is None
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_what_is_no_forward_proxy_is_said_to_be_none_without_its_password(text: 
 
 
 def test_neutral_headers() -> None:
-    assert config.parse_neutral_headers("X-Plan, x-session") == {"x-plan", "x-session"}
+    assert parsing.parse_neutral_headers("X-Plan, x-session") == {"x-plan", "x-session"}
 
 
 @pytest.mark.parametrize(
@@ -338,17 +338,17 @@ def test_a_credential_can_not_be_declared_neutral(name: str) -> None:
     with pytest.raises(
         ConfigError, match=r"authenticates clients, so entries would be shared across credentials; .* --share all"
     ):
-        config.parse_neutral_headers(f"X-Plan, {name}")
+        parsing.parse_neutral_headers(f"X-Plan, {name}")
 
 
 @pytest.mark.parametrize("name", ["Content-Digest", "X-Amz-Content-SHA256"])
 def test_what_vouches_for_the_body_can_not_be_declared_neutral(name: str) -> None:
     with pytest.raises(ConfigError, match="vouches for the body"):
-        config.parse_neutral_headers(name)
+        parsing.parse_neutral_headers(name)
 
 
 def test_header_names() -> None:
-    assert config.parse_header_names("X-Route, x-user") == {"x-route", "x-user"}
+    assert parsing.parse_header_names("X-Route, x-user") == {"x-route", "x-user"}
     for wrong in ("", "a b", "x-a,", "x:", "ü"):
         with pytest.raises(ConfigError, match="is not the name of a header field; accepted: names as X-Route, X-User"):
-            config.parse_header_names(wrong)
+            parsing.parse_header_names(wrong)

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from multidict import CIMultiDict
 
-from proxy import clientkeys, config
+from proxy import clientkeys, parsing
 from proxy.config import SameModel, StoreSetting, UpstreamSetting
 from proxy.cors import Cors, is_preflight
 from proxy.errors import ConfigError
@@ -741,10 +741,10 @@ async def test_an_allowed_page_may_use_the_key_of_a_proxy_for_this_machine(
 def test_not_every_page_may_use_the_key_of_a_proxy_for_this_machine() -> None:
     owned = UpstreamSetting(name="o", base_url="http://h/v1", key="sk-owned")
     for changes in ({"cors_origins": ALLOWED}, {"cors_origins": frozenset("*"), "client_keys": Path("keys")}):
-        config.forbid_open_door(replace(DEFAULTS, upstream=owned, **changes))
-    config.forbid_open_door(replace(DEFAULTS, cors_origins=frozenset("*")))
+        parsing.forbid_open_door(replace(DEFAULTS, upstream=owned, **changes))
+    parsing.forbid_open_door(replace(DEFAULTS, cors_origins=frozenset("*")))
     with pytest.raises(ConfigError, match="name the origins, or give --client-keys"):
-        config.forbid_open_door(replace(DEFAULTS, upstream=owned, cors_origins=frozenset("*")))
+        parsing.forbid_open_door(replace(DEFAULTS, upstream=owned, cors_origins=frozenset("*")))
 
 
 # --- the setting
@@ -764,7 +764,7 @@ def test_not_every_page_may_use_the_key_of_a_proxy_for_this_machine() -> None:
     ],
 )
 def test_origins_are_read_as_browsers_write_them(text: str, read: set[str]) -> None:
-    assert config.parse_cors_origins(text) == read
+    assert parsing.parse_cors_origins(text) == read
 
 
 @pytest.mark.parametrize(
@@ -787,10 +787,10 @@ def test_origins_are_read_as_browsers_write_them(text: str, read: set[str]) -> N
 )
 def test_what_is_no_origin_is_said_to_be_none(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        config.parse_cors_origins(text)
+        parsing.parse_cors_origins(text)
 
 
 def test_an_origin_that_is_refused_keeps_its_password_to_itself() -> None:
     with pytest.raises(ConfigError) as refused:
-        config.parse_cors_origins("https://user:s3cret@h")
+        parsing.parse_cors_origins("https://user:s3cret@h")
     assert "s3cret" not in str(refused.value)

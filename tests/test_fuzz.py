@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import orjson
 from aiohttp import web
 
-from proxy.config import parse_upstream
+from proxy.parsing import parse_upstream
 from tests.client import Answer, Client
 from tests.conftest import StartProxy
 from tests.profiles import IS_SLOW_PROFILE

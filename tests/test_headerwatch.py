@@ -2,8 +2,8 @@
 
 import pytest
 
-from proxy.headers import Identity
 from proxy.headerwatch import _MAX_GROUPS, MANY_VALUES, HeaderWatch
+from proxy.identities import Identity
 
 
 def identity(*vector_affecting: tuple[str, str], key: str = "k", more: tuple[tuple[str, str], ...] = ()) -> Identity:

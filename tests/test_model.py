@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from proxy import headers, keys, wire
+from proxy import identities, keys, wire
 from proxy.answers import Answers
-from proxy.auth import Access, Place, Validations
+from proxy.auth import Access
 from proxy.batcher import Batcher
 from proxy.bodies import Bodies
 from proxy.embeddings import EmbeddingsRoute, Progress
@@ -33,6 +33,7 @@ from proxy.store.base import NOTHING, Unleased
 from proxy.store.memory import Memory
 from proxy.store.tiered import Cache
 from proxy.upstream import Answer
+from proxy.validations import Place, Validations
 from tests.profiles import IS_SLOW_PROFILE
 
 ITEMS = [f"item {n}" for n in range(8)]
@@ -201,7 +202,7 @@ class Machine(RuleBasedStateMachine):
     def validated(self, origin: Origin) -> Validations:
         """The credential is known to be good: what happens where it isn't is not part of the model."""
         validations = Validations(ttl_s=1e9, clock=lambda: 0.0)
-        identity = headers.identity(CIMultiDict({"Authorization": "Bearer k"}))
+        identity = identities.identity(CIMultiDict({"Authorization": "Bearer k"}))
         tenant = validations.tenant(identity.credentials)
         validations.confirm(validations.who(tenant, origin, identity), Place(URL, "m"), asked_at_s=0.0)
         return validations

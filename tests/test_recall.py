@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import wire
-from proxy.auth import Place, Who
 from proxy.budget import Tenant
-from proxy.headers import Identity
+from proxy.identities import Identity
 from proxy.recall import Known, Recall, Wanted
+from proxy.validations import Place, Who
 from proxy.wire import Encoding
 from tests.client import Answer, Client
 from tests.conftest import StartProxy

@@ -18,8 +18,9 @@ import pytest
 from aiohttp import ClientSession, WSMsgType, web
 
 from proxy import otlp
-from proxy.config import SameModel, UpstreamSetting, require_otlp
+from proxy.config import SameModel, UpstreamSetting
 from proxy.errors import ConfigError
+from proxy.parsing import require_otlp
 from proxy.providers import PROVIDERS
 from proxy.server import running
 from tests.client import Client
@@ -498,7 +499,7 @@ ASKS = """
 import asyncio, sys
 from aiohttp import ClientSession
 from proxy import cli
-from proxy.config import parse_upstream
+from proxy.parsing import parse_upstream
 from proxy.server import running
 from tests.settings import settings_for
 from tests.scripted import ScriptedUpstream

@@ -14,17 +14,7 @@ from tests.conftest import StartProxy
 from tests.gate import Gate
 from tests.redis_server import RedisServer
 from tests.scripted import ScriptedUpstream
-from tests.store.dict_store import (
-    A,
-    Clock,
-    DictStore,
-    ExpiringStore,
-    look_up,
-    make_cache,
-    record,
-    served,
-    written,
-)
+from tests.store.dict_store import A, Clock, DictStore, ExpiringStore, look_up, make_cache, record, served, written
 
 FIRST, SECOND, THIRD = b"[1.0,0.5]", b"[2.0,0.5]", b"[3.0,0.5]"
 HOUR_S = 3600.0
