@@ -3,7 +3,7 @@ PYTHON ?= python3
 # Another one beside it: make test PYTHON=python3.13 VENV=.venv-3.13
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# What the clients of `make test-clients` are installed into; tests/test_clients.py knows both.
+# What the clients of `make test-clients` are installed into; tests/clients/test_clients.py knows both.
 OTHERS := .venv-clients .venv-clients-infinity .venv-clients-litellm
 INFINITY := .venv-infinity
 NODE   := tests/clients/node_modules
@@ -60,16 +60,16 @@ $(NODE)/ok: tests/clients/package.json tests/clients/package-lock.json
 	@touch $@
 
 test-clients: $(NODE)/ok $(OTHERS:=/ok) $(VENV)/dev-ok ## every client, the larger ones too, as a table; needs node and npm
-	@CLIENTS=all $(BIN)/pytest tests/test_clients.py --matrix $(ARGS)
+	@CLIENTS=all $(BIN)/pytest tests/clients/test_clients.py --matrix $(ARGS)
 
 test-browser: $(VENV)/dev-ok ## the status page and pages on another origin in a headless browser; needs chromium and chromedriver
-	@$(BIN)/pytest tests/test_browser.py -m browser $(ARGS)
+	@$(BIN)/pytest tests/e2e/test_browser.py -m browser $(ARGS)
 
 screenshots: $(VENV)/dev-ok ## pictures of the status page under load, into docs/; needs chromium and chromedriver
-	@$(BIN)/python -m tests.browser docs
+	@$(BIN)/python -m tests.support.browser docs
 
 test-providers: $(VENV)/dev-ok ## what was tried of each provider, as a table
-	@$(BIN)/pytest tests/test_providers.py --matrix $(ARGS)
+	@$(BIN)/pytest tests/e2e/test_providers.py --matrix $(ARGS)
 
 test-grafana: $(VENV)/dev-ok ## dashboards and alerts with a real Prometheus; needs prometheus and promtool
 	@$(BIN)/pytest tests/grafana -m prometheus $(ARGS)
@@ -84,7 +84,7 @@ test-infinity: $(INFINITY)/ok $(VENV)/dev-ok ## a real Infinity behind the proxy
 	@$(BIN)/pytest tests/infinity -m infinity $(ARGS)
 
 test-cluster: $(VENV)/dev-ok ## failovers and resharding of real clusters and sentinels, Redis and Valkey, under load
-	@$(BIN)/pytest tests/test_failover.py -m cluster $(ARGS)
+	@$(BIN)/pytest tests/e2e/test_redis_failover.py -m cluster $(ARGS)
 
 test-deploy: $(VENV)/dev-ok ## deploy/ by the programs that read it; needs kustomize, helm, nginx, promtool, systemd
 	@$(BIN)/pytest tests/deploy -m deploy $(ARGS)

@@ -18,9 +18,9 @@ from bench import hot
 
 ROWS = [hot.ROWS[0], hot.ROWS[2]]
 SILENT = """
-from proxy import tally
+from proxy.telemetry import counters as tally
 tally.Count.inc = tally.Spread.observe = lambda self, *_: None
-from proxy.cli import main
+from proxy.cli.commands import main
 main()
 """
 COLLECTOR = f"""

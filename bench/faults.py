@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from aiohttp import ClientError, ClientSession, TCPConnector, web
 
-from tests.process import Process
-from tests.redis_server import RedisServer, free_port
-from tests.rolling import rolling_restarts
-from tests.scripted import Call, ScriptedUpstream
+from tests.support.process import Process
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.rolling import rolling_restarts
+from tests.support.scripted import Call, ScriptedUpstream
 
 
 def main() -> None:

@@ -27,8 +27,8 @@ import orjson
 from aiohttp import ClientError, ClientSession, web
 
 from bench.faults import ask, ms, proxy, session, slow
-from tests.process import Process
-from tests.scripted import Call, ScriptedUpstream
+from tests.support.process import Process
+from tests.support.scripted import Call, ScriptedUpstream
 
 PROXY_CORE = 0
 SLOW_CLIENTS = 1000

@@ -16,7 +16,7 @@ import orjson
 from redis import Redis
 
 from bench import hot
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 PORT = 18098
 TEXTS = 8192  # 72 MB in memory, which has 1 MiB

@@ -20,13 +20,13 @@ import numpy as np
 from redis import Redis
 from redis.exceptions import OutOfMemoryError
 
-from proxy import record
-from proxy.record import Record
-from proxy.store.memory import Entry, Memory
-from proxy.store.redis import RedisStore
-from proxy.store.sqlite import SQLiteStore
-from proxy.vectors import DType, Vector
-from tests.redis_server import RedisServer
+from proxy.cache.memory import Entry, Memory
+from proxy.cache.redis.store import RedisStore
+from proxy.cache.sqlite.store import SQLiteStore
+from proxy.protocol import records
+from proxy.protocol.records import Record
+from proxy.protocol.vectors import DType, Vector
+from tests.support.redis_server import RedisServer
 
 DIMENSIONS = (256, 512, 768, 1024, 1536, 3072)
 ITEMS = 4096
@@ -53,7 +53,7 @@ async def weigh() -> None:
     print(f"{'dims':>5} {'value':>6} {'Redis':>6} {'MEMORY USAGE':>13} {'SQLite':>7} {'memory':>7} {'with floats':>12}")
     for dimensions in DIMENSIONS:
         items = {key: record_of(key, dimensions) for key in (os.urandom(32) for _ in range(ITEMS))}
-        values = {key: record.encode(key, its) for key, its in items.items()}
+        values = {key: records.encode(key, its) for key, its in items.items()}
         value = len(next(iter(values.values())))
         redis, one = await in_redis(values)
         sqlite = await in_sqlite(values)

@@ -19,10 +19,10 @@ from pathlib import Path
 import uvloop
 
 from bench.sizing import record_of
-from proxy import record
-from proxy.store.redis import RedisStore
-from tests.redis_cluster import RedisCluster, ask
-from tests.redis_server import RedisServer
+from proxy.cache.redis.store import RedisStore
+from proxy.protocol import records
+from tests.support.redis_cluster import RedisCluster, ask
+from tests.support.redis_server import RedisServer
 
 DIMENSIONS = 1536
 ITEMS = 2048
@@ -56,7 +56,7 @@ def main() -> None:
 
 async def measure(one: str, several: str, seconds: float, rounds: int) -> None:
     stores = [RedisStore(url, timeout_s=5.0, max_connections=32) for url in (one, several)]
-    values = {key: record.encode(key, record_of(key, DIMENSIONS)) for key in (os.urandom(32) for _ in range(ITEMS))}
+    values = {key: records.encode(key, record_of(key, DIMENSIONS)) for key in (os.urandom(32) for _ in range(ITEMS))}
     for store in stores:
         await store.put_many(values, ttl_s=None, overwrite=False)
     print(f"{DIMENSIONS}-d; items/s from the store, medians of {rounds} runs of {seconds} s\n")

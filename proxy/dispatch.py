@@ -9,19 +9,19 @@ from functools import partial
 from aiohttp import HttpVersion10, HttpVersion11, web
 from multidict import CIMultiDict
 
-from proxy import headers
-from proxy.answers import detail_of, finish_head, head_of_hit
-from proxy.auth import Access
-from proxy.connections import Connection
-from proxy.cors import is_preflight, origin_of
-from proxy.embeddings import CLIENT_LEFT, EmbeddingsRoute, Progress, status_of_error
+from proxy.access.admission import Access
+from proxy.embeddings.fast_path import Repeats
+from proxy.embeddings.responses import detail_of, finish_head, head_of_hit
+from proxy.embeddings.route import CLIENT_LEFT, EmbeddingsRoute, Progress, status_of_error
 from proxy.errors import InvalidRequest, OriginNotAllowed, ProxyError, RequestTimeout
-from proxy.origins import Origin, Origins
-from proxy.passthrough import is_websocket, relay, relay_websocket
-from proxy.repeats import Repeats
-from proxy.requestlog import Line, RequestIds, RequestLog, trace_id
-from proxy.targets import may_embed, shown
-from proxy.traces import Traces
+from proxy.http.server import Connection
+from proxy.passthrough.relay import is_websocket, relay, relay_websocket
+from proxy.protocol import headers
+from proxy.protocol.cors import is_preflight, origin_of
+from proxy.protocol.targets import may_embed, shown
+from proxy.telemetry.access_log import Line, RequestIds, RequestLog, trace_id
+from proxy.telemetry.tracing import Traces
+from proxy.upstream.router import Origin, Origins
 
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Fixtures: an upstream, and proxies in front of it; `tests.servers` has those of Redis."""
+"""Fixtures: an upstream, and proxies in front of it; `tests.support.servers` has those of Redis."""
 
 import asyncio.constants
 import time
@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, TCPConnector
 
-from proxy.server import running
-from tests.client import Client
-from tests.scripted import ScriptedUpstream
-from tests.settings import settings_for
+from proxy.app import running
+from tests.support.client import Client
+from tests.support.scripted import ScriptedUpstream
+from tests.support.settings import settings_for
 
-pytest_plugins = ["tests.matrix", "tests.profiles", "tests.servers"]
+pytest_plugins = ["tests.support.matrix", "tests.support.profiles", "tests.support.servers"]
 
 # In debug mode asyncio notes for every step where it came from, ten frames deep, which was most of the tests' time.
 asyncio.constants.DEBUG_STACK_DEPTH = 1  # type: ignore[misc]

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import yaml
 
-from proxy import cli, serve
+from proxy.cli import commands, serve
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -140,7 +140,7 @@ def known_variables() -> set[str]:
 
 
 def known_flags() -> set[str]:
-    return {flag for command in (serve.serve_command, cli.demo_command, cli.stats_command, cli.keys_add)
+    return {flag for command in (serve.serve_command, commands.demo_command, commands.stats_command, commands.keys_add)
             for param in command.params for flag in param.opts}  # fmt: skip
 
 

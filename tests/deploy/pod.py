@@ -13,9 +13,9 @@ from typing import Any
 from aiohttp import ClientConnectionError, ClientSession
 
 from tests.deploy.manifests import KUBERNETES, PREFIX, documents
-from tests.process import Process
-from tests.redis_server import free_port
-from tests.rolling import until_not_ready
+from tests.support.process import Process
+from tests.support.redis_server import free_port
+from tests.support.rolling import until_not_ready
 
 _OWN = {"HOST", "UPSTREAM", "STORE", "LOG_FORMAT"}
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from proxy.config import MIB
+from proxy.config.settings import MIB
 from tests.deploy.manifests import Proxy, containers
 
 # Python and its libraries, with room for what is being parsed. deploy/README.md, "Memory", has what was measured.

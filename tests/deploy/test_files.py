@@ -17,7 +17,9 @@ import yaml
 from aiohttp import web
 from packaging.requirements import Requirement
 
-from proxy import __version__, config, parsing
+from proxy import __version__
+from proxy.config import parsing
+from proxy.config.settings import MIB
 from tests.deploy import rules
 from tests.deploy.manifests import (
     CHART,
@@ -174,7 +176,7 @@ def test_composes_times_and_sizes_agree() -> None:
     given = settings(interpolated(service["environment"]))
     grace_s = parsing.parse_seconds(service["stop_grace_period"])
     assert given["drain_delay"] + given["shutdown_timeout"] < grace_s
-    assert int(service["mem_limit"].removesuffix("m")) * config.MIB >= rules.memory_needed(given)
+    assert int(service["mem_limit"].removesuffix("m")) * MIB >= rules.memory_needed(given)
 
 
 def test_compose_publishes_on_loopback_only() -> None:
@@ -256,7 +258,7 @@ def test_the_ingress_and_nginx_agree() -> None:
         assert nginx[name.replace("-", "_")].removesuffix("s") == value
     defaults = settings({})
     assert int(annotations["proxy-read-timeout"]) > max(defaults["upstream_timeout"], defaults["upstream_read_timeout"])
-    assert int(nginx["client_max_body_size"].removesuffix("m")) * config.MIB == defaults["max_body"]
+    assert int(nginx["client_max_body_size"].removesuffix("m")) * MIB == defaults["max_body"]
 
 
 # --- Chart

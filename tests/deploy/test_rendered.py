@@ -33,9 +33,9 @@ from tests.deploy.manifests import (
     templated,
 )
 from tests.grafana import expressions
-from tests.process import Process
-from tests.redis_server import free_port
-from tests.scripted import Call, ScriptedUpstream
+from tests.support.process import Process
+from tests.support.redis_server import free_port
+from tests.support.scripted import Call, ScriptedUpstream
 
 pytestmark = pytest.mark.deploy
 

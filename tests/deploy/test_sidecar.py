@@ -8,10 +8,10 @@ from pathlib import Path
 from aiohttp import ClientSession
 
 from tests.deploy.pod import Pod
-from tests.gate import Gate
-from tests.process import Process
-from tests.redis_server import free_port
-from tests.scripted import ScriptedUpstream
+from tests.support.gate import Gate
+from tests.support.process import Process
+from tests.support.redis_server import free_port
+from tests.support.scripted import ScriptedUpstream
 
 _MODEL = "text-embedding-3-small"
 _DEADLINE_S = 10

@@ -22,8 +22,8 @@ import xxhash
 from redis import Redis
 
 from tests.grafana.expressions import RULES
-from tests.process import LoggedProcess, Process
-from tests.redis_server import RedisServer, free_port
+from tests.support.process import LoggedProcess, Process
+from tests.support.redis_server import RedisServer, free_port
 
 _HOW_TO_GET_IT = (
     "make test-grafana needs prometheus and promtool and did not find them in PATH. Get both with"

@@ -21,10 +21,10 @@ from typing import Any
 
 from PIL import Image
 
-from tests.browser import Browser, browsing
 from tests.grafana import scene
 from tests.grafana.expressions import dashboards, filled, panels
 from tests.grafana.live import LOOPBACK, Prometheus, listening
+from tests.support.browser import Browser, browsing
 
 _PAGE = Path(__file__).parent / "page"
 _ESBUILD = [

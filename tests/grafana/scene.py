@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.grafana.live import LOOPBACK, Handler, Prometheus, connected, demo, listening, post
-from tests.process import Process
-from tests.redis_server import RedisServer, free_port
+from tests.support.process import Process
+from tests.support.redis_server import RedisServer, free_port
 
 LENGTH_S = 300
 # When, of the whole length, the upstream is slow, and when Redis hangs.

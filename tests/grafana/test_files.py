@@ -10,7 +10,7 @@ import yaml
 
 from grafana.source import DASHBOARDS
 from grafana.source.model import text_of
-from proxy.metrics import Metrics
+from proxy.telemetry.metrics import Metrics
 from tests.grafana import expressions, schema
 from tests.grafana.expressions import GRAFANA
 

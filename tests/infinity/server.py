@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from tests.client_process import ROOT
-from tests.process import LoggedProcess
+from tests.support.client_process import ROOT
+from tests.support.process import LoggedProcess
 
 VENV = ROOT / ".venv-infinity"
 KEY = "sk-test"

@@ -11,15 +11,15 @@ import pytest
 from aiohttp import ClientSession, web
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.config import UpstreamSetting
-from proxy.providers import PROVIDERS
-from tests.client import Answer, Client
-from tests.client_process import ClientProcess
+from proxy.config.settings import UpstreamSetting
+from proxy.protocol.providers import PROVIDERS
+from tests.clients.test_clients import python
 from tests.conftest import StartProxy
+from tests.e2e.test_merged_requests import Ask, behind_a_first
 from tests.infinity.server import DIMENSIONS, KEY, MAX_CHARACTERS, MODEL, VENV, InfinityServer, is_installed
-from tests.scripted import Call, ScriptedUpstream
-from tests.test_clients import python
-from tests.test_company import Ask, behind_a_first
+from tests.support.client import Answer, Client
+from tests.support.client_process import ClientProcess
+from tests.support.scripted import Call, ScriptedUpstream
 
 pytestmark = [
     pytest.mark.infinity,

@@ -1,0 +1,172 @@
+"""The OpenAPI description of the cached route, as it is for one provider (pure).
+
+https://spec.openapis.org/oas/v3.1.1. It describes what is understood and cached; whatever else a client sends is
+relayed, and the answer is the upstream's.
+"""
+
+from typing import Any
+
+from proxy import __version__
+from proxy.protocol.providers import Form, Provider
+
+_TEXT = {"type": "string", "minLength": 1}
+_TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_PART = {
+    "oneOf": [
+        {
+            "type": "object",
+            "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+            "required": ["type", "text"],
+        },
+        {
+            "type": "object",
+            "properties": {
+                "type": {"const": "image_url"},
+                "image_url": {"type": "object", "properties": {"url": {"type": "string"}}, "required": ["url"]},
+            },
+            "required": ["type", "image_url"],
+        },
+    ]
+}
+_ITEMS: dict[Form, dict[str, Any]] = {
+    Form.TEXTS: _TEXT,
+    Form.TOKEN_LISTS: _TOKENS,
+    Form.CONTENT: {
+        "type": "object",
+        "properties": {"content": {"type": "array", "items": _PART, "minItems": 1}},
+        "required": ["content"],
+    },
+    Form.MEDIA: {"type": "object", "properties": {"text": _TEXT, "image": _TEXT}},
+}
+_ERROR = {
+    "description": "An error of the upstream, relayed as it is, or one of the proxy's own.",
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+}
+_OWN_ERRORS = {
+    400: "The request is not HTTP as it says it is.",
+    413: "The body is larger than --max-body.",
+    502: "The upstream could not be reached.",
+    503: "The upstream is down, or too much waits for it; Retry-After says when to come back.",
+    504: "The upstream did not answer in time; or only-if-cached was asked and something is missing.",
+}
+
+
+def describe(provider: Provider, base_url: str) -> dict[str, Any]:
+    """The document for a proxy at ``base_url``, as JSON."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "embedding-proxy", "version": __version__, "summary": f"In front of {provider.name}."},
+        "servers": [{"url": base_url}],
+        "paths": {
+            "/embeddings": {
+                "post": {
+                    "operationId": "createEmbedding",
+                    "summary": "Embed items, those that are stored from the cache.",
+                    "parameters": [
+                        {
+                            "name": "Cache-Control",
+                            "in": "header",
+                            "schema": {"type": "string"},
+                            "description": "no-cache, no-store, only-if-cached, max-age=SECONDS.",
+                        }
+                    ],
+                    "requestBody": {
+                        "required": True,
+                        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Request"}}},
+                    },
+                    "responses": {
+                        "200": _answer(),
+                        **{str(status): {**_ERROR, "description": said} for status, said in _OWN_ERRORS.items()},
+                        "default": _ERROR,
+                    },
+                }
+            }
+        },
+        "components": {"schemas": {"Request": _request(provider), "Embeddings": _embeddings(), "Error": _error()}},
+    }
+
+
+def _request(provider: Provider) -> dict[str, Any]:
+    properties: dict[str, Any] = {"model": {"type": "string"}, "input": {"oneOf": _inputs(provider)}}
+    for name in sorted(provider.encoding):
+        properties[name] = {"enum": sorted(provider.encoding[name])}
+    for name in sorted(provider.key):
+        properties[name] = {"description": "Changes the vector: part of the key.", "not": {"type": "array"}}
+    for name in sorted(provider.neutral):
+        properties[name] = {"description": "Changes nothing about the vector."}
+    for name, harmless in sorted({**provider.cross_item, **provider.fixed}.items()):
+        properties[name] = {"description": "Cached only with this value.", "examples": [harmless]}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": ["model", "input"] if provider.needs_model else ["input"],
+        "description": "A request with other fields is relayed and not cached.",
+    }
+
+
+def _inputs(provider: Provider) -> list[dict[str, Any]]:
+    alone = {Form.TEXT: _TEXT, Form.TOKENS: _TOKENS}
+    lists = {form: {"type": "array", "items": item, "minItems": 1} for form, item in _ITEMS.items()}
+    return [schema for form, schema in {**alone, **lists}.items() if form in provider.inputs]
+
+
+def _answer() -> dict[str, Any]:
+    return {
+        "description": "One embedding an item, in the items' order.",
+        "headers": {
+            "X-Cache": {"schema": {"enum": ["HIT", "PARTIAL", "MISS", "BYPASS"]}, "required": True},
+            "Cache-Status": {"schema": {"type": "string"}, "description": "The same by RFC 9211."},
+            "X-Cache-Saved-Tokens": {"schema": {"type": "string", "pattern": "^[0-9]+$"}},
+        },
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Embeddings"}}},
+    }
+
+
+def _embeddings() -> dict[str, Any]:
+    count = {"type": "integer", "minimum": 0}
+    numbers = {"type": "array", "items": {"type": "number"}, "minItems": 1}
+    return {
+        "type": "object",
+        "properties": {
+            "object": {"const": "list"},
+            "data": {
+                "type": "array",
+                "minItems": 1,
+                "items": {
+                    "type": "object",
+                    "properties": {
+                        "object": {"const": "embedding"},
+                        "index": count,
+                        "embedding": {"oneOf": [numbers, {"type": "string", "contentEncoding": "base64"}]},
+                    },
+                    "required": ["object", "index", "embedding"],
+                },
+            },
+            "model": {"type": "string"},
+            "usage": {
+                "type": "object",
+                "properties": {"prompt_tokens": count, "total_tokens": count},
+                "required": ["prompt_tokens", "total_tokens"],
+            },
+        },
+        "required": ["object", "data", "model", "usage"],
+    }
+
+
+def _error() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {
+            "error": {
+                "type": "object",
+                "properties": {
+                    "message": {"type": "string"},
+                    "type": {"type": "string"},
+                    "param": {"type": ["string", "null"]},
+                    "code": {"type": ["string", "null"]},
+                },
+                "required": ["message"],
+                "description": "As the proxy writes its own; upstreams have forms of their own.",
+            }
+        },
+    }

@@ -1,0 +1,78 @@
+"""The admin port: metrics, health, the status page and the description of the cached route."""
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+from aiohttp import web
+
+from proxy import __version__
+from proxy.admin import openapi
+from proxy.admin.page import StatusPage
+from proxy.admin.status import STEP_S, About, UpstreamStatus
+from proxy.config.settings import Settings
+from proxy.http import listeners
+from proxy.http.listeners import Sockets
+from proxy.http.malformed import HTTP_LOG
+from proxy.periodic import every
+from proxy.telemetry.metrics import Families, text_of
+
+
+async def open_port(
+    stack: AsyncExitStack,
+    settings: Settings,
+    base_url: str,
+    sockets: Sockets,
+    families: Families,
+    *,
+    is_draining: Callable[[], bool],
+    is_ready: Callable[[], bool],
+    now: Callable[[], float],
+) -> StatusPage:
+    """Answer on ``sockets`` until ``stack`` is left."""
+    page = StatusPage(families, lambda: _about(settings, base_url), is_draining=is_draining, now=now)
+    await stack.enter_async_context(every(STEP_S, lambda _: page.sample()))
+    app = _make_app(
+        families, page, is_ready=is_ready, describe=lambda: openapi.describe(settings.upstream.provider, base_url)
+    )
+    await listeners.accept(stack, web.AppRunner(app, access_log=None, logger=HTTP_LOG, shutdown_timeout=1.0), sockets)
+    return page
+
+
+def _make_app(
+    families: Families, page: StatusPage, *, is_ready: Callable[[], bool], describe: Callable[[], dict[str, Any]]
+) -> web.Application:
+    async def exposition(_: web.Request) -> web.Response:
+        # The format's own version parameter can't go through aiohttp's content_type.
+        return web.Response(
+            body=text_of(await families()), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
+
+    async def healthy(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def ready(_: web.Request) -> web.Response:
+        if not is_ready():
+            return web.Response(status=503, text="draining\n")
+        return web.Response(text="ok\n")
+
+    async def described(_: web.Request) -> web.Response:
+        return web.json_response(describe())
+
+    app = web.Application()
+    page.add_routes(app.router)
+    app.router.add_get("/metrics", exposition)
+    app.router.add_get("/openapi.json", described)
+    # Neither depends on the store or the upstream: restarting the proxy would mend neither.
+    app.router.add_get("/healthz", healthy)
+    app.router.add_get("/readyz", ready)
+    return app
+
+
+def _about(settings: Settings, base_url: str) -> About:
+    """What the admin port tells of the settings: no key, and no URL with a secret in it."""
+    upstreams = (
+        UpstreamStatus(name=own.name, base_url=own.base_url, provider=own.provider.name, models=own.models)
+        for own in settings.upstreams
+    )
+    return About(version=__version__, base_url=base_url, upstreams=tuple(upstreams), store_url=str(settings.store))

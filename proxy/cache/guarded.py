@@ -1,0 +1,178 @@
+"""The store as the cache sees it: bounded in time, behind circuit breakers, and failing without exceptions."""
+
+import logging
+import time
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from proxy.breaker import Breaker, State
+from proxy.cache.lease import Lease
+from proxy.cache.store import COOLDOWN_S, MAX_FAILURES, NOTHING, NoStore, Store
+from proxy.cache.writes import Backlog, Unstored
+from proxy.errors import StoreError
+from proxy.telemetry.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+_FIRST_BUDGET_S = 2.0
+_NOBODYS_KEY = bytes(32)
+# Reading and unpacking a record takes some 20 µs of this process, which may be busy with several batches.
+_BUDGET_PER_KEY_S = 0.00025
+# Writes that a slow store has not done yet, above which new upstream calls wait.
+_MAX_PENDING_BYTES = 64 * 1024**2
+# More than SQLite takes for one large transaction on a slow disk.
+_STALL_S = 2.0
+
+
+class Found(NamedTuple):
+    values: Mapping[bytes, bytes]
+    is_complete: bool  # the store has none of the other keys; else it may
+
+
+class Written(NamedTuple):
+    """What the store said of a write. It is unknown of keys that are in neither."""
+
+    standing: Mapping[bytes, bytes]  # values that were there before
+    accepted: Collection[bytes]
+
+
+class GuardedStore:
+    def __init__(self, store: Store, metrics: Metrics, *, ttl_s: float | None, budget_s: float) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._ttl_s = ttl_s
+        self._budget_s = budget_s
+        self.is_none = isinstance(store, NoStore)
+        self.expires = store.expires
+        # A full or read-only Redis fails every write and serves every read: each direction has a circuit of its own.
+        self._breakers = {
+            operation: Breaker(
+                max_failures=MAX_FAILURES,
+                cooldown_s=COOLDOWN_S,
+                clock=time.monotonic,
+                on_change=partial(self._on_breaker, operation),
+            )
+            for operation in ("read", "write")
+        }
+        self.backlog = Backlog(max_bytes=_MAX_PENDING_BYTES, stall_s=_STALL_S)
+        metrics.store_pending_bytes.set_function(lambda: self.backlog.pending_bytes)
+        self._unstored = Unstored(metrics)
+        self._was_down = False  # when it was first tried, and ever since
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the store would not be asked now, to read or to write."""
+        return any(breaker.refuses for breaker in self._breakers.values())
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the last read failed: then nobody waits for a write."""
+        return self._breakers["read"].is_troubled
+
+    def budget_for_s(self, keys: Collection[bytes]) -> float:
+        """Large batches get more: what can't be read in time is asked of the upstream, which takes longer still."""
+        return self._budget_s + len(keys) * _BUDGET_PER_KEY_S
+
+    async def try_it(self) -> None:
+        """Say so now if the store does not work, and not when somebody wonders where the hits are."""
+        try:
+            await self._store.get_many([_NOBODYS_KEY], budget_s=_FIRST_BUDGET_S)
+        except StoreError as error:
+            self._was_down = True
+            _log.warning(
+                "the store does not work (%s: %s); going on without it, and trying it with each request",
+                error.reason,
+                error,
+            )
+
+    async def get(self, keys: Sequence[bytes]) -> Found:
+        breaker = self._breakers["read"]
+        if not breaker.allows():
+            self._metrics.store_errors.labels("read", "open").inc()
+            return Found({}, is_complete=False)
+        started = time.perf_counter()
+        try:
+            values = await self._store.get_many(keys, budget_s=self.budget_for_s(keys))
+        except StoreError as error:
+            self._count_failure("read", error)
+            return Found(error.found, is_complete=False)  # what had come by then is as good as any
+        except BaseException:
+            breaker.abandoned()
+            raise
+        finally:
+            self._metrics.store_seconds["read"].observe(time.perf_counter() - started)
+        breaker.succeeded()
+        if self._was_down:
+            self._was_down = False
+            _log.warning("the store works now")
+        return Found(values, is_complete=True)
+
+    def takes_write(self, items: int, *, is_repeated: bool) -> bool:
+        """Whether a write may begin, which is then to be `put`. If not, its items are counted as not stored, unless
+        they were before and this is another attempt."""
+        breaker = self._breakers["write"]
+        if not breaker.allows():
+            reason = "open"
+        elif self.backlog.refuses:
+            reason = "busy"
+            self._metrics.store_seconds["write"].observe(0.0)  # a write that failed at once, as its error says
+            breaker.abandoned()
+        else:
+            return True
+        self._metrics.store_errors.labels("write", reason).inc()
+        self._unstored.add(0 if is_repeated else items, reason)
+        return False
+
+    async def put(
+        self,
+        values: Mapping[bytes, bytes],
+        *,
+        overwrite: bool,
+        is_repeated: bool,
+        spoilt: Mapping[bytes, bytes] = NOTHING,
+    ) -> Written:
+        """Write ``values`` as `Store.put_many` does, as far as the store can."""
+        started = time.perf_counter()
+        lost, reason = len(values), "stopped"
+        try:
+            standing = await self._store.put_many(values, ttl_s=self._ttl_s, overwrite=overwrite, spoilt=spoilt)
+            self._breakers["write"].succeeded()
+            lost = 0
+        except StoreError as error:
+            self._count_failure("write", error)
+            lost, reason = len(values) - len(error.found) - len(error.accepted), error.reason
+            return Written(error.found, error.accepted)
+        except BaseException:
+            self._breakers["write"].abandoned()
+            raise
+        finally:
+            self._metrics.store_seconds["write"].observe(time.perf_counter() - started)
+            self._unstored.add(0 if is_repeated else lost, reason)
+        return Written(standing, values.keys() - standing.keys())
+
+    def lease(self) -> Lease:
+        return Lease(self._store, self._breakers, budget_s=self._budget_s)
+
+    def _count_failure(self, operation: str, error: StoreError) -> None:
+        self._metrics.store_errors.labels(operation, error.reason).inc()
+        # A pool without a free connection, or an answer of which a part came in time, says that much is asked of the
+        # store, and that it is there. One node of a cluster is no reason to leave the others alone.
+        if error.reason == "busy" or error.is_partial:
+            self._breakers[operation].abandoned()
+        else:
+            self._last_failure = f"{error.reason}: {error}"
+            self._breakers[operation].failed()
+
+    def _on_breaker(self, operation: str, state: State) -> None:
+        self._metrics.breaker(f"store_{operation}", state.value)
+        if state is State.OPEN:
+            _log.warning("store %ss fail (%s); going on without them", operation, self._last_failure)
+        elif state is State.CLOSED:
+            _log.warning("store %ss work again", operation)
+
+    def log_unstored(self) -> None:
+        self._unstored.flush()
+
+    async def aclose(self) -> None:
+        await self._store.aclose()

@@ -1,0 +1,189 @@
+"""Redis Cluster: which node has a name, by its slot, and what to do where that is no longer so.
+
+redis-py's own cluster client is not used: in its pipelines a node that can't be reached fails the commands of all
+others, what was redirected is sent again one by one, and CLUSTERDOWN closes every connection and sleeps. From redis-py
+come the slot of a name, the errors and the connections.
+The rules: https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/
+"""
+
+import asyncio
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from proxy.breaker import Breaker
+from proxy.cache.redis.connection import Command
+from proxy.cache.redis.node import Node, store_error
+from proxy.cache.redis.redis_url import Address
+from proxy.cache.redis.topology import Learner, announced
+from proxy.cache.store import COOLDOWN_S, MAX_FAILURES
+
+# One because a failover moved the slot, one to the node that imports it; more is a cluster at odds with itself.
+_MAX_REDIRECTS = 3
+
+# Where commands go, and whether they have to be announced there, the slot being imported.
+Target = tuple[Address, bool]
+Commands = Mapping[str, Command]
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    node: Node
+    breaker: Breaker  # so that a node that hangs costs the budget of a few requests, and not of all
+
+
+class Cluster:
+    """Nodes are asked side by side, each for the names of its slots; one that fails costs those names."""
+
+    def __init__(self, seeds: Sequence[Address], connect: Callable[[Address], Node]) -> None:
+        """``seeds`` are some of the nodes, from which the others are learnt."""
+        self._seeds = seeds
+        self._connect = connect
+        self._members: dict[Address, _Member] = {}
+        self._slots: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        self._learner = Learner(self._learn)
+
+    async def ready(self, *, timeout_s: float) -> None:
+        await self._learner.wait(timeout_s=timeout_s)
+
+    def of(self, name: str) -> Address | None:
+        address = self._slots[key_slot(name.encode())]
+        if address is None:
+            self._learner.learn_soon()
+        return address
+
+    @property
+    def some_work(self) -> bool:
+        return any(not member.breaker.is_troubled for member in self._members.values())
+
+    async def get(self, server: Address, names: Sequence[str], results: dict[str, object]) -> None:
+        # MGET takes names of one slot only. Where it has nothing for a key of another type, GET has an error.
+        await self.run(server, {name: ("GET", name) for name in names}, results)
+        results.update((name, None) for name in names if _is_of_another_type(results[name]))
+
+    async def run(self, server: Address, commands: Commands, results: dict[str, object]) -> None:
+        targets: dict[Target, Commands] = {(server, False): commands}
+        for _ in range(1 + _MAX_REDIRECTS):
+            redirected = await asyncio.gather(*(self._ask(target, its, results) for target, its in targets.items()))
+            targets = _merged(redirected)
+        for its in targets.values():
+            results.update(dict.fromkeys(its, RedisError("the nodes redirect to each other")))
+
+    async def _ask(self, target: Target, commands: Commands, results: dict[str, object]) -> dict[Target, Commands]:
+        """Put the answers into ``results``; returns what has to be asked elsewhere."""
+        address, is_importing = target
+        sent: list[Command] = []
+        for command in commands.values():
+            sent += [("ASKING",), command] if is_importing else [command]
+        answers = await self._run(self._member(address), sent)
+        redirected: dict[Target, dict[str, Command]] = defaultdict(dict)
+        for (name, command), answer in zip(commands.items(), answers[1::2] if is_importing else answers, strict=True):
+            if isinstance(answer, AskError):  # or MovedError, which is one to redis-py
+                try:
+                    redirected[self._follow(answer, address)][name] = command
+                except ValueError as error:
+                    results[name] = RedisError(f"{address[0]} redirects to what is no address: {error}")
+            else:
+                results[name] = answer
+        if any(isinstance(answer, ClusterDownError) for answer in answers):
+            self._learner.learn_soon()
+        return dict(redirected)
+
+    def _follow(self, redirection: AskError, asked: Address) -> Target:
+        address = announced(redirection.host or asked[0], redirection.port)  # no host: the one that was asked
+        is_moved = isinstance(redirection, MovedError)
+        if is_moved and 0 <= redirection.slot_id < REDIS_CLUSTER_HASH_SLOTS:
+            self._slots[redirection.slot_id] = address
+            self._learner.learn_soon()  # seldom is it one slot alone
+        return address, not is_moved
+
+    async def _run(self, member: _Member, commands: Sequence[Command]) -> Sequence[object]:
+        if not member.breaker.allows():
+            self._learner.learn_soon()
+            return [RedisConnectionError(f"{member.node} failed a moment ago")] * len(commands)
+        try:
+            answers = await member.node.run(commands)
+        except RedisError as error:
+            self._learner.learn_soon()
+            if store_error(error).reason == "busy":
+                member.breaker.abandoned()
+            else:
+                member.breaker.failed()
+            return [error] * len(commands)
+        except BaseException:
+            member.breaker.abandoned()
+            raise
+        member.breaker.succeeded()
+        return answers
+
+    def _member(self, address: Address) -> _Member:
+        if address not in self._members:
+            breaker = Breaker(max_failures=MAX_FAILURES, cooldown_s=COOLDOWN_S, clock=time.monotonic)
+            self._members[address] = _Member(self._connect(address), breaker)
+        return self._members[address]
+
+    async def _learn(self) -> None:
+        """Ask one node after the other, the most likely first, until one has an answer."""
+        likely = [address for address, member in self._members.items() if not member.breaker.is_troubled]
+        random.shuffle(likely)  # so that not every proxy asks the same one, or one that is cut off again and again
+        reasons = []
+        for address in dict.fromkeys([*likely, *self._seeds, *self._members]):
+            try:
+                (answer,) = await self._member(address).node.run([("CLUSTER", "SLOTS")])
+                if isinstance(answer, RedisError):
+                    raise answer
+                await self._place(_ranges(answer, address))
+            except (RedisError, ValueError) as error:
+                reasons.append(f"{self._member(address).node}: {error}")
+            else:
+                return
+        raise RedisConnectionError("; ".join(reasons))
+
+    async def _place(self, ranges: Mapping[range, Address]) -> None:
+        slots: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        for its, address in ranges.items():
+            slots[its.start : its.stop] = [address] * len(its)
+        self._slots = slots
+        masters = set(ranges.values())
+        for address in self._members.keys() - masters:
+            await self._members.pop(address).node.retire()
+
+    async def aclose(self) -> None:
+        await self._learner.aclose()
+        for member in self._members.values():
+            await member.node.aclose()
+
+
+def _is_of_another_type(result: object) -> bool:
+    return isinstance(result, ResponseError) and str(result).startswith("WRONGTYPE")
+
+
+def _merged(redirected: Sequence[dict[Target, Commands]]) -> dict[Target, Commands]:
+    merged: dict[Target, Commands] = {}
+    for targets in redirected:
+        for target, commands in targets.items():
+            merged[target] = {**merged.get(target, {}), **commands}
+    return merged
+
+
+def _ranges(answer: object, asked: Address) -> dict[range, Address]:
+    """The masters' slots, from the answer of CLUSTER SLOTS. Raises `ValueError` if there are none."""
+    if not isinstance(answer, list) or not answer:
+        raise ValueError("it knows of no slots")
+    return dict(_range(entry, asked) for entry in answer)
+
+
+def _range(entry: object, asked: Address) -> tuple[range, Address]:
+    match entry:
+        case [int(first), int(last), [bytes() | None as host, int(port), *_], *_] if (
+            0 <= first <= last < REDIS_CLUSTER_HASH_SLOTS
+        ):
+            # No host: the one that was asked.
+            return range(first, last + 1), announced(host.decode() if host else asked[0], port)
+    raise ValueError("CLUSTER SLOTS was answered with something else")

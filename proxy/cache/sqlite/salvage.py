@@ -1,0 +1,76 @@
+"""What is whole in a SQLite file that was set aside, read a chunk at a time."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from proxy.cache.sqlite.file import FAILURES
+
+_CHUNK = 64
+_KEY_BYTES = 32
+
+
+# Through the slots in the order of their keys: from the first key on, and then back from the last one, each as far as
+# SQLite can read.
+_WALKS = (
+    "SELECT key, id FROM slot WHERE key > :first AND key < :last ORDER BY key LIMIT :limit",
+    "SELECT key, id FROM slot WHERE key > :first AND key < :last ORDER BY key DESC LIMIT :limit",
+)
+
+
+class Salvage:
+    """Values may be damaged, too: whoever reads them checks them."""
+
+    def __init__(self, aside: Path) -> None:
+        """Raises one of `FAILURES` if nothing of the file can be read."""
+        self.aside = aside
+        self.values = 0  # read so far
+        self._bounds = {"first": b"", "last": b"\xff" * (_KEY_BYTES + 1)}
+        self._walks = list(_WALKS)
+        self._connection = sqlite3.connect(f"{aside.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        self._connection.text_factory = bytes
+        try:
+            columns = {name for _, name, *_ in self._connection.execute("PRAGMA table_info(value)")}
+        except BaseException:
+            self._connection.close()
+            raise
+        # Files of earlier versions have no keys with their values.
+        self._query = "SELECT value FROM value WHERE id = :id"
+        if b"key" in columns:
+            self._query += " AND (key = :key OR key IS NULL)"
+
+    def chunk(self) -> dict[bytes, bytes]:
+        """Some more values by their keys; none when there are no more."""
+        while self._walks:
+            slots = self._slots(self._walks[0])
+            if not slots:
+                del self._walks[0]
+            found = dict(self._values(slots))
+            self.values += len(found)
+            if found:
+                return found
+        return {}
+
+    def _slots(self, walk: str) -> list[tuple[bytes, int]]:
+        """The next slots of the walk, none at its end."""
+        bound = "first" if walk is _WALKS[0] else "last"
+        for limit in (_CHUNK, 1):  # in a chunk that can't be read the first slots may be whole
+            with suppress(*FAILURES):
+                rows = self._connection.execute(walk, {**self._bounds, "limit": limit}).fetchall()
+                before = self._bounds[bound]
+                if rows and self._bounds["first"] < rows[-1][0] < self._bounds["last"]:
+                    self._bounds[bound] = rows[-1][0]
+                # Where keys are out of order, the walk must not go in a circle.
+                return rows if self._bounds[bound] != before else []
+        return []
+
+    def _values(self, slots: list[tuple[bytes, int]]) -> Iterator[tuple[bytes, bytes]]:
+        for key, id_ in slots:
+            with suppress(*FAILURES):
+                row = self._connection.execute(self._query, {"key": key, "id": id_}).fetchone()
+                if row is not None and isinstance(row[0], bytes) and len(key) == _KEY_BYTES:
+                    yield key, row[0]
+
+    def close(self) -> None:
+        self._connection.close()

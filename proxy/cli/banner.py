@@ -1,0 +1,125 @@
+"""What a proxy says when it has started: where it is, what it stands before, and how to try it (pure)."""
+
+from typing import Any
+
+import orjson
+
+from proxy import __version__
+from proxy.config import parsing
+from proxy.config.settings import THIS_MACHINE, UNIX, Settings, UpstreamSetting
+from proxy.protocol.providers import PROVIDERS, Form
+from proxy.upstream import base_urls
+
+_HELLO = "hello, world"
+
+
+def text_of(settings: Settings, base_url: str, admin_url: str) -> str:
+    own = settings.upstream
+    key = _Key(settings)
+    where, curl = base_url, "curl"
+    if settings.host.startswith(UNIX):
+        path = settings.host.removeprefix(UNIX)
+        where, curl = f"{base_url} on the socket {path}", f"curl --unix-socket {path}"
+    return f"""
+  embedding-proxy {__version__}
+
+  base_url  {where}
+  upstream  {_upstreams(settings)}
+  store     {settings.store}
+  status    {admin_url}/
+  metrics   {admin_url}/metrics
+
+  Try it twice, and see X-Cache turn from MISS to HIT:
+
+    {curl} -i -w '\\n' {base_url}/embeddings {key.header}-H "Content-Type: application/json" \\
+      -d '{_body(own)}'
+{_python(settings, base_url, key) if own.provider.takes_sdk else ""}
+  Stop with Ctrl-C.
+"""
+
+
+class _Key:
+    """What a client's key is called in the examples."""
+
+    def __init__(self, settings: Settings) -> None:
+        own = settings.upstream
+        is_local = any(f"//{name}" in own.base_url for name in THIS_MACHINE)
+        variable = None
+        if settings.client_keys is not None:
+            variable = "PROXY_KEY"  # one of embedding-proxy keys add
+        elif not (own.is_demo or own.key or is_local):
+            variable = "OPENAI_API_KEY" if own.name == "openai" else "API_KEY"
+        name, _, scheme = own.provider.auth.partition(": ")
+        shown = "any" if variable is None else f"${variable}"
+        self.header = f'-H "{name}: {scheme + " " if scheme else ""}{shown}" '
+        self.python = '"any"' if variable is None else f'os.environ["{variable}"]'
+        self.imports = "" if variable is None else "import os; "
+
+
+def _upstreams(settings: Settings) -> str:
+    own = settings.upstream
+    first = f"{own.name}, {own.base_url}, as {own.provider.name}{_through(own)}{_doubt(own)}"
+    if own.is_demo:
+        first = "demo, built in and offline: for trying this out, its vectors carry no meaning"
+    return first + "".join(f"\n            {_routed(other)}" for other in settings.routed)
+
+
+def _routed(setting: UpstreamSetting) -> str:
+    others = "".join(f", else {other.upstream}" for other in setting.same_model)
+    models = ", ".join(setting.models)
+    return f"{setting.name} for {models}, {setting.base_url}, as {setting.provider.name}{_through(setting)}{others}"
+
+
+def _through(setting: UpstreamSetting) -> str:
+    return f", through {setting.egress.proxy.url}" if setting.egress.proxy else ""
+
+
+def _doubt(own: UpstreamSetting) -> str:
+    """A base URL without a path is rarely right, and then each request gets the upstream's 404."""
+    parts, usual = base_urls.split(own.base_url), parsing.usual_path(own.provider)
+    if not usual or parts is None or parts.path or own.provider is PROVIDERS["azure"]:
+        return ""
+    return f"\n            If it answers 404: most such APIs are at {own.base_url}{usual}"
+
+
+def _model(own: UpstreamSetting) -> str:
+    return "demo" if own.is_demo else "text-embedding-3-small" if own.name == "openai" else "MODEL"
+
+
+def _body(own: UpstreamSetting) -> str:
+    """A request that this upstream takes."""
+    given: Any = _HELLO if Form.TEXT in own.provider.inputs else [_HELLO]
+    body = {"model": _model(own), "input": given, **own.provider.needed}
+    if own.is_demo:
+        body["dimensions"] = 8
+    return orjson.dumps(body).decode().replace('":', '": ').replace(',"', ', "')
+
+
+def _python(settings: Settings, base_url: str, key: _Key) -> str:
+    imports, client, packages = key.imports, "", "openai"
+    if settings.host.startswith(UNIX):
+        imports, packages = imports + "import httpx; ", "openai httpx"
+        path = settings.host.removeprefix(UNIX)
+        client = f', http_client=httpx.Client(transport=httpx.HTTPTransport(uds="{path}"))'
+    own = settings.upstream
+    needed = f", extra_body={dict(own.provider.needed)!r}" if own.provider.needed else ""
+    return f"""
+  Or from Python (pip install {packages}):
+
+    {imports}from openai import OpenAI
+    client = OpenAI(base_url="{base_url}", api_key={key.python}{client})
+    asked = {{"model": "{_model(own)}", "input": ["{_HELLO}", "hello again"]}}
+    answer = client.embeddings.with_raw_response.create(**asked{needed})
+    print("X-Cache:", answer.headers["X-Cache"], answer.parse().data[0].embedding[:4])
+{_environment(settings, base_url)}"""
+
+
+def _environment(settings: Settings, base_url: str) -> str:
+    """How programs that use OpenAI's SDKs are pointed here without a change; a socket has no URL for that."""
+    if settings.host.startswith(UNIX):
+        return ""
+    return f"""
+  Programs that use OpenAI's SDKs need no change:
+
+    export OPENAI_BASE_URL={base_url}
+"""

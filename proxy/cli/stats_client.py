@@ -1,0 +1,63 @@
+"""Asks a running proxy for its status: the client of `proxy.admin.page`."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+
+import msgspec
+from aiohttp import ClientConnectorError, ClientError, ClientSession, ClientTimeout, InvalidURL, NonHttpUrlClientError
+
+from proxy.admin.status import Status
+
+PERIOD_S = 2.0
+_PATIENCE_S = 5.0
+
+
+class Unreachable(Exception):
+    """The proxy did not say how it is; the message is for people."""
+
+
+async def ask(session: ClientSession, admin_url: str) -> Status:
+    """The status. Raises `Unreachable`."""
+    url = admin_url.rstrip("/") + "/status.json"
+    try:
+        async with session.get(url, allow_redirects=False, timeout=ClientTimeout(_PATIENCE_S)) as response:
+            body = await response.read()
+    except TimeoutError as error:
+        raise Unreachable(f"no answer from {url} within {_PATIENCE_S:g} s") from error
+    except (InvalidURL, NonHttpUrlClientError) as error:
+        raise Unreachable(f"{admin_url!r} is not an address; accepted: as http://127.0.0.1:9090") from error
+    except ClientError as error:
+        raise Unreachable(
+            f"can't reach the proxy at {url}: {_why(error)}; is it running, and is this its admin port (--admin-url)?"
+        ) from error
+    try:
+        return msgspec.json.decode(body, type=Status)
+    except msgspec.DecodeError as error:
+        raise Unreachable(
+            f"{url} answered {response.status} and no status; is this the admin port of a proxy of this version?"
+        ) from error
+
+
+def _why(error: ClientError) -> str:
+    if not isinstance(error, ClientConnectorError):
+        return str(error) or type(error).__name__
+    # asyncio's own text for a refused connection is its address once more; below zero are the resolver's numbers.
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error.strerror)
+
+
+async def once(admin_url: str) -> Status:
+    """The status. Raises `Unreachable`."""
+    async with ClientSession() as session:
+        return await ask(session, admin_url)
+
+
+async def watch(admin_url: str) -> AsyncIterator[Status | Unreachable]:
+    """The status every `PERIOD_S`, or why there is none."""
+    async with ClientSession() as session:
+        while True:
+            try:
+                yield await ask(session, admin_url)
+            except Unreachable as error:
+                yield error
+            await asyncio.sleep(PERIOD_S)

@@ -1,0 +1,136 @@
+"""The status as one screen of text (pure)."""
+
+from collections.abc import Iterable, Sequence
+
+from proxy.admin.status import Latency, Status, Window
+
+_NONE = "-"
+_OUTCOMES = ("hit", "partial", "miss", "bypass", "error")
+_RESULTS = ("memory", "store", "duplicate", "joined", "upstream", "bypass")
+_NAME_WIDTH = 24
+_MODELS = 5
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_KIB = 1024
+_ROUNDING = 1e-9  # 0.57 * 1000 is less than 570
+_MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
+
+Row = Sequence[str]
+
+
+def render(status: Status) -> str:
+    """At most 80 columns, if no name is longer than others' are."""
+    parts = [
+        [f"embedding-proxy {status.version}, up {_lasting(status.uptime_s)}, {status.base_url}"]
+        + (["stopping: not ready, finishing what is under way"] if status.is_draining else []),
+        _totals(status),
+        _latencies(status.recent),
+        _models(status),
+        _upstreams(status),
+        _rest(status),
+    ]
+    return "\n\n".join("\n".join(_printable(line) for line in part) for part in parts)
+
+
+def _totals(status: Status) -> list[str]:
+    windows = status.recent, status.since_start
+    rows = [
+        ("", f"last {_lasting(status.recent.seconds)}", "since start"),
+        ("items from cache", *(_percent(of.item_hit_rate) for of in windows)),
+        ("requests from cache", *(_percent(of.request_hit_rate) for of in windows)),
+        ("requests", *(f"{sum(of.requests.values()):,}" for of in windows)),
+        *((f"items: {result}", *(f"{of.items.get(result, 0):,}" for of in windows)) for result in _RESULTS),
+        *((f"tokens {kind}", *(f"{of.tokens.get(kind, 0):,}" for of in windows)) for kind in ("saved", "billed")),
+    ]
+    if status.since_start.cost:
+        rows += [(f"money {kind}", *(_money(of.cost.get(kind, 0.0)) for of in windows)) for kind in ("saved", "billed")]
+    return _aligned(rows)
+
+
+def _latencies(window: Window) -> list[str]:
+    rows: list[Row] = [(f"last {_lasting(window.seconds)}", "requests", "p50", "p95", "p99")]
+    for outcome in _OUTCOMES:
+        of = window.latency[outcome]
+        rows.append((outcome, f"{of.count:,}", *(_took(s, of) for s in (of.p50_s, of.p95_s, of.p99_s))))
+    return _aligned(rows)
+
+
+def _models(status: Status) -> list[str]:
+    if not status.models:
+        return ["no model has answered yet"]
+    rows = [("model", "items", "from cache", "tokens saved")]
+    for model in status.models[:_MODELS]:
+        saved = f"{model.tokens.get('saved', 0):,}"
+        rows.append((_cut(model.name), f"{model.items:,}", _percent(model.item_hit_rate), saved))
+    return _aligned(rows)
+
+
+def _upstreams(status: Status) -> list[str]:
+    rows: list[Row] = [("upstream", "calls", "failed", "p50", "p99")]
+    for own in status.upstreams:
+        of = own.latency
+        took = (_NONE, _NONE) if of is None else (_took(of.p50_s, of), _took(of.p99_s, of))
+        rows.append((_cut(own.name), f"{own.calls:,}", f"{own.failed:,}", *took))
+    return _aligned(rows)
+
+
+def _rest(status: Status) -> list[str]:
+    store, memory, load = status.store, status.memory, status.load
+    breakers = ", ".join(f"{circuit} {state}" for circuit, state in status.breakers.items())
+    return [
+        f"breakers  {breakers}",
+        f"store     {store.url}, read p99 {_took(store.reads.p99_s, store.reads)}, {store.errors:,} errors"
+        + (f", {store.forged_records:,} forged records" if store.forged_records else ""),
+        f"memory    {_size(memory.bytes)} of {_size(memory.limit_bytes)}, {memory.entries:,} entries",
+        f"now       {load.requests_in_flight:,} requests in flight, {load.queued_items:,} items queued,"
+        f" {_size(load.held_bytes)} held",
+    ]
+
+
+def _aligned(rows: Iterable[Row]) -> list[str]:
+    return [f"{_printable(name):<{_NAME_WIDTH}}" + "".join(f"{cell:>13}" for cell in cells) for name, *cells in rows]
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 1] + "…"
+
+
+def _printable(text: str) -> str:
+    """A client chooses a model's name, which must not be able to say anything to the terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _percent(share: float | None) -> str:
+    # Rounded down: 100 % is to mean all.
+    return _NONE if share is None else f"{int(share * 1000 + _ROUNDING) / 10:.1f} %"
+
+
+def _money(amount: float) -> str:
+    return f"{amount:,.4f}" if amount < 1 else f"{amount:,.2f}"
+
+
+def _took(seconds: float | None, of: Latency) -> str:
+    if seconds is None:
+        return _NONE
+    at_least = ">= " if seconds >= of.limit_s else ""
+    if seconds >= 1:
+        return f"{at_least}{seconds:.1f} s"
+    # Two digits are all that an estimate is good for.
+    return f"{at_least}{float(f'{seconds * 1000:.2g}'):g} ms"
+
+
+def _size(amount: float) -> str:
+    unit = 0
+    while amount >= _KIB and unit < len(_UNITS) - 1:
+        amount, unit = amount / _KIB, unit + 1
+    return f"{amount:.1f} {_UNITS[unit]}" if unit else f"{amount:.0f} {_UNITS[unit]}"
+
+
+def _lasting(seconds: float) -> str:
+    whole = int(seconds)
+    if whole < _MINUTE_S:
+        return f"{whole} s"
+    if whole < _HOUR_S:
+        return f"{whole // _MINUTE_S} min" + (f" {whole % _MINUTE_S} s" if whole % _MINUTE_S else "")
+    if whole < _DAY_S:
+        return f"{whole // _HOUR_S} h {whole % _HOUR_S // _MINUTE_S} min"
+    return f"{whole // _DAY_S} d {whole % _DAY_S // _HOUR_S} h"

@@ -1,0 +1,113 @@
+"""Settings: frozen and typed, with the units in their names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from proxy.protocol.providers import GENERIC, Provider
+from proxy.upstream import base_urls
+from proxy.upstream.egress import DIRECT, Egress
+
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+
+# Not an address: the demo listens on a socket of its own. It is part of every key, so the number in it changes when the
+# demo's vectors change, and old entries are not served beside new ones.
+DEMO_BASE_URL = "http://demo-2.invalid/v1"
+# Before the path of a socket, where an address could stand.
+UNIX = "unix:"
+# What a client on the same machine calls it.
+THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SameModel:
+    """The operator's word that another upstream serves the same model, which is called ``model`` there."""
+
+    upstream: str
+    model: str | None = None  # None: by the same name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamSetting:
+    name: str  # a provider's name, `demo`, or the URL's host
+    base_url: str
+    provider: Provider = GENERIC
+    key: str | None = field(default=None, repr=False)  # the proxy's own; None: the client's goes upstream
+    models: tuple[str, ...] = ()  # patterns of the models that are asked of it; none: all that nobody else has
+    same_model: tuple[SameModel, ...] = ()
+    egress: Egress = DIRECT
+
+    @property
+    def is_demo(self) -> bool:
+        return self.base_url == DEMO_BASE_URL
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether there is TLS anywhere on the way."""
+        proxy = self.egress.proxy
+        return self.base_url.startswith("https:") or (proxy is not None and proxy.url.startswith("https:"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSetting:
+    """One of: nothing (`memory:`), a ``path`` to a SQLite file, a ``url`` of one Redis or several."""
+
+    path: Path | None = None
+    url: str | None = field(default=None, repr=False)  # a password may be in it
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"sqlite:///{self.path}"
+        return "memory:" if self.url is None else base_urls.redacted(self.url)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    host: str
+    port: int  # 0: any free one
+    admin_host: str
+    admin_port: int
+    upstream: UpstreamSetting  # for all that no other is for
+    routed: tuple[UpstreamSetting, ...] = ()
+    store: StoreSetting
+    store_limit_bytes: int
+    memory_bytes: int
+    ttl_s: float | None  # None: for as long as there is room
+    max_body_bytes: int
+    reports_full_usage: bool
+    log_format: str  # console or json
+    batch_window_s: float
+    max_batch_items: int | None  # None: what the provider documents
+    max_queued_items: int
+    max_held_bytes: int
+    upstream_concurrency: int
+    upstream_connect_timeout_s: float
+    upstream_read_timeout_s: float
+    upstream_timeout_s: float
+    drain_delay_s: float
+    shutdown_timeout_s: float
+    shares_all: bool = False  # one scope for all validated credentials
+    revalidate_s: float = 600.0
+    key_headers: frozenset[str] = frozenset()  # names in lower case
+    neutral_headers: frozenset[str] = frozenset()  # likewise
+    cors_origins: frozenset[str] = frozenset()  # as browsers send them, or just "*"; none: the upstream decides
+    client_keys: Path | None = None  # None: whoever can connect may ask
+    record_key: bytes | None = field(default=None, repr=False)
+    logs_requests: bool = True
+    traces: str = "off"  # or otlp
+    prices: Mapping[str, float] = field(default_factory=dict)  # per million tokens, by patterns of model names
+    max_connections: int = 10_000
+    store_budget_s: float = 0.05
+
+    @property
+    def owns_key(self) -> bool:
+        return self.upstream.key is not None
+
+    @property
+    def upstreams(self) -> tuple[UpstreamSetting, ...]:
+        return (self.upstream, *self.routed)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether there is anything to read again on SIGHUP."""
+        return self.client_keys is not None or any(own.egress.has_files for own in self.upstreams)

@@ -1,0 +1,293 @@
+"""Answers of the cached route, made from entries, and what they say of the cache."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+from uuid import uuid4
+
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import SERVER_SOFTWARE
+from aiohttp.web import BaseRequest, Response, StreamResponse
+from multidict import CIMultiDict
+
+from proxy.cache.memory import Entry, Memory
+from proxy.embeddings.request_memo import Wanted
+from proxy.errors import ResponseTooLarge
+from proxy.fetch.fetcher import Fetched
+from proxy.fetch.outcomes import Delivered, pace_fields
+from proxy.http.bodies import Held
+from proxy.http.streamed import Streamed, in_pieces
+from proxy.protocol import embedding_response, headers
+from proxy.protocol.cors import origin_of
+from proxy.protocol.embedding_request import Encoding
+from proxy.telemetry.metrics import Metrics
+from proxy.upstream.client import Answer
+from proxy.upstream.router import Origin
+
+_CACHE_NAME = "embedding-proxy"
+# Of a relayed answer these describe bytes that the rebuilt body does not have.
+_BODY_HEADERS = (
+    "Content-Length", "Content-Encoding", "Content-Type", "Content-Digest", "Content-MD5", "Digest", "ETag",
+    "Repr-Digest", "Signature", "Signature-Input",
+)  # fmt: skip
+_MANY_ITEMS, _MAX_BODY_BYTES = 2048, 512 * 1024**2
+# A larger body is written part by part. A smaller one is faster written at once, and a client that does not read it
+# has no more than that in memory: on a connection nothing is answered before the last response has been taken.
+_LARGE_BYTES = 1024**2
+_FEW_NUMBERS = _LARGE_BYTES // 32  # one takes less than so many bytes, however it is written
+_NOTHING: Mapping[Any, Any] = {}
+
+
+class Answers:
+    """``found`` are entries from the cache, of which so many were in memory."""
+
+    def __init__(self, memory: Memory, metrics: Metrics, *, reports_full_usage: bool) -> None:
+        self._memory = memory
+        self._metrics = metrics
+        self._reports_full_usage = reports_full_usage
+
+    def hit(
+        self,
+        wanted: Wanted,
+        found: dict[bytes, Entry],
+        *,
+        from_memory: int,
+        held: Held,
+        receipts: Sequence[Delivered] = (),
+        detail: str = "",
+    ) -> StreamResponse:
+        """Raises `ResponseTooLarge`, `Overloaded`."""
+        is_large = self._reserve(wanted, found, held)
+        usage = _added_up(receipts) if receipts else {"prompt_tokens": 0, "total_tokens": 0}
+        saved = max(0, sum([found[key].tokens for key in wanted.keys]) - usage["prompt_tokens"])
+        self._count_items(wanted, found, from_memory, own=0, joined=0)
+        detail = detail or detail_of(wanted)
+        extra = cache_headers("HIT", f"hit; detail={detail}" if detail else "hit", saved_tokens=saved)
+        extra["Content-Type"] = "application/json"
+        if is_large:
+            return self._streamed(wanted, found, self._end(wanted, found, usage, saved), headers=extra)
+        return Response(body=self._body(wanted, found, usage, saved), headers=extra)
+
+    def is_large(self, wanted: Wanted, found: dict[bytes, Entry]) -> bool:
+        """Whether `body_of_hit` would be too large to be written at once. Raises `ResponseTooLarge`."""
+        return self._size_bytes(wanted, found) > _LARGE_BYTES
+
+    def body_of_hit(self, wanted: Wanted, found: dict[bytes, Entry]) -> tuple[bytes, int]:
+        """The body of a hit that is not large, all of it from memory, and how many tokens it saves."""
+        saved = sum([found[key].tokens for key in wanted.keys])
+        self._count_items(wanted, found, len(found), own=0, joined=0)
+        return self._body(wanted, found, {"prompt_tokens": 0, "total_tokens": 0}, saved), saved
+
+    def fetched(
+        self,
+        wanted: Wanted,
+        found: dict[bytes, Entry],
+        fetched: Fetched,
+        *,
+        from_memory: int,
+        held: Held,
+        is_stored: bool,
+    ) -> StreamResponse:
+        """Raises `ResponseTooLarge`, `Overloaded`."""
+        self._metrics.admit_model(wanted.model)  # all of it may have come from another replica
+        entries = found | fetched.entries
+        is_large = self._reserve(wanted, entries, held) and not fetched.unusable
+        cost = [entries[key].tokens for key in wanted.keys if key in entries]
+        saved = sum(cost) - sum([entries[key].tokens for key in fetched.asked])
+        joined = len(fetched.entries) - len(fetched.asked)
+        own = len(fetched.asked) + len(fetched.unusable)
+        self._count_items(wanted, found, from_memory, own=own, joined=joined)
+        state, status = ("PARTIAL", "fwd=partial") if found else ("MISS", "fwd=miss")
+        upstream_status = fetched.receipts[-1].status if fetched.receipts else HTTPStatus.OK
+        status += f"; fwd-status={upstream_status}" + ("; stored" if is_stored else "")
+        status += "; collapsed" if joined else ""
+        status += f"; detail={detail_of(wanted)}" if wanted.is_keyed_whole else ""
+        receipts = fetched.receipts
+        extra = CIMultiDict[str]()
+        if receipts and all(receipt.is_exact for receipt in receipts):
+            extra = headers.end_to_end(receipts[0].headers)
+            for name in _BODY_HEADERS:
+                extra.popall(name, None)
+        elif receipts:  # what another client sent may be quoted in the rest
+            extra = pace_fields(receipts[0].headers)
+        add_cache_headers(extra, state, status, saved_tokens=saved)
+        extra["Content-Type"] = "application/json"
+        told = receipts[0].told if len(receipts) == 1 and receipts[0].is_own_body else _NOTHING
+        unusable = {key: answer.embedding or b"null" for key, answer in fetched.unusable.items()}
+        usage = _added_up(receipts)
+        if is_large:
+            end = self._end(wanted, entries, usage, saved, told)
+            return self._streamed(wanted, entries, end, headers=extra, status=upstream_status)
+        body = self._body(wanted, entries, usage, saved, told=told, unusable=unusable)
+        return Response(status=upstream_status, body=body, headers=extra)
+
+    def _size_bytes(self, wanted: Wanted, entries: dict[bytes, Entry]) -> int:
+        """About the size of the body, by that of its first embedding: all of one response have as many numbers. 0 where
+        it is small."""
+        key = wanted.keys[0]
+        if key not in entries:
+            key = next(iter(entries), b"")
+        if not entries or entries[key].epoch[1] * len(wanted.keys) < _FEW_NUMBERS:
+            return 0
+        size = len(wanted.keys) * len(self._memory.text(key, entries[key], wanted.encoding))
+        if size > _MAX_BODY_BYTES and len(wanted.keys) > _MANY_ITEMS:
+            raise ResponseTooLarge(
+                f"The response would have {size:,} bytes; at most {_MAX_BODY_BYTES:,} are accepted. Send fewer items."
+            )
+        return size
+
+    def _reserve(self, wanted: Wanted, entries: dict[bytes, Entry], held: Held) -> bool:
+        """Whether the response is large. Then it refers to the entries until it is written, when memory may have let go
+        of them, so they are ``held``. Raises `ResponseTooLarge`, `Overloaded`."""
+        is_large = self._size_bytes(wanted, entries) > _LARGE_BYTES
+        if is_large:
+            held.take(sum([entry.packed_bytes for entry in entries.values()]), may_exceed=True)
+        return is_large
+
+    def _streamed(
+        self,
+        wanted: Wanted,
+        entries: dict[bytes, Entry],
+        end: bytes,
+        *,
+        headers: CIMultiDict[str],
+        status: int = HTTPStatus.OK,
+    ) -> Streamed:
+        if wanted.encoding is Encoding.BASE64:
+            parts = embedding_response.parts([entries[key].base64 for key in wanted.keys], end)
+            return Streamed(parts, length=sum(map(len, parts)), status=status, headers=headers)
+        texts = self._texts([(key, entries[key]) for key in wanted.keys])
+        return Streamed(embedding_response.later_parts(texts, len(wanted.keys), end), status=status, headers=headers)
+
+    def _texts(self, wanted: list[tuple[bytes, Entry]]) -> Iterator[bytes]:
+        """Each embedding as numbers. Their text is four times as long, so it is made when it is written."""
+        wanted.reverse()
+        last, text = b"", b""
+        while wanted:
+            key, entry = wanted.pop()
+            if key != last:
+                last, text = key, self._memory.text(key, entry, Encoding.FLOAT)
+            yield text
+
+    def _body(
+        self,
+        wanted: Wanted,
+        entries: dict[bytes, Entry],
+        usage: dict[str, Any],
+        saved: int,
+        *,
+        told: Mapping[str, Any] = _NOTHING,
+        unusable: Mapping[bytes, bytes] = _NOTHING,
+    ) -> bytes:
+        """``told`` are fields of the upstream's own answer; ``unusable`` are what it wrote in place of embeddings."""
+        end = self._end(wanted, entries, usage, saved, told)
+        began_s = time.perf_counter()
+        text = self._memory.text
+        encoding = wanted.encoding
+        if unusable:
+            texts = [unusable.get(key) or text(key, entries[key], encoding) for key in wanted.keys]
+        else:
+            texts = [text(key, entries[key], encoding) for key in wanted.keys]
+        body = b"".join(embedding_response.parts(texts, end))
+        self._metrics.stage_seconds["assemble"].observe(time.perf_counter() - began_s)
+        return body
+
+    def _end(
+        self,
+        wanted: Wanted,
+        entries: dict[bytes, Entry],
+        usage: dict[str, Any],
+        saved: int,
+        told: Mapping[str, Any] = _NOTHING,
+    ) -> bytes:
+        """What follows the last embedding."""
+        extra = {"id": uuid4().hex, **told} if wanted.has_id else told
+        self._metrics.of_model(wanted.model).save(saved)
+        if self._reports_full_usage:
+            usage = usage | {name: usage[name] + saved for name in ("prompt_tokens", "total_tokens")}
+        first = entries.get(wanted.keys[0])
+        model = first.model if first else None
+        model = model or next((entry.model for entry in entries.values() if entry.model), None)
+        return embedding_response.ending(model or wanted.model or "", usage, extra)
+
+    def _count_items(
+        self, wanted: Wanted, found: dict[bytes, Entry], from_memory: int, *, own: int, joined: int
+    ) -> None:
+        """``found`` is empty where what had been found was of another epoch, and fetched anew."""
+        items = self._metrics.of_model(wanted.model).items
+        from_memory = min(from_memory, len(found))
+        items["memory"].inc(from_memory)
+        if from_memory == len(wanted.keys):
+            return
+        items["store"].inc(len(found) - from_memory)
+        items["upstream"].inc(own)
+        items["joined"].inc(joined)
+        items["duplicate"].inc(len(wanted.keys) - len(found) - own - joined)
+
+
+def detail_of(wanted: Wanted) -> str:
+    """What Cache-Status says of how a request was keyed."""
+    return "whole-body" if wanted.is_keyed_whole else ""
+
+
+def head_of_hit(body: bytes, saved_tokens: int, request_id: str, *, detail: str, cors: str) -> bytes:
+    """The head of the same answer as bytes, as aiohttp writes it; ``cors`` are whole lines of it, or none."""
+    lines = (
+        "HTTP/1.1 200 OK",
+        "X-Cache: HIT",
+        f"Cache-Status: {_CACHE_NAME}; hit; detail={detail}" if detail else f"Cache-Status: {_CACHE_NAME}; hit",
+        f"X-Cache-Saved-Tokens: {saved_tokens}",
+        "Content-Type: application/json",
+        f"{cors}X-Request-Id: {request_id}",
+        f"Content-Length: {len(body)}",
+        f"Date: {rfc822_formatted_time()}",
+        f"Server: {SERVER_SOFTWARE}\r\n\r\n",
+    )
+    return "\r\n".join(lines).encode()
+
+
+def _added_up(receipts: Sequence[Delivered]) -> dict[str, Any]:
+    """The usage of all calls made for one request; of a single one whatever else its upstream said there, too."""
+    if len(receipts) == 1:
+        return receipts[0].usage
+    return {name: sum(receipt.usage[name] for receipt in receipts) for name in ("prompt_tokens", "total_tokens")}
+
+
+def cache_headers(state: str, status: str, *, saved_tokens: int) -> CIMultiDict[str]:
+    """What the cache did, for people (X-Cache) and by RFC 9211 (Cache-Status)."""
+    return CIMultiDict(
+        {
+            "X-Cache": state,
+            "Cache-Status": f"{_CACHE_NAME}; {status}",
+            "X-Cache-Saved-Tokens": str(saved_tokens),
+        }
+    )
+
+
+def add_cache_headers(given: CIMultiDict[str], state: str, status: str, *, saved_tokens: int) -> None:
+    """Say so in an answer that other caches may have said something of before: RFC 9211 §2 has each add to it."""
+    given.popall("X-Cache", None)
+    given.popall("X-Cache-Saved-Tokens", None)
+    given.extend(cache_headers(state, status, saved_tokens=saved_tokens))
+
+
+def finish_head(response: StreamResponse, request: BaseRequest, *, upstream: Origin | None, request_id: str) -> None:
+    """Add what every response has, whoever made it; ``upstream`` has the CORS fields, if it needs any."""
+    if upstream is not None:
+        upstream.cors.finish(origin_of(request.headers), response.headers)
+        if upstream.key:  # whose session the upstream's cookies may be
+            response.headers.popall("Set-Cookie", None)
+    response.headers.setdefault("X-Request-Id", request_id)  # an upstream's own stays
+
+
+def relayed(answer: Answer, held: Held) -> StreamResponse:
+    """An upstream's answer as it is. Raises `Overloaded`."""
+    extra = headers.end_to_end(answer.headers)
+    extra.popall("Content-Length", None)
+    add_cache_headers(extra, "MISS", f"fwd=miss; fwd-status={answer.status}", saved_tokens=0)
+    if len(answer.body) > _LARGE_BYTES:
+        held.take(len(answer.body), may_exceed=True)
+        parts, length = in_pieces(answer.body), len(answer.body)
+        return Streamed(parts, length=length, status=answer.status, reason=answer.reason, headers=extra)
+    return Response(status=answer.status, reason=answer.reason, headers=extra, body=answer.body)

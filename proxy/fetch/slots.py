@@ -1,0 +1,66 @@
+"""The bulkhead: how many calls one upstream, and one tenant at it, may have under way."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from proxy.errors import Overloaded
+from proxy.upstream.router import Origin
+
+
+@dataclass(slots=True)
+class _Tenant:
+    """A tenant's part of the slots."""
+
+    slots: asyncio.Semaphore
+    calls: int = 0  # that have a slot or wait for one
+
+
+class Slots:
+    def __init__(
+        self,
+        concurrency: int,
+        *,
+        timeout_s: float,
+        waited_s: Callable[[float], object],
+        room: Callable[[], Awaitable[None]],
+    ) -> None:
+        """``concurrency`` calls to one origin at a time; a call waits at most ``timeout_s`` for its slot, and how long
+        it did goes to ``waited_s``. With its slot it waits for ``room``, in which to hold what it brings."""
+        self._waited_s = waited_s
+        self._room = room
+        self._concurrency = concurrency
+        self._timeout_s = timeout_s
+        # A tenant whose calls hang must not have all the slots.
+        self.max_calls_a_tenant = max(1, concurrency // 2)
+        self._slots: dict[Origin, asyncio.Semaphore] = {}
+        self._tenants: dict[tuple[Origin, bytes], _Tenant] = {}
+
+    @asynccontextmanager
+    async def slot(self, origin: Origin, tenant_name: bytes) -> AsyncIterator[None]:
+        """One of the calls that a tenant may have under way at ``origin``. Raises `Overloaded`."""
+        name = origin, tenant_name
+        all_slots = self._slots.setdefault(origin, asyncio.Semaphore(self._concurrency))
+        tenant = self._tenants.setdefault(name, _Tenant(asyncio.Semaphore(self.max_calls_a_tenant)))
+        tenant.calls += 1
+        async with AsyncExitStack() as held:
+            held.callback(self._forget, name, tenant)
+            began_s = time.perf_counter()
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    for slots in (tenant.slots, all_slots):
+                        await slots.acquire()
+                        held.callback(slots.release)
+                    await self._room()
+            except TimeoutError:
+                raise Overloaded("Too many calls wait for the upstream.") from None
+            finally:
+                self._waited_s(time.perf_counter() - began_s)
+            yield
+
+    def _forget(self, name: tuple[Origin, bytes], tenant: _Tenant) -> None:
+        tenant.calls -= 1
+        if not tenant.calls:
+            del self._tenants[name]

@@ -1,0 +1,4 @@
+"""The server's side of HTTP: listening sockets, connections and their timeouts, request bodies.
+
+Nothing here knows about keys, vectors or upstreams.
+"""

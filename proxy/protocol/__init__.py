@@ -1,0 +1,4 @@
+"""Bytes and fields as typed values, and back: requests, responses, headers, keys, vectors, stored records.
+
+Pure: no I/O, no asyncio, no clock, no environment; an import contract enforces it.
+"""

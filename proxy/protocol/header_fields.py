@@ -1,0 +1,340 @@
+"""What each header field of a request means to a cache of vectors, by its name (pure).
+
+A neutral field is known by its exact name, or by a prefix (``x-datadog-*``) that its system documents as its own. Each
+row stands under the document that it comes from. A word in a name ("metadata", "tags", "retry") never exempts a field:
+a wrong exemption serves another model's vectors, a wrong omission costs hits.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+
+from proxy.protocol.memo import Remembered, remembered
+
+_MAX_NAME = 128  # of a field that is remembered
+
+
+class Kind(Enum):
+    """A field that is of no kind is neutral."""
+
+    CREDENTIAL = 1  # says who asks
+    ASSERTION = 2  # says who asks, by the word of a proxy in front, which signs or renews it all the time
+    VECTOR_AFFECTING = 3  # chooses what computes the vector, or may
+    COOKIE = 4
+    SIGNATURE = 5  # vouches for the very bytes of the body
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    exact: frozenset[str]
+    prefixes: tuple[str, ...]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.exact or name.startswith(self.prefixes)
+
+
+def _names(listed: Iterable[str]) -> _Names:
+    """Space-separated names; a ``*`` at the end of one makes it a prefix."""
+    names = [name for some in listed for name in some.split()]
+    return _Names(
+        frozenset(name for name in names if not name.endswith("*")),
+        tuple(name[:-1] for name in names if name.endswith("*")),
+    )
+
+
+# Trace contexts, and what else clients and their tools put into each request. Jaeger's and OpenTracing's baggage
+# (`uberctx-*`, `ot-baggage-*`) is missing on purpose: its names are the application's own and may say anything.
+_OF_REQUESTS = {
+    "https://www.w3.org/TR/trace-context/": "traceparent tracestate",
+    "https://www.w3.org/TR/baggage/": "baggage",
+    "https://docs.datadoghq.com/tracing/trace_collection/trace_context_propagation/": "x-datadog-*",
+    "https://github.com/openzipkin/b3-propagation": "b3 x-b3-*",
+    "https://docs.aws.amazon.com/xray/latest/devguide/xray-concepts.html": "x-amzn-trace-id",
+    "https://cloud.google.com/trace/docs/trace-context": "x-cloud-trace-context",
+    "https://github.com/census-instrumentation/opencensus-specs/blob/master/encodings/BinaryEncoding.md": (
+        "grpc-trace-bin grpc-tags-bin"
+    ),
+    "https://develop.sentry.dev/sdk/telemetry/traces/": "sentry-trace",
+    "https://www.jaegertracing.io/docs/1.18/client-libraries/#propagation-format": "uber-trace-id jaeger-debug-id",
+    "https://opentelemetry.io/docs/specs/otel/context/api-propagators/": (
+        "ot-tracer-traceid ot-tracer-spanid ot-tracer-sampled"
+    ),
+    "https://docs.newrelic.com/docs/distributed-tracing/concepts/how-new-relic-distributed-tracing-works/": (
+        "newrelic x-newrelic-id x-newrelic-transaction x-newrelic-synthetics"
+    ),
+    "https://docs.dynatrace.com/docs/setup-and-configuration/test-automation/dynatrace-and-jmeter-integration": (
+        "x-dynatrace-test"
+    ),
+    "https://pub.dev/documentation/dynatrace_flutter_plugin/latest/dynatrace_flutter_plugin/DynatraceAction/": (
+        "x-dynatrace"
+    ),
+    "https://github.com/elastic/apm/blob/main/specs/agents/tracing-distributed-tracing.md": "elastic-apm-traceparent",
+    "https://www.ibm.com/docs/en/obi/current?topic=monitoring-traces#tracing-headers": (
+        "x-instana-t x-instana-s x-instana-l"
+    ),
+    "https://skywalking.apache.org/docs/main/next/en/api/x-process-propagation-headers-v3": "sw8 sw8-x sw8-correlation",
+    "https://learning.postman.com/docs/getting-started/installation/settings/": "postman-token",
+    "https://wicg.github.io/client-hints-infrastructure/": "sec-ch-*",
+    "https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/": "idempotency-key",
+    "https://www.mercadopago.com/developers/en/reference": "x-idempotency-key",
+    "https://guides.rubyonrails.org/security.html#required-security-token": "x-csrf-token",
+    "https://docs.djangoproject.com/en/stable/howto/csrf/": "x-csrftoken",
+    "https://angular.dev/best-practices/security#httpclient-xsrf-csrf-security": "x-xsrf-token",
+    "https://docs.litellm.ai/docs/proxy/request_headers": "x-litellm-spend-logs-metadata",
+    # Meant for the proxy that reads them, and never sent on (§7.6.1).
+    "https://www.rfc-editor.org/rfc/rfc9110#section-11.7": "proxy-authenticate proxy-authorization",
+}
+
+# What meshes, content delivery networks, clouds and load balancers in front add, such as where a client is, how often
+# it has tried and when. Envoy's and Linkerd's are listed one by one: others of theirs choose the upstream (_CHOOSES).
+_OF_PROXIES = {
+    "https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers": (
+        "x-client-trace-id x-ot-span-context x-request-id x-envoy-downstream-service-cluster"
+        " x-envoy-downstream-service-node x-envoy-external-address x-envoy-force-trace x-envoy-internal"
+    ),
+    "https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_filters/router_filter": (
+        "x-envoy-attempt-count x-envoy-decorator-operation x-envoy-expected-rq-timeout-ms"
+        " x-envoy-hedge-on-per-try-timeout x-envoy-is-timeout-retry x-envoy-max-retries x-envoy-original-path"
+        " x-envoy-retriable-header-names x-envoy-retriable-status-codes x-envoy-retry-grpc-on x-envoy-retry-on"
+        " x-envoy-upstream-alt-stat-name x-envoy-upstream-rq-per-try-timeout-ms"
+        " x-envoy-upstream-rq-timeout-alt-response x-envoy-upstream-rq-timeout-ms"
+    ),
+    "https://github.com/istio/proxy/blob/master/source/extensions/filters/http/peer_metadata/config.proto": (
+        "x-envoy-peer-metadata x-envoy-peer-metadata-id"
+    ),
+    "https://api.linkerd.io/1.7.5/linkerd/index.html#http-headers": (
+        "l5d-ctx-deadline l5d-ctx-trace l5d-reqid l5d-sample"
+    ),
+    "https://devcenter.heroku.com/articles/http-routing#heroku-headers": "x-request-start",
+    "https://developers.cloudflare.com/fundamentals/reference/http-headers/": (
+        "cdn-loop cf-connecting-ip cf-connecting-ipv6 cf-ew-via cf-ipcountry cf-pseudo-ipv4 cf-ray cf-visitor cf-worker"
+        " true-client-ip"
+    ),
+    "https://developers.cloudflare.com/rules/transform/managed-transforms/reference/": (
+        "cf-bot-score cf-ipcity cf-ipcontinent cf-iplatitude cf-iplongitude cf-ja3-hash cf-metro-code cf-postal-code"
+        " cf-region cf-region-code cf-threat-score cf-timezone cf-verified-bot"
+    ),
+    # Without its `cloudfront-viewer-cert-*`, which say who the client is.
+    "https://docs.aws.amazon.com/AmazonCloudFront/latest/DeveloperGuide/adding-cloudfront-headers.html": (
+        "cloudfront-forwarded-proto cloudfront-viewer-address cloudfront-viewer-asn cloudfront-viewer-city"
+        " cloudfront-viewer-country cloudfront-viewer-country-name cloudfront-viewer-country-region"
+        " cloudfront-viewer-country-region-name cloudfront-viewer-header-count cloudfront-viewer-header-order"
+        " cloudfront-viewer-http-version cloudfront-viewer-ja3-fingerprint cloudfront-viewer-ja4-fingerprint"
+        " cloudfront-viewer-latitude cloudfront-viewer-longitude cloudfront-viewer-metro-code"
+        " cloudfront-viewer-postal-code cloudfront-viewer-time-zone cloudfront-viewer-tls"
+    ),
+    "https://docs.aws.amazon.com/vpc-lattice/latest/ug/http-targets.html": (
+        "x-amzn-lattice-network x-amzn-lattice-target"
+    ),
+    "https://www.fastly.com/documentation/reference/http/http-headers/": "fastly-client-ip fastly-ff fastly-ssl",
+    "https://fly.io/docs/networking/request-headers/": "fly-client-ip fly-forwarded-port fly-region",
+    "https://learn.microsoft.com/azure/frontdoor/front-door-http-headers-protocol": (
+        "x-azure-clientip x-azure-fdid x-azure-ref x-azure-requestchain x-azure-socketip x-fd-healthprobe"
+    ),
+    "https://cloud.google.com/appengine/docs/standard/reference/request-headers": (
+        "x-appengine-city x-appengine-citylatlong x-appengine-country x-appengine-region"
+    ),
+    "https://cloud.google.com/load-balancing/docs/https/custom-headers": "x-client-geo-location",
+    "https://cloud.google.com/kubernetes-engine/docs/how-to/ingress-configuration": (
+        "x-client-city x-client-citylatlong x-client-region"
+    ),
+    "https://developers.google.com/tag-platform/tag-manager/server-side/enable-region-specific-settings": (
+        "x-gclb-country x-gclb-region"
+    ),
+    "https://vercel.com/docs/headers/request-headers": (
+        "x-vercel-deployment-url x-vercel-forwarded-for x-vercel-id x-vercel-ip-city x-vercel-ip-continent"
+        " x-vercel-ip-country x-vercel-ip-country-region x-vercel-ip-latitude x-vercel-ip-longitude"
+        " x-vercel-ip-postal-code x-vercel-ip-timezone"
+    ),
+}
+
+# Tokens and certificates by which a proxy in front vouches for the client, renewed within minutes or for each request.
+_OF_AUTHENTICATORS = {
+    "https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers#x-forwarded-client-cert": (
+        "x-forwarded-client-cert"
+    ),
+    "https://cloud.google.com/iap/docs/signed-headers-howto": "x-goog-iap-jwt-assertion",
+    "https://docs.aws.amazon.com/elasticloadbalancing/latest/application/listener-authenticate-users.html": (
+        "x-amzn-oidc-accesstoken x-amzn-oidc-data"
+    ),
+    # Without -Issuer and -Subject, which stay when a certificate is renewed.
+    "https://docs.aws.amazon.com/elasticloadbalancing/latest/application/mutual-authentication.html": (
+        "x-amzn-mtls-clientcert-leaf x-amzn-mtls-clientcert-serial-number x-amzn-mtls-clientcert-validity"
+    ),
+    "https://developers.cloudflare.com/cloudflare-one/identity/authorization-cookie/application-token/": (
+        "cf-access-jwt-assertion"
+    ),
+    "https://learn.microsoft.com/azure/app-service/configure-authentication-user-identities": (
+        "x-ms-client-principal x-ms-token-aad-access-token x-ms-token-aad-id-token x-ms-token-google-access-token"
+        " x-ms-token-google-id-token"
+    ),
+    "https://oauth2-proxy.github.io/oauth2-proxy/configuration/overview": (
+        "x-auth-request-access-token x-forwarded-access-token"
+    ),
+    "https://www.pomerium.com/docs/capabilities/getting-users-identity": "x-pomerium-jwt-assertion",
+    "https://goteleport.com/docs/enroll-resources/application-access/jwt/introduction/": "teleport-jwt-assertion",
+    "https://techdocs.akamai.com/terraform/docs/g2oheader": "x-akamai-g2o-auth-data x-akamai-g2o-auth-sign",
+}
+
+# LLM gateways: whatever begins so may choose the model, rewrite the text or name who is asked when the first fails, but
+# for the fields listed, which their document calls tracing, logging, accounting or caching. Timeouts and retries are
+# not among these, since a gateway asks another model when they run out.
+_GATEWAYS = {
+    # https://portkey.ai/docs/api-reference/inference-api/headers; `x-portkey-metadata` chooses the model by
+    # https://portkey.ai/docs/product/ai-gateway/conditional-routing
+    "x-portkey-": (
+        "x-portkey-cache-force-refresh x-portkey-cache-namespace x-portkey-debug x-portkey-parent-span-id"
+        " x-portkey-span-id x-portkey-span-name x-portkey-trace-id"
+    ),
+    # https://www.truefoundry.com/docs/ai-gateway/request-headers: `x-tfy-metadata` is used for request routing
+    "x-tfy-": "x-tfy-logging-config",
+    # https://developers.cloudflare.com/ai-gateway/glossary/; routes go by `cf-aig-metadata`, `cf-aig-request-timeout`
+    # triggers a fallback provider, `cf-aig-cache-key` overrides the default key
+    "cf-aig-": "cf-aig-collect-log cf-aig-custom-cost cf-aig-event-id cf-aig-log-id",
+    # https://docs.helicone.ai/helicone-headers/header-directory
+    "helicone-": (
+        "helicone-cache-bucket-max-size helicone-cache-enabled helicone-cache-seed helicone-omit-request"
+        " helicone-omit-response helicone-property-* helicone-ratelimit-policy helicone-request-id helicone-session-id"
+        " helicone-session-name helicone-session-path helicone-user-id"
+    ),
+    # https://docs.getbifrost.ai/providers/request-options
+    "x-bf-": "x-bf-disable-content-logging x-bf-maxim-* x-bf-prom-* x-bf-store-raw-request-response",
+}
+
+# Fields that choose what computes the vector and do not sound like it. OpenAI's organization and project, and Google's,
+# select what a key reaches. NVIDIA takes images from the assets named there. NemoRouter compresses what is sent and
+# fills in templates. Keywords AI (now Respan) reads any of its parameters from a field, `loadbalance_models` among them
+# (https://docs.keywordsai.co/api-endpoints/integration/chat-completions). The last line's replace the destination:
+# Envoy's (see its headers above), Linkerd's (https://linkerd.io/2/tasks/using-ingress/ and the page above) and Dapr's
+# (https://docs.dapr.io/developing-applications/building-blocks/service-invocation/).
+_CHOOSES = (
+    "openai-organization openai-project x-goog-user-project extra-parameters nvcf-*",
+    "x-nemo-compress x-nemo-prompt-* x-nr-compress x-nr-prompt-*",
+    "x-data-keywordsai-params x-data-respan-params x-amzn-sagemaker-inference-component",
+    "dapr-app-id dtab-local l5d-dst-override l5d-dtab x-envoy-original-dst-host",
+)
+
+_NEUTRAL = _names((*_OF_REQUESTS.values(), *_OF_PROXIES.values(), *_GATEWAYS.values()))
+_ASSERTIONS = _names(_OF_AUTHENTICATORS.values()).exact
+_VECTOR_AFFECTING = _names((*_CHOOSES, "x-portkey-*"))
+_PREFIXES_OF_GATEWAYS = tuple(_GATEWAYS)
+
+# Azure, Envoy and many a gateway route by a model named in a field, LiteLLM by tags, Helicone by a base URL, others by
+# metadata. There is no list of them all, so whatever sounds like routing counts: what is wrongly in a key costs hits,
+# what is wrongly out of it gives clients another model's vectors.
+_ROUTING = re.compile(
+    r"(.*[-_])?(model|deployment|provider|target|backend|endpoint|base(-url)?|route|routing|region|tags|metadata"
+    r"|fallbacks?)([-_].*)?"
+)
+# Fields that vouch for the very bytes of the body (RFC 9530, which RFC 9421 signatures cover; AWS; AIGNE's components),
+# so that no other body may be sent with them.
+_SIGNATURES = frozenset(
+    {
+        "content-digest",
+        "content-md5",
+        "digest",
+        "repr-digest",
+        "x-amz-content-sha256",
+        "x-component-sig",
+    }
+)
+# Providers and the gateways before them tell callers apart by many a field (Authorization, api-key, x-goog-api-key,
+# x-litellm-api-key, x-auth-token, x-forwarded-user, …); whatever sounds like one counts as one.
+_CREDENTIAL = re.compile(
+    r"auth(?!or($|[-_]))|(^|[-_])(api|subscription)?-?key$|token$|secret|credential|password|jwt|assertion|oidc|principal"
+    r"|(forwarded|remote)-(user|email|groups|preferred-username)$|(client|ssl|tls)-(client|cert)|tenant|consumer"
+    r"|(^|[-_])(vk|pat)$"
+)
+
+# Where clients put the secret by which an upstream knows them. Beside one of these an assertion is neutral. By exact
+# name: a field that only sounds like a secret (`x-bf-api-key` names a key) must not stand in for an assertion.
+_SECRETS = frozenset(
+    {
+        "api-key",
+        "apikey",
+        "authorization",
+        "cf-aig-authorization",
+        "helicone-auth",
+        "ocp-apim-subscription-key",
+        "x-api-key",
+        "x-auth-token",
+        "x-goog-api-key",
+        "x-litellm-api-key",
+        "x-portkey-api-key",
+        "x-tfy-api-key",
+    }
+)
+# Names of credentials that prove who asks. Of the others anyone can write what stands there (`x-tenant-id`,
+# `x-auth-request-user`), so that the proof may be a cookie.
+_PROOF = re.compile(r"(auth|authorization|key|token|secret|password|jwt|credential|assertion|vk|pat)$")
+# What must not be declared neutral: whoever asks would see the entries of everyone else. Here a word is enough.
+_AUTHENTICATES = re.compile(
+    r"(.*[-_])?(authorization|auth|auth-token|api[-_]?key|subscription-?key|secret|password|virtual-key|vk|pat)|cookie"
+)
+
+
+@lru_cache
+def classifier(
+    key_headers: frozenset[str] = frozenset(), neutral_headers: frozenset[str] = frozenset()
+) -> Remembered[Kind | None]:
+    """What tells the kind of a field by its name, whatever its case; the operator's own names are in lower case.
+
+    What the operator says goes before what is known here, and what is known before what a name sounds like.
+    """
+
+    @remembered(max_length=_MAX_NAME)
+    def kind_of(name: str) -> Kind | None:
+        name = name.lower()
+        if name in _SIGNATURES:
+            return Kind.SIGNATURE
+        if name in key_headers:
+            return Kind.VECTOR_AFFECTING
+        if name in neutral_headers or name in _NEUTRAL:
+            return None
+        return _known(name) or _sounding(name)
+
+    return kind_of
+
+
+def _known(name: str) -> Kind | None:
+    if is_assertion(name):
+        return Kind.ASSERTION
+    # Portkey takes keys of others in fields of its own, and they choose the model with the rest.
+    if name in _VECTOR_AFFECTING and name not in _SECRETS:
+        return Kind.VECTOR_AFFECTING
+    return Kind.COOKIE if name == "cookie" else None
+
+
+def _sounding(name: str) -> Kind | None:
+    if _CREDENTIAL.search(name):
+        return Kind.CREDENTIAL
+    return Kind.VECTOR_AFFECTING if name.startswith(_PREFIXES_OF_GATEWAYS) or _ROUTING.fullmatch(name) else None
+
+
+def is_assertion(name: str) -> bool:
+    """Whether a field of this name, in lower case, is the word of a proxy in front."""
+    return name in _ASSERTIONS
+
+
+def is_secret(name: str) -> bool:
+    """Whether a field of this name, in lower case, has a secret that an upstream knows a client by."""
+    return name in _SECRETS
+
+
+def is_proof(name: str) -> bool:
+    """Whether a credential of this name, in lower case, proves who asks, and does not only say so."""
+    return is_assertion(name) or _PROOF.search(name) is not None
+
+
+def why_not_neutral(name: str) -> str | None:
+    """Why a field of this name, in lower case, can't be declared neutral; None: it can."""
+    if name in _SIGNATURES:
+        return "vouches for the body, so an upstream would refuse any other body with it"
+    if name in _SECRETS or _AUTHENTICATES.fullmatch(name):
+        return (
+            "authenticates clients, so entries would be shared across credentials;"
+            " to share them among the credentials that the upstream accepts say --share all"
+        )
+    return None

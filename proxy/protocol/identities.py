@@ -1,0 +1,52 @@
+"""Which header fields identify a client, and which others affect vectors (pure)."""
+
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import NamedTuple
+
+from proxy.protocol.header_fields import Kind, classifier, is_proof, is_secret
+from proxy.protocol.headers import AWS_SIGNATURE, Headers, end_to_end
+
+_USUAL_CONNECTION = frozenset({"keep-alive", "Keep-Alive", "close"})  # names no field
+
+
+class Identity(NamedTuple):
+    """What of the headers an item's key depends on, and whether they allow no body but the one they came with."""
+
+    credentials: list[tuple[str, str]]
+    vector_affecting: list[tuple[str, str]]
+    is_signed: bool
+
+
+def identity(
+    headers: Headers,
+    key_headers: frozenset[str] = frozenset(),
+    neutral_headers: frozenset[str] = frozenset(),
+    *,
+    in_query: Sequence[tuple[str, str]] = (),
+) -> Identity:
+    """Read who asks, and what else of the headers matters. ``key_headers`` and ``neutral_headers`` are the operator's
+    own names, in lower case; ``in_query`` are the credentials in the request's target (`proxy.protocol.query`).
+
+    The fields are lists of (name in lower case, value), sorted by name; repeated fields keep their order. Two kinds of
+    fields are credentials only where there is no better one, since proxies in front renew them all the time: assertions
+    where there is no secret, and cookies where nothing else proves who asks.
+    """
+    connections = headers.getall("Connection", ())
+    if connections and (len(connections) > 1 or connections[0] not in _USUAL_CONNECTION):
+        headers = end_to_end(headers)  # what the upstream does not see identifies nothing
+    kind_of = classifier(key_headers, neutral_headers)
+    of_note = [(kind, name.lower(), value) for name, value in headers.items() if (kind := kind_of(name))]
+    credentials = [*_fields(of_note, Kind.CREDENTIAL), *in_query]
+    if not any(is_secret(name) for name, _ in credentials):
+        credentials += _fields(of_note, Kind.ASSERTION)
+        if not any(is_proof(name) for name, _ in credentials):
+            credentials += _fields(of_note, Kind.COOKIE)
+        credentials.sort(key=itemgetter(0))
+    is_signed = any(kind is Kind.SIGNATURE or value.startswith(AWS_SIGNATURE) for kind, _, value in of_note)
+    return Identity(credentials, _fields(of_note, Kind.VECTOR_AFFECTING), is_signed)
+
+
+def _fields(of_note: list[tuple[Kind, str, str]], wanted: Kind) -> list[tuple[str, str]]:
+    found = [(name, value) for kind, name, value in of_note if kind is wanted]
+    return sorted(found, key=itemgetter(0)) if len(found) > 1 else found

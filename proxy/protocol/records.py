@@ -1,0 +1,189 @@
+"""What is stored under a key, and its bytes (pure).
+
+A record is one msgpack array, whose first element is the format, and at the end the XXH3-64 of all bytes before it. The
+checksum finds rot and truncation, cheaply; it is no defense against someone who can write to the store. Against these
+the operator can configure a record key. Then the array is followed by an ID of that key and a keyed BLAKE2b tag (a MAC
+as it is, RFC 7693 §2.9), and only records with a valid tag are served:
+
+    format 1:  array, checksum
+    format 2:  array, key ID, tag, checksum
+
+Earlier versions wrote the tag after the checksum of a format 1 record, without a key ID. Such records are still read.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import blake2b
+from hmac import compare_digest
+
+import msgpack
+import xxhash
+
+from proxy.protocol.vectors import DType, Vector, is_whole
+
+_UNTAGGED, _TAGGED = 1, 2  # formats
+_CHECKSUM_BYTES = 8
+_KEY_ID_BYTES = 8
+_TAG_BYTES = 16
+_FIELDS = 9
+_DTYPES = frozenset(DType)
+# How the array of a format 2 record begins: with its number of elements, and the first of them.
+_TAGGED_HEAD: bytes = msgpack.packb([0] * _FIELDS)[:1] + msgpack.packb(_TAGGED)
+
+
+class Flaw(StrEnum):
+    """Why stored bytes are not a record that can be served. The values are labels of a metric.
+
+    Whoever can write to the store chooses which of these their bytes get: they can leave out the tag, or name a record
+    key that nobody has. So only `TAG` and `KEY` are evidence of tampering, and the others are no proof of innocence.
+    """
+
+    CHECKSUM = "checksum"  # damaged or truncated; or not written by any version of the proxy
+    UNTAGGED = "untagged"  # an intact record without a tag, read by a proxy that has a record key
+    OTHER_KEY = "other-key"  # an intact record with the tag of a record key that this proxy does not have
+    TAG = "tag"  # an intact record that names this proxy's record key, and whose tag is not by that key
+    KEY = "key"  # an intact record of another cache key
+    FORMAT = "format"  # an intact array that is no record of a known format
+    MSGPACK = "msgpack"  # intact bytes that are not msgpack
+    FIELD_TYPES = "field types"
+    DTYPE = "dtype"
+    DIMENSIONS = "dimensions"
+
+
+FORGED = (Flaw.TAG, Flaw.KEY)  # nothing but tampering, or a damaged database file, explains these
+
+
+class InvalidRecord(ValueError):
+    """Stored bytes that must not be served as the record of this key."""
+
+    def __init__(self, flaw: Flaw) -> None:
+        super().__init__(flaw.value)
+        self.flaw = flaw
+
+
+class RecordKey:
+    """A secret that tags records. Two instances of one secret are interchangeable."""
+
+    def __init__(self, secret: bytes) -> None:
+        # The length of a BLAKE2b key is bounded; a hash of the secret has a fixed length.
+        self._key = blake2b(secret).digest()
+        self.id = blake2b(b"record key ID", key=self._key, digest_size=_KEY_ID_BYTES).digest()
+
+    def __repr__(self) -> str:
+        return f"<RecordKey {self.id.hex()}>"
+
+    def tag(self, data: bytes) -> bytes:
+        return blake2b(data, key=self._key, digest_size=_TAG_BYTES).digest()
+
+    def verifies(self, data: bytes, tag: bytes) -> bool:
+        return compare_digest(tag, self.tag(data))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One item's vector and what is to be said with it.
+
+    The key that a record is stored under must determine everything that can change its vector (`proxy.protocol.keys`).
+    """
+
+    vector: Vector
+    model: str  # as the upstream's answer named it
+    tokens: int  # what the upstream billed for the item
+    tokens_exact: bool  # False where tokens were shared out over the items of one call
+    stored_at_s: int  # Unix time
+
+
+def encode(key: bytes, record: Record, record_key: RecordKey | None = None) -> bytes:
+    packed: bytes = msgpack.packb(
+        (
+            _UNTAGGED if record_key is None else _TAGGED,
+            key,
+            record.vector.dtype.value,
+            record.vector.dimensions,
+            record.tokens,
+            record.tokens_exact,
+            record.model,
+            record.stored_at_s,
+            record.vector.payload,
+        )
+    )
+    if record_key is not None:
+        packed += record_key.id
+        packed += record_key.tag(packed)
+    return packed + _checksum(packed)
+
+
+def decode(key: bytes, data: bytes, record_key: RecordKey | None = None) -> Record:
+    """The record under ``key``. Raises `InvalidRecord` for anything that must not be served.
+
+    With a ``record_key`` nothing is unpacked whose tag is not valid.
+    """
+    body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    if _checksum(body) != checksum:
+        packed = _verified_old(data, record_key)
+    elif body.startswith(_TAGGED_HEAD):
+        packed = _verified(body, record_key)
+    elif record_key is not None:
+        raise InvalidRecord(Flaw.UNTAGGED)
+    else:
+        packed = body
+    try:
+        fields = msgpack.unpackb(packed, use_list=False)
+    except (ValueError, msgpack.UnpackException):
+        raise InvalidRecord(Flaw.MSGPACK) from None
+    if not isinstance(fields, tuple) or len(fields) != _FIELDS or fields[0] not in (_UNTAGGED, _TAGGED):
+        raise InvalidRecord(Flaw.FORMAT)
+    return _checked(key, fields)
+
+
+def _checksum(data: bytes) -> bytes:
+    return xxhash.xxh3_64_digest(data)
+
+
+def _verified(body: bytes, record_key: RecordKey | None) -> bytes:
+    """The array of a format 2 record without its checksum. Raises `InvalidRecord`."""
+    tagged, tag = body[:-_TAG_BYTES], body[-_TAG_BYTES:]
+    packed, key_id = tagged[:-_KEY_ID_BYTES], tagged[-_KEY_ID_BYTES:]
+    if record_key is None or key_id != record_key.id:
+        raise InvalidRecord(Flaw.OTHER_KEY)
+    if not record_key.verifies(tagged, tag):
+        raise InvalidRecord(Flaw.TAG)
+    return packed
+
+
+def _verified_old(data: bytes, record_key: RecordKey | None) -> bytes:
+    """The array of a record that an earlier version tagged. Raises `InvalidRecord`.
+
+    It does not say by which key. So a tag that is not by ``record_key`` may be by the one before, and proves nothing.
+    """
+    tagged, tag = data[:-_TAG_BYTES], data[-_TAG_BYTES:]
+    packed, checksum = tagged[:-_CHECKSUM_BYTES], tagged[-_CHECKSUM_BYTES:]
+    if _checksum(packed) != checksum:
+        raise InvalidRecord(Flaw.CHECKSUM)
+    if record_key is None or not record_key.verifies(tagged, tag):
+        raise InvalidRecord(Flaw.OTHER_KEY)
+    return packed
+
+
+def _checked(key: bytes, fields: tuple[object, ...]) -> Record:
+    match fields:
+        case (
+            _,
+            bytes(own_key),
+            int(dtype),
+            int(dimensions),
+            int(tokens),
+            bool(exact),
+            str(model),
+            int(at),
+            bytes(data),
+        ):
+            if own_key != key:
+                raise InvalidRecord(Flaw.KEY)
+            if dtype not in _DTYPES:
+                raise InvalidRecord(Flaw.DTYPE)
+            vector = Vector(DType(dtype), data)
+            if not is_whole(vector) or vector.dimensions != dimensions:
+                raise InvalidRecord(Flaw.DIMENSIONS)
+            return Record(vector=vector, model=model, tokens=tokens, tokens_exact=exact, stored_at_s=at)
+    raise InvalidRecord(Flaw.FIELD_TYPES)

@@ -1,1 +1,0 @@
-"""Where records are kept: a memory tier in front of one store."""

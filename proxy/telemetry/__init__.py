@@ -1,0 +1,4 @@
+"""What operators observe: metrics, log lines, traces.
+
+Nothing here decides anything about a request.
+"""

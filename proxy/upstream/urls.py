@@ -1,0 +1,178 @@
+"""Where a request goes: its path on this proxy ↔ a URL of the upstream, and whether it is the cached route (pure)."""
+
+import re
+from dataclasses import dataclass
+
+from proxy.protocol import targets
+from proxy.protocol.providers import GENERIC, Provider
+
+_BASE = re.compile(r"(https?://[^/?#]+)(.*)")
+# What follows, in a base URL, the part below which Azure's routes are.
+_AZURE_TAIL = re.compile(r"(?:/openai(?:/v1|/deployments/[^/]+)?|(?:/api)?/v1)\Z")
+_AZURE = re.compile(r"(.*?)(/openai/v1|(/openai)?/deployments/[^/]+)/embeddings")
+# A path below this one goes to the same path of the upstream without it, whatever else the upstream's map says. Only
+# `Routes.target_of` makes such paths, for URLs that no other path leads to.
+_VERBATIM = "/.upstream"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    url: str
+    is_embeddings: bool  # POST here is the cached route
+
+
+class Routes:
+    """The map for one upstream, whose ``base_url`` is what one would give an SDK: scheme, host and maybe a path.
+
+    What of ``provider`` counts is where it has its embeddings and nothing else. Requests that are not about embeddings
+    reach the upstream only if it ``is_default``.
+    """
+
+    def __init__(self, base_url: str, provider: Provider = GENERIC, *, is_default: bool = True) -> None:
+        match = _BASE.fullmatch(base_url)
+        if match is None:
+            msg = f"not an http(s) URL: {base_url!r}"
+            raise ValueError(msg)
+        self._origin, self._base = match[1], match[2].rstrip("/")
+        scheme, host, port = targets.resolve(base_url, "").origin
+        self._addresses = {(scheme, host, port)}
+        if scheme == "https":  # an application behind a server that ends TLS may write http in its locations
+            self._addresses |= {("http", host, port), ("http", host, 80)}
+        self._provider, self._is_default = provider, is_default
+        self._embeddings = Route(f"{self._origin}{self._base}{provider.path}", is_embeddings=True)
+        starts = (self._base, *provider.aliases)
+        self._names = frozenset(start + provider.path for start in starts)
+        self._variants = frozenset(_variants(starts, provider.path))
+        self._set_azure()
+
+    def _set_azure(self) -> None:
+        """Where the upstream's Azure routes are: below ``_root`` those with /openai, below ``_home`` those without.
+
+        A gateway may have them below a path of its own, with or without /openai there
+        (https://learn.microsoft.com/azure/api-management/azure-openai-api-from-specification).
+        """
+        self._root = _AZURE_TAIL.sub("", self._base)
+        self._home = self._root + ("/openai" if self._base.startswith(self._root + "/openai") else "")
+        # What may stand before them in a client's path: /v1 and /openai where its base URL has one too many. But below
+        # the upstream's own base path a path stays as it is.
+        before = {"", "/openai", *self._provider.prefixes} - {self._base}
+        self._before_azure = frozenset({self._root, *before})
+
+    def find(self, target: str) -> Route | None:
+        """Map a POST's request target in origin form (RFC 9112 §3.2.1); None for any other form.
+
+        The client's target only ever follows the upstream's scheme, host and port, so it can't choose them.
+        """
+        if target in self._names:
+            return self._embeddings
+        relayed = self.relayed(target)
+        if relayed is None:
+            return None
+        url = self._cached(target)
+        return Route(relayed, is_embeddings=False) if url is None else Route(url, is_embeddings=True)
+
+    def relayed(self, target: str) -> str | None:
+        """Where a request goes that is passed through, path and query as they came; None as for `find`."""
+        if not target.startswith("/"):
+            return None
+        path, mark, query = target.partition("?")
+        if path in self._names:
+            return self._embeddings.url + mark + query
+        return self._origin + self._mapped(path) + mark + query
+
+    def embeddings(self, target: str, *, model: str | None = None) -> str:
+        """The URL of the cached route, for a target that another upstream's map took for its own; ``model`` is what the
+        model is called here, if not as there."""
+        if model is not None:
+            target = targets.renamed(target, model)
+        url = self._embeddings.url if target in self._names else self._cached(target)
+        if url is not None:
+            return url
+        named = targets.named_in(target)
+        is_deployment = named is not None and named.is_deployment
+        return self._embeddings.url + ("" if is_deployment else targets.split(target)[1])  # the query is Azure's own
+
+    def target_of(self, url: str, location: str) -> str | None:
+        """What an answer from ``url`` must say to a client of this proxy in place of ``location``, so that the client
+        comes back here and is led where ``location`` leads; None where no path of this proxy leads there.
+
+        A location that is not the upstream's stays as it is.
+        """
+        there = targets.resolve(url, location)
+        if not location or there.origin not in self._addresses:
+            return location
+        rest = there.path + there.query
+        # What begins with two slashes is a host to clients, and a backslash is a slash to browsers.
+        is_path = rest[1:2] not in {"/", "\\"}
+        target = rest if is_path and self._leads_to(rest) else _VERBATIM + rest
+        if not self._is_default and not targets.may_embed(target):
+            return None
+        return target + there.fragment
+
+    def advice(self, url: str, location: str) -> str | None:
+        """What to set so that calls to ``url``, which the upstream redirects to ``location``, go there at once; None
+        where ``url`` is not that of the cached route."""
+        path = url[len(self._origin) :]
+        if self.find(path) != Route(url, is_embeddings=True):
+            return None
+        there = targets.resolve(url, location)
+        path = path.partition("?")[0]
+        is_below = path.startswith(self._base + "/")  # Azure's routes and engines may be elsewhere
+        end = path.removeprefix(self._base) if is_below else path
+        if there.authority and there.path.endswith(end):
+            base = there.path.removesuffix(end) + ("" if is_below else self._base)
+            right = there._replace(path=base).address
+            if right != self._origin + self._base:
+                return f"set --upstream {right} (base_url, if it has an [[upstream]] table)"
+        name, own = self._provider.name, self._provider.path
+        if there.path.endswith(own + "/"):
+            return f'set path = "{own}/" in [providers.{name}] of the configuration file'
+        return f"check --upstream (base_url): it is the part of the URL before {own}"
+
+    def _leads_to(self, rest: str) -> bool:
+        route = self.find(rest)
+        return route is not None and route.url == self.relayed(rest) == self._origin + rest
+
+    def _cached(self, target: str) -> str | None:
+        """The URL of the cached route that ``target`` means, if it does: one for all ways to write it."""
+        path, query = targets.split(target)
+        path = targets.normalized(path)
+        if path in self._variants:
+            return self._embeddings.url + query
+        if targets.has_dot_segments(path) or target.startswith(_VERBATIM + "/"):
+            return None
+        if self._provider.has_deployments and (azure := _AZURE.fullmatch(path)):
+            if azure[1] in self._before_azure:
+                start = self._root if azure[2].startswith("/openai") else self._home
+                return self._origin + start + path[azure.start(2) :] + query
+            return self._origin + path + query
+        named = targets.named_in(path)
+        if named is not None and not named.is_deployment:
+            return self._origin + self._mapped(path) + query
+        return None
+
+    def _mapped(self, path: str) -> str:
+        if path.startswith(_VERBATIM + "/"):
+            return path[len(_VERBATIM) :]
+        if self._base and path.startswith(self._base + "/"):
+            return path
+        for prefix in self._provider.prefixes:
+            if path == prefix or path.startswith(prefix + "/"):
+                return self._base + path[len(prefix) :] or "/"
+        if self._provider.has_deployments and path.startswith("/openai/"):
+            return self._root + path
+        return path
+
+
+def _variants(starts: tuple[str, ...], path: str) -> set[str]:
+    """The normalized paths that mean the embeddings route: below each of ``starts``, and where a start or ``path`` is
+    there twice, as from a client that adds /v1 to a base URL that has it. A start below another one (/openai, /v1) is
+    the upstream's own path."""
+    doubled = {first + second for first in starts for second in starts if _ends_alike(first, second)}
+    names = {start + path for start in starts}
+    variants = names | {start + path for start in doubled} | {name + path for name in names}
+    return set(map(targets.normalized, variants))
+
+
+def _ends_alike(first: str, second: str) -> bool:
+    return first.endswith(second) or second.endswith(first)

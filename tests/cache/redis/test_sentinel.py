@@ -1,0 +1,109 @@
+"""What Sentinel says, and who may ask it."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from proxy.cache.redis.connection import Command
+from proxy.cache.redis.redis_url import Address
+from proxy.cache.redis.sentinel import Master
+from proxy.cache.redis.store import RedisStore
+from proxy.errors import StoreError
+from tests.support.redis_cluster import MASTER, RedisSentinels
+from tests.support.redis_server import free_port
+
+KEY, VALUE = bytes(32), b"value"
+
+
+class Scripted:
+    """A node that has one answer to everything."""
+
+    def __init__(self, address: Address, answer: object = None) -> None:
+        self.address = address
+        self.answer = answer
+        self.is_retired = False
+
+    def __str__(self) -> str:
+        return "".join(map(str, self.address))
+
+    async def run(self, commands: Sequence[Command]) -> list[object]:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return [self.answer] * len(commands)
+
+    async def retire(self) -> None:
+        self.is_retired = True
+
+
+def master_of(*answers: object) -> tuple[Master, list[Scripted]]:
+    """The master by these sentinels' answers, and who was connected to."""
+    connected: list[Scripted] = []
+
+    def connect(address: Address) -> Scripted:
+        connected.append(Scripted(address, RedisConnectionError("gone")))
+        return connected[-1]
+
+    sentinels = [Scripted(("s", number), answer) for number, answer in enumerate(answers)]
+    return Master(MASTER, sentinels, connect), connected  # type: ignore[arg-type]
+
+
+GONE = RedisConnectionError("gone")
+OLD, NEW = [b"old", b"1"], [b"new", b"1"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "address"),
+    [
+        ([NEW], ("new", 1)),
+        ([OLD, NEW, NEW], ("new", 1)),  # the first one is cut off from the others
+        ([GONE, None, NEW], ("new", 1)),
+    ],
+)
+async def test_the_master_is_whom_most_take_for_it(answers: list[object], address: Address) -> None:
+    master, connected = master_of(*answers)
+    await master.ready(timeout_s=5.0)
+    assert [node.address for node in connected] == [address]
+    assert master.of("x") == address
+
+
+async def test_nobody_who_names_one_is_an_error_that_says_why() -> None:
+    master, _ = master_of(GONE, None)
+    with pytest.raises(RedisConnectionError, match=f"s0: gone; s1 knows no {MASTER}"):
+        await master.ready(timeout_s=5.0)
+
+
+async def test_after_a_failure_they_are_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.cache.redis.topology._LEARN_PAUSE_S", 0.0)
+    master, connected = master_of(OLD)
+    await master.ready(timeout_s=5.0)
+    master._sentinels[0].answer = NEW  # type: ignore[attr-defined]
+    results: dict[str, object] = {}
+    await master.get(("old", 1), ["x"], results)
+    assert isinstance(results["x"], RedisConnectionError)
+    while len(connected) < 2:
+        await asyncio.sleep(0)
+    assert connected[0].is_retired
+    assert master.of("x") == ("new", 1)
+
+
+async def test_sentinels_may_have_credentials_of_their_own(tmp_path: Path, program: str) -> None:
+    servers = RedisSentinels(tmp_path, replicas=0, sentinels=1, program=program)
+    sentinel = servers.sentinels[0]
+    sentinel.command("ACL", "SETUSER", "asker", "on", ">s3ntinel", "-@all", "+sentinel|get-master-addr-by-name")
+    sentinel.command("ACL", "SETUSER", "default", "off")
+    dead = f"127.0.0.1:{free_port()}"
+    for query, reason in (("", "connection"), ("?sentinel_username=asker&sentinel_password=s3ntinel", None)):
+        url = f"redis+sentinel://{dead},{servers.addresses}/{MASTER}{query}"
+        store = RedisStore(url, timeout_s=5.0, max_connections=8)
+        if reason is not None:
+            with pytest.raises(StoreError) as refused:
+                await store.get_many([KEY], budget_s=5.0)
+            assert refused.value.reason == reason
+        else:
+            await store.put_many({KEY: VALUE}, ttl_s=None, overwrite=False)
+            assert await store.get_many([KEY], budget_s=5.0) == {KEY: VALUE}
+        await store.aclose()
+    servers.kill()

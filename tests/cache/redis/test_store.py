@@ -1,0 +1,197 @@
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from proxy.cache.redis.store import RedisStore
+from proxy.errors import StoreError
+from tests.support.dict_store import make_cache, record, served, written
+from tests.support.redis_server import RedisServer, free_port
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+def name(number: int) -> str:
+    return "embedding:" + key(number).hex()
+
+
+@pytest.fixture
+async def admin(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    admin = Redis.from_url(redis_server.url)
+    await admin.flushall()
+    yield admin
+    await admin.aclose()
+
+
+@pytest.fixture
+async def store(redis_server: RedisServer) -> AsyncIterator[RedisStore]:
+    store = RedisStore(redis_server.url, timeout_s=5.0, max_connections=8)
+    yield store
+    await store.aclose()
+
+
+async def calls(admin: Redis, command: str) -> int:
+    stats = await admin.info("commandstats")
+    return int(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
+async def test_lookups_of_one_turn_ride_together(store: RedisStore, admin: Redis) -> None:
+    before = await calls(admin, "mget")
+    await asyncio.gather(*(store.get_many([key(n)], budget_s=5.0) for n in range(100)))
+    assert await calls(admin, "mget") == before + 1
+
+
+async def test_a_long_lookup_goes_in_chunks_of_128(store: RedisStore, admin: Redis) -> None:
+    before = await calls(admin, "mget")
+    await store.get_many([key(n) for n in range(300)], budget_s=5.0)
+    assert await calls(admin, "mget") == before + 3
+
+
+async def test_a_ttl_is_left_to_redis(store: RedisStore, admin: Redis) -> None:
+    await store.put_many({key(1): b"x"}, ttl_s=100.0, overwrite=False)
+    await store.put_many({key(2): b"x"}, ttl_s=None, overwrite=False)
+    assert 90_000 < await admin.pttl(name(1)) <= 100_000
+    assert await admin.pttl(name(2)) == -1
+
+
+async def test_a_key_of_another_type_is_a_miss_and_can_be_overwritten(store: RedisStore, admin: Redis) -> None:
+    await admin.rpush(name(1), "a", "b")
+    assert await store.get_many([key(1)], budget_s=5.0) == {}
+    assert await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False) == {}
+    await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=True)
+    assert await store.get_many([key(1)], budget_s=5.0) == {key(1): b"x"}
+
+
+async def test_a_key_of_another_type_does_not_keep_its_item_from_being_stored(store: RedisStore, admin: Redis) -> None:
+    await admin.rpush(name(1), "a", "b")
+    assert await store.put_many({key(1): b"x", key(2): b"x"}, ttl_s=100.0, overwrite=False) == {}
+    assert await store.get_many([key(1), key(2)], budget_s=5.0) == {key(1): b"x", key(2): b"x"}
+    assert await admin.pttl(name(1)) > 0
+
+
+async def test_while_redis_is_slow_replicas_answer_and_serve_one_vector_once_it_is_not(
+    tmp_path: Path, program: str
+) -> None:
+    server = RedisServer(tmp_path, program=program)
+    caches = [make_cache(RedisStore(server.url, timeout_s=60.0, max_connections=8), budget_s=0.01) for _ in range(2)]
+    for cache in caches:
+        await cache.write({key(0): record(9.0)}, overwrite=False)  # it is connected
+    server.process.send_signal(signal.SIGSTOP)
+    mine = [await cache.write({key(1): record(float(n))}, overwrite=False) for n, cache in enumerate(caches)]
+    assert [served(entries) for entries in mine] == [{key(1): b"[0.0,0.5]"}, {key(1): b"[1.0,0.5]"}]
+    server.process.send_signal(signal.SIGCONT)
+    await asyncio.gather(*map(written, caches))
+    answers = [served(cache.peek([key(1)], not_before=0, confirmed=True)) for cache in caches]
+    assert answers[0] == answers[1] == served({key(1): mine[0][key(1)].standing})
+    assert len(answers[0]) == 1
+    for cache in caches:
+        await cache.aclose()
+    server.kill()
+
+
+async def test_a_write_that_is_refused_in_part_says_what_was_stored(tmp_path: Path, program: str) -> None:
+    server = RedisServer(tmp_path, program=program)
+    server.command("ACL", "SETUSER", "some", "on", ">secret", "resetkeys", f"~{name(1)}", f"~{name(2)}", "+@all")
+    store = RedisStore(server.url.replace("redis://", "redis://some:secret@"), timeout_s=5.0, max_connections=8)
+    await store.put_many({key(1): b"first"}, ttl_s=None, overwrite=False)
+    with pytest.raises(StoreError) as refused:
+        await store.put_many({key(n): b"x" for n in range(1, 4)}, ttl_s=None, overwrite=False)
+    assert (refused.value.reason, refused.value.found) == ("refused", {key(1): b"first"})
+    assert refused.value.accepted == {key(2)}
+    await store.aclose()
+    server.kill()
+
+
+async def test_a_full_redis_refuses_writes_and_still_reads(tmp_path: Path, program: str) -> None:
+    server = RedisServer(tmp_path, program=program)
+    store = RedisStore(server.url, timeout_s=5.0, max_connections=8)
+    await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False)
+    async with Redis.from_url(server.url) as admin:
+        await admin.config_set("maxmemory", "1")
+    with pytest.raises(StoreError) as refused:
+        await store.put_many({key(1): b"y", key(2): b"y"}, ttl_s=None, overwrite=False)
+    assert refused.value.reason == "refused"
+    assert await store.get_many([key(1), key(2)], budget_s=5.0) == {key(1): b"x"}
+    await store.aclose()
+    server.kill()
+
+
+async def test_no_server_is_an_error_at_once(tmp_path: Path, program: str) -> None:
+    store = RedisStore(f"redis://127.0.0.1:{free_port()}/0", timeout_s=5.0, max_connections=8)
+    with pytest.raises(StoreError) as refused:
+        await store.get_many([key(1)], budget_s=5.0)
+    assert refused.value.reason == "connection"
+    with pytest.raises(StoreError):
+        await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False)
+    await store.aclose()
+
+
+async def test_a_server_that_accepts_and_says_nothing_runs_out_of_time(tmp_path: Path, program: str) -> None:
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    store = RedisStore(f"redis://127.0.0.1:{port}/0", timeout_s=0.05, max_connections=8)
+    with pytest.raises(StoreError) as refused:
+        await store.get_many([key(1)], budget_s=5.0)
+    assert refused.value.reason == "timeout"
+    await store.aclose()
+    silent.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"-MOVED nonsense\r\n", b"-ASK 1 x\r\n", b"-MOVED 99999 h:1\r\n", b"%1\r\n*0\r\n+b\r\n", b"+OK\r\n", b":1\r\n"],
+)
+async def test_an_answer_that_makes_no_sense_is_the_stores_failure(answer: bytes) -> None:
+    async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65536):
+            writer.write(answer)
+        writer.close()
+
+    liar = await asyncio.start_server(lie, "127.0.0.1", 0)
+    port = liar.sockets[0].getsockname()[1]
+    store = RedisStore(f"redis://127.0.0.1:{port}/0", timeout_s=5.0, max_connections=8)
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            await store.get_many([key(1)], budget_s=5.0)
+    await store.aclose()
+    liar.close()
+
+
+async def test_a_server_that_went_and_came_back_is_used_again(tmp_path: Path, program: str) -> None:
+    server = RedisServer(tmp_path, program=program)
+    store = RedisStore(server.url, timeout_s=5.0, max_connections=8)
+    await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False)
+    server.kill()
+    with pytest.raises(StoreError):
+        await store.get_many([key(1)], budget_s=5.0)
+    server.restart()
+    await store.put_many({key(1): b"y"}, ttl_s=None, overwrite=False)
+    assert await store.get_many([key(1)], budget_s=5.0) == {key(1): b"y"}
+    await store.aclose()
+    server.kill()
+
+
+async def test_a_server_that_became_read_only_is_connected_to_anew(tmp_path: Path, program: str) -> None:
+    """Its name may be another server's by now."""
+    server = RedisServer(tmp_path, program=program)
+    store = RedisStore(server.url, timeout_s=5.0, max_connections=8)
+    await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False)
+    server.command("REPLICAOF", "127.0.0.1", "1")
+    async with Redis.from_url(server.url) as admin:
+        before = await admin.info("stats")
+        with pytest.raises(StoreError, match="read only"):
+            await store.put_many({key(2): b"x"}, ttl_s=None, overwrite=False)
+        assert await store.get_many([key(1)], budget_s=5.0) == {key(1): b"x"}
+        after = await admin.info("stats")
+    assert after["total_connections_received"] == before["total_connections_received"] + 1
+    await store.aclose()
+    server.kill()

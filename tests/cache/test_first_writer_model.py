@@ -1,0 +1,178 @@
+"""Caches over one store whose every step happens when the machine says so: in the end all serve what the store has."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from proxy.cache.cache import Cache
+from proxy.cache.memory import Entry, Memory
+from proxy.cache.store import NOTHING, Unleased
+from proxy.errors import StoreError
+from proxy.protocol import records
+from proxy.telemetry.metrics import Metrics
+from tests.support.dict_store import Clock, look_up, record, written
+from tests.support.profiles import IS_SLOW_PROFILE
+
+KEYS = [bytes([n]) * 32 for n in range(3)]
+TTL_S = 1000.0
+CACHES = 3
+# Turns of the loop after which everything that can happen without the store has happened.
+TURNS = 30
+
+
+class SteppedStore(Unleased):
+    """Each operation waits before it is done, and a write once more before it is answered."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self.is_down = False
+        self.is_stepped = True
+        self.steps: list[asyncio.Future[None]] = []
+
+    async def _step(self) -> None:
+        if self.is_stepped:
+            step: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.steps.append(step)
+            await step
+        if self.is_down:
+            raise StoreError("connection", "down")
+
+    async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
+        await self._step()
+        found = {key: self.values[key] for key in keys if key in self.values}
+        await self._step()
+        return found
+
+    async def put_many(
+        self,
+        values: Mapping[bytes, bytes],
+        *,
+        ttl_s: float | None,
+        overwrite: bool,
+        spoilt: Mapping[bytes, bytes] = NOTHING,
+    ) -> dict[bytes, bytes]:
+        await self._step()
+        standing = {
+            key: self.values[key] for key in values if key in self.values and self.values[key] != spoilt.get(key)
+        }
+        self.values |= {key: value for key, value in values.items() if key not in standing}
+        await self._step()  # it may go down between doing it and saying so
+        return standing
+
+    async def aclose(self) -> None:
+        return None
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner(debug=False)
+        self.store = SteppedStore()
+        self.tasks: list[asyncio.Task[object]] = []
+        self.written = 0
+
+    @initialize(
+        budgets_s=st.lists(st.sampled_from([0.0, 1000.0]), min_size=CACHES, max_size=CACHES),
+        spoilt=st.dictionaries(st.sampled_from(KEYS), st.sampled_from(["damaged", "expired"])),
+    )
+    def begin(self, budgets_s: list[float], spoilt: dict[bytes, str]) -> None:
+        """A cache of budget 0 waits for no write, one of 1000 s for each."""
+        for key, how in spoilt.items():
+            self.store.values[key] = b"damaged" if how == "damaged" else records.encode(key, record(0.5, at=1.0))
+
+        async def open_() -> list[Cache]:
+            return [
+                Cache(Memory(10**6), self.store, Metrics(), ttl_s=TTL_S, budget_s=budget_s, clock=Clock())
+                for budget_s in budgets_s
+            ]
+
+        self.caches = self.runner.run(open_())
+
+    def turn(self) -> None:
+        async def take() -> None:
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+
+        self.runner.run(take())
+        for cache in self.caches:
+            # What has expired is served to nobody, so another may stand by now.
+            for key, entry in cache.peek(KEYS, not_before=cache.oldest_fresh(None)).items():
+                if entry.is_confirmed:
+                    assert text_of(key, self.store.values[key]) == entry.numbers()
+
+    @rule(which=st.integers(0, CACHES - 1), keys=st.sets(st.sampled_from(KEYS), min_size=1))
+    def upstream_answers(self, which: int, keys: set[bytes]) -> None:
+        self.written += 1
+        fresh = {key: record(float(self.written)) for key in sorted(keys)}
+        self.start(which, lambda cache: cache.write(fresh, overwrite=False))
+
+    @rule(which=st.integers(0, CACHES - 1), keys=st.sets(st.sampled_from(KEYS), min_size=1))
+    def client_asks(self, which: int, keys: set[bytes]) -> None:
+        self.start(which, lambda cache: look_up(cache, *sorted(keys)))
+
+    def start(self, which: int, what: object) -> None:
+        async def begin() -> None:
+            self.tasks.append(asyncio.create_task(what(self.caches[which])))  # type: ignore[operator]
+
+        self.runner.run(begin())
+        self.turn()
+
+    @precondition(lambda self: self.store.steps)
+    @rule(which=st.integers(0))
+    def store_goes_on(self, which: int) -> None:
+        step = self.store.steps.pop(which % len(self.store.steps))
+        if not step.done():
+            step.set_result(None)
+        self.turn()
+
+    @rule(is_down=st.booleans())
+    def store_changes(self, is_down: bool) -> None:
+        self.store.is_down = is_down
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "caches"):
+                self.runner.run(self.all_serve_what_stands())
+        finally:
+            self.runner.close()
+
+    async def all_serve_what_stands(self) -> None:
+        self.store.is_down = self.store.is_stepped = False
+        for step in self.store.steps:
+            if not step.done():
+                step.set_result(None)
+        if self.tasks:
+            await asyncio.wait(self.tasks)
+            for task in self.tasks:
+                task.result()
+        for cache in self.caches:
+            await written(cache)
+            for breaker in cache._store._breakers.values():
+                breaker._cooled_at = 0.0  # the clock has gone on
+        for _ in range(3):  # an item may first have to be written, or its circuit be closed
+            for cache in self.caches:
+                await look_up(cache, *KEYS)
+                await written(cache)
+        for cache in self.caches:
+            served = await look_up(cache, *KEYS)
+            assert served == {key: text_of(key, self.store.values[key]) for key in served}
+            confirmed = cache.peek(KEYS, not_before=cache.oldest_fresh(None), confirmed=True)
+            assert confirmed.keys() == served.keys()
+
+
+def text_of(key: bytes, value: bytes) -> bytes:
+    return Entry(records.decode(key, value)).numbers()
+
+
+TestFirstWriter = Machine.TestCase
+TestFirstWriter.settings = settings(
+    max_examples=3000 if IS_SLOW_PROFILE else 200,
+    stateful_step_count=40,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+)
+pytestmark = pytest.mark.timeout(600)

@@ -1,0 +1,66 @@
+import numpy as np
+import orjson
+import pytest
+
+from proxy.cache.memory import Entry, Memory
+from proxy.protocol import vectors
+from proxy.protocol.embedding_request import Encoding
+from proxy.protocol.records import Record
+from proxy.protocol.vectors import Vector
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+def entry(vector: Vector | None = None, tokens: int = 1) -> Entry:
+    vector = vector or vectors.from_numbers(np.linspace(-1, 1, 1536, dtype=np.float32).astype(np.float64).tolist())
+    return Entry(Record(vector=vector, model="m", tokens=tokens, tokens_exact=True, stored_at_s=0))
+
+
+def test_it_holds_no_more_than_its_bytes() -> None:
+    memory = Memory(max_bytes=1_000_000)
+    for number in range(1000):
+        memory.put(key(number), entry())
+    assert 0 < memory.entries <= 1_000_000 // 8192
+    assert memory.bytes <= 1_000_000
+
+
+def test_texts_of_numbers_count_once_they_are_made() -> None:
+    memory = Memory(max_bytes=10_000_000)
+    memory.put(key(1), entry())
+    before = memory.bytes
+    held = memory.get(key(1))
+    assert held is not None
+    text = memory.text(key(1), held, Encoding.FLOAT)
+    assert memory.bytes == before + len(text)
+    assert memory.text(key(1), held, Encoding.FLOAT) is text
+
+
+def test_the_text_of_an_entry_that_is_gone_does_not_bring_it_back() -> None:
+    memory = Memory(max_bytes=10_000_000)
+    memory.text(key(1), entry(), Encoding.FLOAT)
+    assert memory.entries == 0
+
+
+def test_a_newer_entry_is_not_displaced_by_an_older_ones_text() -> None:
+    memory = Memory(max_bytes=10_000_000)
+    older, newer = entry(tokens=1), entry(tokens=2)
+    memory.put(key(1), older)
+    memory.put(key(1), newer)
+    memory.text(key(1), older, Encoding.FLOAT)
+    assert memory.get(key(1)) is newer
+
+
+@pytest.mark.parametrize(
+    "numbers", [[0.5, -1.25], [0.1, -0.2], [0.1 + 1e-12, 1 / 3], [1, -128], [255, 0], [70_000, 1]], ids=str
+)
+def test_both_texts_are_those_of_the_vector(numbers: list[float]) -> None:
+    vector = vectors.from_numbers(numbers)
+    memory, held = Memory(max_bytes=1000), entry(vector)
+    assert memory.text(key(1), held, Encoding.BASE64) == vectors.base64_json(vector)
+    assert orjson.loads(memory.text(key(1), held, Encoding.FLOAT)) == numbers
+
+
+def test_an_entry_shows_what_it_is() -> None:
+    assert repr(entry(vectors.from_numbers([0.5]))).startswith("<Entry 'm' 1 x FLOAT32")

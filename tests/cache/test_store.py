@@ -1,0 +1,161 @@
+"""One suite for every store: whatever keeps the bytes, this is what the cache may count on."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from proxy.cache.redis.store import RedisStore
+from proxy.cache.sqlite.store import SQLiteStore
+from proxy.cache.store import Store
+from tests.support.dict_store import look_up, make_cache, record, written
+from tests.support.servers import AVAILABLE, Servers
+
+OpenStore = Callable[[], Store]
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+def emptied(kind: str, program: str, servers: Servers) -> str:
+    """The URL of one server, or several, with nothing in it."""
+    if kind == "cluster":
+        cluster = servers.cluster(program)
+        cluster.flush()
+        return cluster.url
+    if kind == "sentinel":
+        sentinels = servers.sentinels(program)
+        sentinels.master.command("FLUSHALL")
+        return sentinels.url
+    server = servers.one(program)
+    server.command("FLUSHALL")
+    return server.socket_url if kind == "unix" else server.url
+
+
+KINDS = [f"{program}-{kind}" for program in AVAILABLE for kind in ("tcp", "unix", "cluster", "sentinel")]
+
+
+@pytest.fixture(params=["sqlite", *KINDS])
+async def open_store(request: pytest.FixtureRequest, tmp_path: Path, servers: Servers) -> AsyncIterator[OpenStore]:
+    """Opens the same, at first empty, store as often as it is called, as several processes would."""
+    async with AsyncExitStack() as stack:
+        program, _, kind = request.param.partition("-")
+        url = emptied(kind, program, servers) if kind else None
+
+        def open_() -> Store:
+            store: Store
+            if url is None:
+                store = SQLiteStore(tmp_path / "folder" / "cache.sqlite3", limit_bytes=64 * 1024**2)
+            else:
+                store = RedisStore(url, timeout_s=5.0, max_connections=8)
+            stack.push_async_callback(store.aclose)
+            return store
+
+        yield open_
+
+
+async def test_empty_at_first(open_store: OpenStore) -> None:
+    assert await open_store().get_many([key(1), key(2)], budget_s=5.0) == {}
+
+
+async def test_what_was_put_is_got_by_another_process(open_store: OpenStore) -> None:
+    values = {key(n): bytes([n]) * n for n in range(1, 200)}
+    assert await open_store().put_many(values, ttl_s=None, overwrite=False) == {}
+    assert await open_store().get_many([*values, key(1000)], budget_s=5.0) == values
+
+
+async def test_the_first_value_stays_and_the_loser_is_told(open_store: OpenStore) -> None:
+    store = open_store()
+    await store.put_many({key(1): b"first"}, ttl_s=None, overwrite=False)
+    standing = await store.put_many({key(1): b"second", key(2): b"new"}, ttl_s=None, overwrite=False)
+    assert standing == {key(1): b"first"}
+    assert await store.get_many([key(1), key(2)], budget_s=5.0) == {key(1): b"first", key(2): b"new"}
+
+
+async def test_overwrite_replaces_and_tells_nothing(open_store: OpenStore) -> None:
+    store = open_store()
+    await store.put_many({key(1): b"first"}, ttl_s=None, overwrite=False)
+    assert await store.put_many({key(1): b"second", key(2): b"new"}, ttl_s=None, overwrite=True) == {}
+    assert await store.get_many([key(1), key(2)], budget_s=5.0) == {key(1): b"second", key(2): b"new"}
+
+
+async def test_all_writers_at_once_agree_on_one_winner(open_store: OpenStore) -> None:
+    stores = [open_store() for _ in range(4)]
+    mine = [{key(n): b"%d" % i for n in range(50)} for i in range(len(stores))]
+    standing = await asyncio.gather(
+        *(store.put_many(values, ttl_s=None, overwrite=False) for store, values in zip(stores, mine, strict=True))
+    )
+    winners = await open_store().get_many([key(n) for n in range(50)], budget_s=5.0)
+    assert len(winners) == 50
+    for values, taken in zip(mine, standing, strict=True):
+        assert values | taken == winners
+
+
+async def test_many_readers_at_once_each_get_their_own(open_store: OpenStore) -> None:
+    store = open_store()
+    values = {key(n): b"%d" % n for n in range(600)}
+    await store.put_many(values, ttl_s=None, overwrite=False)
+    asked = [[key(n) for n in range(start, start + 40)] for start in range(0, 620, 10)]
+    answers = await asyncio.gather(*(store.get_many(keys, budget_s=5.0) for keys in asked))
+    for keys, answer in zip(asked, answers, strict=True):
+        assert answer == {k: values[k] for k in keys if k in values}
+
+
+async def test_a_cancelled_reader_takes_nobody_with_it(open_store: OpenStore) -> None:
+    store = open_store()
+    await store.put_many({key(1): b"1", key(2): b"2"}, ttl_s=None, overwrite=False)
+    leaving = asyncio.create_task(store.get_many([key(1)], budget_s=5.0))
+    staying = asyncio.create_task(store.get_many([key(1), key(2)], budget_s=5.0))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    assert await staying == {key(1): b"1", key(2): b"2"}
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert await store.get_many([key(2)], budget_s=5.0) == {key(2): b"2"}
+
+
+@pytest.mark.parametrize("size", [1, 6_300, 100_000, 1_000_000])
+async def test_values_of_any_size(open_store: OpenStore, size: int) -> None:
+    store = open_store()
+    await store.put_many({key(1): b"x" * size}, ttl_s=None, overwrite=False)
+    assert await store.get_many([key(1)], budget_s=5.0) == {key(1): b"x" * size}
+
+
+async def test_thousands_at_once(open_store: OpenStore) -> None:
+    store = open_store()
+    values = {key(n): n.to_bytes(64, "big") for n in range(3000)}
+    await store.put_many(values, ttl_s=None, overwrite=False)
+    assert await store.get_many(list(values), budget_s=5.0) == values
+
+
+async def test_a_spoilt_value_gives_way_to_the_first_that_replaces_it(open_store: OpenStore) -> None:
+    store, other = open_store(), open_store()
+    await store.put_many({key(1): b"spoilt", key(2): b"good"}, ttl_s=None, overwrite=False)
+    spoilt = {key(1): b"spoilt"}
+    mine = {key(1): b"mine", key(2): b"mine", key(3): b"mine"}
+    assert await store.put_many(mine, ttl_s=None, overwrite=False, spoilt=spoilt) == {key(2): b"good"}
+    theirs = {key(1): b"theirs"}
+    assert await other.put_many(theirs, ttl_s=None, overwrite=False, spoilt=spoilt) == {key(1): b"mine"}
+    assert await other.get_many([key(1), key(2), key(3)], budget_s=5.0) == mine | {key(2): b"good"}
+
+
+async def test_what_was_spoilt_and_is_gone_is_stored(open_store: OpenStore) -> None:
+    store = open_store()
+    assert await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False, spoilt={key(1): b"spoilt"}) == {}
+    assert await store.get_many([key(1)], budget_s=5.0) == {key(1): b"x"}
+
+
+async def test_caches_that_waited_for_no_answer_serve_one_vector_in_the_end(open_store: OpenStore) -> None:
+    caches = [make_cache(open_store(), budget_s=0.0) for _ in range(3)]
+    keys = [key(n) for n in range(200)]
+    for number, cache in enumerate(caches):
+        await cache.write({its: record(float(number)) for its in keys}, overwrite=False)
+    await asyncio.gather(*map(written, caches))
+    for cache in caches:
+        cache._store._budget_s = 60.0
+    answers = [await look_up(cache, *keys) for cache in caches]
+    assert len(answers[0]) == len(keys)
+    assert answers == answers[:1] * len(caches)

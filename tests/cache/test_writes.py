@@ -1,0 +1,182 @@
+"""What was paid for is stored: upstream calls wait for a slow store, and what can't be stored is counted and logged."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from proxy.cache.writes import Backlog, Unstored
+from proxy.config.settings import StoreSetting
+from proxy.errors import StoreError
+from proxy.telemetry.metrics import Metrics
+from tests.conftest import StartProxy
+from tests.support.client import Client
+from tests.support.dict_store import A, B, DictStore, look_up, make_cache, record, served, written
+from tests.support.scripted import ScriptedUpstream
+
+
+async def test_twenty_batches_of_2048_items_at_once_are_all_stored(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, sqlite_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a bound that short vectors exceed as far as 1536-d vectors the real one."""
+    monkeypatch.setattr("proxy.cache.guarded._MAX_PENDING_BYTES", 1024**2)
+    upstream.dimensions = 2
+    client = await start_proxy(store=StoreSetting(path=sqlite_path), store_budget_s=0.05)
+    batches = [[f"{batch}-{number}" for number in range(2048)] for batch in range(20)]
+    answers = await asyncio.gather(*(client.embed(texts) for texts in batches))
+    assert {answer.status for answer in answers} == {200}
+    await written(client.proxy.cache)
+    with sqlite3.connect(sqlite_path) as connection:
+        assert connection.execute("SELECT count(*) FROM slot").fetchone() == (20 * 2048,)
+    connection.close()
+    assert sum(upstream.items.values()) == 20 * 2048
+    assert await client.metric("embedding_proxy_store_unstored_items_total") == 0
+
+
+async def test_the_next_upstream_call_waits_until_the_store_has_written(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, store = await slow_proxy(start_proxy, monkeypatch, stall_s=60.0)
+    store.writes.clear()
+    assert (await client.embed("x")).status == 200
+    assert await client.metric("embedding_proxy_store_pending_write_bytes") > 0
+    asked = asyncio.create_task(client.embed("y"))
+    await until(lambda: client.proxy.fetcher._batcher._queued_items.used == 1)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert len(upstream.calls) == 1
+    assert (await client.embed("x")).cache == "HIT"  # what needs no call does not wait
+    store.writes.set()
+    assert (await asked).status == 200
+    await written(client.proxy.cache)
+    assert len(store.values) == 2
+    assert await client.metric("embedding_proxy_store_pending_write_bytes") == 0
+
+
+async def test_a_store_that_hangs_is_not_waited_for_and_what_it_does_not_take_is_counted(
+    start_proxy: StartProxy,
+    upstream: ScriptedUpstream,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client, store = await slow_proxy(start_proxy, monkeypatch, stall_s=0.01)
+    store.writes.clear()
+    for number in range(5):
+        assert (await client.embed(f"text {number}")).status == 200
+    assert await client.metric("embedding_proxy_store_unstored_items_total", reason="busy") == 4
+    assert "items that were answered and not stored: 1 (busy)" in caplog.text
+    store.writes.set()
+    await written(client.proxy.cache)
+    for number in range(5):
+        assert (await client.embed(f"text {number}")).cache == "HIT"
+    await written(client.proxy.cache)
+    assert len(store.values) == 5  # asked for again, they are stored after all
+    assert len(upstream.calls) == 5
+
+
+async def slow_proxy(
+    start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch, *, stall_s: float
+) -> tuple[Client, DictStore]:
+    """A proxy whose calls wait for any write that is under way, and its store."""
+    store = DictStore()
+    monkeypatch.setattr("proxy.cache.guarded._MAX_PENDING_BYTES", 0)
+    monkeypatch.setattr("proxy.cache.guarded._STALL_S", stall_s)
+    monkeypatch.setattr("proxy.app._open_store", lambda *_: store)
+    return await start_proxy(store_budget_s=0.001), store
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():
+        await asyncio.sleep(0)
+
+
+async def test_a_write_that_a_hanging_store_does_not_take_is_a_write_and_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.cache.guarded._MAX_PENDING_BYTES", 0)
+    monkeypatch.setattr("proxy.cache.guarded._STALL_S", 0.0)
+    metrics, store = Metrics(), DictStore()
+    cache = make_cache(store, metrics=metrics, budget_s=0.001)
+    store.writes.clear()
+    await cache.write({A: record()}, overwrite=False)
+    await cache.room()
+    assert served(await cache.write({B: record(2.0)}, overwrite=False)) == {B: b"[2.0,0.5]"}
+    (writes,) = (
+        sample.value
+        for family in metrics.families()
+        for sample in family.samples
+        if sample.name == "embedding_proxy_store_duration_seconds_count" and sample.labels["operation"] == "write"
+    )
+    assert (metrics.store_errors.labels("write", "busy").value, writes) == (1, 1)
+    store.writes.set()
+    await cache.aclose()
+
+
+async def test_what_the_end_of_the_process_kept_from_the_store_is_counted_and_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    metrics, store = Metrics(), DictStore()
+    cache = make_cache(store, metrics=metrics, budget_s=0.001)
+    store.writes.clear()
+    await cache.write({A: record(), B: record()}, overwrite=False)
+    closing = asyncio.create_task(cache.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()  # its time is over
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert metrics.store_unstored_items.labels("stopped").value == 2
+    assert "items that were answered and not stored: 2 (stopped)" in caplog.text
+
+
+async def test_what_an_open_circuit_kept_from_the_store_is_counted_once() -> None:
+    metrics, store = Metrics(), DictStore()
+    cache = make_cache(store, metrics=metrics)
+    store.write_failure = StoreError("refused", "full")
+    for number in range(8):
+        await cache.write({bytes([number]) * 32: record()}, overwrite=False)
+    for _ in range(3):
+        await look_up(cache, A)
+    counted = {reason: metrics.store_unstored_items.labels(reason).value for reason in ("refused", "open")}
+    assert counted == {"refused": 5, "open": 3}
+
+
+async def test_there_is_room_while_less_waits_than_the_bound_and_again_when_a_write_has_ended() -> None:
+    backlog = Backlog(max_bytes=100, stall_s=60.0)
+    backlog.began(100)
+    await backlog.room()
+    backlog.began(100)
+    waiting = [asyncio.create_task(backlog.room()) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    backlog.ended(50)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    backlog.ended(50)
+    await asyncio.gather(*waiting)
+    assert not backlog.refuses
+
+
+async def test_a_write_that_ends_shows_that_the_store_does_not_hang() -> None:
+    backlog = Backlog(max_bytes=0, stall_s=0.0)
+    backlog.began(1)
+    backlog.began(1)
+    await backlog.room()
+    assert backlog.refuses
+    backlog.ended(1)
+    assert not backlog.refuses
+
+
+def test_items_that_are_not_stored_are_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    metrics, now_s = Metrics(), 0.0
+    unstored = Unstored(metrics, clock=lambda: now_s)
+    for now_s in range(0, 130, 10):  # noqa: B007 - the clock reads it
+        unstored.add(1, "open")
+        unstored.add(10, "timeout")
+    unstored.flush()
+    unstored.flush()
+    said = [line.getMessage().partition(": ")[2] for line in caplog.records]
+    assert said == ["1 (open)", *2 * ["60 (timeout), 6 (open)"], "10 (timeout)"]
+    assert metrics.store_unstored_items.labels("timeout").value == 130

@@ -1,0 +1,257 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from proxy.config import config_file
+from proxy.config.settings import SameModel, UpstreamSetting
+from proxy.errors import ConfigError
+from proxy.protocol.providers import GENERIC, PROVIDERS, Form, Limits, Provider
+from proxy.upstream.egress import DIRECT, Egress, parse_proxy
+
+
+def rows(text: str) -> dict[str, Provider]:
+    return dict(config_file.providers(tomllib.loads(text).get("providers", {}), "f.toml"))
+
+
+def tables(text: str, egress: Egress = DIRECT) -> list[UpstreamSetting]:
+    return config_file.upstreams(tomllib.loads(text)["upstream"], PROVIDERS, {}, "f.toml", egress=egress)
+
+
+def test_a_field_nobody_knows_can_be_promoted() -> None:
+    row = rows('[providers.openai]\nkey = ["prompt_name"]\nneutral = ["trace_id"]')["openai"]
+    assert row.key == PROVIDERS["openai"].key | {"prompt_name"}
+    assert row.neutral == PROVIDERS["openai"].neutral | {"trace_id"}
+    assert row.base_url == PROVIDERS["openai"].base_url
+
+
+def test_a_row_has_neutral_headers_of_its_own() -> None:
+    added = rows(
+        """
+        [providers.mine]
+        neutral_headers = ["X-Plan"]
+        [providers.other]
+        like = "mine"
+        neutral_headers = ["X-Session"]
+        """
+    )
+    assert added["mine"].neutral_headers == {"x-plan"}
+    assert added["other"].neutral_headers == {"x-plan", "x-session"}
+    assert GENERIC.neutral_headers == frozenset()
+
+
+def test_what_the_operator_says_of_a_field_counts_alone() -> None:
+    row = rows('[providers.vllm]\nkey = ["user"]\n[providers.vllm.cross_item]\npriority = 0')["vllm"]
+    assert "user" in row.key
+    assert not {"user", "priority"} & row.neutral
+    assert row.cross_item == {"priority": 0}
+
+
+def test_a_row_can_be_added_like_another_or_like_none() -> None:
+    added = rows(
+        """
+        [providers.mine]
+        like = "vllm"
+        base_url = "https://h/V1/"
+        path = "/embed"
+        auth = "x-key"
+        inputs = ["texts"]
+        max_items = 7
+        needs_model = true
+        fused_models = ["f"]
+        [providers.plain]
+        """
+    )
+    mine = added["mine"]
+    assert (mine.name, mine.base_url, mine.path, mine.auth) == ("mine", "https://h/V1", "/embed", "x-key")
+    assert (mine.inputs, mine.limits, mine.needs_model) == (frozenset({Form.TEXTS}), Limits(items=7), True)
+    assert (mine.key, mine.fused_models) == (PROVIDERS["vllm"].key, (*PROVIDERS["vllm"].fused_models, "f"))
+    assert rows('[providers.other]\nlike = "openai"')["other"].base_url is None
+    assert (added["plain"].key, added["plain"].base_url) == (GENERIC.key, None)
+
+
+def test_upstreams_by_model() -> None:
+    found = tables(
+        """
+        [[upstream]]
+        provider = "openai"
+
+        [[upstream]]
+        provider = "openai"
+        name = "small"
+        models = ["text-embedding-3-small"]
+        [[upstream.same_model]]
+        upstream = "eu"
+        [[upstream.same_model]]
+        upstream = "openrouter"
+        model = "openai/text-embedding-3-small"
+
+        [[upstream]]
+        name = "eu"
+        provider = "openai"
+        base_url = "https://eu.api.openai.com/v1"
+        models = ["eu/*"]
+
+        [[upstream]]
+        provider = "openrouter"
+        models = ["*/*"]
+
+        [[upstream]]
+        base_url = "http://gpu:8000/v1"
+        models = ["local-?"]
+        """
+    )
+    assert [setting.name for setting in found] == ["openai", "small", "eu", "openrouter", "gpu"]
+    assert found[1].same_model == (
+        SameModel(upstream="eu"),
+        SameModel(upstream="openrouter", model="openai/text-embedding-3-small"),
+    )
+    assert (found[2].base_url, found[2].provider) == ("https://eu.api.openai.com/v1", PROVIDERS["openai"])
+    assert (found[4].provider, found[4].models) == (GENERIC, ("local-?",))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '[providers.a]\nkye = ["x"]',
+            "[providers.a]: Object contains unknown field `kye`; accepted: like, base_url,",
+        ),
+        ('[providers.a]\nlike = "b"', "f.toml: [providers.a] like = 'b' is no provider; accepted: generic, infron"),
+        ('[providers.a]\nkey = ["x"]\nneutral = ["x"]', "f.toml: [providers.a] 'x' stands in two classes"),
+        (
+            '[providers.a]\nneutral_headers = ["X-Api-Key"]',
+            "f.toml: [providers.a] neutral_headers: 'x-api-key' authentica",
+        ),
+        (
+            '[providers.a]\nneutral_headers = ["x y"]',
+            "f.toml: [providers.a] neutral_headers: 'x y' is not the name of a",
+        ),
+        ('[providers.a]\nkey = ["input"]', "f.toml: [providers.a] 'input' has a meaning of its own; leave it out"),
+        ('[providers.openai]\nneutral = ["dimensions"]', "'dimensions' is known to change what is answered, so it can"),
+        (
+            '[providers.a]\nlike = "jina"\nneutral = ["late_chunking"]',
+            "'late_chunking' is known to change what is answ",
+        ),
+        (
+            '[providers.jina]\nkey = ["late_chunking"]',
+            "'late_chunking' is known to tie items to each other, so it can't",
+        ),
+        (
+            '[providers.a]\nlike = "opanai"',
+            "f.toml: [providers.a] like = 'opanai' is no provider; did you mean openai?",
+        ),
+        ('[providers.a]\nkey = "x"', "Expected `array`, got `str`"),
+        (
+            '[providers.a]\nkey = ["output_dtype"]',
+            "'output_dtype' chooses how vectors are written; say enc",
+        ),
+        (
+            '[providers.a]\ncross_item = { encoding_format = "base64" }',
+            "'encoding_format' chooses how vectors are written; say enc",
+        ),
+        ('[providers.a]\nencoding = { x = ["int4"] }', "Invalid enum value 'int4'"),
+        ("[providers.demo]", "[providers.demo] is built in; choose another name"),
+        ("[providers.a]\nmax_items = 0", "Expected `int` >= 1"),
+        ('[providers.a]\npath = "embeddings"', "Expected `str` matching regex"),
+        ('[providers.a]\nbase_url = "h"', "'h' is not an upstream; accepted: a base URL as https://api.example.com/v1"),
+        (
+            '[providers.a]\ninputs = ["text", "pdf"]',
+            "value 'pdf' - at `$.inputs[1]`; accepted: text, texts,",
+        ),
+        ('[providers."a b"]', "Expected `str` matching regex"),
+    ],
+)
+def test_a_bad_row_is_said_to_be_one(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        rows(text)
+    assert message in str(error.value)
+
+
+def test_each_table_says_how_its_upstream_is_reached_and_the_flags_say_the_rest() -> None:
+    flags = Egress(proxy=parse_proxy("http://all:3128"), ca=Path("all.pem"), cert=Path("c.pem"), cert_key=Path("k.pem"))
+    own, plain, mixed = tables(
+        """
+        [[upstream]]
+        provider = "openai"
+        proxy = "http://u:c4nary@own:3128"
+        ca = "own.pem"
+        cert = "own-cert.pem"
+        cert_key = "own-key.pem"
+
+        [[upstream]]
+        provider = "jina"
+        models = ["jina*"]
+
+        [[upstream]]
+        base_url = "http://gpu:8000/v1"
+        models = ["*"]
+        proxy = "none"
+        ca = "none"
+        cert = "none"
+        """,
+        flags,
+    )
+    assert own.egress == Egress(
+        proxy=parse_proxy("http://u:c4nary@own:3128"),
+        ca=Path("own.pem"),
+        cert=Path("own-cert.pem"),
+        cert_key=Path("own-key.pem"),
+    )
+    assert "c4nary" not in repr(own)
+    assert plain.egress == flags
+    assert mixed.egress == DIRECT
+
+
+def test_a_certificate_of_a_tables_own_does_not_go_with_the_flags_key() -> None:
+    (own,) = tables('[[upstream]]\nprovider = "openai"\ncert = "both.pem"', Egress(cert=Path("c"), cert_key=Path("k")))
+    assert own.egress == Egress(cert=Path("both.pem"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '[[upstream]]\nmodel = "a"',
+            "[[upstream]] 1: Object contains unknown field `model`; accepted: name, prov",
+        ),
+        (
+            '[[upstream]]\nprovider = "opneai"',
+            "f.toml: [[upstream]] provider 'opneai' is unknown; did you mean openai?",
+        ),
+        ('[[upstream]]\nprovider = "azure"', "provider 'azure' needs a base_url, as https://host/path"),
+        ("[[upstream]]", "provider 'generic' needs a base_url"),
+        ('[[upstream]]\nprovider = "openai"\nmodels = []', "Expected `array` of length >= 1"),
+        (
+            '[[upstream]]\nprovider = "openai"\n[[upstream]]\nprovider = "openai"\nmodels = ["a"]',
+            "two [[upstream]] tables are named 'openai'",
+        ),
+        (
+            '[[upstream]]\nprovider = "openai"\n[[upstream]]\nprovider = "jina"',
+            "upstreams openai, jina have no models; only one, which gets all the rest, may lack them",
+        ),
+        (
+            '[[upstream]]\nprovider = "openai"\n[[upstream.same_model]]\nupstream = "openai"',
+            "upstream 'openai' has same_model 'openai', which is no other [[upstream]] table; accepted: none yet",
+        ),
+        (
+            '[[upstream]]\nprovider = "jina"\n[[upstream]]\nprovider = "openai"\nmodels = ["a*"]\n'
+            '[[upstream.same_model]]\nupstream = "jina"\nmodel = "b"',
+            "upstream 'openai' is the same model as 'b', so its models must be just the one name",
+        ),
+        (
+            '[[upstream]]\nprovider = "openai"\nproxy = "u:s3cret@p:1"',
+            "f.toml: [[upstream]] openai: proxy: '…@p:1' is not a forward proxy; accepted: http://host:port",
+        ),
+        ('[[upstream]]\nprovider = "openai"\ncert_key = "k.pem"', "[[upstream]] openai: cert_key goes with cert"),
+        ('[[upstream]]\nprovider = "openai"\nca = ""', "Expected `str` of length >= 1 - at `$.ca`"),
+        (
+            '[[upstream]]\nbase_url = "http://gpu/v1"\ncert = "c.pem"',
+            "f.toml: [[upstream]] gpu: ca and cert go with an https:// base_url",
+        ),
+    ],
+)
+def test_a_bad_upstream_is_said_to_be_one(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        tables(text)
+    assert message in str(error.value)

@@ -1,0 +1,1 @@
+"""Promises that no single package keeps, tested through whole proxies."""

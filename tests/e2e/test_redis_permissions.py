@@ -1,0 +1,205 @@
+"""A Redis user that may do no more than docs/redis.md says, and one that may only read."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from redis.asyncio import Redis
+from redis.crc import key_slot
+
+from proxy.config.settings import StoreSetting
+from tests.conftest import StartProxy
+from tests.support.client import Client
+from tests.support.redis_cluster import RedisCluster, ask
+from tests.support.redis_server import RedisServer
+from tests.support.scripted import Call, ScriptedUpstream
+
+DOCUMENTED = re.compile(r"ACL SETUSER embedding-proxy (?P<rules>.+)")
+DOCS = Path(__file__).parents[2] / "docs" / "redis.md"
+
+
+@pytest.fixture(autouse=True)
+async def admin(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis_server.url, decode_responses=True) as admin:
+        await admin.flushall()
+        await admin.acl_log_reset()
+        yield admin
+        await admin.acl_deluser("embedding-proxy")
+
+
+def allow(server: RedisServer, *without: str) -> StoreSetting:
+    """Make the user of the documentation, but ``without`` some rules."""
+    one, _ = documented()
+    server.command("ACL", "SETUSER", "embedding-proxy", *(rule for rule in one if rule not in without))
+    return StoreSetting(url=f"redis://embedding-proxy:pa55@127.0.0.1:{server.port}/0")
+
+
+def allow_in_cluster(cluster: RedisCluster, *without: str) -> StoreSetting:
+    _, its = documented()
+    for node in cluster.nodes:
+        node.command("ACL", "SETUSER", "embedding-proxy", "reset", *(rule for rule in its if rule not in without))
+    return StoreSetting(url=cluster.url.replace("//", "//embedding-proxy:pa55@"))
+
+
+def documented() -> list[list[str]]:
+    """The rules for one server, and for a cluster."""
+    found = DOCUMENTED.findall(DOCS.read_text(encoding="utf-8"))
+    return [rules.replace("PASSWORD", "pa55").split() for rules in found]
+
+
+async def test_the_documented_user_can_do_all_that_is_needed(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, redis_server: RedisServer, admin: Redis
+) -> None:
+    store = allow(redis_server)
+    first, second = [await start_proxy(store=store, ttl_s=1000.0) for _ in range(2)]
+    await first.proxy.cache.try_store()
+    texts = [str(n) for n in range(300)]
+    miss = await first.embed(texts)
+    assert miss.cache == "MISS"
+    assert (await second.embed(["new"])).cache == "MISS"  # so that the credential is known here, too
+    hit = await second.embed(texts)
+    assert (hit.cache, hit.vectors) == ("HIT", miss.vectors)
+    (name, *_) = await admin.keys("embedding:*")
+    assert 0 < await admin.pttl(name) <= 1_000_000
+    await one_upstream_computation(first, second, upstream, lambda: sets(admin))
+
+    upstream.dimensions = 24  # another model by the same name
+    assert (await first.embed("0", headers={"Cache_Control": "no-cache"})).cache == "MISS"
+    third = await start_proxy(store=store, ttl_s=1000.0)
+    await third.embed(["newer"])
+    replaced = await third.embed("0")
+    assert (replaced.cache, len(replaced.vectors[0])) == ("HIT", 24)
+    assert await admin.acl_log() == []  # it refused nothing
+    for client in (first, second, third):
+        assert "embedding_proxy_store_errors_total{" not in await exposition(client)
+
+
+async def exposition(client: Client) -> str:
+    async with client.session.get(client.proxy.admin_url + "/metrics") as response:
+        return await response.text()
+
+
+async def sets(admin: Redis) -> int:
+    return int((await admin.info("commandstats"))["cmdstat_set"]["calls"])
+
+
+async def one_upstream_computation(
+    first: Client, second: Client, upstream: ScriptedUpstream, sets: Callable[[], Awaitable[int]]
+) -> None:
+    """Two replicas want the same: the lease of one is the other's wait."""
+    gate = asyncio.Event()
+
+    async def held(call: Call) -> web.StreamResponse:
+        await gate.wait()
+        return upstream.embed(call)
+
+    upstream.reply = held
+    before, sent = await sets(), len(upstream.calls)
+    asking = [asyncio.create_task(client.embed("together")) for client in (first, second)]
+    while await sets() < before + 2:  # each has tried for the lease
+        await asyncio.sleep(0)
+    gate.set()
+    one, other = [await task for task in asking]
+    assert one.vectors == other.vectors
+    assert len(upstream.calls) == sent + 1
+    upstream.reply = None
+
+
+async def test_another_database_takes_one_rule_more(
+    start_proxy: StartProxy, redis_server: RedisServer, admin: Redis
+) -> None:
+    store = allow(redis_server)
+    assert store.url is not None
+    elsewhere = StoreSetting(url=store.url.removesuffix("0") + "1")
+    first = await start_proxy(store=elsewhere)
+    assert [(await first.embed("x")).cache for _ in range(2)] == ["MISS", "HIT"]
+    assert {entry["object"] for entry in await admin.acl_log()} == {"select"}
+    redis_server.command("ACL", "SETUSER", "embedding-proxy", "+select")
+    for _ in range(2):
+        client = await start_proxy(store=elsewhere)
+        await client.embed("warm-up")
+        await client.embed("x")
+    assert await client.metric("embedding_proxy_items_total", result="store") == 2
+
+
+@pytest.mark.parametrize("rule", ["+mget", "+set", "~embedding:*", "~embedding-lease:*"])
+async def test_no_rule_is_there_for_nothing(
+    start_proxy: StartProxy, redis_server: RedisServer, admin: Redis, rule: str
+) -> None:
+    client = await start_proxy(store=allow(redis_server, rule))
+    assert (await client.embed("x")).status == 200
+    assert await admin.acl_log() != []
+
+
+async def test_a_user_that_may_only_read_serves_hits_and_fails_nothing(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, redis_server: RedisServer, admin: Redis
+) -> None:
+    writer = await start_proxy(store=StoreSetting(url=redis_server.url))
+    texts = [str(n) for n in range(20)]
+    written = await writer.embed(texts)
+    reader = await start_proxy(store=allow(redis_server, "+set"))
+    for n in range(20):  # more than open a circuit
+        assert (await reader.embed(f"new {n}")).status == 200
+    sent = len(upstream.calls)
+    hit = await reader.embed(texts)
+    assert (hit.cache, hit.vectors, len(upstream.calls)) == ("HIT", written.vectors, sent)
+    assert (await reader.embed([*texts, "one more"])).cache == "PARTIAL"
+    assert (await reader.embed("0", headers={"Cache_Control": "no-cache"})).status == 200
+    assert await reader.metric("embedding_proxy_store_errors_total", operation="write", reason="refused") > 0
+    assert await reader.metric("embedding_proxy_breaker_state", circuit="store_read") == 0
+    assert len(await admin.keys("*")) == len(texts)
+
+
+async def test_a_wrong_password_costs_hits_and_no_request(
+    start_proxy: StartProxy, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    allow(redis_server)
+    store = StoreSetting(url=f"redis://embedding-proxy:pa55w0rd@127.0.0.1:{redis_server.port}/0")
+    client = await start_proxy(store=store)
+    await client.proxy.cache.try_store()
+    assert [(await client.embed("x")).cache for _ in range(2)] == ["MISS", "HIT"]
+    assert "the store does not work" in caplog.text
+    assert "pa55w0rd" not in caplog.text
+
+
+async def test_the_documented_user_of_a_cluster_can_do_all_that_is_needed(
+    start_proxy: StartProxy, redis_cluster: RedisCluster
+) -> None:
+    store = allow_in_cluster(redis_cluster)
+    clients = await with_a_slot_on_the_move(start_proxy, redis_cluster, store, store)
+    assert [ask(node, "ACL LOG") for node in redis_cluster.nodes] == [[], [], []]  # they refused nothing
+    for client in clients:
+        assert "embedding_proxy_store_errors_total{" not in await exposition(client)
+
+
+@pytest.mark.parametrize("rule", ["+get", "+set", "+asking", "+cluster|slots", "~embedding:*", "~embedding-lease:*"])
+async def test_no_rule_of_a_cluster_is_there_for_nothing(
+    start_proxy: StartProxy, redis_cluster: RedisCluster, rule: str
+) -> None:
+    unlimited = StoreSetting(url=redis_cluster.url)
+    limited = allow_in_cluster(redis_cluster, rule)
+    await with_a_slot_on_the_move(start_proxy, redis_cluster, unlimited, limited)
+    assert [ask(node, "ACL LOG") for node in redis_cluster.nodes] != [[], [], []]
+
+
+async def with_a_slot_on_the_move(
+    start_proxy: StartProxy, cluster: RedisCluster, writes: StoreSetting, reads: StoreSetting
+) -> list[Client]:
+    """Two proxies, the second of which reads what the first has written while some of it is moved, and writes too."""
+    cluster.flush()
+    for node in cluster.nodes:
+        ask(node, "ACL LOG", "RESET")
+    texts = [str(n) for n in range(300)]
+    first, second = [await start_proxy(store=store) for store in (writes, reads)]
+    written = await first.embed(texts)
+    source, target = cluster.nodes[:2]
+    slot = key_slot(ask(source, "KEYS", "embedding:*")[0].encode())
+    cluster.begin_moving(slot, target)
+    cluster.move_keys(slot, target)
+    await second.embed([f"new {n}" for n in range(20)])
+    assert (await second.embed(texts)).vectors == written.vectors
+    cluster.end_moving(slot, target)
+    return [first, second]

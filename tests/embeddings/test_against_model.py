@@ -1,0 +1,361 @@
+"""Memory, store, flights, batcher and upstream together, against a model, in whatever order things happen.
+
+The request path is the real one from the parsed body to the answer; only HTTP is left out, so that a step costs little
+and each upstream answer comes exactly when the machine says so.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import orjson
+from aiohttp.web import Response
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from proxy.access.admission import Access
+from proxy.access.validations import Place, Validations
+from proxy.cache.cache import Cache
+from proxy.cache.memory import Memory
+from proxy.cache.store import NOTHING, Unleased
+from proxy.embeddings.fast_path import Repeats
+from proxy.embeddings.responses import Answers
+from proxy.embeddings.route import EmbeddingsRoute, Progress
+from proxy.errors import ProxyError, StoreError, UpstreamUnreachable
+from proxy.fetch.batcher import Batcher
+from proxy.fetch.fetcher import ATTEMPTS, Errand, Fetched, Fetcher
+from proxy.http.bodies import Bodies
+from proxy.protocol import embedding_request, identities, keys
+from proxy.protocol.providers import GENERIC, Limits
+from proxy.telemetry.metrics import Metrics
+from proxy.upstream.client import Answer
+from proxy.upstream.router import Origin, Origins
+from proxy.upstream.urls import Routes
+from tests.support.profiles import IS_SLOW_PROFILE
+
+ITEMS = [f"item {n}" for n in range(8)]
+POISON = "poison"
+BASE_URL = "http://upstream/v1"
+URL = f"{BASE_URL}/embeddings"
+# Turns of the loop after which everything that can happen without the outside has happened.
+TURNS = 60
+
+
+class FakeRequest:
+    """What the route reads of a request."""
+
+    content_type = "application/json"
+    body_exists = True
+    raw_path = "/v1/embeddings"
+    protocol = None  # it came over no connection
+
+    def __init__(self, items: list[str], directives: str) -> None:
+        self._body = orjson.dumps({"model": "m", "input": items})
+        fields = {"Content-Type": "application/json", "Authorization": "Bearer k"}
+        if directives:
+            fields["Cache-Control"] = directives
+        self.headers = CIMultiDictProxy(CIMultiDict(fields))
+        self.content_length = len(self._body)
+        self.content = self
+
+    def is_eof(self) -> bool:
+        return True
+
+    def read_nowait(self) -> bytes:
+        return self._body
+
+
+class FakeStore(Unleased):
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self.is_failing = False
+        self.turns = 1  # of the loop that a read takes
+
+    async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
+        for _ in range(self.turns):
+            await asyncio.sleep(0)
+        if self.is_failing:
+            raise StoreError("connection", "down")
+        return {key: self.values[key] for key in keys if key in self.values}
+
+    async def put_many(
+        self,
+        values: Mapping[bytes, bytes],
+        *,
+        ttl_s: float | None,
+        overwrite: bool,
+        spoilt: Mapping[bytes, bytes] = NOTHING,
+    ) -> dict[bytes, bytes]:
+        await asyncio.sleep(0)
+        if self.is_failing:
+            raise StoreError("connection", "down")
+        standing = {} if overwrite else {key: self.values[key] for key in values if key in self.values}
+        self.values |= {key: value for key, value in values.items() if key not in standing}
+        return standing
+
+    async def aclose(self) -> None:
+        return None
+
+
+class FakeUpstream:
+    """Every answer is a new vector for its item, ``[the item's number, a serial number]``, given when told to."""
+
+    def __init__(self, on_item: Callable[[str], None]) -> None:
+        self._on_item = on_item
+        self._serial = 0
+        self.calls: list[tuple[list[str], asyncio.Future[str]]] = []
+
+    async def embed(self, _url: str, _headers: object, body: bytes, *, items: int, incoming: object) -> Answer:
+        given = orjson.loads(body)["input"]
+        assert len(given) == items
+        for item in given:
+            self._on_item(item)
+        outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.calls.append((given, outcome))
+        how = await outcome
+        if how == "unreachable":
+            raise UpstreamUnreachable("no")
+        if how == "500" or POISON in given:
+            return _answer(500 if how == "500" else 400, {"error": {}})
+        data = [{"index": index, "embedding": self._vector(item)} for index, item in enumerate(given)]
+        if how == "spoilt":
+            data.pop()
+        return _answer(200, {"data": data[::-1], "model": "m", "usage": {"prompt_tokens": items}})
+
+    def _vector(self, item: str) -> list[float]:
+        self._serial += 1
+        return [float(ITEMS.index(item) + 1), float(self._serial)]
+
+    def answer(self, which: int, how: str) -> None:
+        _, outcome = self.calls.pop(which % len(self.calls))
+        if not outcome.done():  # a replay ends with its client
+            outcome.set_result(how)
+
+
+def _answer(status: int, body: object) -> Answer:
+    return Answer(status=status, reason="", headers=CIMultiDictProxy(CIMultiDict()), body=orjson.dumps(body))
+
+
+def key_of(item: str) -> bytes:
+    fields = {"model": "m", "input": item}
+    asked = embedding_request.parse_request(orjson.dumps(fields), fields, GENERIC)
+    return keys.derive(asked, url=URL, scope=[("authorization", "Bearer k")], vector_headers=[])[0]
+
+
+KEYS = {item: key_of(item) for item in ITEMS}
+
+
+async def take(turns: int) -> None:
+    """Let the loop turn."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.store = FakeStore()
+        self.upstream = FakeUpstream(self.on_item)
+        self.requests: list[tuple[list[str], asyncio.Task[Any]]] = []
+        self.apart: set[str] = set()  # items that a request refused to share
+        self.store_has_failed = False
+        self.wrongs: list[str] = []  # an exception where they are found would pass for a failure of the upstream
+        self.runner.run(self.start_process())
+
+    async def start_process(self) -> None:
+        metrics = Metrics()
+        self.cache = Cache(Memory(10_000_000), self.store, metrics, ttl_s=None, budget_s=60)
+        upstream: Any = self.upstream
+        origin = Origin(
+            name="o", provider=replace(GENERIC, limits=Limits(items=4)), routes=Routes(BASE_URL), client=upstream
+        )
+        batcher = Batcher(
+            metrics,
+            window_s=0,
+            concurrency=3,
+            patience_s=1000,
+            max_queued_items=10**4,
+            max_queued_bytes=10**8,
+            max_incoming_bytes=10**8,
+            room=self.cache.room,
+        )
+        self.validations = self.validated(origin)
+        self.fetcher = WatchedFetcher(self, batcher)
+        answers = Answers(self.cache.memory, metrics, reports_full_usage=False)
+        access = Access(shares_all=False, owns_key=False, client_keys=None)
+        self.route = EmbeddingsRoute(
+            self.cache,
+            self.fetcher,
+            Origins(origin),
+            bodies=Bodies(metrics, max_bytes=10**6, max_held_bytes=10**8),
+            answers=answers,
+            repeats=Repeats(self.cache, answers, metrics=metrics, access=access, validations=self.validations),
+            metrics=metrics,
+            access=access,
+            validations=self.validations,
+        )
+
+    def validated(self, origin: Origin) -> Validations:
+        """The credential is known to be good: what happens where it isn't is not part of the model."""
+        validations = Validations(ttl_s=1e9, clock=lambda: 0.0)
+        identity = identities.identity(CIMultiDict({"Authorization": "Bearer k"}))
+        tenant = validations.tenant(identity.credentials)
+        validations.confirm(validations.who(tenant, origin, identity), Place(URL, "m"), asked_at_s=0.0)
+        return validations
+
+    # --- what must hold
+
+    def on_item(self, item: str) -> None:
+        """Called for every item that the batcher sends."""
+        if item == POISON or item in self.apart:
+            return
+        under_way = [given for given, _ in self.upstream.calls if item in given]
+        if under_way:
+            self.wrongs.append(f"{item} is asked for twice at a time")
+        # While the store fails an item that it has is queued for the upstream; when it works again, another request may
+        # bring it into memory before its turn comes.
+        if self.cache.memory.get(KEYS[item]) is not None and not self.store_has_failed:
+            self.wrongs.append(f"{item} is asked for while in memory")
+        if KEYS[item] in self.store.values and not self.store_has_failed:
+            self.wrongs.append(f"{item} is asked for while stored")
+
+    def check(self, items: list[str], task: "asyncio.Task[Any]") -> None:
+        """Every place of an answer has its own item's vector. Errors and what was relayed spoilt have none."""
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            assert isinstance(error, ProxyError), error
+            assert error.code != "internal_error", error
+            return
+        response = task.result()
+        assert isinstance(response, Response)
+        assert isinstance(response.body, bytes)
+        data = orjson.loads(response.body).get("data", [])
+        if response.status == 200 and len(data) == len(items):
+            numbers = {datum["index"]: datum["embedding"][0] for datum in data}
+            assert [numbers[i] for i in range(len(items))] == [ITEMS.index(item) + 1 for item in items]
+        else:
+            assert response.status in {200, 400, 500}
+
+    def teardown(self) -> None:
+        try:
+            self.everybody_is_answered()
+        finally:
+            self.runner.close()
+
+    def everybody_is_answered(self) -> None:
+        """Once the upstream has answered everything nobody waits any more, and nothing is left behind."""
+        while self.upstream.calls:
+            self.upstream.answer(0, "good")
+            self.turn()
+        self.turn()
+        assert not self.requests
+        self.runner.run(self.fetcher.drain())
+        assert repr(self.fetcher) == "<Fetcher <Flights 0 under way>, <Batcher 0 groups, 0 calls, 0 items>>"
+
+    # --- what can happen
+
+    def turn(self) -> None:
+        self.runner.run(take(TURNS))
+        assert not self.wrongs
+        for items, task in self.requests:
+            if task.done():
+                self.check(items, task)
+        self.requests = [(items, task) for items, task in self.requests if not task.done()]
+
+    def ask(self, items: list[str], directives: str = "") -> None:
+        async def ask() -> asyncio.Task[Any]:
+            request: Any = FakeRequest(items, directives)
+            return asyncio.create_task(self.route.handle(request, Progress("id")))
+
+        self.requests.append((items, self.runner.run(ask())))
+
+    @rule(batches=st.lists(st.lists(st.sampled_from(ITEMS), min_size=1, max_size=6), min_size=1, max_size=4))
+    def clients_ask(self, batches: list[list[str]]) -> None:
+        for items in batches:
+            self.ask(items)
+        self.turn()
+
+    @rule(items=st.lists(st.sampled_from(ITEMS), max_size=2))
+    def client_asks_with_poison(self, items: list[str]) -> None:
+        self.ask([*items, POISON])
+        self.turn()
+
+    @rule(items=st.lists(st.sampled_from(ITEMS[:2]), min_size=1), how=st.sampled_from(["no-cache", "no-store"]))
+    def client_refuses_to_share(self, items: list[str], how: str) -> None:
+        self.apart |= set(items)
+        self.ask(items, how)
+        self.turn()
+
+    @precondition(lambda self: self.upstream.calls)
+    @rule(
+        which=st.integers(0),
+        how=st.sampled_from(["good"] * 4 + ["500", "unreachable", "spoilt"]),
+        meanwhile=st.lists(st.sampled_from(ITEMS), max_size=3),
+        turns=st.integers(0, 9),
+    )
+    def upstream_answers(self, which: int, how: str, meanwhile: list[str], turns: int) -> None:
+        """Another client asks so many turns before; it may be reading the store when the answer comes."""
+        if meanwhile:
+            self.ask(meanwhile)
+        self.runner.run(take(turns))
+        self.upstream.answer(which, how)
+        self.turn()
+
+    @precondition(lambda self: self.requests)
+    @rule(which=st.integers(0), turns=st.integers(0, 5))
+    def client_leaves(self, which: int, turns: int) -> None:
+        _, task = self.requests[which % len(self.requests)]
+        self.runner.run(take(turns))
+        task.cancel()
+        self.turn()
+
+    @rule(is_failing=st.booleans(), turns=st.integers(0, 9))
+    def store_changes(self, is_failing: bool, turns: int) -> None:
+        self.store.turns = turns
+        self.store.is_failing = is_failing
+        self.store_has_failed |= is_failing
+
+    @rule(which=st.integers(0))
+    def store_evicts(self, which: int) -> None:
+        if self.store.values:
+            del self.store.values[list(self.store.values)[which % len(self.store.values)]]
+
+    @precondition(lambda self: not self.requests and not self.upstream.calls)
+    @rule()
+    def process_restarts(self) -> None:
+        self.runner.run(self.fetcher.drain())
+        self.runner.run(self.start_process())
+
+
+class WatchedFetcher(Fetcher):
+    """Tells the machine of items that are asked for apart: after others' mistakes have spoilt them twice, and with a
+    client's own body after a spoilt answer to a part of it."""
+
+    def __init__(self, machine: Machine, batcher: Batcher) -> None:
+        super().__init__(machine.cache, batcher, machine.validations, patience_s=1000, clock=lambda: 1000.0)
+        self._machine = machine
+
+    async def fetch(self, errand: Errand, *, attempt: int = 1) -> Fetched:
+        if attempt == ATTEMPTS:
+            self._machine.apart |= set(errand.items)
+        return await super().fetch(errand, attempt=attempt)
+
+    async def replay(self, errand: Errand) -> Answer:
+        self._machine.apart |= set(errand.asked.items)
+        return await super().replay(errand)
+
+
+TestModel = Machine.TestCase
+TestModel.settings = settings(
+    max_examples=2500 if IS_SLOW_PROFILE else 150,
+    stateful_step_count=50,
+    deadline=None,
+    # Explaining a failure traces every line, which takes longer than a test may.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+)

@@ -1,0 +1,15 @@
+from proxy.protocol.memo import remembered
+
+
+def test_short_texts_are_worked_out_once_and_long_ones_each_time() -> None:
+    worked_out: list[str] = []
+
+    @remembered(max_length=3)
+    def length(text: str, more: int = 0) -> int:
+        worked_out.append(text)
+        return len(text) + more
+
+    for text, expected in (("abc", 3), ("abc", 3), ("abcd", 4), ("abcd", 4)):
+        assert length(text) == expected
+    assert length("abc", 1) == 4
+    assert worked_out == ["abc", "abcd", "abcd", "abc"]

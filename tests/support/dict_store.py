@@ -1,0 +1,113 @@
+"""A store whose inside a test can see and spoil, which can fail and hang, and caches in front of it."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from proxy.cache.cache import Cache
+from proxy.cache.memory import Entry, Memory
+from proxy.cache.store import NOTHING, Store, Unleased
+from proxy.errors import StoreError
+from proxy.protocol import vectors
+from proxy.protocol.records import Record
+from proxy.telemetry.metrics import Metrics
+
+A, B, C = (bytes([n]) * 32 for n in range(3))
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def opened() -> asyncio.Event:
+    gate = asyncio.Event()
+    gate.set()
+    return gate
+
+
+class DictStore(Unleased):
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self.failure: StoreError | None = None
+        self.write_failure: StoreError | None = None
+        self.gate = opened()  # to everything
+        self.writes = opened()  # a write waits here before it is done,
+        self.answers = opened()  # and here before it is answered
+        self.budgets_s: list[float] = []
+
+    async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
+        self.budgets_s.append(budget_s)
+        try:
+            async with asyncio.timeout(budget_s):
+                await self.gate.wait()
+        except TimeoutError:
+            raise StoreError("timeout", "hangs") from None
+        if self.failure:
+            raise self.failure
+        return {key: self.values[key] for key in keys if key in self.values}
+
+    async def put_many(
+        self,
+        values: Mapping[bytes, bytes],
+        *,
+        ttl_s: float | None,
+        overwrite: bool,
+        spoilt: Mapping[bytes, bytes] = NOTHING,
+    ) -> dict[bytes, bytes]:
+        await self.gate.wait()
+        await self.writes.wait()
+        if failure := self.failure or self.write_failure:
+            raise failure
+        standing = {key: self.values[key] for key in values if key in self.values and not overwrite}
+        standing = {key: value for key, value in standing.items() if spoilt.get(key) != value}
+        self.values.update({key: value for key, value in values.items() if key not in standing})
+        await self.answers.wait()
+        return standing
+
+    async def aclose(self) -> None:
+        return None
+
+
+class ExpiringStore(DictStore):
+    """One that drops values by its own clock, as Redis does; a test drops them in its place."""
+
+    expires = True
+
+
+def record(number: float = 1.0, at: float = Clock.now, model: str = "m") -> Record:
+    vector = vectors.from_numbers([number, 0.5])
+    return Record(vector=vector, model=model, tokens=1, tokens_exact=True, stored_at_s=int(at))
+
+
+def make_cache(
+    store: Store,
+    clock: Clock | None = None,
+    ttl_s: float | None = None,
+    budget_s: float = 5.0,
+    metrics: Metrics | None = None,
+    memory_bytes: int = 1_000_000,
+) -> Cache:
+    metrics = metrics or Metrics()
+    return Cache(Memory(memory_bytes), store, metrics, ttl_s=ttl_s, budget_s=budget_s, clock=clock or Clock())
+
+
+def served(entries: Mapping[bytes, Entry]) -> dict[bytes, bytes]:
+    return {key: entry.numbers() for key, entry in entries.items()}
+
+
+async def look_up(cache: Cache, *keys: bytes) -> dict[bytes, bytes]:
+    """What a request is served of ``keys`` without the upstream."""
+    not_before = cache.oldest_fresh(None)
+    found = cache.peek(keys, not_before=not_before, confirmed=True)
+    missing = [key for key in keys if key not in found]
+    if missing:
+        found |= await cache.read(missing, not_before=not_before) | cache.peek(missing, not_before=not_before)
+    return served(found)
+
+
+async def written(cache: Cache) -> None:
+    """Until no write is under way."""
+    while cache._writing:
+        await asyncio.wait(cache._writing)
