@@ -80,7 +80,7 @@ async def load(store: RedisStore, keys: list[bytes], row: Row, seconds: float) -
     async def read() -> None:
         nonlocal count
         while time.perf_counter() < end:
-            found = await store.get_many(random.sample(keys, row.items), budget_s=5.0)
+            found = await store.get_many(random.sample(keys, row.items), timeout_s=5.0)
             assert len(found) == row.items
             count += row.items
 

@@ -25,15 +25,15 @@ from proxy.cache.sqlite.store import SQLiteStore
 from proxy.cache.store import NoStore, Store
 from proxy.config.settings import THIS_MACHINE, Settings, StoreSetting, UpstreamSetting
 from proxy.dispatch import Dispatcher
-from proxy.embeddings.fast_path import Repeats
-from proxy.embeddings.responses import Answers
+from proxy.embeddings.fast_path import FastPath
+from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.route import EmbeddingsRoute
 from proxy.errors import ConfigError
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.fetcher import Fetcher
 from proxy.http import listeners
-from proxy.http.bodies import Bodies
-from proxy.http.listeners import Doors, Sockets
+from proxy.http.bodies import BodyReader
+from proxy.http.listeners import Listeners, Sockets
 from proxy.http.malformed import HTTP_LOG, MAX_FIELD_BYTES, MAX_FIELDS, MAX_TARGET_BYTES
 from proxy.http.server import SWEEP_S, Server, require_strict_parser
 from proxy.periodic import every
@@ -43,8 +43,8 @@ from proxy.telemetry.access_log import FLUSH_S, RequestLog
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import Traces
 from proxy.upstream import demo
-from proxy.upstream.client import Timeouts, Upstream
-from proxy.upstream.router import Alternative, Origin, Origins
+from proxy.upstream.client import Timeouts, UpstreamClient
+from proxy.upstream.router import Fallback, Origin, Router
 from proxy.upstream.urls import Routes
 
 _log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Running:
     admin_url: str
     metrics: Metrics
     lifecycle: Lifecycle
-    origins: Origins
+    origins: Router
     client_keys: ClientKeys | None
     log: RequestLog
     cache: Cache
@@ -97,9 +97,9 @@ async def running(
     clock: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
     write_log: Callable[[str], object] | None = None,
-    doors: Doors | None = None,
+    bound: Listeners | None = None,
 ) -> AsyncIterator[Running]:
-    """A proxy for as long as the block lasts; ``write_log`` gets the lines of its requests. Without ``doors`` it opens
+    """A proxy for as long as the block lasts; ``write_log`` gets the lines of its requests. Without ``bound`` it opens
     its own.
 
     Raises `ConfigError` if an address can't be listened on.
@@ -107,8 +107,8 @@ async def running(
     metrics = Metrics(prices=settings.prices)
     lifecycle = Lifecycle()
     async with AsyncExitStack() as stack:
-        doors = doors or stack.enter_context(listeners.doors(settings))
-        base_url = base_url_of(doors.data)
+        bound = bound or stack.enter_context(listeners.open_listeners(settings))
+        base_url = base_url_of(bound.data)
         _forbid_itself(settings, base_url)
         traces = _open_traces(settings)
         stack.push_async_callback(_before, lifecycle, traces.aclose)
@@ -120,7 +120,7 @@ async def running(
             metrics,
             window_s=settings.batch_window_s,
             concurrency=settings.upstream_concurrency,
-            patience_s=settings.upstream_timeout_s,
+            timeout_s=settings.upstream_timeout_s,
             max_queued_items=settings.max_queued_items,
             max_queued_bytes=settings.max_held_bytes,
             # While one is put together it is in memory twice.
@@ -128,7 +128,7 @@ async def running(
             room=cache.room,
         )
         validations = Validations(ttl_s=settings.revalidate_s, clock=monotonic)
-        fetcher = Fetcher(cache, batcher, validations, patience_s=settings.upstream_timeout_s, clock=clock)
+        fetcher = Fetcher(cache, batcher, validations, timeout_s=settings.upstream_timeout_s, clock=clock)
         stack.push_async_callback(_before, lifecycle, fetcher.drain)
         client_keys = None if settings.client_keys is None else ClientKeys(settings.client_keys)
         access = Access(
@@ -139,16 +139,16 @@ async def running(
             neutral_headers=settings.neutral_headers | _neutral_at_all(settings),
             cors_origins=settings.cors_origins,
         )
-        bodies = Bodies(metrics, max_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
+        bodies = BodyReader(metrics, max_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
         stack.callback(bodies.close)
-        answers = Answers(cache.memory, metrics, reports_full_usage=settings.reports_full_usage)
-        repeats = Repeats(cache, answers, metrics=metrics, access=access, validations=validations)
+        responses = ResponseBuilder(cache.memory, metrics, reports_full_usage=settings.reports_full_usage)
+        repeats = FastPath(cache, responses, metrics=metrics, access=access, validations=validations)
         route = EmbeddingsRoute(
             cache,
             fetcher,
             origins,
             bodies=bodies,
-            answers=answers,
+            responses=responses,
             repeats=repeats,
             metrics=metrics,
             access=access,
@@ -170,7 +170,7 @@ async def running(
             stack,
             settings,
             base_url,
-            doors.admin,
+            bound.admin,
             families,
             is_draining=lambda: lifecycle.is_draining,
             is_ready=lambda: not lifecycle.is_draining,
@@ -181,10 +181,10 @@ async def running(
         await stack.enter_async_context(every(SWEEP_S, lambda _: web_server.sweep()))
         await stack.enter_async_context(every(_LAG_PERIOD_S, metrics.loop_lag.observe))
         data = web.ServerRunner(web_server, shutdown_timeout=settings.shutdown_timeout_s)
-        await listeners.accept(stack, data, doors.data)
+        await listeners.accept(stack, data, bound.data)
         yield Running(
             base_url=base_url,
-            admin_url=listeners.url_of(doors.admin),
+            admin_url=listeners.url_of(bound.admin),
             metrics=metrics,
             lifecycle=lifecycle,
             origins=origins,
@@ -243,18 +243,18 @@ def _open_traces(settings: Settings) -> Traces:
     return otlp.start()
 
 
-async def _open_origins(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Origins:
+async def _open_origins(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Router:
     every = settings.upstreams
     opened = {setting.name: await _open_origin(stack, setting, settings, metrics) for setting in every}
     for setting in every:
-        others = (Alternative(opened[other.upstream], other.model) for other in setting.same_model)
-        opened[setting.name].alternatives = tuple(others)
-    return Origins(
+        others = (Fallback(opened[other.upstream], other.model) for other in setting.same_model)
+        opened[setting.name].fallbacks = tuple(others)
+    return Router(
         opened[settings.upstream.name], [(setting.models, opened[setting.name]) for setting in settings.routed]
     )
 
 
-def _refresh(origins: Origins) -> None:
+def _refresh(origins: Router) -> None:
     for origin in origins.all:
         origin.client.outbound.refresh()
 
@@ -277,11 +277,11 @@ async def _open_origin(stack: AsyncExitStack, setting: UpstreamSetting, settings
 
 async def _open_upstream(
     stack: AsyncExitStack, setting: UpstreamSetting, settings: Settings, metrics: Metrics, routes: Routes
-) -> Upstream:
+) -> UpstreamClient:
     socket = str(await stack.enter_async_context(_demo_upstream())) if setting.is_demo else None
 
     def connect(is_kept: bool) -> BaseConnector:
-        # `Upstream` and the batcher limit how many there are at a time.
+        # `UpstreamClient` and the batcher limit how many there are at a time.
         if socket is not None:
             return UnixConnector(socket, limit=0, force_close=not is_kept)
         return TCPConnector(limit=0, force_close=not is_kept)
@@ -291,7 +291,7 @@ async def _open_upstream(
         read_s=settings.upstream_read_timeout_s,
         total_s=settings.upstream_timeout_s,
     )
-    upstream = Upstream(setting.name, connect, metrics, timeouts=timeouts, routes=routes, egress=setting.egress)
+    upstream = UpstreamClient(setting.name, connect, metrics, timeouts=timeouts, routes=routes, egress=setting.egress)
     return await stack.enter_async_context(upstream)
 
 
@@ -309,7 +309,7 @@ def _open_cache(settings: Settings, metrics: Metrics, clock: Callable[[], float]
         store,
         metrics,
         ttl_s=settings.ttl_s,
-        budget_s=settings.store_budget_s,
+        timeout_s=settings.store_budget_s,
         record_key=None if settings.record_key is None else RecordKey(settings.record_key),
         clock=clock,
     )
@@ -352,7 +352,7 @@ def _max_connections(wanted: int) -> int:
     return min(wanted, max(_FEWEST_CONNECTIONS, soft - _OTHER_FILES))
 
 
-def _make_server(dispatcher: Dispatcher, bodies: Bodies, max_connections: int) -> Server:
+def _make_server(dispatcher: Dispatcher, bodies: BodyReader, max_connections: int) -> Server:
     return Server(
         dispatcher.handle,
         repeats=dispatcher,

@@ -55,7 +55,7 @@ class Breaker:
         return f"<Breaker {self.state.value}, {self._failures} failures in a row>"
 
     @property
-    def is_troubled(self) -> bool:
+    def has_recent_failure(self) -> bool:
         """Whether the last one that asked failed."""
         return self._failures > 0
 

@@ -10,7 +10,7 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 from multidict import CIMultiDict
 
 from proxy.access.admission import Access
-from proxy.embeddings.fast_path import Repeats
+from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.responses import detail_of, finish_head, head_of_hit
 from proxy.embeddings.route import CLIENT_LEFT, EmbeddingsRoute, Progress, status_of_error
 from proxy.errors import InvalidRequest, OriginNotAllowed, ProxyError, RequestTimeout
@@ -21,7 +21,7 @@ from proxy.protocol.cors import is_preflight, origin_of
 from proxy.protocol.targets import may_embed, shown
 from proxy.telemetry.access_log import Line, RequestIds, RequestLog, trace_id
 from proxy.telemetry.tracing import Traces
-from proxy.upstream.router import Origin, Origins
+from proxy.upstream.router import Origin, Router
 
 _log = logging.getLogger(__name__)
 
@@ -43,9 +43,9 @@ class _CutShort(ConnectionResetError):
 class Dispatcher:
     def __init__(
         self,
-        origins: Origins,
+        origins: Router,
         embeddings: EmbeddingsRoute,
-        repeats: Repeats,
+        repeats: FastPath,
         access: Access,
         *,
         log: RequestLog,
@@ -109,7 +109,7 @@ class Dispatcher:
         progress.repeated(repeat)
         self._embeddings.count(progress, _OK, started_s)
         self._end(progress, progress.span.trace_id, _OK, started_s)
-        detail, cors = detail_of(known.wanted), known.origin.cors.head_of_hit()
+        detail, cors = detail_of(known.spec), known.origin.cors.head_of_hit()
         head = head_of_hit(body, saved_tokens, progress.request_id, detail=detail, cors=cors)
         return head, body
 

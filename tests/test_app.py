@@ -70,7 +70,7 @@ async def test_a_store_that_does_not_work_is_said_at_once(
     for store, reason in ((unreachable, "connection"), (StoreSetting(path=Path("/proc/no/such")), "refused")):
         caplog.clear()
         client = await start_proxy(store=store)
-        await client.proxy.cache.try_store()
+        await client.proxy.cache.probe_store()
         # That the item of the proxy before was not stored is said when its write has failed.
         (message,) = [line for line in said(caplog) if not line.startswith("items that were answered and not stored")]
         assert message.startswith(f"the store does not work ({reason}: ")

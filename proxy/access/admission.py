@@ -27,9 +27,9 @@ _TENANT_FIELDS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 
 
 class Admission(NamedTuple):
-    """Who got in: a client of the operator's list, if there is one, in its ``edition``."""
+    """Who got in: a client of the operator's list, if there is one, in its ``keys_version``."""
 
-    edition: int = 0
+    keys_version: int = 0
     client: str | None = None
 
 
@@ -61,9 +61,9 @@ class Access:
         return found._replace(is_signed=True) if query.is_signed(target) else found
 
     @property
-    def edition(self) -> int:
+    def keys_version(self) -> int:
         """Of the list of clients: whom `admit` let in, it lets in for as long as this stays."""
-        return 0 if self._client_keys is None else self._client_keys.edition
+        return 0 if self._client_keys is None else self._client_keys.keys_version
 
     def admit(self, given: Headers) -> Admission:
         """Which client this is, if there is a list.
@@ -76,7 +76,7 @@ class Access:
             return Admission()
         for key in _keys_in(given):
             if (client := self._client_keys.name_of(key)) is not None:
-                return Admission(self.edition, client)
+                return Admission(self.keys_version, client)
         raise Unauthorized("This proxy does not know the API key. Its operator can make one: embedding-proxy keys add.")
 
     def admit_preflight(self, given: Headers) -> None:

@@ -123,13 +123,13 @@ class ClientKeys:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._keys: list[ClientKey] = []
-        self.edition = 0  # grows with every reading
+        self.keys_version = 0  # grows with every reading
         self.reload()
 
     def reload(self) -> int:
         """Read the file; returns how many keys there are. Raises `ConfigError`, and then the old ones still count."""
         self._keys = read(self._path)
-        self.edition += 1
+        self.keys_version += 1
         return len(self._keys)
 
     def name_of(self, key: str) -> str | None:

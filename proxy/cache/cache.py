@@ -57,13 +57,13 @@ class Cache:
         metrics: Metrics,
         *,
         ttl_s: float | None,
-        budget_s: float,
+        timeout_s: float,
         record_key: RecordKey | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.memory = memory
         self._record_key = record_key
-        self._store = GuardedStore(store, metrics, ttl_s=ttl_s, budget_s=budget_s)
+        self._store = GuardedStore(store, metrics, ttl_s=ttl_s, timeout_s=timeout_s)
         self._invalid = InvalidRecords(metrics)
         self._ttl_s = ttl_s
         self._clock = clock
@@ -71,7 +71,7 @@ class Cache:
         # Entries that were handed out before their write had ended. Memory may evict them meanwhile.
         self._pending: dict[bytes, tuple[Entry, _Writing]] = {}
 
-    def oldest_fresh(self, max_age_s: float | None) -> float:
+    def freshness_cutoff_s(self, max_age_s: float | None) -> float:
         """Unix time before which an entry was stored too long ago, by the TTL or by a request's ``max-age``."""
         if self._ttl_s is None and max_age_s is None:
             return 0.0
@@ -81,7 +81,7 @@ class Cache:
         """Wait until what one more upstream call brings can be held until it is stored, or the store seems to hang."""
         await self._store.backlog.room()
 
-    async def try_store(self) -> None:
+    async def probe_store(self) -> None:
         await self._store.try_it()
 
     @asynccontextmanager
@@ -106,7 +106,7 @@ class Cache:
 
     # --- reading
 
-    def peek(self, keys: Sequence[bytes], *, not_before: float, confirmed: bool = False) -> dict[bytes, Entry]:
+    def peek(self, keys: Sequence[bytes], *, min_stored_at_s: float, confirmed: bool = False) -> dict[bytes, Entry]:
         """What memory has of ``keys``, without waiting.
 
         With ``confirmed``, entries that may not be the first of their keys are left out while the store can be
@@ -118,7 +118,7 @@ class Cache:
             entry = get(key)
             if entry is None and self._pending:
                 entry = self._held(key)
-            if entry is None or entry.stored_at_s < not_before:
+            if entry is None or entry.stored_at_s < min_stored_at_s:
                 continue
             if confirmed and entry.certainty is not Certainty.CONFIRMED and not self._store.is_down:
                 continue
@@ -131,7 +131,7 @@ class Cache:
             entry = self._pending[key][0].standing
         return entry
 
-    async def read(self, keys: Sequence[bytes], *, not_before: float) -> dict[bytes, Entry]:
+    async def read(self, keys: Sequence[bytes], *, min_stored_at_s: float) -> dict[bytes, Entry]:
         """What the store has of ``keys``, which are distinct; it goes into memory too."""
         if not keys or self._store.is_none:
             return {}
@@ -141,7 +141,7 @@ class Cache:
         found = {}
         for key, record in self._decoded(values).items():
             entry = self._adopt(key, record, before[key])
-            if entry.stored_at_s >= not_before:
+            if entry.stored_at_s >= min_stored_at_s:
                 found[key] = entry
         if is_complete:
             self._offer_again(before)
@@ -173,7 +173,7 @@ class Cache:
     def _offer_again(self, looked_up: Mapping[bytes, Entry | None]) -> None:
         """Write entries that the store does not have, though it works: it was down when they were written, or a bound
         on pending writes kept them from it."""
-        oldest = self.oldest_fresh(None)
+        oldest = self.freshness_cutoff_s(None)
         lacking = {
             key: entry
             for key, entry in looked_up.items()
@@ -207,7 +207,7 @@ class Cache:
         writing = self._begin(mine, fresh, overwrite=overwrite)
         if writing is not None and not self._store.is_slow:
             await asyncio.wait([writing], timeout=self._store.budget_for_s(mine))
-        oldest = self.oldest_fresh(None)
+        oldest = self.freshness_cutoff_s(None)
         for key, entry in mine.items():
             if entry.certainty is certainty and entry.standing is entry:
                 self._hand_out(key, entry, oldest)
@@ -217,7 +217,7 @@ class Cache:
 
     def _keep(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:
         """Without a store the first entry in memory stays."""
-        entries = {} if overwrite else self.peek(list(fresh), not_before=self.oldest_fresh(None))
+        entries = {} if overwrite else self.peek(list(fresh), min_stored_at_s=self.freshness_cutoff_s(None))
         for key, record in fresh.items():
             if key not in entries:
                 entries[key] = Entry(record)
@@ -277,7 +277,7 @@ class Cache:
     def _settle_all(self, offer: _Offer, written: Written, certainty: Certainty) -> dict[bytes, bytes]:
         """Settle the entries that the store has answered for; returns what is there and can't be served, being expired
         or damaged. ``certainty`` is that of what was accepted."""
-        oldest = self.oldest_fresh(None)
+        oldest = self.freshness_cutoff_s(None)
         decoded = self._decoded(written.standing)
         winners = {key: record for key, record in decoded.items() if record.stored_at_s >= oldest}
         for key, record in winners.items():

@@ -38,11 +38,11 @@ class Written(NamedTuple):
 
 
 class GuardedStore:
-    def __init__(self, store: Store, metrics: Metrics, *, ttl_s: float | None, budget_s: float) -> None:
+    def __init__(self, store: Store, metrics: Metrics, *, ttl_s: float | None, timeout_s: float) -> None:
         self._store = store
         self._metrics = metrics
         self._ttl_s = ttl_s
-        self._budget_s = budget_s
+        self._budget_s = timeout_s
         self.is_none = isinstance(store, NoStore)
         self.expires = store.expires
         # A full or read-only Redis fails every write and serves every read: each direction has a circuit of its own.
@@ -68,7 +68,7 @@ class GuardedStore:
     @property
     def is_slow(self) -> bool:
         """Whether the last read failed: then nobody waits for a write."""
-        return self._breakers["read"].is_troubled
+        return self._breakers["read"].has_recent_failure
 
     def budget_for_s(self, keys: Collection[bytes]) -> float:
         """Large batches get more: what can't be read in time is asked of the upstream, which takes longer still."""
@@ -77,7 +77,7 @@ class GuardedStore:
     async def try_it(self) -> None:
         """Say so now if the store does not work, and not when somebody wonders where the hits are."""
         try:
-            await self._store.get_many([_NOBODYS_KEY], budget_s=_FIRST_BUDGET_S)
+            await self._store.get_many([_NOBODYS_KEY], timeout_s=_FIRST_BUDGET_S)
         except StoreError as error:
             self._was_down = True
             _log.warning(
@@ -93,7 +93,7 @@ class GuardedStore:
             return Found({}, is_complete=False)
         started = time.perf_counter()
         try:
-            values = await self._store.get_many(keys, budget_s=self.budget_for_s(keys))
+            values = await self._store.get_many(keys, timeout_s=self.budget_for_s(keys))
         except StoreError as error:
             self._count_failure("read", error)
             return Found(error.found, is_complete=False)  # what had come by then is as good as any
@@ -152,7 +152,7 @@ class GuardedStore:
         return Written(standing, values.keys() - standing.keys())
 
     def lease(self) -> Lease:
-        return Lease(self._store, self._breakers, budget_s=self._budget_s)
+        return Lease(self._store, self._breakers, timeout_s=self._budget_s)
 
     def _count_failure(self, operation: str, error: StoreError) -> None:
         self._metrics.store_errors.labels(operation, error.reason).inc()

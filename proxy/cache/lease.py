@@ -15,16 +15,16 @@ _LEASE_S = 3.0
 class Lease:
     """Keys that this replica alone fetches, as far as the others can tell. Who can't ask the store goes alone."""
 
-    def __init__(self, store: Store, breakers: Mapping[str, Breaker], *, budget_s: float) -> None:
+    def __init__(self, store: Store, breakers: Mapping[str, Breaker], *, timeout_s: float) -> None:
         self._store = store
         self._breakers = breakers
-        self._budget_s = budget_s
+        self._budget_s = timeout_s
         self._held: set[bytes] = set()
         self.is_real = False  # whether the store has had a say
 
     async def acquire(self, keys: Sequence[bytes]) -> list[bytes]:
         """Those of ``keys`` that are now ours to fetch, in their order."""
-        if not keys or any(breaker.is_troubled for breaker in self._breakers.values()):
+        if not keys or any(breaker.has_recent_failure for breaker in self._breakers.values()):
             return list(keys)
         try:
             async with asyncio.timeout(self._budget_s):

@@ -23,8 +23,8 @@ class Store(Protocol):
     # Whether values are dropped once the ``ttl_s`` that they were put with is over, by the store's own clock.
     expires: bool
 
-    async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
-        """The values that are there, asked for no longer than ``budget_s``. ``keys`` are distinct."""
+    async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
+        """The values that are there, asked for no longer than ``timeout_s``. ``keys`` are distinct."""
         ...
 
     async def put_many(
@@ -70,7 +70,7 @@ class Unleased:
 class NoStore(Unleased):
     """`memory:`, nothing behind the memory tier."""
 
-    async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
+    async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
         return {}
 
     async def put_many(

@@ -173,7 +173,7 @@ def _repainted(text: str) -> str:
 def main() -> None:
     """Run the command; whatever is wrong with its settings is one line on stderr and exit status 2, a proxy that can't
     be reached likewise and 1."""
-    serve.forget_kubernetes_link()
+    serve.drop_kubernetes_service_env()
     try:
         status = cli.main(prog_name="embedding-proxy", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

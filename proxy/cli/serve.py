@@ -20,7 +20,7 @@ from proxy.cli import banner
 from proxy.config import config_file, parsing
 from proxy.config.settings import Settings, UpstreamSetting
 from proxy.errors import ConfigError
-from proxy.http.listeners import Doors, Sockets
+from proxy.http.listeners import Listeners, Sockets
 from proxy.process import run
 from proxy.process.supervisor import REFUSED, Supervisor
 from proxy.protocol.providers import Provider
@@ -121,7 +121,7 @@ def _text(key: str, value: Any, path: Path) -> str:
     return str(value)
 
 
-def forget_kubernetes_link() -> None:
+def drop_kubernetes_service_env() -> None:
     for name in ("EMBEDDING_PROXY_PORT", "EMBEDDING_PROXY_ADMIN_PORT"):
         if os.environ.get(name, "").startswith("tcp://"):
             del os.environ[name]
@@ -324,14 +324,14 @@ def serve_command(ctx: click.Context, /, **given: Any) -> int:
         drain_delay_s=given["drain_delay"],
         shutdown_timeout_s=given["shutdown_timeout"],
     )
-    parsing.forbid_open_door(settings)
+    parsing.require_client_auth(settings)
     parsing.require_use_of(_egress(ctx), settings)
     parsing.forbid_contradictions(settings)
     if settings.traces == "otlp":
         parsing.require_otlp(os.environ)
     if given["workers"] == 1:
         return _serve(settings, announce=lambda proxy: _announce(settings, proxy.base_url, proxy.admin_url))
-    with log.writing_a_little(settings.log_format):
+    with log.logging_without_thread(settings.log_format):
         return Supervisor(settings, given["workers"], _Processes()).run(partial(_announce, settings))
 
 
@@ -344,9 +344,9 @@ def _serve(settings: Settings, **given: Any) -> int:
 class _Processes:
     """What the supervisor's children do."""
 
-    def work(self, settings: Settings, doors: Doors, *, parent: int, on_ready: Callable[[], None]) -> int:
+    def work(self, settings: Settings, bound: Listeners, *, parent: int, on_ready: Callable[[], None]) -> int:
         try:
-            return _serve(settings, announce=lambda _: on_ready(), doors=doors, parent=parent)
+            return _serve(settings, announce=lambda _: on_ready(), bound=bound, parent=parent)
         except ConfigError as error:
             click.echo(f"embedding-proxy: {error}", err=True)
             return REFUSED

@@ -140,7 +140,7 @@ def parse_file(text: str) -> Path | None:
     return path
 
 
-def forbid_open_door(settings: Settings) -> None:
+def require_client_auth(settings: Settings) -> None:
     """Refuse to hold a key for whoever can connect from another machine. Raises `ConfigError`."""
     upstreams = settings.upstreams
     owned = [setting.name for setting in upstreams if setting.key is not None]

@@ -14,8 +14,8 @@ from proxy.access.admission import Access
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.cache.memory import Entry
-from proxy.embeddings.request_memo import Known, Recall
-from proxy.embeddings.responses import Answers
+from proxy.embeddings.request_memo import MemoEntry, RequestMemo
+from proxy.embeddings.responses import ResponseBuilder
 from proxy.http.server import HEAD_END, MAX_WHOLE_BYTES, Connection, head_of
 from proxy.protocol.identities import Identity
 from proxy.telemetry.metrics import Metrics
@@ -27,24 +27,24 @@ _MAX_MARKED_BYTES = 4 * 1024**2
 _PERSONAL = ("X-Request-Id", "traceparent", "Upgrade", "Expect", "Transfer-Encoding", "Origin")
 
 
-class Repeat(NamedTuple):
+class FastPathHit(NamedTuple):
     """A request that came again; ``looked_up_s`` is when its items were looked for."""
 
-    known: Known
+    known: MemoEntry
     found: dict[bytes, Entry]
     looked_up_s: float
 
 
-class Repeats:
+class FastPath:
     def __init__(
-        self, cache: Cache, answers: Answers, *, metrics: Metrics, access: Access, validations: Validations
+        self, cache: Cache, responses: ResponseBuilder, *, metrics: Metrics, access: Access, validations: Validations
     ) -> None:
         self._cache = cache
-        self._answers = answers
+        self._answers = responses
         self._access = access
         self._validations = validations
         self._stages = metrics.stage_seconds
-        self._recall = Recall()
+        self._recall = RequestMemo()
 
     def mark(self, request: BaseRequest, own: Identity, body: bytes) -> bytes | None:
         """What a request can be known by; None for one that there may be more to than what is marked, or which is so
@@ -53,22 +53,22 @@ class Repeats:
             return None
         return self._recall.mark(request.raw_path, own, body)
 
-    def remember(self, mark: bytes, known: Known) -> None:
+    def remember(self, mark: bytes, known: MemoEntry) -> None:
         """A request was answered from memory."""
         self._recall.put(mark, known)
 
-    def answer(self, request: BaseRequest, mark: bytes, began_s: float, *, edition: int) -> Repeat | None:
-        """The answer to a request that is known, if memory has all of it. It was let in, by that ``edition`` of the
-        list of clients."""
+    def answer(self, request: BaseRequest, mark: bytes, began_s: float, *, keys_version: int) -> FastPathHit | None:
+        """The response to a request that was seen before, if memory has all of it. ``keys_version`` is that of the
+        client keys that let it in."""
         known = self._recall.get(mark)
         if known is None or not self._access.may_read(known.origin, request.headers):
             return None
         repeat = self._repeat(known, began_s)
         if repeat is not None:
-            self._remember_whole(request, known._replace(edition=edition))
+            self._remember_whole(request, known._replace(keys_version=keys_version))
         return repeat
 
-    def answer_whole(self, sent: bytes, began_s: float) -> tuple[Repeat, bytes, int] | None:
+    def answer_whole(self, sent: bytes, began_s: float) -> tuple[FastPathHit, bytes, int] | None:
         """The same for a request of which nothing is known but its bytes: its credential has to be as good as then.
 
         With the response's body, and how many tokens it saves. None also where it is too large to be written at once.
@@ -78,31 +78,31 @@ class Repeats:
         if len(sent) > _FEW_BYTES and not self._recall.has_head(head_of(sent)):
             return None
         known = self._recall.get_whole(self._recall.mark_whole(sent))
-        if known is None or known.edition != self._access.edition:
+        if known is None or known.keys_version != self._access.keys_version:
             return None
         repeat = self._repeat(known, began_s, is_large=False)
-        return None if repeat is None else (repeat, *self._answers.body_of_hit(known.wanted, repeat.found))
+        return None if repeat is None else (repeat, *self._answers.body_of_hit(known.spec, repeat.found))
 
     def begins(self, sent: bytes) -> bool:
         """Whether these bytes are a head with which a request began that `answer_whole` may know."""
         return sent.endswith(HEAD_END) and len(sent) <= MAX_WHOLE_BYTES and self._recall.has_head(sent)
 
-    def _repeat(self, known: Known, began_s: float, *, is_large: bool = True) -> Repeat | None:
+    def _repeat(self, known: MemoEntry, began_s: float, *, is_large: bool = True) -> FastPathHit | None:
         """``is_large``: the response may be."""
-        if not (self._access.owns_key or self._validations.holds(known.who, known.place)):
+        if not (self._access.owns_key or self._validations.holds(known.credential_id, known.credential_scope)):
             return None
         parsed_s = time.perf_counter()
-        wanted = known.wanted
-        found = self._cache.peek(wanted.keys, not_before=self._cache.oldest_fresh(None), confirmed=True)
-        if not all(map(found.__contains__, wanted.keys)) or epochs(found) > 1:
+        spec = known.spec
+        found = self._cache.peek(spec.keys, min_stored_at_s=self._cache.freshness_cutoff_s(None), confirmed=True)
+        if not all(map(found.__contains__, spec.keys)) or epochs(found) > 1:
             return None
-        if not is_large and len(wanted.keys) > 1 and self._answers.is_large(wanted, found):
+        if not is_large and len(spec.keys) > 1 and self._answers.is_large(spec, found):
             return None
         self._stages["parse"].observe(parsed_s - began_s)
         self._stages["lookup"].observe(time.perf_counter() - parsed_s)
-        return Repeat(known, found, parsed_s)
+        return FastPathHit(known, found, parsed_s)
 
-    def _remember_whole(self, request: BaseRequest, known: Known) -> None:
+    def _remember_whole(self, request: BaseRequest, known: MemoEntry) -> None:
         connection = request.protocol
         if not isinstance(connection, Connection) or not _is_repeatable(request):
             return

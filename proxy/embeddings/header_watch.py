@@ -53,5 +53,5 @@ def _watched(identity: Identity, model: str | None) -> list[tuple[_Group, int]]:
             secrets.append((name, value))
         elif name and len(name) <= _MAX_NAME:  # the proxy's own credential has no name
             values.setdefault(name, []).append(value)
-    who = hash((tuple(secrets), model)) if values else 0
-    return [((who, name), hash(tuple(listed))) for name, listed in values.items()]
+    credential_id = hash((tuple(secrets), model)) if values else 0
+    return [((credential_id, name), hash(tuple(listed))) for name, listed in values.items()]

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, TypeVar
 from aiohttp.web import BaseRequest
 
 from proxy.access.admission import Access
-from proxy.http.bodies import Bodies, Body, Held
+from proxy.http.bodies import Body, BodyReader, BodyReservation
 from proxy.protocol import embedding_request, keys, query
 from proxy.protocol.embedding_request import Bypass, EmbeddingRequest
 from proxy.protocol.identities import Identity
 from proxy.protocol.targets import named_in
-from proxy.upstream.router import Origin, Origins
+from proxy.upstream.router import Origin, Router
 
 _T = TypeVar("_T")
 
@@ -72,38 +72,41 @@ class _Turns:
 
 
 class Reader:
-    def __init__(self, origins: Origins, access: Access, bodies: Bodies) -> None:
+    def __init__(self, origins: Router, access: Access, bodies: BodyReader) -> None:
         self._origins = origins
         self._access = access
         self._bodies = bodies
         self._turns = _Turns()
 
-    async def read(self, request: BaseRequest, sent: Body, own: Identity, held: Held) -> Read | Unread:
+    async def read(
+        self, request: BaseRequest, sent: Body, own: Identity, reservation: BodyReservation
+    ) -> Read | Unread:
         """Understand a request whose body was ``sent`` by a client of ``own`` identity.
 
-        What parsing it takes is ``held`` before it is parsed; in the end, what the result takes. Raises `ProxyError`.
+        Before it is parsed, ``reservation`` has what parsing takes; in the end, what the result takes.
+        Raises `ProxyError`.
         """
-        body, sent_bytes = sent, held.bytes
+        body, sent_bytes = sent, reservation.bytes
         try:
             _require_json(request, is_signed=self._access.outgoing(request.headers, own).is_signed)
             if "Content-Encoding" in request.headers:
-                body = await self._bodies.inflated(request, sent.content, held)
+                body = await self._bodies.inflated(request, sent.content, reservation)
         except Bypass as bypass:
-            return await self._run(body, held, self._unread, request, body.content, bypass)
+            return await self._run(body, reservation, self._unread, request, body.content, bypass)
         objects_bytes = body.structure.objects_bytes
-        held.take(objects_bytes)
+        reservation.take(objects_bytes)
         if body.structure.values > _MANY_VALUES:
             await self._turns.next()
-        read = await self._run(body, held, self._read, request, body.content, own)
+        read = await self._run(body, reservation, self._read, request, body.content, own)
         if isinstance(read, Unread):
-            held.give_back(held.bytes - sent_bytes)
+            reservation.give_back(reservation.bytes - sent_bytes)
         elif objects_bytes > _LITTLE_BYTES:
-            held.give_back(objects_bytes - embedding_request.memory_bytes(read.asked, body.structure))
+            reservation.give_back(objects_bytes - embedding_request.memory_bytes(read.asked, body.structure))
         return read
 
-    async def _run(self, body: Body, held: Held, function: Callable[..., _T], *arguments: Any) -> _T:
+    async def _run(self, body: Body, reservation: BodyReservation, function: Callable[..., _T], *arguments: Any) -> _T:
         if body.structure.understand_s > _MAX_ON_LOOP_S:
-            return await self._bodies.worker.run(function, *arguments, held=held)
+            return await self._bodies.worker.run(function, *arguments, held=reservation)
         return function(*arguments)
 
     def _read(self, request: BaseRequest, body: bytes, own: Identity) -> Read | Unread:

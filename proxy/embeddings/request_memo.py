@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from moka_py import Moka
 
-from proxy.access.validations import Place, Who
+from proxy.access.validations import CredentialId, CredentialScope
 from proxy.budget import Tenant
 from proxy.http.server import head_of
 from proxy.protocol.embedding_request import Encoding
@@ -20,7 +20,7 @@ _MAX_HEADS = 16_384
 _OVERHEAD_BYTES, _KEY_BYTES = 700, 80
 
 
-class Wanted(NamedTuple):
+class ResponseSpec(NamedTuple):
     """What an answer is made from, once every item has an entry."""
 
     model: str | None
@@ -30,31 +30,31 @@ class Wanted(NamedTuple):
     is_keyed_whole: bool = False  # the keys are of the request as a whole
 
 
-class Known(NamedTuple):
+class MemoEntry(NamedTuple):
     """What was understood of a request. There is no text in it and no credential."""
 
-    wanted: Wanted
-    who: Who
-    place: Place
+    spec: ResponseSpec
+    credential_id: CredentialId
+    credential_scope: CredentialScope
     origin: Origin  # the upstream, whose CORS fields a response has
     tenant: Tenant
-    edition: int = 0  # of the list of clients that let it in, as `proxy.access.admission.Access` numbers them
+    keys_version: int = 0  # of the list of clients that let it in, as `proxy.access.admission.Access` numbers them
 
     @property
     def weight_bytes(self) -> int:
-        texts = len(self.place.url) + 2 * len(self.wanted.model or "")
-        return _OVERHEAD_BYTES + _KEY_BYTES * len(self.wanted.keys) + 4 * texts  # up to four bytes a character
+        texts = len(self.credential_scope.url) + 2 * len(self.spec.model or "")
+        return _OVERHEAD_BYTES + _KEY_BYTES * len(self.spec.keys) + 4 * texts  # up to four bytes a character
 
 
-class Recall:
+class RequestMemo:
     """Known requests by a mark, which is a MAC of all that they were understood from, or of all their bytes; bounded in
     bytes."""
 
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
         self._whole = blake2b(b"", key=self._secret, digest_size=32, person=b"whole")
-        self._known: Moka[bytes, Known] = Moka(_MAX_BYTES, weigher=lambda _, known: known.weight_bytes)
-        self._wholes: Moka[bytes, Known] = Moka(_MAX_BYTES, weigher=lambda _, known: known.weight_bytes)
+        self._known: Moka[bytes, MemoEntry] = Moka(_MAX_BYTES, weigher=lambda _, known: known.weight_bytes)
+        self._wholes: Moka[bytes, MemoEntry] = Moka(_MAX_BYTES, weigher=lambda _, known: known.weight_bytes)
         self._heads: Moka[bytes, bool] = Moka(_MAX_HEADS)
         self.get = self._known.get
         self.get_whole = self._wholes.get
@@ -72,10 +72,10 @@ class Recall:
         state.update(sent)
         return state.digest()
 
-    def put(self, mark: bytes, known: Known) -> None:
+    def put(self, mark: bytes, known: MemoEntry) -> None:
         self._known.set(mark, known)
 
-    def put_whole(self, sent: bytes, known: Known) -> None:
+    def put_whole(self, sent: bytes, known: MemoEntry) -> None:
         """Know a request by all its bytes, if it is not the first with its head: most heads that are new stay alone."""
         head = self.mark_whole(head_of(sent))
         if self._heads.get(head) is None:

@@ -12,17 +12,17 @@ from aiohttp.web import BaseRequest, Response, StreamResponse
 from multidict import CIMultiDict
 
 from proxy.cache.memory import Entry, Memory
-from proxy.embeddings.request_memo import Wanted
+from proxy.embeddings.request_memo import ResponseSpec
 from proxy.errors import ResponseTooLarge
-from proxy.fetch.fetcher import Fetched
-from proxy.fetch.outcomes import Delivered, pace_fields
-from proxy.http.bodies import Held
+from proxy.fetch.fetcher import FetchResult
+from proxy.fetch.outcomes import EmbedResult, pace_fields
+from proxy.http.bodies import BodyReservation
 from proxy.http.streamed import Streamed, in_pieces
 from proxy.protocol import embedding_response, headers
 from proxy.protocol.cors import origin_of
 from proxy.protocol.embedding_request import Encoding
 from proxy.telemetry.metrics import Metrics
-from proxy.upstream.client import Answer
+from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin
 
 _CACHE_NAME = "embedding-proxy"
@@ -39,7 +39,7 @@ _FEW_NUMBERS = _LARGE_BYTES // 32  # one takes less than so many bytes, however 
 _NOTHING: Mapping[Any, Any] = {}
 
 
-class Answers:
+class ResponseBuilder:
     """``found`` are entries from the cache, of which so many were in memory."""
 
     def __init__(self, memory: Memory, metrics: Metrics, *, reports_full_usage: bool) -> None:
@@ -49,130 +49,130 @@ class Answers:
 
     def hit(
         self,
-        wanted: Wanted,
+        spec: ResponseSpec,
         found: dict[bytes, Entry],
         *,
         from_memory: int,
-        held: Held,
-        receipts: Sequence[Delivered] = (),
+        reservation: BodyReservation,
+        deliveries: Sequence[EmbedResult] = (),
         detail: str = "",
     ) -> StreamResponse:
         """Raises `ResponseTooLarge`, `Overloaded`."""
-        is_large = self._reserve(wanted, found, held)
-        usage = _added_up(receipts) if receipts else {"prompt_tokens": 0, "total_tokens": 0}
-        saved = max(0, sum([found[key].tokens for key in wanted.keys]) - usage["prompt_tokens"])
-        self._count_items(wanted, found, from_memory, own=0, joined=0)
-        detail = detail or detail_of(wanted)
+        is_large = self._reserve(spec, found, reservation)
+        usage = _added_up(deliveries) if deliveries else {"prompt_tokens": 0, "total_tokens": 0}
+        saved = max(0, sum([found[key].tokens for key in spec.keys]) - usage["prompt_tokens"])
+        self._count_items(spec, found, from_memory, own=0, joined=0)
+        detail = detail or detail_of(spec)
         extra = cache_headers("HIT", f"hit; detail={detail}" if detail else "hit", saved_tokens=saved)
         extra["Content-Type"] = "application/json"
         if is_large:
-            return self._streamed(wanted, found, self._end(wanted, found, usage, saved), headers=extra)
-        return Response(body=self._body(wanted, found, usage, saved), headers=extra)
+            return self._streamed(spec, found, self._end(spec, found, usage, saved), headers=extra)
+        return Response(body=self._body(spec, found, usage, saved), headers=extra)
 
-    def is_large(self, wanted: Wanted, found: dict[bytes, Entry]) -> bool:
+    def is_large(self, spec: ResponseSpec, found: dict[bytes, Entry]) -> bool:
         """Whether `body_of_hit` would be too large to be written at once. Raises `ResponseTooLarge`."""
-        return self._size_bytes(wanted, found) > _LARGE_BYTES
+        return self._size_bytes(spec, found) > _LARGE_BYTES
 
-    def body_of_hit(self, wanted: Wanted, found: dict[bytes, Entry]) -> tuple[bytes, int]:
+    def body_of_hit(self, spec: ResponseSpec, found: dict[bytes, Entry]) -> tuple[bytes, int]:
         """The body of a hit that is not large, all of it from memory, and how many tokens it saves."""
-        saved = sum([found[key].tokens for key in wanted.keys])
-        self._count_items(wanted, found, len(found), own=0, joined=0)
-        return self._body(wanted, found, {"prompt_tokens": 0, "total_tokens": 0}, saved), saved
+        saved = sum([found[key].tokens for key in spec.keys])
+        self._count_items(spec, found, len(found), own=0, joined=0)
+        return self._body(spec, found, {"prompt_tokens": 0, "total_tokens": 0}, saved), saved
 
     def fetched(
         self,
-        wanted: Wanted,
+        spec: ResponseSpec,
         found: dict[bytes, Entry],
-        fetched: Fetched,
+        fetched: FetchResult,
         *,
         from_memory: int,
-        held: Held,
+        reservation: BodyReservation,
         is_stored: bool,
     ) -> StreamResponse:
         """Raises `ResponseTooLarge`, `Overloaded`."""
-        self._metrics.admit_model(wanted.model)  # all of it may have come from another replica
+        self._metrics.admit_model(spec.model)  # all of it may have come from another replica
         entries = found | fetched.entries
-        is_large = self._reserve(wanted, entries, held) and not fetched.unusable
-        cost = [entries[key].tokens for key in wanted.keys if key in entries]
+        is_large = self._reserve(spec, entries, reservation) and not fetched.unusable
+        cost = [entries[key].tokens for key in spec.keys if key in entries]
         saved = sum(cost) - sum([entries[key].tokens for key in fetched.asked])
         joined = len(fetched.entries) - len(fetched.asked)
         own = len(fetched.asked) + len(fetched.unusable)
-        self._count_items(wanted, found, from_memory, own=own, joined=joined)
+        self._count_items(spec, found, from_memory, own=own, joined=joined)
         state, status = ("PARTIAL", "fwd=partial") if found else ("MISS", "fwd=miss")
-        upstream_status = fetched.receipts[-1].status if fetched.receipts else HTTPStatus.OK
+        upstream_status = fetched.deliveries[-1].status if fetched.deliveries else HTTPStatus.OK
         status += f"; fwd-status={upstream_status}" + ("; stored" if is_stored else "")
         status += "; collapsed" if joined else ""
-        status += f"; detail={detail_of(wanted)}" if wanted.is_keyed_whole else ""
-        receipts = fetched.receipts
+        status += f"; detail={detail_of(spec)}" if spec.is_keyed_whole else ""
+        deliveries = fetched.deliveries
         extra = CIMultiDict[str]()
-        if receipts and all(receipt.is_exact for receipt in receipts):
-            extra = headers.end_to_end(receipts[0].headers)
+        if deliveries and all(receipt.is_exact for receipt in deliveries):
+            extra = headers.end_to_end(deliveries[0].headers)
             for name in _BODY_HEADERS:
                 extra.popall(name, None)
-        elif receipts:  # what another client sent may be quoted in the rest
-            extra = pace_fields(receipts[0].headers)
+        elif deliveries:  # what another client sent may be quoted in the rest
+            extra = pace_fields(deliveries[0].headers)
         add_cache_headers(extra, state, status, saved_tokens=saved)
         extra["Content-Type"] = "application/json"
-        told = receipts[0].told if len(receipts) == 1 and receipts[0].is_own_body else _NOTHING
+        told = deliveries[0].told if len(deliveries) == 1 and deliveries[0].is_own_body else _NOTHING
         unusable = {key: answer.embedding or b"null" for key, answer in fetched.unusable.items()}
-        usage = _added_up(receipts)
+        usage = _added_up(deliveries)
         if is_large:
-            end = self._end(wanted, entries, usage, saved, told)
-            return self._streamed(wanted, entries, end, headers=extra, status=upstream_status)
-        body = self._body(wanted, entries, usage, saved, told=told, unusable=unusable)
+            end = self._end(spec, entries, usage, saved, told)
+            return self._streamed(spec, entries, end, headers=extra, status=upstream_status)
+        body = self._body(spec, entries, usage, saved, told=told, unusable=unusable)
         return Response(status=upstream_status, body=body, headers=extra)
 
-    def _size_bytes(self, wanted: Wanted, entries: dict[bytes, Entry]) -> int:
+    def _size_bytes(self, spec: ResponseSpec, entries: dict[bytes, Entry]) -> int:
         """About the size of the body, by that of its first embedding: all of one response have as many numbers. 0 where
         it is small."""
-        key = wanted.keys[0]
+        key = spec.keys[0]
         if key not in entries:
             key = next(iter(entries), b"")
-        if not entries or entries[key].epoch[1] * len(wanted.keys) < _FEW_NUMBERS:
+        if not entries or entries[key].epoch[1] * len(spec.keys) < _FEW_NUMBERS:
             return 0
-        size = len(wanted.keys) * len(self._memory.text(key, entries[key], wanted.encoding))
-        if size > _MAX_BODY_BYTES and len(wanted.keys) > _MANY_ITEMS:
+        size = len(spec.keys) * len(self._memory.text(key, entries[key], spec.encoding))
+        if size > _MAX_BODY_BYTES and len(spec.keys) > _MANY_ITEMS:
             raise ResponseTooLarge(
                 f"The response would have {size:,} bytes; at most {_MAX_BODY_BYTES:,} are accepted. Send fewer items."
             )
         return size
 
-    def _reserve(self, wanted: Wanted, entries: dict[bytes, Entry], held: Held) -> bool:
+    def _reserve(self, spec: ResponseSpec, entries: dict[bytes, Entry], reservation: BodyReservation) -> bool:
         """Whether the response is large. Then it refers to the entries until it is written, when memory may have let go
-        of them, so they are ``held``. Raises `ResponseTooLarge`, `Overloaded`."""
-        is_large = self._size_bytes(wanted, entries) > _LARGE_BYTES
+        of them, so they are ``reservation``. Raises `ResponseTooLarge`, `Overloaded`."""
+        is_large = self._size_bytes(spec, entries) > _LARGE_BYTES
         if is_large:
-            held.take(sum([entry.packed_bytes for entry in entries.values()]), may_exceed=True)
+            reservation.take(sum([entry.packed_bytes for entry in entries.values()]), may_exceed=True)
         return is_large
 
     def _streamed(
         self,
-        wanted: Wanted,
+        spec: ResponseSpec,
         entries: dict[bytes, Entry],
         end: bytes,
         *,
         headers: CIMultiDict[str],
         status: int = HTTPStatus.OK,
     ) -> Streamed:
-        if wanted.encoding is Encoding.BASE64:
-            parts = embedding_response.parts([entries[key].base64 for key in wanted.keys], end)
+        if spec.encoding is Encoding.BASE64:
+            parts = embedding_response.parts([entries[key].base64 for key in spec.keys], end)
             return Streamed(parts, length=sum(map(len, parts)), status=status, headers=headers)
-        texts = self._texts([(key, entries[key]) for key in wanted.keys])
-        return Streamed(embedding_response.later_parts(texts, len(wanted.keys), end), status=status, headers=headers)
+        texts = self._texts([(key, entries[key]) for key in spec.keys])
+        return Streamed(embedding_response.later_parts(texts, len(spec.keys), end), status=status, headers=headers)
 
-    def _texts(self, wanted: list[tuple[bytes, Entry]]) -> Iterator[bytes]:
+    def _texts(self, spec: list[tuple[bytes, Entry]]) -> Iterator[bytes]:
         """Each embedding as numbers. Their text is four times as long, so it is made when it is written."""
-        wanted.reverse()
+        spec.reverse()
         last, text = b"", b""
-        while wanted:
-            key, entry = wanted.pop()
+        while spec:
+            key, entry = spec.pop()
             if key != last:
                 last, text = key, self._memory.text(key, entry, Encoding.FLOAT)
             yield text
 
     def _body(
         self,
-        wanted: Wanted,
+        spec: ResponseSpec,
         entries: dict[bytes, Entry],
         usage: dict[str, Any],
         saved: int,
@@ -181,54 +181,54 @@ class Answers:
         unusable: Mapping[bytes, bytes] = _NOTHING,
     ) -> bytes:
         """``told`` are fields of the upstream's own answer; ``unusable`` are what it wrote in place of embeddings."""
-        end = self._end(wanted, entries, usage, saved, told)
+        end = self._end(spec, entries, usage, saved, told)
         began_s = time.perf_counter()
         text = self._memory.text
-        encoding = wanted.encoding
+        encoding = spec.encoding
         if unusable:
-            texts = [unusable.get(key) or text(key, entries[key], encoding) for key in wanted.keys]
+            texts = [unusable.get(key) or text(key, entries[key], encoding) for key in spec.keys]
         else:
-            texts = [text(key, entries[key], encoding) for key in wanted.keys]
+            texts = [text(key, entries[key], encoding) for key in spec.keys]
         body = b"".join(embedding_response.parts(texts, end))
         self._metrics.stage_seconds["assemble"].observe(time.perf_counter() - began_s)
         return body
 
     def _end(
         self,
-        wanted: Wanted,
+        spec: ResponseSpec,
         entries: dict[bytes, Entry],
         usage: dict[str, Any],
         saved: int,
         told: Mapping[str, Any] = _NOTHING,
     ) -> bytes:
         """What follows the last embedding."""
-        extra = {"id": uuid4().hex, **told} if wanted.has_id else told
-        self._metrics.of_model(wanted.model).save(saved)
+        extra = {"id": uuid4().hex, **told} if spec.has_id else told
+        self._metrics.of_model(spec.model).save(saved)
         if self._reports_full_usage:
             usage = usage | {name: usage[name] + saved for name in ("prompt_tokens", "total_tokens")}
-        first = entries.get(wanted.keys[0])
+        first = entries.get(spec.keys[0])
         model = first.model if first else None
         model = model or next((entry.model for entry in entries.values() if entry.model), None)
-        return embedding_response.ending(model or wanted.model or "", usage, extra)
+        return embedding_response.ending(model or spec.model or "", usage, extra)
 
     def _count_items(
-        self, wanted: Wanted, found: dict[bytes, Entry], from_memory: int, *, own: int, joined: int
+        self, spec: ResponseSpec, found: dict[bytes, Entry], from_memory: int, *, own: int, joined: int
     ) -> None:
         """``found`` is empty where what had been found was of another epoch, and fetched anew."""
-        items = self._metrics.of_model(wanted.model).items
+        items = self._metrics.of_model(spec.model).items
         from_memory = min(from_memory, len(found))
         items["memory"].inc(from_memory)
-        if from_memory == len(wanted.keys):
+        if from_memory == len(spec.keys):
             return
         items["store"].inc(len(found) - from_memory)
         items["upstream"].inc(own)
         items["joined"].inc(joined)
-        items["duplicate"].inc(len(wanted.keys) - len(found) - own - joined)
+        items["duplicate"].inc(len(spec.keys) - len(found) - own - joined)
 
 
-def detail_of(wanted: Wanted) -> str:
+def detail_of(spec: ResponseSpec) -> str:
     """What Cache-Status says of how a request was keyed."""
-    return "whole-body" if wanted.is_keyed_whole else ""
+    return "whole-body" if spec.is_keyed_whole else ""
 
 
 def head_of_hit(body: bytes, saved_tokens: int, request_id: str, *, detail: str, cors: str) -> bytes:
@@ -247,11 +247,11 @@ def head_of_hit(body: bytes, saved_tokens: int, request_id: str, *, detail: str,
     return "\r\n".join(lines).encode()
 
 
-def _added_up(receipts: Sequence[Delivered]) -> dict[str, Any]:
+def _added_up(deliveries: Sequence[EmbedResult]) -> dict[str, Any]:
     """The usage of all calls made for one request; of a single one whatever else its upstream said there, too."""
-    if len(receipts) == 1:
-        return receipts[0].usage
-    return {name: sum(receipt.usage[name] for receipt in receipts) for name in ("prompt_tokens", "total_tokens")}
+    if len(deliveries) == 1:
+        return deliveries[0].usage
+    return {name: sum(receipt.usage[name] for receipt in deliveries) for name in ("prompt_tokens", "total_tokens")}
 
 
 def cache_headers(state: str, status: str, *, saved_tokens: int) -> CIMultiDict[str]:
@@ -281,13 +281,13 @@ def finish_head(response: StreamResponse, request: BaseRequest, *, upstream: Ori
     response.headers.setdefault("X-Request-Id", request_id)  # an upstream's own stays
 
 
-def relayed(answer: Answer, held: Held) -> StreamResponse:
+def relayed(answer: UpstreamResponse, reservation: BodyReservation) -> StreamResponse:
     """An upstream's answer as it is. Raises `Overloaded`."""
     extra = headers.end_to_end(answer.headers)
     extra.popall("Content-Length", None)
     add_cache_headers(extra, "MISS", f"fwd=miss; fwd-status={answer.status}", saved_tokens=0)
     if len(answer.body) > _LARGE_BYTES:
-        held.take(len(answer.body), may_exceed=True)
+        reservation.take(len(answer.body), may_exceed=True)
         parts, length = in_pieces(answer.body), len(answer.body)
         return Streamed(parts, length=length, status=answer.status, reason=answer.reason, headers=extra)
     return Response(status=answer.status, reason=answer.reason, headers=extra, body=answer.body)

@@ -5,36 +5,36 @@ import logging
 from dataclasses import replace
 from typing import NamedTuple
 
-from proxy.access.validations import Place, Who
+from proxy.access.validations import CredentialId, CredentialScope
 from proxy.errors import Overloaded, ProxyError, UpstreamDown
-from proxy.fetch.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
+from proxy.fetch.fetcher import NOTHING, Failure, Fetcher, FetchRequest, FetchResult
 from proxy.fetch.outcomes import Blame, blame
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import NO_SPAN, Span
 
 _log = logging.getLogger(__name__)
 
-_Name = tuple[Who, Place]  # a credential, and what it is to be accepted for
+_Name = tuple[CredentialId, CredentialScope]  # a credential, and what it is to be accepted for
 
 
-class Said(NamedTuple):
-    fetched: Fetched
+class ProbeResult(NamedTuple):
+    fetched: FetchResult
     is_own: bool  # asked for this very request, and billed to it
 
 
-class _Question(NamedTuple):
-    answer: asyncio.Task[Fetched]
+class _Probe(NamedTuple):
+    answer: asyncio.Task[FetchResult]
     asked_at_s: float
 
 
-class Sentinels:
+class Revalidator:
     def __init__(self, fetcher: Fetcher, metrics: Metrics) -> None:
         self._fetcher = fetcher
         self._validations = metrics.validations
-        self._questions: dict[_Name, _Question] = {}  # that others may wait for
-        self._under_way: set[asyncio.Task[Fetched]] = set()
+        self._questions: dict[_Name, _Probe] = {}  # that others may wait for
+        self._under_way: set[asyncio.Task[FetchResult]] = set()
 
-    async def ask(self, name: _Name, errand: Errand, *, timeout_s: float | None) -> Said | None:
+    async def ask(self, name: _Name, errand: FetchRequest, *, timeout_s: float | None) -> ProbeResult | None:
         """Fetch ``errand``, or wait for the same question of another request; None if that takes too long.
 
         The timeout is counted from when the question was asked, so that an upstream that hangs delays the first few
@@ -46,20 +46,20 @@ class Sentinels:
             question, is_own, span = self._begin(name, errand), True, NO_SPAN  # the fetch tells of itself
         fetched = await self._answer(name, question, span, items=items, timeout_s=timeout_s)
         if fetched is None or is_own:
-            return None if fetched is None else Said(fetched, is_own)
+            return None if fetched is None else ProbeResult(fetched, is_own)
         failure = fetched.failure
         if failure is None or _is_for(failure, errand, takes_silence=timeout_s is not None):
             told = failure and failure.told_to(errand)
-            return Said(replace(fetched, failure=told), is_own)
+            return ProbeResult(replace(fetched, failure=told), is_own)
         # It was about the other request's item. Its own question is not one that others wait for: of many requests with
         # an item that the upstream refuses, each would wait for all that came before it.
         question = self._start(errand)
         fetched = await self._answer(name, question, NO_SPAN, items=items, timeout_s=timeout_s)
-        return None if fetched is None else Said(fetched, is_own=True)
+        return None if fetched is None else ProbeResult(fetched, is_own=True)
 
     async def _answer(
-        self, name: _Name, question: _Question, span: Span, *, items: int, timeout_s: float | None
-    ) -> Fetched | None:
+        self, name: _Name, question: _Probe, span: Span, *, items: int, timeout_s: float | None
+    ) -> FetchResult | None:
         """What the upstream says to a question; None if that takes too long.
 
         Neither this request's end nor its timeout ends the question: others wait for it, and so will later ones.
@@ -74,20 +74,20 @@ class Sentinels:
         self._forget(name, question)
         return self._result(question.answer)
 
-    def _start(self, errand: Errand) -> _Question:
+    def _start(self, errand: FetchRequest) -> _Probe:
         loop = asyncio.get_running_loop()
-        question = _Question(loop.create_task(self._fetcher.fetch(errand)), loop.time())
+        question = _Probe(loop.create_task(self._fetcher.fetch(errand)), loop.time())
         self._under_way.add(question.answer)
-        errand.held.lasts_until(question.answer)
+        errand.reservation.lasts_until(question.answer)
         question.answer.add_done_callback(self._ended)
         return question
 
-    def _begin(self, name: _Name, errand: Errand) -> _Question:
+    def _begin(self, name: _Name, errand: FetchRequest) -> _Probe:
         question = self._questions[name] = self._start(errand)
         question.answer.add_done_callback(lambda _: self._forget(name, question))
         return question
 
-    def _ended(self, answer: "asyncio.Task[Fetched]") -> None:
+    def _ended(self, answer: "asyncio.Task[FetchResult]") -> None:
         """Count the question, once, and not each request that waits or has stopped waiting for its answer."""
         self._under_way.discard(answer)
         if not answer.cancelled() and (raised := answer.exception()) is not None:
@@ -96,11 +96,11 @@ class Sentinels:
         if result is not None:
             self._validations.labels(result).inc()
 
-    def _forget(self, name: _Name, question: _Question) -> None:
+    def _forget(self, name: _Name, question: _Probe) -> None:
         if self._questions.get(name) is question:
             del self._questions[name]
 
-    def _result(self, answer: "asyncio.Task[Fetched]") -> Fetched:
+    def _result(self, answer: "asyncio.Task[FetchResult]") -> FetchResult:
         if answer.cancelled():
             error = ProxyError("The question was abandoned.")
         elif answer.exception() is not None:
@@ -110,7 +110,7 @@ class Sentinels:
         return replace(NOTHING, failure=Failure(error))
 
 
-def _is_for(failure: Failure, errand: Errand, *, takes_silence: bool) -> bool:
+def _is_for(failure: Failure, errand: FetchRequest, *, takes_silence: bool) -> bool:
     """Whether what became of another request's question answers this one's, ``errand``; ``takes_silence``: so does an
     upstream that is out of order."""
     if failure.is_verdict or failure.is_for(errand):
@@ -118,7 +118,7 @@ def _is_for(failure: Failure, errand: Errand, *, takes_silence: bool) -> bool:
     return takes_silence and blame(failure.cause) is Blame.UNKNOWN
 
 
-def _verdict(fetched: Fetched) -> str | None:
+def _verdict(fetched: FetchResult) -> str | None:
     """What the upstream said of the credential, as a label of the metric; None if it was not even asked."""
     failure = fetched.failure
     if failure is None:

@@ -12,21 +12,21 @@ from aiohttp.web import BaseRequest, StreamResponse
 from multidict import CIMultiDict
 
 from proxy.access.admission import Access, Admission
-from proxy.access.validations import KEY_REFUSALS, Place, Validations, Who
+from proxy.access.validations import KEY_REFUSALS, CredentialId, CredentialScope, Validations
 from proxy.budget import Tenant
 from proxy.cache.cache import Cache
 from proxy.cache.memory import Entry, standing
-from proxy.embeddings.fast_path import Repeat, Repeats, epochs
+from proxy.embeddings.fast_path import FastPath, FastPathHit, epochs
 from proxy.embeddings.header_watch import MANY_VALUES, HeaderWatch
 from proxy.embeddings.plan import Plan, plan
 from proxy.embeddings.reader import Reader, Unread
-from proxy.embeddings.request_memo import Known, Wanted
-from proxy.embeddings.responses import Answers, cache_headers, finish_head, relayed
-from proxy.embeddings.revalidation import Sentinels
+from proxy.embeddings.request_memo import MemoEntry, ResponseSpec
+from proxy.embeddings.responses import ResponseBuilder, cache_headers, finish_head, relayed
+from proxy.embeddings.revalidation import Revalidator
 from proxy.errors import CredentialRefused, KeyRefused, NotCached, ProxyError
-from proxy.fetch.fetcher import NOTHING, Errand, Failure, Fetched, Fetcher
-from proxy.fetch.outcomes import Blame, Refused, Unusable, blame, in_own_words, is_success, status_of
-from proxy.http.bodies import Bodies, Held
+from proxy.fetch.fetcher import NOTHING, Failure, Fetcher, FetchRequest, FetchResult
+from proxy.fetch.outcomes import Blame, ErrorResponse, InvalidResponse, blame, in_own_words, is_success, status_of
+from proxy.http.bodies import BodyReader, BodyReservation
 from proxy.http.server import Connection
 from proxy.http.streamed import Streamed
 from proxy.passthrough.relay import relay
@@ -37,8 +37,8 @@ from proxy.protocol.embedding_request import Bypass, EmbeddingRequest
 from proxy.protocol.identities import Identity
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import NO_SPAN, Span
-from proxy.upstream.client import Answer
-from proxy.upstream.router import Origin, Origins
+from proxy.upstream.client import UpstreamResponse
+from proxy.upstream.router import Origin, Router
 
 _log = logging.getLogger(__name__)
 
@@ -50,20 +50,20 @@ _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _NOT_THERE = frozenset({404, 405})
 
 
-class _Job(NamedTuple):
+class RequestContext(NamedTuple):
     """One understood request on its way through."""
 
     request: BaseRequest
-    held: Held
+    reservation: BodyReservation
     origin: Origin
     target: str  # as the origin is to see it
     url: str
     asked: EmbeddingRequest
     directives: Directives
     identity: Identity
-    who: Who
-    place: Place
-    wanted: Wanted
+    credential_id: CredentialId
+    credential_scope: CredentialScope
+    spec: ResponseSpec
     span: Span
 
 
@@ -82,13 +82,13 @@ class Progress:
         self.cached = 0  # of the items
         self.span: Span = NO_SPAN
 
-    def repeated(self, repeat: Repeat) -> None:
+    def repeated(self, repeat: FastPathHit) -> None:
         """It is a request that came again."""
         self.outcome = "hit"
         known = repeat.known
         self.origin = known.origin
-        self.model = known.wanted.model
-        self.items = self.cached = len(known.wanted.keys)
+        self.model = known.spec.model
+        self.items = self.cached = len(known.spec.keys)
         self.span.looked_up(repeat.looked_up_s, items=self.items, cached=self.cached)
 
 
@@ -97,11 +97,11 @@ class EmbeddingsRoute:
         self,
         cache: Cache,
         fetcher: Fetcher,
-        origins: Origins,
+        origins: Router,
         *,
-        bodies: Bodies,
-        answers: Answers,
-        repeats: Repeats,
+        bodies: BodyReader,
+        responses: ResponseBuilder,
+        repeats: FastPath,
         metrics: Metrics,
         access: Access,
         validations: Validations,
@@ -110,11 +110,11 @@ class EmbeddingsRoute:
         self._cache = cache
         self._fetcher = fetcher
         self._bodies = bodies
-        self._answers = answers
+        self._answers = responses
         self._reader = Reader(origins, access, bodies)
         self._access = access
         self._validations = validations
-        self._sentinels = Sentinels(fetcher, metrics)
+        self._sentinels = Revalidator(fetcher, metrics)
         self._repeats = repeats
         self._metrics = metrics
         self._stages = metrics.stage_seconds
@@ -129,12 +129,12 @@ class EmbeddingsRoute:
         started = time.perf_counter()
         status = CLIENT_LEFT
         own = self._access.identity(request.headers, request.raw_path)
-        held = self._bodies.hold(self._tenant(own, progress))
+        reservation = self._bodies.hold(self._tenant(own, progress))
         if isinstance(request.protocol, Connection):
-            request.protocol.tenant = held.tenant
+            request.protocol.tenant = reservation.tenant
         self._in_flight += 1
         try:
-            progress.outcome, response = await self._serve(request, held, own, progress)
+            progress.outcome, response = await self._serve(request, reservation, own, progress)
             if isinstance(response, Streamed):
                 finish_head(response, request, upstream=progress.origin, request_id=progress.request_id)
                 if self._is_draining():
@@ -146,7 +146,7 @@ class EmbeddingsRoute:
             raise
         finally:
             self._in_flight -= 1
-            held.release()
+            reservation.release()
             self.count(progress, status, started)
         return response
 
@@ -163,38 +163,42 @@ class EmbeddingsRoute:
         return Tenant(name, self._access.is_stranger(progress.admission, has_been_accepted=has_been_accepted))
 
     async def _serve(
-        self, request: BaseRequest, held: Held, own: Identity, progress: Progress
+        self, request: BaseRequest, reservation: BodyReservation, own: Identity, progress: Progress
     ) -> tuple[str, StreamResponse]:
-        sent = await self._bodies.read(request, held)
+        sent = await self._bodies.read(request, reservation)
         began_s = time.perf_counter()
         mark = self._repeats.mark(request, own, sent.content)
-        repeat = self._repeats.answer(request, mark, began_s, edition=progress.admission.edition) if mark else None
+        repeat = (
+            self._repeats.answer(request, mark, began_s, keys_version=progress.admission.keys_version) if mark else None
+        )
         if repeat is not None:
             progress.repeated(repeat)
-            return "hit", self._answers.hit(repeat.known.wanted, repeat.found, from_memory=len(repeat.found), held=held)
-        read = await self._reader.read(request, sent, own, held)
+            return "hit", self._answers.hit(
+                repeat.known.spec, repeat.found, from_memory=len(repeat.found), reservation=reservation
+            )
+        read = await self._reader.read(request, sent, own, reservation)
         origin = progress.origin = read.origin
         progress.model = read.model
-        who = self._validations.who(held.tenant.name, origin, read.own)
+        credential_id = self._validations.credential_id(reservation.tenant.name, origin, read.own)
         if isinstance(read, Unread):
             progress.items = read.items
-            return "bypass", await self._bypass(request, progress, who, sent.content, read)
+            return "bypass", await self._bypass(request, progress, credential_id, sent.content, read)
         asked = read.asked
         if asked.doubt is not None:
             self._metrics.whole_bodies.labels(asked.doubt.reason).inc()
             self._say_once(_named(asked.doubt), f"requests to {origin.name} are cached by their whole body")
-        job = _Job(
+        context = RequestContext(
             request,
-            held,
+            reservation,
             origin,
             read.target,
             read.url,
             asked,
             cache_control(request.headers),
             read.identity,
-            who,
-            Place(read.keyed_url, asked.model),
-            Wanted(
+            credential_id,
+            CredentialScope(read.keyed_url, asked.model),
+            ResponseSpec(
                 read.model,
                 asked.encoding,
                 read.keys,
@@ -205,57 +209,70 @@ class EmbeddingsRoute:
         )
         parsed_s = time.perf_counter()
         self._stages["parse"].observe(parsed_s - began_s)
-        return await self._look_up(job, mark, progress, parsed_s)
+        return await self._look_up(context, mark, progress, parsed_s)
 
     async def _look_up(
-        self, job: _Job, mark: bytes | None, progress: Progress, parsed_s: float
+        self, context: RequestContext, mark: bytes | None, progress: Progress, parsed_s: float
     ) -> tuple[str, StreamResponse]:
-        not_before = self._cache.oldest_fresh(job.directives.max_age_s)
+        min_stored_at_s = self._cache.freshness_cutoff_s(context.directives.max_age_s)
         # While everything is in memory there is no await between here and the answer.
         found = (
-            {} if job.directives.no_cache else self._cache.peek(job.wanted.keys, not_before=not_before, confirmed=True)
+            {}
+            if context.directives.no_cache
+            else self._cache.peek(context.spec.keys, min_stored_at_s=min_stored_at_s, confirmed=True)
         )
         from_memory = len(found)
-        to_do = plan(job.wanted.keys, found)
-        if to_do.missing and not job.directives.no_cache:
-            missing = [job.wanted.keys[i] for i in to_do.missing]
-            stored = await self._cache.read(missing, not_before=not_before)
+        to_do = plan(context.spec.keys, found)
+        if to_do.missing and not context.directives.no_cache:
+            missing = [context.spec.keys[i] for i in to_do.missing]
+            stored = await self._cache.read(missing, min_stored_at_s=min_stored_at_s)
             # While the store was read, a flight may have brought more; `Fetcher.fetch` counts on this look.
-            found |= stored | self._cache.peek(missing, not_before=not_before)
+            found |= stored | self._cache.peek(missing, min_stored_at_s=min_stored_at_s)
             from_memory = len(found) - len(stored)
-            to_do = plan(job.wanted.keys, found)
-        if job.asked.is_keyed_whole and to_do.missing:
-            found, from_memory, to_do = {}, 0, plan(job.wanted.keys, ())
+            to_do = plan(context.spec.keys, found)
+        if context.asked.is_keyed_whole and to_do.missing:
+            found, from_memory, to_do = {}, 0, plan(context.spec.keys, ())
         if found:  # of another process's life, perhaps
-            self._metrics.admit_model(job.wanted.model)
+            self._metrics.admit_model(context.spec.model)
         self._stages["lookup"].observe(time.perf_counter() - parsed_s)
-        self._watch_headers(job, is_hit=bool(found))
+        self._watch_headers(context, is_hit=bool(found))
         is_moved = epochs(found) > 1
         if is_moved:
-            found, to_do = {}, plan(job.wanted.keys, ())
-        progress.items, progress.cached = len(job.wanted.keys), len(job.wanted.keys) - len(to_do.missing)
+            found, to_do = {}, plan(context.spec.keys, ())
+        progress.items, progress.cached = len(context.spec.keys), len(context.spec.keys) - len(to_do.missing)
         progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
-        is_valid, is_shared = self._is_valid(job), self._access.is_shared_by(job.identity)
+        is_valid, is_shared = self._is_valid(context), self._access.is_shared_by(context.identity)
         if not to_do.missing and is_valid:
             if mark is not None and from_memory == len(found):
-                self._repeats.remember(mark, Known(job.wanted, job.who, job.place, job.origin, Tenant(job.who.tenant)))
-            return "hit", self._answers.hit(job.wanted, found, from_memory=from_memory, held=job.held)
-        if job.directives.only_if_cached:
+                self._repeats.remember(
+                    mark,
+                    MemoEntry(
+                        context.spec,
+                        context.credential_id,
+                        context.credential_scope,
+                        context.origin,
+                        Tenant(context.credential_id.tenant),
+                    ),
+                )
+            return "hit", self._answers.hit(
+                context.spec, found, from_memory=from_memory, reservation=context.reservation
+            )
+        if context.directives.only_if_cached:
             if not is_valid and (is_shared or not to_do.missing):  # a stranger does not learn what others have cached
                 raise NotCached("The upstream has not accepted this credential of late, so it gets no cached items.")
-            raise NotCached(f"{len(to_do.missing)} of {len(job.wanted.keys)} items are not cached.")
+            raise NotCached(f"{len(to_do.missing)} of {len(context.spec.keys)} items are not cached.")
         # What is fetched anew anyway needs no question.
-        is_anew = is_moved or job.directives.no_cache
-        is_refused = self._validations.is_refused(job.who, job.place)
-        if not is_valid and not is_anew and (is_shared or not to_do.missing or (found and is_refused)):
-            return await self._ask_first(job, to_do, found, from_memory)
-        return await self._fetch_and_answer(job, found, from_memory, refresh=is_moved)
+        is_refresh = is_moved or context.directives.no_cache
+        is_refused = self._validations.is_refused(context.credential_id, context.credential_scope)
+        if not is_valid and not is_refresh and (is_shared or not to_do.missing or (found and is_refused)):
+            return await self._ask_first(context, to_do, found, from_memory)
+        return await self._fetch_and_answer(context, found, from_memory, refresh=is_moved)
 
-    def _watch_headers(self, job: _Job, *, is_hit: bool) -> None:
+    def _watch_headers(self, context: RequestContext, *, is_hit: bool) -> None:
         if is_hit:
-            self._header_watch.hit(job.identity, job.asked.model)
-        elif job.directives == NO_DIRECTIVES:
-            for name in self._header_watch.missed(job.identity, job.asked.model):
+            self._header_watch.hit(context.identity, context.asked.model)
+        elif context.directives == NO_DIRECTIVES:
+            for name in self._header_watch.missed(context.identity, context.asked.model):
                 self._metrics.varying_header(name, MANY_VALUES)
                 self._say_once(
                     f"{MANY_VALUES} values of {name} from one credential for one model, and no hit; if it does not"
@@ -263,78 +280,91 @@ class EmbeddingsRoute:
                     "a header field that is part of the key costs hits",
                 )
 
-    def _is_valid(self, job: _Job) -> bool:
-        is_good = self._access.owns_key or self._validations.holds(job.who, job.place)
-        return is_good and self._access.may_read(job.origin, job.request.headers)
+    def _is_valid(self, context: RequestContext) -> bool:
+        is_good = self._access.owns_key or self._validations.holds(context.credential_id, context.credential_scope)
+        return is_good and self._access.may_read(context.origin, context.request.headers)
 
     async def _ask_first(
-        self, job: _Job, to_do: Plan, found: dict[bytes, Entry], from_memory: int
+        self, context: RequestContext, to_do: Plan, found: dict[bytes, Entry], from_memory: int
     ) -> tuple[str, StreamResponse]:
         """Nobody knows what this credential is worth now: the upstream shall say, by the request's smallest item.
 
         Entries in a credential's own scope are there because the upstream once accepted it. So while it says nothing,
         these are served; entries in a scope that is shared are not.
         """
-        errand = self._smallest(job, to_do)
-        is_shared = self._access.is_shared_by(job.identity)
+        errand = self._smallest(context, to_do)
+        is_shared = self._access.is_shared_by(context.identity)
         timeout_s = None if is_shared or to_do.missing else _PATIENCE_S
-        said = await self._sentinels.ask((job.who, job.place), errand, timeout_s=timeout_s)
+        said = await self._sentinels.ask((context.credential_id, context.credential_scope), errand, timeout_s=timeout_s)
         found = standing(found)
         failure = None if said is None else said.fetched.failure
         is_unusable = failure is not None and failure.confirms
         if said is None or (failure is not None and not is_unusable):
-            return await self._answer_unvalidated(job, errand, failure, found, from_memory)
+            return await self._answer_unvalidated(context, errand, failure, found, from_memory)
         if failure is not None and to_do.missing and errand.is_whole:
-            return await self._answer_failure(job, errand, failure)  # the response to this very body
+            return await self._answer_failure(context, errand, failure)  # the response to this very body
         fetched = replace(said.fetched, failure=None)
         is_confirmed = is_unusable or fetched.is_by_origin
         first = fetched if said.is_own else NOTHING
-        if not is_confirmed and (is_shared or self._validations.is_refused(job.who, job.place)):
+        if not is_confirmed and (
+            is_shared or self._validations.is_refused(context.credential_id, context.credential_scope)
+        ):
             # Who stands in can't vouch for what the upstream itself was paid for, by others or before it refused.
-            return await self._fetch_and_answer(job, {}, 0, refresh=False, is_apart=True, first=first.bill)
+            return await self._fetch_and_answer(context, {}, 0, refresh=False, is_private=True, first=first.bill)
         if epochs(found, fetched.entries) > 1:
-            return await self._fetch_and_answer(job, {}, 0, refresh=True, first=first.bill)
+            return await self._fetch_and_answer(context, {}, 0, refresh=True, first=first.bill)
         if not to_do.missing:
             return "hit", self._answers.hit(
-                job.wanted,
+                context.spec,
                 found,
                 from_memory=from_memory,
-                held=job.held,
-                receipts=first.receipts,
+                reservation=context.reservation,
+                deliveries=first.deliveries,
                 detail="validated",
             )
         # `Fetcher.fetch` counts on a look into memory since the last await.
-        there = self._cache.peek([job.wanted.keys[i] for i in to_do.missing], not_before=errand.not_before)
+        there = self._cache.peek([context.spec.keys[i] for i in to_do.missing], min_stored_at_s=errand.min_stored_at_s)
         first = replace(first, entries=there | first.entries)
-        return await self._fetch_and_answer(job, found, from_memory, refresh=False, first=first)
+        return await self._fetch_and_answer(context, found, from_memory, refresh=False, first=first)
 
     async def _answer_unvalidated(
-        self, job: _Job, errand: Errand, failure: Failure | None, found: dict[bytes, Entry], from_memory: int
+        self,
+        context: RequestContext,
+        errand: FetchRequest,
+        failure: Failure | None,
+        found: dict[bytes, Entry],
+        from_memory: int,
     ) -> tuple[str, StreamResponse]:
         """What a credential gets that the upstream has not vouched for: it failed, or said nothing in time."""
         is_refusal = failure is not None and failure.is_verdict
         if failure is not None and failure.is_answer and found.keys() >= set(errand.keys):
-            self._validations.refuse(job.who, job.place)  # it accepted the credential for just this before
+            self._validations.refuse(
+                context.credential_id, context.credential_scope
+            )  # it accepted the credential for just this before
         if failure is not None and (
-            self._access.is_shared_by(job.identity) or is_refusal or blame(failure.cause) is Blame.CALL
+            self._access.is_shared_by(context.identity) or is_refusal or blame(failure.cause) is Blame.CALL
         ):
-            return await self._answer_failure(job, errand, failure)
-        if self._validations.is_refused(job.who, job.place):  # no answer is no permission
+            return await self._answer_failure(context, errand, failure)
+        if self._validations.is_refused(context.credential_id, context.credential_scope):  # no answer is no permission
             if failure is not None:
-                return await self._answer_failure(job, errand, failure)
+                return await self._answer_failure(context, errand, failure)
             raise CredentialRefused("The upstream refused this API key, and has not accepted it since.")
-        return "hit", self._answers.hit(job.wanted, found, from_memory=from_memory, held=job.held, detail="unvalidated")
+        return "hit", self._answers.hit(
+            context.spec, found, from_memory=from_memory, reservation=context.reservation, detail="unvalidated"
+        )
 
-    def _smallest(self, job: _Job, to_do: Plan) -> Errand:
+    def _smallest(self, context: RequestContext, to_do: Plan) -> FetchRequest:
         """An errand for the item that costs least: of the missing ones, or if none is, one that is stored."""
-        asked = job.asked
+        asked = context.asked
         places = to_do.missing or range(len(asked.items))
-        place = min(places, key=lambda i: tokens.weight(asked.kind, asked.items[i]))
-        errand = self._errand(job, plan(job.wanted.keys, ()), refresh=False).only([job.wanted.keys[place]])
+        credential_scope = min(places, key=lambda i: tokens.weight(asked.kind, asked.items[i]))
+        errand = self._errand(context, plan(context.spec.keys, ()), refresh=False).only(
+            [context.spec.keys[credential_scope]]
+        )
         return replace(errand, is_shared=False, is_stored=errand.is_stored and bool(to_do.missing))
 
     async def _bypass(
-        self, request: BaseRequest, progress: Progress, who: Who, body: bytes, unread: Unread
+        self, request: BaseRequest, progress: Progress, credential_id: CredentialId, body: bytes, unread: Unread
     ) -> StreamResponse:
         origin, reason = unread.origin, unread.bypass.reason
         if cache_control(request.headers).only_if_cached:
@@ -364,27 +394,27 @@ class EmbeddingsRoute:
         self._metrics.bypasses.labels(reason).inc()
         self._metrics.of_model(progress.model).items["bypass"].inc(progress.items)
         if response.status in KEY_REFUSALS:
-            self._validations.note(who, Place(url, None), response.status)
+            self._validations.note(credential_id, CredentialScope(url, None), response.status)
         elif is_success(response.status):
-            self._validations.accept(who.tenant)
+            self._validations.accept(credential_id.tenant)
         return response
 
     # --- up
 
     async def _fetch_and_answer(
         self,
-        job: _Job,
+        context: RequestContext,
         found: dict[bytes, Entry],
         from_memory: int,
         *,
         refresh: bool,
-        is_apart: bool = False,
-        first: Fetched = NOTHING,
+        is_private: bool = False,
+        first: FetchResult = NOTHING,
     ) -> tuple[str, StreamResponse]:
-        """Fetch what was neither ``found`` nor has come ``first``; ``is_apart``: for this client alone."""
-        to_do = plan(job.wanted.keys, found.keys() | first.settled)
-        errand = self._errand(job, to_do, refresh=refresh)
-        if is_apart:
+        """Fetch what was neither ``found`` nor has come ``first``; ``is_private``: for this client alone."""
+        to_do = plan(context.spec.keys, found.keys() | first.settled)
+        errand = self._errand(context, to_do, refresh=refresh)
+        if is_private:
             errand = replace(errand, is_shared=False, is_stored=False)
         fetched = (await self._fetcher.fetch(errand) if to_do.missing else NOTHING).after(first)
         found = standing(found)
@@ -392,84 +422,91 @@ class EmbeddingsRoute:
             # The upstream now serves other weights under the same name. One answer must not mix the two, and what
             # is stored is out of date.
             found = {}
-            errand = self._errand(job, plan(job.wanted.keys, ()), refresh=True)
+            errand = self._errand(context, plan(context.spec.keys, ()), refresh=True)
             fetched = (await self._fetcher.fetch(errand)).after(fetched.bill)
         if fetched.failure is not None:
-            return await self._answer_failure(job, errand, fetched.failure)
+            return await self._answer_failure(context, errand, fetched.failure)
         entries = found | fetched.entries
         if epochs(entries) > 1 or not entries:  # it serves two versions by turns, or nothing that can be stored
-            return self._relayed(job, await self._fetcher.replay(errand))
-        if not (fetched.receipts or fetched.unusable or self._is_valid(job)):
+            return self._relayed(context, await self._fetcher.replay(errand))
+        if not (fetched.deliveries or fetched.unusable or self._is_valid(context)):
             # All of it was in the store after all, or in the flight of another replica.
-            return await self._ask_first(job, plan(job.wanted.keys, entries), entries, from_memory)
+            return await self._ask_first(context, plan(context.spec.keys, entries), entries, from_memory)
         return ("partial" if found else "miss"), self._answers.fetched(
-            job.wanted, found, fetched, from_memory=from_memory, held=job.held, is_stored=errand.is_stored
+            context.spec,
+            found,
+            fetched,
+            from_memory=from_memory,
+            reservation=context.reservation,
+            is_stored=errand.is_stored,
         )
 
-    def _errand(self, job: _Job, to_do: Plan, *, refresh: bool) -> Errand:
-        directives = job.directives
+    def _errand(self, context: RequestContext, to_do: Plan, *, refresh: bool) -> FetchRequest:
+        directives = context.directives
         group = keys.group(
-            job.asked,
-            url=job.url,
-            credentials=job.identity.credentials,
-            vector_headers=job.identity.vector_affecting,
-            page=origin_of(job.request.headers),
+            context.asked,
+            url=context.url,
+            credentials=context.identity.credentials,
+            vector_headers=context.identity.vector_affecting,
+            page=origin_of(context.request.headers),
         )
-        return Errand(
-            asked=job.asked,
-            origin=job.origin,
-            target=job.target,
-            headers=_as_plain(headers.to_upstream(job.request.headers)),
+        return FetchRequest(
+            asked=context.asked,
+            origin=context.origin,
+            target=context.target,
+            headers=_as_plain(headers.to_upstream(context.request.headers)),
             group=group,
-            tenant=job.held.tenant,
-            held=job.held,
-            who=job.who,
-            place=job.place,
-            keys=[job.wanted.keys[i] for i in to_do.missing],
-            items=[job.asked.items[i] for i in to_do.missing],
+            tenant=context.reservation.tenant,
+            reservation=context.reservation,
+            credential_id=context.credential_id,
+            credential_scope=context.credential_scope,
+            keys=[context.spec.keys[i] for i in to_do.missing],
+            items=[context.asked.items[i] for i in to_do.missing],
             is_whole=not to_do.is_reduced,
-            not_before=self._cache.oldest_fresh(directives.max_age_s),
+            min_stored_at_s=self._cache.freshness_cutoff_s(directives.max_age_s),
             is_shared=not (refresh or directives.no_cache or directives.no_store),
             is_stored=not directives.no_store,
             overwrite=refresh or directives.no_cache or directives.max_age_s is not None,
             may_merge=not (
-                job.asked.is_keyed_whole or embedding_request.is_fused(job.asked.model, job.origin.provider)
+                context.asked.is_keyed_whole or embedding_request.is_fused(context.asked.model, context.origin.provider)
             ),
-            span=job.span,
+            span=context.span,
         )
 
-    async def _answer_failure(self, job: _Job, errand: Errand, failure: Failure) -> tuple[str, StreamResponse]:
+    async def _answer_failure(
+        self, context: RequestContext, errand: FetchRequest, failure: Failure
+    ) -> tuple[str, StreamResponse]:
         """The upstream's response to the client's own body, or the failure that this client would have had alone."""
         cause = failure.cause
         if isinstance(cause, ProxyError):
             is_of_part = failure.call is not None and not failure.call.is_whole
-            if is_of_part and cause.may_be_about_call and self._fetcher.takes_retry(job.origin):
-                return self._relayed(job, await self._fetcher.replay(errand))
+            if is_of_part and cause.may_be_about_call and self._fetcher.takes_retry(context.origin):
+                return self._relayed(context, await self._fetcher.replay(errand))
             raise cause.again()
-        if isinstance(cause, Unusable):
+        if isinstance(cause, InvalidResponse):
             self._say_once(cause.reason, "a response of the upstream is relayed and not stored")
-        is_everybodys = isinstance(cause, Refused) and blame(cause) is Blame.EVERYBODY
-        if cause.body != job.asked.body and not is_everybodys:
+        is_everybodys = isinstance(cause, ErrorResponse) and blame(cause) is Blame.EVERYBODY
+        if cause.body != context.asked.body and not is_everybodys:
             # It may name the place of the item it blames, which is another one in the client's list; and part of a
             # response can't be relayed as the whole.
-            if blame(cause) is Blame.UNKNOWN and not self._fetcher.takes_retry(job.origin):
-                return self._relayed(job, in_own_words(cause.answer))
-            return self._relayed(job, await self._fetcher.replay(errand))
-        return self._relayed(job, cause.answer)
+            if blame(cause) is Blame.UNKNOWN and not self._fetcher.takes_retry(context.origin):
+                return self._relayed(context, in_own_words(cause.answer))
+            return self._relayed(context, await self._fetcher.replay(errand))
+        return self._relayed(context, cause.answer)
 
-    def _relayed(self, job: _Job, answer: Answer) -> tuple[str, StreamResponse]:
+    def _relayed(self, context: RequestContext, answer: UpstreamResponse) -> tuple[str, StreamResponse]:
         status = answer.status
-        if job.origin.key is not None and status_of(answer) in KEY_REFUSALS:  # inside a 200 as well
-            self._say_once(f"{job.origin.name} answers {status}", "an upstream refuses the key that is held for it")
+        if context.origin.key is not None and status_of(answer) in KEY_REFUSALS:  # inside a 200 as well
+            self._say_once(f"{context.origin.name} answers {status}", "an upstream refuses the key that is held for it")
             raise KeyRefused("The upstream refused the key that this proxy holds for it.")
-        if status in _NOT_THERE and not job.origin.client.has_answered:
-            url = job.url.partition("?")[0]
+        if status in _NOT_THERE and not context.origin.client.has_answered:
+            url = context.url.partition("?")[0]
             self._say_once(f"{status} from {url}", "perhaps the base URL is wrong, or the model's name")
-        items = self._metrics.of_model(job.asked.model).items
+        items = self._metrics.of_model(context.asked.model).items
         if not is_success(status_of(answer)):
-            return "error", relayed(answer, job.held)
-        items["upstream"].inc(len(job.wanted.keys))
-        return "miss", relayed(answer, job.held)
+            return "error", relayed(answer, context.reservation)
+        items["upstream"].inc(len(context.spec.keys))
+        return "miss", relayed(answer, context.reservation)
 
     def _say_once(self, reason: str, what: str) -> None:
         if (reason, what) not in self._said and len(self._said) < _MAX_SAID:

@@ -5,7 +5,7 @@ from typing import Any
 
 from multidict import CIMultiDict
 
-from proxy.access.validations import Who
+from proxy.access.validations import CredentialId
 from proxy.budget import Tenant
 from proxy.protocol.embedding_request import EmbeddingRequest
 from proxy.protocol.targets import named_in
@@ -15,7 +15,7 @@ from proxy.upstream.router import Origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Share:
+class BatchEntry:
     """One caller's items of a call. Shares of equal ``group`` may travel together.
 
     ``group`` must determine everything a call says besides its items: origin, path, credentials, parameters, the rest.
@@ -23,7 +23,7 @@ class Share:
 
     group: bytes
     tenant: Tenant
-    who: Who
+    credential_id: CredentialId
     origin: Origin
     target: str  # of the client's request
     headers: CIMultiDict[str]

@@ -16,16 +16,16 @@ from multidict import CIMultiDict
 
 from proxy.budget import Budget
 from proxy.errors import ProxyError
-from proxy.fetch.batch_entry import Share
+from proxy.fetch.batch_entry import BatchEntry
 from proxy.fetch.failover import Failover
 from proxy.fetch.isolation import MergeLimits, RetryBudget
 from proxy.fetch.outcomes import (
     Blame,
     CallFailure,
-    Delivered,
+    EmbedResult,
+    ErrorResponse,
+    InvalidResponse,
     Outcome,
-    Refused,
-    Unusable,
     blame,
     is_outage,
     is_success,
@@ -34,14 +34,14 @@ from proxy.fetch.outcomes import (
 from proxy.fetch.slots import Slots
 from proxy.protocol import embedding_request, embedding_response
 from proxy.protocol.embedding_request import EmbeddingRequest
-from proxy.protocol.embedding_response import InvalidAnswer
+from proxy.protocol.embedding_response import InvalidEmbeddingResponse
 from proxy.protocol.header_fields import is_assertion
 from proxy.protocol.parts import LARGE_BYTES
 from proxy.protocol.providers import Limits
 from proxy.protocol.tokens import estimated_tokens, share_tokens, weight
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import Calls
-from proxy.upstream.client import Answer
+from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.intake import Intake
 from proxy.upstream.router import Origin
 from proxy.worker_thread import Worker
@@ -58,7 +58,7 @@ _SPEAKER = frozenset({"user-agent", "content-type"})
 
 
 class _Waiting(NamedTuple):
-    share: Share
+    entry: BatchEntry
     answered: "asyncio.Future[Outcome | ProxyError]"
     since_s: float
 
@@ -82,7 +82,7 @@ class Batcher:
         *,
         window_s: float,
         concurrency: int,
-        patience_s: float,
+        timeout_s: float,
         max_queued_items: int,
         max_queued_bytes: int,
         max_incoming_bytes: int,
@@ -92,7 +92,7 @@ class Batcher:
         self._metrics = metrics
         self._window_s = window_s
         waited_s = metrics.stage_seconds["slot"].observe
-        slots = Slots(concurrency, timeout_s=patience_s, waited_s=waited_s, room=room)
+        slots = Slots(concurrency, timeout_s=timeout_s, waited_s=waited_s, room=room)
         self._failover = Failover(slots, metrics)
         self._max_calls_a_tenant = slots.max_calls_a_tenant
         # Submitted and not answered.
@@ -118,25 +118,25 @@ class Batcher:
             return [slice(0, len(sizes))] if sizes else []
         return list(_runs(sizes, limits))
 
-    async def submit(self, share: Share) -> Outcome:
+    async def submit(self, entry: BatchEntry) -> Outcome:
         """What became of a share that fits into a call. Raises `ProxyError`; `Overloaded` when too much waits."""
-        with self._queued(share):
-            self._budget(share.origin).requested()
+        with self._queued(entry):
+            self._budget(entry.origin).requested()
             answered: asyncio.Future[Outcome | ProxyError] = asyncio.get_running_loop().create_future()
-            self._enqueue(share, answered)
+            self._enqueue(entry, answered)
             outcome = await answered
         if isinstance(outcome, ProxyError):
             raise outcome.again()
         return outcome
 
     @contextmanager
-    def _queued(self, share: Share) -> Iterator[None]:
+    def _queued(self, entry: BatchEntry) -> Iterator[None]:
         """Count a share while it waits. Raises `Overloaded`."""
-        request = id(share.asked)  # the parts of a large request are one request's
+        request = id(entry.asked)  # the parts of a large request are one request's
         with ExitStack() as stack:
-            for budget, amount in ((self._queued_items, len(share.items)), (self._queued_bytes, len(share.body))):
-                budget.take(share.tenant, request, amount)
-                stack.callback(budget.give_back, share.tenant, request, amount)
+            for budget, amount in ((self._queued_items, len(entry.items)), (self._queued_bytes, len(entry.body))):
+                budget.take(entry.tenant, request, amount)
+                stack.callback(budget.give_back, entry.tenant, request, amount)
             yield
 
     def takes_retry(self, origin: Origin) -> bool:
@@ -148,28 +148,28 @@ class Batcher:
         budget.spend(1)
         return True
 
-    async def replay(self, share: Share) -> tuple[Answer, bool]:
+    async def replay(self, entry: BatchEntry) -> tuple[UpstreamResponse, bool]:
         """The upstream's response to a client's own body, to be relayed, and whether the origin itself gave it.
 
         Raises `ProxyError`.
         """
         self._metrics.upstream_merged_requests.observe(1)
-        with self._calls_for([share]) as calls, self._intake.response() as incoming:
+        with self._calls_for([entry]) as calls, self._intake.response() as incoming:
             answer, origin = await self._failover.embed(
-                share, share.asked.body, len(share.asked.items), calls, incoming=incoming
+                entry, entry.asked.body, len(entry.asked.items), calls, incoming=incoming
             )
             if is_success(answer.status):
-                self._bill(share, calls, await self._with(answer, embedding_response.billed_tokens, answer.body))
+                self._bill(entry, calls, await self._with(answer, embedding_response.billed_tokens, answer.body))
         if not is_outage(answer):
-            self._budget(share.origin).succeeded()
-        return answer, origin is share.origin
+            self._budget(entry.origin).succeeded()
+        return answer, origin is entry.origin
 
     def _budget(self, origin: Origin) -> RetryBudget:
         return self._budgets.setdefault(origin, RetryBudget())
 
-    def _calls_for(self, shares: list[Share]) -> Calls:
-        first = shares[0]
-        return first.span.calls([share.span for share in shares], model=lambda: self._metrics.label_of(first.model))
+    def _calls_for(self, entries: list[BatchEntry]) -> Calls:
+        first = entries[0]
+        return first.span.calls([entry.span for entry in entries], model=lambda: self._metrics.label_of(first.model))
 
     def abandon(self) -> None:
         """Cancel the calls under way; whoever waits for one is told so."""
@@ -177,26 +177,26 @@ class Batcher:
             call.cancel()
         self._worker.close()
 
-    def _enqueue(self, share: Share, answered: "asyncio.Future[Outcome | ProxyError]") -> None:
-        if not share.may_merge:
-            self._start(None, _Group([]), [_Waiting(share, answered, time.perf_counter())])
+    def _enqueue(self, entry: BatchEntry, answered: "asyncio.Future[Outcome | ProxyError]") -> None:
+        if not entry.may_merge:
+            self._start(None, _Group([]), [_Waiting(entry, answered, time.perf_counter())])
             return
-        group = self._groups.setdefault(share.group, _Group([]))
-        group.waiting.append(_Waiting(share, answered, time.perf_counter()))
+        group = self._groups.setdefault(entry.group, _Group([]))
+        group.waiting.append(_Waiting(entry, answered, time.perf_counter()))
         if group.under_way >= self._max_calls_a_tenant:
             return  # the next call that returns takes it along
         if (
             not group.under_way
-            or sum(len(waiting.share.items) for waiting in group.waiting) >= self._merge_limit(share).items
+            or sum(len(waiting.entry.items) for waiting in group.waiting) >= self._merge_limit(entry).items
         ):
-            self._send_waiting(share.group, group)
+            self._send_waiting(entry.group, group)
         elif group.timer is None:
             loop = asyncio.get_running_loop()
-            group.timer = loop.call_later(self._window_s, self._send_waiting, share.group, group)
+            group.timer = loop.call_later(self._window_s, self._send_waiting, entry.group, group)
 
-    def _merge_limit(self, share: Share) -> Limits:
-        limits = share.origin.merge_limits
-        return limits._replace(items=self._merge_limits.items(share.origin.name, share.asked.model, limits.items))
+    def _merge_limit(self, entry: BatchEntry) -> Limits:
+        limits = entry.origin.merge_limits
+        return limits._replace(items=self._merge_limits.items(entry.origin.name, entry.asked.model, limits.items))
 
     def _send_waiting(self, name: bytes, group: _Group) -> None:
         if group.timer is not None:
@@ -204,8 +204,8 @@ class Batcher:
             group.timer = None
         waiting, group.waiting = group.waiting, []
         # Measured one by one, and no further than there are calls to make: a great many may wait.
-        sizes = ((len(one.share.items), one.share.tokens, len(one.share.body)) for one in waiting)
-        for run in _runs(sizes, self._merge_limit(waiting[0].share)):
+        sizes = ((len(one.entry.items), one.entry.tokens, len(one.entry.body)) for one in waiting)
+        for run in _runs(sizes, self._merge_limit(waiting[0].entry)):
             if group.under_way >= self._max_calls_a_tenant:
                 group.waiting = waiting[run.start :]
                 break
@@ -229,7 +229,7 @@ class Batcher:
             self._metrics.stage_seconds["wait"].observe(now_s - waiting.since_s)
         outcomes: Sequence[Outcome | ProxyError] = [ProxyError("The call was abandoned.")] * len(batch)
         try:
-            outcomes = await self._outcomes([waiting.share for waiting in batch])
+            outcomes = await self._outcomes([waiting.entry for waiting in batch])
         finally:
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 if not waiting.answered.done():
@@ -240,109 +240,113 @@ class Batcher:
             elif name is not None and not group.under_way:
                 self._groups.pop(name, None)
 
-    async def _outcomes(self, shares: list[Share]) -> Sequence[Outcome | ProxyError]:
-        if len(shares) == 1:
-            return [await self._alone(shares[0])]
-        outcomes = await self._together(shares)
+    async def _outcomes(self, entries: list[BatchEntry]) -> Sequence[Outcome | ProxyError]:
+        if len(entries) == 1:
+            return [await self._alone(entries[0])]
+        outcomes = await self._together(entries)
         if isinstance(outcomes, list):
             # What is unusable of a merged response may have become so in company.
             spoilt = [i for i, outcome in enumerate(outcomes) if outcome.unusable is not None]
-            again = await asyncio.gather(*(self._alone(shares[i]) for i in spoilt))
+            again = await asyncio.gather(*(self._alone(entries[i]) for i in spoilt))
             replaced = dict(zip(spoilt, again, strict=True))
             return [replaced.get(i, outcome) for i, outcome in enumerate(outcomes)]
-        return await self._isolated(shares, outcomes)
+        return await self._isolated(entries, outcomes)
 
-    async def _isolated(self, shares: list[Share], failure: CallFailure) -> Sequence[Outcome | ProxyError]:
+    async def _isolated(self, entries: list[BatchEntry], failure: CallFailure) -> Sequence[Outcome | ProxyError]:
         """What becomes of the shares of a merged call that failed: asked alone, each once, if that could help.
 
         A failed merged call says something about one of its members until shown otherwise. Where it may just as well
         be an outage, two are asked first. If they fail, too, more are asked as long as that makes no more calls than
         there would have been without merging, or the budget lasts.
         """
-        outcomes: list[Outcome | ProxyError] = [without_quotes(failure)] * len(shares)
-        is_about_first = _is_about_first(failure, shares)
+        outcomes: list[Outcome | ProxyError] = [without_quotes(failure)] * len(entries)
+        is_about_first = _is_about_first(failure, entries)
         about = Blame.CALL if is_about_first else blame(failure)
         if about is Blame.EVERYBODY:
             return outcomes
-        budget = self._budget(shares[0].origin)
-        start, size = 0, len(shares) if about is Blame.CALL else _FIRST_PROBES
-        saved = len(shares) - 1  # calls, by merging
-        while start < len(shares):
-            probed = range(start, min(len(shares), start + size))
+        budget = self._budget(entries[0].origin)
+        start, size = 0, len(entries) if about is Blame.CALL else _FIRST_PROBES
+        saved = len(entries) - 1  # calls, by merging
+        while start < len(entries):
+            probed = range(start, min(len(entries), start + size))
             if about is Blame.UNKNOWN:
                 probed = probed[: budget.calls(saved)]
                 budget.spend(len(probed), saved)
                 saved = max(0, saved - len(probed))
             if not probed:
                 return outcomes
-            for i, outcome in zip(probed, await asyncio.gather(*(self._alone(shares[i]) for i in probed)), strict=True):
+            for i, outcome in zip(
+                probed, await asyncio.gather(*(self._alone(entries[i]) for i in probed)), strict=True
+            ):
                 outcomes[i] = outcome
             may_be_outage = all(_is_outage(outcomes[i]) for i in probed)
             if not may_be_outage:
                 budget.succeeded()
-            start, size = probed.stop, 2 * size if may_be_outage else len(shares)
+            start, size = probed.stop, 2 * size if may_be_outage else len(entries)
             about = about if may_be_outage else Blame.CALL
         if not is_about_first and _is_about_merging(outcomes):
-            items = sum(len(share.items) for share in shares)
+            items = sum(len(entry.items) for entry in entries)
             is_certain = blame(failure) is Blame.CALL
             self._merge_limits.merging_failed(
-                shares[0].origin.name, shares[0].asked.model, items, is_certain=is_certain
+                entries[0].origin.name, entries[0].asked.model, items, is_certain=is_certain
             )
         return outcomes
 
-    async def _alone(self, share: Share) -> Outcome | ProxyError:
+    async def _alone(self, entry: BatchEntry) -> Outcome | ProxyError:
         """One share's own call."""
         self._metrics.upstream_merged_requests.observe(1)
-        outcome = await self._sent(share, [share], share.body, share.items)
+        outcome = await self._sent(entry, [entry], entry.body, entry.items)
         if isinstance(outcome, Sent):
-            return next(_shared_out([share], share.items, outcome))
+            return next(_shared_out([entry], entry.items, outcome))
         return outcome
 
-    async def _together(self, shares: list[Share]) -> "list[Delivered] | CallFailure":
+    async def _together(self, entries: list[BatchEntry]) -> "list[EmbedResult] | CallFailure":
         """One call for several shares."""
         # Two parts of one large request may meet in a call.
-        self._metrics.upstream_merged_requests.observe(len({id(share.asked) for share in shares}))
-        items = [item for share in shares for item in share.items]
-        first = replace(shares[0], headers=_in_common([share.headers for share in shares]))
-        outcome = await self._sent(first, shares, embedding_request.reduced_body(first.asked, items), items)
-        return list(_shared_out(shares, items, outcome)) if isinstance(outcome, Sent) else outcome
+        self._metrics.upstream_merged_requests.observe(len({id(entry.asked) for entry in entries}))
+        items = [item for entry in entries for item in entry.items]
+        first = replace(entries[0], headers=_in_common([entry.headers for entry in entries]))
+        outcome = await self._sent(first, entries, embedding_request.reduced_body(first.asked, items), items)
+        return list(_shared_out(entries, items, outcome)) if isinstance(outcome, Sent) else outcome
 
-    async def _sent(self, share: Share, shares: list[Share], body: bytes, items: list[Any]) -> "Sent | CallFailure":
-        """Send ``body`` for ``shares`` with what ``share`` says besides, and read the response."""
-        with self._calls_for(shares) as calls, self._intake.response() as incoming:
+    async def _sent(
+        self, entry: BatchEntry, entries: list[BatchEntry], body: bytes, items: list[Any]
+    ) -> "Sent | CallFailure":
+        """Send ``body`` for ``entries`` with what ``entry`` says besides, and read the response."""
+        with self._calls_for(entries) as calls, self._intake.response() as incoming:
             try:
-                answer, origin = await self._failover.embed(share, body, len(items), calls, incoming=incoming)
+                answer, origin = await self._failover.embed(entry, body, len(items), calls, incoming=incoming)
             except ProxyError as error:
                 return error
             if not is_success(answer.status):
-                return Refused(answer, body, is_own_body=body == share.asked.body)
-            by_origin = origin is share.origin
+                return ErrorResponse(answer, body, is_own_body=body == entry.asked.body)
+            by_origin = origin is entry.origin
             try:
-                parsed = await self._with(answer, _read, share, origin, answer, len(items))
-            except InvalidAnswer as invalid:
+                parsed = await self._with(answer, _read, entry, origin, answer, len(items))
+            except InvalidEmbeddingResponse as invalid:
                 self._metrics.upstream_rejected.labels(invalid.reason).inc()
-                self._bill(share, calls, await self._with(answer, embedding_response.billed_tokens, answer.body))
-                is_own_body = body == share.asked.body
-                return Unusable(answer, body, invalid.reason, by_origin, is_own_body, invalid.embedding_text)
-            self._metrics.admit_model(share.model)
-            self._bill(share, calls, parsed.usage["prompt_tokens"])
-        self._budget(share.origin).succeeded()
-        if len(shares) > 1:
-            self._merge_limits.merging_worked(share.origin.name, share.asked.model)
+                self._bill(entry, calls, await self._with(answer, embedding_response.billed_tokens, answer.body))
+                is_own_body = body == entry.asked.body
+                return InvalidResponse(answer, body, invalid.reason, by_origin, is_own_body, invalid.embedding_text)
+            self._metrics.admit_model(entry.model)
+            self._bill(entry, calls, parsed.usage["prompt_tokens"])
+        self._budget(entry.origin).succeeded()
+        if len(entries) > 1:
+            self._merge_limits.merging_worked(entry.origin.name, entry.asked.model)
         if parsed.unusable is not None:
             self._metrics.upstream_rejected.labels(parsed.unusable).inc()
         return Sent(parsed, answer, body, by_origin)
 
-    async def _with(self, answer: Answer, function: Callable[..., _T], *arguments: Any) -> _T:
+    async def _with(self, answer: UpstreamResponse, function: Callable[..., _T], *arguments: Any) -> _T:
         """Call ``function``, which parses ``answer``: elsewhere if that takes long."""
         if len(answer.body) > LARGE_BYTES or "Content-Encoding" in answer.headers:
             return await self._worker.run(function, *arguments)
         return function(*arguments)
 
-    def _bill(self, share: Share, calls: Calls, tokens: int) -> None:
+    def _bill(self, entry: BatchEntry, calls: Calls, tokens: int) -> None:
         if tokens:
-            self._metrics.admit_model(share.model)
-        self._metrics.of_model(share.model).bill(tokens)
+            self._metrics.admit_model(entry.model)
+        self._metrics.of_model(entry.model).bill(tokens)
         calls.billed(tokens)
 
 
@@ -354,17 +358,17 @@ def _queue(limit: int, what: str) -> Budget:
 class Sent(NamedTuple):
     """A response that checked out, to a call with ``body``."""
 
-    parsed: embedding_response.EmbeddingAnswer
-    answer: Answer
+    parsed: embedding_response.EmbeddingResponse
+    answer: UpstreamResponse
     body: bytes
     by_origin: bool
 
 
-def _is_about_first(failure: CallFailure, shares: list[Share]) -> bool:
+def _is_about_first(failure: CallFailure, entries: list[BatchEntry]) -> bool:
     """Whether the upstream may have refused the assertion of the first share alone, which went up for all."""
-    if not isinstance(failure, Refused) or failure.answer.status != HTTPStatus.UNAUTHORIZED:
+    if not isinstance(failure, ErrorResponse) or failure.answer.status != HTTPStatus.UNAUTHORIZED:
         return False
-    return len({tuple(_assertions(share.headers)) for share in shares}) > 1
+    return len({tuple(_assertions(entry.headers)) for entry in entries}) > 1
 
 
 def _assertions(given: CIMultiDict[str]) -> Iterator[tuple[str, str]]:
@@ -374,36 +378,41 @@ def _assertions(given: CIMultiDict[str]) -> Iterator[tuple[str, str]]:
 def _is_about_merging(outcomes: list[Outcome | ProxyError]) -> bool:
     """Whether a merged call failed because it was merged: each of its shares, asked alone, has got an answer, or each
     one that can be relayed but not taken apart."""
-    return all(isinstance(outcome, Delivered) for outcome in outcomes) or all(
-        isinstance(outcome, Unusable) and outcome.confirms for outcome in outcomes
+    return all(isinstance(outcome, EmbedResult) for outcome in outcomes) or all(
+        isinstance(outcome, InvalidResponse) and outcome.confirms for outcome in outcomes
     )
 
 
 def _is_outage(outcome: Outcome | ProxyError) -> bool:
     """Whether a share that was asked alone failed in a way that may be an outage."""
-    return not isinstance(outcome, Delivered) and blame(outcome) is not Blame.CALL
+    return not isinstance(outcome, EmbedResult) and blame(outcome) is not Blame.CALL
 
 
-def _read(share: Share, origin: Origin, answer: Answer, items: int) -> embedding_response.EmbeddingAnswer:
-    """What ``origin`` answered to a call for ``items`` items of shares like this one. Raises `InvalidAnswer`."""
-    asked, provider = share.asked, origin.provider
+def _read(
+    entry: BatchEntry, origin: Origin, answer: UpstreamResponse, items: int
+) -> embedding_response.EmbeddingResponse:
+    """The response of ``origin`` to a call for ``items`` items of entries like this one.
+
+    Raises `InvalidEmbeddingResponse`.
+    """
+    asked, provider = entry.asked, origin.provider
     if answer.status not in _STORABLE:
-        raise InvalidAnswer("status")
-    for name, pattern in provider.disowned_by.items():
+        raise InvalidEmbeddingResponse("status")
+    for name, pattern in provider.fallback_markers.items():
         if fnmatchcase(answer.headers.get(name, ""), pattern):
-            raise InvalidAnswer("disowned")
-    parsed = embedding_response.parse_answer(
+            raise InvalidEmbeddingResponse("disowned")
+    parsed = embedding_response.parse_response(
         answer.plain_body(), provider, items=items, packed=asked.packed, reads_base64=asked.reads_base64
     )
     # A server of a single model may answer to any name, and to none.
     if embedding_request.is_one_of(parsed.model, provider.multi_vector_models):
-        raise InvalidAnswer("multi-vector")
-    if origin is share.origin:
-        origin.remember(share.who.name, asked.model, parsed.model)
+        raise InvalidEmbeddingResponse("multi-vector")
+    if origin is entry.origin:
+        origin.remember(entry.credential_id.name, asked.model, parsed.model)
         return parsed if parsed.model else replace(parsed, model=asked.model or "")
     # By the operator's word it is the same model, which in one answer and in the store has one name: the origin's own,
     # or until that is known none.
-    return replace(parsed, model=share.origin.name_of(share.who.name, asked.model))
+    return replace(parsed, model=entry.origin.name_of(entry.credential_id.name, asked.model))
 
 
 def _in_common(given: list[CIMultiDict[str]]) -> CIMultiDict[str]:
@@ -423,21 +432,21 @@ def _in_common(given: list[CIMultiDict[str]]) -> CIMultiDict[str]:
     )
 
 
-def _shared_out(shares: list[Share], items: list[Any], sent: Sent) -> Iterator[Delivered]:
+def _shared_out(entries: list[BatchEntry], items: list[Any], sent: Sent) -> Iterator[EmbedResult]:
     """Each share's part of one response."""
     parsed, answer = sent.parsed, sent.answer
     total = parsed.usage["prompt_tokens"]
-    tokens = share_tokens(total, [weight(shares[0].asked.kind, item) for item in items])
-    ends = accumulate((len(share.items) for share in shares), initial=0)
+    tokens = share_tokens(total, [weight(entries[0].asked.kind, item) for item in items])
+    ends = accumulate((len(entry.items) for entry in entries), initial=0)
     for start, end in pairwise(ends):
         billed = sum(tokens[start:end])
-        usage = parsed.usage if len(shares) == 1 else {"prompt_tokens": billed, "total_tokens": billed}
+        usage = parsed.usage if len(entries) == 1 else {"prompt_tokens": billed, "total_tokens": billed}
         found = parsed.vectors[start:end]
-        is_own_body = len(shares) == 1 and sent.body == shares[0].asked.body
+        is_own_body = len(entries) == 1 and sent.body == entries[0].asked.body
         unusable = None
         if parsed.unusable is not None and None in found:
-            unusable = Unusable(answer, sent.body, parsed.unusable, sent.by_origin, is_own_body)
-        yield Delivered(
+            unusable = InvalidResponse(answer, sent.body, parsed.unusable, sent.by_origin, is_own_body)
+        yield EmbedResult(
             vectors=found,
             tokens=tokens[start:end],
             model=parsed.model,
@@ -445,7 +454,7 @@ def _shared_out(shares: list[Share], items: list[Any], sent: Sent) -> Iterator[D
             told=parsed.told,
             status=answer.status,
             headers=answer.headers,
-            is_exact=len(shares) == 1,
+            is_exact=len(entries) == 1,
             is_own_body=is_own_body,
             by_origin=sent.by_origin,
             unusable=unusable,

@@ -6,16 +6,16 @@ import time
 from multidict import CIMultiDict
 
 from proxy.errors import ProxyError
-from proxy.fetch.batch_entry import Share
+from proxy.fetch.batch_entry import BatchEntry
 from proxy.fetch.outcomes import is_outage, is_success, status_of
 from proxy.fetch.slots import Slots
 from proxy.protocol import embedding_request, query
 from proxy.protocol.cors import origin_of
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import Calls
-from proxy.upstream.client import Answer
+from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.intake import Incoming
-from proxy.upstream.router import Alternative, Origin
+from proxy.upstream.router import Fallback, Origin
 
 _log = logging.getLogger(__name__)
 
@@ -29,19 +29,19 @@ class Failover:
         self._logged_at_s: dict[tuple[str, str], float] = {}
 
     async def embed(
-        self, share: Share, body: bytes, items: int, calls: Calls, *, incoming: Incoming
-    ) -> tuple[Answer, Origin]:
+        self, entry: BatchEntry, body: bytes, items: int, calls: Calls, *, incoming: Incoming
+    ) -> tuple[UpstreamResponse, Origin]:
         """The response, and who gave it. If nobody has one, what the origin itself said. Raises `ProxyError`."""
-        failure: Answer | ProxyError | None = None
-        here = share.origin.provider
-        for way in share.origin.ways:
+        failure: UpstreamResponse | ProxyError | None = None
+        here = entry.origin.provider
+        for way in entry.origin.candidates:
             if failure is not None:
                 if not embedding_request.reads_alike(body, here, way.origin.provider, model=way.model):
                     continue
                 self._metrics.upstream_fallbacks.labels(way.origin.name).inc()
-                self._log_fallback(share.origin.name, way.origin.name, failure)
+                self._log_fallback(entry.origin.name, way.origin.name, failure)
             try:
-                answer = await self._ask(share, way, body, items, calls, incoming=incoming)
+                answer = await self._ask(entry, way, body, items, calls, incoming=incoming)
             except ProxyError as error:
                 failure = failure or error
                 continue
@@ -49,43 +49,43 @@ class Failover:
             if is_good or (failure is None and not is_outage(answer)):
                 return answer, way.origin
             failure = failure or answer
-        if isinstance(failure, Answer):
-            return failure, share.origin
+        if isinstance(failure, UpstreamResponse):
+            return failure, entry.origin
         raise failure or ProxyError("No upstream was asked.")
 
-    def _log_fallback(self, name: str, other: str, failure: Answer | ProxyError) -> None:
+    def _log_fallback(self, name: str, other: str, failure: UpstreamResponse | ProxyError) -> None:
         """An outage of an hour is one line a minute."""
         now_s = time.monotonic()
         if now_s - self._logged_at_s.get((name, other), -_LOG_EVERY_S) >= _LOG_EVERY_S:
             self._logged_at_s[name, other] = now_s
-            why = f"it answers {failure.status}" if isinstance(failure, Answer) else failure.message
+            why = f"it answers {failure.status}" if isinstance(failure, UpstreamResponse) else failure.message
             _log.warning("upstream %s has no answer (%s); %s is asked in its place", name, why, other)
 
     async def _ask(
-        self, share: Share, way: Alternative, body: bytes, items: int, calls: Calls, *, incoming: Incoming
-    ) -> Answer:
+        self, entry: BatchEntry, way: Fallback, body: bytes, items: int, calls: Calls, *, incoming: Incoming
+    ) -> UpstreamResponse:
         if way.model is not None:
             body = embedding_request.renamed_body(body, way.model)
-        headers = way.origin.outbound(_for_body(share, body))
+        headers = way.origin.outbound(_for_body(entry, body))
         origin = way.origin
         # A credential in the query is meant for the upstream that the client has in mind, and for no other.
-        target = share.target if origin is share.origin else query.without_credentials(share.target)
+        target = entry.target if origin is entry.origin else query.without_credentials(entry.target)
         url = origin.routes.embeddings(target, model=way.model)
-        async with self._slots.slot(origin, share.tenant.name):
+        async with self._slots.slot(origin, entry.tenant.name):
             with calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=items) as call:
                 answer = await origin.client.embed(url, call.outbound(headers), body, items=items, incoming=incoming)
                 call.answered(answer.status)
-        share.origin.cors.learn(origin_of(headers), answer.status, answer.headers)
+        entry.origin.cors.learn(origin_of(headers), answer.status, answer.headers)
         return answer
 
 
-def _for_body(share: Share, body: bytes) -> CIMultiDict[str]:
+def _for_body(entry: BatchEntry, body: bytes) -> CIMultiDict[str]:
     """The headers to send with ``body``. An idempotency key stands for the client's own body: an upstream that keeps
     its word would answer another one with what it answered the first time. So does a request's id: of two requests
     under way with the same one vLLM's scheduler dies."""
-    if body == share.asked.body:
-        return share.headers
-    copy = share.headers.copy()
+    if body == entry.asked.body:
+        return entry.headers
+    copy = entry.headers.copy()
     for name in ("Idempotency-Key", "X-Idempotency-Key", "X-Request-Id"):
         copy.popall(name, None)
     return copy

@@ -11,21 +11,21 @@ from typing import Any, TypeGuard
 
 from multidict import CIMultiDict
 
-from proxy.access.validations import Place, Validations, Who
+from proxy.access.validations import CredentialId, CredentialScope, Validations
 from proxy.budget import Tenant
 from proxy.cache.cache import Cache
 from proxy.cache.lease import Lease
 from proxy.cache.memory import Entry
 from proxy.errors import ProxyError
-from proxy.fetch.batch_entry import Share
+from proxy.fetch.batch_entry import BatchEntry
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.outcomes import (
     Blame,
     CallFailure,
-    Delivered,
+    EmbedResult,
+    ErrorResponse,
+    InvalidResponse,
     Outcome,
-    Refused,
-    Unusable,
     blame,
     is_about_credential,
     is_success,
@@ -38,7 +38,7 @@ from proxy.protocol import embedding_request
 from proxy.protocol.embedding_request import EmbeddingRequest
 from proxy.protocol.records import Record
 from proxy.telemetry.tracing import NO_SPAN, Span
-from proxy.upstream.client import Answer
+from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin
 from proxy.worker_thread import Reservation
 
@@ -50,7 +50,7 @@ ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Errand:
+class FetchRequest:
     """What one request wants fetched: distinct ``keys``, and at the same places the items they stand for."""
 
     asked: EmbeddingRequest
@@ -59,24 +59,24 @@ class Errand:
     headers: CIMultiDict[str]
     group: bytes
     tenant: Tenant
-    who: Who
-    held: Reservation  # the memory that the request takes
-    place: Place
+    credential_id: CredentialId
+    reservation: Reservation  # the memory that the request takes
+    credential_scope: CredentialScope
     keys: list[bytes]
     items: list[Any]
     is_whole: bool  # these are all the items of the client's body, in its order
-    not_before: float  # what another replica stored earlier than this will not do
+    min_stored_at_s: float  # what another replica stored earlier than this will not do
     is_shared: bool = True  # False: must be fetched anew, whoever else is fetching
     is_stored: bool = True
     overwrite: bool = False
     may_merge: bool = True
     span: Span = NO_SPAN  # of the request
 
-    def part(self, run: slice) -> "Errand":
+    def part(self, run: slice) -> "FetchRequest":
         whole = self.is_whole and len(self.keys[run]) == len(self.keys)
         return replace(self, keys=self.keys[run], items=self.items[run], is_whole=whole)
 
-    def only(self, keys: list[bytes]) -> "Errand":
+    def only(self, keys: list[bytes]) -> "FetchRequest":
         if len(keys) == len(self.keys) or (keys and self.asked.is_keyed_whole):
             return self
         items = dict(zip(self.keys, self.items, strict=True))
@@ -91,11 +91,11 @@ class Errand:
         """The keys that may be fetched under leases on ``leased``, which are some of `lease_keys`."""
         return self.keys if leased and self.asked.is_keyed_whole else leased
 
-    def share(self) -> Share:
-        return Share(
+    def entry(self) -> BatchEntry:
+        return BatchEntry(
             group=self.group,
             tenant=self.tenant,
-            who=self.who,
+            credential_id=self.credential_id,
             origin=self.origin,
             target=self.target,
             headers=self.headers,
@@ -112,7 +112,7 @@ class Failure:
     """Why a key could not be fetched, and the ``call`` that failed; None for what failed without one."""
 
     cause: CallFailure
-    call: Errand | None = None
+    call: FetchRequest | None = None
 
     @property
     def is_verdict(self) -> bool:
@@ -130,59 +130,62 @@ class Failure:
     @property
     def confirms(self) -> bool:
         """Whether the upstream took the credential all the same."""
-        return isinstance(self.cause, Unusable) and self.cause.confirms
+        return isinstance(self.cause, InvalidResponse) and self.cause.confirms
 
-    def is_for(self, errand: Errand) -> bool:
+    def is_for(self, errand: FetchRequest) -> bool:
         """Whether retrying independently would give this waiter the same failure."""
         match blame(self.cause):
             case Blame.EVERYBODY:
-                return not is_about_credential(self.cause) or (self.call and self.call.who) == errand.who
+                return (
+                    not is_about_credential(self.cause)
+                    or (self.call and self.call.credential_id) == errand.credential_id
+                )
             case Blame.CALL:
                 return self._is_as_if_by(errand)
             case Blame.UNKNOWN:
                 return self._is_for_items_of(errand)
 
-    def told_to(self, errand: Errand) -> "Failure":
+    def told_to(self, errand: FetchRequest) -> "Failure":
         """As a waiter gets it that did not make the call."""
         if not self._is_as_if_by(errand):
             return replace(self, cause=without_quotes(self.cause))
-        if isinstance(self.cause, Refused):
+        if isinstance(self.cause, ErrorResponse):
             return replace(self, cause=replace(self.cause, answer=self.cause.answer.impersonal()))
         return self
 
-    def _is_for_items_of(self, errand: Errand) -> bool:
+    def _is_for_items_of(self, errand: FetchRequest) -> bool:
         """Whether the call was for nothing but items of ``errand``, and said the same of them."""
         call = self.call
         return call is not None and call.group == errand.group and set(call.keys).issubset(errand.keys)
 
-    def _is_as_if_by(self, errand: Errand) -> bool:
+    def _is_as_if_by(self, errand: FetchRequest) -> bool:
         """Whether the call said nothing that ``errand`` does not say: the upstream's words may quote all of it."""
         call = self.call
         return (
             call is not None
-            and call.who == errand.who
+            and call.credential_id == errand.credential_id
             and call.headers == errand.headers
             and self._is_for_items_of(errand)
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fetched:
+class FetchResult:
     """What became of an errand: ``entries`` of its keys, or ``unusable`` responses to items asked alone, each with what
     stands for the item's embedding; unless there is a ``failure``."""
 
     entries: dict[bytes, Entry]
     asked: frozenset[bytes]  # the keys that were asked of the upstream for this errand, and billed
-    receipts: list[Delivered]
+    deliveries: list[EmbedResult]
     failure: Failure | None
-    unusable: dict[bytes, Unusable] = field(default_factory=dict)
+    unusable: dict[bytes, InvalidResponse] = field(default_factory=dict)
 
-    def after(self, first: "Fetched") -> "Fetched":
+    def after(self, first: "FetchResult") -> "FetchResult":
         """Both as one; what failed last counts."""
-        return Fetched(
+        return FetchResult(
             entries=first.entries | self.entries,
             asked=first.asked | self.asked,
-            receipts=first.receipts + self.receipts,
+            deliveries=first.deliveries + self.deliveries,
             failure=self.failure,
             unusable=first.unusable | self.unusable,
         )
@@ -190,7 +193,7 @@ class Fetched:
     @property
     def is_by_origin(self) -> bool:
         """Whether the upstream itself answered 2xx, and not only one that stood in for it."""
-        return any(receipt.by_origin for receipt in self.receipts) or any(
+        return any(receipt.by_origin for receipt in self.deliveries) or any(
             answer.confirms for answer in self.unusable.values()
         )
 
@@ -200,27 +203,27 @@ class Fetched:
         return self.entries.keys() | self.unusable.keys()
 
     @property
-    def bill(self) -> "Fetched":
+    def bill(self) -> "FetchResult":
         """What it cost, without what came of it."""
-        return replace(NOTHING, receipts=self.receipts)
+        return replace(NOTHING, deliveries=self.deliveries)
 
 
-NOTHING = Fetched(entries={}, asked=frozenset(), receipts=[], failure=None)
+NOTHING = FetchResult(entries={}, asked=frozenset(), deliveries=[], failure=None)
 
-_Landed = Entry | Failure
+FlightResult = Entry | Failure
 
 
-def _stands_for_item(cause: CallFailure, errand: Errand) -> TypeGuard[Unusable]:
+def _stands_for_item(cause: CallFailure, errand: FetchRequest) -> TypeGuard[InvalidResponse]:
     """Whether a response says what stands for an item's embedding, and is not the one to the client's own body, which
     is relayed. All items of a body may be asked for in several calls."""
-    return isinstance(cause, Unusable) and cause.embedding is not None and cause.body != errand.asked.body
+    return isinstance(cause, InvalidResponse) and cause.embedding is not None and cause.body != errand.asked.body
 
 
-class _Ledger:
+class Usage:
     """What a fetch was billed for. It is written before the keys are settled."""
 
     def __init__(self) -> None:
-        self.receipts: list[Delivered] = []
+        self.deliveries: list[EmbedResult] = []
         self.asked: set[bytes] = set()
 
 
@@ -231,32 +234,32 @@ class Fetcher:
         batcher: Batcher,
         validations: Validations,
         *,
-        patience_s: float,
+        timeout_s: float,
         clock: Callable[[], float],
     ) -> None:
         self._cache = cache
         self._validations = validations
-        self._patience_s = patience_s  # how long another replica is waited for
+        self._patience_s = timeout_s  # how long another replica is waited for
         self._batcher = batcher
         self._clock = clock
-        self._flights: Flights[_Landed] = Flights()
+        self._flights: Flights[FlightResult] = Flights()
         self._fetches: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"<Fetcher {self._flights!r}, {self._batcher!r}>"
 
-    async def fetch(self, errand: Errand, *, attempt: int = 1) -> Fetched:
+    async def fetch(self, errand: FetchRequest, *, attempt: int = 1) -> FetchResult:
         """Fetch an errand's keys, or wait for those who do.
 
         The caller must have looked into memory since its last await (see `Flights.claim`).
         """
         # The last attempt is made apart, so that nobody's mistake but the client's own can be its end.
         is_shared = errand.is_shared and attempt < ATTEMPTS
-        flights: Flights[_Landed] = self._flights if is_shared else Flights()
+        flights: Flights[FlightResult] = self._flights if is_shared else Flights()
         claim = flights.claim(errand.keys)
-        ledger = _Ledger()
+        usage = Usage()
         if claim.mine:
-            self._start(errand.only(list(claim.mine)), claim, ledger)
+            self._start(errand.only(list(claim.mine)), claim, usage)
         with errand.span.flight(items=len(claim.flights), joined=len(claim.flights) - len(claim.mine)):
             # This does not cancel the flights when whoever waits here is cancelled.
             await asyncio.wait(claim.flights.values())
@@ -271,10 +274,10 @@ class Fetcher:
                 unusable[key] = landed.cause
             else:
                 failure = landed if key in claim.mine else failure or landed.told_to(errand)
-        fetched = Fetched(
+        fetched = FetchResult(
             entries=entries,
-            asked=frozenset(ledger.asked),
-            receipts=ledger.receipts,
+            asked=frozenset(usage.asked),
+            deliveries=usage.deliveries,
             failure=failure,
             unusable=unusable,
         )
@@ -282,7 +285,7 @@ class Fetcher:
             return fetched
         # What is left failed for its leaders' reasons. This request leads it itself; but another that was quicker to do
         # so may be through by now.
-        entries |= self._cache.peek(foreign, not_before=errand.not_before)
+        entries |= self._cache.peek(foreign, min_stored_at_s=errand.min_stored_at_s)
         rest = [key for key in foreign if key not in entries]
         if not rest:
             return fetched
@@ -293,10 +296,10 @@ class Fetcher:
         """Whether `replay` may be tried after a failure that may be an outage."""
         return self._batcher.takes_retry(origin)
 
-    async def replay(self, errand: Errand) -> Answer:
+    async def replay(self, errand: FetchRequest) -> UpstreamResponse:
         """The upstream's response to the client's own body, to be relayed. Raises `ProxyError`."""
         asked_at_s = self._validations.now()
-        answer, by_origin = await self._batcher.replay(errand.share())
+        answer, by_origin = await self._batcher.replay(errand.entry())
         if by_origin:
             self._judge(errand, answer, asked_at_s)
         return answer
@@ -311,10 +314,10 @@ class Fetcher:
             for fetch in self._fetches:
                 fetch.cancel()
 
-    def _start(self, errand: Errand, claim: Claim[_Landed], ledger: _Ledger) -> None:
-        fetch = asyncio.create_task(self._fly(errand, claim, ledger))
+    def _start(self, errand: FetchRequest, claim: Claim[FlightResult], usage: Usage) -> None:
+        fetch = asyncio.create_task(self._fly(errand, claim, usage))
         self._fetches.add(fetch)
-        errand.held.lasts_until(fetch)
+        errand.reservation.lasts_until(fetch)
         fetch.add_done_callback(self._ended)
 
     def _ended(self, fetch: "asyncio.Task[None]") -> None:
@@ -322,11 +325,11 @@ class Fetcher:
         if not fetch.cancelled() and (error := fetch.exception()) is not None:
             _log.error("unexpected error in a fetch", exc_info=error)
 
-    async def _fly(self, errand: Errand, claim: Claim[_Landed], ledger: _Ledger) -> None:
+    async def _fly(self, errand: FetchRequest, claim: Claim[FlightResult], usage: Usage) -> None:
         """Fetch claimed keys; every exit settles every one of them."""
         try:
             if not errand.is_shared:
-                await self._ask(errand, claim, ledger)
+                await self._ask(errand, claim, usage)
                 return
             async with self._cache.leasing() as lease:
                 ours = errand.covered_by(await lease.acquire(errand.lease_keys))
@@ -334,19 +337,19 @@ class Fetcher:
                 others = [key for key in errand.keys if key not in granted]
                 ask = self._ask_unless_stored if lease.is_real else self._ask
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(ask(errand.only(ours), claim, ledger))
-                    tasks.create_task(self._await_others(errand.only(others), claim, ledger, lease))
+                    tasks.create_task(ask(errand.only(ours), claim, usage))
+                    tasks.create_task(self._await_others(errand.only(others), claim, usage, lease))
         finally:
             lost = Failure(ProxyError("The fetch was abandoned."))
             for key in errand.keys:
                 claim.settle(key, lost)
 
-    async def _ask_unless_stored(self, errand: Errand, claim: Claim[_Landed], ledger: _Ledger) -> None:
+    async def _ask_unless_stored(self, errand: FetchRequest, claim: Claim[FlightResult], usage: Usage) -> None:
         """Look once more: between the look before and the lease, another replica may have stored what it fetched."""
         stored = await self._settle_stored(errand, claim)
-        await self._ask(errand.only([key for key in errand.keys if key not in stored]), claim, ledger)
+        await self._ask(errand.only([key for key in errand.keys if key not in stored]), claim, usage)
 
-    async def _await_others(self, errand: Errand, claim: Claim[_Landed], ledger: _Ledger, lease: Lease) -> None:
+    async def _await_others(self, errand: FetchRequest, claim: Claim[FlightResult], usage: Usage, lease: Lease) -> None:
         """Wait for keys that other replicas fetch; whatever they give up or let lapse is fetched here."""
         keys, pause_s = errand.keys, _POLL_S
         loop = asyncio.get_running_loop()
@@ -361,53 +364,55 @@ class Fetcher:
                 rest = errand.only(keys)
                 lapsed = rest.covered_by(await lease.acquire(rest.lease_keys))
             if lapsed:
-                await self._ask_unless_stored(errand.only(lapsed), claim, ledger)
+                await self._ask_unless_stored(errand.only(lapsed), claim, usage)
                 fetched = set(lapsed)
                 keys = [key for key in keys if key not in fetched]
 
-    async def _settle_stored(self, errand: Errand, claim: Claim[_Landed]) -> dict[bytes, Entry]:
-        stored = await self._cache.read(errand.keys, not_before=errand.not_before)
+    async def _settle_stored(self, errand: FetchRequest, claim: Claim[FlightResult]) -> dict[bytes, Entry]:
+        stored = await self._cache.read(errand.keys, min_stored_at_s=errand.min_stored_at_s)
         for key, entry in stored.items():
             claim.settle(key, entry)
         return stored
 
-    async def _ask(self, errand: Errand, claim: Claim[_Landed], ledger: _Ledger) -> None:
+    async def _ask(self, errand: FetchRequest, claim: Claim[FlightResult], usage: Usage) -> None:
         """Ask the upstream for keys that are ours, in as few calls as its limits allow."""
         parts = [errand] if errand.keys else []
         if not errand.asked.is_keyed_whole:
             parts = [errand.part(run) for run in self._batcher.split(errand.origin, errand.asked, errand.items)]
         async with asyncio.TaskGroup() as tasks:
             for part in parts:
-                tasks.create_task(self._ask_part(part, claim, ledger))
+                tasks.create_task(self._ask_part(part, claim, usage))
 
-    async def _ask_part(self, part: Errand, claim: Claim[_Landed], ledger: _Ledger) -> None:
+    async def _ask_part(self, part: FetchRequest, claim: Claim[FlightResult], usage: Usage) -> None:
         outcome: Outcome | ProxyError
         asked_at_s = self._validations.now()
         try:
-            outcome = await self._batcher.submit(part.share())
+            outcome = await self._batcher.submit(part.entry())
         except ProxyError as error:
             outcome = error
         self._note(part, outcome, asked_at_s)
-        if not isinstance(outcome, Delivered):
+        if not isinstance(outcome, EmbedResult):
             self._settle_failed(part, part.keys, outcome, claim)
             return
-        ledger.receipts.append(outcome)
+        usage.deliveries.append(outcome)
         good = [key for key, vector in zip(part.keys, outcome.vectors, strict=True) if vector is not None]
-        ledger.asked.update(good)
+        usage.asked.update(good)
         # Into memory first, then to those who wait: whoever finds no flight finds the entry.
         for key, entry in (await self._keep(part, outcome)).items():
             claim.settle(key, entry)
         if outcome.unusable is not None:
             spoilt = [key for key, vector in zip(part.keys, outcome.vectors, strict=True) if vector is None]
-            await self._settle_unusable(part, spoilt, outcome.unusable, claim, ledger)
+            await self._settle_unusable(part, spoilt, outcome.unusable, claim, usage)
 
-    def _settle_failed(self, part: Errand, keys: list[bytes], cause: CallFailure, claim: Claim[_Landed]) -> None:
+    def _settle_failed(
+        self, part: FetchRequest, keys: list[bytes], cause: CallFailure, claim: Claim[FlightResult]
+    ) -> None:
         failure = Failure(cause, part)
         for key in keys:
             claim.settle(key, failure)
 
     async def _settle_unusable(
-        self, part: Errand, keys: list[bytes], unusable: Unusable, claim: Claim[_Landed], ledger: _Ledger
+        self, part: FetchRequest, keys: list[bytes], unusable: InvalidResponse, claim: Claim[FlightResult], usage: Usage
     ) -> None:
         """Settle items whose vectors can't be stored. The response to the client's own body is relayed; of any other,
         what stands for such an item counts only once it has been asked alone."""
@@ -417,27 +422,27 @@ class Fetcher:
         async with asyncio.TaskGroup() as tasks:
             for key in keys:
                 alone = replace(part.only([key]), may_merge=False)
-                tasks.create_task(self._ask_part(alone, claim, ledger))
+                tasks.create_task(self._ask_part(alone, claim, usage))
 
-    def _note(self, part: Errand, outcome: Outcome | ProxyError, asked_at_s: float) -> None:
+    def _note(self, part: FetchRequest, outcome: Outcome | ProxyError, asked_at_s: float) -> None:
         """Record what the response says of the credential, even if the client has disconnected."""
         match outcome:
-            case Delivered(by_origin=True):
-                self._validations.confirm(part.who, part.place, asked_at_s=asked_at_s)
-            case Unusable() if outcome.confirms:
-                self._validations.confirm(part.who, part.place, asked_at_s=asked_at_s)
-            case Refused() | Unusable() if is_verdict(outcome):
-                self._validations.note(part.who, part.place, status_of(outcome.answer))
+            case EmbedResult(by_origin=True):
+                self._validations.confirm(part.credential_id, part.credential_scope, asked_at_s=asked_at_s)
+            case InvalidResponse() if outcome.confirms:
+                self._validations.confirm(part.credential_id, part.credential_scope, asked_at_s=asked_at_s)
+            case ErrorResponse() | InvalidResponse() if is_verdict(outcome):
+                self._validations.note(part.credential_id, part.credential_scope, status_of(outcome.answer))
 
-    def _judge(self, errand: Errand, answer: Answer, asked_at_s: float) -> None:
+    def _judge(self, errand: FetchRequest, answer: UpstreamResponse, asked_at_s: float) -> None:
         """The same of a response to the client's own body."""
         status = status_of(answer)
         if is_success(status):
-            self._validations.confirm(errand.who, errand.place, asked_at_s=asked_at_s)
+            self._validations.confirm(errand.credential_id, errand.credential_scope, asked_at_s=asked_at_s)
         else:
-            self._validations.note(errand.who, errand.place, status)
+            self._validations.note(errand.credential_id, errand.credential_scope, status)
 
-    async def _keep(self, part: Errand, delivered: Delivered) -> Mapping[bytes, Entry]:
+    async def _keep(self, part: FetchRequest, delivered: EmbedResult) -> Mapping[bytes, Entry]:
         now = int(self._clock())
         records = {
             key: Record(

@@ -13,7 +13,7 @@ from proxy.errors import ProxyError
 from proxy.protocol import embedding_response
 from proxy.protocol.headers import Headers
 from proxy.protocol.vectors import Vector
-from proxy.upstream.client import Answer
+from proxy.upstream.client import UpstreamResponse
 
 _SITE_OVERLOADED = 529  # Anthropic's and others' "overloaded", outside the IANA registry
 _OVERLOADED = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, _SITE_OVERLOADED})
@@ -41,7 +41,7 @@ class Blame(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Delivered:
+class EmbedResult:
     """A response with status 200 or 201 that checked out. ``vectors[i]`` and ``tokens[i]`` are the entry's i-th item's;
     a vector that can't be stored is None, and then ``unusable`` says what was wrong."""
 
@@ -55,27 +55,27 @@ class Delivered:
     is_exact: bool  # the call was for this share alone
     is_own_body: bool  # and its body the client's own, to the byte
     by_origin: bool  # and not by one that stood in for it
-    unusable: "Unusable | None" = None
+    unusable: "InvalidResponse | None" = None
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class ErrorResponse:
     """An error response to a call with ``body``, which was a client's own to the byte, or was not."""
 
-    answer: Answer
+    answer: UpstreamResponse
     body: bytes
     is_own_body: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Unusable:
+class InvalidResponse:
     """A 2xx response to a call with ``body`` that is not to be stored: an error, or something that did not check out.
 
     It may be relayed to a client whose own body was ``body``, and to no other. ``embedding`` is the JSON text that
     stands for the embedding where the call was for one item alone.
     """
 
-    answer: Answer
+    answer: UpstreamResponse
     body: bytes
     reason: str
     by_origin: bool
@@ -88,11 +88,11 @@ class Unusable:
         return self.by_origin and self.reason != "error-in-200"
 
 
-Outcome = Delivered | Refused | Unusable
-CallFailure = Refused | Unusable | ProxyError
+Outcome = EmbedResult | ErrorResponse | InvalidResponse
+CallFailure = ErrorResponse | InvalidResponse | ProxyError
 
 
-def status_of(answer: Answer) -> int:
+def status_of(answer: UpstreamResponse) -> int:
     """The response's status, or that of the error inside a 2xx (OpenRouter)."""
     return embedding_response.error_status(answer.body, answer.status) if is_success(answer.status) else answer.status
 
@@ -101,7 +101,7 @@ def is_success(status: int) -> bool:
     return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
 
 
-def is_outage(answer: Answer) -> bool:
+def is_outage(answer: UpstreamResponse) -> bool:
     """Whether another upstream that serves the same model may do better: the response is about the upstream."""
     status = status_of(answer)
     return status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
@@ -141,7 +141,7 @@ def without_quotes(failure: CallFailure) -> CallFailure:
     return replace(failure, answer=in_own_words(failure.answer))
 
 
-def in_own_words(answer: Answer) -> Answer:
+def in_own_words(answer: UpstreamResponse) -> UpstreamResponse:
     """An error response for clients whose items were not the whole call: the upstream's words may quote the others'.
 
     Same status; of the header only what a client needs for its pace; of the body only codes that OpenAI documents.
@@ -157,7 +157,7 @@ def in_own_words(answer: Answer) -> Answer:
     error |= {name: value for name, value in _error_fields(answer).items() if value in _KNOWN_CODES}
     headers = CIMultiDict({"Content-Type": "application/json"})
     headers.extend(pace_fields(answer.headers))
-    return Answer(
+    return UpstreamResponse(
         status=answer.status, reason="", headers=CIMultiDictProxy(headers), body=orjson.dumps({"error": error})
     )
 
@@ -171,7 +171,7 @@ def _is_pace(name: str) -> bool:
     return name in _PACE_FIELDS or name.startswith(_PACE_PREFIXES)
 
 
-def _error_fields(answer: Answer) -> Mapping[str, str]:
+def _error_fields(answer: UpstreamResponse) -> Mapping[str, str]:
     if len(answer.body) > embedding_response.MAX_ERROR_BYTES:
         return {}
     try:

@@ -45,14 +45,14 @@ class Slots:
         all_slots = self._slots.setdefault(origin, asyncio.Semaphore(self._concurrency))
         tenant = self._tenants.setdefault(name, _Tenant(asyncio.Semaphore(self.max_calls_a_tenant)))
         tenant.calls += 1
-        async with AsyncExitStack() as held:
-            held.callback(self._forget, name, tenant)
+        async with AsyncExitStack() as reservation:
+            reservation.callback(self._forget, name, tenant)
             began_s = time.perf_counter()
             try:
                 async with asyncio.timeout(self._timeout_s):
                     for slots in (tenant.slots, all_slots):
                         await slots.acquire()
-                        held.callback(slots.release)
+                        reservation.callback(slots.release)
                     await self._room()
             except TimeoutError:
                 raise Overloaded("Too many calls wait for the upstream.") from None

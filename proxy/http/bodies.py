@@ -25,7 +25,7 @@ class Body(NamedTuple):
     structure: Structure  # empty for what is no JSON yet
 
 
-class Bodies:
+class BodyReader:
     """``max_bytes`` is for one of them, ``max_held_bytes`` for all that requests and their responses hold in memory."""
 
     def __init__(self, metrics: Metrics, *, max_bytes: int, max_held_bytes: int) -> None:
@@ -40,10 +40,10 @@ class Bodies:
     def close(self) -> None:
         self.worker.close()
 
-    def hold(self, tenant: Tenant) -> "Held":
-        return Held(self._budget, tenant)
+    def hold(self, tenant: Tenant) -> "BodyReservation":
+        return BodyReservation(self._budget, tenant)
 
-    async def read(self, request: BaseRequest, held: "Held") -> Body:
+    async def read(self, request: BaseRequest, held: "BodyReservation") -> Body:
         """The body as it was sent. Raises `ProxyError`."""
         if (request.content_length or 0) > self._max_bytes:
             raise self._too_large()
@@ -74,7 +74,7 @@ class Bodies:
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request body is larger than {self._max_bytes} bytes.")
 
-    async def inflated(self, request: BaseRequest, body: bytes, held: "Held") -> Body:
+    async def inflated(self, request: BaseRequest, body: bytes, held: "BodyReservation") -> Body:
         """A compressed body as it was, which is no larger and no more complex than one that is not compressed may be.
 
         Raises `Bypass` where it can't be read, `ProxyError` where it must not be; then it holds nothing of it.
@@ -100,7 +100,7 @@ class Bodies:
         return Body(b"".join(plain), structure)
 
 
-class Held:
+class BodyReservation:
     """What one request has of all that is held, until the last of those who use it has ended."""
 
     __slots__ = ("_budget", "_users", "bytes", "tenant")

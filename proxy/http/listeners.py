@@ -67,7 +67,7 @@ def url_of(sockets: Sockets) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
+class Listeners:
     """Where one process of a proxy takes connections."""
 
     data: Sockets
@@ -75,13 +75,13 @@ class Doors:
 
 
 @contextmanager
-def doors(settings: Settings) -> Iterator[Doors]:
+def open_listeners(settings: Settings) -> Iterator[Listeners]:
     """Those of a proxy that is one process. Raises `ConfigError`."""
     with (
         opened(settings.host, settings.port, flag="--port") as (data,),
         opened(settings.admin_host, settings.admin_port, flag="--admin-port") as (admin,),
     ):
-        yield Doors(data, admin)
+        yield Listeners(data, admin)
 
 
 async def accept(stack: AsyncExitStack, runner: web.BaseRunner, sockets: Sockets) -> None:

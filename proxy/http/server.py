@@ -69,7 +69,7 @@ class Reservation(Protocol):
     def give_back(self, size: int) -> None: ...
 
 
-class Repeats(Protocol):
+class FastPath(Protocol):
     """Who knows requests by nothing but their bytes."""
 
     def answer_whole(self, sent: bytes, connection: "Connection") -> Sequence[bytes] | None:
@@ -104,7 +104,7 @@ class Connection(RequestHandler):
     """One connection. Times are those of the loop's clock.
 
     Between two requests, when aiohttp has seen the last byte of the one and none of the other, what comes is shown to
-    `Repeats` first. It is an answer only for a whole request that aiohttp, too, would have taken for one, since such a
+    `FastPath` first. It is an answer only for a whole request that aiohttp, too, would have taken for one, since such a
     one was seen there to be just as long. Clients send head and body apart, so a head that is known waits for the next
     bytes, or for the next sweep.
     """
@@ -479,7 +479,7 @@ class Server(web.Server):
         handler: Handler,
         *,
         max_connections: int,
-        repeats: Repeats | None = None,
+        repeats: FastPath | None = None,
         reserve: Callable[[Tenant], Reservation] | None = None,
         clock: Callable[[], float] | None = None,
         **options: Any,

@@ -15,7 +15,7 @@ from proxy.http.server import Connection, paced
 from proxy.passthrough import tunnel
 from proxy.protocol import headers
 from proxy.protocol.headers import Headers
-from proxy.upstream.client import Upstream
+from proxy.upstream.client import UpstreamClient
 
 # How browsers, which can set no headers, tell OpenAI who they are.
 _CREDENTIAL_PROTOCOLS = ("openai-insecure-api-key.", "openai-organization.", "openai-project.")
@@ -29,7 +29,7 @@ _ACCEPT_SUFFIX = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 
 async def relay(
     request: BaseRequest,
-    upstream: Upstream,
+    upstream: UpstreamClient,
     url: str,
     forwarded: CIMultiDict[str],
     *,
@@ -68,7 +68,7 @@ async def relay(
 async def _respond(
     request: BaseRequest,
     answer: ClientResponse,
-    upstream: Upstream,
+    upstream: UpstreamClient,
     url: str,
     *,
     request_id: str,
@@ -141,7 +141,7 @@ def is_websocket(request: BaseRequest) -> bool:
 
 async def relay_websocket(
     request: BaseRequest,
-    upstream: Upstream,
+    upstream: UpstreamClient,
     url: str,
     forwarded: CIMultiDict[str],
     *,

@@ -20,7 +20,7 @@ from proxy.app import Running
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError
 from proxy.http import listeners
-from proxy.http.listeners import Doors, Sockets
+from proxy.http.listeners import Listeners, Sockets
 from proxy.http.malformed import HTTP_LOG
 from proxy.upstream import demo
 
@@ -36,13 +36,13 @@ async def serve(
     *,
     announce: Callable[[Running], None],
     write_log: Callable[[str], object],
-    doors: Doors | None = None,
+    bound: Listeners | None = None,
     parent: int | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain: say that it is not ready, go on accepting for ``drain_delay_s`` while
     balancers take note, stop accepting, finish what is under way.
 
-    A worker is given its ``doors``, and ``parent``, a pipe that ends with its supervisor.
+    A worker is given its ``bound``, and ``parent``, a pipe that ends with its supervisor.
     """
     stop = stop_signal(parent)
     sys.setswitchinterval(_SWITCH_S)
@@ -55,10 +55,10 @@ async def serve(
         else:
             _log.info("SIGHUP: there are no client keys to read again, and no certificates")
 
-    async with app.running(settings, write_log=write_log if settings.logs_requests else None, doors=doors) as proxy:
+    async with app.running(settings, write_log=write_log if settings.logs_requests else None, bound=bound) as proxy:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup, proxy)
         announce(proxy)
-        await proxy.cache.try_store()
+        await proxy.cache.probe_store()
         # What lives now lives on: the collector need not walk it again and again.
         gc.collect()
         gc.freeze()

@@ -21,7 +21,7 @@ from proxy.admin.aggregate import SUFFIX
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError
 from proxy.http import listeners
-from proxy.http.listeners import Doors, Sockets
+from proxy.http.listeners import Listeners, Sockets
 from proxy.process.run import has_terminal
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Processes(Protocol):
     ``parent`` is a pipe that ends with the supervisor, and ``on_ready`` is to be called once.
     """
 
-    def work(self, settings: Settings, doors: Doors, *, parent: int, on_ready: Callable[[], None]) -> int:
+    def work(self, settings: Settings, bound: Listeners, *, parent: int, on_ready: Callable[[], None]) -> int:
         """Answer clients; the admin door is for `administer`."""
 
     def administer(
@@ -227,8 +227,8 @@ class Supervisor:
     def _work(self, share: Settings, sockets: Sockets) -> int:
         self._close_all_but(sockets)
         with listeners.opened(f"unix:{self._socket_of(os.getpid())}", 0, flag="") as (admin,):
-            doors = Doors(sockets, admin)
-            return self._processes.work(share, doors, parent=self._alive[0], on_ready=self._say_ready)
+            bound = Listeners(sockets, admin)
+            return self._processes.work(share, bound, parent=self._alive[0], on_ready=self._say_ready)
 
     def _administer(self, base_url: str, admin: Sockets) -> int:
         self._close_all_but(admin)

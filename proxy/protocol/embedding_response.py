@@ -28,7 +28,7 @@ _MAX_CONTAINERS_OF_ITEM, _MAX_CONTAINERS, _MAX_BILLED_CONTAINERS = 16, 4096, 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddingAnswer:
+class EmbeddingResponse:
     """A validated upstream answer: ``vectors[i]`` belongs to the i-th item sent.
 
     A vector that can't be stored (null, all zero, not finite) is None, and then ``unusable`` says what the first of
@@ -42,7 +42,7 @@ class EmbeddingAnswer:
     unusable: str | None
 
 
-class InvalidAnswer(ValueError):
+class InvalidEmbeddingResponse(ValueError):
     """An upstream answer that must be neither stored nor taken apart. ``reason`` is fit for a metric label;
     ``embedding`` is what stands for the embedding, where one item was sent and that alone is wrong."""
 
@@ -79,33 +79,34 @@ def is_error(body: bytes) -> bool:
     return error_status(body) != _OK
 
 
-def parse_answer(
+def parse_response(
     body: bytes,
     provider: Provider,
     *,
     items: int,
     packed: DType | None = None,
     reads_base64: bool = True,
-) -> EmbeddingAnswer:
+) -> EmbeddingResponse:
     """Read a 200 or 201 of ``provider``, which was sent ``items`` items; vectors are of a ``packed`` type, if that was
-    asked for. ``reads_base64``: base64, where there is some, is of float32 or of that type. Raises `InvalidAnswer`.
+    asked for. ``reads_base64``: base64, where there is some, is of float32 or of that type.
+    Raises `InvalidEmbeddingResponse`.
 
     One length for all vectors, whether or not it is the one that was asked for: LM Studio and llama.cpp ignore
     ``dimensions``.
     """
     answer = _parsed(body, provider, items, packed)
     if type(answer) is not dict or answer.get("error"):
-        raise InvalidAnswer("error-in-200")
+        raise InvalidEmbeddingResponse("error-in-200")
     data = _in_order(answer.get("data"), items)
     _forbid_further_fields(data)
     if not reads_base64 and any(type(datum.get("embedding")) is str for datum in data):
-        raise InvalidAnswer("encoding")
+        raise InvalidEmbeddingResponse("encoding")
     found, unusable = _vectors(data, provider, packed)
     if len({vector.dimensions for vector in found if vector is not None}) > 1:
-        raise InvalidAnswer("mixed-dimensions")
+        raise InvalidEmbeddingResponse("mixed-dimensions")
     model = answer.get("model")
     told = {name: value for name, value in answer.items() if name not in _REBUILT}
-    return EmbeddingAnswer(
+    return EmbeddingResponse(
         vectors=found,
         model=model if type(model) is str else "",
         usage=_usage(answer.get("usage")),
@@ -121,9 +122,9 @@ def _parsed(body: bytes, provider: Provider, items: int, packed: DType | None) -
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError:
-            raise InvalidAnswer("not-json") from None
+            raise InvalidEmbeddingResponse("not-json") from None
     if structure.has_more_containers(body, _MAX_CONTAINERS_OF_ITEM * items + _MAX_CONTAINERS):
-        raise InvalidAnswer("too-complex")
+        raise InvalidEmbeddingResponse("too-complex")
     try:
         members = json_parts.members(body)
         data = members.pop("data", None)
@@ -134,7 +135,7 @@ def _parsed(body: bytes, provider: Provider, items: int, packed: DType | None) -
         elif data is not None:
             answer["data"] = json_parts.value(data) if found is None else list(found)
     except Unparsed as unparsed:
-        raise InvalidAnswer(_UNPARSED.get(unparsed.reason, unparsed.reason)) from None
+        raise InvalidEmbeddingResponse(_UNPARSED.get(unparsed.reason, unparsed.reason)) from None
     return answer
 
 
@@ -171,9 +172,9 @@ def billed_tokens(body: bytes) -> int:
 def _in_order(data: Any, items: int) -> list[dict[str, Any]]:
     """``data`` by its ``index``, never by position, unless there is no index at all."""
     if type(data) is not list or set(map(type, data)) - {dict}:
-        raise InvalidAnswer("no-data")
+        raise InvalidEmbeddingResponse("no-data")
     if len(data) != items:
-        raise InvalidAnswer("count")
+        raise InvalidEmbeddingResponse("count")
     indices = [datum.get("index") for datum in data]
     absent = indices.count(None)
     if absent == items:
@@ -181,7 +182,7 @@ def _in_order(data: Any, items: int) -> list[dict[str, Any]]:
     if absent == 1:  # protocol buffers leave out what is zero (Gemini)
         indices[indices.index(None)] = 0
     if set(map(type, indices)) != {int} or sorted(indices) != list(range(items)):
-        raise InvalidAnswer("indices")
+        raise InvalidEmbeddingResponse("indices")
     ordered = data.copy()
     for index, datum in zip(indices, data, strict=True):
         ordered[index] = datum
@@ -192,7 +193,7 @@ def _forbid_further_fields(data: list[dict[str, Any]]) -> None:
     """Sparse weights, tokens of the item and the like would be lost on a hit; null says nothing."""
     for datum in data:
         if not datum.keys() <= _ITEM_FIELDS and any(datum[name] is not None for name in datum.keys() - _ITEM_FIELDS):
-            raise InvalidAnswer("further-fields")
+            raise InvalidEmbeddingResponse("further-fields")
 
 
 def _vectors(
@@ -207,7 +208,7 @@ def _vectors(
         try:
             if type(embedding) is str:
                 if packed is not None and not provider.packs_base64:
-                    raise InvalidAnswer("encoding")
+                    raise InvalidEmbeddingResponse("encoding")
                 found.append(vectors.from_base64(embedding, encoded))
             elif type(embedding) is list:
                 found.append(_from_numbers(embedding, provider, packed))
@@ -224,7 +225,7 @@ def _vectors(
             found.append(None)
     if unusable is not None and not any(found):
         only = data[0].get("embedding", _NO_EMBEDDING) if len(data) == 1 else _NO_EMBEDDING
-        raise InvalidAnswer(unusable, only)
+        raise InvalidEmbeddingResponse(unusable, only)
     return found, unusable
 
 

@@ -91,7 +91,7 @@ class Provider:
     references: tuple[str, ...] = ()  # what in a text stands for something that is not in the request
     takes_null: bool = False  # in fields of class cross-item, too, null is the same as absent
     # The answer's header fields that say that another model was asked, or about another text; name -> pattern.
-    disowned_by: Mapping[str, str] = field(default_factory=lambda: _STAND_INS)
+    fallback_markers: Mapping[str, str] = field(default_factory=lambda: _STAND_INS)
     # Where clients reach the embeddings on this proxy, besides its own path. No path where the server has another API.
     aliases: tuple[str, ...] = ("/v1", "/api/v1", "/api", "")
     # Where they reach everything else at the base URL; likewise.
@@ -155,7 +155,7 @@ _ROWS = (
         base_url="https://api.nemorouter.ai/v1",
         inputs=_TEXTS,
         key=frozenset({"dimensions"}),
-        disowned_by=_STAND_INS | {"x-nr-guardrails": "redacted", "x-nr-routing": "fallback*"},
+        fallback_markers=_STAND_INS | {"x-nr-guardrails": "redacted", "x-nr-routing": "fallback*"},
     ),
     Provider(
         name="openai",  # https://platform.openai.com/docs/api-reference/embeddings/create

@@ -19,7 +19,7 @@ from prometheus_client.utils import floatToGoString
 C = TypeVar("C")
 
 
-class Count:
+class CounterChild:
     """One series of a counter."""
 
     __slots__ = ("value",)
@@ -31,7 +31,7 @@ class Count:
         self.value += amount
 
 
-class Spread:
+class HistogramChild:
     """One set of series of a histogram, whose buckets have ``bounds`` as their upper ends, in rising order."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
@@ -70,12 +70,12 @@ class _Tally(Collector, Generic[C]):
         return child
 
 
-class Counter(_Tally[Count]):
+class Counter(_Tally[CounterChild]):
     def __init__(
         self, name: str, documentation: str, labelnames: Sequence[str] = (), *, registry: CollectorRegistry
     ) -> None:
         self._name, self._documentation = name, documentation
-        super().__init__(Count, labelnames, registry)
+        super().__init__(CounterChild, labelnames, registry)
 
     def inc(self, amount: float = 1) -> None:
         self._only.inc(amount)
@@ -87,7 +87,7 @@ class Counter(_Tally[Count]):
         yield family
 
 
-class Histogram(_Tally[Spread]):
+class Histogram(_Tally[HistogramChild]):
     def __init__(
         self,
         name: str,
@@ -98,7 +98,7 @@ class Histogram(_Tally[Spread]):
         registry: CollectorRegistry,
     ) -> None:
         self._name, self._documentation = name, documentation
-        super().__init__(lambda: Spread(buckets), labelnames, registry)
+        super().__init__(lambda: HistogramChild(buckets), labelnames, registry)
 
     def observe(self, value: float) -> None:
         self._only.observe(value)

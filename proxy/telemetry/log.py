@@ -100,7 +100,7 @@ def writing(form: str) -> Iterator[LogSink]:
 
 
 @contextmanager
-def writing_a_little(form: str) -> Iterator[None]:
+def logging_without_thread(form: str) -> Iterator[None]:
     """The same without a thread, for a process that forks; a line that the reader has no room for is lost."""
     with _handling(form, _Immediate()):
         yield

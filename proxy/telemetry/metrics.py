@@ -9,7 +9,7 @@ from prometheus_client.exposition import generate_latest
 
 from proxy import __version__
 from proxy.protocol.records import Flaw
-from proxy.telemetry.counters import Count, Counter, Histogram
+from proxy.telemetry.counters import Counter, CounterChild, Histogram
 
 OUTCOMES = ("hit", "partial", "miss", "bypass", "error")
 ITEM_RESULTS = ("memory", "store", "duplicate", "joined", "upstream", "bypass")
@@ -87,7 +87,7 @@ class Metrics:
             ["outcome", "status", "model"],
             registry=registry,
         )
-        self._request_children: dict[tuple[str, int, str], Count] = {}
+        self._request_children: dict[tuple[str, int, str], CounterChild] = {}
         durations = Histogram(
             "embedding_proxy_request_duration_seconds",
             "From the last byte of the request's headers to the answer being ready, by outcome.",
@@ -310,7 +310,7 @@ class Metrics:
         )
         build.labels(__version__, platform.python_version()).set(1)
 
-    def requests_by_label(self, outcome: str, status: int, model: str) -> Count:
+    def requests_by_label(self, outcome: str, status: int, model: str) -> CounterChild:
         name = outcome, status, model
         child = self._request_children.get(name)
         if child is None:

@@ -46,7 +46,7 @@ _FIELDS = ("traceparent", "tracestate")
 _PROVIDERS = {"gemini": "gcp.gemini", "mistral": "mistral_ai"}
 
 
-class _Seldom(logging.Handler):
+class _RateLimitedHandler(logging.Handler):
     """Says what the SDK says, each thing once a minute, and without the traceback.
 
     Of a collector that is down it would tell at every attempt, several times in ten seconds.
@@ -74,7 +74,7 @@ def _shown(argument: object) -> object:
 
 
 _sdk_log = logging.getLogger("opentelemetry")
-_seldom = _Seldom()
+_seldom = _RateLimitedHandler()
 _sdk_log.addHandler(_seldom)
 _sdk_log.propagate = False
 # These repeat what they can't read: what a client sent, or the collector's credentials.

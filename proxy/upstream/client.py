@@ -34,7 +34,7 @@ from yarl import URL
 from proxy.breaker import Breaker, State
 from proxy.errors import Overloaded, ProxyError, UpstreamDown, UpstreamUnreachable
 from proxy.protocol import embedding_response
-from proxy.protocol.embedding_response import InvalidAnswer
+from proxy.protocol.embedding_response import InvalidEmbeddingResponse
 from proxy.protocol.headers import reason_phrase
 from proxy.protocol.targets import resolve, shown
 from proxy.telemetry.metrics import Metrics
@@ -62,7 +62,7 @@ _LOCATIONS = ("Location", "Content-Location")  # RFC 9110 §10.2.2, §8.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class UpstreamResponse:
     """An upstream's answer, whole and as it came, so that it can be relayed."""
 
     status: int
@@ -79,19 +79,19 @@ class Answer:
         return replace(self, headers=CIMultiDictProxy(headers))
 
     def plain_body(self) -> bytes:
-        """The body without its content coding. Raises `InvalidAnswer` for one that can't be undone."""
+        """The body without its content coding. Raises `InvalidEmbeddingResponse` for one that can't be undone."""
         coding = self.headers.get("Content-Encoding", "identity").lower()
         if coding == "identity":
             return self.body
         if coding not in {"gzip", "deflate"}:
-            raise InvalidAnswer("content-encoding")
+            raise InvalidEmbeddingResponse("content-encoding")
         try:
             inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
             plain = inflater.decompress(self.body, _MAX_ANSWER_BYTES)
         except zlib.error:
-            raise InvalidAnswer("content-encoding") from None
+            raise InvalidEmbeddingResponse("content-encoding") from None
         if not inflater.eof:
-            raise InvalidAnswer("content-encoding")
+            raise InvalidEmbeddingResponse("content-encoding")
         return plain
 
 
@@ -104,7 +104,7 @@ class Timeouts:
     total_s: float = 600.0  # one embeddings call; other routes may stream for hours
 
 
-class Upstream:
+class UpstreamClient:
     """Connections to the upstream. Nothing a client sends chooses where they go: callers pass URLs of `Routes`."""
 
     def __init__(
@@ -281,7 +281,7 @@ class Upstream:
 
     async def embed(
         self, url: str, headers: CIMultiDict[str], body: bytes, *, items: int, incoming: Incoming
-    ) -> Answer:
+    ) -> UpstreamResponse:
         """One embeddings call of ``items`` items, whose response is read as fast as ``incoming`` takes it.
 
         Raises `ProxyError`, `UpstreamDown` while the circuit is open.
@@ -329,7 +329,7 @@ class Upstream:
             changed = fields.copy()
             self.relocate(url, changed)
             fields = CIMultiDictProxy(changed)
-        return Answer(status=response.status, reason=reason, headers=fields, body=content)
+        return UpstreamResponse(status=response.status, reason=reason, headers=fields, body=content)
 
     def _note_unconnected(self, error: Exception) -> None:
         described = self.outbound.described(error, is_connected=False)

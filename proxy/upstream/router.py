@@ -11,7 +11,7 @@ from proxy.protocol import headers, query
 from proxy.protocol.cors import Cors
 from proxy.protocol.providers import MOST_MERGED, Limits, Provider
 from proxy.protocol.targets import model_in, named_in
-from proxy.upstream.client import Upstream
+from proxy.upstream.client import UpstreamClient
 from proxy.upstream.urls import Routes
 
 # A client can name any number of models, of any length.
@@ -25,18 +25,18 @@ class Origin:
     name: str
     provider: Provider
     routes: Routes
-    client: Upstream
+    client: UpstreamClient
     key: str | None = field(default=None, repr=False)  # the proxy's own; None: the client's goes upstream
     cors: Cors = field(default_factory=Cors)
     is_shared: bool = False  # all clients see the same entries
-    alternatives: "tuple[Alternative, ...]" = ()  # in order; as the operator declared
+    fallbacks: "tuple[Fallback, ...]" = ()  # in order; as the operator declared
     # What it called each model in its last answer to each client: an alternative's answers go by that name, too.
     _names: dict[tuple[bytes, str | None], str] = field(default_factory=dict)
 
     @property
     def limits(self) -> Limits:
         """What fits into a call wherever it ends up."""
-        return Limits(*map(min, zip(*(way.origin.provider.limits for way in self.ways), strict=True)))
+        return Limits(*map(min, zip(*(way.origin.provider.limits for way in self.candidates), strict=True)))
 
     @property
     def merge_limits(self) -> Limits:
@@ -49,7 +49,7 @@ class Origin:
         """Names in lower case that are neutral wherever a request ends up, besides those that are so everywhere."""
         if not self.provider.neutral_headers:
             return self.provider.neutral_headers
-        return frozenset.intersection(*(way.origin.provider.neutral_headers for way in self.ways))
+        return frozenset.intersection(*(way.origin.provider.neutral_headers for way in self.candidates))
 
     def outbound(self, forwarded: CIMultiDict[str]) -> CIMultiDict[str]:
         """A request's fields as this upstream is to see them: with the proxy's key for it, if there is one."""
@@ -68,7 +68,7 @@ class Origin:
     def remember(self, client: bytes, asked: str | None, answered: str) -> None:
         """What it called a model that a client asked for. With entries of their own, clients may not have the same
         model by one name, and do not learn each other's names."""
-        if self.alternatives and answered:
+        if self.fallbacks and answered:
             if len(self._names) >= _MAX_REMEMBERED:
                 self._names.clear()
             self._names[self._who(client), asked] = answered
@@ -81,17 +81,17 @@ class Origin:
         return b"" if self.is_shared else client
 
     @property
-    def ways(self) -> "tuple[Alternative, ...]":
-        return (Alternative(self), *self.alternatives)
+    def candidates(self) -> "tuple[Fallback, ...]":
+        return (Fallback(self), *self.fallbacks)
 
 
 @dataclass(frozen=True, slots=True)
-class Alternative:
+class Fallback:
     origin: Origin
     model: str | None = None  # what the model is called there; None: the same
 
 
-class Origins:
+class Router:
     """``routed`` are patterns of model names (``*``, ``?``, ``[…]``) and whose they are; the first that fits counts."""
 
     def __init__(self, default: Origin, routed: Sequence[tuple[Sequence[str], Origin]] = ()) -> None:

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import WSServerHandshakeError, web
 
 from proxy.access import client_keys
-from proxy.access.validations import Place, Validations, Who
+from proxy.access.validations import CredentialId, CredentialScope, Validations
 from proxy.config.settings import SameModel, UpstreamSetting
 from proxy.protocol.identities import Identity
 from proxy.protocol.providers import GENERIC, PROVIDERS
@@ -17,13 +17,13 @@ from proxy.upstream.router import Origin
 from proxy.upstream.urls import Routes
 from tests.conftest import StartProxy
 from tests.e2e.test_stampede import waiting
-from tests.support.client import Answer, Client, raw
+from tests.support.client import Client, UpstreamResponse, raw
 from tests.support.gate import Gate
 from tests.support.scripted import Call, ScriptedUpstream, error_reply
 
 REVALIDATE_S = 600.0
 INVALID = b'{"error":{"message":"Incorrect API key"}}'
-WHO = Who(b"tenant", b"name")
+WHO = CredentialId(b"tenant", b"name")
 KINDS = ("valid", "invalid", "revoked", "other tenant", "none", "expired validation")
 HITS = ("miss", "partial", "all-hit")
 SHARINGS = ("credential", "all", "owned")
@@ -152,7 +152,7 @@ class Setup:
         assert self._client.proxy.client_keys is not None
         self._client.proxy.client_keys.reload()
 
-    async def ask(self, key: str | None, items: list[str]) -> Answer:
+    async def ask(self, key: str | None, items: list[str]) -> UpstreamResponse:
         return await self._client.post({"model": "m", "input": items}, key=None if key is None else f"Bearer {key}")
 
 
@@ -433,27 +433,27 @@ def test_validations_are_bounded_and_not_to_be_read_back(monkeypatch: pytest.Mon
     monkeypatch.setattr("proxy.access.validations._MAX_ACCEPTED_BYTES", 50_000)
     monkeypatch.setattr("proxy.access.validations._MAX_REFUSED_BYTES", 50_000)
     validations = Validations(ttl_s=10, clock=lambda: 0.0)
-    one = Who(b"one", b"name")
+    one = CredentialId(b"one", b"name")
     for n in range(100):
-        validations.confirm(Who(bytes([n]), b"name"), Place("u", "m"), asked_at_s=0.0)
-        validations.confirm(one, Place("u", f"{n}"), asked_at_s=0.0)
-        validations.note(Who(b"refused", f"{n}".encode()), Place("u", "m"), 401)
-    validations.confirm(one, Place("u" * 5000, "m"), asked_at_s=0.0)
+        validations.confirm(CredentialId(bytes([n]), b"name"), CredentialScope("u", "m"), asked_at_s=0.0)
+        validations.confirm(one, CredentialScope("u", f"{n}"), asked_at_s=0.0)
+        validations.note(CredentialId(b"refused", f"{n}".encode()), CredentialScope("u", "m"), 401)
+    validations.confirm(one, CredentialScope("u" * 5000, "m"), asked_at_s=0.0)
     assert len(validations._accepted) < 70
     assert len(validations._refused) <= 10
-    assert validations.holds(one, Place("u", "99"))
-    assert not validations.holds(one, Place("u", "1"))
-    assert not validations.holds(one, Place("u" * 5000, "m"))
+    assert validations.holds(one, CredentialScope("u", "99"))
+    assert not validations.holds(one, CredentialScope("u", "1"))
+    assert not validations.holds(one, CredentialScope("u" * 5000, "m"))
     client: Any = None
     origin = Origin(name="o", provider=GENERIC, routes=Routes("http://h"), client=client)
     identity = Identity([("authorization", "Bearer secret")], [], is_signed=False)
     tenant = validations.tenant(identity.credentials)
-    who = validations.who(tenant, origin, identity)
-    assert who == validations.who(validations.tenant(identity.credentials), origin, identity)
+    credential_id = validations.credential_id(tenant, origin, identity)
+    assert credential_id == validations.credential_id(validations.tenant(identity.credentials), origin, identity)
     other = Validations(ttl_s=10, clock=lambda: 0.0)
     assert tenant != other.tenant(identity.credentials)
-    assert who.name != other.who(tenant, origin, identity).name
-    assert b"secret" not in who.tenant + who.name
+    assert credential_id.name != other.credential_id(tenant, origin, identity).name
+    assert b"secret" not in credential_id.tenant + credential_id.name
 
 
 def test_an_answer_to_an_earlier_question_says_nothing_after_a_refusal() -> None:
@@ -461,14 +461,14 @@ def test_an_answer_to_an_earlier_question_says_nothing_after_a_refusal() -> None
     validations = Validations(ttl_s=100, clock=clock)
     asked_at_s = validations.now()
     clock.now += 1
-    validations.note(WHO, Place("u", "m"), 401)
+    validations.note(WHO, CredentialScope("u", "m"), 401)
     clock.now += 1
-    validations.confirm(WHO, Place("u", "m"), asked_at_s=asked_at_s)
-    assert not validations.holds(WHO, Place("u", "m"))
-    validations.confirm(WHO, Place("u", "m"), asked_at_s=validations.now())
-    assert validations.holds(WHO, Place("u", "m"))
+    validations.confirm(WHO, CredentialScope("u", "m"), asked_at_s=asked_at_s)
+    assert not validations.holds(WHO, CredentialScope("u", "m"))
+    validations.confirm(WHO, CredentialScope("u", "m"), asked_at_s=validations.now())
+    assert validations.holds(WHO, CredentialScope("u", "m"))
     clock.now += 100
-    assert not validations.holds(WHO, Place("u", "m"))
+    assert not validations.holds(WHO, CredentialScope("u", "m"))
 
 
 # --- what a validation is for, and what it is not for

@@ -11,9 +11,9 @@ from tests.support.dict_store import A, B, C, Clock, DictStore, make_cache, reco
 
 async def test_a_large_read_has_more_time_than_a_small_one() -> None:
     store = DictStore()
-    cache = make_cache(store, budget_s=0.05)
+    cache = make_cache(store, timeout_s=0.05)
     for count in (1, 1024):
-        await cache.read([number.to_bytes(32, "big") for number in range(count)], not_before=0)
+        await cache.read([number.to_bytes(32, "big") for number in range(count)], min_stored_at_s=0)
     # A quarter of a millisecond a key, on top.
     assert store.budgets_s == pytest.approx([0.05025, 0.306])
 
@@ -22,17 +22,17 @@ async def test_what_was_written_is_in_memory_and_in_the_store() -> None:
     store = DictStore()
     cache = make_cache(store)
     await cache.write({A: record(1.0), B: record(2.0)}, overwrite=False)
-    assert served(cache.peek([A, B, C], not_before=0)) == {A: b"[1.0,0.5]", B: b"[2.0,0.5]"}
-    assert served(await make_cache(store).read([A, B, C], not_before=0)) == {A: b"[1.0,0.5]", B: b"[2.0,0.5]"}
+    assert served(cache.peek([A, B, C], min_stored_at_s=0)) == {A: b"[1.0,0.5]", B: b"[2.0,0.5]"}
+    assert served(await make_cache(store).read([A, B, C], min_stored_at_s=0)) == {A: b"[1.0,0.5]", B: b"[2.0,0.5]"}
 
 
 async def test_what_was_read_from_the_store_is_in_memory_from_then_on() -> None:
     store = DictStore()
     await make_cache(store).write({A: record()}, overwrite=False)
     cache = make_cache(store)
-    assert cache.peek([A], not_before=0) == {}
-    await cache.read([A], not_before=0)
-    assert set(cache.peek([A], not_before=0)) == {A}
+    assert cache.peek([A], min_stored_at_s=0) == {}
+    await cache.read([A], min_stored_at_s=0)
+    assert set(cache.peek([A], min_stored_at_s=0)) == {A}
 
 
 async def test_the_first_writer_wins_and_the_loser_serves_the_winner() -> None:
@@ -40,7 +40,7 @@ async def test_the_first_writer_wins_and_the_loser_serves_the_winner() -> None:
     await make_cache(store).write({A: record(1.0)}, overwrite=False)
     loser = make_cache(store)
     assert served(await loser.write({A: record(2.0)}, overwrite=False)) == {A: b"[1.0,0.5]"}
-    assert served(loser.peek([A], not_before=0)) == {A: b"[1.0,0.5]"}
+    assert served(loser.peek([A], min_stored_at_s=0)) == {A: b"[1.0,0.5]"}
 
 
 async def test_without_a_store_too_the_first_in_memory_wins() -> None:
@@ -56,8 +56,8 @@ async def test_a_slow_read_does_not_bring_back_what_was_refreshed_meanwhile() ->
     store.failure = StoreError("refused", "read only")
     await cache.write({A: record(2.0, at=2000)}, overwrite=True)
     store.failure = None
-    assert served(await cache.read([A], not_before=0)) == {A: b"[2.0,0.5]"}
-    assert served(cache.peek([A], not_before=0)) == {A: b"[2.0,0.5]"}
+    assert served(await cache.read([A], min_stored_at_s=0)) == {A: b"[2.0,0.5]"}
+    assert served(cache.peek([A], min_stored_at_s=0)) == {A: b"[2.0,0.5]"}
 
 
 async def test_a_refresh_replaces() -> None:
@@ -65,7 +65,7 @@ async def test_a_refresh_replaces() -> None:
     await make_cache(store).write({A: record(1.0)}, overwrite=False)
     cache = make_cache(store)
     assert served(await cache.write({A: record(2.0)}, overwrite=True)) == {A: b"[2.0,0.5]"}
-    assert served(await make_cache(store).read([A], not_before=0)) == {A: b"[2.0,0.5]"}
+    assert served(await make_cache(store).read([A], min_stored_at_s=0)) == {A: b"[2.0,0.5]"}
 
 
 async def test_an_entry_past_its_ttl_is_a_miss_and_gives_way_to_a_new_one() -> None:
@@ -73,17 +73,17 @@ async def test_an_entry_past_its_ttl_is_a_miss_and_gives_way_to_a_new_one() -> N
     cache = make_cache(store, clock, ttl_s=60)
     await cache.write({A: record(1.0)}, overwrite=False)
     clock.now += 61
-    not_before = cache.oldest_fresh(None)
-    assert cache.peek([A], not_before=not_before) == {}
-    assert await cache.read([A], not_before=not_before) == {}
+    min_stored_at_s = cache.freshness_cutoff_s(None)
+    assert cache.peek([A], min_stored_at_s=min_stored_at_s) == {}
+    assert await cache.read([A], min_stored_at_s=min_stored_at_s) == {}
     assert served(await cache.write({A: record(2.0, at=clock.now)}, overwrite=False)) == {A: b"[2.0,0.5]"}
     assert records.decode(A, store.values[A]).stored_at_s == int(clock.now)
 
 
 def test_the_stricter_of_ttl_and_max_age_counts() -> None:
-    assert make_cache(NoStore()).oldest_fresh(None) == 0
-    assert make_cache(NoStore(), ttl_s=60).oldest_fresh(10) == Clock.now - 10
-    assert make_cache(NoStore(), ttl_s=60).oldest_fresh(100) == Clock.now - 60
+    assert make_cache(NoStore()).freshness_cutoff_s(None) == 0
+    assert make_cache(NoStore(), ttl_s=60).freshness_cutoff_s(10) == Clock.now - 10
+    assert make_cache(NoStore(), ttl_s=60).freshness_cutoff_s(100) == Clock.now - 60
 
 
 @pytest.mark.parametrize("damage", [b"", b"foreign", b"\0" * 200])
@@ -91,7 +91,7 @@ async def test_a_damaged_record_is_a_miss_a_count_and_is_replaced(damage: bytes)
     store = DictStore()
     store.values[A] = damage
     cache = make_cache(store)
-    assert await cache.read([A], not_before=0) == {}
+    assert await cache.read([A], min_stored_at_s=0) == {}
     assert served(await cache.write({A: record(2.0)}, overwrite=False)) == {A: b"[2.0,0.5]"}
     assert records.decode(A, store.values[A]) == record(2.0)
 
@@ -101,7 +101,7 @@ async def test_a_record_moved_to_another_key_is_a_miss() -> None:
     cache = make_cache(store)
     await cache.write({A: record()}, overwrite=False)
     store.values[B] = store.values[A]
-    assert await cache.read([B], not_before=0) == {}
+    assert await cache.read([B], min_stored_at_s=0) == {}
 
 
 async def test_a_failing_store_costs_hits_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -109,11 +109,11 @@ async def test_a_failing_store_costs_hits_and_is_said_once(caplog: pytest.LogCap
     store.failure = StoreError("connection", "refused")
     cache = make_cache(store)
     for _ in range(20):
-        assert await cache.read([A], not_before=0) == {}
+        assert await cache.read([A], min_stored_at_s=0) == {}
         await cache.write({B: record()}, overwrite=False)
         await asyncio.sleep(0)  # the writing goes on by itself
     assert served(await cache.write({A: record()}, overwrite=False)) == {A: b"[1.0,0.5]"}
-    assert served(cache.peek([A], not_before=0)) == {A: b"[1.0,0.5]"}
+    assert served(cache.peek([A], min_stored_at_s=0)) == {A: b"[1.0,0.5]"}
     assert [line.message for line in caplog.records if line.name.startswith("proxy")] == [
         "items that were answered and not stored: 1 (connection)",
         "store reads fail (connection: refused); going on without them",
@@ -124,7 +124,7 @@ async def test_a_failing_store_costs_hits_and_is_said_once(caplog: pytest.LogCap
 async def test_what_a_store_found_before_it_failed_is_served() -> None:
     store = DictStore()
     store.failure = StoreError("timeout", "half of it", found={A: records.encode(A, record())}, is_partial=True)
-    assert set(await make_cache(store).read([A, B], not_before=0)) == {A}
+    assert set(await make_cache(store).read([A, B], min_stored_at_s=0)) == {A}
 
 
 @pytest.mark.parametrize("is_partial", [True, False])
@@ -133,18 +133,18 @@ async def test_a_node_of_several_that_fails_does_not_keep_the_others_from_being_
     cache = make_cache(store)
     store.failure = StoreError("connection", "one of them is down", is_partial=is_partial)
     for _ in range(10):
-        assert await cache.read([A], not_before=0) == {}
+        assert await cache.read([A], min_stored_at_s=0) == {}
         await cache.write({A: record()}, overwrite=False)
     store.failure = None
     store.values[B] = records.encode(B, record())
-    assert set(await cache.read([B], not_before=0)) == ({B} if is_partial else set())
+    assert set(await cache.read([B], min_stored_at_s=0)) == ({B} if is_partial else set())
 
 
 async def test_a_hanging_store_is_waited_for_no_longer_than_the_budget() -> None:
     store = DictStore()
     store.gate.clear()
-    cache = make_cache(store, budget_s=0.01)
-    assert await cache.read([A], not_before=0) == {}
+    cache = make_cache(store, timeout_s=0.01)
+    assert await cache.read([A], min_stored_at_s=0) == {}
     assert served(await cache.write({A: record()}, overwrite=False)) == {A: b"[1.0,0.5]"}
     store.gate.set()
     await cache.aclose()
@@ -161,22 +161,22 @@ async def test_an_invalid_record_is_counted_once_until_it_is_replaced(monkeypatc
     counted = metrics.store_invalid_records.labels("checksum")
     store.values = dict.fromkeys((A, B), b"damaged")
     for _ in range(3):
-        assert await cache.read([A, B], not_before=0) == {}
+        assert await cache.read([A, B], min_stored_at_s=0) == {}
     assert counted.value == 2
     await cache.write({A: record()}, overwrite=False)  # finds it taken, and replaces what is there
     assert counted.value == 2
     for _ in range(2):
         store.values[A] = b"damaged again"
-        await cache.read([A], not_before=0)
+        await cache.read([A], min_stored_at_s=0)
     assert counted.value == 3
     store.values[A] = records.encode(A, record())  # by another proxy
-    await cache.read([A], not_before=0)
+    await cache.read([A], min_stored_at_s=0)
     store.values[A] = b"damaged a third time"
-    await cache.read([A], not_before=0)
+    await cache.read([A], min_stored_at_s=0)
     assert counted.value == 4
     store.values[C] = b"damaged"
-    await cache.read([C], not_before=0)
+    await cache.read([C], min_stored_at_s=0)
     assert counted.value == 5
-    await cache.read([B], not_before=0)
+    await cache.read([B], min_stored_at_s=0)
     assert counted.value == 6  # of more keys than are remembered the oldest are counted again
     await cache.aclose()

@@ -28,14 +28,14 @@ async def test_two_caches_over_one_slow_store_serve_the_same_bits_in_the_end(lat
     store = DictStore()
     gate: asyncio.Event = getattr(store, late)
     gate.clear()
-    first, second = make_cache(store, budget_s=0.001), make_cache(store, budget_s=0.001)
+    first, second = make_cache(store, timeout_s=0.001), make_cache(store, timeout_s=0.001)
     assert served(await first.write({A: record(1.0)}, overwrite=False)) == {A: FIRST}
     assert served(await second.write({A: record(2.0)}, overwrite=False)) == {A: SECOND}  # nobody knows better yet
     gate.set()
     await written(first)
     await written(second)
     for cache in (first, second):
-        assert served(cache.peek([A], not_before=0, confirmed=True)) == {A: FIRST}
+        assert served(cache.peek([A], min_stored_at_s=0, confirmed=True)) == {A: FIRST}
     assert records.decode(A, store.values[A]) == record(1.0)
 
 
@@ -43,7 +43,7 @@ async def test_who_still_holds_the_loser_finds_the_winner_through_it() -> None:
     store = DictStore()
     store.writes.clear()
     store.values[A] = records.encode(A, record(1.0))
-    cache = make_cache(store, budget_s=0.001)
+    cache = make_cache(store, timeout_s=0.001)
     held = await cache.write({A: record(2.0)}, overwrite=False)
     assert served(held) == {A: SECOND}
     store.writes.set()
@@ -88,22 +88,22 @@ async def test_a_request_that_still_waits_for_other_items_is_served_the_late_win
 async def test_a_late_answer_does_not_bring_back_what_was_refreshed_meanwhile() -> None:
     store = DictStore()
     store.answers.clear()
-    cache = make_cache(store, budget_s=0.001)
+    cache = make_cache(store, timeout_s=0.001)
     await cache.write({A: record(1.0)}, overwrite=False)
     await cache.write({A: record(2.0)}, overwrite=True)
     store.answers.set()
     await written(cache)
     assert await look_up(cache, A) == {A: SECOND}
-    assert served(cache.peek([A], not_before=0, confirmed=True)) == {A: SECOND}
+    assert served(cache.peek([A], min_stored_at_s=0, confirmed=True)) == {A: SECOND}
 
 
 async def test_an_item_whose_write_is_under_way_is_there_though_memory_has_no_room() -> None:
     store = DictStore()
     store.writes.clear()
-    cache = make_cache(store, budget_s=0.001, memory_bytes=1)
+    cache = make_cache(store, timeout_s=0.001, memory_bytes=1)
     await cache.write({A: record(1.0)}, overwrite=False)
     assert cache.memory.entries == 0
-    assert served(cache.peek([A], not_before=0)) == {A: FIRST}
+    assert served(cache.peek([A], min_stored_at_s=0)) == {A: FIRST}
     store.writes.set()
     await written(cache)
     assert await look_up(cache, A) == {A: FIRST}
@@ -113,7 +113,7 @@ async def test_a_request_for_an_item_whose_write_is_under_way_waits_for_it() -> 
     store = DictStore()
     store.writes.clear()
     store.values[A] = records.encode(A, record(1.0))
-    cache = make_cache(store, budget_s=0.001)
+    cache = make_cache(store, timeout_s=0.001)
     assert served(await cache.write({A: record(2.0)}, overwrite=False)) == {A: SECOND}
     cache._store._budget_s = 60.0
     asking = asyncio.create_task(look_up(cache, A))
@@ -170,7 +170,7 @@ async def test_while_the_store_is_found_down_memory_serves_without_asking_it() -
     cache = make_cache(store)
     for _ in range(5):
         await cache.write({A: record(1.0)}, overwrite=False)
-    assert served(cache.peek([A], not_before=0, confirmed=True)) == {A: FIRST}
+    assert served(cache.peek([A], min_stored_at_s=0, confirmed=True)) == {A: FIRST}
     assert not store.budgets_s
 
 

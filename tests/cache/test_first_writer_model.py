@@ -41,7 +41,7 @@ class SteppedStore(Unleased):
         if self.is_down:
             raise StoreError("connection", "down")
 
-    async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
+    async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
         await self._step()
         found = {key: self.values[key] for key in keys if key in self.values}
         await self._step()
@@ -86,8 +86,8 @@ class Machine(RuleBasedStateMachine):
 
         async def open_() -> list[Cache]:
             return [
-                Cache(Memory(10**6), self.store, Metrics(), ttl_s=TTL_S, budget_s=budget_s, clock=Clock())
-                for budget_s in budgets_s
+                Cache(Memory(10**6), self.store, Metrics(), ttl_s=TTL_S, timeout_s=timeout_s, clock=Clock())
+                for timeout_s in budgets_s
             ]
 
         self.caches = self.runner.run(open_())
@@ -100,7 +100,7 @@ class Machine(RuleBasedStateMachine):
         self.runner.run(take())
         for cache in self.caches:
             # What has expired is served to nobody, so another may stand by now.
-            for key, entry in cache.peek(KEYS, not_before=cache.oldest_fresh(None)).items():
+            for key, entry in cache.peek(KEYS, min_stored_at_s=cache.freshness_cutoff_s(None)).items():
                 if entry.is_confirmed:
                     assert text_of(key, self.store.values[key]) == entry.numbers()
 
@@ -160,7 +160,7 @@ class Machine(RuleBasedStateMachine):
         for cache in self.caches:
             served = await look_up(cache, *KEYS)
             assert served == {key: text_of(key, self.store.values[key]) for key in served}
-            confirmed = cache.peek(KEYS, not_before=cache.oldest_fresh(None), confirmed=True)
+            confirmed = cache.peek(KEYS, min_stored_at_s=cache.freshness_cutoff_s(None), confirmed=True)
             assert confirmed.keys() == served.keys()
 
 

@@ -58,13 +58,13 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path, servers: Se
 
 
 async def test_empty_at_first(open_store: OpenStore) -> None:
-    assert await open_store().get_many([key(1), key(2)], budget_s=5.0) == {}
+    assert await open_store().get_many([key(1), key(2)], timeout_s=5.0) == {}
 
 
 async def test_what_was_put_is_got_by_another_process(open_store: OpenStore) -> None:
     values = {key(n): bytes([n]) * n for n in range(1, 200)}
     assert await open_store().put_many(values, ttl_s=None, overwrite=False) == {}
-    assert await open_store().get_many([*values, key(1000)], budget_s=5.0) == values
+    assert await open_store().get_many([*values, key(1000)], timeout_s=5.0) == values
 
 
 async def test_the_first_value_stays_and_the_loser_is_told(open_store: OpenStore) -> None:
@@ -72,14 +72,14 @@ async def test_the_first_value_stays_and_the_loser_is_told(open_store: OpenStore
     await store.put_many({key(1): b"first"}, ttl_s=None, overwrite=False)
     standing = await store.put_many({key(1): b"second", key(2): b"new"}, ttl_s=None, overwrite=False)
     assert standing == {key(1): b"first"}
-    assert await store.get_many([key(1), key(2)], budget_s=5.0) == {key(1): b"first", key(2): b"new"}
+    assert await store.get_many([key(1), key(2)], timeout_s=5.0) == {key(1): b"first", key(2): b"new"}
 
 
 async def test_overwrite_replaces_and_tells_nothing(open_store: OpenStore) -> None:
     store = open_store()
     await store.put_many({key(1): b"first"}, ttl_s=None, overwrite=False)
     assert await store.put_many({key(1): b"second", key(2): b"new"}, ttl_s=None, overwrite=True) == {}
-    assert await store.get_many([key(1), key(2)], budget_s=5.0) == {key(1): b"second", key(2): b"new"}
+    assert await store.get_many([key(1), key(2)], timeout_s=5.0) == {key(1): b"second", key(2): b"new"}
 
 
 async def test_all_writers_at_once_agree_on_one_winner(open_store: OpenStore) -> None:
@@ -88,7 +88,7 @@ async def test_all_writers_at_once_agree_on_one_winner(open_store: OpenStore) ->
     standing = await asyncio.gather(
         *(store.put_many(values, ttl_s=None, overwrite=False) for store, values in zip(stores, mine, strict=True))
     )
-    winners = await open_store().get_many([key(n) for n in range(50)], budget_s=5.0)
+    winners = await open_store().get_many([key(n) for n in range(50)], timeout_s=5.0)
     assert len(winners) == 50
     for values, taken in zip(mine, standing, strict=True):
         assert values | taken == winners
@@ -99,7 +99,7 @@ async def test_many_readers_at_once_each_get_their_own(open_store: OpenStore) ->
     values = {key(n): b"%d" % n for n in range(600)}
     await store.put_many(values, ttl_s=None, overwrite=False)
     asked = [[key(n) for n in range(start, start + 40)] for start in range(0, 620, 10)]
-    answers = await asyncio.gather(*(store.get_many(keys, budget_s=5.0) for keys in asked))
+    answers = await asyncio.gather(*(store.get_many(keys, timeout_s=5.0) for keys in asked))
     for keys, answer in zip(asked, answers, strict=True):
         assert answer == {k: values[k] for k in keys if k in values}
 
@@ -107,28 +107,28 @@ async def test_many_readers_at_once_each_get_their_own(open_store: OpenStore) ->
 async def test_a_cancelled_reader_takes_nobody_with_it(open_store: OpenStore) -> None:
     store = open_store()
     await store.put_many({key(1): b"1", key(2): b"2"}, ttl_s=None, overwrite=False)
-    leaving = asyncio.create_task(store.get_many([key(1)], budget_s=5.0))
-    staying = asyncio.create_task(store.get_many([key(1), key(2)], budget_s=5.0))
+    leaving = asyncio.create_task(store.get_many([key(1)], timeout_s=5.0))
+    staying = asyncio.create_task(store.get_many([key(1), key(2)], timeout_s=5.0))
     await asyncio.sleep(0)
     leaving.cancel()
     assert await staying == {key(1): b"1", key(2): b"2"}
     with pytest.raises(asyncio.CancelledError):
         await leaving
-    assert await store.get_many([key(2)], budget_s=5.0) == {key(2): b"2"}
+    assert await store.get_many([key(2)], timeout_s=5.0) == {key(2): b"2"}
 
 
 @pytest.mark.parametrize("size", [1, 6_300, 100_000, 1_000_000])
 async def test_values_of_any_size(open_store: OpenStore, size: int) -> None:
     store = open_store()
     await store.put_many({key(1): b"x" * size}, ttl_s=None, overwrite=False)
-    assert await store.get_many([key(1)], budget_s=5.0) == {key(1): b"x" * size}
+    assert await store.get_many([key(1)], timeout_s=5.0) == {key(1): b"x" * size}
 
 
 async def test_thousands_at_once(open_store: OpenStore) -> None:
     store = open_store()
     values = {key(n): n.to_bytes(64, "big") for n in range(3000)}
     await store.put_many(values, ttl_s=None, overwrite=False)
-    assert await store.get_many(list(values), budget_s=5.0) == values
+    assert await store.get_many(list(values), timeout_s=5.0) == values
 
 
 async def test_a_spoilt_value_gives_way_to_the_first_that_replaces_it(open_store: OpenStore) -> None:
@@ -139,17 +139,17 @@ async def test_a_spoilt_value_gives_way_to_the_first_that_replaces_it(open_store
     assert await store.put_many(mine, ttl_s=None, overwrite=False, spoilt=spoilt) == {key(2): b"good"}
     theirs = {key(1): b"theirs"}
     assert await other.put_many(theirs, ttl_s=None, overwrite=False, spoilt=spoilt) == {key(1): b"mine"}
-    assert await other.get_many([key(1), key(2), key(3)], budget_s=5.0) == mine | {key(2): b"good"}
+    assert await other.get_many([key(1), key(2), key(3)], timeout_s=5.0) == mine | {key(2): b"good"}
 
 
 async def test_what_was_spoilt_and_is_gone_is_stored(open_store: OpenStore) -> None:
     store = open_store()
     assert await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False, spoilt={key(1): b"spoilt"}) == {}
-    assert await store.get_many([key(1)], budget_s=5.0) == {key(1): b"x"}
+    assert await store.get_many([key(1)], timeout_s=5.0) == {key(1): b"x"}
 
 
 async def test_caches_that_waited_for_no_answer_serve_one_vector_in_the_end(open_store: OpenStore) -> None:
-    caches = [make_cache(open_store(), budget_s=0.0) for _ in range(3)]
+    caches = [make_cache(open_store(), timeout_s=0.0) for _ in range(3)]
     keys = [key(n) for n in range(200)]
     for number, cache in enumerate(caches):
         await cache.write({its: record(float(number)) for its in keys}, overwrite=False)

@@ -98,7 +98,7 @@ async def test_a_write_that_a_hanging_store_does_not_take_is_a_write_and_an_erro
     monkeypatch.setattr("proxy.cache.guarded._MAX_PENDING_BYTES", 0)
     monkeypatch.setattr("proxy.cache.guarded._STALL_S", 0.0)
     metrics, store = Metrics(), DictStore()
-    cache = make_cache(store, metrics=metrics, budget_s=0.001)
+    cache = make_cache(store, metrics=metrics, timeout_s=0.001)
     store.writes.clear()
     await cache.write({A: record()}, overwrite=False)
     await cache.room()
@@ -118,7 +118,7 @@ async def test_what_the_end_of_the_process_kept_from_the_store_is_counted_and_lo
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     metrics, store = Metrics(), DictStore()
-    cache = make_cache(store, metrics=metrics, budget_s=0.001)
+    cache = make_cache(store, metrics=metrics, timeout_s=0.001)
     store.writes.clear()
     await cache.write({A: record(), B: record()}, overwrite=False)
     closing = asyncio.create_task(cache.aclose())

@@ -18,13 +18,13 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.access import client_keys
-from proxy.access.validations import Place, Validations
+from proxy.access.validations import CredentialScope, Validations
 from proxy.config.settings import KIB, MIB, UpstreamSetting
 from proxy.fetch.outcomes import in_own_words
 from proxy.protocol import structure
 from proxy.protocol.identities import identity
 from proxy.protocol.providers import GENERIC, PROVIDERS
-from proxy.upstream.client import Answer as UpstreamAnswer
+from proxy.upstream.client import UpstreamResponse as UpstreamAnswer
 from proxy.upstream.router import Origin
 from proxy.upstream.urls import Routes
 from tests.conftest import StartProxy
@@ -311,12 +311,15 @@ async def test_made_up_fields_beside_a_good_key_leave_little_behind() -> None:
     client: Any = None
     origin = Origin(name="o", provider=GENERIC, routes=Routes("http://h/v1"), client=client)
 
-    def confirm(number: int, key: str) -> tuple[Any, Place]:
+    def confirm(number: int, key: str) -> tuple[Any, CredentialScope]:
         own = identity(CIMultiDict({"Authorization": key, "X-Made-Up-Token": f"{number}"}))
         tenant = validations.tenant([("authorization", key)])
-        who, place = validations.who(tenant, origin, own), Place("http://h/v1/embeddings?" + "x" * 3000, f"{number}")
-        validations.confirm(who, place, asked_at_s=0.0)
-        return who, place
+        credential_id, credential_scope = (
+            validations.credential_id(tenant, origin, own),
+            CredentialScope("http://h/v1/embeddings?" + "x" * 3000, f"{number}"),
+        )
+        validations.confirm(credential_id, credential_scope, asked_at_s=0.0)
+        return credential_id, credential_scope
 
     good = confirm(0, "Bearer good")
     tracemalloc.start()

@@ -554,8 +554,8 @@ async def test_what_came_into_memory_while_the_store_was_read_is_from_memory(
     entry = Entry(Record(vector=vector, model="m", tokens=1, tokens_exact=True, stored_at_s=2**31))
     read = cache.read
 
-    async def read_late(keys: Sequence[bytes], *, not_before: float) -> dict[bytes, Entry]:
-        found = await read(keys, not_before=not_before)
+    async def read_late(keys: Sequence[bytes], *, min_stored_at_s: float) -> dict[bytes, Entry]:
+        found = await read(keys, min_stored_at_s=min_stored_at_s)
         for key in set(keys) - found.keys():
             cache.memory.put(key, entry)
         return found

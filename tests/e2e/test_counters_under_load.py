@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from tests.conftest import StartProxy
-from tests.support.client import Answer, Client
+from tests.support.client import Client, UpstreamResponse
 from tests.support.profiles import IS_SLOW_PROFILE
 from tests.support.scripted import Call, ScriptedUpstream
 
@@ -44,7 +44,7 @@ def make_request(rng: random.Random) -> dict[str, Any]:
     return body
 
 
-def note(seen: Seen, body: dict[str, Any], answer: Answer) -> None:
+def note(seen: Seen, body: dict[str, Any], answer: UpstreamResponse) -> None:
     outcome = "error" if answer.status != 200 and answer.cache != "BYPASS" else answer.cache.lower()
     model = body["model"] if body["model"] != REFUSED else "other"
     count = len(body["input"]) if isinstance(body["input"], list) else 1

@@ -9,14 +9,16 @@ from aiohttp import web
 from proxy.config.settings import UpstreamSetting
 from tests.conftest import StartProxy
 from tests.e2e.test_stampede import waiting
-from tests.support.client import Answer, Client
+from tests.support.client import Client, UpstreamResponse
 from tests.support.gate import Gate
 from tests.support.scripted import Call, Reply, ScriptedUpstream, error_reply
 
 CUT = 0  # in place of a status
 
 
-async def merged(client: Client, upstream: ScriptedUpstream, inputs: list[object], reply: Reply) -> list[Answer]:
+async def merged(
+    client: Client, upstream: ScriptedUpstream, inputs: list[object], reply: Reply
+) -> list[UpstreamResponse]:
     """The answers to requests that leave in one call; ``reply`` answers it and all that come after."""
     gate = Gate(upstream)
     first = asyncio.create_task(client.embed(f"before {inputs}"))

@@ -91,7 +91,7 @@ async def test_a_store_that_comes_later_is_said_to_work(
     server = RedisServer(tmp_path)
     server.kill()
     client = await start_proxy(store=StoreSetting(url=server.url))
-    await client.proxy.cache.try_store()
+    await client.proxy.cache.probe_store()
     assert "the store does not work (connection" in caplog.text
     server.restart()
     for _ in range(2):

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from proxy.config.parsing import parse_upstream
 from tests.conftest import StartProxy
-from tests.support.client import Answer, Client
+from tests.support.client import Client, UpstreamResponse
 from tests.support.profiles import IS_SLOW_PROFILE
 from tests.support.scripted import Call, ScriptedUpstream, items_of
 
@@ -107,7 +107,7 @@ async def test_mutated_bodies(start_proxy: StartProxy, upstream: ScriptedUpstrea
     assert min(outcomes.get(state, 0) for state in ("HIT", "MISS", "BYPASS")) > 0
 
 
-def check(body: bytes, answer: Answer, received: bytes | None) -> None:
+def check(body: bytes, answer: UpstreamResponse, received: bytes | None) -> None:
     assert answer.status in {200, 400}, (body, answer.status, answer.body)
     if answer.cache == "BYPASS":
         assert received == body

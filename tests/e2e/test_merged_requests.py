@@ -14,7 +14,7 @@ from proxy.config.settings import SameModel, StoreSetting, UpstreamSetting
 from proxy.protocol.providers import PROVIDERS
 from tests.conftest import StartProxy
 from tests.e2e.test_stampede import waiting
-from tests.support.client import Answer, Client
+from tests.support.client import Client, UpstreamResponse
 from tests.support.gate import Gate
 from tests.support.scripted import Call, Reply, ScriptedUpstream, error_reply
 from tests.upstream.test_router import setting
@@ -22,7 +22,9 @@ from tests.upstream.test_router import setting
 Ask = tuple[dict[str, Any], dict[str, str]]  # a body, and header fields
 
 
-async def behind_a_first(client: Client, upstream: ScriptedUpstream, asks: Sequence[Ask], reply: Reply) -> list[Answer]:
+async def behind_a_first(
+    client: Client, upstream: ScriptedUpstream, asks: Sequence[Ask], reply: Reply
+) -> list[UpstreamResponse]:
     """The answers to requests that gather while a call is under way, and leave together; ``reply`` answers them."""
     gate = Gate(upstream)
     first = asyncio.create_task(client.post({**asks[0][0], "input": "first"}))

@@ -11,7 +11,7 @@ from proxy.protocol.providers import GENERIC, Provider
 from tests.conftest import StartProxy
 from tests.e2e.test_merged_requests import behind_a_first, body
 from tests.protocol.test_assertions import jwt
-from tests.support.client import Answer, Client
+from tests.support.client import Client, UpstreamResponse
 from tests.support.scripted import Call, ScriptedUpstream
 
 # As real systems write them, with what changes from request to request.
@@ -124,7 +124,9 @@ def verifying(upstream: ScriptedUpstream) -> Verifying:
     return upstream.reply
 
 
-async def ask(client: Client, claims: dict[str, Any], given: Any = "x", *, signature: str = "signed") -> Answer:
+async def ask(
+    client: Client, claims: dict[str, Any], given: Any = "x", *, signature: str = "signed"
+) -> UpstreamResponse:
     fields = {ASSERTION: jwt(claims, signature=signature)}
     return await client.post({"model": "m", "input": given}, key=None, **fields)
 

@@ -320,7 +320,7 @@ async def test_failures_of_the_store_do_not_show_them(
     nowhere = StoreSetting(url=f"redis://:{KEY}@127.0.0.1:{free_port()}/0")
     for wrong in (store, nowhere, StoreSetting(path=Path("/proc/no/such"))):
         client = await start_proxy(store=wrong)
-        await client.proxy.cache.try_store()
+        await client.proxy.cache.probe_store()
         for n in range(7):
             assert (await client.embed([TEXT, f"{TEXT} {n}"], headers={"key": BEARER})).status == 200
         await nothing_is_seen(client, caplog)

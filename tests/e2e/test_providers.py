@@ -15,7 +15,7 @@ from aiohttp import web
 from proxy.cli import banner
 from proxy.protocol.headers import HOP_BY_HOP
 from tests.conftest import StartProxy
-from tests.support.client import Answer, Client
+from tests.support.client import Client, UpstreamResponse
 from tests.support.emulators import EMULATORS
 from tests.support.emulators.base import Emulator, Json
 from tests.support.emulators.gateways import NemoRouter
@@ -36,11 +36,11 @@ class Stage:
     upstream: ScriptedUpstream
     client: Client
 
-    async def ask(self, body: bytes | Json, *, target: str | None = None, **headers: str) -> Answer:
+    async def ask(self, body: bytes | Json, *, target: str | None = None, **headers: str) -> UpstreamResponse:
         fields = dict(self.emulator.credentials) | headers
         return await self.client.post(body, target=target or self.emulator.client_target, key=None, **fields)
 
-    async def ask_directly(self, body: bytes | Json, *, target: str | None = None, **headers: str) -> Answer:
+    async def ask_directly(self, body: bytes | Json, *, target: str | None = None, **headers: str) -> UpstreamResponse:
         """What the provider itself answers; it does not count as a call."""
         direct, calls = copy.copy(self.client), self.upstream.calls.copy()
         direct.origin = self.upstream.base_url.removesuffix(self.emulator.base)
@@ -86,7 +86,7 @@ def cells(column: str, *providers: str) -> pytest.MarkDecorator:
     )
 
 
-def is_relayed(relayed: Answer, direct: Answer) -> bool:
+def is_relayed(relayed: UpstreamResponse, direct: UpstreamResponse) -> bool:
     """Whether it is the provider's own answer to the byte, and all that it said in headers is still there."""
     told = [(name, value) for name, value in direct.headers.items() if name.lower() not in _WRITTEN_ANEW]
     return (relayed.status, relayed.body) == (direct.status, direct.body) and all(
@@ -94,11 +94,11 @@ def is_relayed(relayed: Answer, direct: Answer) -> bool:
     )
 
 
-def embeddings_text(answer: Answer) -> bytes:
+def embeddings_text(answer: UpstreamResponse) -> bytes:
     return answer.body.split(b'"usage"')[0]
 
 
-def is_well_formed(answer: Answer, items: int, model: str) -> bool:
+def is_well_formed(answer: UpstreamResponse, items: int, model: str) -> bool:
     said = answer.json
     usage = said["usage"]
     return (
@@ -402,7 +402,7 @@ async def test_nobody_is_served_with_a_key_that_the_provider_refuses(stage: Stag
 # --- what only one of them has
 
 
-async def assert_cached(stage: Stage, body: Json) -> Answer:
+async def assert_cached(stage: Stage, body: Json) -> UpstreamResponse:
     """That it is stored, and served as the provider itself would have answered; the hit."""
     direct = await stage.ask_directly(body)
     miss, hit = await stage.ask(body), await stage.ask(body)
@@ -413,7 +413,7 @@ async def assert_cached(stage: Stage, body: Json) -> Answer:
 
 async def assert_relayed(
     stage: Stage, body: Json, *, target: str | None = None, cache: str | None = "BYPASS"
-) -> Answer:
+) -> UpstreamResponse:
     """That each time it goes up to the byte, and comes back so; the answer."""
     written = orjson.dumps(body)
     direct = await stage.ask_directly(written, target=target)
@@ -620,7 +620,7 @@ async def test_deployments_are_told_apart_by_path_and_by_model(stage: Stage) -> 
 
 @cells("own", "azure")
 async def test_a_model_that_a_header_names_is_in_the_key(stage: Stage) -> None:
-    def ask(model: str) -> Awaitable[Answer]:
+    def ask(model: str) -> Awaitable[UpstreamResponse]:
         return stage.ask({"input": ["a"]}, target="/openai/v1/embeddings", **{Azure.model_header: model})
 
     misses, hits = [[await ask(model) for model in ("small", "large")] for _ in range(2)]
@@ -706,7 +706,7 @@ async def test_a_length_that_is_ignored_is_stored_as_it_was_asked(stage: Stage) 
 
 @cells("own", "apertis")
 async def test_a_caller_known_by_x_api_key_is_not_anonymous(stage: Stage) -> None:
-    async def ask(**headers: str) -> Answer:
+    async def ask(**headers: str) -> UpstreamResponse:
         return await stage.client.post(stage.body("a"), key=None, **headers)
 
     answers = [await ask(x_api_key="sk-test"), await ask(x_api_key="sk-test"), await ask(), await ask(x_api_key="no")]

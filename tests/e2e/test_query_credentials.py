@@ -12,7 +12,7 @@ from proxy.access import client_keys
 from proxy.config.settings import SameModel, UpstreamSetting
 from tests.access.test_access import Clock
 from tests.conftest import StartProxy
-from tests.support.client import Answer, Client
+from tests.support.client import Client, UpstreamResponse
 from tests.support.scripted import Call, ScriptedUpstream, error_reply
 
 BODY: dict[str, Any] = {"model": "m", "input": "x"}
@@ -22,7 +22,9 @@ LEFT = "?a=1&b=%2F&api-version=2"
 TARGETS = ("/v1/embeddings", "/embeddings", "/openai/deployments/d/embeddings", "/v1/engines/e/embeddings")
 
 
-async def ask(client: Client, query: str, *, key: str | None = None, model: str = "m", **headers: str) -> Answer:
+async def ask(
+    client: Client, query: str, *, key: str | None = None, model: str = "m", **headers: str
+) -> UpstreamResponse:
     return await client.post(BODY | {"model": model}, target=f"/v1/embeddings{query}", key=key, **headers)
 
 

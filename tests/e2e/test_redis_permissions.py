@@ -55,7 +55,7 @@ async def test_the_documented_user_can_do_all_that_is_needed(
 ) -> None:
     store = allow(redis_server)
     first, second = [await start_proxy(store=store, ttl_s=1000.0) for _ in range(2)]
-    await first.proxy.cache.try_store()
+    await first.proxy.cache.probe_store()
     texts = [str(n) for n in range(300)]
     miss = await first.embed(texts)
     assert miss.cache == "MISS"
@@ -159,7 +159,7 @@ async def test_a_wrong_password_costs_hits_and_no_request(
     allow(redis_server)
     store = StoreSetting(url=f"redis://embedding-proxy:pa55w0rd@127.0.0.1:{redis_server.port}/0")
     client = await start_proxy(store=store)
-    await client.proxy.cache.try_store()
+    await client.proxy.cache.probe_store()
     assert [(await client.embed("x")).cache for _ in range(2)] == ["MISS", "HIT"]
     assert "the store does not work" in caplog.text
     assert "pa55w0rd" not in caplog.text

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from proxy.config.settings import StoreSetting
 from tests.conftest import StartProxy
-from tests.support.client import Answer, Client
+from tests.support.client import Client, UpstreamResponse
 from tests.support.gate import Gate
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.scripted import Call, ScriptedUpstream, error_reply
@@ -366,7 +366,7 @@ async def test_no_answer_opens_the_breaker_for_others(client: Client, upstream: 
 async def test_an_upstream_that_hangs_is_a_504_in_its_time(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy(upstream_timeout_s=0.05)
     gate = Gate(upstream)
-    answer: Answer = await client.embed("x")
+    answer: UpstreamResponse = await client.embed("x")
     assert (answer.status, answer.json["error"]["code"]) == (504, "upstream_timeout")
     gate.open()
     assert (await client.embed("x")).status == 200

@@ -17,22 +17,22 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.access.admission import Access
-from proxy.access.validations import Place, Validations
+from proxy.access.validations import CredentialScope, Validations
 from proxy.cache.cache import Cache
 from proxy.cache.memory import Memory
 from proxy.cache.store import NOTHING, Unleased
-from proxy.embeddings.fast_path import Repeats
-from proxy.embeddings.responses import Answers
+from proxy.embeddings.fast_path import FastPath
+from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.route import EmbeddingsRoute, Progress
 from proxy.errors import ProxyError, StoreError, UpstreamUnreachable
 from proxy.fetch.batcher import Batcher
-from proxy.fetch.fetcher import ATTEMPTS, Errand, Fetched, Fetcher
-from proxy.http.bodies import Bodies
+from proxy.fetch.fetcher import ATTEMPTS, Fetcher, FetchRequest, FetchResult
+from proxy.http.bodies import BodyReader
 from proxy.protocol import embedding_request, identities, keys
 from proxy.protocol.providers import GENERIC, Limits
 from proxy.telemetry.metrics import Metrics
-from proxy.upstream.client import Answer
-from proxy.upstream.router import Origin, Origins
+from proxy.upstream.client import UpstreamResponse
+from proxy.upstream.router import Origin, Router
 from proxy.upstream.urls import Routes
 from tests.support.profiles import IS_SLOW_PROFILE
 
@@ -74,7 +74,7 @@ class FakeStore(Unleased):
         self.is_failing = False
         self.turns = 1  # of the loop that a read takes
 
-    async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
+    async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
         for _ in range(self.turns):
             await asyncio.sleep(0)
         if self.is_failing:
@@ -108,7 +108,9 @@ class FakeUpstream:
         self._serial = 0
         self.calls: list[tuple[list[str], asyncio.Future[str]]] = []
 
-    async def embed(self, _url: str, _headers: object, body: bytes, *, items: int, incoming: object) -> Answer:
+    async def embed(
+        self, _url: str, _headers: object, body: bytes, *, items: int, incoming: object
+    ) -> UpstreamResponse:
         given = orjson.loads(body)["input"]
         assert len(given) == items
         for item in given:
@@ -135,8 +137,8 @@ class FakeUpstream:
             outcome.set_result(how)
 
 
-def _answer(status: int, body: object) -> Answer:
-    return Answer(status=status, reason="", headers=CIMultiDictProxy(CIMultiDict()), body=orjson.dumps(body))
+def _answer(status: int, body: object) -> UpstreamResponse:
+    return UpstreamResponse(status=status, reason="", headers=CIMultiDictProxy(CIMultiDict()), body=orjson.dumps(body))
 
 
 def key_of(item: str) -> bytes:
@@ -168,7 +170,7 @@ class Machine(RuleBasedStateMachine):
 
     async def start_process(self) -> None:
         metrics = Metrics()
-        self.cache = Cache(Memory(10_000_000), self.store, metrics, ttl_s=None, budget_s=60)
+        self.cache = Cache(Memory(10_000_000), self.store, metrics, ttl_s=None, timeout_s=60)
         upstream: Any = self.upstream
         origin = Origin(
             name="o", provider=replace(GENERIC, limits=Limits(items=4)), routes=Routes(BASE_URL), client=upstream
@@ -177,7 +179,7 @@ class Machine(RuleBasedStateMachine):
             metrics,
             window_s=0,
             concurrency=3,
-            patience_s=1000,
+            timeout_s=1000,
             max_queued_items=10**4,
             max_queued_bytes=10**8,
             max_incoming_bytes=10**8,
@@ -185,15 +187,15 @@ class Machine(RuleBasedStateMachine):
         )
         self.validations = self.validated(origin)
         self.fetcher = WatchedFetcher(self, batcher)
-        answers = Answers(self.cache.memory, metrics, reports_full_usage=False)
+        responses = ResponseBuilder(self.cache.memory, metrics, reports_full_usage=False)
         access = Access(shares_all=False, owns_key=False, client_keys=None)
         self.route = EmbeddingsRoute(
             self.cache,
             self.fetcher,
-            Origins(origin),
-            bodies=Bodies(metrics, max_bytes=10**6, max_held_bytes=10**8),
-            answers=answers,
-            repeats=Repeats(self.cache, answers, metrics=metrics, access=access, validations=self.validations),
+            Router(origin),
+            bodies=BodyReader(metrics, max_bytes=10**6, max_held_bytes=10**8),
+            responses=responses,
+            repeats=FastPath(self.cache, responses, metrics=metrics, access=access, validations=self.validations),
             metrics=metrics,
             access=access,
             validations=self.validations,
@@ -204,7 +206,9 @@ class Machine(RuleBasedStateMachine):
         validations = Validations(ttl_s=1e9, clock=lambda: 0.0)
         identity = identities.identity(CIMultiDict({"Authorization": "Bearer k"}))
         tenant = validations.tenant(identity.credentials)
-        validations.confirm(validations.who(tenant, origin, identity), Place(URL, "m"), asked_at_s=0.0)
+        validations.confirm(
+            validations.credential_id(tenant, origin, identity), CredentialScope(URL, "m"), asked_at_s=0.0
+        )
         return validations
 
     # --- what must hold
@@ -338,15 +342,15 @@ class WatchedFetcher(Fetcher):
     client's own body after a spoilt answer to a part of it."""
 
     def __init__(self, machine: Machine, batcher: Batcher) -> None:
-        super().__init__(machine.cache, batcher, machine.validations, patience_s=1000, clock=lambda: 1000.0)
+        super().__init__(machine.cache, batcher, machine.validations, timeout_s=1000, clock=lambda: 1000.0)
         self._machine = machine
 
-    async def fetch(self, errand: Errand, *, attempt: int = 1) -> Fetched:
+    async def fetch(self, errand: FetchRequest, *, attempt: int = 1) -> FetchResult:
         if attempt == ATTEMPTS:
             self._machine.apart |= set(errand.items)
         return await super().fetch(errand, attempt=attempt)
 
-    async def replay(self, errand: Errand) -> Answer:
+    async def replay(self, errand: FetchRequest) -> UpstreamResponse:
         self._machine.apart |= set(errand.asked.items)
         return await super().replay(errand)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from proxy.access import client_keys
 from proxy.config.settings import UpstreamSetting
 from proxy.embeddings import request_memo
-from proxy.embeddings.responses import Answers
+from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.route import EmbeddingsRoute, Progress
 from proxy.http import server
 from proxy.http.server import Connection, Server
@@ -103,25 +103,25 @@ async def known(client: Client, parsed: Parsed, sent: bytes | None = None) -> by
     """Ask until the request is known by its bytes; returns an answer from when it was not."""
     sent = request() if sent is None else sent
     async with wire(client) as line:
-        answers = [await line.ask(sent) for _ in range(4)]
+        responses = [await line.ask(sent) for _ in range(4)]
         before = parsed.count
         await line.ask(sent)
         assert parsed.count == before
-    return answers[-1]
+    return responses[-1]
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
 async def test_its_answer_is_the_same(client: Client, parsed: Parsed, encoding: str) -> None:
     sent = request(orjson.dumps({"model": "m", "input": ["a", "b", "a"], "encoding_format": encoding}))
     async with wire(client) as line:
-        answers = [await line.ask(sent) for _ in range(6)]
+        responses = [await line.ask(sent) for _ in range(6)]
     assert parsed.count == 4
-    assert b"X-Cache: MISS" in answers[0]
-    assert len({told(answer) for answer in answers[1:]}) == 1
-    assert b"X-Cache: HIT" in answers[5]
-    ids = [re.search(rb"X-Request-Id: (\S+)", answer) for answer in answers]
+    assert b"X-Cache: MISS" in responses[0]
+    assert len({told(answer) for answer in responses[1:]}) == 1
+    assert b"X-Cache: HIT" in responses[5]
+    ids = [re.search(rb"X-Request-Id: (\S+)", answer) for answer in responses]
     assert len({match[1] for match in ids if match}) == 6
-    assert all(b"\r\nDate: " in answer for answer in answers)
+    assert all(b"\r\nDate: " in answer for answer in responses)
 
 
 async def test_it_is_counted_and_logged_the_same(start_proxy: StartProxy, parsed: Parsed) -> None:
@@ -205,7 +205,7 @@ async def test_a_failure_is_an_error_of_the_proxys_as_any_other(
     client: Client, parsed: Parsed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     await known(client, parsed)
-    monkeypatch.setattr(Answers, "_body", lambda *_: 1 / 0)
+    monkeypatch.setattr(ResponseBuilder, "_body", lambda *_: 1 / 0)
     async with wire(client) as line:
         answer = await line.ask(request())
     assert answer.startswith(b"HTTP/1.1 500 ")
@@ -240,8 +240,8 @@ async def test_requests_in_one_piece_are_answered_in_order(client: Client, parse
     other = request(orjson.dumps({"model": "m", "input": "other"}))
     async with wire(client) as line:
         line.writer.write(request() + other + request())
-        answers = [await line.answer() for _ in range(3)]
-        assert [told(answer) == told(whole) for answer in answers] == [True, False, True]
+        responses = [await line.answer() for _ in range(3)]
+        assert [told(answer) == told(whole) for answer in responses] == [True, False, True]
         assert told(await line.ask(request())) == told(whole)
 
 
@@ -472,15 +472,15 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-def said(answers: bytes) -> list[bytes]:
+def said(responses: bytes) -> list[bytes]:
     """The bodies of answers that follow one another."""
     bodies = []
-    while answers:
-        head, _, rest = answers.partition(b"\r\n\r\n")
+    while responses:
+        head, _, rest = responses.partition(b"\r\n\r\n")
         length = re.search(rb"Content-Length: (\d+)", head)
         assert length is not None, head
         bodies.append(rest[: int(length[1])])
-        answers = rest[int(length[1]) :]
+        responses = rest[int(length[1]) :]
     return bodies
 
 
@@ -508,10 +508,10 @@ def test_wherever_a_stream_is_cut_the_answers_are_those_of_the_parser_alone(
             else:
                 site.connection.data_received(stream)
             site.server.sweep()
-            answers = b""
-            while len(said(answers)) < len(requests):
-                answers += await Wire(line.reader, line.writer).answer()
-            return said(answers)
+            responses = b""
+            while len(said(responses)) < len(requests):
+                responses += await Wire(line.reader, line.writer).answer()
+            return said(responses)
 
     assert asyncio.run(run(in_pieces=True)) == asyncio.run(run(in_pieces=False))
 

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.access.validations import Place, Who
+from proxy.access.validations import CredentialId, CredentialScope
 from proxy.budget import Tenant
-from proxy.embeddings.request_memo import Known, Recall, Wanted
+from proxy.embeddings.request_memo import MemoEntry, RequestMemo, ResponseSpec
 from proxy.protocol import embedding_request
 from proxy.protocol.embedding_request import Encoding
 from proxy.protocol.identities import Identity
 from tests.conftest import StartProxy
-from tests.support.client import Answer, Client
+from tests.support.client import Client, UpstreamResponse
 from tests.support.scripted import ScriptedUpstream, error_reply
 
 BODY = orjson.dumps({"model": "m", "input": ["a", "b", "a"], "encoding_format": "base64"})
@@ -29,20 +29,20 @@ def test_marks_are_equal_for_equal_requests_only(
     first: tuple[str, list[tuple[str, str]], list[tuple[str, str]], bytes],
     second: tuple[str, list[tuple[str, str]], list[tuple[str, str]], bytes],
 ) -> None:
-    recall = Recall()
+    recall = RequestMemo()
     marks = [recall.mark(target, Identity(own, other, False), body) for target, own, other, body in (first, second)]
     assert (marks[0] == marks[1]) == (first == second)
     assert recall.mark(first[0], Identity(first[1], first[2], False), first[3]) == marks[0]
-    assert Recall().mark(first[0], Identity(first[1], first[2], False), first[3]) != marks[0]
+    assert RequestMemo().mark(first[0], Identity(first[1], first[2], False), first[3]) != marks[0]
 
 
 def test_long_names_weigh() -> None:
     def weight(model: str, url: str) -> int:
         origin: Any = None  # weighs the same for all
-        return Known(
-            Wanted(model, Encoding.FLOAT, [b"k" * 32]),
-            Who(b"tenant", b"name"),
-            Place(url, model),
+        return MemoEntry(
+            ResponseSpec(model, Encoding.FLOAT, [b"k" * 32]),
+            CredentialId(b"tenant", b"name"),
+            CredentialScope(url, model),
             origin,
             Tenant(b"tenant"),
         ).weight_bytes
@@ -70,7 +70,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Parsed:
     return Parsed(monkeypatch)
 
 
-async def known(client: Client, parsed: Parsed) -> Answer:
+async def known(client: Client, parsed: Parsed) -> UpstreamResponse:
     """Ask until the request is known; returns the last answer that took it apart."""
     await client.post(BODY)
     hit = await client.post(BODY)
@@ -80,7 +80,7 @@ async def known(client: Client, parsed: Parsed) -> Answer:
     return hit
 
 
-def told(answer: Answer) -> tuple[int, list[tuple[str, str]], bytes]:
+def told(answer: UpstreamResponse) -> tuple[int, list[tuple[str, str]], bytes]:
     changing = {"date", "x-request-id"}
     return answer.status, [field for field in answer.headers.items() if field[0].lower() not in changing], answer.body
 
@@ -176,7 +176,7 @@ async def test_what_memory_has_lost_is_looked_for(client: Client, parsed: Parsed
 
 async def test_no_text_and_no_credential_is_kept(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[object] = []
-    monkeypatch.setattr(Recall, "put", lambda _, mark, known: kept.extend([mark, known]))
+    monkeypatch.setattr(RequestMemo, "put", lambda _, mark, known: kept.extend([mark, known]))
     for _ in range(2):
         await client.embed(["a canary of a text"])
     assert len(kept) == 2

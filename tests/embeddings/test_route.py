@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from proxy.app import running
 from proxy.config.settings import StoreSetting, UpstreamSetting
 from tests.conftest import StartProxy
-from tests.support.client import KEY, Answer, Client, raw
+from tests.support.client import KEY, Client, UpstreamResponse, raw
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.scripted import Call, ScriptedUpstream, error_reply, vector
 from tests.support.settings import settings_for
@@ -528,7 +528,7 @@ async def test_a_body_of_no_type_is_cached_where_the_upstream_takes_it(
     headers = {"Authorization": KEY}
     body = b'{"model":"m","input":"x"}'
 
-    async def ask() -> Answer:
+    async def ask() -> UpstreamResponse:
         async with ClientSession(skip_auto_headers=["Content-Type"]) as session:
             untyped = Client(session, client.proxy)
             return await untyped.send("POST", "/v1/embeddings", body=body, headers=headers)

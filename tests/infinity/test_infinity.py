@@ -17,7 +17,7 @@ from tests.clients.test_clients import python
 from tests.conftest import StartProxy
 from tests.e2e.test_merged_requests import Ask, behind_a_first
 from tests.infinity.server import DIMENSIONS, KEY, MAX_CHARACTERS, MODEL, VENV, InfinityServer, is_installed
-from tests.support.client import Answer, Client
+from tests.support.client import Client, UpstreamResponse
 from tests.support.client_process import ClientProcess
 from tests.support.scripted import Call, ScriptedUpstream
 
@@ -103,7 +103,7 @@ def body(given: Any, **fields: Any) -> dict[str, Any]:
     return {"model": MODEL, "input": given} | fields
 
 
-async def ask_directly(direct: Client, asked: dict[str, Any], **headers: str) -> Answer:
+async def ask_directly(direct: Client, asked: dict[str, Any], **headers: str) -> UpstreamResponse:
     return await direct.post(asked, target="/embeddings", **headers)
 
 

@@ -20,7 +20,7 @@ from proxy.protocol.cors import Cors, is_preflight
 from tests.conftest import StartProxy
 from tests.e2e.test_stampede import waiting
 from tests.embeddings.test_fast_path import Parsed, request, told, wire
-from tests.support.client import KEY, Answer, Client, raw
+from tests.support.client import KEY, Client, UpstreamResponse, raw
 from tests.support.gate import Gate
 from tests.support.scripted import Call, ScriptedUpstream, error_reply
 from tests.support.settings import DEFAULTS
@@ -93,7 +93,7 @@ class Browsable:
         return self.answer(call, web.json_response({"error": {"message": "no"}}, status=400))
 
 
-def cors(answer: Answer) -> dict[str, list[str]]:
+def cors(answer: UpstreamResponse) -> dict[str, list[str]]:
     """A response's CORS fields, Vary among them."""
     return {
         name.lower(): answer.headers.getall(name)
@@ -102,11 +102,11 @@ def cors(answer: Answer) -> dict[str, list[str]]:
     }
 
 
-async def ask(client: Client, given: Any, origin: str | None, **fields: str) -> Answer:
+async def ask(client: Client, given: Any, origin: str | None, **fields: str) -> UpstreamResponse:
     return await client.post({"model": "m", "input": given}, **({"Origin": origin} if origin else {}), **fields)
 
 
-async def preflight(client: Client, target: str = "/v1/embeddings", **changes: str | None) -> Answer:
+async def preflight(client: Client, target: str = "/v1/embeddings", **changes: str | None) -> UpstreamResponse:
     fields = {**PREFLIGHT, **{name.replace("_", "-"): value for name, value in changes.items()}}
     return await client.send("OPTIONS", target, headers={name: value for name, value in fields.items() if value})
 
@@ -540,7 +540,7 @@ ALLOWED = frozenset({PAGE, OTHER})
 LISTED = {"access-control-allow-origin": [PAGE], "vary": ["Origin"]}
 
 
-def exposed(answer: Answer) -> set[str]:
+def exposed(answer: UpstreamResponse) -> set[str]:
     (value,) = answer.headers.getall("Access-Control-Expose-Headers")
     return set(value.lower().split(", "))
 
@@ -583,7 +583,7 @@ async def test_what_a_preflight_may_not_name_is_not_repeated(start_proxy: StartP
     assert not {"Access-Control-Allow-Headers", "Access-Control-Allow-Methods"} & {*answer.headers}
 
 
-Ask = Callable[[Client], Awaitable[Answer]]
+Ask = Callable[[Client], Awaitable[UpstreamResponse]]
 
 
 def of_embeddings(given: Any = "x", **fields: Any) -> Ask:
@@ -742,10 +742,10 @@ async def test_an_allowed_page_may_use_the_key_of_a_proxy_for_this_machine(
 def test_not_every_page_may_use_the_key_of_a_proxy_for_this_machine() -> None:
     owned = UpstreamSetting(name="o", base_url="http://h/v1", key="sk-owned")
     for changes in ({"cors_origins": ALLOWED}, {"cors_origins": frozenset("*"), "client_keys": Path("keys")}):
-        parsing.forbid_open_door(replace(DEFAULTS, upstream=owned, **changes))
-    parsing.forbid_open_door(replace(DEFAULTS, cors_origins=frozenset("*")))
+        parsing.require_client_auth(replace(DEFAULTS, upstream=owned, **changes))
+    parsing.require_client_auth(replace(DEFAULTS, cors_origins=frozenset("*")))
     with pytest.raises(ConfigError, match="name the origins, or give --client-keys"):
-        parsing.forbid_open_door(replace(DEFAULTS, upstream=owned, cors_origins=frozenset("*")))
+        parsing.require_client_auth(replace(DEFAULTS, upstream=owned, cors_origins=frozenset("*")))
 
 
 # --- the setting

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.protocol import embedding_response
-from proxy.protocol.embedding_response import InvalidAnswer
+from proxy.protocol.embedding_response import InvalidEmbeddingResponse
 from proxy.protocol.providers import GENERIC
 
 DATUM = {"object": "embedding", "index": 0, "embedding": [0.5, 1.0]}
@@ -29,24 +29,24 @@ def data(*members: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_vectors_go_by_index_not_by_position() -> None:
     body = answer(data=data({"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}))
-    parsed = embedding_response.parse_answer(body, GENERIC, items=2)
+    parsed = embedding_response.parse_response(body, GENERIC, items=2)
     assert [vector and vector.array().tolist() for vector in parsed.vectors] == [[1.0], [2.0]]
 
 
 def test_without_any_index_position_will_do() -> None:
     body = answer(data=[{"embedding": [1.0]}, {"embedding": [2.0]}])
-    parsed = embedding_response.parse_answer(body, GENERIC, items=2)
+    parsed = embedding_response.parse_response(body, GENERIC, items=2)
     assert [vector and vector.array().tolist() for vector in parsed.vectors] == [[1.0], [2.0]]
 
 
 def test_a_bare_data_array_is_enough() -> None:
-    parsed = embedding_response.parse_answer(orjson.dumps({"data": [DATUM]}), GENERIC, items=1)
+    parsed = embedding_response.parse_response(orjson.dumps({"data": [DATUM]}), GENERIC, items=1)
     assert parsed.model == ""
     assert parsed.usage == {"prompt_tokens": 0, "total_tokens": 0}
 
 
 def test_an_error_that_is_null_is_none() -> None:
-    assert embedding_response.parse_answer(answer(error=None), GENERIC, items=1).model == "m"
+    assert embedding_response.parse_response(answer(error=None), GENERIC, items=1).model == "m"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_an_error_that_is_null_is_none() -> None:
     ],
 )
 def test_usage_always_has_both_integers(usage: Any, expected: dict[str, Any]) -> None:
-    assert embedding_response.parse_answer(answer(usage=usage), GENERIC, items=1).usage == expected
+    assert embedding_response.parse_response(answer(usage=usage), GENERIC, items=1).usage == expected
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_usage_always_has_both_integers(usage: Any, expected: dict[str, Any]) ->
     ],
 )
 def test_what_does_not_check_out_is_refused(reason: str, body: bytes) -> None:
-    with pytest.raises(InvalidAnswer) as invalid:
-        embedding_response.parse_answer(body, GENERIC, items=2)
+    with pytest.raises(InvalidEmbeddingResponse) as invalid:
+        embedding_response.parse_response(body, GENERIC, items=2)
     assert invalid.value.reason == reason
 
 
@@ -110,20 +110,20 @@ def test_what_does_not_check_out_is_refused(reason: str, body: bytes) -> None:
 )
 def test_what_can_not_be_stored_does_not_spoil_the_others(reason: str, embedding: Any) -> None:
     body = answer(data=data({"index": 0}, {"index": 1, "embedding": embedding}))
-    parsed = embedding_response.parse_answer(body, GENERIC, items=2)
+    parsed = embedding_response.parse_response(body, GENERIC, items=2)
     assert [vector and vector.array().tolist() for vector in parsed.vectors] == [[0.5, 1.0], None]
     assert parsed.unusable == reason
 
 
 @pytest.mark.parametrize("embedding", [None, [0.0, 0.0], "%", {}])
 def test_what_stands_for_the_only_embedding_is_kept(embedding: Any) -> None:
-    with pytest.raises(InvalidAnswer) as invalid:
-        embedding_response.parse_answer(answer(data=data({"embedding": embedding})), GENERIC, items=1)
+    with pytest.raises(InvalidEmbeddingResponse) as invalid:
+        embedding_response.parse_response(answer(data=data({"embedding": embedding})), GENERIC, items=1)
     assert invalid.value.embedding_text == orjson.dumps(embedding)
 
 
 def test_a_further_field_that_is_null_is_none() -> None:
-    assert embedding_response.parse_answer(answer(data=data({"weights": None})), GENERIC, items=1).unusable is None
+    assert embedding_response.parse_response(answer(data=data({"weights": None})), GENERIC, items=1).unusable is None
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=50), st.text(), st.integers(0, 2**40))

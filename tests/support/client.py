@@ -19,7 +19,7 @@ KEY = "Bearer sk-test"
 
 
 @dataclass
-class Answer:
+class UpstreamResponse:
     status: int
     headers: CIMultiDictProxy[str]
     body: bytes
@@ -58,7 +58,7 @@ class Client:
 
     async def send(
         self, method: str, target: str, *, body: bytes | None = None, headers: dict[str, str] | None = None
-    ) -> Answer:
+    ) -> UpstreamResponse:
         async with self.session.request(
             method,
             URL(self.origin + target, encoded=True),  # as it is given
@@ -66,11 +66,11 @@ class Client:
             headers=headers,
             allow_redirects=False,
         ) as response:
-            return Answer(response.status, response.headers, await response.read())
+            return UpstreamResponse(response.status, response.headers, await response.read())
 
     async def post(
         self, body: bytes | dict[str, Any], *, target: str = "/v1/embeddings", key: str | None = KEY, **headers: str
-    ) -> Answer:
+    ) -> UpstreamResponse:
         content = body if isinstance(body, bytes) else orjson.dumps(body)
         fields = {"Content-Type": "application/json"} | {
             name.replace("_", "-"): value for name, value in headers.items()
@@ -81,7 +81,7 @@ class Client:
 
     async def embed(
         self, given: Any, *, model: str = "m", headers: dict[str, str] | None = None, **fields: Any
-    ) -> Answer:
+    ) -> UpstreamResponse:
         return await self.post({"model": model, "input": given, **fields}, **(headers or {}))
 
     async def metric(self, name: str, **labels: str) -> float:

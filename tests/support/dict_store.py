@@ -37,10 +37,10 @@ class DictStore(Unleased):
         self.answers = opened()  # and here before it is answered
         self.budgets_s: list[float] = []
 
-    async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
-        self.budgets_s.append(budget_s)
+    async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
+        self.budgets_s.append(timeout_s)
         try:
-            async with asyncio.timeout(budget_s):
+            async with asyncio.timeout(timeout_s):
                 await self.gate.wait()
         except TimeoutError:
             raise StoreError("timeout", "hangs") from None
@@ -85,12 +85,12 @@ def make_cache(
     store: Store,
     clock: Clock | None = None,
     ttl_s: float | None = None,
-    budget_s: float = 5.0,
+    timeout_s: float = 5.0,
     metrics: Metrics | None = None,
     memory_bytes: int = 1_000_000,
 ) -> Cache:
     metrics = metrics or Metrics()
-    return Cache(Memory(memory_bytes), store, metrics, ttl_s=ttl_s, budget_s=budget_s, clock=clock or Clock())
+    return Cache(Memory(memory_bytes), store, metrics, ttl_s=ttl_s, timeout_s=timeout_s, clock=clock or Clock())
 
 
 def served(entries: Mapping[bytes, Entry]) -> dict[bytes, bytes]:
@@ -99,11 +99,13 @@ def served(entries: Mapping[bytes, Entry]) -> dict[bytes, bytes]:
 
 async def look_up(cache: Cache, *keys: bytes) -> dict[bytes, bytes]:
     """What a request is served of ``keys`` without the upstream."""
-    not_before = cache.oldest_fresh(None)
-    found = cache.peek(keys, not_before=not_before, confirmed=True)
+    min_stored_at_s = cache.freshness_cutoff_s(None)
+    found = cache.peek(keys, min_stored_at_s=min_stored_at_s, confirmed=True)
     missing = [key for key in keys if key not in found]
     if missing:
-        found |= await cache.read(missing, not_before=not_before) | cache.peek(missing, not_before=not_before)
+        found |= await cache.read(missing, min_stored_at_s=min_stored_at_s) | cache.peek(
+            missing, min_stored_at_s=min_stored_at_s
+        )
     return served(found)
 
 

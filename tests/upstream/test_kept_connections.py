@@ -14,12 +14,12 @@ from aiohttp import web
 from proxy.config.settings import UpstreamSetting
 from proxy.upstream import client as upstream_module
 from tests.conftest import StartProxy
-from tests.support.client import Answer, Client
+from tests.support.client import Client, UpstreamResponse
 from tests.support.gate import Gate
 from tests.support.scripted import ScriptedUpstream
 
 KEPT = 6
-Send = Callable[[Client, int], Awaitable[Answer]]
+Send = Callable[[Client, int], Awaitable[UpstreamResponse]]
 DEATHS = ["closed", "reset"]
 LARGE = b"x" * 300_000
 
@@ -93,45 +93,45 @@ async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
     return line, await reader.readexactly(lengths[0]) if lengths else b""
 
 
-async def embed(client: Client, number: int) -> Answer:
+async def embed(client: Client, number: int) -> UpstreamResponse:
     return await client.post({"model": "m", "input": f"text {number}"}, key=f"Bearer {number}")
 
 
-async def bypass(client: Client, number: int) -> Answer:
+async def bypass(client: Client, number: int) -> UpstreamResponse:
     return await client.post({"model": "m", "input": f"text {number}", "stream": True})
 
 
-async def chat(client: Client, number: int) -> Answer:
+async def chat(client: Client, number: int) -> UpstreamResponse:
     return await client.post({"messages": [str(number)]}, target="/v1/chat/completions")
 
 
-async def post_nothing(client: Client, number: int) -> Answer:
+async def post_nothing(client: Client, number: int) -> UpstreamResponse:
     return await client.send("POST", f"/v1/batches/{number}/cancel")
 
 
-async def get(client: Client, number: int) -> Answer:
+async def get(client: Client, number: int) -> UpstreamResponse:
     return await client.send("GET", f"/v1/models/{number}")
 
 
-async def upload(client: Client, number: int) -> Answer:
+async def upload(client: Client, number: int) -> UpstreamResponse:
     return await client.send("POST", f"/v1/files?n={number}", body=LARGE)
 
 
-async def put(client: Client, number: int) -> Answer:
+async def put(client: Client, number: int) -> UpstreamResponse:
     return await client.send("PUT", f"/v1/files/{number}", body=LARGE)
 
 
-async def upload_in_chunks(client: Client, number: int) -> Answer:
+async def upload_in_chunks(client: Client, number: int) -> UpstreamResponse:
     async def chunks() -> AsyncIterator[bytes]:
         yield b"some"
         yield b"more"
 
     url = f"{client.origin}/v1/files?n={number}"
     async with client.session.post(url, data=chunks()) as response:
-        return Answer(response.status, response.headers, await response.read())
+        return UpstreamResponse(response.status, response.headers, await response.read())
 
 
-async def handshake(client: Client, number: int) -> Answer:
+async def handshake(client: Client, number: int) -> UpstreamResponse:
     fields = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
     return await client.send("GET", f"/v1/realtime?n={number}", headers=fields)
 

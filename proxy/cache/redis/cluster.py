@@ -21,7 +21,7 @@ from proxy.breaker import Breaker
 from proxy.cache.redis.connection import Command
 from proxy.cache.redis.node import Node, store_error
 from proxy.cache.redis.redis_url import Address
-from proxy.cache.redis.topology import Learner, announced
+from proxy.cache.redis.topology import TopologyRefresher, announced
 from proxy.cache.store import COOLDOWN_S, MAX_FAILURES
 
 # One because a failover moved the slot, one to the node that imports it; more is a cluster at odds with itself.
@@ -47,7 +47,7 @@ class Cluster:
         self._connect = connect
         self._members: dict[Address, _Member] = {}
         self._slots: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
-        self._learner = Learner(self._learn)
+        self._learner = TopologyRefresher(self._learn)
 
     async def ready(self, *, timeout_s: float) -> None:
         await self._learner.wait(timeout_s=timeout_s)
@@ -59,8 +59,8 @@ class Cluster:
         return address
 
     @property
-    def some_work(self) -> bool:
-        return any(not member.breaker.is_troubled for member in self._members.values())
+    def is_partially_up(self) -> bool:
+        return any(not member.breaker.has_recent_failure for member in self._members.values())
 
     async def get(self, server: Address, names: Sequence[str], results: dict[str, object]) -> None:
         # MGET takes names of one slot only. Where it has nothing for a key of another type, GET has an error.
@@ -130,7 +130,7 @@ class Cluster:
 
     async def _learn(self) -> None:
         """Ask one node after the other, the most likely first, until one has an answer."""
-        likely = [address for address, member in self._members.items() if not member.breaker.is_troubled]
+        likely = [address for address, member in self._members.items() if not member.breaker.has_recent_failure]
         random.shuffle(likely)  # so that not every proxy asks the same one, or one that is cut off again and again
         reasons = []
         for address in dict.fromkeys([*likely, *self._seeds, *self._members]):

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from proxy.cache.redis.connection import Command
 from proxy.cache.redis.node import Node
 from proxy.cache.redis.redis_url import Address
-from proxy.cache.redis.topology import Learner, OneServer, announced
+from proxy.cache.redis.topology import OneServer, TopologyRefresher, announced
 
 
 class Master(OneServer):
@@ -25,7 +25,7 @@ class Master(OneServer):
         self._name = name
         self._sentinels = sentinels
         self._connect = connect
-        self._learner = Learner(self._learn)
+        self._learner = TopologyRefresher(self._learn)
 
     async def ready(self, *, timeout_s: float) -> None:
         await self._learner.wait(timeout_s=timeout_s)

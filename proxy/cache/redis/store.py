@@ -41,17 +41,17 @@ class RedisStore:
         self._timeout_s = timeout_s
         self._gathering: dict[Address, _Chunk] = {}
 
-    async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
-        results = await self._values_of(keys, budget_s=budget_s)
+    async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
+        results = await self._values_of(keys, timeout_s=timeout_s)
         found = {key: value for key, value in results.items() if isinstance(value, bytes)}
         self._raise_failure(results.values(), found)
         return found
 
-    async def _values_of(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, object]:
+    async def _values_of(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, object]:
         """By key its value, None, or a `RedisError`. Raises `StoreError` if it is not known which server to ask."""
         loop = asyncio.get_running_loop()
-        end_s = loop.time() + budget_s
-        await self._ready(budget_s)
+        end_s = loop.time() + timeout_s
+        await self._ready(timeout_s)
         chunks = self._gather(keys)
         if chunks:
             # Waiting does not cancel the chunks: others wait for them too.
@@ -62,7 +62,7 @@ class RedisStore:
         for chunk, asked in chunks.items():
             if chunk.task.done():
                 chunk.task.result()  # raises what nobody thought of
-            missing = RedisTimeoutError(f"no answer in {budget_s * 1000:.0f} ms")
+            missing = RedisTimeoutError(f"no answer in {timeout_s * 1000:.0f} ms")
             results.update((key, chunk.results.get(_name(key), missing)) for key in asked)
         return results
 
@@ -98,7 +98,7 @@ class RedisStore:
         overwrite: bool,
         spoilt: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
-        put = _Put(self._run, partial(self._values_of, budget_s=self._timeout_s), ttl_s)
+        put = _Put(self._run, partial(self._values_of, timeout_s=self._timeout_s), ttl_s)
         if overwrite:
             await put.set(values)
         else:
@@ -164,7 +164,7 @@ class RedisStore:
         if failure is None:
             return
         error = store_error(failure)
-        has_answers = self._servers.some_work or not all(isinstance(result, RedisError) for result in results)
+        has_answers = self._servers.is_partially_up or not all(isinstance(result, RedisError) for result in results)
         is_partial = error.reason in _SILENCE and has_answers
         raise StoreError(error.reason, str(error), found=found, accepted=accepted, is_partial=is_partial) from failure
 

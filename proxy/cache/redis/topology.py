@@ -45,7 +45,7 @@ class Servers(Protocol):
         ...
 
     @property
-    def some_work(self) -> bool:
+    def is_partially_up(self) -> bool:
         """Whether a server that failed is one of several, and others work."""
         ...
 
@@ -55,7 +55,7 @@ class Servers(Protocol):
 class OneServer:
     """Every name is on one server."""
 
-    some_work = False
+    is_partially_up = False
 
     def __init__(self, node: Node | None) -> None:
         self._node = node
@@ -100,7 +100,7 @@ class OneServer:
             await self._node.aclose()
 
 
-class Learner:
+class TopologyRefresher:
     """Where servers are, asked of those who know: before the first command, and anew when something seems wrong.
 
     However many notice it, one question is under way at a time, and the next one is a pause away.

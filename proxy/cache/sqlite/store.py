@@ -71,12 +71,12 @@ class SQLiteStore(Unleased):
 
     # --- reading
 
-    async def get_many(self, keys: Sequence[bytes], *, budget_s: float) -> dict[bytes, bytes]:
+    async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
         try:
-            async with asyncio.timeout(budget_s):
+            async with asyncio.timeout(timeout_s):
                 found = await self._reader.run(_select, keys)
         except TimeoutError:
-            raise StoreError("timeout", f"{self._path}: no answer in {budget_s * 1000:.0f} ms") from None
+            raise StoreError("timeout", f"{self._path}: no answer in {timeout_s * 1000:.0f} ms") from None
         now_s = self._clock()
         stale = now_s - _READ_AT_PRECISION_S
         touched = {key for key, (_, read_at, _) in found.items() if read_at < stale}

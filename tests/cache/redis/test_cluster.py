@@ -13,7 +13,7 @@ from proxy.cache.redis.cluster import Cluster
 from proxy.cache.redis.connection import Command
 from proxy.cache.redis.node import Node
 from proxy.cache.redis.store import RedisStore
-from proxy.cache.redis.topology import Learner
+from proxy.cache.redis.topology import TopologyRefresher
 from proxy.errors import StoreError
 from tests.support.redis_cluster import RedisCluster, ask
 from tests.support.redis_server import RedisServer, free_port
@@ -71,7 +71,7 @@ async def test_lookups_of_one_turn_ride_together(
     cluster: RedisCluster, stores: list[RedisStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(stores, cluster.url)
-    await store.get_many(KEYS[:1], budget_s=5.0)
+    await store.get_many(KEYS[:1], timeout_s=5.0)
     sent: list[int] = []
     run = Node.run
 
@@ -80,7 +80,7 @@ async def test_lookups_of_one_turn_ride_together(
         return await run(node, commands)
 
     monkeypatch.setattr(Node, "run", counted)
-    await asyncio.gather(*(store.get_many([key], budget_s=5.0) for key in KEYS[:100]))
+    await asyncio.gather(*(store.get_many([key], timeout_s=5.0) for key in KEYS[:100]))
     assert (len(sent), sum(sent)) == (3, 100)
 
 
@@ -93,19 +93,19 @@ async def test_a_slot_on_the_move_and_moved(cluster: RedisCluster, stores: list[
     beginner = key_of_slot(slot, 1)
     cluster.begin_moving(slot, target)
     # Not there yet: ASK, for reading and for the first who writes; and the second is told who was first.
-    assert await store.get_many([*KEYS, beginner], budget_s=5.0) == VALUES
+    assert await store.get_many([*KEYS, beginner], timeout_s=5.0) == VALUES
     assert await store.put_many({beginner: b"1"}, ttl_s=None, overwrite=False) == {}
     assert await store.put_many({beginner: b"2"}, ttl_s=None, overwrite=False) == {beginner: b"1"}
     assert await store.lease_many([beginner], ttl_s=5.0) == {beginner}
     cluster.move_keys(slot, target)
-    assert await store.get_many([*KEYS, beginner], budget_s=5.0) == {**VALUES, beginner: b"1"}
+    assert await store.get_many([*KEYS, beginner], timeout_s=5.0) == {**VALUES, beginner: b"1"}
     cluster.end_moving(slot, target)
-    assert await store.get_many([*KEYS, beginner], budget_s=5.0) == {**VALUES, beginner: b"1"}  # MOVED
+    assert await store.get_many([*KEYS, beginner], timeout_s=5.0) == {**VALUES, beginner: b"1"}  # MOVED
     assert await store.put_many({beginner: b"3"}, ttl_s=None, overwrite=False) == {beginner: b"1"}
     redirected = redirections(source)
     assert min(redirected) > 0
     # It is asked there from now on.
-    await store.get_many([beginner], budget_s=5.0)
+    await store.get_many([beginner], timeout_s=5.0)
     assert redirections(source) == redirected
 
 
@@ -132,12 +132,12 @@ async def test_a_dead_node_costs_the_keys_of_its_slots(frail: RedisCluster, stor
     frail.masters[0].kill()
     for _ in range(10):
         with pytest.raises(StoreError) as failure:
-            await store.get_many(KEYS, budget_s=5.0)
+            await store.get_many(KEYS, timeout_s=5.0)
         assert failure.value.found.keys() == VALUES.keys() - lost
         assert (failure.value.reason, failure.value.is_partial) == ("connection", True)
     # A question for lost keys alone is no reason to leave the other nodes alone, either.
     with pytest.raises(StoreError) as failure:
-        await store.get_many(list(lost), budget_s=5.0)
+        await store.get_many(list(lost), timeout_s=5.0)
     assert failure.value.is_partial
     with pytest.raises(StoreError) as failure:
         await store.put_many(dict.fromkeys(KEYS, b"late"), ttl_s=None, overwrite=False)
@@ -149,7 +149,7 @@ async def test_a_dead_node_costs_the_keys_of_its_slots(frail: RedisCluster, stor
         node.kill()
     for _ in range(2):
         with pytest.raises(StoreError) as failure:
-            await store.get_many(KEYS, budget_s=5.0)
+            await store.get_many(KEYS, timeout_s=5.0)
     assert (failure.value.found, failure.value.is_partial) == ({}, False)
 
 
@@ -163,7 +163,7 @@ async def test_a_node_that_hangs_is_left_alone_after_a_while(cluster: RedisClust
     try:
         for _ in range(30):
             with pytest.raises(StoreError) as failure:
-                await store.get_many(KEYS, budget_s=0.1)
+                await store.get_many(KEYS, timeout_s=0.1)
             shown.append(str(failure.value))
             assert failure.value.is_partial
             assert failure.value.found.keys() <= VALUES.keys() - lost
@@ -177,7 +177,7 @@ async def test_a_node_that_hangs_is_left_alone_after_a_while(cluster: RedisClust
 
 async def found(store: RedisStore) -> dict[bytes, bytes]:
     try:
-        return await store.get_many(KEYS, budget_s=5.0)
+        return await store.get_many(KEYS, timeout_s=5.0)
     except StoreError as error:
         return error.found
 
@@ -186,29 +186,29 @@ async def test_one_seed_that_answers_is_enough(cluster: RedisCluster, stores: li
     url = f"redis+cluster://127.0.0.1:{free_port()},{cluster.addresses.rpartition(',')[2]}"
     store = open_store(stores, url)
     await store.put_many(VALUES, ttl_s=None, overwrite=False)
-    assert await store.get_many(KEYS, budget_s=5.0) == VALUES
+    assert await store.get_many(KEYS, timeout_s=5.0) == VALUES
 
 
 async def test_no_seed_that_answers_is_an_error_and_asked_again(stores: list[RedisStore]) -> None:
     store = open_store(stores, f"redis+cluster://127.0.0.1:{free_port()}")
     for _ in range(3):
         with pytest.raises(StoreError) as failure:
-            await store.get_many(KEYS, budget_s=5.0)
+            await store.get_many(KEYS, timeout_s=5.0)
         assert (failure.value.reason, failure.value.is_partial) == ("connection", False)
 
 
 async def test_a_server_that_is_no_cluster_says_so(redis_server: RedisServer, stores: list[RedisStore]) -> None:
     store = open_store(stores, redis_server.url.replace("redis", "redis+cluster", 1))
     with pytest.raises(StoreError, match="cluster support disabled"):
-        await store.get_many(KEYS, budget_s=5.0)
+        await store.get_many(KEYS, timeout_s=5.0)
 
 
 async def test_a_key_of_another_type_is_a_miss(cluster: RedisCluster, stores: list[RedisStore]) -> None:
     store = open_store(stores, cluster.url)
     ask(cluster.owner(slot_of(KEYS[1])), "RPUSH", "embedding:" + KEYS[1].hex(), "a", "b")
-    assert await store.get_many([KEYS[1]], budget_s=5.0) == {}
+    assert await store.get_many([KEYS[1]], timeout_s=5.0) == {}
     await store.put_many({KEYS[1]: b"x"}, ttl_s=None, overwrite=True)
-    assert await store.get_many([KEYS[1]], budget_s=5.0) == {KEYS[1]: b"x"}
+    assert await store.get_many([KEYS[1]], timeout_s=5.0) == {KEYS[1]: b"x"}
 
 
 async def test_nodes_that_redirect_to_each_other_are_not_asked_for_ever() -> None:
@@ -246,7 +246,7 @@ async def test_however_many_notice_that_something_is_wrong_one_asks() -> None:
         asked += 1
         await answer.wait()
 
-    learner = Learner(learn)
+    learner = TopologyRefresher(learn)
     waiting = [asyncio.create_task(learner.wait(timeout_s=5.0)) for _ in range(100)]
     await asyncio.sleep(0)
     answer.set()

@@ -169,7 +169,7 @@ async def test_a_reply_that_can_not_be_the_answer_closes_the_connection(answer: 
         store = RedisStore(url, timeout_s=60.0, max_connections=8)
         for times in (1, 2):
             with pytest.raises(StoreError) as failed:
-                await store.get_many([KEY], budget_s=60.0)
+                await store.get_many([KEY], timeout_s=60.0)
             assert failed.value.reason == "corrupt"
             while len(hung_up) < times:
                 await asyncio.sleep(0)
@@ -183,7 +183,7 @@ async def test_a_lie_while_connecting_closes_the_connection_too() -> None:
     async with lying(b"*1000000000\r\n") as (url, _):
         store = RedisStore(url.replace("redis://", "redis://user:password@"), timeout_s=60.0, max_connections=8)
         with pytest.raises(StoreError) as failed:
-            await store.get_many([KEY], budget_s=60.0)
+            await store.get_many([KEY], timeout_s=60.0)
         assert failed.value.reason == "corrupt"
         await store.aclose()
 

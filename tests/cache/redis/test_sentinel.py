@@ -100,10 +100,10 @@ async def test_sentinels_may_have_credentials_of_their_own(tmp_path: Path, progr
         store = RedisStore(url, timeout_s=5.0, max_connections=8)
         if reason is not None:
             with pytest.raises(StoreError) as refused:
-                await store.get_many([KEY], budget_s=5.0)
+                await store.get_many([KEY], timeout_s=5.0)
             assert refused.value.reason == reason
         else:
             await store.put_many({KEY: VALUE}, ttl_s=None, overwrite=False)
-            assert await store.get_many([KEY], budget_s=5.0) == {KEY: VALUE}
+            assert await store.get_many([KEY], timeout_s=5.0) == {KEY: VALUE}
         await store.aclose()
     servers.kill()

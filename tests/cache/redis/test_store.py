@@ -42,13 +42,13 @@ async def calls(admin: Redis, command: str) -> int:
 
 async def test_lookups_of_one_turn_ride_together(store: RedisStore, admin: Redis) -> None:
     before = await calls(admin, "mget")
-    await asyncio.gather(*(store.get_many([key(n)], budget_s=5.0) for n in range(100)))
+    await asyncio.gather(*(store.get_many([key(n)], timeout_s=5.0) for n in range(100)))
     assert await calls(admin, "mget") == before + 1
 
 
 async def test_a_long_lookup_goes_in_chunks_of_128(store: RedisStore, admin: Redis) -> None:
     before = await calls(admin, "mget")
-    await store.get_many([key(n) for n in range(300)], budget_s=5.0)
+    await store.get_many([key(n) for n in range(300)], timeout_s=5.0)
     assert await calls(admin, "mget") == before + 3
 
 
@@ -61,16 +61,16 @@ async def test_a_ttl_is_left_to_redis(store: RedisStore, admin: Redis) -> None:
 
 async def test_a_key_of_another_type_is_a_miss_and_can_be_overwritten(store: RedisStore, admin: Redis) -> None:
     await admin.rpush(name(1), "a", "b")
-    assert await store.get_many([key(1)], budget_s=5.0) == {}
+    assert await store.get_many([key(1)], timeout_s=5.0) == {}
     assert await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False) == {}
     await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=True)
-    assert await store.get_many([key(1)], budget_s=5.0) == {key(1): b"x"}
+    assert await store.get_many([key(1)], timeout_s=5.0) == {key(1): b"x"}
 
 
 async def test_a_key_of_another_type_does_not_keep_its_item_from_being_stored(store: RedisStore, admin: Redis) -> None:
     await admin.rpush(name(1), "a", "b")
     assert await store.put_many({key(1): b"x", key(2): b"x"}, ttl_s=100.0, overwrite=False) == {}
-    assert await store.get_many([key(1), key(2)], budget_s=5.0) == {key(1): b"x", key(2): b"x"}
+    assert await store.get_many([key(1), key(2)], timeout_s=5.0) == {key(1): b"x", key(2): b"x"}
     assert await admin.pttl(name(1)) > 0
 
 
@@ -78,7 +78,7 @@ async def test_while_redis_is_slow_replicas_answer_and_serve_one_vector_once_it_
     tmp_path: Path, program: str
 ) -> None:
     server = RedisServer(tmp_path, program=program)
-    caches = [make_cache(RedisStore(server.url, timeout_s=60.0, max_connections=8), budget_s=0.01) for _ in range(2)]
+    caches = [make_cache(RedisStore(server.url, timeout_s=60.0, max_connections=8), timeout_s=0.01) for _ in range(2)]
     for cache in caches:
         await cache.write({key(0): record(9.0)}, overwrite=False)  # it is connected
     server.process.send_signal(signal.SIGSTOP)
@@ -86,7 +86,7 @@ async def test_while_redis_is_slow_replicas_answer_and_serve_one_vector_once_it_
     assert [served(entries) for entries in mine] == [{key(1): b"[0.0,0.5]"}, {key(1): b"[1.0,0.5]"}]
     server.process.send_signal(signal.SIGCONT)
     await asyncio.gather(*map(written, caches))
-    answers = [served(cache.peek([key(1)], not_before=0, confirmed=True)) for cache in caches]
+    answers = [served(cache.peek([key(1)], min_stored_at_s=0, confirmed=True)) for cache in caches]
     assert answers[0] == answers[1] == served({key(1): mine[0][key(1)].standing})
     assert len(answers[0]) == 1
     for cache in caches:
@@ -116,7 +116,7 @@ async def test_a_full_redis_refuses_writes_and_still_reads(tmp_path: Path, progr
     with pytest.raises(StoreError) as refused:
         await store.put_many({key(1): b"y", key(2): b"y"}, ttl_s=None, overwrite=False)
     assert refused.value.reason == "refused"
-    assert await store.get_many([key(1), key(2)], budget_s=5.0) == {key(1): b"x"}
+    assert await store.get_many([key(1), key(2)], timeout_s=5.0) == {key(1): b"x"}
     await store.aclose()
     server.kill()
 
@@ -124,7 +124,7 @@ async def test_a_full_redis_refuses_writes_and_still_reads(tmp_path: Path, progr
 async def test_no_server_is_an_error_at_once(tmp_path: Path, program: str) -> None:
     store = RedisStore(f"redis://127.0.0.1:{free_port()}/0", timeout_s=5.0, max_connections=8)
     with pytest.raises(StoreError) as refused:
-        await store.get_many([key(1)], budget_s=5.0)
+        await store.get_many([key(1)], timeout_s=5.0)
     assert refused.value.reason == "connection"
     with pytest.raises(StoreError):
         await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False)
@@ -140,7 +140,7 @@ async def test_a_server_that_accepts_and_says_nothing_runs_out_of_time(tmp_path:
     port = silent.sockets[0].getsockname()[1]
     store = RedisStore(f"redis://127.0.0.1:{port}/0", timeout_s=0.05, max_connections=8)
     with pytest.raises(StoreError) as refused:
-        await store.get_many([key(1)], budget_s=5.0)
+        await store.get_many([key(1)], timeout_s=5.0)
     assert refused.value.reason == "timeout"
     await store.aclose()
     silent.close()
@@ -161,7 +161,7 @@ async def test_an_answer_that_makes_no_sense_is_the_stores_failure(answer: bytes
     store = RedisStore(f"redis://127.0.0.1:{port}/0", timeout_s=5.0, max_connections=8)
     for _ in range(2):
         with pytest.raises(StoreError):
-            await store.get_many([key(1)], budget_s=5.0)
+            await store.get_many([key(1)], timeout_s=5.0)
     await store.aclose()
     liar.close()
 
@@ -172,10 +172,10 @@ async def test_a_server_that_went_and_came_back_is_used_again(tmp_path: Path, pr
     await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False)
     server.kill()
     with pytest.raises(StoreError):
-        await store.get_many([key(1)], budget_s=5.0)
+        await store.get_many([key(1)], timeout_s=5.0)
     server.restart()
     await store.put_many({key(1): b"y"}, ttl_s=None, overwrite=False)
-    assert await store.get_many([key(1)], budget_s=5.0) == {key(1): b"y"}
+    assert await store.get_many([key(1)], timeout_s=5.0) == {key(1): b"y"}
     await store.aclose()
     server.kill()
 
@@ -190,7 +190,7 @@ async def test_a_server_that_became_read_only_is_connected_to_anew(tmp_path: Pat
         before = await admin.info("stats")
         with pytest.raises(StoreError, match="read only"):
             await store.put_many({key(2): b"x"}, ttl_s=None, overwrite=False)
-        assert await store.get_many([key(1)], budget_s=5.0) == {key(1): b"x"}
+        assert await store.get_many([key(1)], timeout_s=5.0) == {key(1): b"x"}
         after = await admin.info("stats")
     assert after["total_connections_received"] == before["total_connections_received"] + 1
     await store.aclose()

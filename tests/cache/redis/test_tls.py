@@ -74,10 +74,10 @@ async def test_a_private_authority_is_named_by_the_environment(
 ) -> None:
     store = RedisStore(url, timeout_s=5.0, max_connections=8)
     with pytest.raises(StoreError, match="CERTIFICATE_VERIFY_FAILED"):
-        await store.get_many([KEY], budget_s=5.0)
+        await store.get_many([KEY], timeout_s=5.0)
     await store.aclose()
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     store = RedisStore(url, timeout_s=5.0, max_connections=8)
     assert await store.put_many({KEY: VALUE}, ttl_s=None, overwrite=False) == {}
-    assert await store.get_many([KEY], budget_s=5.0) == {KEY: VALUE}
+    assert await store.get_many([KEY], timeout_s=5.0) == {KEY: VALUE}
     await store.aclose()

@@ -73,7 +73,7 @@ def asides(path: Path) -> list[Path]:
 
 
 async def get(store: SQLiteStore, *keys: bytes) -> dict[bytes, bytes]:
-    return await store.get_many(keys, budget_s=60.0)
+    return await store.get_many(keys, timeout_s=60.0)
 
 
 async def put(store: SQLiteStore, *keys: bytes) -> dict[bytes, bytes]:
@@ -108,7 +108,7 @@ async def test_a_slot_without_its_value_opens_no_circuit(filled: Path, open_stor
     for key in KEYS[:10]:
         await cache.write({key: record()}, overwrite=False)
     for key in KEYS[:10]:
-        assert served(cache.peek([key], not_before=0, confirmed=True)) == {key: b"[1.0,0.5]"}
+        assert served(cache.peek([key], min_stored_at_s=0, confirmed=True)) == {key: b"[1.0,0.5]"}
     assert cache._store._breakers["write"].state.value == "closed"
     assert metrics.store_unstored_items.labels("corrupt").value == 0
 
@@ -451,7 +451,7 @@ async def test_whatever_happens_to_the_file_an_item_that_is_asked_for_twice_is_a
         rounds += 1
         assert rounds < 8
         metrics = Metrics()
-        cache = make_cache(store, metrics=metrics, clock=clock, budget_s=60.0)
+        cache = make_cache(store, metrics=metrics, clock=clock, timeout_s=60.0)
         hits = 0
         keys = dice.sample(KEYS, len(KEYS))
         for start in range(0, len(keys), 50):

@@ -41,7 +41,7 @@ async def test_the_file_stays_within_its_limit_and_keeps_the_newest(sqlite_path:
         clock.now += 100
         await put(store, range(start, start + 100))
         assert sqlite_path.stat().st_size <= 16 * MIB + 4 * 32 * 1024
-    kept = await store.get_many([key(n) for n in range(12_000)], budget_s=5.0)
+    kept = await store.get_many([key(n) for n in range(12_000)], timeout_s=5.0)
     await store.aclose()
     batches = sorted(int.from_bytes(kept_key, "big") // 100 for kept_key in kept)
     # Entries of one batch are equally old; of older batches none is left, of newer ones none is missing.
@@ -55,7 +55,7 @@ async def test_what_was_read_last_stays_longest(sqlite_path: Path) -> None:
     await put(store, range(100))
     for start in range(100, 6000, 100):
         clock.now += 100
-        assert len(await store.get_many([key(n) for n in range(100)], budget_s=5.0)) == 100
+        assert len(await store.get_many([key(n) for n in range(100)], timeout_s=5.0)) == 100
         await put(store, range(start, start + 100))
     await store.aclose()
 
@@ -80,7 +80,7 @@ async def test_overwriting_with_larger_values_makes_room_for_them(sqlite_path: P
         now += start == turns_at
         large = {key(n): b"l" * 30_000 for n in range(start, start + 50)}
         await store.put_many(large, ttl_s=None, overwrite=True)
-        assert await store.get_many(list(large), budget_s=5.0) == large
+        assert await store.get_many(list(large), timeout_s=5.0) == large
     await store.aclose()
     # What is over is what was written at last: pages are freed after it.
     assert sqlite_path.stat().st_size <= 16 * MIB + 50 * 32 * 1024 + MIB
@@ -105,7 +105,7 @@ async def fill_by_the_larger(path: Path, clock: Clock) -> SQLiteStore:
 
 
 async def entries(store: SQLiteStore) -> int:
-    return len(await store.get_many([key(n) for n in range(1000)], budget_s=60.0))
+    return len(await store.get_many([key(n) for n in range(1000)], timeout_s=60.0))
 
 
 async def test_the_larger_limit_holds_while_it_is_in_use(sqlite_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -128,7 +128,7 @@ async def test_a_limit_is_in_use_while_its_process_only_reads(sqlite_path: Path)
     clock = Clock()
     await (await fill_by_the_larger(sqlite_path, clock)).aclose()
     reader = SQLiteStore(sqlite_path, limit_bytes=16 * MIB, clock=clock)
-    await reader.get_many([key(1)], budget_s=60.0)
+    await reader.get_many([key(1)], timeout_s=60.0)
     assert reader._touching is not None
     await asyncio.wrap_future(reader._touching)
     smaller = SQLiteStore(sqlite_path, limit_bytes=2 * MIB, clock=clock)
@@ -177,7 +177,7 @@ async def test_what_was_answered_before_a_kill_is_there_after_it(sqlite_path: Pa
     writer.wait()
     writer.stdout.close()
     store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
-    found = await store.get_many([key(n) for n in done], budget_s=5.0)
+    found = await store.get_many([key(n) for n in done], timeout_s=5.0)
     await put(store, range(10_000, 10_010))
     await store.aclose()
     assert found == {key(n): n.to_bytes(4, "big") * 1500 for n in done}
@@ -222,12 +222,12 @@ async def test_a_process_goes_on_with_the_new_file_when_another_has_set_the_old_
     store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
     await put(store, range(-100, 0))
     write(range(50, 150))
-    found = await store.get_many([key(n) for n in range(-100, 150)], budget_s=60.0)
+    found = await store.get_many([key(n) for n in range(-100, 150)], timeout_s=60.0)
     writer.stdin.close()
     writer.wait()  # the last connection to a file deletes its log
     writer.stdout.close()
     await put(store, range(-200, -100))
-    assert len(await store.get_many([key(n) for n in range(-200, 0)], budget_s=60.0)) == 200
+    assert len(await store.get_many([key(n) for n in range(-200, 0)], timeout_s=60.0)) == 200
     await store.aclose()
     assert set(found) == {key(n) for n in range(-100, 150) if not 0 <= n < 50}
     with sqlite3.connect(sqlite_path) as connection:
@@ -244,7 +244,7 @@ async def test_somebodys_database_is_left_alone(sqlite_path: Path) -> None:
     with pytest.raises(StoreError, match="something else"):
         await put(store, range(1))
     with pytest.raises(StoreError, match="something else"):
-        await store.get_many([key(1)], budget_s=5.0)
+        await store.get_many([key(1)], timeout_s=5.0)
     await store.aclose()
     assert sqlite_path.read_bytes() == before
 
@@ -252,7 +252,7 @@ async def test_somebodys_database_is_left_alone(sqlite_path: Path) -> None:
 async def test_a_file_that_is_no_database_is_kept_under_another_name(sqlite_path: Path) -> None:
     sqlite_path.write_bytes(b"precious notes" * 1000)
     store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
-    assert await store.get_many([key(1)], budget_s=5.0) == {}
+    assert await store.get_many([key(1)], timeout_s=5.0) == {}
     await put(store, range(1))
     await store.aclose()
     (aside,) = sqlite_path.parent.glob("cache.sqlite3.damaged-*")
@@ -263,7 +263,7 @@ async def test_a_folder_that_cannot_be_made_is_an_error_of_the_store(tmp_path: P
     (tmp_path / "file").write_text("in the way")
     store = SQLiteStore(tmp_path / "file" / "cache.sqlite3", limit_bytes=64 * MIB)
     with pytest.raises(StoreError) as refused:
-        await store.get_many([key(1)], budget_s=5.0)
+        await store.get_many([key(1)], timeout_s=5.0)
     await store.aclose()
     assert refused.value.reason == "refused"
 
@@ -272,8 +272,8 @@ async def test_a_store_that_could_not_be_opened_is_tried_again(sqlite_path: Path
     sqlite_path.mkdir()
     store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
     with pytest.raises(StoreError):
-        await store.get_many([key(1)], budget_s=5.0)
+        await store.get_many([key(1)], timeout_s=5.0)
     sqlite_path.rmdir()
     await put(store, range(3))
-    assert len(await store.get_many([key(n) for n in range(3)], budget_s=5.0)) == 3
+    assert len(await store.get_many([key(n) for n in range(3)], timeout_s=5.0)) == 3
     await store.aclose()
