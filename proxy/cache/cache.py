@@ -16,6 +16,7 @@ from proxy.cache.memory import Certainty, Entry, Memory, standing
 from proxy.cache.store import Store
 from proxy.protocol import records
 from proxy.protocol.records import InvalidRecord, Record, RecordKey
+from proxy.tasks import TaskSet, log_to
 from proxy.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Cache:
         self._invalid = InvalidRecords(metrics)
         self._ttl_s = ttl_s
         self._clock = clock
-        self._writing: set[_Writing] = set()
+        self._writes = TaskSet(log_to(_log, "a write to the store"))
         # Entries that were handed out before their write had ended. Memory may evict them meanwhile.
         self._pending: dict[bytes, tuple[Entry, _Writing]] = {}
 
@@ -88,18 +89,18 @@ class Cache:
     async def leasing(self) -> AsyncIterator[Lease]:
         """Leases on keys that are to be fetched, renewed for as long as the block lasts and then given up."""
         lease = self._store.lease()
-        renewing = asyncio.create_task(lease.renew())
+        renewals = TaskSet(log_to(_log, "the renewal of leases"))
+        renewals.start(lease.renew())
         try:
             yield lease
         finally:
-            renewing.cancel()
-            await asyncio.wait([renewing])
+            await renewals.aclose()
             await lease.release()
 
     async def aclose(self) -> None:
         """Finish the writes under way, then close the store."""
         try:
-            await asyncio.gather(*self._writing, return_exceptions=True)
+            await self._writes.join()
         finally:
             self._store.log_unstored()
         await self._store.aclose()
@@ -251,19 +252,15 @@ class Cache:
             is_repeated=is_repeated,
         )
         self._store.backlog.began(offer.size)
-        writing = asyncio.create_task(self._write(offer))
-        self._writing.add(writing)
+        writing = self._writes.start(self._write(offer))
         writing.add_done_callback(partial(self._written, offer))
         return writing
 
     def _written(self, offer: _Offer, writing: _Writing) -> None:
         self._store.backlog.ended(offer.size)
-        self._writing.discard(writing)
         for key in offer.entries:
             if key in self._pending and self._pending[key][1] is writing:
                 del self._pending[key]
-        if not writing.cancelled() and (error := writing.exception()) is not None:
-            _log.error("unexpected error in a write to the store", exc_info=error)
 
     async def _write(self, offer: _Offer) -> None:
         """Write, and settle each entry by what the store says."""

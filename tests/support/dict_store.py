@@ -111,5 +111,4 @@ async def look_up(cache: Cache, *keys: bytes) -> dict[bytes, bytes]:
 
 async def written(cache: Cache) -> None:
     """Until no write is under way."""
-    while cache._writing:
-        await asyncio.wait(cache._writing)
+    await cache._writes.join()

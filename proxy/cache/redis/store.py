@@ -4,6 +4,7 @@ Start-up does not connect: a Redis that is down or comes later costs hits, nothi
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 
@@ -20,6 +21,9 @@ from proxy.cache.redis.sentinel import Master
 from proxy.cache.redis.topology import OneServer, Servers
 from proxy.cache.store import NOTHING
 from proxy.errors import StoreError
+from proxy.tasks import TaskSet, log_to
+
+_log = logging.getLogger(__name__)
 
 _PREFIX = "embedding:"
 _LEASE_PREFIX = "embedding-lease:"
@@ -40,6 +44,7 @@ class RedisStore:
         self._servers = _open(redis_url.parse(url), timeout_s=timeout_s, max_connections=max_connections)
         self._timeout_s = timeout_s
         self._gathering: dict[Address, _Chunk] = {}
+        self._reads = TaskSet(log_to(_log, "a read from Redis"))
 
     async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
         results = await self._values_of(keys, timeout_s=timeout_s)
@@ -77,8 +82,7 @@ class RedisStore:
             chunk = self._gathering.get(server)
             if chunk is None or len(chunk.names) >= _KEYS_PER_COMMAND:
                 chunk = self._gathering[server] = _Chunk()
-                chunk.task = asyncio.create_task(self._read(server, chunk))
-                chunk.task.add_done_callback(_retrieve)
+                chunk.task = self._reads.start(self._read(server, chunk))
             chunk.names[name] = None
             places.setdefault(chunk, []).append(key)
         return places
@@ -239,12 +243,6 @@ class _Chunk:
         self.names: dict[str, None] = {}
         self.results: dict[str, object] = {}
         self.task: asyncio.Task[None]
-
-
-def _retrieve(task: "asyncio.Task[None]") -> None:
-    """Everyone who waited may be gone; then nobody else would look at the exception, and asyncio complain of it."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _open(url: RedisURL, *, timeout_s: float, max_connections: int) -> Servers:
