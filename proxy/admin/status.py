@@ -6,15 +6,13 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Protocol, TypeVar
 
+from proxy.labels import BREAKER_STATES, FROM_CACHE, RequestOutcome
 from proxy.protocol.records import FORGED
 
 STEP_S = 10.0  # between two samples of the history
 _STEPS = 60
 RECENT_S = 300.0
 _MAX_MODELS = 10
-_BREAKER_STATES = ("closed", "half-open", "open")  # by the gauge's value
-# Results of items that the upstream was not asked for on their behalf.
-_FROM_CACHE = ("memory", "store", "duplicate", "joined")
 
 _K = TypeVar("_K")
 
@@ -186,7 +184,7 @@ class History:
     def _step(self, now_s: float, counts: Counts) -> Step:
         then_s, earlier = self._samples[-1]
         grown = counts.since(earlier)
-        from_cache = sum(grown.items.get(result, 0) for result in _FROM_CACHE)
+        from_cache = sum(grown.items.get(result, 0) for result in FROM_CACHE)
         return Step(
             seconds=now_s - then_s,
             requests=int(sum(buckets[inf] for buckets in grown.seconds.values())),
@@ -224,7 +222,9 @@ def window(counts: Counts, seconds: float) -> Window:
     return Window(
         seconds=seconds,
         requests=requests,
-        request_hit_rate=_share(requests.get("hit", 0), sum(requests.values()) - requests.get("error", 0)),
+        request_hit_rate=_share(
+            requests.get(RequestOutcome.HIT, 0), sum(requests.values()) - requests.get(RequestOutcome.ERROR, 0)
+        ),
         items=items,
         item_hit_rate=_item_hit_rate(items),
         tokens=_whole(counts.tokens),
@@ -252,7 +252,7 @@ def status_of(
         history=history.steps(now_s, counts),
         models=_models(samples),
         breakers={
-            circuit: _BREAKER_STATES[int(state)]
+            circuit: BREAKER_STATES[int(state)].value
             for circuit, state in samples.by("embedding_proxy_breaker_state", "circuit").items()
         },
         upstreams=_upstreams(samples, about.upstreams),
@@ -365,7 +365,7 @@ def _latency(buckets: Buckets) -> Latency:
 
 
 def _item_hit_rate(items: Mapping[str, int]) -> float | None:
-    return _share(sum(items.get(result, 0) for result in _FROM_CACHE), sum(items.values()))
+    return _share(sum(items.get(result, 0) for result in FROM_CACHE), sum(items.values()))
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 from proxy.admin.status import Latency, Status, Window
+from proxy.labels import OUTCOMES, ItemResult
 
 _NONE = "-"
-_OUTCOMES = ("hit", "partial", "miss", "bypass", "error")
-_RESULTS = ("memory", "store", "duplicate", "joined", "upstream", "bypass")
 _NAME_WIDTH = 24
 _MODELS = 5
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -38,7 +37,7 @@ def _totals(status: Status) -> list[str]:
         ("items from cache", *(_percent(of.item_hit_rate) for of in windows)),
         ("requests from cache", *(_percent(of.request_hit_rate) for of in windows)),
         ("requests", *(f"{sum(of.requests.values()):,}" for of in windows)),
-        *((f"items: {result}", *(f"{of.items.get(result, 0):,}" for of in windows)) for result in _RESULTS),
+        *((f"items: {result}", *(f"{of.items.get(result, 0):,}" for of in windows)) for result in ItemResult),
         *((f"tokens {kind}", *(f"{of.tokens.get(kind, 0):,}" for of in windows)) for kind in ("saved", "billed")),
     ]
     if status.since_start.cost:
@@ -48,7 +47,7 @@ def _totals(status: Status) -> list[str]:
 
 def _latencies(window: Window) -> list[str]:
     rows: list[Row] = [(f"last {_lasting(window.seconds)}", "requests", "p50", "p95", "p99")]
-    for outcome in _OUTCOMES:
+    for outcome in OUTCOMES:
         of = window.latency[outcome]
         rows.append((outcome, f"{of.count:,}", *(_took(s, of) for s in (of.p50_s, of.p95_s, of.p99_s))))
     return _aligned(rows)

@@ -8,16 +8,16 @@ from prometheus_client import CollectorRegistry, Gauge, Metric
 from prometheus_client.exposition import generate_latest
 
 from proxy import __version__
+from proxy.breaker import State
+from proxy.labels import BREAKER_STATES, OUTCOMES, ItemResult
 from proxy.protocol.records import Flaw
-from proxy.telemetry.counters import Counter, CounterChild, Histogram
+from proxy.telemetry.counters import Counter, CounterChild, Histogram, HistogramChild
 
-OUTCOMES = ("hit", "partial", "miss", "bypass", "error")
-ITEM_RESULTS = ("memory", "store", "duplicate", "joined", "upstream", "bypass")
 STAGES = ("parse", "lookup", "wait", "slot", "upstream", "assemble")
 # Models that have a label of their own; the rest are `other`. A series is for ever, and costs the Prometheus too.
 _MAX_MODELS, _MAX_LABEL, _OTHER = 50, 128, "other"
 _MAX_HEADERS = 16  # likewise
-_BREAKER_STATES = {"closed": 0, "half-open": 1, "open": 2}
+_BREAKER_GAUGE = {state.value: gauge for gauge, state in enumerate(BREAKER_STATES)}
 _MILLION = 1_000_000
 
 # A hit takes tenths of a millisecond, an upstream's slowest answer minutes.
@@ -44,7 +44,9 @@ class ModelCounters:
         self._label = label
         self._price = price
         self._requests = metrics.requests_by_label
-        self.items = {result: metrics.items.labels(result, label) for result in ITEM_RESULTS}
+        self.items: dict[str, CounterChild] = {
+            result: metrics.items.labels(result.value, label) for result in ItemResult
+        }
         self.tokens = {kind: metrics.tokens.labels(kind, label) for kind in ("billed", "saved")}
         if price is not None:
             self.cost_billed, self.cost_saved = (metrics.cost.labels(kind, label) for kind in ("billed", "saved"))
@@ -95,8 +97,9 @@ class Metrics:
             buckets=_LATENCY_S,
             registry=registry,
         )
-        self._durations = durations
-        self.request_seconds = {outcome: durations.labels(outcome) for outcome in OUTCOMES}
+        self.request_seconds: dict[str, HistogramChild] = {
+            outcome: durations.labels(outcome.value) for outcome in OUTCOMES
+        }
         stages = Histogram(
             "embedding_proxy_stage_duration_seconds",
             "Where a request's time goes. Of each request that is not relayed unread: parse, reading and identifying"
@@ -276,7 +279,7 @@ class Metrics:
         for flaw in Flaw:
             self.store_invalid_records.labels(flaw.value)
         for circuit in ("store_read", "store_write"):
-            self.breaker(circuit, "closed")
+            self.breaker(circuit, State.CLOSED.value)
 
     def _add_memory(self, registry: CollectorRegistry) -> None:
         self._memory_bytes = Gauge(
@@ -314,7 +317,7 @@ class Metrics:
         name = outcome, status, model
         child = self._request_children.get(name)
         if child is None:
-            child = self._request_children[name] = self._requests.labels(outcome, str(status), model)
+            child = self._request_children[name] = self._requests.labels(str(outcome), str(status), model)
         return child
 
     def varying_header(self, name: str, misses: int) -> None:
@@ -347,7 +350,7 @@ class Metrics:
         self._memory_limit_bytes.set(limit_bytes)
 
     def breaker(self, circuit: str, state: str) -> None:
-        self._breakers.labels(circuit).set(_BREAKER_STATES[state])
+        self._breakers.labels(circuit).set(_BREAKER_GAUGE[state])
 
     def families(self) -> Iterable[Metric]:
         """All of them, as they stand."""

@@ -21,7 +21,8 @@ from proxy.admin.status import (
     quantile,
     status_of,
 )
-from proxy.telemetry.metrics import OUTCOMES, Metrics
+from proxy.labels import OUTCOMES
+from proxy.telemetry.metrics import Metrics
 
 ABOUT = About(
     version="1.2.3",

@@ -1,0 +1,79 @@
+"""The fixed words for how requests and items ended (pure).
+
+Metric labels, the access log, traces, ``status.json`` and response headers all use these values. They are part of the
+proxy's interface: dashboards and alerts match on them.
+"""
+
+from enum import StrEnum
+
+from proxy.breaker import State
+
+
+class RequestOutcome(StrEnum):
+    """Outcome of one request on the data port."""
+
+    HIT = "hit"  # no item was fetched, except to validate a credential
+    PARTIAL = "partial"  # some items were fetched
+    MISS = "miss"  # all items were fetched
+    BYPASS = "bypass"  # relayed unread, whatever the upstream responded
+    ERROR = "error"
+    # Not on the embeddings route, so in the access log and in traces only.
+    PASS = "pass"  # noqa: S105 - passed through
+    PREFLIGHT = "preflight"  # CORS
+
+
+# Outcomes of requests on the embeddings route.
+OUTCOMES = (
+    RequestOutcome.HIT,
+    RequestOutcome.PARTIAL,
+    RequestOutcome.MISS,
+    RequestOutcome.BYPASS,
+    RequestOutcome.ERROR,
+)
+
+
+class ItemResult(StrEnum):
+    """Where the vector of one input item came from."""
+
+    MEMORY = "memory"
+    STORE = "store"
+    DUPLICATE = "duplicate"  # the same item is in the request more than once
+    JOINED = "joined"  # another request was already fetching it
+    UPSTREAM = "upstream"
+    BYPASS = "bypass"  # the request was relayed unread
+
+
+# The upstream was not asked for these on behalf of the request that counts them.
+FROM_CACHE = (ItemResult.MEMORY, ItemResult.STORE, ItemResult.DUPLICATE, ItemResult.JOINED)
+
+
+class BypassReason(StrEnum):
+    """Why a request can't be cached item by item: it is keyed by its whole body, or relayed unread."""
+
+    CONTENT_ENCODING = "content-encoding"
+    CONTENT_TYPE = "content-type"
+    CROSS_ITEM = "cross-item"  # a vector may depend on the request's other items
+    DUPLICATE_KEY = "duplicate-key"  # of a JSON object
+    EMPTY_ITEM = "empty-item"
+    ENCODING = "encoding"  # of the vectors
+    INEXACT_NUMBER = "inexact-number"
+    INPUT_FORM = "input-form"
+    LIST_PARAMETER = "list-parameter"
+    MODEL = "model"  # missing or no string
+    MULTI_VECTOR = "multi-vector"  # several vectors an item
+    NOT_AN_OBJECT = "not-an-object"
+    NOT_JSON = "not-json"
+    OTHER_ROUTE = "other-route"  # the model's upstream has another API
+    REMOTE_MEDIA = "remote-media"  # what the URL refers to may change
+    SIGNED_BODY = "signed-body"
+    STREAM = "stream"
+    TOKEN_RANGE = "token-range"  # noqa: S105
+    TOO_COMPLEX = "too-complex"
+    TOO_DEEP = "too-deep"
+    TOO_MANY_ITEMS = "too-many-items"
+    UNKNOWN_FIELD = "unknown-field"
+    UPSTREAM_CACHE = "upstream-cache"  # it controls a cache of the upstream
+
+
+# A circuit breaker's states, indexed by the value of its gauge.
+BREAKER_STATES = (State.CLOSED, State.HALF_OPEN, State.OPEN)
