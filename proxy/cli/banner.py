@@ -7,7 +7,7 @@ import orjson
 from proxy import __version__
 from proxy.config import parsing
 from proxy.config.settings import THIS_MACHINE, UNIX, Settings, UpstreamSetting
-from proxy.protocol.providers import PROVIDERS, Form
+from proxy.protocol.providers import PROVIDERS, InputFormat
 from proxy.upstream import base_urls
 
 _HELLO = "hello, world"
@@ -33,7 +33,7 @@ def text_of(settings: Settings, base_url: str, admin_url: str) -> str:
 
     {curl} -i -w '\\n' {base_url}/embeddings {key.header}-H "Content-Type: application/json" \\
       -d '{_body(own)}'
-{_python(settings, base_url, key) if own.provider.takes_sdk else ""}
+{_python(settings, base_url, key) if own.provider.accepts_openai_sdk else ""}
   Stop with Ctrl-C.
 """
 
@@ -88,8 +88,8 @@ def _model(own: UpstreamSetting) -> str:
 
 def _body(own: UpstreamSetting) -> str:
     """A request that this upstream takes."""
-    given: Any = _HELLO if Form.TEXT in own.provider.inputs else [_HELLO]
-    body = {"model": _model(own), "input": given, **own.provider.needed}
+    given: Any = _HELLO if InputFormat.TEXT in own.provider.inputs else [_HELLO]
+    body = {"model": _model(own), "input": given, **own.provider.required_fields}
     if own.is_demo:
         body["dimensions"] = 8
     return orjson.dumps(body).decode().replace('":', '": ').replace(',"', ', "')
@@ -102,7 +102,7 @@ def _python(settings: Settings, base_url: str, key: _Key) -> str:
         path = settings.host.removeprefix(UNIX)
         client = f', http_client=httpx.Client(transport=httpx.HTTPTransport(uds="{path}"))'
     own = settings.upstream
-    needed = f", extra_body={dict(own.provider.needed)!r}" if own.provider.needed else ""
+    needed = f", extra_body={dict(own.provider.required_fields)!r}" if own.provider.required_fields else ""
     return f"""
   Or from Python (pip install {packages}):
 
