@@ -8,11 +8,11 @@ import re
 from typing import NamedTuple
 
 from proxy.access.client_keys import ClientKeys
-from proxy.config.settings import THIS_MACHINE
 from proxy.errors import Unauthorized
 from proxy.protocol import assertions, headers, identities, query
 from proxy.protocol.cors import origin_of
 from proxy.protocol.headers import Headers
+from proxy.protocol.hosts import LOOPBACK_HOSTS
 from proxy.protocol.identities import Identity
 from proxy.protocol.keys import Fields
 from proxy.upstream.router import Origin
@@ -131,7 +131,7 @@ def _forbid_web_pages(given: Headers, allowed: frozenset[str]) -> None:
     ):
         raise Unauthorized("This proxy holds a key, and answers no web page that --cors-origins does not name.")
     host = given.get("Host", "").rpartition(":")[0] or given.get("Host", "")
-    if host.strip("[]").lower() not in THIS_MACHINE:
+    if host.strip("[]").lower() not in LOOPBACK_HOSTS:
         raise Unauthorized("This proxy holds a key, and is reached as localhost only.")
 
 
