@@ -23,7 +23,7 @@ from proxy.cache.cache import Cache
 from proxy.cache.memory import Memory
 from proxy.cache.sqlite.store import SQLiteStore
 from proxy.cache.store import NoStore, Store
-from proxy.config.settings import THIS_MACHINE, Settings, StoreSetting, UpstreamSetting
+from proxy.config.settings import Settings, StoreSetting, UpstreamSetting
 from proxy.dispatch import Dispatcher
 from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.responses import ResponseBuilder
@@ -38,6 +38,7 @@ from proxy.http.malformed import HTTP_LOG, MAX_FIELD_BYTES, MAX_FIELDS, MAX_TARG
 from proxy.http.server import SWEEP_S, Server, require_strict_parser
 from proxy.periodic import every
 from proxy.protocol.cors import Cors
+from proxy.protocol.hosts import LOOPBACK_HOSTS
 from proxy.protocol.records import RecordKey
 from proxy.telemetry.access_log import FLUSH_S, RequestLog
 from proxy.telemetry.metrics import Metrics
@@ -63,7 +64,7 @@ _RENEWAL_S = 60.0
 # Connections upstream and to the store, files, and the like.
 _OTHER_FILES = 768
 _FEWEST_CONNECTIONS = 128
-_LOCAL = THIS_MACHINE | {"0.0.0.0", "::"}  # noqa: S104 - compared with, not listened on
+_LOCAL = LOOPBACK_HOSTS | {"0.0.0.0", "::"}  # noqa: S104 - compared with, not listened on
 
 
 class Lifecycle:
@@ -206,7 +207,7 @@ def _neutral_at_all(settings: Settings) -> frozenset[str]:
 
 def _forbid_itself(settings: Settings, base_url: str) -> None:
     own = urlsplit(base_url)
-    names = {own.hostname} | (THIS_MACHINE if settings.host in _LOCAL else set())
+    names = {own.hostname} | (LOOPBACK_HOSTS if settings.host in _LOCAL else set())
     for setting in settings.upstreams:
         proxy = setting.egress.proxy
         for what, url in (("upstream", setting.base_url), ("forward proxy", proxy.url if proxy else "")):

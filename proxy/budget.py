@@ -11,7 +11,7 @@ class Tenant(NamedTuple):
     """Whose use is counted together. ``name`` is equal for all requests with one credential or client key."""
 
     name: bytes
-    is_stranger: bool = False  # no upstream has accepted the credential in this process, and no list names it
+    is_unverified: bool = False  # no upstream has accepted the credential in this process, and no list names it
 
 
 @dataclass(slots=True)
@@ -27,16 +27,16 @@ class Budget:
 
     A tenant with several requests may have as much as remains free after it took it: alone at most half, and each of
     n greedy tenants at most 1 / (n + 1). A tenant with one request may have all that is free, since there is nothing
-    of its own to wait for. Strangers follow the same rule within ``strangers_limit``: credentials are free to make up.
+    of its own to wait for. Strangers follow the same rule within ``unverified_limit``: credentials are free to make up.
     """
 
-    def __init__(self, limit: int, what: str, *, strangers_limit: int) -> None:
+    def __init__(self, limit: int, what: str, *, unverified_limit: int) -> None:
         self.limit = limit
         self.used = 0
         self._what = what
         self._accounts: dict[Tenant, _Account] = {}
-        self._strangers_limit = strangers_limit
-        self._used_by_strangers = 0
+        self._unverified_limit = unverified_limit
+        self._used_by_unverified = 0
 
     def __repr__(self) -> str:
         return f"<Budget {self.used} of {self.limit} {self._what} used by {len(self._accounts)} tenants>"
@@ -74,15 +74,15 @@ class Budget:
 
     def _add(self, tenant: Tenant, amount: int) -> None:
         self.used += amount
-        if tenant.is_stranger:
-            self._used_by_strangers += amount
+        if tenant.is_unverified:
+            self._used_by_unverified += amount
 
     def _is_fair(self, tenant: Tenant, account: _Account, own: int, amount: int) -> bool:
         has_others = account.used > own
         after = account.used + amount
         if has_others and after > self.limit - self.used - amount:
             return False
-        if not tenant.is_stranger or self._used_by_strangers == own:
+        if not tenant.is_unverified or self._used_by_unverified == own:
             return True
-        left = self._strangers_limit - self._used_by_strangers - amount
+        left = self._unverified_limit - self._used_by_unverified - amount
         return left >= (after if has_others else 0)

@@ -18,7 +18,7 @@ from proxy.http.server import Connection
 from proxy.passthrough.relay import is_websocket, relay, relay_websocket
 from proxy.protocol import headers
 from proxy.protocol.cors import is_preflight, origin_of
-from proxy.protocol.targets import may_embed, shown
+from proxy.protocol.targets import is_embeddings_like, loggable_path
 from proxy.telemetry.access_log import Line, RequestIds, RequestLog, trace_id
 from proxy.telemetry.tracing import Traces
 from proxy.upstream.router import Origin, Router
@@ -109,7 +109,7 @@ class Dispatcher:
         progress.repeated(repeat)
         self._embeddings.count(progress, _OK, started_s)
         self._end(progress, progress.span.trace_id, _OK, started_s)
-        detail, cors = detail_of(known.spec), known.origin.cors.head_of_hit()
+        detail, cors = detail_of(known.spec), known.origin.cors.hit_header_lines()
         head = head_of_hit(body, saved_tokens, progress.request_id, detail=detail, cors=cors)
         return head, body
 
@@ -166,7 +166,7 @@ class Dispatcher:
             progress.span.on_route(_EMBEDDINGS)
             return await self._embeddings.handle(request, progress)
         url = _relayed_url(request, self._origins.default)
-        if request.method == "POST" and request.body_exists and may_embed(target):
+        if request.method == "POST" and request.body_exists and is_embeddings_like(target):
             self._tell_uncached(target)
             if self._origins.are_several:  # the texts may be meant for one of them alone
                 return await self._embeddings.handle(request, progress)
@@ -183,7 +183,7 @@ class Dispatcher:
         """Answer a CORS preflight, or let the upstream do so, which sees it without the key that the proxy holds."""
         self._access.admit_preflight(request.headers)
         origin, page = self._origins.default, origin_of(request.headers)
-        if origin.cors.answers_preflights:
+        if origin.cors.handles_preflights:
             if not origin.cors.allows(page):
                 raise OriginNotAllowed("This proxy's --cors-origins does not name the origin of the page that asks.")
             return web.Response(status=_NO_CONTENT, headers=origin.cors.preflight(request.headers))
@@ -236,7 +236,7 @@ class Dispatcher:
 
     def _tell_uncached(self, target: str) -> None:
         """Say once for each path what would be cached; it is a client's, so it is shown in part."""
-        path = shown(target)
+        path = loggable_path(target)
         if path in self._said or len(self._said) >= _MAX_SAID:
             return
         self._said.add(path)

@@ -11,11 +11,11 @@ from proxy.errors import Overloaded
 
 LIMIT = 1000
 KNOWN = [Tenant(bytes([n])) for n in range(200)]
-STRANGERS = [Tenant(bytes([n]), is_stranger=True) for n in range(200)]
+STRANGERS = [Tenant(bytes([n]), is_unverified=True) for n in range(200)]
 
 
 def new() -> Budget:
-    return Budget(LIMIT, "units", strangers_limit=LIMIT // 2)
+    return Budget(LIMIT, "units", unverified_limit=LIMIT // 2)
 
 
 def fill(budget: Budget, tenant: Tenant, amount: int = 1) -> int:
@@ -96,8 +96,8 @@ def test_more_than_the_limit_is_for_who_is_alone() -> None:
 def test_what_is_given_back_is_what_was_taken(steps: list[tuple[int, bool, int, int, bool]]) -> None:
     budget = new()
     taken: Counter[tuple[Tenant, int]] = Counter()
-    for number, is_stranger, request, amount, gives_back in steps:
-        tenant = Tenant(bytes([number]), is_stranger)
+    for number, is_unverified, request, amount, gives_back in steps:
+        tenant = Tenant(bytes([number]), is_unverified)
         if gives_back:
             less = min(amount, taken[tenant, request])
             budget.give_back(tenant, request, less)
@@ -112,4 +112,4 @@ def test_what_is_given_back_is_what_was_taken(steps: list[tuple[int, bool, int, 
     for (tenant, request), amount in taken.items():
         budget.give_back(tenant, request, amount)
     assert repr(budget) == f"<Budget 0 of {LIMIT} units used by 0 tenants>"
-    assert budget._used_by_strangers == 0
+    assert budget._used_by_unverified == 0

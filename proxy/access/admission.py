@@ -8,11 +8,11 @@ import re
 from typing import NamedTuple
 
 from proxy.access.client_keys import ClientKeys
-from proxy.config.settings import THIS_MACHINE
 from proxy.errors import Unauthorized
 from proxy.protocol import assertions, headers, identities, query
 from proxy.protocol.cors import origin_of
 from proxy.protocol.headers import Headers
+from proxy.protocol.hosts import LOOPBACK_HOSTS
 from proxy.protocol.identities import Identity
 from proxy.protocol.keys import Fields
 from proxy.upstream.router import Origin
@@ -98,7 +98,7 @@ class Access:
         """
         return self.is_shared or upstream.cors.knows(origin_of(given))
 
-    def payer(self, own: Identity, admission: Admission) -> Fields:
+    def tenant_fields(self, own: Identity, admission: Admission) -> Fields:
         """Whose share of the proxy a request uses: of the fields that look like credentials the API key alone counts,
         since anybody can add further ones to a good key. ``own`` is the client's own identity."""
         if admission.client is not None:
@@ -108,7 +108,7 @@ class Access:
                 return found
         return own.credentials
 
-    def is_stranger(self, admission: Admission, *, has_been_accepted: bool) -> bool:
+    def is_unverified(self, admission: Admission, *, has_been_accepted: bool) -> bool:
         """Whether nobody has vouched for a credential: no list, no upstream."""
         return not (self.owns_key or admission.client is not None or has_been_accepted)
 
@@ -118,7 +118,7 @@ class Access:
             return _EVERYBODY
         return assertions.scope_of(identity.credentials)
 
-    def is_shared_by(self, identity: Identity) -> bool:
+    def is_shared_scope(self, identity: Identity) -> bool:
         """Whether others, with other credentials, see the same entries."""
         return self.is_shared or self.scope(identity) != identity.credentials
 
@@ -131,7 +131,7 @@ def _forbid_web_pages(given: Headers, allowed: frozenset[str]) -> None:
     ):
         raise Unauthorized("This proxy holds a key, and answers no web page that --cors-origins does not name.")
     host = given.get("Host", "").rpartition(":")[0] or given.get("Host", "")
-    if host.strip("[]").lower() not in THIS_MACHINE:
+    if host.strip("[]").lower() not in LOOPBACK_HOSTS:
         raise Unauthorized("This proxy holds a key, and is reached as localhost only.")
 
 

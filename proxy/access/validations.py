@@ -13,7 +13,7 @@ from proxy.upstream.router import Origin
 
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 401, 403, 404
 # What an upstream answers to a key it does not take.
-KEY_REFUSALS = frozenset({_UNAUTHORIZED, _FORBIDDEN})
+CREDENTIAL_REFUSALS = frozenset({_UNAUTHORIZED, _FORBIDDEN})
 # A client can have any number of credentials accepted or refused, at any number of places: of any length, with an
 # upstream that does not check them.
 _MAX_ACCEPTED_BYTES, _MAX_REFUSED_BYTES, _MAX_PLACE = 32 * 1024**2, 64 * 1024**2, 4096
@@ -30,7 +30,9 @@ class CredentialId(NamedTuple):
     """A client at one upstream, by MACs that can't be read back."""
 
     tenant: bytes  # equal for all requests with one API key: whose share of the proxy they use
-    name: bytes  # differs with everything that the upstream may judge: all credentials, and where they are routed
+    credentials_mac: (
+        bytes  # differs with everything that the upstream may judge: all credentials, and where they are routed
+    )
 
 
 class Validations:
@@ -48,9 +50,9 @@ class Validations:
         self._accepted: TenantMap[CredentialScope] = TenantMap(_MAX_ACCEPTED_BYTES, weigh=_weight_bytes)
         self._refused: TenantMap[CredentialScope | None] = TenantMap(_MAX_REFUSED_BYTES, weigh=_weight_bytes)
 
-    def tenant(self, payer: Fields) -> bytes:
+    def tenant(self, tenant_fields: Fields) -> bytes:
         """The MAC of whose share of the proxy a request uses."""
-        return blake2b(pack(payer), key=self._secret, digest_size=16).digest()
+        return blake2b(pack(tenant_fields), key=self._secret, digest_size=16).digest()
 
     def credential_id(self, tenant: bytes, origin: Origin, identity: Identity) -> CredentialId:
         """What stands for a client at ``origin``."""
@@ -61,7 +63,7 @@ class Validations:
         """Whether an upstream has accepted a credential of ``tenant`` in this process."""
         return tenant in self._accepted
 
-    def holds(self, credential_id: CredentialId, credential_scope: CredentialScope) -> bool:
+    def is_confirmed(self, credential_id: CredentialId, credential_scope: CredentialScope) -> bool:
         return (self._accepted.get(*credential_id, credential_scope) or 0.0) > self.now()
 
     def is_refused(self, credential_id: CredentialId, credential_scope: CredentialScope) -> bool:
@@ -91,7 +93,7 @@ class Validations:
 
     def note(self, credential_id: CredentialId, credential_scope: CredentialScope, status: int) -> None:
         """The upstream answered something else: a refusal ends what was confirmed, at once."""
-        if status in KEY_REFUSALS:
+        if status in CREDENTIAL_REFUSALS:
             self._accepted.clear(*credential_id)
             self._refuse(credential_id, None, credential_scope)
         elif status == _NOT_FOUND:

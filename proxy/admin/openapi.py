@@ -7,7 +7,7 @@ relayed, and the answer is the upstream's.
 from typing import Any
 
 from proxy import __version__
-from proxy.protocol.providers import Form, Provider
+from proxy.protocol.providers import InputFormat, Provider
 
 _TEXT = {"type": "string", "minLength": 1}
 _TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -28,15 +28,15 @@ _PART = {
         },
     ]
 }
-_ITEMS: dict[Form, dict[str, Any]] = {
-    Form.TEXTS: _TEXT,
-    Form.TOKEN_LISTS: _TOKENS,
-    Form.CONTENT: {
+_ITEMS: dict[InputFormat, dict[str, Any]] = {
+    InputFormat.TEXTS: _TEXT,
+    InputFormat.TOKEN_LISTS: _TOKENS,
+    InputFormat.CONTENT: {
         "type": "object",
         "properties": {"content": {"type": "array", "items": _PART, "minItems": 1}},
         "required": ["content"],
     },
-    Form.MEDIA: {"type": "object", "properties": {"text": _TEXT, "image": _TEXT}},
+    InputFormat.MEDIA: {"type": "object", "properties": {"text": _TEXT, "image": _TEXT}},
 }
 _ERROR = {
     "description": "An error of the upstream, relayed as it is, or one of the proxy's own.",
@@ -105,7 +105,7 @@ def _request(provider: Provider) -> dict[str, Any]:
 
 
 def _inputs(provider: Provider) -> list[dict[str, Any]]:
-    alone = {Form.TEXT: _TEXT, Form.TOKENS: _TOKENS}
+    alone = {InputFormat.TEXT: _TEXT, InputFormat.TOKENS: _TOKENS}
     lists = {form: {"type": "array", "items": item, "minItems": 1} for form, item in _ITEMS.items()}
     return [schema for form, schema in {**alone, **lists}.items() if form in provider.inputs]
 

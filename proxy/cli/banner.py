@@ -6,8 +6,9 @@ import orjson
 
 from proxy import __version__
 from proxy.config import parsing
-from proxy.config.settings import THIS_MACHINE, UNIX, Settings, UpstreamSetting
-from proxy.protocol.providers import PROVIDERS, Form
+from proxy.config.settings import Settings, UpstreamSetting
+from proxy.protocol.hosts import LOOPBACK_HOSTS, UNIX_PREFIX
+from proxy.protocol.providers import PROVIDERS, InputFormat
 from proxy.upstream import base_urls
 
 _HELLO = "hello, world"
@@ -17,8 +18,8 @@ def text_of(settings: Settings, base_url: str, admin_url: str) -> str:
     own = settings.upstream
     key = _Key(settings)
     where, curl = base_url, "curl"
-    if settings.host.startswith(UNIX):
-        path = settings.host.removeprefix(UNIX)
+    if settings.host.startswith(UNIX_PREFIX):
+        path = settings.host.removeprefix(UNIX_PREFIX)
         where, curl = f"{base_url} on the socket {path}", f"curl --unix-socket {path}"
     return f"""
   embedding-proxy {__version__}
@@ -33,7 +34,7 @@ def text_of(settings: Settings, base_url: str, admin_url: str) -> str:
 
     {curl} -i -w '\\n' {base_url}/embeddings {key.header}-H "Content-Type: application/json" \\
       -d '{_body(own)}'
-{_python(settings, base_url, key) if own.provider.takes_sdk else ""}
+{_python(settings, base_url, key) if own.provider.accepts_openai_sdk else ""}
   Stop with Ctrl-C.
 """
 
@@ -43,7 +44,7 @@ class _Key:
 
     def __init__(self, settings: Settings) -> None:
         own = settings.upstream
-        is_local = any(f"//{name}" in own.base_url for name in THIS_MACHINE)
+        is_local = any(f"//{name}" in own.base_url for name in LOOPBACK_HOSTS)
         variable = None
         if settings.client_keys is not None:
             variable = "PROXY_KEY"  # one of embedding-proxy keys add
@@ -88,8 +89,8 @@ def _model(own: UpstreamSetting) -> str:
 
 def _body(own: UpstreamSetting) -> str:
     """A request that this upstream takes."""
-    given: Any = _HELLO if Form.TEXT in own.provider.inputs else [_HELLO]
-    body = {"model": _model(own), "input": given, **own.provider.needed}
+    given: Any = _HELLO if InputFormat.TEXT in own.provider.inputs else [_HELLO]
+    body = {"model": _model(own), "input": given, **own.provider.required_fields}
     if own.is_demo:
         body["dimensions"] = 8
     return orjson.dumps(body).decode().replace('":', '": ').replace(',"', ', "')
@@ -97,12 +98,12 @@ def _body(own: UpstreamSetting) -> str:
 
 def _python(settings: Settings, base_url: str, key: _Key) -> str:
     imports, client, packages = key.imports, "", "openai"
-    if settings.host.startswith(UNIX):
+    if settings.host.startswith(UNIX_PREFIX):
         imports, packages = imports + "import httpx; ", "openai httpx"
-        path = settings.host.removeprefix(UNIX)
+        path = settings.host.removeprefix(UNIX_PREFIX)
         client = f', http_client=httpx.Client(transport=httpx.HTTPTransport(uds="{path}"))'
     own = settings.upstream
-    needed = f", extra_body={dict(own.provider.needed)!r}" if own.provider.needed else ""
+    needed = f", extra_body={dict(own.provider.required_fields)!r}" if own.provider.required_fields else ""
     return f"""
   Or from Python (pip install {packages}):
 
@@ -116,7 +117,7 @@ def _python(settings: Settings, base_url: str, key: _Key) -> str:
 
 def _environment(settings: Settings, base_url: str) -> str:
     """How programs that use OpenAI's SDKs are pointed here without a change; a socket has no URL for that."""
-    if settings.host.startswith(UNIX):
+    if settings.host.startswith(UNIX_PREFIX):
         return ""
     return f"""
   Programs that use OpenAI's SDKs need no change:

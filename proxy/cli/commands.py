@@ -18,7 +18,7 @@ from proxy.cli.serve import EXIT_USAGE, serve_command
 from proxy.cli.stats_client import Unreachable
 from proxy.errors import ConfigError
 from proxy.process import run
-from proxy.protocol.providers import GENERIC, Form, Provider
+from proxy.protocol.providers import GENERIC, InputFormat, Provider
 
 _EXIT_UNREACHABLE = 1
 
@@ -65,7 +65,7 @@ def _described(row: Provider) -> str:
     """A row of the table, for people."""
     facts = {
         "auth": row.auth,
-        "input": ", ".join(form.value for form in Form if form in row.inputs),
+        "input": ", ".join(form.value for form in InputFormat if form in row.inputs),
         "key": ", ".join(sorted(row.key)),
         "neutral": ", ".join(sorted(row.neutral)),
         "headers": f"neutral: {', '.join(sorted(row.neutral_headers))}" if row.neutral_headers else "",

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from proxy.config.parsing import meant, parse_file, parse_neutral_headers, parse_upstream
 from proxy.config.settings import SameModel, UpstreamSetting
 from proxy.errors import ConfigError
-from proxy.protocol.providers import GENERIC, PROVIDERS, Form, Limits, Provider
+from proxy.protocol.providers import GENERIC, PROVIDERS, InputFormat, Limits, Provider
 from proxy.upstream.egress import DIRECT, Egress, parse_proxy
 
 _Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -32,7 +32,7 @@ class _ProviderTable(Struct, forbid_unknown_fields=True, kw_only=True):
     base_url: str | UnsetType = UNSET
     path: _Path | UnsetType = UNSET
     auth: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
-    inputs: list[Form] | UnsetType = UNSET
+    inputs: list[InputFormat] | UnsetType = UNSET
     key: _Fields = []
     neutral: _Fields = []
     neutral_headers: _Fields = []
@@ -271,7 +271,7 @@ def _hint(error: str, kind: Any) -> str:
     if "unknown field" in error:
         return f"; {_accepted([field.encode_name for field in msgspec.structs.fields(kind)])}"
     if "Invalid enum value" in error:
-        values = [form.value for form in Form] if ".inputs" in error else get_args(_Output)
+        values = [form.value for form in InputFormat] if ".inputs" in error else get_args(_Output)
         return f"; {_accepted(values)}"
     return ""
 

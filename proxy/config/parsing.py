@@ -12,14 +12,13 @@ from proxy.config.settings import (
     GIB,
     KIB,
     MIB,
-    THIS_MACHINE,
-    UNIX,
     Settings,
     StoreSetting,
     UpstreamSetting,
 )
 from proxy.errors import ConfigError
 from proxy.protocol import header_fields
+from proxy.protocol.hosts import LOOPBACK_HOSTS, UNIX_PREFIX
 from proxy.protocol.providers import GENERIC, PROVIDERS, Provider
 from proxy.upstream import base_urls, egress
 from proxy.upstream.egress import Egress
@@ -126,7 +125,7 @@ def _origin_hint(text: str) -> str:
     if start is not None and text[start.end() :].startswith(("/", "?", "#")):
         return f"it has no path: say {text[: start.end()]}"
     if bare := _ORIGIN.fullmatch(f"https://{text.lower()}"):
-        return f"did you mean {'http' if bare['host'].strip('[]') in THIS_MACHINE else 'https'}://{text}?"
+        return f"did you mean {'http' if bare['host'].strip('[]') in LOOPBACK_HOSTS else 'https'}://{text}?"
     return "accepted: scheme://host or scheme://host:port, as https://app.example.com, separated by commas; or *"
 
 
@@ -185,7 +184,7 @@ def require_otlp(environ: Mapping[str, str]) -> None:
 
 
 def _is_loopback(host: str) -> bool:
-    if host.startswith(UNIX):
+    if host.startswith(UNIX_PREFIX):
         return True
     try:
         return ip_address(host).is_loopback

@@ -13,10 +13,6 @@ KIB, MIB, GIB = 1024, 1024**2, 1024**3
 # Not an address: the demo listens on a socket of its own. It is part of every key, so the number in it changes when the
 # demo's vectors change, and old entries are not served beside new ones.
 DEMO_BASE_URL = "http://demo-2.invalid/v1"
-# Before the path of a socket, where an address could stand.
-UNIX = "unix:"
-# What a client on the same machine calls it.
-THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,7 +89,7 @@ class FastPath:
 
     def _repeat(self, known: MemoEntry, began_s: float, *, is_large: bool = True) -> FastPathHit | None:
         """``is_large``: the response may be."""
-        if not (self._access.owns_key or self._validations.holds(known.credential_id, known.credential_scope)):
+        if not (self._access.owns_key or self._validations.is_confirmed(known.credential_id, known.credential_scope)):
             return None
         parsed_s = time.perf_counter()
         spec = known.spec

@@ -12,7 +12,7 @@ from proxy.http.bodies import Body, BodyReader, BodyReservation
 from proxy.protocol import embedding_request, keys, query
 from proxy.protocol.embedding_request import Bypass, EmbeddingRequest
 from proxy.protocol.identities import Identity
-from proxy.protocol.targets import named_in
+from proxy.protocol.targets import parse_path_model
 from proxy.upstream.router import Origin, Router
 
 _T = TypeVar("_T")
@@ -105,7 +105,7 @@ class Reader:
         return read
 
     async def _run(self, body: Body, reservation: BodyReservation, function: Callable[..., _T], *arguments: Any) -> _T:
-        if body.structure.understand_s > _MAX_ON_LOOP_S:
+        if body.structure.parse_and_key_s > _MAX_ON_LOOP_S:
             return await self._bodies.worker.run(function, *arguments, held=reservation)
         return function(*arguments)
 
@@ -113,8 +113,8 @@ class Reader:
         fields: dict[str, Any] = {}
         origin = None
         try:
-            fields = embedding_request.read_object(body)
-            named = named_in(request.raw_path)
+            fields = embedding_request.parse_object(body)
+            named = parse_path_model(request.raw_path)
             model = embedding_request.model_of(fields) or (named.name if named else None)
             origin = self._origins.asked_at(request.raw_path, model)
             own = self._own(request, origin, own)
@@ -124,7 +124,7 @@ class Reader:
         except Bypass as bypass:
             if origin is None:
                 return self._unread(request, body, bypass)
-            return Unread(bypass, origin, own, model, embedding_request.count_of(fields))
+            return Unread(bypass, origin, own, model, embedding_request.count_items(fields))
         identity = self._access.outgoing(request.headers, own, origin)
         if "Content-Type" not in request.headers:
             # What an upstream makes of that is its own; where it takes it for JSON, so do we.
@@ -136,7 +136,9 @@ class Reader:
     def _unread(self, request: BaseRequest, body: bytes, bypass: Bypass) -> Unread:
         """What was not understood may be read well enough to say who is asked."""
         target = request.raw_path
-        origin = self._origins.asked_at(target, embedding_request.model_in(body) if self._origins.has_several else None)
+        origin = self._origins.asked_at(
+            target, embedding_request.peek_model(body) if self._origins.has_several else None
+        )
         return Unread(bypass, origin, self._access.identity(request.headers, target, origin), None, 1)
 
     def _own(self, request: BaseRequest, origin: Origin, own: Identity) -> Identity:

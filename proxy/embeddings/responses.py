@@ -113,13 +113,13 @@ class ResponseBuilder:
             extra = pace_fields(deliveries[0].headers)
         add_cache_headers(extra, state, status, saved_tokens=saved)
         extra["Content-Type"] = "application/json"
-        told = deliveries[0].told if len(deliveries) == 1 and deliveries[0].is_own_body else _NOTHING
+        extra_fields = deliveries[0].extra_fields if len(deliveries) == 1 and deliveries[0].is_own_body else _NOTHING
         unusable = {key: answer.embedding or b"null" for key, answer in fetched.unusable.items()}
         usage = _added_up(deliveries)
         if is_large:
-            end = self._end(spec, entries, usage, saved, told)
+            end = self._end(spec, entries, usage, saved, extra_fields)
             return self._streamed(spec, entries, end, headers=extra, status=upstream_status)
-        body = self._body(spec, entries, usage, saved, told=told, unusable=unusable)
+        body = self._body(spec, entries, usage, saved, extra_fields=extra_fields, unusable=unusable)
         return Response(status=upstream_status, body=body, headers=extra)
 
     def _size_bytes(self, spec: ResponseSpec, entries: dict[bytes, Entry]) -> int:
@@ -158,7 +158,7 @@ class ResponseBuilder:
             parts = embedding_response.parts([entries[key].base64 for key in spec.keys], end)
             return Streamed(parts, length=sum(map(len, parts)), status=status, headers=headers)
         texts = self._texts([(key, entries[key]) for key in spec.keys])
-        return Streamed(embedding_response.later_parts(texts, len(spec.keys), end), status=status, headers=headers)
+        return Streamed(embedding_response.stream_parts(texts, len(spec.keys), end), status=status, headers=headers)
 
     def _texts(self, spec: list[tuple[bytes, Entry]]) -> Iterator[bytes]:
         """Each embedding as numbers. Their text is four times as long, so it is made when it is written."""
@@ -177,11 +177,11 @@ class ResponseBuilder:
         usage: dict[str, Any],
         saved: int,
         *,
-        told: Mapping[str, Any] = _NOTHING,
+        extra_fields: Mapping[str, Any] = _NOTHING,
         unusable: Mapping[bytes, bytes] = _NOTHING,
     ) -> bytes:
-        """``told`` are fields of the upstream's own answer; ``unusable`` are what it wrote in place of embeddings."""
-        end = self._end(spec, entries, usage, saved, told)
+        """``extra_fields`` are the upstream's own; ``unusable`` are what it wrote in place of embeddings."""
+        end = self._end(spec, entries, usage, saved, extra_fields)
         began_s = time.perf_counter()
         text = self._memory.text
         encoding = spec.encoding
@@ -199,10 +199,10 @@ class ResponseBuilder:
         entries: dict[bytes, Entry],
         usage: dict[str, Any],
         saved: int,
-        told: Mapping[str, Any] = _NOTHING,
+        extra_fields: Mapping[str, Any] = _NOTHING,
     ) -> bytes:
         """What follows the last embedding."""
-        extra = {"id": uuid4().hex, **told} if spec.has_id else told
+        extra = {"id": uuid4().hex, **extra_fields} if spec.has_id else extra_fields
         self._metrics.of_model(spec.model).save(saved)
         if self._reports_full_usage:
             usage = usage | {name: usage[name] + saved for name in ("prompt_tokens", "total_tokens")}

@@ -12,7 +12,7 @@ from aiohttp.web import BaseRequest, StreamResponse
 from multidict import CIMultiDict
 
 from proxy.access.admission import Access, Admission
-from proxy.access.validations import KEY_REFUSALS, CredentialId, CredentialScope, Validations
+from proxy.access.validations import CREDENTIAL_REFUSALS, CredentialId, CredentialScope, Validations
 from proxy.budget import Tenant
 from proxy.cache.cache import Cache
 from proxy.cache.memory import Entry, standing
@@ -158,9 +158,9 @@ class EmbeddingsRoute:
 
     def _tenant(self, own: Identity, progress: Progress) -> Tenant:
         """Whose share of the proxy's memory, queue and calls a request uses."""
-        name = self._validations.tenant(self._access.payer(own, progress.admission))
+        name = self._validations.tenant(self._access.tenant_fields(own, progress.admission))
         has_been_accepted = self._validations.has_accepted(name)
-        return Tenant(name, self._access.is_stranger(progress.admission, has_been_accepted=has_been_accepted))
+        return Tenant(name, self._access.is_unverified(progress.admission, has_been_accepted=has_been_accepted))
 
     async def _serve(
         self, request: BaseRequest, reservation: BodyReservation, own: Identity, progress: Progress
@@ -202,7 +202,7 @@ class EmbeddingsRoute:
                 read.model,
                 asked.encoding,
                 read.keys,
-                origin.provider.answers_have_id,
+                origin.provider.responses_have_id,
                 is_keyed_whole=asked.is_keyed_whole,
             ),
             progress.span,
@@ -241,7 +241,7 @@ class EmbeddingsRoute:
             found, to_do = {}, plan(context.spec.keys, ())
         progress.items, progress.cached = len(context.spec.keys), len(context.spec.keys) - len(to_do.missing)
         progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
-        is_valid, is_shared = self._is_valid(context), self._access.is_shared_by(context.identity)
+        is_valid, is_shared = self._is_valid(context), self._access.is_shared_scope(context.identity)
         if not to_do.missing and is_valid:
             if mark is not None and from_memory == len(found):
                 self._repeats.remember(
@@ -281,7 +281,9 @@ class EmbeddingsRoute:
                 )
 
     def _is_valid(self, context: RequestContext) -> bool:
-        is_good = self._access.owns_key or self._validations.holds(context.credential_id, context.credential_scope)
+        is_good = self._access.owns_key or self._validations.is_confirmed(
+            context.credential_id, context.credential_scope
+        )
         return is_good and self._access.may_read(context.origin, context.request.headers)
 
     async def _ask_first(
@@ -293,7 +295,7 @@ class EmbeddingsRoute:
         these are served; entries in a scope that is shared are not.
         """
         errand = self._smallest(context, to_do)
-        is_shared = self._access.is_shared_by(context.identity)
+        is_shared = self._access.is_shared_scope(context.identity)
         timeout_s = None if is_shared or to_do.missing else _PATIENCE_S
         said = await self._sentinels.ask((context.credential_id, context.credential_scope), errand, timeout_s=timeout_s)
         found = standing(found)
@@ -342,7 +344,7 @@ class EmbeddingsRoute:
                 context.credential_id, context.credential_scope
             )  # it accepted the credential for just this before
         if failure is not None and (
-            self._access.is_shared_by(context.identity) or is_refusal or blame(failure.cause) is Blame.CALL
+            self._access.is_shared_scope(context.identity) or is_refusal or blame(failure.cause) is Blame.CALL
         ):
             return await self._answer_failure(context, errand, failure)
         if self._validations.is_refused(context.credential_id, context.credential_scope):  # no answer is no permission
@@ -393,7 +395,7 @@ class EmbeddingsRoute:
             call.answered(response.status)
         self._metrics.bypasses.labels(reason).inc()
         self._metrics.of_model(progress.model).items["bypass"].inc(progress.items)
-        if response.status in KEY_REFUSALS:
+        if response.status in CREDENTIAL_REFUSALS:
             self._validations.note(credential_id, CredentialScope(url, None), response.status)
         elif is_success(response.status):
             self._validations.accept(credential_id.tenant)
@@ -496,7 +498,7 @@ class EmbeddingsRoute:
 
     def _relayed(self, context: RequestContext, answer: UpstreamResponse) -> tuple[str, StreamResponse]:
         status = answer.status
-        if context.origin.key is not None and status_of(answer) in KEY_REFUSALS:  # inside a 200 as well
+        if context.origin.key is not None and status_of(answer) in CREDENTIAL_REFUSALS:  # inside a 200 as well
             self._say_once(f"{context.origin.name} answers {status}", "an upstream refuses the key that is held for it")
             raise KeyRefused("The upstream refused the key that this proxy holds for it.")
         if status in _NOT_THERE and not context.origin.client.has_answered:

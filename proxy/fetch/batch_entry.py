@@ -8,7 +8,7 @@ from multidict import CIMultiDict
 from proxy.access.validations import CredentialId
 from proxy.budget import Tenant
 from proxy.protocol.embedding_request import EmbeddingRequest
-from proxy.protocol.targets import named_in
+from proxy.protocol.targets import parse_path_model
 from proxy.protocol.tokens import estimated_tokens
 from proxy.telemetry.tracing import NO_SPAN, Span
 from proxy.upstream.router import Origin
@@ -36,7 +36,7 @@ class BatchEntry:
     @property
     def model(self) -> str | None:
         """What metrics count it under: where the path names a deployment the body need not name a model."""
-        named = named_in(self.target)
+        named = parse_path_model(self.target)
         return self.asked.model or (named.name if named else None)
 
     @property

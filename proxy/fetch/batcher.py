@@ -352,7 +352,7 @@ class Batcher:
 
 def _queue(limit: int, what: str) -> Budget:
     # After a start all clients are strangers until their first call returns, so most of the queue is for these.
-    return Budget(limit, what, strangers_limit=limit * 7 // 8)
+    return Budget(limit, what, unverified_limit=limit * 7 // 8)
 
 
 class Sent(NamedTuple):
@@ -405,14 +405,14 @@ def _read(
         answer.plain_body(), provider, items=items, packed=asked.packed, reads_base64=asked.reads_base64
     )
     # A server of a single model may answer to any name, and to none.
-    if embedding_request.is_one_of(parsed.model, provider.multi_vector_models):
+    if embedding_request.matches_model(parsed.model, provider.multi_vector_models):
         raise InvalidEmbeddingResponse("multi-vector")
     if origin is entry.origin:
-        origin.remember(entry.credential_id.name, asked.model, parsed.model)
+        origin.remember(entry.credential_id.credentials_mac, asked.model, parsed.model)
         return parsed if parsed.model else replace(parsed, model=asked.model or "")
     # By the operator's word it is the same model, which in one answer and in the store has one name: the origin's own,
     # or until that is known none.
-    return replace(parsed, model=entry.origin.name_of(entry.credential_id.name, asked.model))
+    return replace(parsed, model=entry.origin.name_of(entry.credential_id.credentials_mac, asked.model))
 
 
 def _in_common(given: list[CIMultiDict[str]]) -> CIMultiDict[str]:
@@ -451,7 +451,7 @@ def _shared_out(entries: list[BatchEntry], items: list[Any], sent: Sent) -> Iter
             tokens=tokens[start:end],
             model=parsed.model,
             usage=usage,
-            told=parsed.told,
+            extra_fields=parsed.extra_fields,
             status=answer.status,
             headers=answer.headers,
             is_exact=len(entries) == 1,

@@ -36,7 +36,7 @@ class Failover:
         here = entry.origin.provider
         for way in entry.origin.candidates:
             if failure is not None:
-                if not embedding_request.reads_alike(body, here, way.origin.provider, model=way.model):
+                if not embedding_request.is_equivalent(body, here, way.origin.provider, model=way.model):
                     continue
                 self._metrics.upstream_fallbacks.labels(way.origin.name).inc()
                 self._log_fallback(entry.origin.name, way.origin.name, failure)

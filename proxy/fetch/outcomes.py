@@ -49,7 +49,7 @@ class EmbedResult:
     tokens: list[int]
     model: str  # "" if nobody named it
     usage: dict[str, Any]
-    told: dict[str, Any]  # what else the answer said, as its `id`
+    extra_fields: dict[str, Any]  # what else the answer said, as its `id`
     status: int
     headers: CIMultiDictProxy[str]
     is_exact: bool  # the call was for this share alone

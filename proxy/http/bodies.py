@@ -31,7 +31,7 @@ class BodyReader:
     def __init__(self, metrics: Metrics, *, max_bytes: int, max_held_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._budget = Budget(
-            max_held_bytes, "bytes of memory for requests and responses", strangers_limit=max_held_bytes // 2
+            max_held_bytes, "bytes of memory for requests and responses", unverified_limit=max_held_bytes // 2
         )
         self.worker = Worker("bodies")  # for what would take too long on the event loop
         metrics.held_bytes.set_function(lambda: self._budget.used)

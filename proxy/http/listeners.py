@@ -10,8 +10,9 @@ from pathlib import Path
 
 from aiohttp import web
 
-from proxy.config.settings import UNIX, Settings
+from proxy.config.settings import Settings
 from proxy.errors import ConfigError
+from proxy.protocol.hosts import UNIX_PREFIX
 
 # Of connections that wait to be accepted. When it is full the kernel drops what some clients count as connected.
 _BACKLOG = 4096
@@ -30,8 +31,8 @@ def opened(host: str, port: int, *, flag: str, copies: int = 1) -> Iterator[list
     (SO_REUSEPORT, socket(7)); of a path there is one, which all have. Raises `ConfigError`, which names ``flag`` as the
     one for another port.
     """
-    path = Path(host.removeprefix(UNIX)) if host.startswith(UNIX) else None
-    if host == UNIX:
+    path = Path(host.removeprefix(UNIX_PREFIX)) if host.startswith(UNIX_PREFIX) else None
+    if host == UNIX_PREFIX:
         raise ConfigError("--host unix: has no path; accepted: unix:/path/to/socket")
     try:
         sets = _tcp_sets(host, port, copies) if path is None else [[_unix_socket(path)]] * copies

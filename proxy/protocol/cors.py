@@ -77,10 +77,10 @@ class Cors:
         self._sent: OrderedDict[str | None, Fields] = OrderedDict()  # by the upstream, most recently used last
         # What the upstream sends to pages of whatever origin, as far as its responses tell.
         self._sent_to_all: Fields | None = None
-        self._hit: str | None = None  # `head_of_hit`, until something changes it
+        self._hit: str | None = None  # `hit_header_lines`, until something changes it
 
     @property
-    def answers_preflights(self) -> bool:
+    def handles_preflights(self) -> bool:
         return bool(self._allowed)
 
     def allows(self, page: str | None) -> bool:
@@ -151,7 +151,7 @@ class Cors:
         if self._allowed:
             self.finish(page, response)
 
-    def head_of_hit(self) -> str:
+    def hit_header_lines(self) -> str:
         """What `finish` puts into a hit for a request without Origin, as lines of a response's head."""
         if self._hit is None:
             response = CIMultiDict({"X-Cache": "HIT"})

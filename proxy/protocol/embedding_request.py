@@ -15,9 +15,9 @@ import orjson
 
 from proxy.protocol import parts, structure
 from proxy.protocol.memo import remembered
-from proxy.protocol.parts import Unparsed
-from proxy.protocol.providers import Form, Provider
-from proxy.protocol.targets import Named
+from proxy.protocol.parts import JSONParseError
+from proxy.protocol.providers import InputFormat, Provider
+from proxy.protocol.targets import PathModel
 from proxy.protocol.vectors import DType
 
 _LARGEST_EXACT_INTEGER = 2**53
@@ -65,7 +65,7 @@ class Encoding(Enum):
     BASE64 = "base64"
 
 
-class Kind(Enum):
+class ItemKind(Enum):
     """What the items of a request are; all of one request are of one kind. The values go into keys."""
 
     TEXT = b"t"
@@ -80,7 +80,7 @@ class EmbeddingRequest(NamedTuple):  # a frozen dataclass takes three times as l
     """
 
     model: str | None  # of the body, or else of the path; None: absent, where the provider allows that
-    kind: Kind
+    kind: ItemKind
     items: list[Any]
     encoding: Encoding
     packed: DType | None  # the integer type that was asked for by name
@@ -94,10 +94,10 @@ class EmbeddingRequest(NamedTuple):  # a frozen dataclass takes three times as l
 
     @property
     def is_keyed_whole(self) -> bool:
-        return self.kind is Kind.WHOLE
+        return self.kind is ItemKind.WHOLE
 
 
-def read_object(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes) -> dict[str, Any]:
     """A request body as JSON. Raises `Bypass`."""
     if len(body) > parts.LARGE_BYTES:
         return _read_parts(body)
@@ -118,7 +118,7 @@ def _read_parts(body: bytes) -> dict[str, Any]:
         for name, part in given.items():
             items = parts.elements(part, max_elements=MAX_ITEMS) if name == "input" else None
             fields[name] = parts.value(part) if items is None else list(items)
-    except Unparsed as unparsed:
+    except JSONParseError as unparsed:
         raise Bypass(unparsed.reason) from None
     return fields
 
@@ -129,22 +129,22 @@ def model_of(fields: dict[str, Any]) -> str | None:
     return model if type(model) is str else None
 
 
-def count_of(fields: dict[str, Any]) -> int:
+def count_items(fields: dict[str, Any]) -> int:
     """How many items a body seems to have, whatever they are."""
     given = fields.get("input")
     return len(given) if type(given) is list and given and type(given[0]) is not int else 1
 
 
-def model_in(body: bytes) -> str | None:
+def peek_model(body: bytes) -> str | None:
     """The model that a body names, read more tolerantly than anything else here: it only says who is asked."""
     try:
         model = parts.value(parts.members(body)["model"])
-    except (Unparsed, KeyError):
-        return _model_in_what_is_no_json(body) if len(body) <= _MAX_TOLERATED else None
+    except (JSONParseError, KeyError):
+        return _model_in_lenient_json(body) if len(body) <= _MAX_TOLERATED else None
     return model if type(model) is str else None
 
 
-def _model_in_what_is_no_json(body: bytes) -> str | None:
+def _model_in_lenient_json(body: bytes) -> str | None:
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):
@@ -152,10 +152,10 @@ def _model_in_what_is_no_json(body: bytes) -> str | None:
     return model_of(fields) if type(fields) is dict else None
 
 
-def reads_alike(body: bytes, here: Provider, there: Provider, *, model: str | None) -> bool:
+def is_equivalent(body: bytes, here: Provider, there: Provider, *, model: str | None) -> bool:
     """Whether a request that was understood means at ``there``, by whose name it asks for ``model`` (None: the same),
     what it means at ``here``."""
-    fields = read_object(body)
+    fields = parse_object(body)
     renamed = fields if model is None else {**fields, "model": model}
     try:
         first, second = parse_request(body, fields, here), parse_request(body, renamed, there)
@@ -167,9 +167,9 @@ def reads_alike(body: bytes, here: Provider, there: Provider, *, model: str | No
 
 
 def parse_request(
-    body: bytes, fields: dict[str, Any], provider: Provider, named: Named | None = None
+    body: bytes, fields: dict[str, Any], provider: Provider, named: PathModel | None = None
 ) -> EmbeddingRequest:
-    """Understand a request to ``provider``; ``fields`` is `read_object` of ``body``, ``named`` what the path names.
+    """Understand a request to ``provider``; ``fields`` is `parse_object` of ``body``, ``named`` what the path names.
 
     What is uncertain for an item may be certain for the body, and then the request is keyed as a whole. Raises `Bypass`
     where not even that can be said.
@@ -183,7 +183,7 @@ def parse_request(
         return _whole(body, fields, provider, named, doubt)
 
 
-def _item_by_item(body: bytes, fields: dict[str, Any], provider: Provider, named: Named | None) -> EmbeddingRequest:
+def _item_by_item(body: bytes, fields: dict[str, Any], provider: Provider, named: PathModel | None) -> EmbeddingRequest:
     engine = named.model if named is not None else None
     model = fields.get("model", engine)
     if type(model) is not str and ((provider.needs_model and named is None) or "model" in fields):
@@ -200,7 +200,7 @@ def _item_by_item(body: bytes, fields: dict[str, Any], provider: Provider, named
     if type(model) is str:
         if len(items) > 1 and is_fused(model, provider):
             raise Bypass("cross-item")
-        if is_one_of(model, provider.multi_vector_models):
+        if matches_model(model, provider.multi_vector_models):
             raise Bypass("multi-vector")
     return EmbeddingRequest(
         model=model,
@@ -215,18 +215,18 @@ def _item_by_item(body: bytes, fields: dict[str, Any], provider: Provider, named
 
 
 def _whole(
-    body: bytes, fields: dict[str, Any], provider: Provider, named: Named | None, doubt: Bypass
+    body: bytes, fields: dict[str, Any], provider: Provider, named: PathModel | None, doubt: Bypass
 ) -> EmbeddingRequest:
     """A request of which only the same body is known to mean the same.
 
     Raises `Bypass` where even the same body may not: it refers to something outside it, or wants no cache; or where the
     response could not be read.
     """
-    _forbid_duplicate_keys(body, fields, Kind.WHOLE, [])
+    _forbid_duplicate_keys(body, fields, ItemKind.WHOLE, [])
     _forbid_two_names(fields, provider)
     has_unknown, may_rewrite = _unsettled(fields, provider)
     are_texts = doubt.reason in _NOT_ABOUT_INPUT and not has_unknown and fields.get("modality", "text") == "text"
-    _forbid_stale(fields, provider, are_texts=are_texts)
+    _forbid_volatile(fields, provider, are_texts=are_texts)
     written, parameters = _written(fields, provider), {}
     for name, value in fields.items():
         is_model = name == "model" and type(value) is str  # any other value is a parameter like others
@@ -238,13 +238,13 @@ def _whole(
     if written.packed is not None or may_rewrite:
         parameters |= {name: fields[name] for name in provider.encoding if fields.get(name) not in (None, "float")}
     models = list(filter(None, (model_of(fields), named.model if named is not None else None)))
-    if any(is_one_of(model, provider.multi_vector_models) for model in models):
+    if any(matches_model(model, provider.multi_vector_models) for model in models):
         raise Bypass("multi-vector")
     given = fields.get("input")
-    is_one = count_of(fields) == 1 or any(is_fused(model, provider) for model in models)
+    is_one = count_items(fields) == 1 or any(is_fused(model, provider) for model in models)
     return EmbeddingRequest(
         model=models[0] if models else None,
-        kind=Kind.WHOLE,
+        kind=ItemKind.WHOLE,
         items=[given] if is_one or type(given) is not list else given,
         encoding=written.encoding,
         packed=written.packed,
@@ -273,17 +273,17 @@ def _unsettled(fields: dict[str, Any], provider: Provider) -> tuple[bool, bool]:
     return "unknown-field" in doubts, bool(doubts)
 
 
-def _forbid_stale(fields: dict[str, Any], provider: Provider, *, are_texts: bool) -> None:
+def _forbid_volatile(fields: dict[str, Any], provider: Provider, *, are_texts: bool) -> None:
     """Raises `Bypass` for what may be another thing when it is asked again, or is to be computed again.
 
     ``are_texts``: the texts in the input are that, and no addresses of something.
     """
     for name, value in fields.items():
         if name not in provider.neutral and value is not None:
-            _forbid_stale_value(name, value, provider.references, is_text=are_texts and name == "input")
+            _forbid_volatile_value(name, value, provider.references, is_text=are_texts and name == "input")
 
 
-def _forbid_stale_value(name: str, value: Any, references: tuple[str, ...], *, is_text: bool = False) -> None:
+def _forbid_volatile_value(name: str, value: Any, references: tuple[str, ...], *, is_text: bool = False) -> None:
     """``is_text``: a text in ``value`` is that, and no address of something."""
     if _UPSTREAM_CACHE.search(name):
         raise Bypass("upstream-cache", name)
@@ -292,40 +292,40 @@ def _forbid_stale_value(name: str, value: Any, references: tuple[str, ...], *, i
             raise Bypass("remote-media", name)
     elif type(value) is dict:
         for inner_name, inner in value.items():
-            _forbid_stale_value(inner_name, inner, references)
+            _forbid_volatile_value(inner_name, inner, references)
     elif type(value) is list:
         for inner in value:
-            _forbid_stale_value(name, inner, references, is_text=is_text)
+            _forbid_volatile_value(name, inner, references, is_text=is_text)
 
 
-def _items(given: Any, accepted: frozenset[Form]) -> tuple[Kind, list[Any]]:
+def _items(given: Any, accepted: frozenset[InputFormat]) -> tuple[ItemKind, list[Any]]:
     form, items = _form(given)
     if form not in accepted:
         raise Bypass("input-form")
-    if form is Form.TEXT or form is Form.TEXTS:
+    if form is InputFormat.TEXT or form is InputFormat.TEXTS:
         if "" in items:
             raise Bypass("empty-item")
-        return Kind.TEXT, items
+        return ItemKind.TEXT, items
     kind, require = _CHECKS[form]
     for item in items:
         require(item)
     return kind, items
 
 
-def _form(given: Any) -> tuple[Form, list[Any]]:
+def _form(given: Any) -> tuple[InputFormat, list[Any]]:
     """What an ``input`` is, by what its items are, and these."""
     if type(given) is str:
-        return Form.TEXT, [given]
+        return InputFormat.TEXT, [given]
     if type(given) is list:
         types = set(map(type, given))
         if types == {str}:
-            return Form.TEXTS, given
+            return InputFormat.TEXTS, given
         if types == {list}:
-            return Form.TOKEN_LISTS, given
+            return InputFormat.TOKEN_LISTS, given
         if types == {int}:
-            return Form.TOKENS, [given]
+            return InputFormat.TOKENS, [given]
         if types == {dict}:
-            return Form.CONTENT if "content" in given[0] else Form.MEDIA, given
+            return InputFormat.CONTENT if "content" in given[0] else InputFormat.MEDIA, given
     raise Bypass("input-form")
 
 
@@ -338,9 +338,9 @@ def _require_tokens(tokens: list[Any]) -> None:
         raise Bypass("token-range")
 
 
-def _forbid_references(kind: Kind, items: list[Any], provider: Provider) -> None:
+def _forbid_references(kind: ItemKind, items: list[Any], provider: Provider) -> None:
     for mark in provider.references:
-        if kind is Kind.TEXT and any(mark in item for item in items):
+        if kind is ItemKind.TEXT and any(mark in item for item in items):
             raise Bypass("remote-media")
 
 
@@ -378,11 +378,11 @@ def _require_media(item: dict[str, Any]) -> None:
             raise Bypass("input-form")
 
 
-_CHECKS: dict[Form, tuple[Kind, Callable[[Any], None]]] = {
-    Form.TOKENS: (Kind.TOKENS, _require_tokens),
-    Form.TOKEN_LISTS: (Kind.TOKENS, _require_tokens),
-    Form.CONTENT: (Kind.OBJECT, _require_content),
-    Form.MEDIA: (Kind.OBJECT, _require_media),
+_CHECKS: dict[InputFormat, tuple[ItemKind, Callable[[Any], None]]] = {
+    InputFormat.TOKENS: (ItemKind.TOKENS, _require_tokens),
+    InputFormat.TOKEN_LISTS: (ItemKind.TOKENS, _require_tokens),
+    InputFormat.CONTENT: (ItemKind.OBJECT, _require_content),
+    InputFormat.MEDIA: (ItemKind.OBJECT, _require_media),
 }
 
 
@@ -411,7 +411,7 @@ _PLAIN = _Written()
 
 
 def _forbid_many_items(fields: dict[str, Any]) -> None:
-    if count_of(fields) > MAX_ITEMS:
+    if count_items(fields) > MAX_ITEMS:
         raise Bypass("too-many-items")
 
 
@@ -486,17 +486,17 @@ def _require_harmless(name: str, value: Any, provider: Provider) -> None:
     if name not in provider.cross_item:
         raise Bypass("unknown-field", name)
     harmless = provider.cross_item[name]
-    if not (type(value) is type(harmless) and value == harmless) and not (value is None and provider.takes_null):
+    if not (type(value) is type(harmless) and value == harmless) and not (value is None and provider.accepts_null):
         raise Bypass("cross-item", name)
 
 
 def is_fused(model: str | None, provider: Provider) -> bool:
     """Whether ``model`` makes one vector of all the items of a call, or may."""
-    return model is not None and is_one_of(model, provider.fused_models)
+    return model is not None and matches_model(model, provider.fused_models)
 
 
 @remembered(max_length=_MAX_NAME)
-def is_one_of(model: str, patterns: tuple[str, ...]) -> bool:
+def matches_model(model: str, patterns: tuple[str, ...]) -> bool:
     """Whether one of ``patterns`` fits the name of a model, whatever the case of either."""
     return any(fnmatchcase(model.lower(), pattern.lower()) for pattern in patterns)
 
@@ -510,7 +510,7 @@ def _is_exact(value: Any) -> bool:
     return type(value) is not float or abs(value) < _LARGEST_EXACT_INTEGER
 
 
-def _forbid_duplicate_keys(body: bytes, fields: dict[str, Any], kind: Kind, items: list[Any]) -> None:
+def _forbid_duplicate_keys(body: bytes, fields: dict[str, Any], kind: ItemKind, items: list[Any]) -> None:
     """The parser keeps the last of two equal keys in silence; an upstream may keep the first.
 
     Each pair of the document has one colon, and every other colon is inside a string. If the raw body has just as many
@@ -520,12 +520,12 @@ def _forbid_duplicate_keys(body: bytes, fields: dict[str, Any], kind: Kind, item
     accounted = len(fields)
     for name, value in fields.items():
         accounted += name.count(":")
-        if name != "input" or kind is Kind.WHOLE:
+        if name != "input" or kind is ItemKind.WHOLE:
             accounted += _colons(value)
-    if kind is Kind.TEXT:
+    if kind is ItemKind.TEXT:
         for text in items:
             accounted += text.count(":")
-    elif kind is Kind.OBJECT:
+    elif kind is ItemKind.OBJECT:
         accounted += _colons(items)
     is_in_doubt = body.count(b":") != accounted or _ESCAPED_COLON.search(body)
     if is_in_doubt and structure.of(body).members != _members(fields):
@@ -557,9 +557,9 @@ def _members(value: Any, depth: int = _MAX_DEPTH + 1) -> int:
 
 def memory_bytes(request: EmbeddingRequest, counted: structure.Structure) -> int:
     """What a request takes in memory besides its body, whose structure has been ``counted``."""
-    if request.kind is Kind.TEXT:
+    if request.kind is ItemKind.TEXT:
         items = sum(map(sys.getsizeof, request.items))
-    elif request.kind is Kind.TOKENS:
+    elif request.kind is ItemKind.TOKENS:
         items = sum(map(sys.getsizeof, request.items)) + _TOKEN_BYTES * sum(map(len, request.items))
     else:
         return counted.objects_bytes

@@ -11,7 +11,7 @@ import orjson
 
 from proxy.protocol import parts as json_parts
 from proxy.protocol import structure, vectors
-from proxy.protocol.parts import Unparsed
+from proxy.protocol.parts import JSONParseError
 from proxy.protocol.providers import Provider
 from proxy.protocol.vectors import DType, InvalidVector, Vector
 
@@ -38,7 +38,7 @@ class EmbeddingResponse:
     vectors: list[Vector | None]
     model: str
     usage: dict[str, Any]  # as the upstream wrote it, both integers present
-    told: dict[str, Any]  # its other fields
+    extra_fields: dict[str, Any]  # its other fields
     unusable: str | None
 
 
@@ -105,12 +105,12 @@ def parse_response(
     if len({vector.dimensions for vector in found if vector is not None}) > 1:
         raise InvalidEmbeddingResponse("mixed-dimensions")
     model = answer.get("model")
-    told = {name: value for name, value in answer.items() if name not in _REBUILT}
+    extra_fields = {name: value for name, value in answer.items() if name not in _REBUILT}
     return EmbeddingResponse(
         vectors=found,
         model=model if type(model) is str else "",
         usage=_usage(answer.get("usage")),
-        told=told if _is_writable(told) else {},
+        extra_fields=extra_fields if _is_writable(extra_fields) else {},
         unusable=unusable,
     )
 
@@ -134,7 +134,7 @@ def _parsed(body: bytes, provider: Provider, items: int, packed: DType | None) -
             answer["data"] = [_packed_datum(datum, provider, packed) for datum in found]
         elif data is not None:
             answer["data"] = json_parts.value(data) if found is None else list(found)
-    except Unparsed as unparsed:
+    except JSONParseError as unparsed:
         raise InvalidEmbeddingResponse(_UNPARSED.get(unparsed.reason, unparsed.reason)) from None
     return answer
 
@@ -163,7 +163,7 @@ def billed_tokens(body: bytes) -> int:
         return 0
     try:
         usage = json_parts.value(json_parts.members(body)["usage"])
-    except (Unparsed, KeyError):
+    except (JSONParseError, KeyError):
         return 0
     tokens: int = _usage(usage)["prompt_tokens"]
     return tokens
@@ -200,7 +200,7 @@ def _vectors(
     data: list[dict[str, Any]], provider: Provider, packed: DType | None
 ) -> tuple[list[Vector | None], str | None]:
     """The vectors in order, None for one that can't be stored, and why the first of these can't."""
-    encoded = packed or (DType.FLOAT32_SHORTEST if provider.writes_shortest else DType.FLOAT32)
+    encoded = packed or (DType.FLOAT32_SHORTEST if provider.uses_shortest_floats else DType.FLOAT32)
     found: list[Vector | None] = []
     unusable = None
     for datum in data:
@@ -264,10 +264,10 @@ class _Openings:
 _OPENINGS = _Openings()
 
 
-def ending(model: str, usage: dict[str, Any], told: Mapping[str, Any]) -> bytes:
-    """What follows the last embedding of an answer's body; ``told`` are further fields."""
+def ending(model: str, usage: dict[str, Any], extra_fields: Mapping[str, Any]) -> bytes:
+    """What follows the last embedding of an answer's body; ``extra_fields`` are further fields."""
     text = b'}],"model":%b,"usage":%b' % (orjson.dumps(model), orjson.dumps(usage))
-    return text + (b",%b}" % orjson.dumps(told)[1:-1] if told else b"}")
+    return text + (b",%b}" % orjson.dumps(extra_fields)[1:-1] if extra_fields else b"}")
 
 
 def parts(embeddings: Sequence[bytes], end: bytes) -> list[bytes]:
@@ -279,7 +279,7 @@ def parts(embeddings: Sequence[bytes], end: bytes) -> list[bytes]:
     return texts
 
 
-def later_parts(embeddings: Iterable[bytes], count: int, end: bytes) -> Iterator[bytes]:
+def stream_parts(embeddings: Iterable[bytes], count: int, end: bytes) -> Iterator[bytes]:
     """The same, for ``count`` embeddings whose texts are made when their turn comes."""
     for opening, embedding in zip(_OPENINGS.first(count), embeddings, strict=True):
         yield opening

@@ -16,7 +16,7 @@ from proxy.protocol.memo import Remembered, remembered
 _MAX_NAME = 128  # of a field that is remembered
 
 
-class Kind(Enum):
+class FieldKind(Enum):
     """A field that is of no kind is neutral."""
 
     CREDENTIAL = 1  # says who asks
@@ -278,19 +278,19 @@ _AUTHENTICATES = re.compile(
 @lru_cache
 def classifier(
     key_headers: frozenset[str] = frozenset(), neutral_headers: frozenset[str] = frozenset()
-) -> Remembered[Kind | None]:
+) -> Remembered[FieldKind | None]:
     """What tells the kind of a field by its name, whatever its case; the operator's own names are in lower case.
 
     What the operator says goes before what is known here, and what is known before what a name sounds like.
     """
 
     @remembered(max_length=_MAX_NAME)
-    def kind_of(name: str) -> Kind | None:
+    def kind_of(name: str) -> FieldKind | None:
         name = name.lower()
         if name in _SIGNATURES:
-            return Kind.SIGNATURE
+            return FieldKind.SIGNATURE
         if name in key_headers:
-            return Kind.VECTOR_AFFECTING
+            return FieldKind.VECTOR_AFFECTING
         if name in neutral_headers or name in _NEUTRAL:
             return None
         return _known(name) or _sounding(name)
@@ -298,19 +298,19 @@ def classifier(
     return kind_of
 
 
-def _known(name: str) -> Kind | None:
+def _known(name: str) -> FieldKind | None:
     if is_assertion(name):
-        return Kind.ASSERTION
+        return FieldKind.ASSERTION
     # Portkey takes keys of others in fields of its own, and they choose the model with the rest.
     if name in _VECTOR_AFFECTING and name not in _SECRETS:
-        return Kind.VECTOR_AFFECTING
-    return Kind.COOKIE if name == "cookie" else None
+        return FieldKind.VECTOR_AFFECTING
+    return FieldKind.COOKIE if name == "cookie" else None
 
 
-def _sounding(name: str) -> Kind | None:
+def _sounding(name: str) -> FieldKind | None:
     if _CREDENTIAL.search(name):
-        return Kind.CREDENTIAL
-    return Kind.VECTOR_AFFECTING if name.startswith(_PREFIXES_OF_GATEWAYS) or _ROUTING.fullmatch(name) else None
+        return FieldKind.CREDENTIAL
+    return FieldKind.VECTOR_AFFECTING if name.startswith(_PREFIXES_OF_GATEWAYS) or _ROUTING.fullmatch(name) else None
 
 
 def is_assertion(name: str) -> bool:

@@ -5,7 +5,7 @@ import re
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.errors import InvalidRequest
-from proxy.protocol.header_fields import Kind, classifier
+from proxy.protocol.header_fields import FieldKind, classifier
 
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 
@@ -32,7 +32,7 @@ _REWRITTEN = frozenset({"host", "content-length", "expect"})
 AWS_SIGNATURE = "AWS4-HMAC-"
 # Fields that are for whoever holds the key to say.
 _KEY_HOLDERS = re.compile(r"openai-(organization|project)|x-goog-user-project|x-portkey-.*|helicone-.*", re.IGNORECASE)
-_PRIVATE = frozenset({Kind.CREDENTIAL, Kind.ASSERTION, Kind.COOKIE})
+_PRIVATE = frozenset({FieldKind.CREDENTIAL, FieldKind.ASSERTION, FieldKind.COOKIE})
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # as which such bytes are read
@@ -81,4 +81,4 @@ def is_for_key_holder(name: str) -> bool:
 
 def is_credential(name: str) -> bool:
     """Whether a field of this name says who asks."""
-    return classifier()(name) in {Kind.CREDENTIAL, Kind.ASSERTION}
+    return classifier()(name) in {FieldKind.CREDENTIAL, FieldKind.ASSERTION}

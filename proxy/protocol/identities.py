@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
-from proxy.protocol.header_fields import Kind, classifier, is_proof, is_secret
+from proxy.protocol.header_fields import FieldKind, classifier, is_proof, is_secret
 from proxy.protocol.headers import AWS_SIGNATURE, Headers, end_to_end
 
 _USUAL_CONNECTION = frozenset({"keep-alive", "Keep-Alive", "close"})  # names no field
@@ -37,16 +37,16 @@ def identity(
         headers = end_to_end(headers)  # what the upstream does not see identifies nothing
     kind_of = classifier(key_headers, neutral_headers)
     of_note = [(kind, name.lower(), value) for name, value in headers.items() if (kind := kind_of(name))]
-    credentials = [*_fields(of_note, Kind.CREDENTIAL), *in_query]
+    credentials = [*_fields(of_note, FieldKind.CREDENTIAL), *in_query]
     if not any(is_secret(name) for name, _ in credentials):
-        credentials += _fields(of_note, Kind.ASSERTION)
+        credentials += _fields(of_note, FieldKind.ASSERTION)
         if not any(is_proof(name) for name, _ in credentials):
-            credentials += _fields(of_note, Kind.COOKIE)
+            credentials += _fields(of_note, FieldKind.COOKIE)
         credentials.sort(key=itemgetter(0))
-    is_signed = any(kind is Kind.SIGNATURE or value.startswith(AWS_SIGNATURE) for kind, _, value in of_note)
-    return Identity(credentials, _fields(of_note, Kind.VECTOR_AFFECTING), is_signed)
+    is_signed = any(kind is FieldKind.SIGNATURE or value.startswith(AWS_SIGNATURE) for kind, _, value in of_note)
+    return Identity(credentials, _fields(of_note, FieldKind.VECTOR_AFFECTING), is_signed)
 
 
-def _fields(of_note: list[tuple[Kind, str, str]], wanted: Kind) -> list[tuple[str, str]]:
+def _fields(of_note: list[tuple[FieldKind, str, str]], wanted: FieldKind) -> list[tuple[str, str]]:
     found = [(name, value) for kind, name, value in of_note if kind is wanted]
     return sorted(found, key=itemgetter(0)) if len(found) > 1 else found

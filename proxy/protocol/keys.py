@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 import orjson
 
-from proxy.protocol.embedding_request import EmbeddingRequest, Kind
+from proxy.protocol.embedding_request import EmbeddingRequest, ItemKind
 
 Fields = list[tuple[str, str]]  # header names and values
 
@@ -42,7 +42,7 @@ def derive(request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers
         )
     )
     start = blake2b(common, digest_size=KEY_BYTES)
-    if request.kind is Kind.WHOLE:
+    if request.kind is ItemKind.WHOLE:
         # The whole body is in the parameters, so that an item is its place.
         return [
             blake2b(common + index.to_bytes(8), digest_size=KEY_BYTES).digest() for index in range(len(request.items))
@@ -72,9 +72,9 @@ def _canonical(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
-def _item_bytes(kind: Kind, item: Any) -> bytes:
-    if kind is Kind.TEXT:
+def _item_bytes(kind: ItemKind, item: Any) -> bytes:
+    if kind is ItemKind.TEXT:
         return item.encode()  # type: ignore[no-any-return]
-    if kind is Kind.TOKENS:
+    if kind is ItemKind.TOKENS:
         return array("Q", item).tobytes()
     return _canonical(item)

@@ -23,7 +23,7 @@ _ARRAY_OF = re.compile(rb"\[[ \t\r\n]*([\[{\"])")
 Raw = msgspec.Raw  # JSON, of which only its extent is certain: it may still turn out to be none
 
 
-class Unparsed(ValueError):
+class JSONParseError(ValueError):
     """``reason``: not-json, not-an-object, too-complex, too-many-items."""
 
     def __init__(self, reason: str) -> None:
@@ -32,18 +32,18 @@ class Unparsed(ValueError):
 
 
 def members(body: bytes) -> dict[str, Raw]:
-    """The members of an object; of equal names the last. Raises `Unparsed`."""
+    """The members of an object; of equal names the last. Raises `JSONParseError`."""
     try:
         return _MEMBERS.decode(body)
     except msgspec.ValidationError:
-        raise Unparsed("not-an-object") from None
+        raise JSONParseError("not-an-object") from None
     except (msgspec.DecodeError, RecursionError):
-        raise Unparsed("not-json") from None
+        raise JSONParseError("not-json") from None
 
 
 def elements(array: Raw, *, max_elements: int) -> Iterator[Any] | None:
     """The elements of an array of strings, arrays or objects, each parsed when its turn comes; None for any other
-    value. Raises `Unparsed`, also while they are parsed.
+    value. Raises `JSONParseError`, also while they are parsed.
 
     ``max_elements`` is for what costs memory here: more of them are refused for certain only if they are strings, or
     arrays of numbers.
@@ -58,16 +58,16 @@ def elements(array: Raw, *, max_elements: int) -> Iterator[Any] | None:
         containers = max_elements * (_CONTAINERS_OF_AN_OBJECT if match[1] == b"{" else 1)
         is_too_long = structure.has_more_containers(view, containers + 1)
     if is_too_long:
-        raise Unparsed("too-many-items")
+        raise JSONParseError("too-many-items")
     return map(value, _ELEMENTS.decode(array))
 
 
 def value(part: Raw) -> Any:
-    """Parse a part. Raises `Unparsed`."""
+    """Parse a part. Raises `JSONParseError`."""
     view = memoryview(part)
     if len(view) > LARGE_BYTES and structure.of(view).parse_s > _MAX_PART_S:
-        raise Unparsed("too-complex")
+        raise JSONParseError("too-complex")
     try:
         return orjson.loads(view)
     except orjson.JSONDecodeError:
-        raise Unparsed("not-json") from None
+        raise JSONParseError("not-json") from None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 _MIB = 1024 * 1024
 
 
-class Form(Enum):
+class InputFormat(Enum):
     """What ``input`` can be."""
 
     TEXT = "text"
@@ -24,8 +24,8 @@ class Form(Enum):
 
 _FLOATS = frozenset({"float", "base64"})
 _INTEGERS = frozenset({"int8", "uint8", "binary", "ubinary"})
-_TEXTS = frozenset({Form.TEXT, Form.TEXTS})
-_TOKENS = _TEXTS | {Form.TOKENS, Form.TOKEN_LISTS}
+_TEXTS = frozenset({InputFormat.TEXT, InputFormat.TEXTS})
+_TOKENS = _TEXTS | {InputFormat.TOKENS, InputFormat.TOKEN_LISTS}
 
 
 # Late interaction: Infinity's own ColBERT, ColPali, ColQwen and ColIdefics, and what else is built so.
@@ -35,7 +35,7 @@ _STAND_INS = {"x-litellm-attempted-fallbacks": "[1-9]*"}
 
 
 _NO_LIMIT = 2**63 - 1
-MOST_MERGED = 2048  # items of several requests in one call, where the provider documents no limit
+MAX_MERGED_ITEMS = 2048  # items of several requests in one call, where the provider documents no limit
 
 
 class Limits(NamedTuple):
@@ -64,7 +64,7 @@ class Provider:
     base_url: str | None = None  # as one would give it to an SDK; None: everyone has another
     path: str = "/embeddings"  # after the base URL
     auth: str = "Authorization: Bearer"  # where the key goes
-    inputs: frozenset[Form] = _TOKENS
+    inputs: frozenset[InputFormat] = _TOKENS
     key: frozenset[str] = frozenset()  # changes the vector of each item alike, so its value is in every item's key
     neutral: frozenset[str] = frozenset({"user"})  # changes nothing about the vector
     # Header fields, in lower case, that change nothing either, though they sound like a credential or like routing.
@@ -76,20 +76,20 @@ class Provider:
     encoding: Mapping[str, frozenset[str]] = field(default_factory=lambda: {"encoding_format": _FLOATS})
     packs_base64: bool = False  # base64 of an integer type is its bytes; where it isn't, it is nothing we know
     # Floats are the shortest text of a float32, so what came as base64 is written so, too; elsewhere of a float64.
-    writes_shortest: bool = False
-    answers_have_id: bool = False  # a field without which its own clients take no answer
+    uses_shortest_floats: bool = False
+    responses_have_id: bool = False  # a field without which its own clients take no answer
     # Likewise, in ways that the proxy can't write itself; name -> the one value that it can.
     fixed: Mapping[str, object] = field(default_factory=dict)
     limits: Limits = _USUAL
     needs_model: bool = True
-    needed: Mapping[str, object] = field(default_factory=dict)  # fields without which it refuses -> an example
-    takes_sdk: bool = True  # requests as OpenAI's own clients send them
+    required_fields: Mapping[str, object] = field(default_factory=dict)  # fields without which it refuses -> an example
+    accepts_openai_sdk: bool = True  # requests as OpenAI's own clients send them
     # Models that make one vector of all the items of a call, or may.
     fused_models: tuple[str, ...] = ("*gemini-embedding-2*",)
     # Models that make several vectors of an item: base64 of these can't be told from one long vector.
     multi_vector_models: tuple[str, ...] = _MULTI_VECTOR
     references: tuple[str, ...] = ()  # what in a text stands for something that is not in the request
-    takes_null: bool = False  # in fields of class cross-item, too, null is the same as absent
+    accepts_null: bool = False  # in fields of class cross-item, too, null is the same as absent
     # The answer's header fields that say that another model was asked, or about another text; name -> pattern.
     fallback_markers: Mapping[str, str] = field(default_factory=lambda: _STAND_INS)
     # Where clients reach the embeddings on this proxy, besides its own path. No path where the server has another API.
@@ -124,22 +124,22 @@ GENERIC = Provider(
 _ROWS = (
     Provider(
         name="infron",  # https://infronai.gitbook.io/docs/api-reference/embeddings
-        writes_shortest=True,
+        uses_shortest_floats=True,
         base_url="https://llm.onerouter.pro/v1",
         inputs=_TEXTS,
         key=frozenset({"dimensions", "provider"}),
     ),
     Provider(
         name="openrouter",  # https://openrouter.ai/docs/api/reference/embeddings
-        writes_shortest=True,
+        uses_shortest_floats=True,
         base_url="https://openrouter.ai/api/v1",
-        inputs=_TOKENS | {Form.CONTENT},
+        inputs=_TOKENS | {InputFormat.CONTENT},
         key=frozenset({"dimensions", "input_type", "provider"}),
         neutral=frozenset({"user", "session_id", "trace"}),
     ),
     Provider(
         name="apertis",  # https://docs.apertis.ai/api/text-generation/embeddings
-        writes_shortest=True,
+        uses_shortest_floats=True,
         base_url="https://api.apertis.ai/v1",
         inputs=_TEXTS,
         key=frozenset({"dimensions", "task"}),
@@ -151,7 +151,7 @@ _ROWS = (
     ),
     Provider(
         name="nemorouter",
-        writes_shortest=True,
+        uses_shortest_floats=True,
         base_url="https://api.nemorouter.ai/v1",
         inputs=_TEXTS,
         key=frozenset({"dimensions"}),
@@ -159,15 +159,15 @@ _ROWS = (
     ),
     Provider(
         name="openai",  # https://platform.openai.com/docs/api-reference/embeddings/create
-        writes_shortest=True,
+        uses_shortest_floats=True,
         base_url="https://api.openai.com/v1",
         key=frozenset({"dimensions"}),
     ),
     Provider(
         name="azure",  # https://learn.microsoft.com/azure/ai-foundry/openai/reference; the deployment is in the path
-        writes_shortest=True,
+        uses_shortest_floats=True,
         auth="api-key",
-        takes_sdk=False,  # but by AzureOpenAI
+        accepts_openai_sdk=False,  # but by AzureOpenAI
         key=frozenset({"dimensions", "input_type"}),
         needs_model=False,
         has_deployments=True,
@@ -175,17 +175,17 @@ _ROWS = (
     Provider(
         name="jina",  # https://api.jina.ai/docs
         base_url="https://api.jina.ai/v1",
-        inputs=_TEXTS | {Form.MEDIA},
+        inputs=_TEXTS | {InputFormat.MEDIA},
         key=frozenset({"task", "dimensions", "normalized", "truncate"}),
         neutral=frozenset(),
         cross_item={"late_chunking": False, "return_multivector": False, "return_tokenized_input": False},
         encoding=dict.fromkeys(("embedding_type", "encoding_format"), _FLOATS | {"binary", "ubinary"}),
-        takes_null=True,
+        accepts_null=True,
         limits=Limits(items=512),
     ),
     Provider(
         name="voyage",  # https://docs.voyageai.com/reference/embeddings-api
-        writes_shortest=True,
+        uses_shortest_floats=True,
         base_url="https://api.voyageai.com/v1",
         inputs=_TEXTS,
         key=frozenset({"input_type", "truncation", "output_dimension"}),
@@ -193,20 +193,20 @@ _ROWS = (
         # It refuses to be told "float", which it writes anyway.
         encoding={"encoding_format": frozenset({"base64"}), "output_dtype": _INTEGERS | {"float"}},
         packs_base64=True,
-        takes_null=True,
+        accepts_null=True,
         limits=Limits(items=1000, tokens=120_000),
     ),
     Provider(
         name="cohere",  # https://docs.cohere.com/docs/compatibility-api
         base_url="https://api.cohere.ai/compatibility/v1",
-        inputs=frozenset({Form.TEXTS}),
+        inputs=frozenset({InputFormat.TEXTS}),
         neutral=frozenset(),
         prefixes=(),
         limits=Limits(items=96),
     ),
     Provider(
         name="mistral",  # https://docs.mistral.ai/api/endpoint/embeddings
-        answers_have_id=True,
+        responses_have_id=True,
         base_url="https://api.mistral.ai/v1",
         inputs=_TEXTS,
         key=frozenset({"output_dimension"}),
@@ -216,7 +216,7 @@ _ROWS = (
     ),
     Provider(
         name="together",  # https://docs.together.ai/reference/embeddings
-        writes_shortest=True,
+        uses_shortest_floats=True,
         base_url="https://api.together.ai/v1",
         inputs=_TEXTS,
         neutral=frozenset(),  # it refuses `user` and `dimensions`
@@ -239,8 +239,8 @@ _ROWS = (
     ),
     Provider(
         name="nvidia",  # https://docs.nvidia.com/nim/nemo-retriever/text-embedding/latest/reference.html
-        needed={"input_type": "query"},
-        writes_shortest=True,
+        required_fields={"input_type": "query"},
+        uses_shortest_floats=True,
         base_url="https://integrate.api.nvidia.com/v1",
         inputs=_TEXTS,
         key=frozenset({"input_type", "truncate", "dimensions", "modality"}),
@@ -267,7 +267,7 @@ _ROWS = (
     ),
     Provider(
         name="tei",  # https://huggingface.github.io/text-embeddings-inference/
-        writes_shortest=True,
+        uses_shortest_floats=True,
         base_url="http://127.0.0.1:3000/v1",
         key=frozenset({"dimensions"}),
         limits=Limits(items=32, bytes=2_000_000),
@@ -282,7 +282,7 @@ _ROWS = (
     ),
     Provider(
         name="ollama",  # https://docs.ollama.com/api/openai-compatibility
-        writes_shortest=True,
+        uses_shortest_floats=True,
         base_url="http://127.0.0.1:11434/v1",
         inputs=_TEXTS,
         key=frozenset({"dimensions"}),

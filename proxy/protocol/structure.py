@@ -75,7 +75,7 @@ class Structure:
         return _BYTE_S * self.size_bytes + _VALUE_S * self.values + _MEMBER_S * self.members
 
     @property
-    def understand_s(self) -> float:
+    def parse_and_key_s(self) -> float:
         """About how long it takes to parse it as a request and to identify the items."""
         return self.parse_s + _HASHED_BYTE_S * self.size_bytes
 

@@ -119,7 +119,7 @@ def _reference(text: str) -> Reference:
     return Reference(*(part or "" for part in match.groups()))
 
 
-class Named(NamedTuple):
+class PathModel(NamedTuple):
     """What an embeddings path says will compute: an Azure deployment, whose name can be anything, or a model."""
 
     name: str
@@ -130,15 +130,15 @@ class Named(NamedTuple):
         return None if self.is_deployment else self.name
 
 
-def named_in(target: str) -> Named | None:
+def parse_path_model(target: str) -> PathModel | None:
     match = _NAMED.fullmatch(normalized(split(target)[0]))
     if match is None or match.lastgroup is None:
         return None
-    return Named(unquote(match[match.lastgroup]), match.lastgroup == "deployment")
+    return PathModel(unquote(match[match.lastgroup]), match.lastgroup == "deployment")
 
 
-def renamed(target: str, name: str) -> str:
-    """The target with another name in the place where `named_in` found one."""
+def with_path_model(target: str, name: str) -> str:
+    """The target with another name in the place where `parse_path_model` found one."""
     path, query = split(target)
     path = normalized(path)
     match = _NAMED.fullmatch(path)
@@ -148,13 +148,13 @@ def renamed(target: str, name: str) -> str:
     return f"{path[:start]}{quote(name, safe='')}{path[end:]}{query}"
 
 
-def model_in(target: str) -> str | None:
+def model_in_path(target: str) -> str | None:
     """The model that a path of any other API names."""
     match = _MODEL.fullmatch(normalized(split(target)[0]))
     return unquote(next(filter(None, match.groups()))) if match is not None else None
 
 
-def may_embed(target: str) -> bool:
+def is_embeddings_like(target: str) -> bool:
     """Whether a POST to ``target`` may carry texts to embed, whatever the API and however the path is written."""
     path = target.partition("?")[0]
     for _ in range(_MAX_DECODINGS):
@@ -162,7 +162,7 @@ def may_embed(target: str) -> bool:
     return _EMBEDS.search(path) is not None
 
 
-def shown(target: str) -> str:
+def loggable_path(target: str) -> str:
     """The path as it may be logged: what is no usual word of an API's is left out."""
     segments = normalized(split(target)[0]).split("/")[1:]
     words = [segment if _PLAIN_SEGMENT.fullmatch(segment) else "…" for segment in segments[-8:]]

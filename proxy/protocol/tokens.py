@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from proxy.protocol.embedding_request import Kind
+from proxy.protocol.embedding_request import ItemKind
 
 
 def share_tokens(total: int, weights: Sequence[int]) -> list[int]:
@@ -21,18 +21,18 @@ def share_tokens(total: int, weights: Sequence[int]) -> list[int]:
     return shares
 
 
-def weight(kind: Kind, item: Any) -> int:
+def weight(kind: ItemKind, item: Any) -> int:
     """What an item's share of the tokens goes by: tokens, or UTF-8 bytes of the text or canonical JSON."""
-    if kind is Kind.TOKENS:
+    if kind is ItemKind.TOKENS:
         return len(item)
-    if kind is Kind.TEXT:
+    if kind is ItemKind.TEXT:
         return len(item) if item.isascii() else len(item.encode())
     return len(orjson.dumps(item))
 
 
-def estimated_tokens(kind: Kind, item: Any) -> int:
+def estimated_tokens(kind: ItemKind, item: Any) -> int:
     """Tokens of an item for keeping within an upstream's limit: exact for tokens, generous for text.
 
     A token of English is about four bytes and a token of most other scripts about three.
     """
-    return len(item) if kind is Kind.TOKENS else weight(kind, item) // 3 + 1
+    return len(item) if kind is ItemKind.TOKENS else weight(kind, item) // 3 + 1

@@ -131,12 +131,12 @@ def _from_floats(numbers: list[float]) -> Vector:
         raise InvalidVector("all zero as float32")
     if (narrow == wide).all():
         return Vector(DType.FLOAT32, narrow.astype("<f4").tobytes())
-    if (told := _told_by_shortest(wide, narrow)) is not None:
+    if (told := _as_shortest_float32(wide, narrow)) is not None:
         return Vector(DType.FLOAT32_SHORTEST, told.astype("<f4").tobytes())
     return Vector(DType.FLOAT64, wide.astype("<f8").tobytes())
 
 
-def _told_by_shortest(wide: NDArray[Any], narrow: NDArray[Any]) -> NDArray[Any] | None:
+def _as_shortest_float32(wide: NDArray[Any], narrow: NDArray[Any]) -> NDArray[Any] | None:
     """The float32 whose shortest texts read as ``wide``, if they are all that; ``narrow`` is that rounded.
 
     Once in many millions it is not: the text is halfway between two float32 as a float64, and only almost so itself.

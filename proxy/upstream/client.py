@@ -36,7 +36,7 @@ from proxy.errors import Overloaded, ProxyError, UpstreamDown, UpstreamUnreachab
 from proxy.protocol import embedding_response
 from proxy.protocol.embedding_response import InvalidEmbeddingResponse
 from proxy.protocol.headers import reason_phrase
-from proxy.protocol.targets import resolve, shown
+from proxy.protocol.targets import loggable_path, resolve
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.egress import DIRECT, Egress
 from proxy.upstream.intake import Incoming
@@ -228,7 +228,7 @@ class UpstreamClient:
                 self._name,
                 response.status,
                 there._replace(path="").address,
-                shown(there.path),  # the client's own path may be in it
+                loggable_path(there.path),  # the client's own path may be in it
                 advice,
             )
 

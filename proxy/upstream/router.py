@@ -9,8 +9,8 @@ from multidict import CIMultiDict
 from proxy.errors import InvalidRequest
 from proxy.protocol import headers, query
 from proxy.protocol.cors import Cors
-from proxy.protocol.providers import MOST_MERGED, Limits, Provider
-from proxy.protocol.targets import model_in, named_in
+from proxy.protocol.providers import MAX_MERGED_ITEMS, Limits, Provider
+from proxy.protocol.targets import model_in_path, parse_path_model
 from proxy.upstream.client import UpstreamClient
 from proxy.upstream.urls import Routes
 
@@ -42,7 +42,7 @@ class Origin:
     def merge_limits(self) -> Limits:
         """What fits into a call for several requests."""
         limits = self.limits
-        return limits._replace(items=min(limits.items, MOST_MERGED))
+        return limits._replace(items=min(limits.items, MAX_MERGED_ITEMS))
 
     @property
     def neutral_headers(self) -> frozenset[str]:
@@ -113,10 +113,10 @@ class Router:
         """
         if not self._routed:
             return self.default
-        named = named_in(target)
+        named = parse_path_model(target)
         if named is not None and named.is_deployment:
             return self._with_deployment(named.name, model)
-        names = [name for name in (named.name if named else model_in(target), model) if name is not None]
+        names = [name for name in (named.name if named else model_in_path(target), model) if name is not None]
         if not names and self.default.provider.needs_model:
             raise InvalidRequest(
                 "Several upstreams are configured, and neither the body nor the path names a model that says which of"

@@ -84,11 +84,11 @@ class Routes:
         """The URL of the cached route, for a target that another upstream's map took for its own; ``model`` is what the
         model is called here, if not as there."""
         if model is not None:
-            target = targets.renamed(target, model)
+            target = targets.with_path_model(target, model)
         url = self._embeddings.url if target in self._names else self._cached(target)
         if url is not None:
             return url
-        named = targets.named_in(target)
+        named = targets.parse_path_model(target)
         is_deployment = named is not None and named.is_deployment
         return self._embeddings.url + ("" if is_deployment else targets.split(target)[1])  # the query is Azure's own
 
@@ -105,7 +105,7 @@ class Routes:
         # What begins with two slashes is a host to clients, and a backslash is a slash to browsers.
         is_path = rest[1:2] not in {"/", "\\"}
         target = rest if is_path and self._leads_to(rest) else _VERBATIM + rest
-        if not self._is_default and not targets.may_embed(target):
+        if not self._is_default and not targets.is_embeddings_like(target):
             return None
         return target + there.fragment
 
@@ -146,7 +146,7 @@ class Routes:
                 start = self._root if azure[2].startswith("/openai") else self._home
                 return self._origin + start + path[azure.start(2) :] + query
             return self._origin + path + query
-        named = targets.named_in(path)
+        named = targets.parse_path_model(path)
         if named is not None and not named.is_deployment:
             return self._origin + self._mapped(path) + query
         return None

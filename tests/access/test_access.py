@@ -441,9 +441,9 @@ def test_validations_are_bounded_and_not_to_be_read_back(monkeypatch: pytest.Mon
     validations.confirm(one, CredentialScope("u" * 5000, "m"), asked_at_s=0.0)
     assert len(validations._accepted) < 70
     assert len(validations._refused) <= 10
-    assert validations.holds(one, CredentialScope("u", "99"))
-    assert not validations.holds(one, CredentialScope("u", "1"))
-    assert not validations.holds(one, CredentialScope("u" * 5000, "m"))
+    assert validations.is_confirmed(one, CredentialScope("u", "99"))
+    assert not validations.is_confirmed(one, CredentialScope("u", "1"))
+    assert not validations.is_confirmed(one, CredentialScope("u" * 5000, "m"))
     client: Any = None
     origin = Origin(name="o", provider=GENERIC, routes=Routes("http://h"), client=client)
     identity = Identity([("authorization", "Bearer secret")], [], is_signed=False)
@@ -452,8 +452,8 @@ def test_validations_are_bounded_and_not_to_be_read_back(monkeypatch: pytest.Mon
     assert credential_id == validations.credential_id(validations.tenant(identity.credentials), origin, identity)
     other = Validations(ttl_s=10, clock=lambda: 0.0)
     assert tenant != other.tenant(identity.credentials)
-    assert credential_id.name != other.credential_id(tenant, origin, identity).name
-    assert b"secret" not in credential_id.tenant + credential_id.name
+    assert credential_id.credentials_mac != other.credential_id(tenant, origin, identity).credentials_mac
+    assert b"secret" not in credential_id.tenant + credential_id.credentials_mac
 
 
 def test_an_answer_to_an_earlier_question_says_nothing_after_a_refusal() -> None:
@@ -464,11 +464,11 @@ def test_an_answer_to_an_earlier_question_says_nothing_after_a_refusal() -> None
     validations.note(WHO, CredentialScope("u", "m"), 401)
     clock.now += 1
     validations.confirm(WHO, CredentialScope("u", "m"), asked_at_s=asked_at_s)
-    assert not validations.holds(WHO, CredentialScope("u", "m"))
+    assert not validations.is_confirmed(WHO, CredentialScope("u", "m"))
     validations.confirm(WHO, CredentialScope("u", "m"), asked_at_s=validations.now())
-    assert validations.holds(WHO, CredentialScope("u", "m"))
+    assert validations.is_confirmed(WHO, CredentialScope("u", "m"))
     clock.now += 100
-    assert not validations.holds(WHO, CredentialScope("u", "m"))
+    assert not validations.is_confirmed(WHO, CredentialScope("u", "m"))
 
 
 # --- what a validation is for, and what it is not for

@@ -6,7 +6,7 @@ import pytest
 from proxy.config import config_file
 from proxy.config.settings import SameModel, UpstreamSetting
 from proxy.errors import ConfigError
-from proxy.protocol.providers import GENERIC, PROVIDERS, Form, Limits, Provider
+from proxy.protocol.providers import GENERIC, PROVIDERS, InputFormat, Limits, Provider
 from proxy.upstream.egress import DIRECT, Egress, parse_proxy
 
 
@@ -64,7 +64,7 @@ def test_a_row_can_be_added_like_another_or_like_none() -> None:
     )
     mine = added["mine"]
     assert (mine.name, mine.base_url, mine.path, mine.auth) == ("mine", "https://h/V1", "/embed", "x-key")
-    assert (mine.inputs, mine.limits, mine.needs_model) == (frozenset({Form.TEXTS}), Limits(items=7), True)
+    assert (mine.inputs, mine.limits, mine.needs_model) == (frozenset({InputFormat.TEXTS}), Limits(items=7), True)
     assert (mine.key, mine.fused_models) == (PROVIDERS["vllm"].key, (*PROVIDERS["vllm"].fused_models, "f"))
     assert rows('[providers.other]\nlike = "openai"')["other"].base_url is None
     assert (added["plain"].key, added["plain"].base_url) == (GENERIC.key, None)

@@ -329,8 +329,8 @@ async def test_made_up_fields_beside_a_good_key_leave_little_behind() -> None:
     finally:
         tracemalloc.stop()
     assert taken < 3 * MIB
-    assert validations.holds(*good)
-    assert validations.holds(*last)
+    assert validations.is_confirmed(*good)
+    assert validations.is_confirmed(*last)
 
 
 # --- responses

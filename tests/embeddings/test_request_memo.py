@@ -56,13 +56,13 @@ class Parsed:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        read_object = embedding_request.read_object
+        parse_object = embedding_request.parse_object
 
         def counting(body: bytes) -> dict[str, Any]:
             self.count += 1
-            return read_object(body)
+            return parse_object(body)
 
-        monkeypatch.setattr(embedding_request, "read_object", counting)
+        monkeypatch.setattr(embedding_request, "parse_object", counting)
 
 
 @pytest.fixture

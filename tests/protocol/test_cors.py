@@ -528,9 +528,9 @@ def test_what_is_remembered_is_bounded() -> None:
 def test_fields_that_can_not_be_sent_again_are_left_out() -> None:
     cors = Cors()
     cors.learn(None, 200, CIMultiDict([(ALLOW_ORIGIN.lower(), "*"), ("Access-Control-Expose-Headers", "\udcff")]))
-    assert cors.head_of_hit() == f"{ALLOW_ORIGIN}: *\r\nAccess-Control-Expose-Headers: {OWN_EXPOSED}\r\n"
+    assert cors.hit_header_lines() == f"{ALLOW_ORIGIN}: *\r\nAccess-Control-Expose-Headers: {OWN_EXPOSED}\r\n"
     cors.learn(None, 200, CIMultiDict())
-    assert cors.head_of_hit() == ""
+    assert cors.hit_header_lines() == ""
 
 
 # --- the operator decides

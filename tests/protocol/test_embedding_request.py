@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.protocol import embedding_request, keys
-from proxy.protocol.embedding_request import Bypass, EmbeddingRequest, Encoding, Kind
-from proxy.protocol.providers import GENERIC, PROVIDERS, Form, Provider
+from proxy.protocol.embedding_request import Bypass, EmbeddingRequest, Encoding, ItemKind
+from proxy.protocol.providers import GENERIC, PROVIDERS, InputFormat, Provider
 
-ANY_FORM = replace(GENERIC, inputs=frozenset(Form))
+ANY_FORM = replace(GENERIC, inputs=frozenset(InputFormat))
 
 
 def parse(body: str | bytes, provider: Provider = ANY_FORM) -> EmbeddingRequest:
@@ -33,7 +33,7 @@ def parse(body: str | bytes, provider: Provider = ANY_FORM) -> EmbeddingRequest:
 
 def understood(body: bytes, provider: Provider) -> EmbeddingRequest | Bypass:
     try:
-        return embedding_request.parse_request(body, embedding_request.read_object(body), provider)
+        return embedding_request.parse_request(body, embedding_request.parse_object(body), provider)
     except Bypass as bypass:
         return bypass
 
@@ -44,14 +44,14 @@ IMAGE = '{"content":[{"type":"image_url","image_url":{"url":"data:image/png;base
 @pytest.mark.parametrize(
     ("given_input", "kind", "items"),
     [
-        ('"hello"', Kind.TEXT, ["hello"]),
-        ('["a","b","a"]', Kind.TEXT, ["a", "b", "a"]),
-        ("[1,2,3]", Kind.TOKENS, [[1, 2, 3]]),
-        ("[[1],[2,3]]", Kind.TOKENS, [[1], [2, 3]]),
-        (f"[{IMAGE}]", Kind.OBJECT, [json.loads(IMAGE)]),
+        ('"hello"', ItemKind.TEXT, ["hello"]),
+        ('["a","b","a"]', ItemKind.TEXT, ["a", "b", "a"]),
+        ("[1,2,3]", ItemKind.TOKENS, [[1, 2, 3]]),
+        ("[[1],[2,3]]", ItemKind.TOKENS, [[1], [2, 3]]),
+        (f"[{IMAGE}]", ItemKind.OBJECT, [json.loads(IMAGE)]),
     ],
 )
-def test_the_input_forms(given_input: str, kind: Kind, items: list[Any]) -> None:
+def test_the_input_forms(given_input: str, kind: ItemKind, items: list[Any]) -> None:
     request = parse(f'{{"model":"m","input":{given_input}}}')
     assert (request.kind, request.items) == (kind, items)
 
@@ -104,7 +104,7 @@ WHOLES = [
 )
 def test_what_is_not_certain_for_an_item_is_keyed_as_a_whole(reason: str, body: bytes) -> None:
     request = parse(body)
-    assert (request.kind, len(request.items)) == (Kind.WHOLE, embedding_request.count_of(request.fields))
+    assert (request.kind, len(request.items)) == (ItemKind.WHOLE, embedding_request.count_items(request.fields))
     assert request.doubt is not None
     assert request.doubt.reason == reason
 
@@ -173,7 +173,7 @@ def test_null_in_a_field_of_encoding_is_absent_whatever_the_row() -> None:
             else '{"model":"m","input":"x","encoding_format":null}',
             row,
         )
-        assert (request.kind, request.encoding, request.parameters) == (Kind.TEXT, Encoding.FLOAT, {})
+        assert (request.kind, request.encoding, request.parameters) == (ItemKind.TEXT, Encoding.FLOAT, {})
 
 
 @pytest.mark.parametrize("value", ["false", "null"])
@@ -265,7 +265,7 @@ def test_an_item_of_many_tokens_is_one_item() -> None:
 
 
 def test_a_long_name_of_a_model_is_not_remembered() -> None:
-    before = embedding_request.is_one_of.cache_info().misses
+    before = embedding_request.matches_model.cache_info().misses
     for length in (1, 10**6):
-        embedding_request.is_one_of("unheard of " + "x" * length, ("*embed-v4*",))
-    assert embedding_request.is_one_of.cache_info().misses == before + 1
+        embedding_request.matches_model("unheard of " + "x" * length, ("*embed-v4*",))
+    assert embedding_request.matches_model.cache_info().misses == before + 1

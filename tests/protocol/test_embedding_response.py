@@ -131,9 +131,11 @@ def test_what_is_assembled_is_what_openai_documents(numbers: list[int], model: s
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     texts = [b"[%d]" % number for number in numbers]
     body = b"".join(embedding_response.parts(texts, embedding_response.ending(model, usage, {})))
-    told = {"id": model, "created": {"at": tokens}}
-    longer = embedding_response.later_parts(iter(texts), len(texts), embedding_response.ending(model, usage, told))
-    assert orjson.loads(b"".join(longer)) == orjson.loads(body) | told
+    extra_fields = {"id": model, "created": {"at": tokens}}
+    longer = embedding_response.stream_parts(
+        iter(texts), len(texts), embedding_response.ending(model, usage, extra_fields)
+    )
+    assert orjson.loads(b"".join(longer)) == orjson.loads(body) | extra_fields
     assert orjson.loads(body) == {
         "object": "list",
         "data": [{"object": "embedding", "index": i, "embedding": [number]} for i, number in enumerate(numbers)],

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from proxy.protocol import embedding_request, keys
-from proxy.protocol.providers import GENERIC, Form
+from proxy.protocol.providers import GENERIC, InputFormat
 
 URL = "https://api.example.com/v1/embeddings"
 TEXT = st.text(min_size=1)
@@ -63,7 +63,7 @@ def derive(
     body: bytes, url: str = URL, credentials: keys.Fields | None = None, vector_headers: keys.Fields | None = None
 ) -> list[bytes]:
     request = embedding_request.parse_request(
-        body, embedding_request.read_object(body), replace(GENERIC, inputs=frozenset(Form))
+        body, embedding_request.parse_object(body), replace(GENERIC, inputs=frozenset(InputFormat))
     )
     return keys.derive(request, url=url, scope=credentials or [], vector_headers=vector_headers or [])
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from proxy.protocol import embedding_request, parts
 from proxy.protocol.embedding_request import Bypass
-from proxy.protocol.parts import Unparsed
+from proxy.protocol.parts import JSONParseError
 
 TEXT = st.text(alphabet='a"\\:,[]é\U0001f600\x00', max_size=4)
 JSON = st.recursive(
@@ -69,7 +69,7 @@ def test_too_many_elements_are_not_made(item: Any) -> None:
     assert elements is not None
     assert len(list(elements)) == 10
     more = parts.members(orjson.dumps({"input": [item] * 100}))["input"]
-    with pytest.raises(Unparsed) as unparsed:
+    with pytest.raises(JSONParseError) as unparsed:
         parts.elements(more, max_elements=10)
     assert unparsed.value.reason == "too-many-items"
 
@@ -80,7 +80,7 @@ def test_too_many_elements_are_not_made(item: Any) -> None:
 def test_a_part_that_would_take_too_long_is_not_parsed(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = parts.members(orjson.dumps({"a": part}))["a"]
     monkeypatch.setattr(orjson, "loads", None)
-    with pytest.raises(Unparsed) as unparsed:
+    with pytest.raises(JSONParseError) as unparsed:
         parts.value(raw)
     assert unparsed.value.reason == "too-complex"
 

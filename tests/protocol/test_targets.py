@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.protocol import targets
-from proxy.protocol.targets import Named
+from proxy.protocol.targets import PathModel
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,12 @@ def test_neither_query_nor_user_of_a_location_is_shown() -> None:
 @pytest.mark.parametrize(
     ("target", "named"),
     [
-        ("/openai/deployments/ada/embeddings?api-version=1", Named("ada", is_deployment=True)),
-        ("/aoai//openai/deployments/a%20b/embeddings/", Named("a b", is_deployment=True)),
-        ("/v1/engines/text-embedding-ada-002/embeddings", Named("text-embedding-ada-002", is_deployment=False)),
-        ("/engines/BAAI/bge-m3/embeddings", Named("BAAI/bge-m3", is_deployment=False)),
-        ("/engines/BAAI%2Fbge-m3/embeddings", Named("BAAI/bge-m3", is_deployment=False)),
-        ("/v1/engin%65s/m/embeddings", Named("m", is_deployment=False)),
+        ("/openai/deployments/ada/embeddings?api-version=1", PathModel("ada", is_deployment=True)),
+        ("/aoai//openai/deployments/a%20b/embeddings/", PathModel("a b", is_deployment=True)),
+        ("/v1/engines/text-embedding-ada-002/embeddings", PathModel("text-embedding-ada-002", is_deployment=False)),
+        ("/engines/BAAI/bge-m3/embeddings", PathModel("BAAI/bge-m3", is_deployment=False)),
+        ("/engines/BAAI%2Fbge-m3/embeddings", PathModel("BAAI/bge-m3", is_deployment=False)),
+        ("/v1/engin%65s/m/embeddings", PathModel("m", is_deployment=False)),
         ("/engines/v1/embeddings", None),  # Docker Model Runner
         ("/engines/llama.cpp/v1/embeddings", None),
         ("/v1/engines/embeddings", None),
@@ -126,14 +126,14 @@ def test_neither_query_nor_user_of_a_location_is_shown() -> None:
         ("/v1/embeddings", None),
     ],
 )
-def test_what_a_path_names(target: str, named: Named | None) -> None:
-    assert targets.named_in(target) == named
+def test_what_a_path_names(target: str, named: PathModel | None) -> None:
+    assert targets.parse_path_model(target) == named
 
 
 @given(st.text(min_size=1).filter(lambda name: not name.startswith("v")), st.sampled_from(["deployments", "engines"]))
 def test_another_name_takes_the_place_of_the_first(name: str, where: str) -> None:
-    target = targets.renamed(f"/openai/{where}/old/embeddings?api-version=1", name)
-    found = targets.named_in(target)
+    target = targets.with_path_model(f"/openai/{where}/old/embeddings?api-version=1", name)
+    found = targets.parse_path_model(target)
     assert found is not None
     assert (found.name, target.partition("?")[2]) == (name, "api-version=1")
 
@@ -155,7 +155,7 @@ def test_another_name_takes_the_place_of_the_first(name: str, where: str) -> Non
     ],
 )
 def test_other_apis_name_their_models_in_the_path(target: str, model: str | None) -> None:
-    assert targets.model_in(target) == model
+    assert targets.model_in_path(target) == model
 
 
 CARRY_TEXTS = [
@@ -191,12 +191,12 @@ CARRY_TEXTS = [
 
 @pytest.mark.parametrize("target", CARRY_TEXTS)
 def test_paths_that_carry_texts_to_embed(target: str) -> None:
-    assert targets.may_embed(target)
+    assert targets.is_embeddings_like(target)
 
 
 @pytest.mark.parametrize("target", ["/v1/chat/completions", "/v1/files", "/v1/embedded", "/v1/x?next=/v1/embeddings"])
 def test_paths_that_do_not(target: str) -> None:
-    assert not targets.may_embed(target)
+    assert not targets.is_embeddings_like(target)
 
 
 @pytest.mark.parametrize(
@@ -210,4 +210,4 @@ def test_paths_that_do_not(target: str) -> None:
     ],
 )
 def test_a_path_is_logged_without_what_may_be_secret(target: str, logged: str) -> None:
-    assert targets.shown(target) == logged
+    assert targets.loggable_path(target) == logged

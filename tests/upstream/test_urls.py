@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from proxy.protocol.providers import GENERIC, PROVIDERS
-from proxy.protocol.targets import may_embed, resolve, without_dot_segments
+from proxy.protocol.targets import is_embeddings_like, resolve, without_dot_segments
 from proxy.upstream.urls import Route, Routes
 
 OPENROUTER = Routes("https://openrouter.ai/api/v1")
@@ -323,7 +323,7 @@ def test_a_redirect_to_https_stays_as_it_is() -> None:
 def test_only_embeddings_lead_to_an_upstream_that_is_not_the_default(path: str) -> None:
     routes = Routes("https://h/v1", is_default=False)
     target = routes.target_of("https://h/v1/embeddings", "https://h/" + path)
-    assert target is None or may_embed(target)
+    assert target is None or is_embeddings_like(target)
     assert routes.target_of("https://h/v1/embeddings", "https://elsewhere/" + path) == "https://elsewhere/" + path
 
 
