@@ -42,7 +42,7 @@ from proxy.protocol.tokens import estimated_tokens, share_tokens, weight
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import Calls
 from proxy.upstream.client import UpstreamResponse
-from proxy.upstream.intake import Intake
+from proxy.upstream.flow_control import FlowControl
 from proxy.upstream.router import Origin
 from proxy.worker_thread import Worker
 
@@ -98,7 +98,7 @@ class Batcher:
         # Submitted and not answered.
         self._queued_items = _queue(max_queued_items, "items that wait for the upstream")
         self._queued_bytes = _queue(max_queued_bytes, "bytes that wait for the upstream")
-        self._intake = Intake(max_incoming_bytes)
+        self._flow_control = FlowControl(max_incoming_bytes)
         self._worker = Worker("responses")
         self._groups: dict[bytes, _Group] = {}
         self._calls: set[asyncio.Task[None]] = set()
@@ -154,9 +154,9 @@ class Batcher:
         Raises `ProxyError`.
         """
         self._metrics.upstream_merged_requests.observe(1)
-        with self._calls_for([entry]) as calls, self._intake.response() as incoming:
+        with self._calls_for([entry]) as calls, self._flow_control.response() as flow:
             answer, origin = await self._failover.embed(
-                entry, entry.asked.body, len(entry.asked.items), calls, incoming=incoming
+                entry, entry.asked.body, len(entry.asked.items), calls, flow=flow
             )
             if is_success(answer.status):
                 self._bill(entry, calls, await self._with(answer, embedding_response.billed_tokens, answer.body))
@@ -313,9 +313,9 @@ class Batcher:
         self, entry: BatchEntry, entries: list[BatchEntry], body: bytes, items: list[Any]
     ) -> "Sent | CallFailure":
         """Send ``body`` for ``entries`` with what ``entry`` says besides, and read the response."""
-        with self._calls_for(entries) as calls, self._intake.response() as incoming:
+        with self._calls_for(entries) as calls, self._flow_control.response() as flow:
             try:
-                answer, origin = await self._failover.embed(entry, body, len(items), calls, incoming=incoming)
+                answer, origin = await self._failover.embed(entry, body, len(items), calls, flow=flow)
             except ProxyError as error:
                 return error
             if not is_success(answer.status):

@@ -14,7 +14,7 @@ from proxy.protocol.cors import origin_of
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import Calls
 from proxy.upstream.client import UpstreamResponse
-from proxy.upstream.intake import Incoming
+from proxy.upstream.flow_control import ResponseFlow
 from proxy.upstream.router import Fallback, Origin
 
 _log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Failover:
         self._logged_at_s: dict[tuple[str, str], float] = {}
 
     async def embed(
-        self, entry: BatchEntry, body: bytes, items: int, calls: Calls, *, incoming: Incoming
+        self, entry: BatchEntry, body: bytes, items: int, calls: Calls, *, flow: ResponseFlow
     ) -> tuple[UpstreamResponse, Origin]:
         """The response, and who gave it. If nobody has one, what the origin itself said. Raises `ProxyError`."""
         failure: UpstreamResponse | ProxyError | None = None
@@ -41,7 +41,7 @@ class Failover:
                 self._metrics.upstream_fallbacks.labels(way.origin.name).inc()
                 self._log_fallback(entry.origin.name, way.origin.name, failure)
             try:
-                answer = await self._ask(entry, way, body, items, calls, incoming=incoming)
+                answer = await self._ask(entry, way, body, items, calls, flow=flow)
             except ProxyError as error:
                 failure = failure or error
                 continue
@@ -62,7 +62,7 @@ class Failover:
             _log.warning("upstream %s has no answer (%s); %s is asked in its place", name, why, other)
 
     async def _ask(
-        self, entry: BatchEntry, way: Fallback, body: bytes, items: int, calls: Calls, *, incoming: Incoming
+        self, entry: BatchEntry, way: Fallback, body: bytes, items: int, calls: Calls, *, flow: ResponseFlow
     ) -> UpstreamResponse:
         if way.model is not None:
             body = embedding_request.renamed_body(body, way.model)
@@ -73,7 +73,7 @@ class Failover:
         url = origin.routes.embeddings(target, model=way.model)
         async with self._slots.slot(origin, entry.tenant.name):
             with calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=items) as call:
-                answer = await origin.client.embed(url, call.outbound(headers), body, items=items, incoming=incoming)
+                answer = await origin.client.embed(url, call.outbound(headers), body, items=items, flow=flow)
                 call.answered(answer.status)
         entry.origin.cors.learn(origin_of(headers), answer.status, answer.headers)
         return answer

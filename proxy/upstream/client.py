@@ -39,7 +39,7 @@ from proxy.protocol.headers import reason_phrase
 from proxy.protocol.targets import loggable_path, resolve
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.egress import DIRECT, Egress
-from proxy.upstream.intake import Incoming
+from proxy.upstream.flow_control import ResponseFlow
 from proxy.upstream.outbound import Outbound
 from proxy.upstream.urls import Routes
 
@@ -280,9 +280,9 @@ class UpstreamClient:
         return response
 
     async def embed(
-        self, url: str, headers: CIMultiDict[str], body: bytes, *, items: int, incoming: Incoming
+        self, url: str, headers: CIMultiDict[str], body: bytes, *, items: int, flow: ResponseFlow
     ) -> UpstreamResponse:
-        """One embeddings call of ``items`` items, whose response is read as fast as ``incoming`` takes it.
+        """One embeddings call of ``items`` items, whose response is read as fast as ``flow`` takes it.
 
         Raises `ProxyError`, `UpstreamDown` while the circuit is open.
         """
@@ -298,7 +298,7 @@ class UpstreamClient:
             async with asyncio.timeout(self._timeouts.total_s):
                 response = await self._begin(self._calls, "POST", url, headers, body, attempt=attempt)
                 async with response:
-                    content = await _read(response, incoming)
+                    content = await _read(response, flow)
         except (ClientError, TimeoutError, OSError) as error:
             if not attempt.is_connected and self.outbound.is_unconnected(error):
                 self._note_unconnected(error)
@@ -435,11 +435,11 @@ def _tells_connection() -> TraceConfig:
     return config
 
 
-async def _read(response: ClientResponse, incoming: Incoming) -> bytes:
+async def _read(response: ClientResponse, flow: ResponseFlow) -> bytes:
     chunks, size = [], 0
     async for chunk in response.content.iter_any():
         chunks.append(chunk)
-        await incoming.take(len(chunk))
+        await flow.received(len(chunk))
         size += len(chunk)
         if size > _MAX_ANSWER_BYTES:
             raise ClientPayloadError("an answer without end")

@@ -108,9 +108,7 @@ class FakeUpstream:
         self._serial = 0
         self.calls: list[tuple[list[str], asyncio.Future[str]]] = []
 
-    async def embed(
-        self, _url: str, _headers: object, body: bytes, *, items: int, incoming: object
-    ) -> UpstreamResponse:
+    async def embed(self, _url: str, _headers: object, body: bytes, *, items: int, flow: object) -> UpstreamResponse:
         given = orjson.loads(body)["input"]
         assert len(given) == items
         for item in given:
