@@ -1,13 +1,14 @@
-"""A circuit breaker: stop asking what fails, and try again with one request at a time."""
+"""A circuit breaker: stop calling a dependency that fails, and probe it with one call at a time."""
 
 from collections.abc import Callable
 from enum import Enum
+from typing import Self
 
 
 class State(Enum):
-    CLOSED = "closed"  # all may ask
-    OPEN = "open"  # nobody may, until the cool-down is over
-    HALF_OPEN = "half-open"  # one may ask, the probe; the others wait for what becomes of it
+    CLOSED = "closed"  # every attempt is permitted
+    OPEN = "open"  # none is permitted until the cool-down has passed
+    HALF_OPEN = "half-open"  # one attempt, the probe, is under way; no other is permitted until it ends
 
 
 class _Event(Enum):
@@ -15,7 +16,7 @@ class _Event(Enum):
     COOLED_DOWN = 2
     PROBE_SUCCEEDED = 3
     PROBE_FAILED = 4
-    PROBE_ABANDONED = 5  # cancelled before it knew; the next one may probe
+    PROBE_ABANDONED = 5  # it ended without a result; the next attempt is a probe
 
 
 _TRANSITIONS = {
@@ -28,10 +29,10 @@ _TRANSITIONS = {
 
 
 class Breaker:
-    """Whoever is allowed to ask must say what became of it: `succeeded`, `failed` or `abandoned`.
+    """Permits or refuses attempts, by the results of earlier ones.
 
-    Answers of requests that were allowed while it was closed and come back later change nothing while it is open;
-    during a probe they count as the probe's.
+    Any result counts, also that of an attempt permitted before the circuit opened: during a probe it closes or opens
+    the circuit as the probe's own would; while the circuit is open it changes nothing.
     ``clock`` counts seconds and only goes forward; ``on_change`` is called with each new state.
     """
 
@@ -47,8 +48,9 @@ class Breaker:
         self._cooldown_s = cooldown_s
         self._clock = clock
         self._on_change = on_change
-        self._failures = 0  # in a row
-        self._cooled_at = 0.0  # when open: the end of the cool-down
+        self._failures = 0  # consecutive
+        self._cooled_at_s = 0.0  # when open: the end of the cool-down
+        self._probe: Attempt | None = None  # when half-open
         self.state = State.CLOSED
 
     def __repr__(self) -> str:
@@ -56,20 +58,27 @@ class Breaker:
 
     @property
     def has_recent_failure(self) -> bool:
-        """Whether the last one that asked failed."""
+        """Whether the latest result was a failure."""
         return self._failures > 0
 
     @property
     def refuses(self) -> bool:
-        """Whether `allows` would say no now; asking this commits to nothing."""
-        return self.state is State.HALF_OPEN or (self.state is State.OPEN and self._clock() < self._cooled_at)
+        """Whether `attempt` would return None now. Reading this does not start an attempt."""
+        return self.state is State.HALF_OPEN or (self.state is State.OPEN and self._clock() < self._cooled_at_s)
+
+    def attempt(self) -> "Attempt | None":
+        """Permission for one attempt; None if the circuit refuses it. After the cool-down, the attempt is the probe."""
+        if self.refuses:
+            return None
+        attempt = Attempt(self)
+        if self.state is State.OPEN:
+            self._probe = attempt
+            self._move(_Event.COOLED_DOWN)
+        return attempt
 
     def allows(self) -> bool:
-        """Whether one more may ask now. True of a half-open breaker makes the caller its probe."""
-        if self.state is State.OPEN and self._clock() >= self._cooled_at:
-            self._move(_Event.COOLED_DOWN)
-            return True
-        return self.state is State.CLOSED
+        """`attempt` for a caller that reports by itself, in every case: `succeeded`, `failed` or `abandoned`."""
+        return self.attempt() is not None
 
     def succeeded(self) -> None:
         self._failures = 0
@@ -84,11 +93,46 @@ class Breaker:
             self._move(_Event.FAILED_TOO_OFTEN)
 
     def abandoned(self) -> None:
-        if self.state is State.HALF_OPEN:
+        if self._probe is not None:
+            self.end(self._probe)
+
+    def end(self, attempt: "Attempt") -> None:
+        if self._probe is attempt:  # no result has moved the circuit out of half-open
             self._move(_Event.PROBE_ABANDONED)
 
     def _move(self, event: _Event) -> None:
         self.state = _TRANSITIONS[self.state, event]
+        if self.state is not State.HALF_OPEN:
+            self._probe = None
         if self.state is State.OPEN:
-            self._cooled_at = self._clock() + (0 if event is _Event.PROBE_ABANDONED else self._cooldown_s)
+            self._cooled_at_s = self._clock() + (0 if event is _Event.PROBE_ABANDONED else self._cooldown_s)
         self._on_change(self.state)
+
+
+class Attempt:
+    """One permitted attempt. Use it as a context manager, or call `end` in any case.
+
+    Without the end of its probe a circuit would stay half-open, and refuse everything, for ever. A probe that ends
+    without a reported result, as by cancellation, lets the next attempt probe.
+    """
+
+    __slots__ = ("_breaker",)
+
+    def __init__(self, breaker: Breaker) -> None:
+        self._breaker = breaker
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def succeeded(self) -> None:
+        self._breaker.succeeded()
+
+    def failed(self) -> None:
+        self._breaker.failed()
+
+    def end(self) -> None:
+        """May be called more than once."""
+        self._breaker.end(self)

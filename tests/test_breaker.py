@@ -1,6 +1,8 @@
+import asyncio
+
 import pytest
 
-from proxy.breaker import Breaker, State
+from proxy.breaker import Attempt, Breaker, State
 
 
 class Clock:
@@ -25,30 +27,38 @@ def breaker(clock: Clock, states: list[State]) -> Breaker:
     return Breaker(max_failures=3, cooldown_s=10, clock=clock, on_change=states.append)
 
 
+def permitted(breaker: Breaker) -> Attempt:
+    attempt = breaker.attempt()
+    assert attempt is not None
+    return attempt
+
+
 def fail(breaker: Breaker, times: int) -> None:
     for _ in range(times):
-        assert breaker.allows()
-        breaker.failed()
+        with permitted(breaker) as attempt:
+            attempt.failed()
 
 
 def test_it_opens_after_failures_in_a_row(breaker: Breaker, states: list[State]) -> None:
     fail(breaker, 2)
-    breaker.succeeded()
+    with permitted(breaker) as attempt:
+        attempt.succeeded()
     fail(breaker, 2)
     assert breaker.state is State.CLOSED
     fail(breaker, 1)
     assert states == [State.OPEN]
-    assert not breaker.allows()
+    assert breaker.attempt() is None
 
 
 def test_after_the_cool_down_one_probe_goes_and_the_rest_wait_for_it(breaker: Breaker, clock: Clock) -> None:
     fail(breaker, 3)
     clock.now = 9.9
-    assert not breaker.allows()
+    assert breaker.attempt() is None
     clock.now = 10.0
-    assert [breaker.allows() for _ in range(3)] == [True, False, False]
-    breaker.succeeded()
-    assert [breaker.allows() for _ in range(3)] == [True, True, True]
+    with permitted(breaker) as probe:
+        assert [breaker.attempt() for _ in range(2)] == [None, None]
+        probe.succeeded()
+        assert all(breaker.attempt() for _ in range(3))
 
 
 def test_a_probe_that_fails_opens_it_for_another_cool_down(breaker: Breaker, clock: Clock, states: list[State]) -> None:
@@ -56,33 +66,67 @@ def test_a_probe_that_fails_opens_it_for_another_cool_down(breaker: Breaker, clo
     clock.now = 10.0
     fail(breaker, 1)
     clock.now = 19.9
-    assert not breaker.allows()
+    assert breaker.attempt() is None
     clock.now = 20.0
-    assert breaker.allows()
+    assert permitted(breaker)
     assert states == [State.OPEN, State.HALF_OPEN, State.OPEN, State.HALF_OPEN]
 
 
 def test_a_probe_that_is_cancelled_makes_room_for_the_next(breaker: Breaker, clock: Clock) -> None:
     fail(breaker, 3)
     clock.now = 10.0
-    assert breaker.allows()
-    breaker.abandoned()
-    assert [breaker.allows(), breaker.allows()] == [True, False]
+    with pytest.raises(asyncio.CancelledError), permitted(breaker):
+        raise asyncio.CancelledError
+    assert permitted(breaker)
+    assert breaker.attempt() is None
+
+
+def test_a_probe_that_reports_nothing_makes_room_for_the_next(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker, 3)
+    clock.now = 10.0
+    permitted(breaker).end()
+    assert permitted(breaker)
+    assert breaker.attempt() is None
+
+
+def test_only_the_end_of_the_probe_itself_makes_room_for_the_next(breaker: Breaker, clock: Clock) -> None:
+    early = permitted(breaker)
+    fail(breaker, 3)
+    clock.now = 10.0
+    first = permitted(breaker)
+    early.end()
+    assert breaker.attempt() is None
+    early.failed()  # the dependency still fails: it opens, whatever becomes of the probe
+    clock.now = 20.0
+    assert permitted(breaker)
+    first.end()
+    assert breaker.attempt() is None
+
+
+def test_the_end_of_an_attempt_adds_nothing_to_its_result(breaker: Breaker, clock: Clock, states: list[State]) -> None:
+    fail(breaker, 3)
+    clock.now = 10.0
+    with permitted(breaker) as probe:
+        probe.succeeded()
+    probe.end()
+    assert states == [State.OPEN, State.HALF_OPEN, State.CLOSED]
 
 
 def test_once_mended_it_takes_as_many_failures_as_before(breaker: Breaker, clock: Clock) -> None:
     fail(breaker, 3)
     clock.now = 10.0
-    assert breaker.allows()
-    breaker.succeeded()
+    with permitted(breaker) as attempt:
+        attempt.succeeded()
     fail(breaker, 2)
     assert breaker.state is State.CLOSED
 
 
-def test_answers_that_come_late_change_nothing_once_it_is_open(breaker: Breaker, states: list[State]) -> None:
+def test_results_that_come_late_change_nothing_once_it_is_open(breaker: Breaker, states: list[State]) -> None:
+    failing, succeeding, abandoned = (permitted(breaker) for _ in range(3))
     fail(breaker, 3)
-    breaker.failed()
-    breaker.succeeded()
-    breaker.abandoned()
+    failing.failed()
+    succeeding.succeeded()
+    abandoned.end()
     assert states == [State.OPEN]
+    assert breaker.attempt() is None
     assert repr(breaker).startswith("<Breaker open")

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
+from proxy.breaker import Attempt
 from proxy.cache.guarded import GuardedStore, Written
 from proxy.cache.invalid import InvalidRecords
 from proxy.cache.lease import Lease
@@ -30,6 +31,7 @@ _MAX_CLOCK_SKEW_S = 24 * 3600.0
 class _Offer:
     """One write to the store. ``before`` are the entries that were in memory when it began."""
 
+    attempt: Attempt
     entries: Mapping[bytes, Entry]
     values: Mapping[bytes, bytes]
     before: Mapping[bytes, Entry | None]
@@ -242,9 +244,11 @@ class Cache:
         is_repeated: bool = False,
     ) -> _Writing | None:
         """Write ``fresh``, of which ``entries`` are made, whoever waits for it; None if the store is not asked."""
-        if not self._store.takes_write(len(fresh), is_repeated=is_repeated):
+        attempt = self._store.attempt_write(len(fresh), is_repeated=is_repeated)
+        if attempt is None:
             return None
         offer = _Offer(
+            attempt=attempt,
             entries=entries,
             values={key: records.encode(key, record, self._record_key) for key, record in fresh.items()},
             before={key: self._held(key) for key in entries},
@@ -257,6 +261,7 @@ class Cache:
         return writing
 
     def _written(self, offer: _Offer, writing: _Writing) -> None:
+        offer.attempt.end()  # for a task that was cancelled before its first step
         self._store.backlog.ended(offer.size)
         for key in offer.entries:
             if key in self._pending and self._pending[key][1] is writing:
@@ -264,12 +269,16 @@ class Cache:
 
     async def _write(self, offer: _Offer) -> None:
         """Write, and settle each entry by what the store says."""
-        written = await self._store.put(offer.values, overwrite=offer.overwrite, is_repeated=offer.is_repeated)
+        repeated = offer.is_repeated
+        with offer.attempt as attempt:
+            written = await self._store.put(offer.values, attempt, overwrite=offer.overwrite, is_repeated=repeated)
         spoilt = self._settle_all(offer, written, Certainty.REPLACED if offer.overwrite else Certainty.CONFIRMED)
-        if spoilt and self._store.takes_write(len(spoilt), is_repeated=offer.is_repeated):
-            values = {key: offer.values[key] for key in spoilt}
-            written = await self._store.put(values, overwrite=False, is_repeated=offer.is_repeated, spoilt=spoilt)
-            self._settle_all(offer, written, Certainty.REPLACED)
+        if not spoilt or (again := self._store.attempt_write(len(spoilt), is_repeated=repeated)) is None:
+            return
+        values = {key: offer.values[key] for key in spoilt}
+        with again:
+            written = await self._store.put(values, again, overwrite=False, is_repeated=repeated, spoilt=spoilt)
+        self._settle_all(offer, written, Certainty.REPLACED)
 
     def _settle_all(self, offer: _Offer, written: Written, certainty: Certainty) -> dict[bytes, bytes]:
         """Settle the entries that the store has answered for; returns what is there and can't be served, being expired

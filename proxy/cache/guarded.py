@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from proxy.breaker import Breaker, State
+from proxy.breaker import Attempt, Breaker, State
 from proxy.cache.lease import Lease
 from proxy.cache.store import COOLDOWN_S, MAX_FAILURES, NOTHING, NoStore, Store
 from proxy.cache.writes import Backlog, Unstored
@@ -59,6 +59,7 @@ class GuardedStore:
         metrics.store_pending_bytes.set_function(lambda: self.backlog.pending_bytes)
         self._unstored = Unstored(metrics)
         self._was_down = False  # when it was first tried, and ever since
+        self._last_failure = ""
 
     @property
     def is_down(self) -> bool:
@@ -87,65 +88,61 @@ class GuardedStore:
             )
 
     async def get(self, keys: Sequence[bytes]) -> Found:
-        breaker = self._breakers["read"]
-        if not breaker.allows():
+        attempt = self._breakers["read"].attempt()
+        if attempt is None:
             self._metrics.store_errors.labels("read", "open").inc()
             return Found({}, is_complete=False)
         started = time.perf_counter()
-        try:
-            values = await self._store.get_many(keys, timeout_s=self.budget_for_s(keys))
-        except StoreError as error:
-            self._count_failure("read", error)
-            return Found(error.found, is_complete=False)  # what had come by then is as good as any
-        except BaseException:
-            breaker.abandoned()
-            raise
-        finally:
-            self._metrics.store_seconds["read"].observe(time.perf_counter() - started)
-        breaker.succeeded()
+        with attempt:
+            try:
+                values = await self._store.get_many(keys, timeout_s=self.budget_for_s(keys))
+            except StoreError as error:
+                self._count_failure("read", error, attempt)
+                return Found(error.found, is_complete=False)  # values that arrived before the failure are valid
+            finally:
+                self._metrics.store_seconds["read"].observe(time.perf_counter() - started)
+            attempt.succeeded()
         if self._was_down:
             self._was_down = False
             _log.warning("the store works now")
         return Found(values, is_complete=True)
 
-    def takes_write(self, items: int, *, is_repeated: bool) -> bool:
-        """Whether a write may begin, which is then to be `put`. If not, its items are counted as not stored, unless
-        they were before and this is another attempt."""
-        breaker = self._breakers["write"]
-        if not breaker.allows():
+    def attempt_write(self, items: int, *, is_repeated: bool) -> Attempt | None:
+        """Permission for one `put`. If there is none, the items are counted as not stored, unless they were counted
+        before and the write is repeated."""
+        attempt = self._breakers["write"].attempt()
+        if attempt is None:
             reason = "open"
         elif self.backlog.refuses:
+            attempt.end()
             reason = "busy"
-            self._metrics.store_seconds["write"].observe(0.0)  # a write that failed at once, as its error says
-            breaker.abandoned()
+            self._metrics.store_seconds["write"].observe(0.0)  # counted as a write that failed at once
         else:
-            return True
+            return attempt
         self._metrics.store_errors.labels("write", reason).inc()
         self._unstored.add(0 if is_repeated else items, reason)
-        return False
+        return None
 
     async def put(
         self,
         values: Mapping[bytes, bytes],
+        attempt: Attempt,
         *,
         overwrite: bool,
         is_repeated: bool,
         spoilt: Mapping[bytes, bytes] = NOTHING,
     ) -> Written:
-        """Write ``values`` as `Store.put_many` does, as far as the store can."""
+        """Write ``values`` as `Store.put_many` does, as far as the store can. The caller ends ``attempt``."""
         started = time.perf_counter()
         lost, reason = len(values), "stopped"
         try:
             standing = await self._store.put_many(values, ttl_s=self._ttl_s, overwrite=overwrite, spoilt=spoilt)
-            self._breakers["write"].succeeded()
+            attempt.succeeded()
             lost = 0
         except StoreError as error:
-            self._count_failure("write", error)
+            self._count_failure("write", error, attempt)
             lost, reason = len(values) - len(error.found) - len(error.accepted), error.reason
             return Written(error.found, error.accepted)
-        except BaseException:
-            self._breakers["write"].abandoned()
-            raise
         finally:
             self._metrics.store_seconds["write"].observe(time.perf_counter() - started)
             self._unstored.add(0 if is_repeated else lost, reason)
@@ -154,15 +151,13 @@ class GuardedStore:
     def lease(self) -> Lease:
         return Lease(self._store, self._breakers, timeout_s=self._budget_s)
 
-    def _count_failure(self, operation: str, error: StoreError) -> None:
+    def _count_failure(self, operation: str, error: StoreError, attempt: Attempt) -> None:
         self._metrics.store_errors.labels(operation, error.reason).inc()
-        # A pool without a free connection, or an answer of which a part came in time, says that much is asked of the
-        # store, and that it is there. One node of a cluster is no reason to leave the others alone.
-        if error.reason == "busy" or error.is_partial:
-            self._breakers[operation].abandoned()
-        else:
+        # A pool without a free connection, or a partial result, shows that the store is up and has a lot to do. One
+        # failed node of a cluster is no reason to stop using the others.
+        if error.reason != "busy" and not error.is_partial:
             self._last_failure = f"{error.reason}: {error}"
-            self._breakers[operation].failed()
+            attempt.failed()
 
     def _on_breaker(self, operation: str, state: State) -> None:
         self._metrics.breaker(f"store_{operation}", state.value)

@@ -152,7 +152,7 @@ class Machine(RuleBasedStateMachine):
         for cache in self.caches:
             await written(cache)
             for breaker in cache._store._breakers.values():
-                breaker._cooled_at = 0.0  # the clock has gone on
+                breaker._cooled_at_s = 0.0  # the clock has gone on
         for _ in range(3):  # an item may first have to be written, or its circuit be closed
             for cache in self.caches:
                 await look_up(cache, *KEYS)

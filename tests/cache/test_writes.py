@@ -130,6 +130,26 @@ async def test_what_the_end_of_the_process_kept_from_the_store_is_counted_and_lo
     assert "items that were answered and not stored: 2 (stopped)" in caplog.text
 
 
+async def test_a_probe_that_is_cancelled_before_it_begins_makes_room_for_the_next_write() -> None:
+    store = DictStore()
+    cache = make_cache(store)
+    store.write_failure = StoreError("refused", "full")
+    for _ in range(5):
+        await cache.write({A: record()}, overwrite=False)
+    store.write_failure = None
+    breaker = cache._store._breakers["write"]
+    breaker._cooled_at_s = 0.0  # the clock has gone on
+    writing = asyncio.create_task(cache.write({A: record()}, overwrite=False))
+    await asyncio.sleep(0)
+    assert breaker.state.value == "half-open"
+    cache._writes.cancel()
+    await writing
+    assert not store.values
+    await cache.write({A: record()}, overwrite=False)
+    assert set(store.values) == {A}
+    assert breaker.state.value == "closed"
+
+
 async def test_what_an_open_circuit_kept_from_the_store_is_counted_once() -> None:
     metrics, store = Metrics(), DictStore()
     cache = make_cache(store, metrics=metrics)

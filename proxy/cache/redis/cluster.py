@@ -104,23 +104,20 @@ class Cluster:
         return address, not is_moved
 
     async def _run(self, member: _Member, commands: Sequence[Command]) -> Sequence[object]:
-        if not member.breaker.allows():
+        attempt = member.breaker.attempt()
+        if attempt is None:
             self._learner.learn_soon()
             return [RedisConnectionError(f"{member.node} failed a moment ago")] * len(commands)
-        try:
-            answers = await member.node.run(commands)
-        except RedisError as error:
-            self._learner.learn_soon()
-            if store_error(error).reason == "busy":
-                member.breaker.abandoned()
-            else:
-                member.breaker.failed()
-            return [error] * len(commands)
-        except BaseException:
-            member.breaker.abandoned()
-            raise
-        member.breaker.succeeded()
-        return answers
+        with attempt:
+            try:
+                replies = await member.node.run(commands)
+            except RedisError as error:
+                self._learner.learn_soon()
+                if store_error(error).reason != "busy":
+                    attempt.failed()
+                return [error] * len(commands)
+            attempt.succeeded()
+            return replies
 
     def _member(self, address: Address) -> _Member:
         if address not in self._members:
