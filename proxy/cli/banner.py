@@ -5,8 +5,8 @@ from typing import Any
 import orjson
 
 from proxy import __version__
-from proxy.config import parsing
 from proxy.config.settings import THIS_MACHINE, UNIX, Settings, UpstreamSetting
+from proxy.config.upstream_urls import usual_path
 from proxy.protocol.providers import PROVIDERS, Form
 from proxy.upstream import base_urls
 
@@ -76,7 +76,7 @@ def _through(setting: UpstreamSetting) -> str:
 
 def _doubt(own: UpstreamSetting) -> str:
     """A base URL without a path is rarely right, and then each request gets the upstream's 404."""
-    parts, usual = base_urls.split(own.base_url), parsing.usual_path(own.provider)
+    parts, usual = base_urls.split(own.base_url), usual_path(own.provider)
     if not usual or parts is None or parts.path or own.provider is PROVIDERS["azure"]:
         return ""
     return f"\n            If it answers 404: most such APIs are at {own.base_url}{usual}"
