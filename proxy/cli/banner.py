@@ -5,8 +5,8 @@ from typing import Any
 import orjson
 
 from proxy import __version__
-from proxy.config import parsing
 from proxy.config.settings import Settings, UpstreamSetting
+from proxy.config.upstream_urls import usual_path
 from proxy.protocol.hosts import LOOPBACK_HOSTS, UNIX_PREFIX
 from proxy.protocol.providers import PROVIDERS, InputFormat
 from proxy.upstream import base_urls
@@ -77,7 +77,7 @@ def _through(setting: UpstreamSetting) -> str:
 
 def _doubt(own: UpstreamSetting) -> str:
     """A base URL without a path is rarely right, and then each request gets the upstream's 404."""
-    parts, usual = base_urls.split(own.base_url), parsing.usual_path(own.provider)
+    parts, usual = base_urls.split(own.base_url), usual_path(own.provider)
     if not usual or parts is None or parts.path or own.provider is PROVIDERS["azure"]:
         return ""
     return f"\n            If it answers 404: most such APIs are at {own.base_url}{usual}"

@@ -199,7 +199,7 @@ def _said_where(error: click.ClickException) -> str:
     """The error in one line, naming the flag, variable or key that the bad value came from."""
     if isinstance(error, click.MissingParameter) and error.param is not None:
         variable = f", or {error.param.envvar} in the environment" if error.param.envvar else ""
-        return f"{'/'.join(error.param.opts)} is missing: give it{variable}; see --help"
+        return f"{'/'.join(error.param.opts)} is missing: set it{variable}; see --help"
     message = " ".join(error.format_message().split())
     if not isinstance(error, click.BadParameter) or error.param is None or error.ctx is None:
         return message

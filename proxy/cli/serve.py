@@ -17,8 +17,15 @@ from click.core import ParameterSource
 from platformdirs import user_cache_path
 
 from proxy.cli import banner
-from proxy.config import config_file, parsing
+from proxy.config import checks, header_names, paths, quantities, stores
+from proxy.config.cors_origins import parse_cors_origins
+from proxy.config.price_table import parse_prices
+from proxy.config.provider_tables import parse_providers
+from proxy.config.secrets import read_record_key, read_secret
 from proxy.config.settings import Settings, UpstreamSetting
+from proxy.config.suggestion import suggestion
+from proxy.config.upstream_tables import parse_upstreams
+from proxy.config.upstream_urls import parse_upstream
 from proxy.errors import ConfigError
 from proxy.http.listeners import Listeners, Sockets
 from proxy.process import run
@@ -32,20 +39,19 @@ _ENV_PREFIX = "EMBEDDING_PROXY_"
 # `embedding-proxy-admin` these fall among ours (https://kubernetes.io/docs/tutorials/services/connect-applications-service/).
 _KUBERNETES_LINK = re.compile(r"EMBEDDING_PROXY_(ADMIN_)?(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
 EXIT_USAGE = 2  # also of a process whose settings ask for what it can't do
-_MIN_SECRET = 32
 # What of a configuration file is no single value, and where the context keeps it.
 _FILE = "file"
 _TABLES = {"upstream": list, "providers": dict, "prices": dict}
 _WRITTEN = {
-    "upstream": 'a URL or a name, as in upstream = "openai", or [[upstream]] tables, in two brackets',
+    "upstream": 'a URL or a name, as in upstream = "openai", or [[upstream]] tables, with two brackets',
     "providers": "tables, as [providers.NAME]",
-    "provider": 'the name of a row, as in provider = "vllm"; tables that change rows are [providers.NAME]',
-    "prices": 'a table [prices], of lines as "text-embedding-3-*" = 0.02',
+    "provider": 'the name of a provider, as in provider = "vllm"; to change a provider, use [providers.NAME]',
+    "prices": 'a table [prices] with lines as "text-embedding-3-*" = 0.02',
 }
 
 
 class _Parsed(click.ParamType[Any]):
-    """An option whose text is read by one of `proxy.config.parsing`'s functions."""
+    """An option whose text is read by one of `proxy.config`'s functions."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
@@ -60,17 +66,17 @@ class _Parsed(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
-_SIZE = _Parsed("size", parsing.parse_size)
-_STORE_LIMIT = _Parsed("size", parsing.parse_store_limit)
-_DURATION = _Parsed("duration", parsing.parse_duration)
-_HEADER_NAMES = _Parsed("names", parsing.parse_header_names)
-_NEUTRAL_HEADERS = _Parsed("names", parsing.parse_neutral_headers)
-_ORIGINS = _Parsed("origins", parsing.parse_cors_origins)
-_STORE = _Parsed("url", parsing.parse_store)
+_SIZE = _Parsed("size", quantities.parse_size)
+_STORE_LIMIT = _Parsed("size", stores.parse_store_limit)
+_DURATION = _Parsed("duration", quantities.parse_duration)
+_HEADER_NAMES = _Parsed("names", header_names.parse_header_names)
+_NEUTRAL_HEADERS = _Parsed("names", header_names.parse_neutral_headers)
+_ORIGINS = _Parsed("origins", parse_cors_origins)
+_STORE = _Parsed("url", stores.parse_store)
 _PROXY = _Parsed("url", parse_proxy)
-_FILE_PATH = _Parsed("file", parsing.parse_file)
-_SECONDS = _Parsed("duration", parsing.parse_seconds)
-_POSITIVE = _Parsed("duration", parsing.parse_positive_seconds)
+_FILE_PATH = _Parsed("file", paths.parse_file)
+_SECONDS = _Parsed("duration", quantities.parse_seconds)
+_POSITIVE = _Parsed("duration", quantities.parse_positive_seconds)
 PORT = click.IntRange(0, 65535)
 _COUNT = click.IntRange(1)
 
@@ -94,7 +100,7 @@ def read_config_file(ctx: click.Context, _: click.Parameter, path: Path | None) 
     except OSError as error:
         raise click.UsageError(f"--config {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        hint = "; upstream = … and [[upstream]] tables exclude each other" if "overwrite" in str(error) else ""
+        hint = "; use upstream = … or [[upstream]] tables, not both" if "overwrite" in str(error) else ""
         raise click.UsageError(f"{path}: not TOML: {error}{hint}") from error
     ctx.meta[_FILE] = str(path)
     for key, kind in _TABLES.items():
@@ -117,7 +123,7 @@ def _text(key: str, value: Any, path: Path) -> str:
     if type(value) is bool and isinstance(kind, click.Choice) and "yes" in kind.choices:
         return "yes" if value else "no"
     if type(value) not in {str, int, float}:
-        raise click.UsageError(f"{key} in {path}: not one value; accepted: a text or a number")
+        raise click.UsageError(f"{key} in {path}: not a single value; accepted: a string or a number")
     return str(value)
 
 
@@ -138,7 +144,7 @@ def forbid_unknown_variables(ctx: click.Context) -> None:
 
 
 def unknown(what: str, name: str, known: list[str]) -> str:
-    return f"unknown {what}; {parsing.meant(name, known)}"
+    return f"unknown {what}; {suggestion(name, known)}"
 
 
 @click.command(name="serve")
@@ -303,7 +309,7 @@ def serve_command(ctx: click.Context, /, **given: Any) -> int:
         neutral_headers=given["neutral_headers"] or frozenset(),
         client_keys=given["client_keys"],
         cors_origins=given["cors_origins"] or frozenset(),
-        record_key=_record_key(given["record_key_env"]),
+        record_key=None if given["record_key_env"] is None else read_record_key(given["record_key_env"], os.environ),
         memory_bytes=given["memory"],
         ttl_s=given["ttl"],
         max_body_bytes=given["max_body"],
@@ -316,7 +322,7 @@ def serve_command(ctx: click.Context, /, **given: Any) -> int:
         max_queued_items=given["max_queued_items"],
         max_held_bytes=given["max_held"],
         max_connections=given["max_connections"],
-        prices=config_file.prices(ctx.meta.get("prices", {}), ctx.meta.get(_FILE, "")),
+        prices=parse_prices(ctx.meta.get("prices", {}), ctx.meta.get(_FILE, "")),
         upstream_concurrency=given["upstream_concurrency"],
         upstream_connect_timeout_s=given["upstream_connect_timeout"],
         upstream_read_timeout_s=given["upstream_read_timeout"],
@@ -324,11 +330,11 @@ def serve_command(ctx: click.Context, /, **given: Any) -> int:
         drain_delay_s=given["drain_delay"],
         shutdown_timeout_s=given["shutdown_timeout"],
     )
-    parsing.require_client_auth(settings)
-    parsing.require_use_of(_egress(ctx), settings)
-    parsing.forbid_contradictions(settings)
+    checks.require_client_auth(settings)
+    checks.require_use_of(_egress(ctx), settings)
+    checks.forbid_contradictions(settings)
     if settings.traces == "otlp":
-        parsing.require_otlp(os.environ)
+        checks.require_otlp(os.environ)
     if given["workers"] == 1:
         return _serve(settings, announce=lambda proxy: _announce(settings, proxy.base_url, proxy.admin_url))
     with log.logging_without_thread(settings.log_format):
@@ -364,7 +370,7 @@ class _Processes:
 def _upstreams(ctx: click.Context) -> tuple[UpstreamSetting, tuple[UpstreamSetting, ...]]:
     """The default upstream, and those that models are routed to. What a flag or a variable says is the default."""
     rows = provider_rows(ctx)
-    tables = config_file.upstreams(
+    tables = parse_upstreams(
         ctx.meta.get("upstream", []), rows, os.environ, ctx.meta.get(_FILE, ""), egress=_egress(ctx)
     )
     routed = tuple(setting for setting in tables if setting.models)
@@ -373,19 +379,19 @@ def _upstreams(ctx: click.Context) -> tuple[UpstreamSetting, tuple[UpstreamSetti
     if default is None or is_given:
         if tables and not is_given:
             raise ConfigError(
-                f"{ctx.meta[_FILE]}: every [[upstream]] has models, so other models have none;"
-                " add a table without models, or give --upstream"
+                f"{ctx.meta[_FILE]}: every [[upstream]] has models, so no upstream serves other models;"
+                " add a table without models, or set --upstream"
             )
         default = _upstream_option(ctx, rows)
         if default.name in {setting.name for setting in routed}:
             default = replace(default, name=f"{default.name} (default)")
         _require_declared(ctx, default, routed)
         if (name := ctx.params["upstream_key_env"]) is not None:
-            default = replace(default, key=config_file.secret(name, os.environ, "--upstream-key-env"))
+            default = replace(default, key=read_secret(name, os.environ, "--upstream-key-env"))
     elif ctx.params["upstream_key_env"] is not None:
-        raise _bad(ctx, "upstream_key_env", "it goes with --upstream; an [[upstream]] table has a key_env of its own")
+        raise _bad(ctx, "upstream_key_env", "it needs --upstream; for an [[upstream]] table, set its key_env")
     elif ctx.params["provider"] is not None:
-        raise _bad(ctx, "provider", "it goes with --upstream; an [[upstream]] table has a provider of its own")
+        raise _bad(ctx, "provider", "it needs --upstream; for an [[upstream]] table, set its provider")
     return default, routed
 
 
@@ -393,7 +399,7 @@ def _egress(ctx: click.Context) -> Egress:
     """How upstreams are reached, where their tables do not say otherwise."""
     given = ctx.params
     if given["upstream_cert_key"] is not None and given["upstream_cert"] is None:
-        raise _bad(ctx, "upstream_cert_key", "it goes with --upstream-cert")
+        raise _bad(ctx, "upstream_cert_key", "it needs --upstream-cert")
     return Egress(
         proxy=given["upstream_proxy"],
         ca=given["upstream_ca"],
@@ -402,25 +408,14 @@ def _egress(ctx: click.Context) -> Egress:
     )
 
 
-def _record_key(name: str | None) -> bytes | None:
-    if name is None:
-        return None
-    secret = config_file.secret(name, os.environ, "--record-key-env")
-    if len(secret) < _MIN_SECRET:
-        raise ConfigError(
-            f"--record-key-env: {name} has fewer than {_MIN_SECRET} characters; make one: openssl rand -hex 32"
-        )
-    return secret.encode()
-
-
 def _require_declared(ctx: click.Context, default: UpstreamSetting, routed: tuple[UpstreamSetting, ...]) -> None:
     names = {default.name, *(setting.name for setting in routed)}
     for setting in routed:
         for other in setting.same_model:
             if other.upstream not in names:
                 raise ConfigError(
-                    f"{ctx.meta[_FILE]}: upstream {setting.name!r} has same_model {other.upstream!r}, in whose place"
-                    " --upstream stands; give that table models, or leave --upstream out"
+                    f"{ctx.meta[_FILE]}: upstream {setting.name!r} has same_model {other.upstream!r}, which"
+                    " --upstream replaces; give that table models, or remove --upstream"
                 )
 
 
@@ -428,15 +423,15 @@ def _upstream_option(ctx: click.Context, rows: Mapping[str, Provider]) -> Upstre
     name = ctx.params["provider"]
     row = None if name is None else rows.get(name)
     if name is not None and row is None:
-        raise _bad(ctx, "provider", f"{name!r} is no provider; {parsing.meant(name, rows)}")
+        raise _bad(ctx, "provider", f"{name!r} is not a provider; {suggestion(name, rows)}")
     try:
-        setting = parsing.parse_upstream(ctx.params["upstream"], row=row, rows=rows)
+        setting = parse_upstream(ctx.params["upstream"], row=row, rows=rows)
     except ConfigError as error:
         raise _bad(ctx, "upstream", str(error)) from error
     if not setting.is_demo:
         setting = replace(setting, egress=_egress(ctx))
     if row is not None and setting.provider is not row and not _is_overridden(ctx):
-        raise _bad(ctx, "provider", f"{name} goes with a URL, and the upstream is {setting.name}")
+        raise _bad(ctx, "provider", f"{name} needs a base URL, but the upstream is {setting.name}")
     return setting
 
 
@@ -447,7 +442,7 @@ def _is_overridden(ctx: click.Context) -> bool:
 
 
 def provider_rows(ctx: click.Context) -> Mapping[str, Provider]:
-    return config_file.providers(ctx.meta.get("providers", {}), ctx.meta.get(_FILE, ""))
+    return parse_providers(ctx.meta.get("providers", {}), ctx.meta.get(_FILE, ""))
 
 
 def _bad(ctx: click.Context, name: str, message: str) -> click.BadParameter:

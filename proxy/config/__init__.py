@@ -1,4 +1,4 @@
-"""Settings as frozen values, and how their texts and the configuration file are parsed.
+"""Settings as frozen values, and how the operator's texts are parsed into them.
 
-No flags and no environment variables (`proxy.cli`), and no I/O but checking that files exist.
+No flags and no environment variables (`proxy.cli`), and no I/O.
 """

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from proxy.cli import banner, commands, serve
-from proxy.config import parsing
 from proxy.config.settings import SameModel, Settings, StoreSetting
+from proxy.config.upstream_urls import parse_upstream
 from proxy.process import run as process_run
 from proxy.protocol.providers import PROVIDERS
 from proxy.upstream.egress import DIRECT
@@ -140,34 +140,36 @@ MISTAKES = [
     ([], {"TTL": "soon"}, "", "EMBEDDING_PROXY_TTL: 'soon' is not a duration; accepted:"),
     ([], {"UPSTRAEM": "x"}, "", "unknown environment variable EMBEDDING_PROXY_UPSTRAEM; did you mean EMBEDDING_PROX"),
     ([], {}, 'memory = "lots"', "memory in the configuration file: 'lots' is not a size"),
-    ([], {}, "memory = 5\nlog_requests = [true]", "log_requests in FILE: not one value"),
+    ([], {}, "memory = 5\nlog_requests = [true]", "log_requests in FILE: not a single value"),
     ([], {}, 'upstream = "openai"\n[[upstream]]\nprovider = "jina"', "FILE: not TOML: Cannot overwrite a value"),
     ([], {}, '[upstream]\nprovider = "jina"', "upstream in FILE: accepted: a URL or a name, as in upstream ="),
-    ([], {}, "[provider.openai]", "provider in FILE: accepted: the name of a row, as in provider ="),
-    ([], {}, "prices = 3", "prices in FILE: accepted: a table [prices], of lines as"),
+    ([], {}, "[provider.openai]", "provider in FILE: accepted: the name of a provider, as in prov"),
+    ([], {}, "prices = 3", "prices in FILE: accepted: a table [prices] with lines as"),
     ([], {}, '[prices]\n"a" = "0.02"', "FILE: [prices] 'a': accepted: money per million tokens, as 0.02"),
     ([], {}, "[prices]\na.b = 1", "FILE: [prices] 'a': accepted: money per million tokens, as 0.02; quote names"),
-    (["--upstream", "https://h/v1/embeddings"], {}, "", "--upstream: 'https://h/v1/embeddings' has /embeddings at"),
+    (["--upstream", "https://h/v1/embeddings"], {}, "", "--upstream: 'https://h/v1/embeddings' ends with the route /e"),
     (["--upstream", "OpenAI"], {}, "", "--upstream: 'OpenAI' is not an upstream; did you mean openai?"),
     (["--upstream", "api.openai.com/v1"], {}, "", "--upstream: 'api.openai.com/v1' is not an upstream; did"),
     (["--upstream", "localhost:8000"], {}, "", "--upstream: 'localhost:8000' is not an upstream; did you mean http"),
     ([], {"UPSTREAM": '"http://h:1/v1"'}, "", "EMBEDDING_PROXY_UPSTREAM: '\"http://h:1/v1\"' is not an upstream; di"),
     ([], {}, '[[upstream]]\nbase_url = "h:1"', "FILE: [[upstream]]: 'h:1' is not an upstream; did you mean http"),
     ([], {}, '[providers.x]\nbase_url = "h:1"', "FILE: [providers.x]: 'h:1' is not an upstream; did you mean http://h"),
-    (["--upstream", "http://h", "--provider", "opanai"], {}, "", "--provider: 'opanai' is no provider; did you mean"),
+    (["--upstream", "http://h", "--provider", "opanai"], {}, "",
+     "--provider: 'opanai' is not a provider; did you mean"),
     ([], {}, "memroy = 1", "unknown key 'memroy' in FILE; did you mean memory?"),
     ([], {}, "colour = 1", "unknown key 'colour' in FILE; accepted: host, port,"),
-    ([], {}, "port = [1]", "port in FILE: not one value; accepted: a text or a number"),
+    ([], {}, "port = [1]", "port in FILE: not a single value; accepted: a string or a number"),
     ([], {}, "store = 5", "store in the configuration file: '5' is not a store"),
-    ([], {}, "memory = true", "memory in FILE: not one value"),
+    ([], {}, "memory = true", "memory in FILE: not a single value"),
     ([], {}, "port 80", "FILE: not TOML:"),
     ([], {"UPSTREAM": ""}, "", "EMBEDDING_PROXY_UPSTREAM is empty; give it a value or unset it"),
-    (["--upstream", "azure"], {}, "", "--upstream: azure has no address of its own; give its base URL, and azure as"),
-    (["--upstream", "http://h", "--provider", "x"], {}, "", "--provider: 'x' is no provider; accepted: generic, inf"),
-    (["--upstream", "openai", "--provider", "vllm"], {}, "", "--provider: vllm goes with a URL, and the upstream is"),
-    ([], {}, '[[upstream]]\nprovider = "openai"\nmodels = ["a"]', "FILE: every [[upstream]] has models, so other"),
-    (["--upstream", "demo"], {}, SAME, "FILE: upstream 'b' has same_model 'openai', in whose place --upstream stands"),
-    (["--provider", "tei"], {}, SAME, "--provider: it goes with --upstream; an [[upstream]] table has a provider"),
+    (["--upstream", "azure"], {}, "", "--upstream: azure has no default base URL; set the base URL, and azure as"),
+    (["--upstream", "http://h", "--provider", "x"], {}, "",
+     "--provider: 'x' is not a provider; accepted: generic, inf"),
+    (["--upstream", "openai", "--provider", "vllm"], {}, "", "--provider: vllm needs a base URL, but the upstream is"),
+    ([], {}, '[[upstream]]\nprovider = "openai"\nmodels = ["a"]', "FILE: every [[upstream]] has models, so no up"),
+    (["--upstream", "demo"], {}, SAME, "FILE: upstream 'b' has same_model 'openai', which --upstream replaces"),
+    (["--provider", "tei"], {}, SAME, "--provider: it needs --upstream; for an [[upstream]] table, set its prov"),
     ([], {}, '[[upstream]]\nbase_url = "h"', "FILE: [[upstream]]: 'h' is not an upstream"),
     ([], {}, "[[upstream]]\nmodel = 1", "FILE: [[upstream]] 1: Object contains unknown field `model`"),
     ([], {}, "[providers.x]\nkeys = []", "FILE: [providers.x]: Object contains unknown field `keys`"),
@@ -178,27 +180,33 @@ MISTAKES = [
     ([], {"NEUTRAL_HEADERS": "x y"}, "", "EMBEDDING_PROXY_NEUTRAL_HEADERS: 'x y' is not the name of a header field"),
     (["--key-headers", "X-Plan", "--neutral-headers", "x-plan"], {}, "", "'x-plan' is in --key-headers and in --neut"),
     (["--key-headers", "X-Plan", "--upstream", "openai"], {}, '[providers.openai]\nneutral_headers = ["x-plan"]',
-     "'x-plan' is in --key-headers and in neutral_headers of [providers.openai]; leave it out of one of them"),
+     "'x-plan' is in --key-headers and in neutral_headers of [providers.openai]; remove it from one of them"),
     (["--revalidate", "0"], {}, "", "--revalidate: '0' is not above zero; accepted: a number with ms"),
     ([], {"REVALIDATE": "none"}, "", "EMBEDDING_PROXY_REVALIDATE: 'none' is not a duration; accepted: a number"),
-    ([*OWN, "NOT_SET"], {}, "", "--upstream-key-env: the environment has no NOT_SET, or an empty one"),
-    ([*OWN, "EMPTY"], {}, "", "--upstream-key-env: the environment has no EMPTY, or an empty one"),
-    ([*OWN, "BLANK"], {}, "", "--upstream-key-env: the environment has no BLANK, or an empty one"),
-    ([*OWN, "LINES"], {}, "", "--upstream-key-env: LINES holds what can't be sent in a header"),
-    ([*OWN, "UMLAUT"], {}, "", "--upstream-key-env: UMLAUT holds what can't be sent in a header"),
-    ([*OWN, "sk-c4nary"], {}, "", "--upstream-key-env: the environment has no variable of the name given; accepted"),
-    ([], {"RECORD_KEY_ENV": "c4nary" * 9}, "", "--record-key-env: the environment has no variable of the name given"),
-    (["--record-key-env", "NOT_SET"], {}, "", "--record-key-env: the environment has no NOT_SET, or an empty one"),
+    ([*OWN, "NOT_SET"], {}, "", "--upstream-key-env: the environment variable NOT_SET is not set, or empty"),
+    ([*OWN, "EMPTY"], {}, "", "--upstream-key-env: the environment variable EMPTY is not set, or empty"),
+    ([*OWN, "BLANK"], {}, "", "--upstream-key-env: the environment variable BLANK is not set, or empty"),
+    ([*OWN, "LINES"], {}, "", "--upstream-key-env: LINES has characters that are not allowed in a header"),
+    ([*OWN, "UMLAUT"], {}, "", "--upstream-key-env: UMLAUT has characters that are not allowed in a header"),
+    ([*OWN, "sk-c4nary"], {}, "", "--upstream-key-env: the environment has no variable of that name; accepted"),
+    ([], {"RECORD_KEY_ENV": "c4nary" * 9}, "",
+     "--record-key-env: the environment has no variable of that name; accepted"),
+    (["--record-key-env", "NOT_SET"], {}, "",
+     "--record-key-env: the environment variable NOT_SET is not set, or empty"),
     (["--record-key-env", "SHORT"], {}, "", "--record-key-env: SHORT has fewer than 32 characters; make one: openssl"),
-    (["--client-keys", "f"], {}, "", "--client-keys goes with --upstream-key-env: without it clients send the upstr"),
-    *[([*OWN, "OWNED", "--host", host], {}, "", f"--host {host} lets others connect, and they would ask with the")
+    (["--client-keys", "f"], {}, "", "--client-keys needs --upstream-key-env; without it, clients send the upstream"),
+    *[([*OWN, "OWNED", "--host", host], {}, "", f"--host {host} accepts other machines, which could use the proxy")
       for host in ("0.0.0.0", "::", "192.168.1.5", "fe80::1", "proxy.internal")],
-    ([], {"HOST": "0.0.0.0"}, KEYED, "--host 0.0.0.0 lets others connect, and they would ask with the proxy's own key"),
-    ([], {}, KEYED + UNKEYED, "the proxy holds a key for openai and none for jina; give all or none of them one"),
-    ([*OWN, "OWNED"], {}, UNKEYED, "the proxy holds a key for openai and none for jina; give all or none of them one"),
-    (["--upstream", "openai"], {}, KEYED.replace("name", 'models = ["a"]\nname'), "the proxy holds a key for"),
-    (["--upstream-key-env", "OWNED"], {}, KEYED, "--upstream-key-env: it goes with --upstream; an [[upstream]] table"),
-    ([], {}, KEYED.replace("OWNED", "NOT_SET"), "FILE: [[upstream]] key_env: the environment has no NOT_SET, or an e"),
+    ([], {"HOST": "0.0.0.0"}, KEYED, "--host 0.0.0.0 accepts other machines, which could use the proxy's own key"),
+    ([], {}, KEYED + UNKEYED,
+     "the proxy has a key for openai but none for jina; set a key for all upstreams or for none"),
+    ([*OWN, "OWNED"], {}, UNKEYED,
+     "the proxy has a key for openai but none for jina; set a key for all upstreams or for none"),
+    (["--upstream", "openai"], {}, KEYED.replace("name", 'models = ["a"]\nname'), "the proxy has a key for"),
+    (["--upstream-key-env", "OWNED"], {}, KEYED,
+     "--upstream-key-env: it needs --upstream; for an [[upstream]] table, set"),
+    ([], {}, KEYED.replace("OWNED", "NOT_SET"),
+     "FILE: [[upstream]] key_env: the environment variable NOT_SET is not set, or e"),
     ([], {}, KEYED.replace("OWNED", "sk-c4nary"), "FILE: [[upstream]] key_env: the environment has no variable of"),
     ([], {}, KEYED.replace('"OWNED"', '""'), "FILE: [[upstream]] 1: Expected `str` of length >= 1 - at `$.key_env`"),
     (["--store", "redis://:c4nary@h:x/0"], {}, "", "--store: 'redis://…@h:x/0' is not a store; accepted: memory:,"),
@@ -206,10 +214,12 @@ MISTAKES = [
     (["--upstream-proxy", "http://u:c4nary@p/x"], {}, "", "--upstream-proxy: 'http://…@p' is not a forward proxy; a"),
     ([], {"UPSTREAM_PROXY": "p:3128"}, "", "EMBEDDING_PROXY_UPSTREAM_PROXY: 'p:3128' is not a forward proxy; did you"),
     ([], {}, 'upstream_proxy = "socks5://p"', "upstream_proxy in the configuration file: 'socks5://p' is not a forwa"),
-    (["--upstream-proxy", "http://p:1"], {}, "", "--upstream-proxy goes with --upstream; the demo is built in, and no"),
-    (["--upstream-ca", "f"], {}, "", "--upstream-ca and --upstream-cert go with an upstream whose URL is https://"),
-    (["--upstream", "http://h/v1", "--upstream-cert", "f"], {}, "", "--upstream-ca and --upstream-cert go with an up"),
-    (["--upstream", "openai", "--upstream-cert-key", "f"], {}, "", "--upstream-cert-key: it goes with --upstream-cert"),
+    (["--upstream-proxy", "http://p:1"], {}, "",
+     "--upstream-proxy needs --upstream; the built-in demo makes no connections"),
+    (["--upstream-ca", "f"], {}, "", "--upstream-ca and --upstream-cert need an upstream with an https:// URL"),
+    (["--upstream", "http://h/v1", "--upstream-cert", "f"], {}, "",
+     "--upstream-ca and --upstream-cert need an upstream"),
+    (["--upstream", "openai", "--upstream-cert-key", "f"], {}, "", "--upstream-cert-key: it needs --upstream-cert"),
     (["--upstream", "https://u:c4nary@h/v1"], {}, "", "--upstream: 'https://…@h/v1' has a query, a fragment, a user"),
     (["--upstream", "https://h/v1?key=c4nary"], {}, "", "--upstream: 'https://h/v1?…' has a query, a fragment, a us"),
 ]  # fmt: skip
@@ -417,10 +427,10 @@ def test_a_host_that_is_none_is_said_in_one_line(host: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("keys", "add"), "name is missing: give it; see --help"),
+        (("keys", "add"), "name is missing: set it; see --help"),
         (
             ("keys", "add", "web"),
-            "--client-keys is missing: give it, or EMBEDDING_PROXY_CLIENT_KEYS in the environment",
+            "--client-keys is missing: set it, or EMBEDDING_PROXY_CLIENT_KEYS in the environment",
         ),
     ],
 )
@@ -444,7 +454,7 @@ def test_a_banner_says_how_to_use_a_socket() -> None:
 
 def test_a_banner_doubts_a_base_url_without_a_path_where_the_api_has_one() -> None:
     def shown(url: str, provider: str) -> str:
-        upstream = parsing.parse_upstream(url, row=PROVIDERS[provider])
+        upstream = parse_upstream(url, row=PROVIDERS[provider])
         return banner.text_of(replace(DEFAULTS, upstream=upstream), "http://127.0.0.1:8080/v1", "http://127.0.0.1:9090")
 
     doubt = "If it answers 404: most such APIs are at http://gpu:8000/v1\n"
@@ -458,7 +468,7 @@ def test_a_banner_asks_for_no_key_that_is_not_needed() -> None:
     def shown(**changes: Any) -> str:
         return banner.text_of(replace(DEFAULTS, **changes), "http://127.0.0.1:8080/v1", "http://127.0.0.1:9090")
 
-    remote, local = parsing.parse_upstream("openai"), parsing.parse_upstream("vllm")
+    remote, local = parse_upstream("openai"), parse_upstream("vllm")
     assert "Bearer $OPENAI_API_KEY" in shown(upstream=remote)
     assert "Bearer any" in shown(upstream=local)
     held = replace(remote, key="sk-c4nary")

@@ -18,7 +18,7 @@ from aiohttp import web
 from packaging.requirements import Requirement
 
 from proxy import __version__
-from proxy.config import parsing
+from proxy.config.quantities import parse_seconds, parse_size
 from proxy.config.settings import MIB
 from tests.deploy import rules
 from tests.deploy.manifests import (
@@ -174,7 +174,7 @@ def test_composes_proxy_starts(names: list[str]) -> None:
 def test_composes_times_and_sizes_agree() -> None:
     service = compose("compose.yaml")["proxy"]
     given = settings(interpolated(service["environment"]))
-    grace_s = parsing.parse_seconds(service["stop_grace_period"])
+    grace_s = parse_seconds(service["stop_grace_period"])
     assert given["drain_delay"] + given["shutdown_timeout"] < grace_s
     assert int(service["mem_limit"].removesuffix("m")) * MIB >= rules.memory_needed(given)
 
@@ -289,8 +289,8 @@ def test_the_unit_gives_the_drain_its_time() -> None:
     )
     given = settings(environment)
     found = dict(re.findall(r"^(\w+)=(.*)$", UNIT, re.MULTILINE))
-    assert given["drain_delay"] + given["shutdown_timeout"] < parsing.parse_seconds(found["TimeoutStopSec"])
+    assert given["drain_delay"] + given["shutdown_timeout"] < parse_seconds(found["TimeoutStopSec"])
     assert (found["KillSignal"], found["KillMode"]) == ("SIGTERM", "mixed")
     assert found["ExecReload"].startswith("/bin/kill -HUP")
     assert int(found["LimitNOFILE"]) > 2 * given["max_connections"]
-    assert parsing.parse_size(found["MemoryMax"] + "iB") >= rules.memory_needed(given)
+    assert parse_size(found["MemoryMax"] + "iB") >= rules.memory_needed(given)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import orjson
 from aiohttp import web
 
-from proxy.config.parsing import parse_upstream
+from proxy.config.upstream_urls import parse_upstream
 from tests.conftest import StartProxy
 from tests.support.client import Client, UpstreamResponse
 from tests.support.profiles import IS_SLOW_PROFILE

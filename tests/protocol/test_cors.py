@@ -13,7 +13,8 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from proxy.access import client_keys
-from proxy.config import parsing
+from proxy.config.checks import require_client_auth
+from proxy.config.cors_origins import parse_cors_origins
 from proxy.config.settings import SameModel, StoreSetting, UpstreamSetting
 from proxy.errors import ConfigError
 from proxy.protocol.cors import Cors, is_preflight
@@ -742,10 +743,10 @@ async def test_an_allowed_page_may_use_the_key_of_a_proxy_for_this_machine(
 def test_not_every_page_may_use_the_key_of_a_proxy_for_this_machine() -> None:
     owned = UpstreamSetting(name="o", base_url="http://h/v1", key="sk-owned")
     for changes in ({"cors_origins": ALLOWED}, {"cors_origins": frozenset("*"), "client_keys": Path("keys")}):
-        parsing.require_client_auth(replace(DEFAULTS, upstream=owned, **changes))
-    parsing.require_client_auth(replace(DEFAULTS, cors_origins=frozenset("*")))
-    with pytest.raises(ConfigError, match="name the origins, or give --client-keys"):
-        parsing.require_client_auth(replace(DEFAULTS, upstream=owned, cors_origins=frozenset("*")))
+        require_client_auth(replace(DEFAULTS, upstream=owned, **changes))
+    require_client_auth(replace(DEFAULTS, cors_origins=frozenset("*")))
+    with pytest.raises(ConfigError, match="list the origins, or set --client-keys"):
+        require_client_auth(replace(DEFAULTS, upstream=owned, cors_origins=frozenset("*")))
 
 
 # --- the setting
@@ -765,7 +766,7 @@ def test_not_every_page_may_use_the_key_of_a_proxy_for_this_machine() -> None:
     ],
 )
 def test_origins_are_read_as_browsers_write_them(text: str, read: set[str]) -> None:
-    assert parsing.parse_cors_origins(text) == read
+    assert parse_cors_origins(text) == read
 
 
 @pytest.mark.parametrize(
@@ -773,8 +774,8 @@ def test_origins_are_read_as_browsers_write_them(text: str, read: set[str]) -> N
     [
         ("", "accepted: scheme://host or scheme://host:port"),
         ("https://a.example,", "accepted: scheme://host"),
-        ("https://app.example.com/", "it has no path: say https://app.example.com"),
-        ("https://app.example.com:8443/x?y#z", "it has no path: say https://app.example.com:8443"),
+        ("https://app.example.com/", "an origin has no path; use https://app.example.com"),
+        ("https://app.example.com:8443/x?y#z", "an origin has no path; use https://app.example.com:8443"),
         ("app.example.com", "did you mean https://app.example.com"),
         ("localhost:3000", "did you mean http://localhost:3000"),
         ("https://*.example.com", "accepted: scheme://host"),
@@ -788,10 +789,10 @@ def test_origins_are_read_as_browsers_write_them(text: str, read: set[str]) -> N
 )
 def test_what_is_no_origin_is_said_to_be_none(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        parsing.parse_cors_origins(text)
+        parse_cors_origins(text)
 
 
 def test_an_origin_that_is_refused_keeps_its_password_to_itself() -> None:
     with pytest.raises(ConfigError) as refused:
-        parsing.parse_cors_origins("https://user:s3cret@h")
+        parse_cors_origins("https://user:s3cret@h")
     assert "s3cret" not in str(refused.value)

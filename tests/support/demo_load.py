@@ -11,8 +11,8 @@ from aiohttp import ClientSession
 
 from proxy.admin.status import STEP_S
 from proxy.app import Running, running
-from proxy.config import parsing
 from proxy.config.settings import StoreSetting
+from proxy.config.upstream_urls import parse_upstream
 from tests.support.settings import DEFAULTS
 
 MODELS = ("demo", "text-embedding-3-small", "multilingual-e5-large")
@@ -32,7 +32,7 @@ async def loaded(folder: Path, *, steps: int = 60) -> AsyncIterator[Running]:
     clock = Clock()
     settings = replace(
         DEFAULTS,
-        upstream=parsing.parse_upstream("demo"),
+        upstream=parse_upstream("demo"),
         store=StoreSetting(path=folder / "cache.sqlite3"),
         prices={"text-*": 20.0},
     )

@@ -18,7 +18,7 @@ import pytest
 from aiohttp import ClientSession, WSMsgType, web
 
 from proxy.app import running
-from proxy.config.parsing import require_otlp
+from proxy.config.checks import require_otlp
 from proxy.config.settings import SameModel, UpstreamSetting
 from proxy.errors import ConfigError
 from proxy.protocol.providers import PROVIDERS
@@ -381,10 +381,10 @@ async def test_the_standards_variables_count(
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        ({"OTEL_TRACES_EXPORTER": "jaeger"}, "OTEL_TRACES_EXPORTER: 'jaeger' does not go with --traces otlp"),
-        ({"OTEL_TRACES_EXPORTER": "none"}, "OTEL_TRACES_EXPORTER: 'none' does not go"),
-        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL: 'grpc' does not .* http/protobuf"),
-        ({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: 'grpc' does not"),
+        ({"OTEL_TRACES_EXPORTER": "jaeger"}, "OTEL_TRACES_EXPORTER: 'jaeger' is not supported with --traces otlp"),
+        ({"OTEL_TRACES_EXPORTER": "none"}, "OTEL_TRACES_EXPORTER: 'none' is not supported"),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL: 'grpc' is not .* http/protobuf"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: 'grpc' is not"),
     ],
 )
 def test_variables_that_ask_for_what_is_not_here(environ: dict[str, str], message: str) -> None:
@@ -398,7 +398,7 @@ def test_such_a_variable_ends_the_command() -> None:
     ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr == (
-        "embedding-proxy: OTEL_TRACES_EXPORTER: 'zipkin' does not go with --traces otlp; accepted: otlp\n"
+        "embedding-proxy: OTEL_TRACES_EXPORTER: 'zipkin' is not supported with --traces otlp; accepted: otlp\n"
     )
 
 
@@ -499,7 +499,6 @@ ASKS = """
 import asyncio, sys
 from aiohttp import ClientSession
 from proxy.cli import commands as cli
-from proxy.config.parsing import parse_upstream
 from proxy.app import running
 from tests.support.settings import settings_for
 from tests.support.scripted import ScriptedUpstream

@@ -3,19 +3,20 @@ from pathlib import Path
 
 import pytest
 
-from proxy.config import config_file
+from proxy.config.provider_tables import parse_providers
 from proxy.config.settings import SameModel, UpstreamSetting
+from proxy.config.upstream_tables import parse_upstreams
 from proxy.errors import ConfigError
 from proxy.protocol.providers import GENERIC, PROVIDERS, InputFormat, Limits, Provider
 from proxy.upstream.egress import DIRECT, Egress, parse_proxy
 
 
 def rows(text: str) -> dict[str, Provider]:
-    return dict(config_file.providers(tomllib.loads(text).get("providers", {}), "f.toml"))
+    return dict(parse_providers(tomllib.loads(text).get("providers", {}), "f.toml"))
 
 
 def tables(text: str, egress: Egress = DIRECT) -> list[UpstreamSetting]:
-    return config_file.upstreams(tomllib.loads(text)["upstream"], PROVIDERS, {}, "f.toml", egress=egress)
+    return parse_upstreams(tomllib.loads(text)["upstream"], PROVIDERS, {}, "f.toml", egress=egress)
 
 
 def test_a_field_nobody_knows_can_be_promoted() -> None:
@@ -117,8 +118,8 @@ def test_upstreams_by_model() -> None:
             '[providers.a]\nkye = ["x"]',
             "[providers.a]: Object contains unknown field `kye`; accepted: like, base_url,",
         ),
-        ('[providers.a]\nlike = "b"', "f.toml: [providers.a] like = 'b' is no provider; accepted: generic, infron"),
-        ('[providers.a]\nkey = ["x"]\nneutral = ["x"]', "f.toml: [providers.a] 'x' stands in two classes"),
+        ('[providers.a]\nlike = "b"', "f.toml: [providers.a] like = 'b' is not a provider; accepted: generic, infron"),
+        ('[providers.a]\nkey = ["x"]\nneutral = ["x"]', "f.toml: [providers.a] 'x' is in two classes; list it once"),
         (
             '[providers.a]\nneutral_headers = ["X-Api-Key"]',
             "f.toml: [providers.a] neutral_headers: 'x-api-key' authentica",
@@ -127,28 +128,28 @@ def test_upstreams_by_model() -> None:
             '[providers.a]\nneutral_headers = ["x y"]',
             "f.toml: [providers.a] neutral_headers: 'x y' is not the name of a",
         ),
-        ('[providers.a]\nkey = ["input"]', "f.toml: [providers.a] 'input' has a meaning of its own; leave it out"),
-        ('[providers.openai]\nneutral = ["dimensions"]', "'dimensions' is known to change what is answered, so it can"),
+        ('[providers.a]\nkey = ["input"]', "f.toml: [providers.a] 'input' is reserved; remove it"),
+        ('[providers.openai]\nneutral = ["dimensions"]', "'dimensions' is known to affect the response, so it can't"),
         (
             '[providers.a]\nlike = "jina"\nneutral = ["late_chunking"]',
-            "'late_chunking' is known to change what is answ",
+            "'late_chunking' is known to affect the response",
         ),
         (
             '[providers.jina]\nkey = ["late_chunking"]',
-            "'late_chunking' is known to tie items to each other, so it can't",
+            "'late_chunking' is known to make items depend on each other, so it can't",
         ),
         (
             '[providers.a]\nlike = "opanai"',
-            "f.toml: [providers.a] like = 'opanai' is no provider; did you mean openai?",
+            "f.toml: [providers.a] like = 'opanai' is not a provider; did you mean openai?",
         ),
         ('[providers.a]\nkey = "x"', "Expected `array`, got `str`"),
         (
             '[providers.a]\nkey = ["output_dtype"]',
-            "'output_dtype' chooses how vectors are written; say enc",
+            "'output_dtype' selects the encoding of vectors; use enc",
         ),
         (
             '[providers.a]\ncross_item = { encoding_format = "base64" }',
-            "'encoding_format' chooses how vectors are written; say enc",
+            "'encoding_format' selects the encoding of vectors; use enc",
         ),
         ('[providers.a]\nencoding = { x = ["int4"] }', "Invalid enum value 'int4'"),
         ("[providers.demo]", "[providers.demo] is built in; choose another name"),
@@ -228,26 +229,27 @@ def test_a_certificate_of_a_tables_own_does_not_go_with_the_flags_key() -> None:
         ),
         (
             '[[upstream]]\nprovider = "openai"\n[[upstream]]\nprovider = "jina"',
-            "upstreams openai, jina have no models; only one, which gets all the rest, may lack them",
+            "upstreams openai, jina have no models; only the default upstream may have none",
         ),
         (
             '[[upstream]]\nprovider = "openai"\n[[upstream.same_model]]\nupstream = "openai"',
-            "upstream 'openai' has same_model 'openai', which is no other [[upstream]] table; accepted: none yet",
+            "upstream 'openai' has same_model 'openai', which is not the name of another [[upstream]] table;"
+            " accepted: none yet",
         ),
         (
             '[[upstream]]\nprovider = "jina"\n[[upstream]]\nprovider = "openai"\nmodels = ["a*"]\n'
             '[[upstream.same_model]]\nupstream = "jina"\nmodel = "b"',
-            "upstream 'openai' is the same model as 'b', so its models must be just the one name",
+            "upstream 'openai' has the same model as 'b', so its models must be one exact name",
         ),
         (
             '[[upstream]]\nprovider = "openai"\nproxy = "u:s3cret@p:1"',
             "f.toml: [[upstream]] openai: proxy: '…@p:1' is not a forward proxy; accepted: http://host:port",
         ),
-        ('[[upstream]]\nprovider = "openai"\ncert_key = "k.pem"', "[[upstream]] openai: cert_key goes with cert"),
+        ('[[upstream]]\nprovider = "openai"\ncert_key = "k.pem"', "[[upstream]] openai: cert_key needs cert"),
         ('[[upstream]]\nprovider = "openai"\nca = ""', "Expected `str` of length >= 1 - at `$.ca`"),
         (
             '[[upstream]]\nbase_url = "http://gpu/v1"\ncert = "c.pem"',
-            "f.toml: [[upstream]] gpu: ca and cert go with an https:// base_url",
+            "f.toml: [[upstream]] gpu: ca and cert need an https:// base_url",
         ),
     ],
 )

@@ -1,0 +1,45 @@
+"""Sizes and durations as operators write them (pure)."""
+
+import re
+
+from proxy.config.settings import GIB, KIB, MIB
+from proxy.errors import ConfigError
+
+_SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KIB, "mib": MIB, "gib": GIB}
+_DURATIONS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_QUANTITY = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([a-z]*)", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes: ``512MiB``, ``2GB``, ``1048576``. Raises `ConfigError`."""
+    return int(_quantity(text, _SIZES, "a size", "a number with B, KB, MB, GB, KiB, MiB or GiB, as 512MiB"))
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds: ``30d``, ``12h``, ``90``; None for ``none``. Raises `ConfigError`."""
+    if text.strip().lower() == "none":
+        return None
+    seconds = _quantity(text, _DURATIONS, "a duration", "a number with ms, s, m, h, d or w, as 30d; or none")
+    if seconds <= 0:
+        raise ConfigError(f"{text!r} is not a duration above zero; to keep entries indefinitely, use none")
+    return seconds
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds, zero included: ``10ms``, ``5s``, ``0``. Raises `ConfigError`."""
+    return _quantity(text, _DURATIONS, "a duration", "a number with ms, s, m, h, d or w, as 10ms")
+
+
+def parse_positive_seconds(text: str) -> float:
+    """Seconds above zero: ``10m``, ``30s``. Raises `ConfigError`."""
+    seconds = parse_seconds(text)
+    if seconds <= 0:
+        raise ConfigError(f"{text!r} is not above zero; accepted: a number with ms, s, m, h, d or w, as 10m")
+    return seconds
+
+
+def _quantity(text: str, units: dict[str, float] | dict[str, int], noun: str, accepted: str) -> float:
+    match = _QUANTITY.fullmatch(text.strip())
+    if match is None or match[2].lower() not in units:
+        raise ConfigError(f"{text!r} is not {noun}; accepted: {accepted}")
+    return float(match[1]) * units[match[2].lower()]

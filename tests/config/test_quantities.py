@@ -1,0 +1,38 @@
+import pytest
+
+from proxy.config import quantities
+from proxy.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("1024", 1024),
+        ("512MiB", 512 * 1024**2),
+        ("1.5 GiB", 3 * 1024**3 // 2),
+        ("2gb", 2 * 10**9),
+        ("1 B", 1),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert quantities.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "lots", "-1", "9" * 400, "1 TiBs", "1e9", "12 bananas", "MiB"])
+def test_what_is_no_size_is_said_to_be_none(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not a size; accepted: .*512MiB"):
+        quantities.parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("30d", 30 * 86400), ("1.5h", 5400), ("250ms", 0.25), ("None", None)]
+)
+def test_durations(text: str, seconds: float | None) -> None:
+    assert quantities.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0", "-5s", "3 fortnights"])
+def test_what_is_no_duration_is_said_to_be_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="none"):
+        quantities.parse_duration(text)
