@@ -32,10 +32,11 @@ from proxy.errors import ConfigError
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.fetcher import Fetcher
 from proxy.http import listeners
+from proxy.http.aiohttp_seam import require_supported_server
 from proxy.http.bodies import BodyReader
 from proxy.http.listeners import Listeners, Sockets
 from proxy.http.malformed import HTTP_LOG, MAX_FIELD_BYTES, MAX_FIELDS, MAX_TARGET_BYTES
-from proxy.http.server import SWEEP_S, Server, require_strict_parser
+from proxy.http.server import SWEEP_S, Server
 from proxy.periodic import every
 from proxy.protocol.cors import Cors
 from proxy.protocol.hosts import LOOPBACK_HOSTS
@@ -44,6 +45,7 @@ from proxy.telemetry.access_log import FLUSH_S, RequestLog
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import Traces
 from proxy.upstream import demo
+from proxy.upstream.aiohttp_seam import require_supported_client
 from proxy.upstream.client import Timeouts, UpstreamClient
 from proxy.upstream.router import Fallback, Origin, Router
 from proxy.upstream.urls import Routes
@@ -177,7 +179,8 @@ async def running(
             is_ready=lambda: not lifecycle.is_draining,
             now=monotonic,
         )
-        require_strict_parser()
+        require_supported_server()
+        require_supported_client()
         web_server = _make_server(dispatcher, bodies, _max_connections(settings.max_connections))
         await stack.enter_async_context(every(SWEEP_S, lambda _: web_server.sweep()))
         await stack.enter_async_context(every(_LAG_PERIOD_S, metrics.loop_lag.observe))

@@ -9,13 +9,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, cast
 
-from aiohttp import HttpVersion11, StreamReader, http_parser, web
+from aiohttp import HttpVersion11, StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import ERROR, RequestHandler, RequestPayloadError
 
 from proxy.budget import Tenant
-from proxy.errors import ConfigError, InvalidRequest, Overloaded, ProxyError, RequestTimeout
+from proxy.errors import InvalidRequest, Overloaded, ProxyError, RequestTimeout
 from proxy.http import malformed
+from proxy.http.aiohttp_seam import AiohttpConnection
 from proxy.http.liveness import HalfClosed, Unread, is_reset
 
 _log = logging.getLogger(__name__)
@@ -100,7 +103,7 @@ class Tunnel(Protocol):
         ...
 
 
-class Connection(RequestHandler):
+class Connection(AiohttpConnection):
     """One connection. Times are those of the loop's clock.
 
     Between two requests, when aiohttp has seen the last byte of the one and none of the other, what comes is shown to
@@ -174,7 +177,7 @@ class Connection(RequestHandler):
             self._tunnel.feed_data(data)
             return
         repeats = self._server.repeats
-        if self._is_between and repeats is not None and self._is_waiting():
+        if self._is_between and repeats is not None and self.is_idle:
             if (answer := repeats.answer_whole(self._held + data, self)) is not None:
                 self._held = b""
                 self._write(answer)
@@ -206,8 +209,8 @@ class Connection(RequestHandler):
 
     def _is_answering(self) -> bool:
         """Whether a response is due to a request that is here in full."""
-        if self._messages:
-            return self._messages[-1][1].is_eof()
+        if self.has_queued_requests:
+            return self.is_last_queued_complete
         return self._is_busy and self._has_whole_body()
 
     def _has_whole_body(self) -> bool:
@@ -223,17 +226,12 @@ class Connection(RequestHandler):
             return False
         self._transport.write(_CONTINUE)
         # The kernel of a client on this machine reacts at once. A sweep sees what comes later.
-        self._loop.call_soon(self._abort_if_reset)
+        self._server.loop.call_soon(self._abort_if_reset)
         return True
 
     def _abort_if_reset(self) -> None:
         if self._transport is not None and is_reset(self._transport):
             self._transport.abort()
-
-    @property
-    def is_upgraded(self) -> bool:
-        """Whether the parser stopped behind a request to upgrade, at whose answer the connection may be taken over."""
-        return self._upgraded
 
     def take_over(self, tunnel: Tunnel) -> None:
         """Show all that comes from now on, and what came behind the request, to ``tunnel``."""
@@ -264,7 +262,7 @@ class Connection(RequestHandler):
         would let the handler wait for the rest, which can't come."""
         if self._request is None or self._request.content.is_eof():
             return
-        if self._messages and not isinstance(self._messages[-1][0], http_parser.RawRequestMessage):
+        if self.has_queued_error:
             self._is_last = True
             self._request.content.set_exception(RequestPayloadError())
 
@@ -296,11 +294,6 @@ class Connection(RequestHandler):
             memory.give_back(size)
             self._charged = None
 
-    def _is_waiting(self) -> bool:
-        """Whether every request has been answered, and an answer may be written now."""
-        waiter = self._waiter
-        return waiter is not None and not (waiter.done() or self.writing_paused or self._close or self._force_close)
-
     def _write(self, answer: Sequence[bytes]) -> None:
         self._speaks, self._since = False, self._server.now()
         if self.transport is not None:
@@ -330,7 +323,7 @@ class Connection(RequestHandler):
             and self._start[0] not in b"\r\n"
             and self._received == head + len(HEAD_END) + (request.content_length or 0)
             and "Transfer-Encoding" not in request.headers
-            and not self._upgraded
+            and not self.is_upgraded
         )
 
     def sweep(self, now: float) -> None:
@@ -373,7 +366,7 @@ class Connection(RequestHandler):
         self._is_retired = True
         self.keep_alive(False)
         self._release()
-        is_responding = self._is_busy or self._messages or self._lingered is not None
+        is_responding = self._is_busy or self.has_queued_requests or self._lingered is not None
         if not is_responding and self._has_whole_body():  # aiohttp reads the rest of a body after its response
             self.force_close()
 
@@ -383,7 +376,7 @@ class Connection(RequestHandler):
         aiohttp's own begins by ignoring what still comes of a request, and does not wait for the response to be sent.
         """
         if self._transport is not None:
-            self._lost = self._loop.create_future()
+            self._lost = self._server.loop.create_future()
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._lost
@@ -412,7 +405,7 @@ class Connection(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        if self._is_last or self._is_retired or (self._half_closed is not None and not self._messages):
+        if self._is_last or self._is_retired or (self._half_closed is not None and not self.has_queued_requests):
             resp.force_close()
         try:
             resp, is_reset = await super().finish_response(request, resp, start_time)
@@ -429,7 +422,7 @@ class Connection(RequestHandler):
         yet. So only the writing side is shut down at first; what still comes is discarded until the client closes, for
         a bounded time and amount.
         """
-        self._lingered = self._loop.create_future()
+        self._lingered = self._server.loop.create_future()
         self._since = self._server.now()
         transport = self.transport
         if transport is None or transport.is_closing() or self._half_closed is not None:
@@ -482,17 +475,20 @@ class Server(web.Server):
         repeats: FastPath | None = None,
         reserve: Callable[[Tenant], Reservation] | None = None,
         clock: Callable[[], float] | None = None,
+        handler_cancellation: bool = False,
         **options: Any,
     ) -> None:
-        # aiohttp would close what to it is idle for an hour, while it is answered without it.
-        super().__init__(handler, keepalive_timeout=_NEVER_S, **options)
+        super().__init__(handler, request_factory=self._receive, handler_cancellation=handler_cancellation)
+        self.loop = asyncio.get_running_loop()
+        self._options = options
         self.repeats = repeats
         self.reserve = reserve
         self.max_connections = max_connections
-        self.now = clock or asyncio.get_running_loop().time
+        self.now = clock or self.loop.time
 
     def __call__(self) -> RequestHandler:
-        return Connection(self, loop=self._loop, **self._kwargs)
+        # aiohttp would close what to it is idle for an hour, while it is answered without it.
+        return Connection(self, loop=self.loop, keepalive_timeout=_NEVER_S, **self._options)
 
     def pre_shutdown(self) -> None:
         for connection in self._all:
@@ -502,15 +498,21 @@ class Server(web.Server):
     def _all(self) -> list[Connection]:
         return cast("list[Connection]", self.connections)  # there are no others
 
-    def _make_request(self, message: Any, *others: Any) -> web.BaseRequest:
+    def _receive(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        connection: RequestHandler,
+        writer: AbstractStreamWriter,
+        task: "asyncio.Task[None]",
+    ) -> web.BaseRequest:
         if message is ERROR:  # which stands for what could not be parsed, as if it were HTTP/1.0
             message = message._replace(version=HttpVersion11)
         # Of what follows a request to upgrade in the same packet, aiohttp drops all but the tail of a WebSocket's:
         # the rest of a request cut in two by that would pass for one of its own.
         if message.upgrade and message.headers.get("Upgrade", "").lower() != "websocket":
             message = message._replace(should_close=True)
-        request = super()._make_request(message, *others)
-        connection = request.protocol
+        request = web.BaseRequest(message, payload, connection, writer, task, self.loop)
         assert isinstance(connection, Connection)  # noqa: S101 - there are no others
         connection.began(request)
         return request
@@ -543,11 +545,3 @@ async def paced(content: StreamReader, *, now: Callable[[], float] | None = None
         received += len(chunk)
         if chunk:
             yield chunk
-
-
-def require_strict_parser() -> None:
-    """Raises `ConfigError` where aiohttp runs without its compiled HTTP parser, which is the stricter of the two."""
-    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
-        raise ConfigError(
-            "aiohttp is installed without its C parser; install its wheel, and unset AIOHTTP_NO_EXTENSIONS"
-        )

@@ -38,6 +38,7 @@ from proxy.protocol.embedding_response import InvalidEmbeddingResponse
 from proxy.protocol.headers import reason_phrase
 from proxy.protocol.targets import loggable_path, resolve
 from proxy.telemetry.metrics import Metrics
+from proxy.upstream.aiohttp_seam import disable_retries, has_idle_connections
 from proxy.upstream.egress import DIRECT, Egress
 from proxy.upstream.flow_control import ResponseFlow
 from proxy.upstream.outbound import Outbound
@@ -163,8 +164,7 @@ class UpstreamClient:
             max_field_size=_MAX_FIELD_BYTES,
             max_headers=_MAX_FIELDS,
         )
-        # aiohttp would send some methods a second time, on any connection. `_begin` does that for all, on a new one.
-        session._retry_connection = False  # noqa: SLF001
+        disable_retries(session)  # `_begin` resends a request of any method, and on a new connection
         return session
 
     async def __aenter__(self) -> Self:
@@ -413,7 +413,7 @@ class _FinalResponse(ClientResponse):
 def _keeps_connections(session: ClientSession) -> bool:
     """Whether the next request might go on a kept connection; if not, its new one may be kept."""
     connector = session.connector
-    return connector is not None and any(connector._conns.values())  # noqa: SLF001 - aiohttp has no public name for it
+    return connector is not None and has_idle_connections(connector)
 
 
 def _tells_connection() -> TraceConfig:

@@ -12,7 +12,8 @@ from aiohttp import http_parser, web
 
 from proxy.errors import ConfigError, RequestTimeout
 from proxy.http import server as http_server
-from proxy.http.server import paced, require_strict_parser
+from proxy.http.aiohttp_seam import require_strict_parser
+from proxy.http.server import paced
 from tests.conftest import StartProxy
 from tests.support.client import Client
 from tests.support.scripted import ScriptedUpstream

@@ -1,0 +1,32 @@
+"""The private names of aiohttp's client that the proxy uses, as functions.
+
+A patch release of aiohttp may change them, so pyproject.toml pins one version, and `require_supported_client` checks at
+start that they exist. The server's side: proxy/http/aiohttp_seam.py.
+"""
+
+import aiohttp
+from aiohttp import BaseConnector, ClientSession
+
+from proxy.errors import ConfigError
+
+PRIVATE_NAMES: dict[type, tuple[str, ...]] = {ClientSession: ("_retry_connection",), BaseConnector: ("_conns",)}
+
+
+def require_supported_client() -> None:
+    """Raises `ConfigError` for an aiohttp whose objects do not get these names when they are made."""
+    for owner, names in PRIVATE_NAMES.items():
+        if missing := [name for name in names if name not in owner.__init__.__code__.co_names]:  # type: ignore[misc]
+            raise ConfigError(
+                f"aiohttp {aiohttp.__version__} is not supported: its {owner.__name__} has no {', '.join(missing)};"
+                " install the version that embedding-cache-proxy requires"
+            )
+
+
+def disable_retries(session: ClientSession) -> None:
+    """Send each request once. By default aiohttp resends idempotent methods when a kept connection breaks."""
+    session._retry_connection = False  # noqa: SLF001 - aiohttp has no public name for it
+
+
+def has_idle_connections(connector: BaseConnector) -> bool:
+    """Whether the pool keeps a connection that the next request might use."""
+    return any(connector._conns.values())  # noqa: SLF001 - aiohttp has no public name for it
