@@ -138,6 +138,7 @@ async def running(
             shares_all=settings.shares_all,
             owns_key=settings.owns_key,
             client_keys=client_keys,
+            validations=validations,
             key_headers=settings.key_headers,
             neutral_headers=settings.neutral_headers | _neutral_at_all(settings),
             cors_origins=settings.cors_origins,
@@ -145,7 +146,7 @@ async def running(
         bodies = BodyReader(metrics, max_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
         stack.callback(bodies.close)
         responses = ResponseBuilder(cache.memory, metrics, reports_full_usage=settings.reports_full_usage)
-        repeats = FastPath(cache, responses, metrics=metrics, access=access, validations=validations)
+        repeats = FastPath(cache, responses, metrics=metrics, access=access)
         route = EmbeddingsRoute(
             cache,
             fetcher,

@@ -74,6 +74,11 @@ class KeyRefused(ProxyError):
     type = "upstream_error"
     code = "upstream_key_refused"
 
+    def __init__(
+        self, message: str = "The upstream refused the key that this proxy holds for it.", *, param: str | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+
 
 class RequestTimeout(ProxyError):
     """The request did not come in time (RFC 9110 §15.5.9)."""

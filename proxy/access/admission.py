@@ -8,6 +8,8 @@ import re
 from typing import NamedTuple
 
 from proxy.access.client_keys import ClientKeys
+from proxy.access.validations import CredentialId, CredentialScope, Validations
+from proxy.budget import Tenant
 from proxy.errors import Unauthorized
 from proxy.protocol import assertions, headers, identities, query
 from proxy.protocol.cors import origin_of
@@ -42,6 +44,7 @@ class Access:
         shares_all: bool,
         owns_key: bool,
         client_keys: ClientKeys | None,
+        validations: Validations,
         key_headers: frozenset[str] = frozenset(),
         cors_origins: frozenset[str] = frozenset(),
         neutral_headers: frozenset[str] = frozenset(),
@@ -49,6 +52,7 @@ class Access:
         self.is_shared = shares_all or owns_key  # one scope for all
         self.owns_key = owns_key
         self._client_keys = client_keys
+        self._validations = validations
         self._key_headers = key_headers
         self._cors_origins = cors_origins
         self.neutral_headers = neutral_headers
@@ -90,6 +94,11 @@ class Access:
             return own
         return self.identity(headers.without_credentials(given), "", origin)._replace(credentials=_OWN_KEY)
 
+    def may_serve(self, credential_id: CredentialId, credential_scope: CredentialScope) -> bool:
+        """Whether a credential gets cached entries without another question to the upstream: the proxy holds the key
+        itself, or the upstream accepted the credential for this scope a short time ago."""
+        return self.owns_key or self._validations.is_confirmed(credential_id, credential_scope)
+
     def may_read(self, upstream: Origin, given: Headers) -> bool:
         """Whether it is known if the web page that asks, where one does, may read a response.
 
@@ -98,19 +107,12 @@ class Access:
         """
         return self.is_shared or upstream.cors.knows(origin_of(given))
 
-    def tenant_fields(self, own: Identity, admission: Admission) -> Fields:
-        """Whose share of the proxy a request uses: of the fields that look like credentials the API key alone counts,
-        since anybody can add further ones to a good key. ``own`` is the client's own identity."""
-        if admission.client is not None:
-            return [("client", admission.client)]
-        for name in _TENANT_FIELDS:
-            if found := [field for field in own.credentials if field[0] == name]:
-                return found
-        return own.credentials
-
-    def is_unverified(self, admission: Admission, *, has_been_accepted: bool) -> bool:
-        """Whether nobody has vouched for a credential: no list, no upstream."""
-        return not (self.owns_key or admission.client is not None or has_been_accepted)
+    def tenant(self, own: Identity, admission: Admission) -> Tenant:
+        """The tenant that a request's memory, queue entries and upstream calls count against. ``own`` is the client's
+        own identity."""
+        name = self._validations.tenant(_tenant_fields(own, admission))
+        is_verified = self.owns_key or admission.client is not None or self._validations.has_accepted(name)
+        return Tenant(name, is_unverified=not is_verified)
 
     def scope(self, identity: Identity) -> Fields:
         """Whose entries these are."""
@@ -121,6 +123,17 @@ class Access:
     def is_shared_scope(self, identity: Identity) -> bool:
         """Whether others, with other credentials, see the same entries."""
         return self.is_shared or self.scope(identity) != identity.credentials
+
+
+def _tenant_fields(own: Identity, admission: Admission) -> Fields:
+    """What identifies a tenant. Of the fields that look like credentials only the API key counts, because a client can
+    add further ones to a valid key."""
+    if admission.client is not None:
+        return [("client", admission.client)]
+    for name in _TENANT_FIELDS:
+        if found := [field for field in own.credentials if field[0] == name]:
+            return found
+    return own.credentials
 
 
 def _forbid_web_pages(given: Headers, allowed: frozenset[str]) -> None:

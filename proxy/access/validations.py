@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable
 from hashlib import blake2b
+from http import HTTPStatus
 from sys import getsizeof
 from typing import NamedTuple
 
@@ -11,9 +12,8 @@ from proxy.protocol.identities import Identity
 from proxy.protocol.keys import Fields, pack
 from proxy.upstream.router import Origin
 
-_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 401, 403, 404
-# What an upstream answers to a key it does not take.
-CREDENTIAL_REFUSALS = frozenset({_UNAUTHORIZED, _FORBIDDEN})
+# Statuses by which an upstream refuses an API key.
+CREDENTIAL_REFUSALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 # A client can have any number of credentials accepted or refused, at any number of places: of any length, with an
 # upstream that does not check them.
 _MAX_ACCEPTED_BYTES, _MAX_REFUSED_BYTES, _MAX_PLACE = 32 * 1024**2, 64 * 1024**2, 4096
@@ -96,7 +96,7 @@ class Validations:
         if status in CREDENTIAL_REFUSALS:
             self._accepted.clear(*credential_id)
             self._refuse(credential_id, None, credential_scope)
-        elif status == _NOT_FOUND:
+        elif status == HTTPStatus.NOT_FOUND:
             self.refuse(credential_id, credential_scope)
 
     def refuse(self, credential_id: CredentialId, credential_scope: CredentialScope) -> None:

@@ -11,7 +11,6 @@ from aiohttp import HttpVersion11
 from aiohttp.web import BaseRequest
 
 from proxy.access.admission import Access
-from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.cache.memory import Entry
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
@@ -36,13 +35,10 @@ class FastPathHit(NamedTuple):
 
 
 class FastPath:
-    def __init__(
-        self, cache: Cache, responses: ResponseBuilder, *, metrics: Metrics, access: Access, validations: Validations
-    ) -> None:
+    def __init__(self, cache: Cache, responses: ResponseBuilder, *, metrics: Metrics, access: Access) -> None:
         self._cache = cache
         self._answers = responses
         self._access = access
-        self._validations = validations
         self._stages = metrics.stage_seconds
         self._recall = RequestMemo()
 
@@ -89,7 +85,7 @@ class FastPath:
 
     def _repeat(self, known: MemoEntry, began_s: float, *, is_large: bool = True) -> FastPathHit | None:
         """``is_large``: the response may be."""
-        if not (self._access.owns_key or self._validations.is_confirmed(known.credential_id, known.credential_scope)):
+        if not self._access.may_serve(known.credential_id, known.credential_scope):
             return None
         parsed_s = time.perf_counter()
         spec = known.spec

@@ -129,7 +129,7 @@ class EmbeddingsRoute:
         started = time.perf_counter()
         status = CLIENT_LEFT
         own = self._access.identity(request.headers, request.raw_path)
-        reservation = self._bodies.hold(self._tenant(own, progress))
+        reservation = self._bodies.hold(self._access.tenant(own, progress.admission))
         if isinstance(request.protocol, Connection):
             request.protocol.tenant = reservation.tenant
         self._in_flight += 1
@@ -155,12 +155,6 @@ class EmbeddingsRoute:
         self._metrics.of_model(progress.model).answered(progress.outcome, status)
         progress.model = self._metrics.label_of(progress.model)
         self._metrics.request_seconds[progress.outcome].observe(time.perf_counter() - started_s)
-
-    def _tenant(self, own: Identity, progress: Progress) -> Tenant:
-        """Whose share of the proxy's memory, queue and calls a request uses."""
-        name = self._validations.tenant(self._access.tenant_fields(own, progress.admission))
-        has_been_accepted = self._validations.has_accepted(name)
-        return Tenant(name, self._access.is_unverified(progress.admission, has_been_accepted=has_been_accepted))
 
     async def _serve(
         self, request: BaseRequest, reservation: BodyReservation, own: Identity, progress: Progress
@@ -281,9 +275,7 @@ class EmbeddingsRoute:
                 )
 
     def _is_valid(self, context: RequestContext) -> bool:
-        is_good = self._access.owns_key or self._validations.is_confirmed(
-            context.credential_id, context.credential_scope
-        )
+        is_good = self._access.may_serve(context.credential_id, context.credential_scope)
         return is_good and self._access.may_read(context.origin, context.request.headers)
 
     async def _ask_first(
@@ -500,7 +492,7 @@ class EmbeddingsRoute:
         status = answer.status
         if context.origin.key is not None and status_of(answer) in CREDENTIAL_REFUSALS:  # inside a 200 as well
             self._say_once(f"{context.origin.name} answers {status}", "an upstream refuses the key that is held for it")
-            raise KeyRefused("The upstream refused the key that this proxy holds for it.")
+            raise KeyRefused
         if status in _NOT_THERE and not context.origin.client.has_answered:
             url = context.url.partition("?")[0]
             self._say_once(f"{status} from {url}", "perhaps the base URL is wrong, or the model's name")

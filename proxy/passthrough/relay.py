@@ -9,6 +9,7 @@ from aiohttp import ClientError, ClientResponse
 from aiohttp.web import BaseRequest, StreamResponse
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from proxy.access.validations import CREDENTIAL_REFUSALS
 from proxy.errors import KeyRefused, UpstreamTimeout, UpstreamUnreachable
 from proxy.http.bodies import answer_expect
 from proxy.http.server import Connection, paced
@@ -77,8 +78,8 @@ async def _respond(
     owns_key: bool,
     on_head: Callable[[int, CIMultiDict[str]], None],
 ) -> StreamResponse:
-    if owns_key and answer.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        raise KeyRefused("The upstream refused the key that this proxy holds for it.")
+    if owns_key and answer.status in CREDENTIAL_REFUSALS:
+        raise KeyRefused
     fields = _for_client(answer.headers, owns_key=owns_key)
     upstream.relocate(url, fields)
     response = StreamResponse(status=answer.status, reason=headers.reason_phrase(answer.reason), headers=fields)

@@ -186,14 +186,14 @@ class Machine(RuleBasedStateMachine):
         self.validations = self.validated(origin)
         self.fetcher = WatchedFetcher(self, batcher)
         responses = ResponseBuilder(self.cache.memory, metrics, reports_full_usage=False)
-        access = Access(shares_all=False, owns_key=False, client_keys=None)
+        access = Access(shares_all=False, owns_key=False, client_keys=None, validations=self.validations)
         self.route = EmbeddingsRoute(
             self.cache,
             self.fetcher,
             Router(origin),
             bodies=BodyReader(metrics, max_bytes=10**6, max_held_bytes=10**8),
             responses=responses,
-            repeats=FastPath(self.cache, responses, metrics=metrics, access=access, validations=self.validations),
+            repeats=FastPath(self.cache, responses, metrics=metrics, access=access),
             metrics=metrics,
             access=access,
             validations=self.validations,
