@@ -449,14 +449,14 @@ async def test_a_collector_that_is_down_costs_nobody_anything(
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
-    monkeypatch.setattr(otlp._seldom, "_said_s", {})
+    monkeypatch.setattr(otlp._sdk_handler, "_logged_at_s", {})
     async with traced() as client:
         for number in range(50):
             assert (await client.embed(str(number))).status == 200
     said = [record for record in caplog.records if record.name == "proxy.telemetry.otlp"]
     lines = [record.getMessage() for record in said]
-    assert sorted(re.sub(r"[\d.]+s", "1s", line).removesuffix(" (said once a minute at most)") for line in lines) == [
-        "stopping: the collector did not take all traces within 2 s",
+    assert sorted(re.sub(r"[\d.]+s", "1s", line).removesuffix(" (logged at most once a minute)") for line in lines) == [
+        "stopping: the collector did not accept all traces within 2 s",
         "traces: Queue full, dropping Span.",
         "traces: Transient error ConnectionError encountered while exporting spans batch, retrying in 1s.",
     ]
@@ -476,7 +476,7 @@ async def test_a_collector_that_hangs_does_not_hold_the_end_up(
     async with traced() as client:
         await client.embed("a")
     assert len(collector.bodies) == 1
-    assert "the collector did not take all traces within 2 s" in caplog.text
+    assert "the collector did not accept all traces within 2 s" in caplog.text
     gate.set()
 
 

@@ -1,0 +1,48 @@
+"""Counters of one model."""
+
+from collections.abc import Callable
+
+from proxy.labels import ItemResult
+from proxy.telemetry.counters import Counter, CounterChild
+
+_MILLION = 1_000_000
+
+# A counter of requests by outcome, status and model.
+RequestCounter = Callable[[str, int, str], CounterChild]
+
+
+class ModelCounters:
+    """Counters of one model. ``items`` and ``tokens`` are children by their other label."""
+
+    __slots__ = ("_cost", "_label", "_price", "_requests", "items", "tokens")
+
+    def __init__(
+        self,
+        label: str,
+        *,
+        requests: RequestCounter,
+        items: Counter,
+        tokens: Counter,
+        cost: Counter,
+        price: float | None,
+    ) -> None:
+        """``price`` is per million tokens; None: cost is not counted."""
+        self._label = label
+        self._price = price
+        self._requests = requests
+        self.items: dict[str, CounterChild] = {result: items.labels(result.value, label) for result in ItemResult}
+        self.tokens = {kind: tokens.labels(kind, label) for kind in ("billed", "saved")}
+        self._cost = {} if price is None else {kind: cost.labels(kind, label) for kind in ("billed", "saved")}
+
+    def answered(self, outcome: str, status: int) -> None:
+        self._requests(outcome, status, self._label).inc()
+
+    def bill(self, tokens: int) -> None:
+        self.tokens["billed"].inc(tokens)
+        if self._price is not None:
+            self._cost["billed"].inc(tokens * self._price / _MILLION)
+
+    def save(self, tokens: int) -> None:
+        self.tokens["saved"].inc(tokens)
+        if self._price is not None:
+            self._cost["saved"].inc(tokens * self._price / _MILLION)
