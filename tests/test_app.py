@@ -98,7 +98,7 @@ async def test_an_upstream_that_can_not_be_connected_to_is_said_at_the_first_tim
     for n in range(3):
         assert (await client.embed(str(n))).status == 502
     (message,) = said(caplog)
-    assert message.startswith("upstream scripted can't be connected to: Cannot connect to host 127.0.0.1")
+    assert message.startswith("upstream scripted: connection failed: Cannot connect to host 127.0.0.1")
 
 
 async def test_the_description_says_where_and_what(client: Client) -> None:

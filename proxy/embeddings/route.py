@@ -493,7 +493,7 @@ class EmbeddingsRoute:
         if context.origin.key is not None and status_of(answer) in CREDENTIAL_REFUSALS:  # inside a 200 as well
             self._say_once(f"{context.origin.name} answers {status}", "an upstream refuses the key that is held for it")
             raise KeyRefused
-        if status in _NOT_THERE and not context.origin.client.has_answered:
+        if status in _NOT_THERE and not context.origin.client.has_succeeded:
             url = context.url.partition("?")[0]
             self._say_once(f"{status} from {url}", "perhaps the base URL is wrong, or the model's name")
         items = self._metrics.of_model(context.asked.model).items

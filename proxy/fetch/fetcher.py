@@ -150,7 +150,7 @@ class Failure:
         if not self._is_as_if_by(errand):
             return replace(self, cause=without_quotes(self.cause))
         if isinstance(self.cause, ErrorResponse):
-            return replace(self, cause=replace(self.cause, answer=self.cause.answer.impersonal()))
+            return replace(self, cause=replace(self.cause, answer=self.cause.answer.without_cookies()))
         return self
 
     def _is_for_items_of(self, errand: FetchRequest) -> bool:

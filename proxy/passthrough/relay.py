@@ -5,18 +5,18 @@ from collections.abc import AsyncIterator, Callable
 from hashlib import sha1
 from http import HTTPStatus
 
-from aiohttp import ClientError, ClientResponse
+from aiohttp import ClientResponse
 from aiohttp.web import BaseRequest, StreamResponse
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.access.validations import CREDENTIAL_REFUSALS
-from proxy.errors import KeyRefused, UpstreamTimeout, UpstreamUnreachable
+from proxy.errors import KeyRefused, UpstreamUnreachable
 from proxy.http.bodies import answer_expect
 from proxy.http.server import Connection, paced
 from proxy.passthrough import tunnel
 from proxy.protocol import headers
 from proxy.protocol.headers import Headers
-from proxy.upstream.client import UpstreamClient
+from proxy.upstream.client import UpstreamClient, read_chunk
 
 # How browsers, which can set no headers, tell OpenAI who they are.
 _CREDENTIAL_PROTOCOLS = ("openai-insecure-api-key.", "openai-organization.", "openai-project.")
@@ -91,7 +91,7 @@ async def _respond(
     await response.prepare(request)
     # A failure from here on can't be told as a status: it goes up, and the server cuts the connection, which is
     # how the client learns that the answer is not whole.
-    while chunk := await _next_chunk(answer):
+    while chunk := await read_chunk(answer):
         await response.write(chunk)
     await response.write_eof()
     return response
@@ -116,17 +116,6 @@ async def _content_of(request: BaseRequest, forwarded: CIMultiDict[str]) -> byte
         return chunks
     forwarded["Content-Length"] = str(length)  # not 005
     return b"".join([chunk async for chunk in chunks]) if length <= _MAX_REPEATABLE_BYTES else chunks
-
-
-async def _next_chunk(answer: ClientResponse) -> bytes:
-    """The next bytes of an upstream's answer; none at its end. Raises `ProxyError`, so that the upstream's failures are
-    not taken for those of writing to the client."""
-    try:
-        return await answer.content.readany()
-    except TimeoutError as error:
-        raise UpstreamTimeout("The upstream's answer did not go on in time.") from error
-    except (ClientError, OSError) as error:
-        raise UpstreamUnreachable("The upstream's answer broke off.") from error
 
 
 def is_websocket(request: BaseRequest) -> bool:

@@ -115,7 +115,7 @@ def _reload(proxy: Running) -> None:
         except ConfigError as error:
             _log.error("%s; going on with those there were", error)
     for origin in proxy.origins.all:
-        origin.client.outbound.refresh(is_told=True)
+        origin.client.outbound.refresh(is_forced=True)
 
 
 async def serve_demo(host: str, port: int, *, announce: Callable[[str], None]) -> None:

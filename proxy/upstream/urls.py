@@ -11,7 +11,7 @@ _BASE = re.compile(r"(https?://[^/?#]+)(.*)")
 _AZURE_TAIL = re.compile(r"(?:/openai(?:/v1|/deployments/[^/]+)?|(?:/api)?/v1)\Z")
 _AZURE = re.compile(r"(.*?)(/openai/v1|(/openai)?/deployments/[^/]+)/embeddings")
 # A path below this one goes to the same path of the upstream without it, whatever else the upstream's map says. Only
-# `Routes.target_of` makes such paths, for URLs that no other path leads to.
+# `Routes.client_location` makes such paths, for URLs that no other path leads to.
 _VERBATIM = "/.upstream"
 
 
@@ -92,7 +92,7 @@ class Routes:
         is_deployment = named is not None and named.is_deployment
         return self._embeddings.url + ("" if is_deployment else targets.split(target)[1])  # the query is Azure's own
 
-    def target_of(self, url: str, location: str) -> str | None:
+    def client_location(self, url: str, location: str) -> str | None:
         """What an answer from ``url`` must say to a client of this proxy in place of ``location``, so that the client
         comes back here and is led where ``location`` leads; None where no path of this proxy leads there.
 
@@ -109,7 +109,7 @@ class Routes:
             return None
         return target + there.fragment
 
-    def advice(self, url: str, location: str) -> str | None:
+    def redirect_hint(self, url: str, location: str) -> str | None:
         """What to set so that calls to ``url``, which the upstream redirects to ``location``, go there at once; None
         where ``url`` is not that of the cached route."""
         path = url[len(self._origin) :]

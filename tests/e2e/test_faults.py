@@ -216,7 +216,7 @@ async def test_a_bad_answer_leaves_nothing_behind(
 async def test_an_answer_without_end_has_one(
     client: Client, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.upstream.client._MAX_ANSWER_BYTES", 1_000_000)
+    monkeypatch.setattr("proxy.upstream.client._MAX_RESPONSE_BYTES", 1_000_000)
 
     async def endless(call: Call) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -233,7 +233,7 @@ async def test_an_answer_without_end_has_one(
 async def test_a_bomb_of_gzip_is_relayed_as_it_is(
     client: Client, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.upstream.client._MAX_ANSWER_BYTES", 1_000_000)
+    monkeypatch.setattr("proxy.upstream.client._MAX_RESPONSE_BYTES", 1_000_000)
     bomb = gzip.compress(b" " * 100_000_000)
     upstream.reply = lambda _: web.Response(body=bomb, headers={"Content-Encoding": "gzip"})
     assert (await client.embed("x")).body == bomb

@@ -24,9 +24,9 @@ async def test_a_redirect_of_embeddings_is_relayed_and_said_once(
         assert answer.headers["Location"] == "https://new.example/api/v1/embeddings?code=secret"
     (line,) = said(caplog)
     assert line == (
-        f"upstream scripted redirects embeddings calls ({status}, to https://new.example/api/v1/embeddings) and"
+        f"upstream scripted redirects embeddings calls ({status}, to https://new.example/api/v1/embeddings);"
         " redirects are not followed: set --upstream https://new.example/api/v1 (base_url, if it has an [[upstream]]"
-        " table) (said once)"
+        " table) (logged once)"
     )
 
 

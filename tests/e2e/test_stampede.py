@@ -456,7 +456,7 @@ async def test_a_waiter_is_never_told_of_anothers_mistake(client: Client, upstre
 async def test_an_upstream_that_is_back_serves_all_while_the_probe_is_still_computed(
     start_proxy: StartProxy, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.upstream.client._COOLDOWN_S", 0.0)
+    monkeypatch.setattr("proxy.upstream.circuit._COOLDOWN_S", 0.0)
     good_url = upstream.base_url
     upstream.base_url = f"http://127.0.0.1:{free_port()}/v1"
     client = await start_proxy()

@@ -220,8 +220,8 @@ REFUSALS = [
     (b"HTTP/1.1 302 Found\r\nLocation: http://login/\r\nContent-Length: 0\r\n\r\n",
      "the forward proxy does not allow it (302)"),
     (b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", "the forward proxy can't connect to it (503)"),
-    (b"", "the forward proxy closed the connection without an answer"),
-    (b"SSH-2.0-OpenSSH_9.2\r\n", "the forward proxy's answer is not HTTP"),
+    (b"", "the forward proxy closed the connection without a response"),
+    (b"SSH-2.0-OpenSSH_9.2\r\n", "the forward proxy's response is not HTTP"),
 ]  # fmt: skip
 
 
@@ -240,8 +240,8 @@ async def test_a_forward_proxy_that_opens_no_tunnel_is_told_and_opens_the_circui
     assert len(net.through.heads) == 5
     assert not net.upstream.calls
     first, second = logged(caplog)
-    assert first.startswith(f"upstream scripted can't be connected to: through http://127.0.0.1:{net.through.port}: ")
-    assert second.startswith("upstream scripted is given up (")
+    assert first.startswith(f"upstream scripted: connection failed: through http://127.0.0.1:{net.through.port}: ")
+    assert second.startswith("circuit open for upstream scripted (")
     for route in (client.send("GET", "/v1/models"), client.send("POST", "/v1/chat/completions", body=b"{}")):
         answer = await route
         assert net.answer(answer) == DOWN
@@ -295,7 +295,7 @@ async def test_a_login_that_is_refused_for_an_http_upstream_is_no_answer_of_the_
     assert refused.value.status == 502
     assert await client.metric("embedding_proxy_upstream_answers_total", status="unreachable") == 1
     (said,) = logged(caplog)
-    assert said.startswith("upstream scripted refuses connections: ")
+    assert said.startswith("upstream scripted: connection rejected: ")
 
 
 @pytest.mark.parametrize("upstream_scheme", ["https"])
@@ -434,7 +434,7 @@ async def test_a_server_that_refuses_the_certificate_is_told(
         assert answer.json["error"]["message"] == f"The upstream could not be reached: {why}."
         assert (await client.embed("b")).status == 502
     (said,) = logged(caplog)  # once
-    assert said.startswith(("upstream scripted can't be connected to: ", "upstream scripted refuses connections: "))
+    assert said.startswith(("upstream scripted: connection failed: ", "upstream scripted: connection rejected: "))
 
 
 @pytest.mark.parametrize("upstream_scheme", ["https"])
@@ -507,8 +507,8 @@ def test_files_are_read_again_once_they_have_changed(
     outbound.refresh()
     wrong, read, gone = logged(caplog)  # each said once
     assert wrong.startswith(f"upstream gpu: the key in {key} is not that of the first certificate in {cert}")
-    assert wrong.endswith("; going on with those there were")
-    assert read == "upstream gpu: certificates read again"
+    assert wrong.endswith("; keeping the previous certificates")
+    assert read == "upstream gpu: certificates reloaded"
     assert gone.startswith(f"upstream gpu: the client certificate's key {key}: No such file or directory")
 
 
@@ -540,7 +540,9 @@ def broken(authorities: Authorities) -> dict[str, tuple[Egress, str]]:
         "key empty": (Egress(cert=cert, cert_key=empty), f"{empty} has no private key in PEM form"),
         "mismatch": (Egress(cert=cert, cert_key=other_key), f"the key in {other_key} is not that of the first certif"),
         "order": (Egress(cert=reversed_chain, cert_key=key), f"the key in {key} is not that of the first certificate"),
-        "encrypted": (Egress(cert=cert, cert_key=locked), f"the key in {locked} is encrypted, and there is nobody to"),
+        "encrypted": (
+            Egress(cert=cert, cert_key=locked), f"the key in {locked} is encrypted and the proxy can't prompt for"
+        ),
         "encrypted, old": (Egress(cert=cert, cert_key=locked_old), f"the key in {locked_old} is encrypted"),
         "cut key": (
             Egress(cert=cert, cert_key=authorities.write("cut-key.pem", key.read_bytes()[:200])), "can't be used: "
@@ -604,7 +606,7 @@ async def test_a_process_goes_out_by_its_flags_and_reads_certificates_again_on_s
                 shutil.copy(renewed[1], key)
                 process.popen.send_signal(signal.SIGHUP)
                 said = ""
-                while "certificates read again" not in said:
+                while "certificates reloaded" not in said:
                     said = await asyncio.to_thread(process.readline)
                     assert said, "it ended"
                 assert await ask("b") == "200 MISS"

@@ -245,7 +245,7 @@ def test_a_base_url_has_a_scheme_and_a_host(base_url: str) -> None:
 @given(PATHS, st.one_of(st.just(""), TEXTS.map(lambda text: "?" + text.replace("#", ""))), st.sampled_from(ALL))
 def test_a_location_at_the_upstream_leads_there_by_way_of_the_proxy(path: str, query: str, routes: Routes) -> None:
     url = f"{routes._origin}/{path}{query}"
-    target = routes.target_of(f"{routes._origin}/v1/models", url)
+    target = routes.client_location(f"{routes._origin}/v1/models", url)
     assert target is not None
     assert target.startswith("/")
     assert target[1:2] not in {"/", "\\"}, "that would be a host"
@@ -264,7 +264,7 @@ def test_a_relative_location_leads_where_it_does_for_the_upstreams_own_clients(
     url = f"{routes._origin}/{at}"
     there = resolve(url, location)
     assume(location and there.origin == resolve(routes._origin, "").origin)
-    target = routes.target_of(url, location)
+    target = routes.client_location(url, location)
     assert target is not None
     assert routes.relayed(target) == f"{routes._origin}{there.path}"
 
@@ -292,7 +292,7 @@ def test_a_relative_location_leads_where_it_does_for_the_upstreams_own_clients(
     ],
 )
 def test_a_location_at_the_upstream(location: str, target: str) -> None:
-    assert OPENROUTER.target_of("https://openrouter.ai/api/v1/embeddings", location) == target
+    assert OPENROUTER.client_location("https://openrouter.ai/api/v1/embeddings", location) == target
 
 
 @pytest.mark.parametrize(
@@ -311,20 +311,20 @@ def test_a_location_at_the_upstream(location: str, target: str) -> None:
     ],
 )
 def test_a_location_elsewhere_stays_as_it_is(location: str) -> None:
-    assert OPENROUTER.target_of("https://openrouter.ai/api/v1/embeddings", location) == location
+    assert OPENROUTER.client_location("https://openrouter.ai/api/v1/embeddings", location) == location
 
 
 def test_a_redirect_to_https_stays_as_it_is() -> None:
     location = "https://h/v1/embeddings"
-    assert Routes("http://h/v1").target_of("http://h/v1/embeddings", location) == location
+    assert Routes("http://h/v1").client_location("http://h/v1/embeddings", location) == location
 
 
 @given(PATHS)
 def test_only_embeddings_lead_to_an_upstream_that_is_not_the_default(path: str) -> None:
     routes = Routes("https://h/v1", is_default=False)
-    target = routes.target_of("https://h/v1/embeddings", "https://h/" + path)
+    target = routes.client_location("https://h/v1/embeddings", "https://h/" + path)
     assert target is None or is_embeddings_like(target)
-    assert routes.target_of("https://h/v1/embeddings", "https://elsewhere/" + path) == "https://elsewhere/" + path
+    assert routes.client_location("https://h/v1/embeddings", "https://elsewhere/" + path) == "https://elsewhere/" + path
 
 
 # --- redirects
@@ -354,17 +354,17 @@ def test_a_redirect_of_embeddings_says_what_to_set(base_url: str, target: str, l
     routes = Routes(base_url)
     found = routes.find(target)
     assert found is not None
-    said = routes.advice(found.url, location)
+    said = routes.redirect_hint(found.url, location)
     assert said is not None
     assert said.startswith(advice)
     assert "secret" not in said
 
 
 def test_a_redirect_of_another_route_says_nothing() -> None:
-    assert OPENROUTER.advice("https://openrouter.ai/api/v1/models", "https://g/v1/models") is None
+    assert OPENROUTER.redirect_hint("https://openrouter.ai/api/v1/models", "https://g/v1/models") is None
 
 
 @given(st.text(), st.sampled_from(ALL))
 def test_no_location_is_too_odd_for_advice(location: str, routes: Routes) -> None:
     url = routes.embeddings("/v1/embeddings")
-    assert routes.advice(url, location) is not None
+    assert routes.redirect_hint(url, location) is not None

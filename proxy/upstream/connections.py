@@ -1,0 +1,159 @@
+"""Connections to one upstream: two pools of kept ones, and new ones for requests that must not use these."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from http import HTTPStatus
+from types import SimpleNamespace
+from typing import Any
+
+from aiohttp import (
+    BaseConnector,
+    ClientError,
+    ClientResponse,
+    ClientSession,
+    ClientTimeout,
+    DummyCookieJar,
+    TraceConfig,
+)
+from multidict import CIMultiDict
+from yarl import URL
+
+from proxy.upstream.aiohttp_seam import disable_retries, has_idle_connections
+from proxy.upstream.failures import broke_before_response, proxy_refused
+from proxy.upstream.final_response import FinalResponse
+from proxy.upstream.outbound import Outbound
+
+# aiohttp would add each of these to a request that lacks it.
+_NO_AUTO_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+# Limits of a response's head: no lower than those of the clients themselves.
+_MAX_FIELD_BYTES, _MAX_FIELDS = 64 * 1024, 1024
+
+
+class Pool(Enum):
+    """Bytes that a stream leaves on a connection never reach an embeddings call."""
+
+    CALLS = 1
+    STREAMS = 2
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One attempt to send a request: whether it got a connection."""
+
+    on_connected: Callable[[], None] = lambda: None
+    is_connected: bool = False
+    is_reused: bool = False  # the connection was kept from an earlier request
+
+
+class Connections:
+    def __init__(
+        self,
+        connect: Callable[[bool], BaseConnector],
+        outbound: Outbound,
+        *,
+        connect_timeout_s: float,
+        read_timeout_s: float,
+    ) -> None:
+        """``connect`` makes a connector; its argument is whether connections are kept for further requests."""
+        self._outbound = outbound
+        self._sessions = {pool: _open_session(connect(True), connect_timeout_s, read_timeout_s) for pool in Pool}
+        # Each request gets a new connection.
+        self._unpooled = _open_session(connect(False), connect_timeout_s, read_timeout_s)
+
+    async def close(self) -> None:
+        for session in (*self._sessions.values(), self._unpooled):
+            await session.close()
+
+    async def send(
+        self,
+        pool: Pool,
+        method: str,
+        url: str,
+        headers: CIMultiDict[str],
+        body: Any,
+        *,
+        attempt: Attempt,
+    ) -> ClientResponse:
+        """Send, and wait for the response's head. If a kept connection broke before its first byte, send once more.
+
+        An upstream may close an idle connection just as the request is sent (RFC 9112 §9.3.1). Often several are dead
+        at once, as after a restart of a load balancer, so the second attempt is on a new connection. If that breaks
+        too, the request itself may be the reason. A streamed body can't be sent twice, so it gets a new connection from
+        the start.
+        """
+        session = self._sessions[pool]
+        headers = self._outbound.fields(url, headers)
+
+        async def send_on(session: ClientSession) -> ClientResponse:
+            attempt.is_connected = False
+            # aiohttp warns of megabytes in one piece.
+            data = io.BytesIO(body) if isinstance(body, bytes) else body
+            return await session.request(
+                method,
+                URL(url, encoded=True),
+                headers=headers,
+                data=data,
+                allow_redirects=False,
+                trace_request_ctx=attempt,
+                **self._outbound.options(url),
+            )
+
+        is_repeatable = body is None or isinstance(body, bytes)
+        try:
+            response = await send_on(session if is_repeatable else self._unpooled)
+        except ClientError as error:
+            if not (is_repeatable and attempt.is_reused and broke_before_response(error)):
+                raise
+            response = await send_on(self._unpooled if _keeps_connections(session) else session)
+        if response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED and self._outbound.is_proxy_response(url):
+            response.close()
+            raise proxy_refused(response.status)
+        return response
+
+
+def _open_session(connector: BaseConnector, connect_timeout_s: float, read_timeout_s: float) -> ClientSession:
+    # `connect` covers DNS, TCP, TLS, and a forward proxy that is slow to respond to CONNECT.
+    timeout = ClientTimeout(total=None, connect=connect_timeout_s, sock_read=read_timeout_s)
+    session = ClientSession(
+        connector=connector,
+        response_class=FinalResponse,
+        # A cookie of one client must not travel with another's request.
+        cookie_jar=DummyCookieJar(),
+        auto_decompress=False,
+        skip_auto_headers=_NO_AUTO_HEADERS,
+        timeout=timeout,
+        trace_configs=[_attempt_tracing()],
+        trust_env=False,
+        max_line_size=_MAX_FIELD_BYTES,
+        max_field_size=_MAX_FIELD_BYTES,
+        max_headers=_MAX_FIELDS,
+    )
+    disable_retries(session)  # `Connections.send` resends a request of any method, and on a new connection
+    return session
+
+
+def _keeps_connections(session: ClientSession) -> bool:
+    """Whether the next request might go on a kept connection; if not, its new one may be kept."""
+    connector = session.connector
+    return connector is not None and has_idle_connections(connector)
+
+
+def _attempt_tracing() -> TraceConfig:
+    """Makes the HTTP client report connections to the `Attempt` that is a request's trace context."""
+    config = TraceConfig()
+
+    def connected(attempt: Attempt, *, is_reused: bool) -> None:
+        attempt.is_connected, attempt.is_reused = True, is_reused
+        attempt.on_connected()
+
+    async def on_new(_session: ClientSession, context: SimpleNamespace, _params: object) -> None:
+        connected(context.trace_request_ctx, is_reused=False)
+
+    async def on_reuse(_session: ClientSession, context: SimpleNamespace, _params: object) -> None:
+        connected(context.trace_request_ctx, is_reused=True)
+
+    config.on_connection_create_end.append(on_new)
+    config.on_connection_reuseconn.append(on_reuse)
+    return config
