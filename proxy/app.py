@@ -253,7 +253,7 @@ async def _open_origins(stack: AsyncExitStack, settings: Settings, metrics: Metr
     opened = {setting.name: await _open_origin(stack, setting, settings, metrics) for setting in every}
     for setting in every:
         others = (Fallback(opened[other.upstream], other.model) for other in setting.same_model)
-        opened[setting.name].fallbacks = tuple(others)
+        opened[setting.name].set_fallbacks(others)
     return Router(
         opened[settings.upstream.name], [(setting.models, opened[setting.name]) for setting in settings.routed]
     )

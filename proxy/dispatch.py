@@ -168,7 +168,7 @@ class Dispatcher:
         url = _relayed_url(request, self._origins.default)
         if request.method == "POST" and request.body_exists and is_embeddings_like(target):
             self._tell_uncached(target)
-            if self._origins.are_several:  # the texts may be meant for one of them alone
+            if self._origins.has_several:  # the texts may be meant for one of them alone
                 return await self._embeddings.handle(request, progress)
         return await self._pass_through(request, url, progress)
 

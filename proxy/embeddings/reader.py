@@ -116,7 +116,7 @@ class Reader:
             fields = embedding_request.parse_object(body)
             named = parse_path_model(request.raw_path)
             model = embedding_request.model_of(fields) or (named.name if named else None)
-            origin = self._origins.asked_at(request.raw_path, model)
+            origin = self._origins.choose(request.raw_path, model)
             own = self._own(request, origin, own)
             target = origin.target(request.raw_path)
             url = _embeddings_url(origin, target)
@@ -136,9 +136,7 @@ class Reader:
     def _unread(self, request: BaseRequest, body: bytes, bypass: Bypass) -> Unread:
         """What was not understood may be read well enough to say who is asked."""
         target = request.raw_path
-        origin = self._origins.asked_at(
-            target, embedding_request.peek_model(body) if self._origins.has_several else None
-        )
+        origin = self._origins.choose(target, embedding_request.peek_model(body) if self._origins.has_several else None)
         return Unread(bypass, origin, self._access.identity(request.headers, target, origin), None, 1)
 
     def _own(self, request: BaseRequest, origin: Origin, own: Identity) -> Identity:

@@ -1,4 +1,4 @@
-"""Where a request goes: its path on this proxy ↔ a URL of the upstream, and whether it is the cached route (pure)."""
+"""Maps paths on this proxy to URLs of one upstream and back, and recognizes the cached route (pure)."""
 
 import re
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from proxy.protocol import targets
 from proxy.protocol.providers import GENERIC, Provider
 
 _BASE = re.compile(r"(https?://[^/?#]+)(.*)")
-# What follows, in a base URL, the part below which Azure's routes are.
+# The end of a base URL whose beginning is the parent of Azure's routes.
 _AZURE_TAIL = re.compile(r"(?:/openai(?:/v1|/deployments/[^/]+)?|(?:/api)?/v1)\Z")
 _AZURE = re.compile(r"(.*?)(/openai/v1|(/openai)?/deployments/[^/]+)/embeddings")
-# A path below this one goes to the same path of the upstream without it, whatever else the upstream's map says. Only
-# `Routes.client_location` makes such paths, for URLs that no other path leads to.
+# A path below this prefix goes to the upstream without it and is mapped no further. Only `Routes.client_location` makes
+# such paths, for URLs that no other path leads to.
 _VERBATIM = "/.upstream"
 
 
@@ -22,10 +22,10 @@ class Route:
 
 
 class Routes:
-    """The map for one upstream, whose ``base_url`` is what one would give an SDK: scheme, host and maybe a path.
+    """The map of one upstream, whose ``base_url`` is that of its SDKs: scheme, host and maybe a path.
 
-    What of ``provider`` counts is where it has its embeddings and nothing else. Requests that are not about embeddings
-    reach the upstream only if it ``is_default``.
+    Of ``provider`` only the paths are used. Requests that are not about embeddings reach the upstream only if it
+    ``is_default``.
     """
 
     def __init__(self, base_url: str, provider: Provider = GENERIC, *, is_default: bool = True) -> None:
@@ -36,56 +36,60 @@ class Routes:
         self._origin, self._base = match[1], match[2].rstrip("/")
         scheme, host, port = targets.resolve(base_url, "").origin
         self._addresses = {(scheme, host, port)}
-        if scheme == "https":  # an application behind a server that ends TLS may write http in its locations
+        if scheme == "https":  # an application behind a TLS terminator may write http in its locations
             self._addresses |= {("http", host, port), ("http", host, 80)}
         self._provider, self._is_default = provider, is_default
         self._embeddings = Route(f"{self._origin}{self._base}{provider.path}", is_embeddings=True)
         starts = (self._base, *provider.aliases)
-        self._names = frozenset(start + provider.path for start in starts)
+        self._paths = frozenset(start + provider.path for start in starts)
         self._variants = frozenset(_variants(starts, provider.path))
         self._set_azure()
 
     def _set_azure(self) -> None:
-        """Where the upstream's Azure routes are: below ``_root`` those with /openai, below ``_home`` those without.
+        """Set the parents of the upstream's Azure routes: ``_root`` of those with /openai, ``_home`` of those without.
 
         A gateway may have them below a path of its own, with or without /openai there
         (https://learn.microsoft.com/azure/api-management/azure-openai-api-from-specification).
         """
         self._root = _AZURE_TAIL.sub("", self._base)
         self._home = self._root + ("/openai" if self._base.startswith(self._root + "/openai") else "")
-        # What may stand before them in a client's path: /v1 and /openai where its base URL has one too many. But below
-        # the upstream's own base path a path stays as it is.
+        # Prefixes to remove from a client's path: its base URL may have /v1 or /openai once too often. But a path below
+        # the upstream's own base path is not changed.
         before = {"", "/openai", *self._provider.prefixes} - {self._base}
         self._before_azure = frozenset({self._root, *before})
 
     def find(self, target: str) -> Route | None:
-        """Map a POST's request target in origin form (RFC 9112 §3.2.1); None for any other form.
+        """Map the target of a POST in origin form (RFC 9112 §3.2.1); None for any other form.
 
-        The client's target only ever follows the upstream's scheme, host and port, so it can't choose them.
+        The client's target is always appended to the upstream's scheme, host and port, so it can't choose them.
         """
-        if target in self._names:
+        if target in self._paths:
             return self._embeddings
         relayed = self.relayed(target)
         if relayed is None:
             return None
-        url = self._cached(target)
+        url = self._cached_url(target)
         return Route(relayed, is_embeddings=False) if url is None else Route(url, is_embeddings=True)
 
+    def is_embeddings(self, target: str) -> bool:
+        """Whether a POST to ``target`` is the cached route."""
+        return target in self._paths or (target.startswith("/") and self._cached_url(target) is not None)
+
     def relayed(self, target: str) -> str | None:
-        """Where a request goes that is passed through, path and query as they came; None as for `find`."""
+        """The URL for a request that is passed through, with its path and query unchanged; None as for `find`."""
         if not target.startswith("/"):
             return None
         path, mark, query = target.partition("?")
-        if path in self._names:
+        if path in self._paths:
             return self._embeddings.url + mark + query
-        return self._origin + self._mapped(path) + mark + query
+        return self._origin + self._map_path(path) + mark + query
 
     def embeddings(self, target: str, *, model: str | None = None) -> str:
-        """The URL of the cached route, for a target that another upstream's map took for its own; ``model`` is what the
-        model is called here, if not as there."""
+        """The URL of the cached route for a target that is the cached route of another upstream; ``model`` is the
+        model's name here, if it differs."""
         if model is not None:
             target = targets.with_path_model(target, model)
-        url = self._embeddings.url if target in self._names else self._cached(target)
+        url = self._embeddings.url if target in self._paths else self._cached_url(target)
         if url is not None:
             return url
         named = targets.parse_path_model(target)
@@ -93,16 +97,16 @@ class Routes:
         return self._embeddings.url + ("" if is_deployment else targets.split(target)[1])  # the query is Azure's own
 
     def client_location(self, url: str, location: str) -> str | None:
-        """What an answer from ``url`` must say to a client of this proxy in place of ``location``, so that the client
-        comes back here and is led where ``location`` leads; None where no path of this proxy leads there.
+        """The location to send to a client in place of ``location`` of a response from ``url``, so that the client
+        reaches the same resource through this proxy; None if no path of this proxy leads there.
 
-        A location that is not the upstream's stays as it is.
+        A location outside the upstream is not changed.
         """
         there = targets.resolve(url, location)
         if not location or there.origin not in self._addresses:
             return location
         rest = there.path + there.query
-        # What begins with two slashes is a host to clients, and a backslash is a slash to browsers.
+        # Clients read two slashes as the start of a host, and browsers read a backslash as a slash.
         is_path = rest[1:2] not in {"/", "\\"}
         target = rest if is_path and self._leads_to(rest) else _VERBATIM + rest
         if not self._is_default and not targets.is_embeddings_like(target):
@@ -110,8 +114,8 @@ class Routes:
         return target + there.fragment
 
     def redirect_hint(self, url: str, location: str) -> str | None:
-        """What to set so that calls to ``url``, which the upstream redirects to ``location``, go there at once; None
-        where ``url`` is not that of the cached route."""
+        """What to configure so that calls to ``url``, which the upstream redirects to ``location``, need no redirect;
+        None if ``url`` is not that of the cached route."""
         path = url[len(self._origin) :]
         if self.find(path) != Route(url, is_embeddings=True):
             return None
@@ -133,8 +137,8 @@ class Routes:
         route = self.find(rest)
         return route is not None and route.url == self.relayed(rest) == self._origin + rest
 
-    def _cached(self, target: str) -> str | None:
-        """The URL of the cached route that ``target`` means, if it does: one for all ways to write it."""
+    def _cached_url(self, target: str) -> str | None:
+        """The URL of the cached route if ``target`` is one of its spellings: the same for all of them."""
         path, query = targets.split(target)
         path = targets.normalized(path)
         if path in self._variants:
@@ -148,10 +152,10 @@ class Routes:
             return self._origin + path + query
         named = targets.parse_path_model(path)
         if named is not None and not named.is_deployment:
-            return self._origin + self._mapped(path) + query
+            return self._origin + self._map_path(path) + query
         return None
 
-    def _mapped(self, path: str) -> str:
+    def _map_path(self, path: str) -> str:
         if path.startswith(_VERBATIM + "/"):
             return path[len(_VERBATIM) :]
         if self._base and path.startswith(self._base + "/"):
@@ -165,14 +169,15 @@ class Routes:
 
 
 def _variants(starts: tuple[str, ...], path: str) -> set[str]:
-    """The normalized paths that mean the embeddings route: below each of ``starts``, and where a start or ``path`` is
-    there twice, as from a client that adds /v1 to a base URL that has it. A start below another one (/openai, /v1) is
-    the upstream's own path."""
-    doubled = {first + second for first in starts for second in starts if _ends_alike(first, second)}
+    """The normalized paths of the embeddings route: below each of ``starts``, and with a start or ``path`` repeated, as
+    from a client that adds /v1 to a base URL that has it. A start below another one (/openai, /v1) is the upstream's
+    own path."""
+    doubled = {first + second for first in starts for second in starts if _is_suffix(first, second)}
     names = {start + path for start in starts}
     variants = names | {start + path for start in doubled} | {name + path for name in names}
     return set(map(targets.normalized, variants))
 
 
-def _ends_alike(first: str, second: str) -> bool:
+def _is_suffix(first: str, second: str) -> bool:
+    """Whether either path ends with the other."""
     return first.endswith(second) or second.endswith(first)

@@ -166,9 +166,9 @@ async def test_models_nobody_has_heard_of_take_no_memory(
     client = await start_proxy(routed=(setting("one", others[0], "gpu"),))
     origins = client.proxy.origins
     for n in range(10_000):
-        assert origins.of(f"{n}") is origins.default
-    assert origins.of("x" * 1_000_000) is origins.default
-    assert origins.of("gpu").name == "one"
+        assert origins.for_model(f"{n}") is origins.default
+    assert origins.for_model("x" * 1_000_000) is origins.default
+    assert origins.for_model("gpu").name == "one"
     assert len(origins._known) <= 4096
     assert max(map(len, origins._known)) <= 256
 
@@ -196,7 +196,7 @@ async def test_the_same_item_at_two_upstreams_is_two_entries(
 
 
 async def key_urls(client: Client) -> str:
-    return client.proxy.origins.of("m").routes.embeddings("/v1/embeddings")
+    return client.proxy.origins.for_model("m").routes.embeddings("/v1/embeddings")
 
 
 # --- the same model elsewhere
