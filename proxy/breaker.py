@@ -76,10 +76,6 @@ class Breaker:
             self._move(_Event.COOLED_DOWN)
         return attempt
 
-    def allows(self) -> bool:
-        """`attempt` for a caller that reports by itself, in every case: `succeeded`, `failed` or `abandoned`."""
-        return self.attempt() is not None
-
     def succeeded(self) -> None:
         self._failures = 0
         if self.state is State.HALF_OPEN:
@@ -91,10 +87,6 @@ class Breaker:
             self._move(_Event.PROBE_FAILED)
         elif self.state is State.CLOSED and self._failures >= self._max_failures:
             self._move(_Event.FAILED_TOO_OFTEN)
-
-    def abandoned(self) -> None:
-        if self._probe is not None:
-            self.end(self._probe)
 
     def end(self, attempt: "Attempt") -> None:
         if self._probe is attempt:  # no result has moved the circuit out of half-open
