@@ -4,8 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -87,17 +86,9 @@ class Cache:
     async def probe_store(self) -> None:
         await self._store.try_it()
 
-    @asynccontextmanager
-    async def leasing(self) -> AsyncIterator[Lease]:
-        """Leases on keys that are to be fetched, renewed for as long as the block lasts and then given up."""
-        lease = self._store.lease()
-        renewals = TaskSet(log_to(_log, "the renewal of leases"))
-        renewals.start(lease.renew())
-        try:
-            yield lease
-        finally:
-            await renewals.aclose()
-            await lease.release()
+    def leasing(self) -> Lease:
+        """Leases on keys that are to be fetched, for as long as the block lasts."""
+        return self._store.lease()
 
     async def aclose(self) -> None:
         """Finish the writes under way, then close the store."""
