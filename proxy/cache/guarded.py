@@ -1,4 +1,4 @@
-"""The store as the cache sees it: bounded in time, behind circuit breakers, and failing without exceptions."""
+"""The store as the cache uses it: bounded in time, behind circuit breakers, and raising no `StoreError`."""
 
 import logging
 import time
@@ -7,19 +7,20 @@ from functools import partial
 from typing import NamedTuple
 
 from proxy.breaker import Attempt, Breaker, State
+from proxy.cache.backlog import Backlog
 from proxy.cache.lease import Lease
 from proxy.cache.store import COOLDOWN_S, MAX_FAILURES, NOTHING, NoStore, Store
-from proxy.cache.writes import Backlog, Unstored
+from proxy.cache.unstored import Unstored
 from proxy.errors import StoreError
 from proxy.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
-_FIRST_BUDGET_S = 2.0
-_NOBODYS_KEY = bytes(32)
-# Reading and unpacking a record takes some 20 µs of this process, which may be busy with several batches.
-_BUDGET_PER_KEY_S = 0.00025
-# Writes that a slow store has not done yet, above which new upstream calls wait.
+_PROBE_TIMEOUT_S = 2.0
+_PROBE_KEY = bytes(32)  # of no item
+# Reading and unpacking a record takes about 20 µs of this process, which may be busy with several batches.
+_TIMEOUT_PER_KEY_S = 0.00025
+# Unfinished writes, above which new upstream calls wait.
 _MAX_PENDING_BYTES = 64 * 1024**2
 # More than SQLite takes for one large transaction on a slow disk.
 _STALL_S = 2.0
@@ -27,13 +28,13 @@ _STALL_S = 2.0
 
 class Found(NamedTuple):
     values: Mapping[bytes, bytes]
-    is_complete: bool  # the store has none of the other keys; else it may
+    is_complete: bool  # whether the store has no value for the other keys; if not, it may have
 
 
 class Written(NamedTuple):
-    """What the store said of a write. It is unknown of keys that are in neither."""
+    """The store's reply to a write. Keys in neither may or may not have been written."""
 
-    standing: Mapping[bytes, bytes]  # values that were there before
+    existing: Mapping[bytes, bytes]  # values that were there before, and still are
     accepted: Collection[bytes]
 
 
@@ -42,10 +43,10 @@ class GuardedStore:
         self._store = store
         self._metrics = metrics
         self._ttl_s = ttl_s
-        self._budget_s = timeout_s
-        self.is_none = isinstance(store, NoStore)
+        self._timeout_s = timeout_s
+        self.is_absent = isinstance(store, NoStore)
         self.expires = store.expires
-        # A full or read-only Redis fails every write and serves every read: each direction has a circuit of its own.
+        # A full or read-only Redis fails every write and serves every read, so each direction has its own circuit.
         self._breakers = {
             operation: Breaker(
                 max_failures=MAX_FAILURES,
@@ -58,33 +59,31 @@ class GuardedStore:
         self.backlog = Backlog(max_bytes=_MAX_PENDING_BYTES, stall_s=_STALL_S)
         metrics.store_pending_bytes.set_function(lambda: self.backlog.pending_bytes)
         self._unstored = Unstored(metrics)
-        self._was_down = False  # when it was first tried, and ever since
+        self._was_down = False  # at the probe, and at every read since
         self._last_failure = ""
 
     @property
     def is_down(self) -> bool:
-        """Whether the store would not be asked now, to read or to write."""
+        """Whether the circuit refuses reads or writes now."""
         return any(breaker.refuses for breaker in self._breakers.values())
 
     @property
-    def is_slow(self) -> bool:
-        """Whether the last read failed: then nobody waits for a write."""
+    def has_failed_read(self) -> bool:
+        """Whether the latest read failed, so that it is not worth waiting for a write."""
         return self._breakers["read"].has_recent_failure
 
-    def budget_for_s(self, keys: Collection[bytes]) -> float:
-        """Large batches get more: what can't be read in time is asked of the upstream, which takes longer still."""
-        return self._budget_s + len(keys) * _BUDGET_PER_KEY_S
+    def timeout_for_s(self, keys: Collection[bytes]) -> float:
+        """Large batches get more: keys that can't be read in time are fetched upstream, which takes longer still."""
+        return self._timeout_s + len(keys) * _TIMEOUT_PER_KEY_S
 
-    async def try_it(self) -> None:
-        """Say so now if the store does not work, and not when somebody wonders where the hits are."""
+    async def probe(self) -> None:
+        """Log a store that does not work at start-up, before low hit rates show it."""
         try:
-            await self._store.get_many([_NOBODYS_KEY], timeout_s=_FIRST_BUDGET_S)
+            await self._store.get_many([_PROBE_KEY], timeout_s=_PROBE_TIMEOUT_S)
         except StoreError as error:
             self._was_down = True
             _log.warning(
-                "the store does not work (%s: %s); going on without it, and trying it with each request",
-                error.reason,
-                error,
+                "store not available (%s: %s); continuing without it, retrying with each request", error.reason, error
             )
 
     async def get(self, keys: Sequence[bytes]) -> Found:
@@ -95,7 +94,7 @@ class GuardedStore:
         started = time.perf_counter()
         with attempt:
             try:
-                values = await self._store.get_many(keys, timeout_s=self.budget_for_s(keys))
+                values = await self._store.get_many(keys, timeout_s=self.timeout_for_s(keys))
             except StoreError as error:
                 self._count_failure("read", error, attempt)
                 return Found(error.found, is_complete=False)  # values that arrived before the failure are valid
@@ -104,7 +103,7 @@ class GuardedStore:
             attempt.succeeded()
         if self._was_down:
             self._was_down = False
-            _log.warning("the store works now")
+            _log.warning("store available")
         return Found(values, is_complete=True)
 
     def attempt_write(self, items: int, *, is_repeated: bool) -> Attempt | None:
@@ -136,7 +135,7 @@ class GuardedStore:
         started = time.perf_counter()
         lost, reason = len(values), "stopped"
         try:
-            standing = await self._store.put_many(values, ttl_s=self._ttl_s, overwrite=overwrite, spoilt=spoilt)
+            existing = await self._store.put_many(values, ttl_s=self._ttl_s, overwrite=overwrite, spoilt=spoilt)
             attempt.succeeded()
             lost = 0
         except StoreError as error:
@@ -146,10 +145,10 @@ class GuardedStore:
         finally:
             self._metrics.store_seconds["write"].observe(time.perf_counter() - started)
             self._unstored.add(0 if is_repeated else lost, reason)
-        return Written(standing, values.keys() - standing.keys())
+        return Written(existing, values.keys() - existing.keys())
 
     def lease(self) -> Lease:
-        return Lease(self._store, self._breakers, timeout_s=self._budget_s)
+        return Lease(self._store, self._breakers, timeout_s=self._timeout_s)
 
     def _count_failure(self, operation: str, error: StoreError, attempt: Attempt) -> None:
         self._metrics.store_errors.labels(operation, error.reason).inc()
@@ -162,9 +161,11 @@ class GuardedStore:
     def _on_breaker(self, operation: str, state: State) -> None:
         self._metrics.breaker(f"store_{operation}", state.value)
         if state is State.OPEN:
-            _log.warning("store %ss fail (%s); going on without them", operation, self._last_failure)
+            _log.warning(
+                "circuit open for store %ss (%s); probing every %g s", operation, self._last_failure, COOLDOWN_S
+            )
         elif state is State.CLOSED:
-            _log.warning("store %ss work again", operation)
+            _log.warning("circuit closed for store %ss", operation)
 
     def log_unstored(self) -> None:
         self._unstored.flush()

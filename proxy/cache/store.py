@@ -22,6 +22,8 @@ class Store(Protocol):
 
     # Whether values are dropped once the ``ttl_s`` that they were put with is over, by the store's own clock.
     expires: bool
+    # Whether `lease_many` tells processes apart. If not, every process fetches what it misses.
+    has_leases: bool
 
     async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
         """The values that are there, asked for no longer than ``timeout_s``. ``keys`` are distinct."""
@@ -56,9 +58,10 @@ class Store(Protocol):
 
 
 class Unleased:
-    """For a store whose users share no upstream work: whoever asks for a key may fetch it. It drops nothing by age."""
+    """The part of `Store` that stores without leases share. They drop nothing by age."""
 
     expires = False
+    has_leases = False
 
     async def lease_many(self, keys: Sequence[bytes], *, ttl_s: float) -> set[bytes]:
         return set(keys)

@@ -115,9 +115,9 @@ async def test_a_failing_store_costs_hits_and_is_said_once(caplog: pytest.LogCap
     assert served(await cache.write({A: record()}, overwrite=False)) == {A: b"[1.0,0.5]"}
     assert served(cache.peek([A], min_stored_at_s=0)) == {A: b"[1.0,0.5]"}
     assert [line.message for line in caplog.records if line.name.startswith("proxy")] == [
-        "items that were answered and not stored: 1 (connection)",
-        "store reads fail (connection: refused); going on without them",
-        "store writes fail (connection: refused); going on without them",
+        "items not stored: 1 (connection)",
+        "circuit open for store reads (connection: refused); probing every 1 s",
+        "circuit open for store writes (connection: refused); probing every 1 s",
     ]
 
 

@@ -77,7 +77,7 @@ async def test_a_request_that_still_waits_for_other_items_is_served_the_late_win
 
     upstream.reply = answer  # type: ignore[assignment]
     waiting = asyncio.create_task(second.embed(["x", "slow"]))
-    while not second.proxy.cache._pending:  # until its own vector of x was handed out
+    while not second.proxy.cache._writer.pending:  # until its own vector of x was handed out
         await asyncio.sleep(0)
     store.writes.set()
     await written(second.proxy.cache)
@@ -115,7 +115,7 @@ async def test_a_request_for_an_item_whose_write_is_under_way_waits_for_it() -> 
     store.values[A] = records.encode(A, record(1.0))
     cache = make_cache(store, timeout_s=0.001)
     assert served(await cache.write({A: record(2.0)}, overwrite=False)) == {A: SECOND}
-    cache._store._budget_s = 60.0
+    cache._store._timeout_s = 60.0
     asking = asyncio.create_task(look_up(cache, A))
     await asyncio.sleep(0)
     store.writes.set()

@@ -155,7 +155,7 @@ async def test_caches_that_waited_for_no_answer_serve_one_vector_in_the_end(open
         await cache.write({its: record(float(number)) for its in keys}, overwrite=False)
     await asyncio.gather(*map(written, caches))
     for cache in caches:
-        cache._store._budget_s = 60.0
+        cache._store._timeout_s = 60.0
     answers = [await look_up(cache, *keys) for cache in caches]
     assert len(answers[0]) == len(keys)
     assert answers == answers[:1] * len(caches)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.cache.writes import Backlog, Unstored
+from proxy.cache.backlog import Backlog
+from proxy.cache.unstored import Unstored
 from proxy.config.settings import StoreSetting
 from proxy.errors import StoreError
 from proxy.telemetry.metrics import Metrics
@@ -66,7 +67,7 @@ async def test_a_store_that_hangs_is_not_waited_for_and_what_it_does_not_take_is
     for number in range(5):
         assert (await client.embed(f"text {number}")).status == 200
     assert await client.metric("embedding_proxy_store_unstored_items_total", reason="busy") == 4
-    assert "items that were answered and not stored: 1 (busy)" in caplog.text
+    assert "items not stored: 1 (busy)" in caplog.text
     store.writes.set()
     await written(client.proxy.cache)
     for number in range(5):
@@ -127,7 +128,7 @@ async def test_what_the_end_of_the_process_kept_from_the_store_is_counted_and_lo
     with pytest.raises(asyncio.CancelledError):
         await closing
     assert metrics.store_unstored_items.labels("stopped").value == 2
-    assert "items that were answered and not stored: 2 (stopped)" in caplog.text
+    assert "items not stored: 2 (stopped)" in caplog.text
 
 
 async def test_a_probe_that_is_cancelled_before_it_begins_makes_room_for_the_next_write() -> None:
@@ -142,7 +143,7 @@ async def test_a_probe_that_is_cancelled_before_it_begins_makes_room_for_the_nex
     writing = asyncio.create_task(cache.write({A: record()}, overwrite=False))
     await asyncio.sleep(0)
     assert breaker.state.value == "half-open"
-    cache._writes.cancel()
+    cache._writer.tasks.cancel()
     await writing
     assert not store.values
     await cache.write({A: record()}, overwrite=False)

@@ -111,4 +111,4 @@ async def look_up(cache: Cache, *keys: bytes) -> dict[bytes, bytes]:
 
 async def written(cache: Cache) -> None:
     """Until no write is under way."""
-    await cache._writes.join()
+    await cache._writer.tasks.join()

@@ -38,6 +38,7 @@ class RedisStore:
     """Reads of all requests that ask in one turn of the event loop travel together, to each server in one piece."""
 
     expires = True
+    has_leases = True
 
     def __init__(self, url: str, *, timeout_s: float, max_connections: int) -> None:
         """``max_connections`` are to each server."""

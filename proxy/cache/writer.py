@@ -1,0 +1,181 @@
+"""Writes to the store: which are in progress, and which record of a key counts once the store has replied."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from proxy.breaker import Attempt
+from proxy.cache.codec import RecordCodec
+from proxy.cache.guarded import GuardedStore, Written
+from proxy.cache.memory import Certainty, Entry, Memory, standing
+from proxy.protocol.records import Record
+from proxy.tasks import TaskSet, log_to
+
+_log = logging.getLogger(__name__)
+
+_WriteTask = asyncio.Task[None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Write:
+    """One write to the store. ``before`` are the entries that were in memory when it began."""
+
+    attempt: Attempt
+    entries: Mapping[bytes, Entry]
+    values: Mapping[bytes, bytes]
+    before: Mapping[bytes, Entry | None]
+    overwrite: bool
+    is_repeated: bool
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(len, self.values.values()))
+
+
+class Writer:
+    """Writes records and keeps the entries of unfinished writes, which memory may evict meanwhile."""
+
+    def __init__(
+        self, memory: Memory, store: GuardedStore, codec: RecordCodec, *, freshness_cutoff_s: Callable[[], float]
+    ) -> None:
+        """``freshness_cutoff_s`` returns the Unix time before which entries are past their TTL."""
+        self._memory = memory
+        self._store = store
+        self._codec = codec
+        self._freshness_cutoff_s = freshness_cutoff_s
+        self.tasks = TaskSet(log_to(_log, "a write to the store"))
+        self.pending: dict[bytes, tuple[Entry, _WriteTask]] = {}  # entries that were served before their write ended
+
+    def get(self, key: bytes) -> Entry | None:
+        """The entry in memory, or the one whose write is in progress."""
+        entry = self._memory.get(key)
+        if entry is None and key in self.pending:
+            entry = self.pending[key][0].standing
+        return entry
+
+    async def write(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:
+        """As `Cache.write`."""
+        certainty = Certainty.REPLACING if overwrite else Certainty.OFFERED
+        mine = {key: Entry(record, certainty) for key, record in fresh.items()}
+        task = self._start(mine, fresh, overwrite=overwrite)
+        if task is not None and not self._store.has_failed_read:
+            await asyncio.wait([task], timeout=self._store.timeout_for_s(mine))
+        cutoff_s = self._freshness_cutoff_s()
+        for key, entry in mine.items():
+            if entry.certainty is certainty and entry.standing is entry:
+                self._put_unconfirmed(key, entry, cutoff_s)
+            if task is not None and not task.done():
+                self.pending[key] = entry, task
+        return standing(mine)
+
+    def _put_unconfirmed(self, key: bytes, mine: Entry, cutoff_s: float) -> None:
+        """The store has not replied yet. Until it does, an entry that is already in memory counts as the first."""
+        cached = self.get(key)
+        if mine.certainty is Certainty.OFFERED and cached is not None and cached.stored_at_s >= cutoff_s:
+            mine.give_way(cached)
+        else:
+            self._memory.put(key, mine)
+
+    def repeat(self, looked_up: Mapping[bytes, Entry | None]) -> None:
+        """Write the entries of keys that a working store does not have: the store was down when they were written, or
+        too many bytes were waiting for it. ``looked_up`` are the entries from before the store was read."""
+        cutoff_s = self._freshness_cutoff_s()
+        unstored = {
+            key: entry
+            for key, entry in looked_up.items()
+            if entry is not None
+            and not entry.is_confirmed
+            and entry.stored_at_s >= cutoff_s
+            and key not in self.pending
+            and self._memory.get(key) is entry  # the read has not replaced it
+        }
+        for overwrite in (False, True):
+            entries = {
+                key: entry for key, entry in unstored.items() if (entry.certainty is Certainty.REPLACING) is overwrite
+            }
+            fresh = {key: entry.record() for key, entry in entries.items()}
+            if fresh and (task := self._start(entries, fresh, overwrite=overwrite, is_repeated=True)):
+                self.pending.update((key, (entry, task)) for key, entry in entries.items())
+
+    async def wait_for(self, keys: Sequence[bytes]) -> None:
+        """Wait for unfinished writes of ``keys`` as long as a read may take: they show whose record was first."""
+        tasks = {self.pending[key][1] for key in keys if key in self.pending} if self.pending else None
+        if tasks and not self._store.has_failed_read:
+            await asyncio.wait(tasks, timeout=self._store.timeout_for_s(keys))
+
+    def _start(
+        self,
+        entries: Mapping[bytes, Entry],
+        fresh: Mapping[bytes, Record],
+        *,
+        overwrite: bool,
+        is_repeated: bool = False,
+    ) -> _WriteTask | None:
+        """Start to write ``fresh``, the records of ``entries``. The write goes on if its caller is cancelled. None if
+        the store takes no writes now."""
+        attempt = self._store.attempt_write(len(fresh), is_repeated=is_repeated)
+        if attempt is None:
+            return None
+        write = _Write(
+            attempt=attempt,
+            entries=entries,
+            values=self._codec.encode(fresh),
+            before={key: self.get(key) for key in entries},
+            overwrite=overwrite,
+            is_repeated=is_repeated,
+        )
+        self._store.backlog.began(write.size_bytes)
+        task = self.tasks.start(self._run(write))
+        task.add_done_callback(partial(self._ended, write))
+        return task
+
+    def _ended(self, write: _Write, task: _WriteTask) -> None:
+        write.attempt.end()  # for a task that was cancelled before its first step
+        self._store.backlog.ended(write.size_bytes)
+        for key in write.entries:
+            if key in self.pending and self.pending[key][1] is task:
+                del self.pending[key]
+
+    async def _run(self, write: _Write) -> None:
+        """Write, and settle each entry by the store's reply."""
+        repeated = write.is_repeated
+        with write.attempt as attempt:
+            written = await self._store.put(write.values, attempt, overwrite=write.overwrite, is_repeated=repeated)
+        spoilt = self._settle_all(write, written, Certainty.REPLACED if write.overwrite else Certainty.CONFIRMED)
+        if not spoilt or (again := self._store.attempt_write(len(spoilt), is_repeated=repeated)) is None:
+            return
+        values = {key: write.values[key] for key in spoilt}
+        with again:
+            written = await self._store.put(values, again, overwrite=False, is_repeated=repeated, spoilt=spoilt)
+        self._settle_all(write, written, Certainty.REPLACED)
+
+    def _settle_all(self, write: _Write, written: Written, certainty: Certainty) -> dict[bytes, bytes]:
+        """Settle the entries that the reply names. Accepted entries get ``certainty``.
+
+        Returns the existing values that can't be served, because they are expired or damaged.
+        """
+        cutoff_s = self._freshness_cutoff_s()
+        existing = self._codec.decode(written.existing)
+        winners = {key: record for key, record in existing.items() if record.stored_at_s >= cutoff_s}
+        for key, record in winners.items():
+            self._settle(key, write, Entry(record))
+        for key in written.accepted:
+            write.entries[key].stand(certainty)
+            self._settle(key, write, write.entries[key])
+        self._codec.replaced(written.accepted)
+        return {key: value for key, value in written.existing.items() if key not in winners}
+
+    def _settle(self, key: bytes, write: _Write, final: Entry) -> None:
+        """By the reply to ``write``, the store has ``final`` under ``key``."""
+        mine, cached = write.entries[key], self.get(key)
+        is_newer = cached not in (mine, write.before[key])
+        if cached is not None and is_newer and cached.certainty is not Certainty.OFFERED and final.is_confirmed:
+            # A read or a refresh has put it into memory since the write began, so the reply may be older.
+            mine.give_way(cached)
+            return
+        mine.give_way(final)
+        if cached is not None and not cached.is_confirmed:
+            cached.give_way(final)
+        self._memory.put(key, final)
