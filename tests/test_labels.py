@@ -2,17 +2,17 @@
 
 import json
 import re
-from importlib import resources
 
 import pytest
 
 from grafana.source.panels import BREAKER_STATES as DASHBOARD_STATES
 from grafana.source.panels import COLOURS
+from proxy.admin.page import page_html
 from proxy.labels import BREAKER_STATES, OUTCOMES, BypassReason, ItemResult, RequestOutcome
 from proxy.telemetry.metrics import STAGES, Metrics
 from tests.grafana import expressions
 
-PAGE = resources.files("proxy.admin").joinpath("status.html").read_text(encoding="utf-8")
+PAGE = page_html()
 VALIDATIONS = {"confirmed", "refused", "unknown"}
 KINDS = {"billed", "saved"}
 # By the metric's name and the label's.

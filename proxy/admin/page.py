@@ -1,4 +1,4 @@
-"""The status page on the admin port, and the numbers it asks for every two seconds."""
+"""The status page on the admin port, and its JSON, which the page polls every two seconds."""
 
 import base64
 import hashlib
@@ -9,13 +9,15 @@ from importlib import resources
 import orjson
 from aiohttp import web
 
-from proxy.admin import status
-from proxy.admin.status import About, History, Status
+from proxy.admin.history import History
+from proxy.admin.samples import Samples
+from proxy.admin.status import About, Status, status_of
+from proxy.admin.window import counts_of
 from proxy.telemetry.metrics import Families
 
 
 class StatusPage:
-    """The page and its JSON. ``about`` is asked anew each time; ``now`` counts seconds and only goes forward."""
+    """The page and its JSON. ``about`` is called for each status; ``now`` is a monotonic clock, in seconds."""
 
     def __init__(
         self,
@@ -31,17 +33,17 @@ class StatusPage:
         self._now = now
         self._started_s = now()
         self._history = History(self._started_s)
-        self._html = resources.files("proxy.admin").joinpath("status.html").read_text(encoding="utf-8")
+        self._html = page_html()
         self._policy = content_security_policy(self._html)
 
     async def sample(self) -> None:
-        """Take down what the counters say, for the history."""
-        self._history.note(self._now(), status.counts_of(await self._families()))
+        """Add a sample of the counters to the history."""
+        self._history.note(self._now(), counts_of(Samples(await self._families())))
 
     async def status(self) -> Status:
         families = await self._families()
         now_s = self._now()
-        return status.status_of(
+        return status_of(
             families,
             self._about(),
             self._history,
@@ -63,7 +65,16 @@ class StatusPage:
         return web.Response(body=body, content_type="application/json", headers=_HEADERS)
 
 
-# No other site's page is to embed it or read from it.
+def page_html() -> str:
+    """status.html with its style and script put in, so that a browser needs one request."""
+    folder = resources.files("proxy.admin")
+    html, style, script = (
+        folder.joinpath(f"status.{ext}").read_text(encoding="utf-8") for ext in ("html", "css", "js")
+    )
+    return html.replace("/* status.css */\n", style).replace("/* status.js */\n", script)
+
+
+# Keeps pages of other sites from embedding it or reading from it.
 _HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -73,7 +84,7 @@ _HEADERS = {
 
 
 def content_security_policy(html: str) -> str:
-    """Nothing but the page's own inline script and style may run, and only this origin be asked.
+    """Allows the page its own inline script and style and requests to its own origin, and nothing else.
 
     https://www.w3.org/TR/CSP3/#framework-directive-source-list
     """

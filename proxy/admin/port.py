@@ -8,8 +8,9 @@ from aiohttp import web
 
 from proxy import __version__
 from proxy.admin import openapi
+from proxy.admin.history import STEP_S
 from proxy.admin.page import StatusPage
-from proxy.admin.status import STEP_S, About, UpstreamStatus
+from proxy.admin.status import About, UpstreamStatus
 from proxy.config.settings import Settings
 from proxy.http import listeners
 from proxy.http.listeners import Sockets
@@ -29,7 +30,7 @@ async def open_port(
     is_ready: Callable[[], bool],
     now: Callable[[], float],
 ) -> StatusPage:
-    """Answer on ``sockets`` until ``stack`` is left."""
+    """Serve the admin port on ``sockets`` until ``stack`` is closed."""
     page = StatusPage(families, lambda: _about(settings, base_url), is_draining=is_draining, now=now)
     await stack.enter_async_context(every(STEP_S, lambda _: page.sample()))
     app = _make_app(
@@ -42,7 +43,7 @@ async def open_port(
 def _make_app(
     families: Families, page: StatusPage, *, is_ready: Callable[[], bool], describe: Callable[[], dict[str, Any]]
 ) -> web.Application:
-    async def exposition(_: web.Request) -> web.Response:
+    async def metrics(_: web.Request) -> web.Response:
         # The format's own version parameter can't go through aiohttp's content_type.
         return web.Response(
             body=text_of(await families()), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
@@ -56,23 +57,25 @@ def _make_app(
             return web.Response(status=503, text="draining\n")
         return web.Response(text="ok\n")
 
-    async def described(_: web.Request) -> web.Response:
+    async def description(_: web.Request) -> web.Response:
         return web.json_response(describe())
 
     app = web.Application()
     page.add_routes(app.router)
-    app.router.add_get("/metrics", exposition)
-    app.router.add_get("/openapi.json", described)
-    # Neither depends on the store or the upstream: restarting the proxy would mend neither.
+    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/openapi.json", description)
+    # Neither depends on the store or an upstream: a restart of the proxy would repair neither.
     app.router.add_get("/healthz", healthy)
     app.router.add_get("/readyz", ready)
     return app
 
 
 def _about(settings: Settings, base_url: str) -> About:
-    """What the admin port tells of the settings: no key, and no URL with a secret in it."""
+    """The settings that the admin port shows: no keys, and no URL that contains a secret."""
     upstreams = (
-        UpstreamStatus(name=own.name, base_url=own.base_url, provider=own.provider.name, models=own.models)
-        for own in settings.upstreams
+        UpstreamStatus(
+            name=upstream.name, base_url=upstream.base_url, provider=upstream.provider.name, models=upstream.models
+        )
+        for upstream in settings.upstreams
     )
     return About(version=__version__, base_url=base_url, upstreams=tuple(upstreams), store_url=str(settings.store))

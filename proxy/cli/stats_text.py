@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from proxy.admin.status import Latency, Status, Window
+from proxy.admin.latency import Latency
+from proxy.admin.status import Status
+from proxy.admin.window import Window
 from proxy.labels import OUTCOMES, ItemResult
 
 _NONE = "-"

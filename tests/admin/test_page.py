@@ -13,7 +13,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from proxy.admin.status import STEP_S, About, History, status_of
+from proxy.admin.history import STEP_S, History
+from proxy.admin.status import About, status_of
 from proxy.cli import stats_text
 from proxy.config.settings import StoreSetting, UpstreamSetting
 from proxy.protocol.providers import GENERIC

@@ -6,21 +6,11 @@ from math import inf
 
 import pytest
 
-from proxy.admin.status import (
-    RECENT_S,
-    STEP_S,
-    About,
-    History,
-    Latency,
-    MemoryStatus,
-    ModelStatus,
-    Status,
-    Step,
-    UpstreamStatus,
-    counts_of,
-    quantile,
-    status_of,
-)
+from proxy.admin.history import RECENT_S, STEP_S, History, Step
+from proxy.admin.latency import Latency, quantile
+from proxy.admin.samples import Samples
+from proxy.admin.status import About, MemoryStatus, ModelStatus, Status, UpstreamStatus, status_of
+from proxy.admin.window import counts_of
 from proxy.labels import OUTCOMES
 from proxy.telemetry.metrics import Metrics
 
@@ -179,7 +169,7 @@ class Traffic:
             self.metrics.of_model("m").items["memory"].inc()
 
     def sample(self, now_s: float) -> None:
-        self.history.note(now_s, counts_of(self.metrics.families()))
+        self.history.note(now_s, counts_of(Samples(self.metrics.families())))
 
 
 def test_the_history_has_a_step_for_each_sample_and_one_that_grows() -> None:

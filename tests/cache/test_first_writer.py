@@ -55,7 +55,7 @@ async def test_a_request_that_still_waits_for_other_items_is_served_the_late_win
     start_proxy: StartProxy, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = DictStore()
-    monkeypatch.setattr("proxy.app._open_store", lambda *_: store)
+    monkeypatch.setattr("proxy.app.storage.open_store", lambda *_: store)
     numbers = iter([1.0, 2.0, 3.0])
     gate = Gate(upstream)
 

@@ -84,7 +84,7 @@ async def slow_proxy(
     store = DictStore()
     monkeypatch.setattr("proxy.cache.guarded._MAX_PENDING_BYTES", 0)
     monkeypatch.setattr("proxy.cache.guarded._STALL_S", stall_s)
-    monkeypatch.setattr("proxy.app._open_store", lambda *_: store)
+    monkeypatch.setattr("proxy.app.storage.open_store", lambda *_: store)
     return await start_proxy(store_budget_s=0.001), store
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aiohttp import ClientSession
 
-from proxy.admin.status import STEP_S
+from proxy.admin.history import STEP_S
 from proxy.app import Running, running
 from proxy.config.settings import StoreSetting
 from proxy.config.upstream_urls import parse_upstream

@@ -1,0 +1,82 @@
+"""The parts that know nothing of clients: the upstreams, the cache, and the fetcher between them."""
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from proxy.access.validations import Validations
+from proxy.app.lifecycle import Lifecycle
+from proxy.app.storage import open_cache
+from proxy.app.upstreams import open_router
+from proxy.cache.cache import Cache
+from proxy.config.settings import Settings
+from proxy.errors import ConfigError
+from proxy.fetch.batcher import Batcher
+from proxy.fetch.fetcher import Fetcher
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.tracing import Traces
+from proxy.upstream.router import Router
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Core:
+    lifecycle: Lifecycle
+    metrics: Metrics
+    traces: Traces
+    router: Router
+    cache: Cache
+    validations: Validations
+    fetcher: Fetcher
+
+
+async def open_core(
+    stack: AsyncExitStack, settings: Settings, *, clock: Callable[[], float], monotonic: Callable[[], float]
+) -> Core:
+    """Open the parts, until ``stack`` is closed, which ends each before those that it depends on."""
+    lifecycle = Lifecycle()
+    metrics = Metrics(prices=settings.prices)
+    traces = _open_traces(settings)
+    lifecycle.close_at_exit(stack, "sending traces", traces.aclose)
+    router = await open_router(stack, settings, metrics)
+    cache = open_cache(settings, metrics, clock)
+    lifecycle.close_at_exit(stack, "writing to the store", cache.aclose)
+    validations = Validations(ttl_s=settings.revalidate_s, clock=monotonic)
+    batcher = _make_batcher(settings, metrics, cache)
+    fetcher = Fetcher(cache, batcher, validations, timeout_s=settings.upstream_timeout_s, clock=clock)
+    lifecycle.close_at_exit(stack, "fetching from upstreams", fetcher.drain)
+    return Core(
+        lifecycle=lifecycle,
+        metrics=metrics,
+        traces=traces,
+        router=router,
+        cache=cache,
+        validations=validations,
+        fetcher=fetcher,
+    )
+
+
+def _open_traces(settings: Settings) -> Traces:
+    if settings.traces == "off":
+        return Traces()
+    try:
+        from proxy.telemetry import otlp  # noqa: PLC0415 - what it needs is an extra
+    except ImportError as error:
+        raise ConfigError(
+            f"--traces {settings.traces} needs OpenTelemetry ({error}): pip install 'embedding-cache-proxy[otel]',"
+            f" or in a clone: .venv/bin/pip install '.[otel]'"
+        ) from error
+    return otlp.start()
+
+
+def _make_batcher(settings: Settings, metrics: Metrics, cache: Cache) -> Batcher:
+    return Batcher(
+        metrics,
+        window_s=settings.batch_window_s,
+        concurrency=settings.upstream_concurrency,
+        timeout_s=settings.upstream_timeout_s,
+        max_queued_items=settings.max_queued_items,
+        max_queued_bytes=settings.max_held_bytes,
+        # A response is in memory twice while it is joined from its chunks.
+        max_incoming_bytes=settings.max_held_bytes // 4,
+        room=cache.room,
+    )

@@ -1,0 +1,80 @@
+"""The parts that a request passes through, from the data port's server to the core."""
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from proxy.access.admission import Access
+from proxy.access.client_keys import ClientKeys
+from proxy.app.core import Core
+from proxy.config.settings import Settings
+from proxy.dispatch import Dispatcher
+from proxy.embeddings.fast_path import FastPath
+from proxy.embeddings.responses import ResponseBuilder
+from proxy.embeddings.route import EmbeddingsRoute
+from proxy.http.bodies import BodyReader
+from proxy.periodic import every
+from proxy.telemetry.access_log import FLUSH_S, RequestLog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestPath:
+    client_keys: ClientKeys | None  # None: clients need no key of the proxy's own
+    bodies: BodyReader
+    log: RequestLog
+    dispatcher: Dispatcher
+
+
+async def open_request_path(
+    stack: AsyncExitStack,
+    settings: Settings,
+    core: Core,
+    *,
+    write_log: Callable[[str], object] | None,
+    clock: Callable[[], float],
+) -> RequestPath:
+    """Open the parts, until ``stack`` is closed."""
+    client_keys = None if settings.client_keys is None else ClientKeys(settings.client_keys)
+    access = _make_access(settings, core, client_keys)
+    bodies = BodyReader(core.metrics, max_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
+    stack.callback(bodies.close)
+    log = RequestLog(write_log, is_json=settings.log_format == "json", clock=clock)
+    stack.callback(log.flush)
+    await stack.enter_async_context(every(FLUSH_S, lambda _: log.flush()))
+    dispatcher = _make_dispatcher(settings, core, access, bodies, log)
+    return RequestPath(client_keys=client_keys, bodies=bodies, log=log, dispatcher=dispatcher)
+
+
+def _make_access(settings: Settings, core: Core, client_keys: ClientKeys | None) -> Access:
+    providers = (upstream.provider for upstream in (settings.upstream, *settings.routed))
+    neutral_for_all = frozenset.intersection(*(provider.neutral_headers for provider in providers))
+    return Access(
+        shares_all=settings.shares_all,
+        owns_key=settings.owns_key,
+        client_keys=client_keys,
+        validations=core.validations,
+        key_headers=settings.key_headers,
+        neutral_headers=settings.neutral_headers | neutral_for_all,
+        cors_origins=settings.cors_origins,
+    )
+
+
+def _make_dispatcher(settings: Settings, core: Core, access: Access, bodies: BodyReader, log: RequestLog) -> Dispatcher:
+    def is_draining() -> bool:
+        return core.lifecycle.is_draining
+
+    responses = ResponseBuilder(core.cache.memory, core.metrics, reports_full_usage=settings.reports_full_usage)
+    repeats = FastPath(core.cache, responses, metrics=core.metrics, access=access)
+    route = EmbeddingsRoute(
+        core.cache,
+        core.fetcher,
+        core.router,
+        bodies=bodies,
+        responses=responses,
+        repeats=repeats,
+        metrics=core.metrics,
+        access=access,
+        validations=core.validations,
+        is_draining=is_draining,
+    )
+    return Dispatcher(core.router, route, repeats, access, log=log, traces=core.traces, is_draining=is_draining)

@@ -1,0 +1,47 @@
+"""The cache of a proxy, with the store that the settings name."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from proxy.cache.cache import Cache
+from proxy.cache.memory import Memory
+from proxy.cache.sqlite.store import SQLiteStore
+from proxy.cache.store import NoStore, Store
+from proxy.config.settings import Settings, StoreSetting
+from proxy.protocol.records import RecordKey
+from proxy.telemetry.metrics import Metrics
+
+_REDIS_CONNECTIONS = 32
+# After this a connection counts as dead; a write may take as long. A request waits only for `settings.store_budget_s`.
+_REDIS_TIMEOUT_S = 1.0
+
+
+def open_cache(settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> Cache:
+    memory = Memory(
+        settings.memory_bytes,
+        on_evicted=lambda entry: metrics.memory_evicted_age.observe(max(0.0, clock() - entry.stored_at_s)),
+    )
+    metrics.watch_memory(
+        size_bytes=lambda: memory.bytes, entries=lambda: memory.entries, limit_bytes=settings.memory_bytes
+    )
+    return Cache(
+        memory,
+        open_store(settings, clock),
+        metrics,
+        ttl_s=settings.ttl_s,
+        timeout_s=settings.store_budget_s,
+        record_key=None if settings.record_key is None else RecordKey(settings.record_key),
+        clock=clock,
+    )
+
+
+def open_store(settings: Settings, clock: Callable[[], float]) -> Store:
+    match settings.store:
+        case StoreSetting(path=Path() as path):
+            return SQLiteStore(path, limit_bytes=settings.store_limit_bytes, clock=clock)
+        case StoreSetting(url=str(url)):
+            # Imported only here: redis-py is slow to import, and imports OpenTelemetry if that is installed.
+            from proxy.cache.redis.store import RedisStore  # noqa: PLC0415
+
+            return RedisStore(url, timeout_s=_REDIS_TIMEOUT_S, max_connections=_REDIS_CONNECTIONS)
+    return NoStore()
