@@ -436,11 +436,10 @@ def _tells_connection() -> TraceConfig:
 
 
 async def _read(response: ClientResponse, flow: ResponseFlow) -> bytes:
-    chunks, size = [], 0
+    body = io.BytesIO()  # which in the end needs no copy: one of a large body would keep the event loop waiting
     async for chunk in response.content.iter_any():
-        chunks.append(chunk)
+        body.write(chunk)
         await flow.received(len(chunk))
-        size += len(chunk)
-        if size > _MAX_ANSWER_BYTES:
+        if body.tell() > _MAX_ANSWER_BYTES:
             raise ClientPayloadError("an answer without end")
-    return b"".join(chunks)
+    return body.getvalue()
