@@ -97,5 +97,5 @@ def _escaped(backslashes: _Places, *, is_first_escaped: bool) -> _Places:
     starts = np.maximum.accumulate(np.where(begins, backslashes, 0))
     if is_first_escaped:
         starts[starts == 0] += backslashes[0] == 0
-        return np.concatenate(([0], backslashes[(backslashes - starts) % 2 == 0] + 1))
-    return backslashes[(backslashes - starts) % 2 == 0] + 1
+    escaped: _Places = backslashes[(backslashes - starts) % 2 == 0] + 1
+    return np.concatenate(([0], escaped)) if is_first_escaped else escaped

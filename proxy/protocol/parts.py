@@ -87,7 +87,9 @@ def _cut(text: Raw, *, limit: int, min_string_bytes: int = 0) -> _Cut:
     only if, the text is. Raises `JSONParseError`, `TooMany`."""
     starts, ends = extents.inside(text, limit=limit)
     is_short = (ends - starts < min_string_bytes) & (np.frombuffer(text, np.uint8)[starts] == ord('"'))
-    values, left, end = [], [], 0
+    values: list[Raw] = []
+    left: list[bytes | Raw] = []
+    end = 0
     for start, next_end in zip(starts[~is_short].tolist(), ends[~is_short].tolist(), strict=True):
         left += [text[end:start], b"[%d]" % len(values)]
         values.append(text[start:next_end])
