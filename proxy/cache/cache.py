@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 # Clocks of replicas may differ by a time zone that somebody took for UTC. A record that is past its TTL by more than
 # this was stored under a longer TTL, or under none.
 _MAX_CLOCK_SKEW_S = 24 * 3600.0
+_KEYS_A_TURN = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,15 @@ class _Offer:
 
 
 _Writing = asyncio.Task[None]
+
+
+async def _in_turns(keys: Sequence[bytes]) -> AsyncIterator[Sequence[bytes]]:
+    """So many keys at a time as take about a millisecond. Between them the event loop does everything else: thousands of
+    entries are made for one request, while others wait for a hit."""
+    for start in range(0, len(keys), _KEYS_A_TURN):
+        if start:
+            await asyncio.sleep(0)
+        yield keys[start : start + _KEYS_A_TURN]
 
 
 class Cache:
@@ -142,10 +152,11 @@ class Cache:
         before = {key: self._held(key) for key in keys}
         values, is_complete = await self._store.get(keys)
         found = {}
-        for key, record in self._decoded(values).items():
-            entry = self._adopt(key, record, before[key])
-            if entry.stored_at_s >= min_stored_at_s:
-                found[key] = entry
+        async for some in _in_turns(list(values)):
+            for key, record in self._decoded({key: values[key] for key in some}).items():
+                entry = self._adopt(key, record, before[key])
+                if entry.stored_at_s >= min_stored_at_s:
+                    found[key] = entry
         if is_complete:
             self._offer_again(before)
         return found
@@ -204,9 +215,11 @@ class Cache:
         record was first, that one takes their place in memory, and `Entry.standing` leads to it.
         """
         if self._store.is_none:
-            return self._keep(fresh, overwrite=overwrite)
+            return await self._keep(fresh, overwrite=overwrite)
         certainty = Certainty.REPLACING if overwrite else Certainty.OFFERED
-        mine = {key: Entry(record, certainty) for key, record in fresh.items()}
+        mine: dict[bytes, Entry] = {}
+        async for some in _in_turns(list(fresh)):
+            mine |= {key: Entry(fresh[key], certainty) for key in some}
         writing = self._begin(mine, fresh, overwrite=overwrite)
         if writing is not None and not self._store.is_slow:
             await asyncio.wait([writing], timeout=self._store.budget_for_s(mine))
@@ -218,13 +231,16 @@ class Cache:
                 self._pending[key] = entry, writing
         return standing(mine)
 
-    def _keep(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:
+    async def _keep(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:
         """Without a store the first entry in memory stays."""
-        entries = {} if overwrite else self.peek(list(fresh), min_stored_at_s=self.freshness_cutoff_s(None))
-        for key, record in fresh.items():
-            if key not in entries:
-                entries[key] = Entry(record)
-                self.memory.put(key, entries[key])
+        entries: dict[bytes, Entry] = {}
+        async for some in _in_turns(list(fresh)):
+            if not overwrite:
+                entries |= self.peek(some, min_stored_at_s=self.freshness_cutoff_s(None))
+            for key in some:
+                if key not in entries:
+                    entries[key] = Entry(fresh[key])
+                    self.memory.put(key, entries[key])
         return entries
 
     def _hand_out(self, key: bytes, mine: Entry, oldest: float) -> None:
