@@ -30,7 +30,7 @@ async def open_router(stack: AsyncExitStack, settings: Settings, metrics: Metric
     origins = {setting.name: await _open_origin(stack, setting, settings, metrics) for setting in settings.upstreams}
     for setting in settings.upstreams:
         fallbacks = (Fallback(origins[other.upstream], other.model) for other in setting.same_model)
-        origins[setting.name].fallbacks = tuple(fallbacks)
+        origins[setting.name].set_fallbacks(fallbacks)
     router = Router(
         origins[settings.upstream.name], [(setting.models, origins[setting.name]) for setting in settings.routed]
     )

@@ -9,6 +9,7 @@ from proxy.cache.guarded import GuardedStore
 from proxy.cache.lease import Lease
 from proxy.cache.memory import Certainty, Entry, Memory
 from proxy.cache.store import Store
+from proxy.cache.turns import in_turns
 from proxy.cache.writer import Writer
 from proxy.protocol.records import Record, RecordKey
 from proxy.telemetry.metrics import Metrics
@@ -94,10 +95,11 @@ class Cache:
         before = {key: self._writer.get(key) for key in keys}
         values, is_complete = await self._store.get(keys)
         found = {}
-        for key, record in self._codec.decode(values).items():
-            entry = self._adopt(key, record, before[key])
-            if entry.stored_at_s >= min_stored_at_s:
-                found[key] = entry
+        async for some in in_turns(list(values)):
+            for key, record in self._codec.decode({key: values[key] for key in some}).items():
+                entry = self._adopt(key, record, before[key])
+                if entry.stored_at_s >= min_stored_at_s:
+                    found[key] = entry
         if is_complete:
             self._writer.repeat(before)
         return found
@@ -127,14 +129,17 @@ class Cache:
         first, it replaces them in memory, and `Entry.standing` leads to it.
         """
         if self._store.is_absent:
-            return self._write_to_memory(fresh, overwrite=overwrite)
+            return await self._write_to_memory(fresh, overwrite=overwrite)
         return await self._writer.write(fresh, overwrite=overwrite)
 
-    def _write_to_memory(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:
+    async def _write_to_memory(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:
         """Without a store the first entry in memory stays."""
-        entries = {} if overwrite else self.peek(list(fresh), min_stored_at_s=self.freshness_cutoff_s(None))
-        for key, record in fresh.items():
-            if key not in entries:
-                entries[key] = Entry(record)
-                self.memory.put(key, entries[key])
+        entries: dict[bytes, Entry] = {}
+        async for some in in_turns(list(fresh)):
+            if not overwrite:
+                entries |= self.peek(some, min_stored_at_s=self.freshness_cutoff_s(None))
+            for key in some:
+                if key not in entries:
+                    entries[key] = Entry(fresh[key])
+                    self.memory.put(key, entries[key])
         return entries

@@ -10,6 +10,7 @@ from proxy.breaker import Attempt
 from proxy.cache.codec import RecordCodec
 from proxy.cache.guarded import GuardedStore, Written
 from proxy.cache.memory import Certainty, Entry, Memory, standing
+from proxy.cache.turns import in_turns
 from proxy.protocol.records import Record
 from proxy.tasks import TaskSet, log_to
 
@@ -58,7 +59,9 @@ class Writer:
     async def write(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:
         """As `Cache.write`."""
         certainty = Certainty.REPLACING if overwrite else Certainty.OFFERED
-        mine = {key: Entry(record, certainty) for key, record in fresh.items()}
+        mine: dict[bytes, Entry] = {}
+        async for some in in_turns(list(fresh)):
+            mine |= {key: Entry(fresh[key], certainty) for key in some}
         task = self._start(mine, fresh, overwrite=overwrite)
         if task is not None and not self._store.has_failed_read:
             await asyncio.wait([task], timeout=self._store.timeout_for_s(mine))

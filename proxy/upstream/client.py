@@ -5,6 +5,7 @@ a call.
 """
 
 import asyncio
+import io
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +24,6 @@ from aiohttp import (
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.errors import Overloaded, ProxyError, UpstreamUnreachable
-from proxy.protocol import embedding_response
 from proxy.protocol.embedding_response import InvalidEmbeddingResponse
 from proxy.protocol.headers import reason_phrase
 from proxy.telemetry.metrics import Metrics
@@ -238,14 +238,13 @@ async def read_chunk(response: ClientResponse) -> bytes:
 
 
 async def _read(response: ClientResponse, flow: ResponseFlow) -> bytes:
-    chunks, size = [], 0
+    body = io.BytesIO()  # which in the end needs no copy: one of a large body would keep the event loop waiting
     async for chunk in response.content.iter_any():
-        chunks.append(chunk)
+        body.write(chunk)
         await flow.received(len(chunk))
-        size += len(chunk)
-        if size > _MAX_RESPONSE_BYTES:
+        if body.tell() > _MAX_RESPONSE_BYTES:
             raise ClientPayloadError("the response is too large")
-    return b"".join(chunks)
+    return body.getvalue()
 
 
 def _status_label(status: int, body: bytes) -> str:

@@ -1,5 +1,6 @@
 """Large JSON is cut into parts, and read as it would be as a whole."""
 
+import json
 from typing import Any
 
 import orjson
@@ -57,6 +58,24 @@ def test_parts_are_read_as_the_whole_is(fields: dict[str, Any], given_input: Any
     assert in_parts(body) == as_a_whole(body)
 
 
+@given(st.dictionaries(TEXT, JSON, max_size=4), JSON, st.integers(1, 9), st.booleans())
+def test_the_edges_of_windows_make_no_difference(
+    fields: dict[str, Any], given_input: Any, window: int, ascii_only: bool
+) -> None:
+    body = json.dumps(fields | {"input": given_input}, ensure_ascii=ascii_only).encode()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("proxy.protocol.extents._WINDOW", window)
+        assert in_parts(body) == as_a_whole(body)
+
+
+@pytest.mark.parametrize("text", ["x" * 70_000, '"\\' * 70_000, "\\" * 131_072 + '"', "é" * 200_000])
+def test_long_texts_are_read_as_the_whole_is(text: str) -> None:
+    for fields in ({"input": text, "user": text, "n": 1}, {"input": [text, "a", text], "user": {"a": [text]}}):
+        body = orjson.dumps(fields)
+        assert in_parts(body) == fields
+        assert in_parts(body[:-1]) is None
+
+
 @pytest.mark.parametrize("body", ODD, ids=lambda body: repr(body)[:40])
 def test_odd_json_is_read_as_the_whole_is(body: bytes) -> None:
     assert in_parts(body) == as_a_whole(body)
@@ -67,7 +86,7 @@ def test_too_many_elements_are_not_made(item: Any) -> None:
     most = parts.members(orjson.dumps({"input": [item] * 10}))["input"]
     elements = parts.elements(most, max_elements=10)
     assert elements is not None
-    assert len(list(elements)) == 10
+    assert list(elements) == [item] * 10
     more = parts.members(orjson.dumps({"input": [item] * 100}))["input"]
     with pytest.raises(JSONParseError) as unparsed:
         parts.elements(more, max_elements=10)
