@@ -232,7 +232,7 @@ async def _before(lifecycle: Lifecycle, work: Callable[[], Awaitable[None]]) -> 
         async with asyncio.timeout(max(_LAST_MOMENT_S, lifecycle.deadline - time.monotonic())):
             await work()
     except TimeoutError:
-        _log.warning("stopping: gave up on %s", work)
+        _log.warning("stopping: gave up on %s", getattr(work, "__qualname__", work))
 
 
 def _open_traces(settings: Settings) -> Traces:
