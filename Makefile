@@ -14,7 +14,7 @@ BUILD_LOCK := deploy/build.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-providers test-clients test-infinity test-cluster test-browser test-grafana test-deploy screenshots
-.PHONY: dashboards dashboard-pictures check fmt lock audit bench cost workers stores sizing replica faults hostile clean
+.PHONY: readme dashboards dashboard-pictures check fmt lock audit bench cost workers stores sizing replica faults hostile clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -88,6 +88,9 @@ test-cluster: $(VENV)/dev-ok ## failovers and resharding of real clusters and se
 
 test-deploy: $(VENV)/dev-ok ## deploy/ by the programs that read it; needs kustomize, helm, nginx, promtool, systemd
 	@$(BIN)/pytest tests/deploy -m deploy $(ARGS)
+
+readme: $(VENV)/dev-ok ## write README's table of options, from proxy/cli/options.py
+	@$(BIN)/python -m tests.support.readme
 
 dashboards: $(VENV)/dev-ok ## write the dashboards' JSON, from grafana/source
 	@$(BIN)/python -m grafana.source

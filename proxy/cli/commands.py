@@ -1,4 +1,4 @@
-"""The command ``embedding-proxy``, and what it says when something is wrong."""
+"""The command ``embedding-proxy``, and its error messages."""
 
 import asyncio
 import os
@@ -8,19 +8,23 @@ from pathlib import Path
 
 import click
 import orjson
-import uvloop
 from click.core import ParameterSource
 
 from proxy import __version__
 from proxy.access import client_keys
-from proxy.cli import serve, stats_client, stats_text
-from proxy.cli.serve import EXIT_USAGE, serve_command
+from proxy.cli import environment, option_types, stats_client, stats_text
+from proxy.cli.config_file import config_file_of, use_config_file
+from proxy.cli.options import OPTIONS
+from proxy.cli.serve import serve_command
 from proxy.cli.stats_client import Unreachable
+from proxy.config.suggestion import suggestion
 from proxy.errors import ConfigError
 from proxy.process import run
 from proxy.protocol.providers import GENERIC, InputFormat, Provider
 
 _EXIT_UNREACHABLE = 1
+_EXIT_USAGE = 2
+_EXIT_INTERRUPTED = 130  # 128 and SIGINT, as of shells
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -35,20 +39,20 @@ cli.add_command(serve_command)
 @cli.command(name="providers")
 @click.option(
     "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    callback=serve.read_config_file,
+    type=option_types.FILE,
+    callback=use_config_file(OPTIONS),
     is_eager=True,
     expose_value=False,
-    help="TOML file whose [providers] tables add rows or change them.",
+    help="TOML file whose [providers] tables add providers or change them.",
 )
 @click.argument("names", nargs=-1)
 @click.pass_context
 def providers_command(ctx: click.Context, names: tuple[str, ...]) -> None:
-    """Print what is known of each provider, or of those named."""
-    rows = serve.provider_rows(ctx)
+    """Print the table of providers, or only the providers named."""
+    rows = config_file_of(ctx).provider_rows()
     for name in names:
         if name not in rows:
-            raise click.UsageError(serve.unknown(f"provider {name!r}", name, list(rows)))
+            raise click.UsageError(f"unknown provider {name!r}; {suggestion(name, rows)}")
     click.echo("\n\n".join(_described(rows[name]) for name in names or rows))
     click.echo(
         f"\nFor all of them, lists for {', '.join(GENERIC.fused_models)} and any request for"
@@ -62,7 +66,7 @@ def _encodings(row: Provider) -> list[str]:
 
 
 def _described(row: Provider) -> str:
-    """A row of the table, for people."""
+    """A row of the table as text."""
     facts = {
         "auth": row.auth,
         "input": ", ".join(form.value for form in InputFormat if form in row.inputs),
@@ -78,23 +82,23 @@ def _described(row: Provider) -> str:
         "limits": str(row.limits),
     }
     where = "any base URL, " + row.path if row.base_url is None else row.base_url + row.path
-    lines = [f"{row.name:<12}{where}", *(f"  {what:<12}{said}" for what, said in facts.items() if said)]
+    lines = [f"{row.name:<12}{where}", *(f"  {label:<12}{text}" for label, text in facts.items() if text)]
     return "\n".join(lines)
 
 
 @cli.group(name="keys")
 def keys_group() -> None:
-    """The keys of this proxy's own clients, for a proxy that holds the upstream's key."""
+    """Manage client keys, for a proxy that has the upstream's key."""
 
 
 _KEYS_FILE = click.option(
     "--client-keys",
     "path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=option_types.FILE,
     envvar="EMBEDDING_PROXY_CLIENT_KEYS",
     show_envvar=True,
     required=True,
-    help="The file that the proxy is given with --client-keys.",
+    help="The proxy's --client-keys file.",
 )
 
 
@@ -102,15 +106,15 @@ _KEYS_FILE = click.option(
 @click.argument("name")
 @_KEYS_FILE
 def keys_add(path: Path, name: str) -> None:
-    """Make a key for a client and print it: this once, for the file has only its hash."""
+    """Create a client key and print it. It is shown only once: the file has only its hash."""
     click.echo(client_keys.add(path, name))
-    click.echo(f"embedding-proxy: {name} is in {path}; a running proxy reads it on SIGHUP", err=True)
+    click.echo(f"embedding-proxy: added {name} to {path}; send SIGHUP to a running proxy to reload it", err=True)
 
 
 @keys_group.command(name="list")
 @_KEYS_FILE
 def keys_list(path: Path) -> None:
-    """Print the names of the clients, and when their keys were made."""
+    """Print the names of the clients, and when their keys were created."""
     for key in client_keys.read(path):
         click.echo(f"{key.since}  {key.name}")
 
@@ -119,32 +123,29 @@ def keys_list(path: Path) -> None:
 @click.argument("name")
 @_KEYS_FILE
 def keys_revoke(path: Path, name: str) -> None:
-    """Take a client's key out of the file."""
+    """Remove a client's key from the file."""
     client_keys.revoke(path, name)
-    click.echo(f"embedding-proxy: {name} is no longer in {path}; a running proxy reads it on SIGHUP", err=True)
+    click.echo(f"embedding-proxy: removed {name} from {path}; send SIGHUP to a running proxy to reload it", err=True)
 
 
 @cli.command(name="demo")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=serve.PORT, default=8081, show_default=True, help="Port to listen on.")
+@click.option("--port", type=option_types.PORT, default=8081, show_default=True, help="Port to listen on.")
 def demo_command(host: str, port: int) -> None:
-    """Serve the demo upstream alone, to put proxies in front of: its vectors carry no meaning."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(
-            run.serve_demo(host, port, announce=lambda url: click.echo(f"demo upstream on {url}; Ctrl-C ends it"))
-        )
+    """Serve only the demo upstream, to test a proxy with. Its vectors carry no meaning."""
+    run.run_loop(run.serve_demo(host, port, announce=lambda url: click.echo(f"demo upstream on {url}; Ctrl-C ends it")))
 
 
 @cli.command(name="stats")
-@click.option("--watch", "is_watching", is_flag=True, help="Show it anew every 2 s, until Ctrl-C.")
+@click.option("--watch", "is_watching", is_flag=True, help="Refresh every 2 s, until Ctrl-C.")
 @click.option(
     "--admin-url",
     default=lambda: f"http://127.0.0.1:{os.environ.get('EMBEDDING_PROXY_ADMIN_PORT', '9090')}",
     show_default="http://127.0.0.1:9090, or the port of EMBEDDING_PROXY_ADMIN_PORT",
-    help="Where the proxy's admin port is.",
+    help="URL of the proxy's admin port.",
 )
 def stats_command(admin_url: str, *, is_watching: bool) -> None:
-    """Print how a running proxy does: hits, savings, latency, breakers."""
+    """Print live statistics of a running proxy: hits, savings, latency, breakers."""
     with suppress(KeyboardInterrupt):
         asyncio.run(_watch(admin_url) if is_watching else _print_stats(admin_url))
 
@@ -157,7 +158,7 @@ async def _watch(admin_url: str) -> None:
     shown = ""
     async for status in stats_client.watch(admin_url):
         if isinstance(status, Unreachable):
-            # What was known last stays, below the line that says it is old.
+            # The last statistics stay on the screen, below the error.
             click.echo(_repainted(f"{status}\n{shown}"), nl=False)
         else:
             shown = "\n" + stats_text.render(status)
@@ -165,37 +166,37 @@ async def _watch(admin_url: str) -> None:
 
 
 def _repainted(text: str) -> str:
-    """Over what the terminal shows, without the flicker of clearing it first. A pipe gets the text alone."""
+    """``text``, drawn over the previous text without clearing the terminal first, which would flicker."""
     lines = "".join(f"{line}\x1b[K\n" for line in text.split("\n"))
     return f"\x1b[H{lines}\x1b[J"
 
 
 def main() -> None:
-    """Run the command; whatever is wrong with its settings is one line on stderr and exit status 2, a proxy that can't
-    be reached likewise and 1."""
-    serve.drop_kubernetes_service_env()
+    """Run the command. An error in its settings is one line on stderr and exit status 2; a proxy that can't be reached,
+    one line and exit status 1."""
+    environment.drop_kubernetes_service_env()
     try:
         status = cli.main(prog_name="embedding-proxy", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
-        sys.exit(EXIT_USAGE)
+        sys.exit(_EXIT_USAGE)
     except click.ClickException as error:
-        _exit_with(_said_where(error))
+        _exit_with(_located(error))
     except ConfigError as error:
         _exit_with(str(error))
     except Unreachable as error:
         _exit_with(str(error), _EXIT_UNREACHABLE)
     except click.Abort:
-        sys.exit(130)
+        sys.exit(_EXIT_INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _exit_with(message: str, status: int = EXIT_USAGE) -> None:
+def _exit_with(message: str, status: int = _EXIT_USAGE) -> None:
     click.echo(f"embedding-proxy: {message}", err=True)
     sys.exit(status)
 
 
-def _said_where(error: click.ClickException) -> str:
+def _located(error: click.ClickException) -> str:
     """The error in one line, naming the flag, variable or key that the bad value came from."""
     if isinstance(error, click.MissingParameter) and error.param is not None:
         variable = f", or {error.param.envvar} in the environment" if error.param.envvar else ""

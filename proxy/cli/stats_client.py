@@ -1,4 +1,4 @@
-"""Asks a running proxy for its status: the client of `proxy.admin.page`."""
+"""The client of `proxy.admin.page`: reads the status of a running proxy."""
 
 import asyncio
 import os
@@ -10,23 +10,23 @@ from aiohttp import ClientConnectorError, ClientError, ClientSession, ClientTime
 from proxy.admin.status import Status
 
 PERIOD_S = 2.0
-_PATIENCE_S = 5.0
+_TIMEOUT_S = 5.0
 
 
 class Unreachable(Exception):
-    """The proxy did not say how it is; the message is for people."""
+    """There is no status, and the message says why."""
 
 
 async def ask(session: ClientSession, admin_url: str) -> Status:
     """The status. Raises `Unreachable`."""
     url = admin_url.rstrip("/") + "/status.json"
     try:
-        async with session.get(url, allow_redirects=False, timeout=ClientTimeout(_PATIENCE_S)) as response:
+        async with session.get(url, allow_redirects=False, timeout=ClientTimeout(_TIMEOUT_S)) as response:
             body = await response.read()
     except TimeoutError as error:
-        raise Unreachable(f"no answer from {url} within {_PATIENCE_S:g} s") from error
+        raise Unreachable(f"no response from {url} within {_TIMEOUT_S:g} s") from error
     except (InvalidURL, NonHttpUrlClientError) as error:
-        raise Unreachable(f"{admin_url!r} is not an address; accepted: as http://127.0.0.1:9090") from error
+        raise Unreachable(f"{admin_url!r} is not a URL; accepted: as http://127.0.0.1:9090") from error
     except ClientError as error:
         raise Unreachable(
             f"can't reach the proxy at {url}: {_why(error)}; is it running, and is this its admin port (--admin-url)?"
@@ -35,14 +35,14 @@ async def ask(session: ClientSession, admin_url: str) -> Status:
         return msgspec.json.decode(body, type=Status)
     except msgspec.DecodeError as error:
         raise Unreachable(
-            f"{url} answered {response.status} and no status; is this the admin port of a proxy of this version?"
+            f"{url} returned {response.status} without a status; is this the admin port of a proxy of this version?"
         ) from error
 
 
 def _why(error: ClientError) -> str:
     if not isinstance(error, ClientConnectorError):
         return str(error) or type(error).__name__
-    # asyncio's own text for a refused connection is its address once more; below zero are the resolver's numbers.
+    # asyncio's own text for a refused connection repeats the address. The resolver's error numbers are below zero.
     return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error.strerror)
 
 
@@ -53,7 +53,7 @@ async def once(admin_url: str) -> Status:
 
 
 async def watch(admin_url: str) -> AsyncIterator[Status | Unreachable]:
-    """The status every `PERIOD_S`, or why there is none."""
+    """The status every `PERIOD_S`, or the reason why there is none."""
     async with ClientSession() as session:
         while True:
             try:

@@ -19,10 +19,10 @@ Row = Sequence[str]
 
 
 def render(status: Status) -> str:
-    """At most 80 columns, if no name is longer than others' are."""
+    """The screen, of at most 80 columns unless a store's URL or a circuit's name is long."""
     parts = [
         [f"embedding-proxy {status.version}, up {_lasting(status.uptime_s)}, {status.base_url}"]
-        + (["stopping: not ready, finishing what is under way"] if status.is_draining else []),
+        + (["stopping: not ready, finishing in-flight requests"] if status.is_draining else []),
         _totals(status),
         _latencies(status.recent),
         _models(status),
@@ -57,7 +57,7 @@ def _latencies(window: Window) -> list[str]:
 
 def _models(status: Status) -> list[str]:
     if not status.models:
-        return ["no model has answered yet"]
+        return ["no model has responded yet"]
     rows = [("model", "items", "from cache", "tokens saved")]
     for model in status.models[:_MODELS]:
         saved = f"{model.tokens.get('saved', 0):,}"
@@ -96,12 +96,12 @@ def _cut(name: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """A client chooses a model's name, which must not be able to say anything to the terminal."""
+    """Without control characters: clients choose the names of models, and the terminal would obey them."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _percent(share: float | None) -> str:
-    # Rounded down: 100 % is to mean all.
+    # Rounded down, so that 100 % means all.
     return _NONE if share is None else f"{int(share * 1000 + _ROUNDING) / 10:.1f} %"
 
 
@@ -115,7 +115,7 @@ def _took(seconds: float | None, of: Latency) -> str:
     at_least = ">= " if seconds >= of.limit_s else ""
     if seconds >= 1:
         return f"{at_least}{seconds:.1f} s"
-    # Two digits are all that an estimate is good for.
+    # An estimate has no more than two significant digits.
     return f"{at_least}{float(f'{seconds * 1000:.2g}'):g} ms"
 
 

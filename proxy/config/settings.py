@@ -10,17 +10,17 @@ from proxy.upstream.egress import DIRECT, Egress
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
-# Not an address: the demo listens on a socket of its own. It is part of every key, so the number in it changes when the
-# demo's vectors change, and old entries are not served beside new ones.
+# Not an address: the demo listens on a socket of its own. The URL is part of every key, so its number changes whenever
+# the demo's vectors change, and old entries are not served beside new ones.
 DEMO_BASE_URL = "http://demo-2.invalid/v1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SameModel:
-    """The operator's word that another upstream serves the same model, which is called ``model`` there."""
+    """The operator declares that another upstream serves the same model, under the name ``model``."""
 
     upstream: str
-    model: str | None = None  # None: by the same name
+    model: str | None = None  # None: the same name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +28,8 @@ class UpstreamSetting:
     name: str  # a provider's name, `demo`, or the URL's host
     base_url: str
     provider: Provider = GENERIC
-    key: str | None = field(default=None, repr=False)  # the proxy's own; None: the client's goes upstream
-    models: tuple[str, ...] = ()  # patterns of the models that are asked of it; none: all that nobody else has
+    key: str | None = field(default=None, repr=False)  # the proxy's own; None: the client's key goes upstream
+    models: tuple[str, ...] = ()  # patterns of the models routed to it; none: all models that no other upstream has
     same_model: tuple[SameModel, ...] = ()
     egress: Egress = DIRECT
 
@@ -39,14 +39,14 @@ class UpstreamSetting:
 
     @property
     def uses_tls(self) -> bool:
-        """Whether there is TLS anywhere on the way."""
+        """Whether any connection on the way to it uses TLS."""
         proxy = self.egress.proxy
         return self.base_url.startswith("https:") or (proxy is not None and proxy.url.startswith("https:"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSetting:
-    """One of: nothing (`memory:`), a ``path`` to a SQLite file, a ``url`` of one Redis or several."""
+    """One of: nothing (`memory:`), a ``path`` to a SQLite file, a ``url`` of one or more Redis servers."""
 
     path: Path | None = None
     url: str | None = field(default=None, repr=False)  # a password may be in it
@@ -59,41 +59,43 @@ class StoreSetting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
+    """The defaults of what operators set are in the table of options (`proxy.cli.options`)."""
+
     host: str
     port: int  # 0: any free one
     admin_host: str
     admin_port: int
-    upstream: UpstreamSetting  # for all that no other is for
+    upstream: UpstreamSetting  # the default: for all models that are not routed to another
     routed: tuple[UpstreamSetting, ...] = ()
     store: StoreSetting
     store_limit_bytes: int
+    store_budget_s: float = 0.05
     memory_bytes: int
     ttl_s: float | None  # None: for as long as there is room
-    max_body_bytes: int
+    shares_all: bool  # one scope for all validated credentials
+    revalidate_s: float
+    key_headers: frozenset[str]  # names in lower case
+    neutral_headers: frozenset[str]  # likewise
+    cors_origins: frozenset[str]  # as browsers send them, or just "*"; none: the upstream decides
+    client_keys: Path | None  # None: any client that can connect is served
+    record_key: bytes | None = field(default=None, repr=False)
+    prices: Mapping[str, float] = field(default_factory=dict)  # per million tokens, by patterns of model names
     reports_full_usage: bool
-    log_format: str  # console or json
     batch_window_s: float
-    max_batch_items: int | None  # None: what the provider documents
+    max_batch_items: int | None  # None: the provider's limit
+    max_body_bytes: int
     max_queued_items: int
     max_held_bytes: int
+    max_connections: int
     upstream_concurrency: int
     upstream_connect_timeout_s: float
     upstream_read_timeout_s: float
     upstream_timeout_s: float
     drain_delay_s: float
     shutdown_timeout_s: float
-    shares_all: bool = False  # one scope for all validated credentials
-    revalidate_s: float = 600.0
-    key_headers: frozenset[str] = frozenset()  # names in lower case
-    neutral_headers: frozenset[str] = frozenset()  # likewise
-    cors_origins: frozenset[str] = frozenset()  # as browsers send them, or just "*"; none: the upstream decides
-    client_keys: Path | None = None  # None: whoever can connect may ask
-    record_key: bytes | None = field(default=None, repr=False)
-    logs_requests: bool = True
-    traces: str = "off"  # or otlp
-    prices: Mapping[str, float] = field(default_factory=dict)  # per million tokens, by patterns of model names
-    max_connections: int = 10_000
-    store_budget_s: float = 0.05
+    log_format: str  # console or json
+    logs_requests: bool
+    traces: str  # off or otlp
 
     @property
     def owns_key(self) -> bool:
@@ -105,5 +107,5 @@ class Settings:
 
     @property
     def has_files(self) -> bool:
-        """Whether there is anything to read again on SIGHUP."""
+        """Whether there are files to reload on SIGHUP."""
         return self.client_keys is not None or any(own.egress.has_files for own in self.upstreams)

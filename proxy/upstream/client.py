@@ -24,6 +24,7 @@ from aiohttp import (
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.errors import Overloaded, ProxyError, UpstreamUnreachable
+from proxy.protocol import embedding_response
 from proxy.protocol.embedding_response import InvalidEmbeddingResponse
 from proxy.protocol.headers import reason_phrase
 from proxy.telemetry.metrics import Metrics

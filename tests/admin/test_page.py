@@ -155,9 +155,9 @@ def test_stats_of_no_proxy(tmp_path: Path) -> None:
             f"http://127.0.0.1:{port}",
             f"can't reach the proxy at http://127.0.0.1:{port}/status.json: Connection refused; ",
         ),
-        ("file:///etc/passwd", "'file:///etc/passwd' is not an address; accepted: as http://127.0.0.1:9090"),
-        ("127.0.0.1:9090", "'127.0.0.1:9090' is not an address; accepted: as http://127.0.0.1:9090"),
-        (process.base_url, f"{process.base_url}/status.json answered 404 and no status; "),
+        ("file:///etc/passwd", "'file:///etc/passwd' is not a URL; accepted: as http://127.0.0.1:9090"),
+        ("127.0.0.1:9090", "'127.0.0.1:9090' is not a URL; accepted: as http://127.0.0.1:9090"),
+        (process.base_url, f"{process.base_url}/status.json returned 404 without a status; "),
     ):
         run = stats("--admin-url", url)
         assert (run.returncode, run.stdout, run.stderr.count("\n")) == (1, "", 1)

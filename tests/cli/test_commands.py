@@ -23,9 +23,10 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Settings]:
     """Catches the settings that would have been served."""
     caught: list[Settings] = []
 
-    async def serve(settings: Settings, *, announce: Any, write_log: Any) -> None:
+    async def serve(settings: Settings, *, announce: Any, write_log: Any, bound: None, parent: None) -> None:
         assert callable(announce)
         assert callable(write_log)
+        assert bound is parent is None
         caught.append(settings)
 
     monkeypatch.setattr(process_run, "serve", serve)
@@ -54,13 +55,22 @@ def test_defaults(served: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_p
             store_limit_bytes=10 * 1024**3,
             memory_bytes=512 * 1024**2,
             ttl_s=None,
+            shares_all=False,
+            revalidate_s=600.0,
+            key_headers=frozenset(),
+            neutral_headers=frozenset(),
+            cors_origins=frozenset(),
+            client_keys=None,
             max_body_bytes=64 * 1024**2,
             reports_full_usage=False,
             log_format="console",
+            logs_requests=True,
+            traces="off",
             batch_window_s=0.01,
             max_batch_items=None,
             max_queued_items=100_000,
             max_held_bytes=1024**3,
+            max_connections=10_000,
             upstream_concurrency=64,
             upstream_connect_timeout_s=10.0,
             upstream_read_timeout_s=600.0,

@@ -13,6 +13,7 @@ from unittest.mock import patch
 import yaml
 
 from proxy.cli import commands, serve
+from proxy.cli.environment import forbid_unknown_variables
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -131,7 +132,7 @@ def settings(environment: Mapping[str, str], arguments: Sequence[str] = ()) -> d
     """What the command makes of variables and flags. Raises what it raises for those that it does not know."""
     with patch.dict(os.environ, environment, clear=True):
         context = serve.serve_command.make_context("serve", list(arguments))
-        serve.forbid_unknown_variables(context)
+        forbid_unknown_variables(known_variables())
     return context.params
 
 

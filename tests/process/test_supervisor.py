@@ -377,7 +377,7 @@ async def test_a_hangup_without_client_keys_ends_nothing(
         assert await ask(session, process) == 200
         status, log = await asyncio.to_thread(process.stop, signal.SIGTERM)
         assert status == 0
-        assert "SIGHUP: there are no client keys to read again" in log
+        assert "SIGHUP: no client keys or certificates to reload" in log
 
 
 # --- adding up
