@@ -360,7 +360,7 @@ def _max_connections(wanted: int) -> int:
 def _make_server(dispatcher: Dispatcher, bodies: BodyReader, max_connections: int) -> Server:
     return Server(
         dispatcher.handle,
-        repeats=dispatcher,
+        bytes_handler=dispatcher,
         max_connections=max_connections,
         reserve=bodies.hold,
         access_log=None,
