@@ -14,7 +14,7 @@ from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.responses import detail_of, finish_head, head_of_hit
 from proxy.embeddings.route import CLIENT_LEFT, EmbeddingsRoute, Progress, status_of_error
 from proxy.errors import InvalidRequest, OriginNotAllowed, ProxyError, RequestTimeout
-from proxy.http.server import Connection
+from proxy.http.connection import Connection
 from proxy.passthrough.relay import is_websocket, relay, relay_websocket
 from proxy.protocol import headers
 from proxy.protocol.cors import is_preflight, origin_of
@@ -85,7 +85,7 @@ class Dispatcher:
                 response.force_close()
         return response
 
-    def answer_whole(self, sent: bytes, connection: Connection) -> Sequence[bytes] | None:
+    def handle_bytes(self, sent: bytes, connection: Connection) -> Sequence[bytes] | None:
         """The answer to a request that came before to the byte and needs nothing but memory; None: it must be read.
 
         Counted, logged and traced as that of any other.
@@ -113,7 +113,7 @@ class Dispatcher:
         head = head_of_hit(body, saved_tokens, progress.request_id, detail=detail, cors=cors)
         return head, body
 
-    def begins(self, sent: bytes) -> bool:
+    def knows_head(self, sent: bytes) -> bool:
         """Whether these bytes are the head of a request that `answer_whole` may know, and whose body is yet to come."""
         return self._repeats.begins(sent)
 

@@ -35,7 +35,7 @@ async def open_data_port(
     require_supported_client()
     server = Server(
         path.dispatcher.handle,
-        repeats=path.dispatcher,
+        bytes_handler=path.dispatcher,
         max_connections=_max_connections(settings.max_connections),
         reserve=path.bodies.hold,
         access_log=None,

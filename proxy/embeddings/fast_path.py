@@ -15,7 +15,8 @@ from proxy.cache.cache import Cache
 from proxy.cache.memory import Entry
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.embeddings.responses import ResponseBuilder
-from proxy.http.server import HEAD_END, MAX_WHOLE_BYTES, Connection, head_of
+from proxy.http.connection import Connection
+from proxy.http.recorder import HEAD_END, MAX_WHOLE_BYTES, head_of
 from proxy.protocol.identities import Identity
 from proxy.telemetry.metrics import Metrics
 

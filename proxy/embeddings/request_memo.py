@@ -8,7 +8,7 @@ from moka_py import Moka
 
 from proxy.access.validations import CredentialId, CredentialScope
 from proxy.budget import Tenant
-from proxy.http.server import head_of
+from proxy.http.recorder import head_of
 from proxy.protocol.embedding_request import Encoding
 from proxy.protocol.identities import Identity
 from proxy.protocol.keys import pack

@@ -27,7 +27,7 @@ from proxy.errors import CredentialRefused, KeyRefused, NotCached, ProxyError
 from proxy.fetch.fetcher import NOTHING, Failure, Fetcher, FetchRequest, FetchResult
 from proxy.fetch.outcomes import Blame, ErrorResponse, InvalidResponse, blame, in_own_words, is_success, status_of
 from proxy.http.bodies import BodyReader, BodyReservation
-from proxy.http.server import Connection
+from proxy.http.connection import Connection
 from proxy.http.streamed import Streamed
 from proxy.passthrough.relay import relay
 from proxy.protocol import embedding_request, headers, keys, tokens

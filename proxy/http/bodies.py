@@ -10,7 +10,7 @@ from aiohttp.web import BaseRequest, RequestPayloadError
 
 from proxy.budget import Budget, Tenant
 from proxy.errors import BodyTooComplex, BodyTooLarge, InvalidRequest
-from proxy.http.server import paced
+from proxy.http.pacing import paced
 from proxy.protocol.embedding_request import Bypass
 from proxy.protocol.structure import MAX_MEMBERS, MAX_VALUES, Structure
 from proxy.telemetry.metrics import Metrics

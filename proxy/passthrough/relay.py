@@ -12,7 +12,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from proxy.access.validations import CREDENTIAL_REFUSALS
 from proxy.errors import KeyRefused, UpstreamUnreachable
 from proxy.http.bodies import answer_expect
-from proxy.http.server import Connection, paced
+from proxy.http.connection import Connection
+from proxy.http.pacing import paced
 from proxy.passthrough import tunnel
 from proxy.protocol import headers
 from proxy.protocol.headers import Headers

@@ -12,7 +12,8 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import StreamWriter
 from aiohttp.web import BaseRequest, StreamResponse
 
-from proxy.http.server import Connection, shut_down
+from proxy.http.connection import Connection
+from proxy.http.lingering import shut_down
 from proxy.passthrough.frames import Frames, close_frame
 
 # What one direction holds beyond the transports' own buffers: reading pauses at twice this.

@@ -18,8 +18,9 @@ from proxy.config.settings import UpstreamSetting
 from proxy.embeddings import request_memo
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.route import EmbeddingsRoute, Progress
-from proxy.http import server
-from proxy.http.server import Connection, Server
+from proxy.http import timeouts
+from proxy.http.connection import Connection
+from proxy.http.server import Server
 from tests.conftest import StartProxy
 from tests.embeddings.test_request_memo import counters
 from tests.support.client import KEY, Client
@@ -415,25 +416,25 @@ class Knows:
     def __init__(self) -> None:
         self.count = 0
 
-    def answer_whole(self, sent: bytes, _: Connection) -> Sequence[bytes] | None:
+    def handle_bytes(self, sent: bytes, _: Connection) -> Sequence[bytes] | None:
         answer = KNOWN.get(sent)
         self.count += answer is not None
         return None if answer is None else (answer[:10], answer[10:])
 
-    def begins(self, sent: bytes) -> bool:
+    def knows_head(self, sent: bytes) -> bool:
         return sent in HEADS
 
 
 class EchoSite:
     """A server that says what was asked of it."""
 
-    def __init__(self, repeats: Knows) -> None:
+    def __init__(self, bytes_handler: Knows | None) -> None:
         self.time = 0.0
         self.gate = asyncio.Event()
         self.gate.set()
         self.seen: list[str] = []
         self.server = Server(
-            self._handle, max_connections=10, repeats=repeats, clock=lambda: self.time, access_log=None,
+            self._handle, max_connections=10, bytes_handler=bytes_handler, clock=lambda: self.time, access_log=None,
             handler_cancellation=True,
         )  # fmt: skip
 
@@ -443,9 +444,9 @@ class EchoSite:
         return web.Response(body=b"%b %b" % (request.path.encode(), await request.read()))
 
     @property
-    def connection(self) -> server.Connection:
+    def connection(self) -> Connection:
         connection = self.server.connections[-1]
-        assert isinstance(connection, server.Connection)
+        assert isinstance(connection, Connection)
         return connection
 
     @asynccontextmanager
@@ -496,9 +497,7 @@ def test_wherever_a_stream_is_cut_the_answers_are_those_of_the_parser_alone(
     ends = sorted({0, len(stream), *places})
 
     async def run(*, in_pieces: bool) -> list[bytes]:
-        site = EchoSite(Knows())
-        if not in_pieces:
-            site.server.repeats = None
+        site = EchoSite(Knows() if in_pieces else None)
         async with site.line() as line:
             if in_pieces:
                 for start, end in pairwise(ends):
@@ -573,7 +572,7 @@ async def test_each_repeat_lets_the_connection_idle_anew(site: EchoSite, knows: 
         for _ in range(4):
             await site.give(post(1))
             await line.answer()
-            site.time += server._IDLE_TIMEOUT_S
+            site.time += timeouts.IDLE_TIMEOUT_S
             site.server.sweep()
             assert site.connection.transport is not None
         site.time += 1
@@ -595,7 +594,7 @@ async def test_a_large_request_is_not_kept(site: EchoSite) -> None:
         site.gate.clear()
         await site.give(b"POST /large HTTP/1.1\r\nHost: h\r\nContent-Length: 200000\r\n\r\n" + b"x" * 100_000)
         await site.give(b"x" * 100_000)
-        assert len(site.connection._start) < 100
+        assert len(site.connection._recorder._recorded) < 100
         site.gate.set()
         await line.answer()
         await site.give(post(1))

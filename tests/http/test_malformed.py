@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from proxy.http import malformed
-from proxy.http.server import Connection
+from proxy.http.connection import Connection
 from tests.e2e.test_no_leaks import BEARER, KEY, TEXT, canaries_in, nothing_is_seen
 from tests.support.client import Client, raw
 from tests.support.gate import Gate

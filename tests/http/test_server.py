@@ -11,15 +11,18 @@ import pytest
 from aiohttp import http_parser, web
 
 from proxy.errors import ConfigError, RequestTimeout
-from proxy.http import server as http_server
+from proxy.http import limited_connection, lingering, pacing
 from proxy.http.aiohttp_seam import require_strict_parser
-from proxy.http.server import paced
+from proxy.http.connection import Connection
+from proxy.http.pacing import paced
+from proxy.http.timeouts import HEAD_TIMEOUT_S as HEAD_S
+from proxy.http.timeouts import IDLE_TIMEOUT_S as IDLE_S
+from proxy.http.timeouts import LINGER_S
 from tests.conftest import StartProxy
 from tests.support.client import Client
 from tests.support.scripted import ScriptedUpstream
 from tests.support.site import Heard, Site, Streams, until
 
-HEAD_S, IDLE_S, LINGER_S = http_server._HEAD_TIMEOUT_S, http_server._IDLE_TIMEOUT_S, http_server._LINGER_S
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -166,6 +169,11 @@ async def test_who_says_nothing_makes_room_for_others(site: Site) -> None:
 BAD = b"GET / HTTP/1.1\r\nHost: x\r\nX-A: \x01\r\n\r\n"
 
 
+def discarded_bytes(connection: Connection) -> int:
+    assert connection._lingering is not None
+    return connection._lingering.discarded_bytes
+
+
 @pytest.fixture
 async def broken(site: Site) -> Streams:
     """A connection that was answered 400 and lingers."""
@@ -201,9 +209,9 @@ async def test_lingering_ends(site: Site, broken: Streams) -> None:
 
 
 async def test_a_client_that_sends_without_end_is_not_lingered_for(site: Site, broken: Streams) -> None:
-    broken[1].write(b"x" * http_server._LINGER_BYTES)
+    broken[1].write(b"x" * lingering._MAX_DISCARDED_BYTES)
     heard = site.connection
-    await until(lambda: heard._discarded == http_server._LINGER_BYTES)
+    await until(lambda: discarded_bytes(heard) == lingering._MAX_DISCARDED_BYTES)
     assert site.server.connections
     broken[1].write(b"x")
     await until(lambda: not site.server.connections)
@@ -212,13 +220,13 @@ async def test_a_client_that_sends_without_end_is_not_lingered_for(site: Site, b
 async def test_nothing_sent_while_lingering_is_answered(site: Site, broken: Streams) -> None:
     reader, writer = broken
     writer.write(GET)
-    await until(lambda: site.connection._discarded == len(GET))
+    await until(lambda: discarded_bytes(site.connection) == len(GET))
     site.pass_time(LINGER_S + 0.1)
     assert await reader.read() == b""
 
 
 async def test_far_too_many_connections_are_closed_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "_MAX_EXCESS", 1)
+    monkeypatch.setattr(limited_connection, "_MAX_EXCESS", 1)
     for _ in range(4):
         await site.connect()
     assert len(site.server.connections) == 4  # one of which lingers
@@ -278,7 +286,7 @@ async def test_a_body_that_drips_is_a_timeout() -> None:
 
     with pytest.raises(RequestTimeout):
         await drip()
-    assert body.time <= http_server._BODY_GRACE_S + 1
+    assert body.time <= pacing._BODY_GRACE_S + 1
 
 
 async def test_a_slow_but_steady_body_is_read() -> None:
@@ -298,14 +306,14 @@ async def test_what_is_done_with_a_chunk_takes_no_time_of_the_clients() -> None:
 
 @pytest.fixture
 def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "_BODY_GRACE_S", 0.0)
+    monkeypatch.setattr(pacing, "_BODY_GRACE_S", 0.0)
 
 
 async def test_a_fast_start_earns_no_silence_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     body = Body()
-    monkeypatch.setattr(http_server, "_BODY_SILENCE_S", 10.0)
+    monkeypatch.setattr(pacing, "_BODY_SILENCE_S", 10.0)
     assert len(await body.next(10_000_000, after_s=0.0)) == 10_000_000
-    monkeypatch.setattr(http_server, "_BODY_SILENCE_S", 0.0)
+    monkeypatch.setattr(pacing, "_BODY_SILENCE_S", 0.0)
     with pytest.raises(RequestTimeout):
         await anext(body.chunks)
 

@@ -8,7 +8,8 @@ import pytest
 from aiohttp import web
 
 from proxy.http import liveness
-from proxy.http.server import _IDLE_TIMEOUT_S, Connection
+from proxy.http.connection import Connection
+from proxy.http.timeouts import IDLE_TIMEOUT_S
 from tests.support.site import Site, until
 
 UNREAD_S = liveness._UNREAD_TIMEOUT_S
@@ -91,7 +92,7 @@ async def test_who_stops_reading_is_cut_off_though_it_read_for_longer_than_an_id
     connection = await slow.ask(site)
     for _ in range(5):
         await slow.read_some(connection)
-        site.pass_time(_IDLE_TIMEOUT_S / 3)
+        site.pass_time(IDLE_TIMEOUT_S / 3)
     site.pass_time(UNREAD_S)
     assert site.server.connections
     site.pass_time(0.1)
@@ -112,14 +113,14 @@ async def test_a_response_that_is_read_slowly_arrives_in_full(site: Site, slow: 
 
     site.handler = streamed
     connection = await slow.ask(site)
-    await until(lambda: not connection._is_busy)
+    await until(lambda: not connection.is_busy)
     for _ in range(5):
         await slow.read_some(connection)
         site.pass_time(UNREAD_S - 1)
     while slow.xs < SIZE:
         await slow.read(1024 * 1024)
     await until(lambda: connection._transport is None or not waiting(connection))
-    site.pass_time(_IDLE_TIMEOUT_S)
+    site.pass_time(IDLE_TIMEOUT_S)
     assert bool(site.server.connections) is not is_last, "it may have another request"
 
 
@@ -175,7 +176,7 @@ async def test_an_unread_response_holds_up_the_end_no_longer_than_any_time(site:
     connection = await slow.ask(site)
     for _ in range(5):
         await slow.read_some(connection)
-        site.pass_time(_IDLE_TIMEOUT_S / 3)
+        site.pass_time(IDLE_TIMEOUT_S / 3)
     stopping = asyncio.create_task(site.stop(shutdown_timeout_s=3600.0))
     await until(lambda: connection._is_retired)
     site.pass_time(UNREAD_S + 0.1)

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiohttp import web
 
-from proxy.http import server
+from proxy.http.connection import Connection
 from proxy.http.server import Server
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -45,10 +45,10 @@ class Site:
         return reader, writer
 
     @property
-    def connection(self) -> server.Connection:
+    def connection(self) -> Connection:
         """The last one made."""
         connection = self.server.connections[-1]
-        assert isinstance(connection, server.Connection)
+        assert isinstance(connection, Connection)
         return connection
 
     def pass_time(self, seconds: float) -> None:
@@ -75,7 +75,7 @@ class Site:
 class Heard:
     """Counts what a connection has been given."""
 
-    def __init__(self, connection: server.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.bytes = 0
         transport = connection.transport
         assert transport is not None
@@ -83,7 +83,7 @@ class Heard:
 
 
 class _Counting(asyncio.Protocol):
-    def __init__(self, heard: Heard, connection: server.Connection) -> None:
+    def __init__(self, heard: Heard, connection: Connection) -> None:
         self._heard, self._connection = heard, connection
 
     def data_received(self, data: bytes) -> None:

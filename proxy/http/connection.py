@@ -1,0 +1,194 @@
+"""The requests of one client's connection: which bytes go to the parser, and where one request ends."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
+
+from proxy.errors import ProxyError
+from proxy.http import malformed
+from proxy.http.error_responses import error_response
+from proxy.http.limited_connection import ConnectionContext, LimitedConnection
+from proxy.http.liveness import HalfClosed
+from proxy.http.recorder import RequestRecorder
+
+_log = logging.getLogger(__name__)
+
+
+class BytesHandler(Protocol):
+    """Responds to requests by their raw bytes."""
+
+    def handle_bytes(self, sent: bytes, connection: "Connection") -> Sequence[bytes] | None:
+        """The response to a request of exactly these bytes; None: it must be parsed. Sets the connection's tenant."""
+        ...
+
+    def knows_head(self, sent: bytes) -> bool:
+        """Whether these bytes are the head of a request that `handle_bytes` may respond to once its body is here."""
+        ...
+
+
+class Tunnel(Protocol):
+    """Takes over a connection that is upgraded. aiohttp calls it like its own parser of WebSockets."""
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """Bytes from the client. Returns what aiohttp's parsers return: not at the end, nothing left over."""
+        ...
+
+    def feed_eof(self) -> None:
+        """The client has closed its side."""
+        ...
+
+    def go_away(self) -> None:
+        """The connection is about to be closed, or is lost."""
+        ...
+
+
+class Connection(LimitedConnection):
+    """A connection whose bytes may be responded to before they are parsed.
+
+    At a request boundary, while no response is due, bytes go to the `BytesHandler` first. It responds to a complete
+    request only if the parser has seen the same bytes before and found their end there. Clients send head and body in
+    two packets, so a known head waits for the next bytes, or for the next sweep. Why this is safe:
+    docs/adr/0003-bytes-before-the-parser.md.
+    """
+
+    __slots__ = ("_bytes_handler", "_is_last", "_pending_head", "_recorder", "_tunnel")
+
+    def __init__(
+        self, server: web.Server, context: ConnectionContext, bytes_handler: BytesHandler | None, **options: Any
+    ) -> None:
+        super().__init__(server, context, **options)
+        self._bytes_handler = bytes_handler
+        self._recorder = RequestRecorder()
+        self._pending_head = b""  # a head that the parser has not got yet
+        self._is_last = False  # the next response is the last one: what follows can't be parsed
+        self._tunnel: Tunnel | None = None
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingering is not None:
+            self._discard(self._lingering, data)
+            return
+        if self._tunnel is not None:
+            self._tunnel.feed_data(data)
+            return
+        handler = self._bytes_handler
+        if handler is not None and self._recorder.at_boundary and self.is_idle:
+            if (response := handler.handle_bytes(self._pending_head + data, self)) is not None:
+                self._pending_head = b""
+                self._timer.request_ended(self._now())
+                if self.transport is not None:
+                    self.transport.writelines(response)
+                return
+            if not self._pending_head and handler.knows_head(data):
+                self._time_head(data)
+                self._pending_head = data
+                return
+        if self._pending_head:
+            self.parse_pending()
+        self._parse(data)
+
+    def parse_pending(self) -> None:
+        """Pass the pending head to the parser separately: on an error, the parser drops all bytes of the same call."""
+        if self._pending_head:
+            head, self._pending_head = self._pending_head, b""
+            self._parse(head)
+
+    def _parse(self, data: bytes) -> None:
+        if data:  # aiohttp resumes a paused parser without any
+            self._recorder.feed(data)
+            if self._request is None:
+                self._time_head(data)
+        super().data_received(data)
+        if self._request is not None:
+            self._break_body(self._request)
+
+    def _time_head(self, data: bytes) -> None:
+        # Some clients send an empty line after a body (RFC 9112 §2.2).
+        if not self._timer.awaits_head and data.strip(b"\r\n"):
+            self._timer.head_began(self._now())
+
+    def _break_body(self, request: web.BaseRequest) -> None:
+        """Fail the body of the current request if the parser failed in it: the rest can't arrive. aiohttp queues the
+        error after the request, and its handler would wait for the rest."""
+        if not request.content.is_eof() and self.has_queued_error:
+            self._is_last = True
+            request.content.set_exception(RequestPayloadError())
+
+    def began(self, request: web.BaseRequest) -> None:
+        """The parser has the head of a request, and its handler is about to be called."""
+        self._timer.awaits_head, self._request, self._content = False, request, request.content
+        if self._half_closed is not None:
+            self._probe()
+        self._break_body(request)
+
+    def whole(self, request: web.BaseRequest) -> bytes | None:
+        """The current request as it was sent, if it is short and nothing was received after it."""
+        return self._recorder.whole(self._body_bytes(request))
+
+    def _body_bytes(self, request: web.BaseRequest) -> int | None:
+        if self.is_upgraded or "Transfer-Encoding" in request.headers:
+            return None
+        return request.content_length or 0
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        if self._is_last or self._is_retired or (self._half_closed is not None and not self.has_queued_requests):
+            resp.force_close()
+        try:
+            resp, is_reset = await super().finish_response(request, resp, start_time)
+            if self._is_last and not is_reset:
+                await self._linger()
+        finally:
+            self._request = None
+            self._timer.request_ended(self._now())
+            self._recorder.end(self._body_bytes(request))
+        return resp, is_reset
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The response to what could not be parsed, or to a handler that failed. aiohttp's own quotes the request."""
+        if request.writer.output_size:
+            raise ConnectionError  # part of a response has been sent
+        self._is_last = True
+        if isinstance(exc, HttpProcessingError):
+            error = malformed.error_of(exc)
+        else:
+            _log.error("unexpected error outside the request handler: %s", type(exc).__name__)
+            error = ProxyError("Internal error; see the proxy log.")
+        response = error_response(error)
+        response.force_close()
+        return response
+
+    def take_over(self, tunnel: Tunnel) -> None:
+        """From now on ``tunnel`` gets what the client sends, and what it has sent after the request."""
+        self._tunnel, self._is_last = tunnel, True
+        self.set_parser(tunnel)  # type: ignore[arg-type] # of which it calls what `Tunnel` has
+        if self._half_closed is not None:
+            tunnel.feed_eof()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override] # as in the base
+        """The client has closed its side. Returns whether the connection stays open for responses."""
+        if self._tunnel is None or self._lingering is not None:
+            return super().eof_received()
+        self._half_closed = HalfClosed(self._now())
+        self._tunnel.feed_eof()
+        return True
+
+    def has_client_left(self, transport: asyncio.Transport, now: float) -> bool:
+        """A tunnel finds out by itself."""
+        return self._tunnel is None and super().has_client_left(transport, now)
+
+    def force_close(self) -> None:
+        if self._tunnel is not None:
+            self._tunnel.go_away()
+        super().force_close()
