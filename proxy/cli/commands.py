@@ -18,7 +18,8 @@ from proxy.cli.serve import EXIT_USAGE, serve_command
 from proxy.cli.stats_client import Unreachable
 from proxy.errors import ConfigError
 from proxy.process import run
-from proxy.protocol.providers import GENERIC, InputFormat, Provider
+from proxy.protocol.provider import InputFormat, Provider
+from proxy.protocol.providers import GENERIC
 
 _EXIT_UNREACHABLE = 1
 

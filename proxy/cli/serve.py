@@ -30,7 +30,7 @@ from proxy.errors import ConfigError
 from proxy.http.listeners import Listeners, Sockets
 from proxy.process import run
 from proxy.process.supervisor import REFUSED, Supervisor
-from proxy.protocol.providers import Provider
+from proxy.protocol.provider import Provider
 from proxy.telemetry import log
 from proxy.upstream.egress import Egress, parse_proxy
 

@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 
 from proxy.protocol import targets
-from proxy.protocol.providers import GENERIC, Provider
+from proxy.protocol.provider import Provider
+from proxy.protocol.providers import GENERIC
 
 _BASE = re.compile(r"(https?://[^/?#]+)(.*)")
 # What follows, in a base URL, the part below which Azure's routes are.

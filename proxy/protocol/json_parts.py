@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from proxy.protocol import structure
+from proxy.protocol import json_structure
 
 LARGE_BYTES = 1024 * 1024
 _MAX_PART_S = 0.05
@@ -53,10 +53,10 @@ def elements(array: Raw, *, max_elements: int) -> Iterator[Any] | None:
     if match is None:
         return None
     if match[1] == b'"':
-        is_too_long = structure.of(view).values > max_elements  # each but the first has a comma before it
+        is_too_long = json_structure.of(view).values > max_elements  # each but the first has a comma before it
     else:
         containers = max_elements * (_CONTAINERS_OF_AN_OBJECT if match[1] == b"{" else 1)
-        is_too_long = structure.has_more_containers(view, containers + 1)
+        is_too_long = json_structure.has_more_containers(view, containers + 1)
     if is_too_long:
         raise JSONParseError("too-many-items")
     return map(value, _ELEMENTS.decode(array))
@@ -65,7 +65,7 @@ def elements(array: Raw, *, max_elements: int) -> Iterator[Any] | None:
 def value(part: Raw) -> Any:
     """Parse a part. Raises `JSONParseError`."""
     view = memoryview(part)
-    if len(view) > LARGE_BYTES and structure.of(view).parse_s > _MAX_PART_S:
+    if len(view) > LARGE_BYTES and json_structure.of(view).parse_s > _MAX_PART_S:
         raise JSONParseError("too-complex")
     try:
         return orjson.loads(view)
