@@ -7,7 +7,7 @@ relayed, and the answer is the upstream's.
 from typing import Any
 
 from proxy import __version__
-from proxy.protocol.providers import InputFormat, Provider
+from proxy.protocol.provider import InputFormat, Provider
 
 _TEXT = {"type": "string", "minLength": 1}
 _TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}

@@ -9,9 +9,8 @@ from enum import Enum
 from moka_py import Moka
 
 from proxy.protocol import vectors
-from proxy.protocol.embedding_request import Encoding
 from proxy.protocol.records import Record
-from proxy.protocol.vectors import DType, Vector
+from proxy.protocol.vectors import DType, Encoding, Vector
 
 # An entry's Python objects, its key and its place in the cache: measured with tracemalloc and RSS, rounded up.
 _OVERHEAD_BYTES = 600

@@ -8,7 +8,8 @@ from proxy import __version__
 from proxy.config.settings import Settings, UpstreamSetting
 from proxy.config.upstream_urls import usual_path
 from proxy.protocol.hosts import LOOPBACK_HOSTS, UNIX_PREFIX
-from proxy.protocol.providers import PROVIDERS, InputFormat
+from proxy.protocol.provider import InputFormat
+from proxy.protocol.providers import PROVIDERS
 from proxy.upstream import base_urls
 
 _HELLO = "hello, world"

@@ -20,7 +20,8 @@ from proxy.cli.stats_client import Unreachable
 from proxy.config.suggestion import suggestion
 from proxy.errors import ConfigError
 from proxy.process import run
-from proxy.protocol.providers import GENERIC, InputFormat, Provider
+from proxy.protocol.provider import InputFormat, Provider
+from proxy.protocol.providers import GENERIC
 
 _EXIT_UNREACHABLE = 1
 _EXIT_USAGE = 2

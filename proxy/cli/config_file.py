@@ -12,7 +12,7 @@ from proxy.cli.option import Option
 from proxy.config.price_table import parse_prices
 from proxy.config.provider_tables import parse_providers
 from proxy.config.suggestion import suggestion
-from proxy.protocol.providers import Provider
+from proxy.protocol.provider import Provider
 
 _TABLES = {"upstream": list, "providers": dict, "prices": dict}
 _ACCEPTED = {

@@ -14,7 +14,7 @@ from proxy.config.suggestion import suggestion
 from proxy.config.upstream_tables import parse_upstreams
 from proxy.config.upstream_urls import parse_upstream
 from proxy.errors import ConfigError
-from proxy.protocol.providers import Provider
+from proxy.protocol.provider import Provider
 from proxy.upstream.egress import Egress
 
 

@@ -3,7 +3,7 @@
 import re
 
 from proxy.errors import ConfigError
-from proxy.protocol import header_fields
+from proxy.protocol import header_kinds
 
 _HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 §5.6.2
 
@@ -21,6 +21,6 @@ def parse_neutral_headers(text: str) -> frozenset[str]:
     """``X-Session, X-Plan`` as names in lower case. Raises `ConfigError`, also for a field that can't be neutral."""
     names = parse_header_names(text)
     for name in sorted(names):
-        if (why := header_fields.why_not_neutral(name)) is not None:
+        if (why := header_kinds.why_not_neutral(name)) is not None:
             raise ConfigError(f"{name!r} {why}")
     return names

@@ -11,7 +11,8 @@ from proxy.config.suggestion import suggestion
 from proxy.config.tables import Name, NonEmpty, Output, read_table
 from proxy.config.upstream_urls import parse_upstream
 from proxy.errors import ConfigError
-from proxy.protocol.providers import GENERIC, PROVIDERS, InputFormat, Limits, Provider
+from proxy.protocol.provider import InputFormat, Limits, Provider
+from proxy.protocol.providers import GENERIC, PROVIDERS
 
 _Field = Annotated[str, Meta(min_length=1, max_length=128)]
 _Fields = Annotated[list[_Field], Meta(max_length=256)]

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from proxy.protocol.providers import GENERIC, Provider
+from proxy.protocol.provider import Provider
+from proxy.protocol.providers import GENERIC
 from proxy.upstream import base_urls
 from proxy.upstream.egress import DIRECT, Egress
 

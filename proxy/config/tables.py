@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from proxy.errors import ConfigError
-from proxy.protocol.providers import InputFormat
+from proxy.protocol.provider import InputFormat
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 NonEmpty = Annotated[str, Meta(min_length=1)]

@@ -13,7 +13,8 @@ from proxy.config.suggestion import suggestion
 from proxy.config.tables import Name, NonEmpty, read_table
 from proxy.config.upstream_urls import parse_upstream
 from proxy.errors import ConfigError
-from proxy.protocol.providers import GENERIC, Provider
+from proxy.protocol.provider import Provider
+from proxy.protocol.providers import GENERIC
 from proxy.upstream.egress import DIRECT, Egress, parse_proxy
 
 

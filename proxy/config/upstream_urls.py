@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from proxy.config.settings import DEMO_BASE_URL, UpstreamSetting
 from proxy.config.suggestion import closest_match
 from proxy.errors import ConfigError
-from proxy.protocol.providers import GENERIC, PROVIDERS, Provider
+from proxy.protocol.provider import Provider
+from proxy.protocol.providers import GENERIC, PROVIDERS
 from proxy.upstream import base_urls
 
 

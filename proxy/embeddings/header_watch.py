@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from proxy.protocol.header_fields import why_not_neutral
+from proxy.protocol.header_kinds import why_not_neutral
 from proxy.protocol.identities import Identity
 
 # So many values of one field without a hit between them are no coincidence.

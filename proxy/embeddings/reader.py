@@ -9,8 +9,9 @@ from aiohttp.web import BaseRequest
 
 from proxy.access.admission import Access
 from proxy.http.bodies import Body, BodyReader, BodyReservation
-from proxy.protocol import embedding_request, keys, query
-from proxy.protocol.embedding_request import Bypass, EmbeddingRequest
+from proxy.protocol import embedding_request, keys, query, request_body
+from proxy.protocol.bypass import Bypass
+from proxy.protocol.embedding_request import EmbeddingRequest
 from proxy.protocol.identities import Identity
 from proxy.protocol.targets import parse_path_model
 from proxy.upstream.router import Origin, Router
@@ -113,9 +114,9 @@ class Reader:
         fields: dict[str, Any] = {}
         origin = None
         try:
-            fields = embedding_request.parse_object(body)
+            fields = request_body.parse_object(body)
             named = parse_path_model(request.raw_path)
-            model = embedding_request.model_of(fields) or (named.name if named else None)
+            model = request_body.model_of(fields) or (named.name if named else None)
             origin = self._origins.choose(request.raw_path, model)
             own = self._own(request, origin, own)
             target = origin.target(request.raw_path)
@@ -124,7 +125,7 @@ class Reader:
         except Bypass as bypass:
             if origin is None:
                 return self._unread(request, body, bypass)
-            return Unread(bypass, origin, own, model, embedding_request.count_items(fields))
+            return Unread(bypass, origin, own, model, request_body.count_items(fields))
         identity = self._access.outgoing(request.headers, own, origin)
         if "Content-Type" not in request.headers:
             # What an upstream makes of that is its own; where it takes it for JSON, so do we.
@@ -136,7 +137,7 @@ class Reader:
     def _unread(self, request: BaseRequest, body: bytes, bypass: Bypass) -> Unread:
         """What was not understood may be read well enough to say who is asked."""
         target = request.raw_path
-        origin = self._origins.choose(target, embedding_request.peek_model(body) if self._origins.has_several else None)
+        origin = self._origins.choose(target, request_body.peek_model(body) if self._origins.has_several else None)
         return Unread(bypass, origin, self._access.identity(request.headers, target, origin), None, 1)
 
     def _own(self, request: BaseRequest, origin: Origin, own: Identity) -> Identity:

@@ -9,9 +9,9 @@ from moka_py import Moka
 from proxy.access.validations import CredentialId, CredentialScope
 from proxy.budget import Tenant
 from proxy.http.recorder import head_of
-from proxy.protocol.embedding_request import Encoding
 from proxy.protocol.identities import Identity
 from proxy.protocol.keys import pack
+from proxy.protocol.vectors import Encoding
 from proxy.upstream.router import Origin
 
 _MAX_BYTES = 16 * 1024**2

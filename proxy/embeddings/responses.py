@@ -20,7 +20,7 @@ from proxy.http.bodies import BodyReservation
 from proxy.http.streamed import Streamed, in_pieces
 from proxy.protocol import embedding_response, headers
 from proxy.protocol.cors import origin_of
-from proxy.protocol.embedding_request import Encoding
+from proxy.protocol.vectors import Encoding
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin

@@ -30,10 +30,11 @@ from proxy.http.bodies import BodyReader, BodyReservation
 from proxy.http.connection import Connection
 from proxy.http.streamed import Streamed
 from proxy.passthrough.relay import relay
-from proxy.protocol import embedding_request, headers, keys, tokens
+from proxy.protocol import headers, keys, tokens
+from proxy.protocol.bypass import Bypass
 from proxy.protocol.cors import origin_of
 from proxy.protocol.directives import NO_DIRECTIVES, Directives, cache_control
-from proxy.protocol.embedding_request import Bypass, EmbeddingRequest
+from proxy.protocol.embedding_request import EmbeddingRequest
 from proxy.protocol.identities import Identity
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import NO_SPAN, Span
@@ -461,9 +462,7 @@ class EmbeddingsRoute:
             is_shared=not (refresh or directives.no_cache or directives.no_store),
             is_stored=not directives.no_store,
             overwrite=refresh or directives.no_cache or directives.max_age_s is not None,
-            may_merge=not (
-                context.asked.is_keyed_whole or embedding_request.is_fused(context.asked.model, context.origin.provider)
-            ),
+            may_merge=not (context.asked.is_keyed_whole or context.origin.provider.is_fused_model(context.asked.model)),
             span=context.span,
         )
 

@@ -35,9 +35,9 @@ from proxy.fetch.slots import Slots
 from proxy.protocol import embedding_request, embedding_response
 from proxy.protocol.embedding_request import EmbeddingRequest
 from proxy.protocol.embedding_response import InvalidEmbeddingResponse
-from proxy.protocol.header_fields import is_assertion
-from proxy.protocol.parts import LARGE_BYTES
-from proxy.protocol.providers import Limits
+from proxy.protocol.header_kinds import is_assertion
+from proxy.protocol.json_parts import LARGE_BYTES
+from proxy.protocol.provider import Limits
 from proxy.protocol.tokens import estimated_tokens, share_tokens, weight
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import Calls
@@ -405,7 +405,7 @@ def _read(
         answer.plain_body(), provider, items=items, packed=asked.packed, reads_base64=asked.reads_base64
     )
     # A server of a single model may answer to any name, and to none.
-    if embedding_request.matches_model(parsed.model, provider.multi_vector_models):
+    if provider.is_multi_vector_model(parsed.model):
         raise InvalidEmbeddingResponse("multi-vector")
     if origin is entry.origin:
         origin.remember(entry.credential_id.credentials_mac, asked.model, parsed.model)

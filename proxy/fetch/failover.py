@@ -9,7 +9,7 @@ from proxy.errors import ProxyError
 from proxy.fetch.batch_entry import BatchEntry
 from proxy.fetch.outcomes import is_outage, is_success, status_of
 from proxy.fetch.slots import Slots
-from proxy.protocol import embedding_request, query
+from proxy.protocol import embedding_request, query, request_body
 from proxy.protocol.cors import origin_of
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import Calls
@@ -65,7 +65,7 @@ class Failover:
         self, entry: BatchEntry, way: Fallback, body: bytes, items: int, calls: Calls, *, flow: ResponseFlow
     ) -> UpstreamResponse:
         if way.model is not None:
-            body = embedding_request.renamed_body(body, way.model)
+            body = request_body.renamed_body(body, way.model)
         headers = way.origin.outbound(_for_body(entry, body))
         origin = way.origin
         # A credential in the query is meant for the upstream that the client has in mind, and for no other.

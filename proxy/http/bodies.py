@@ -11,8 +11,8 @@ from aiohttp.web import BaseRequest, RequestPayloadError
 from proxy.budget import Budget, Tenant
 from proxy.errors import BodyTooComplex, BodyTooLarge, InvalidRequest
 from proxy.http.pacing import paced
-from proxy.protocol.embedding_request import Bypass
-from proxy.protocol.structure import MAX_MEMBERS, MAX_VALUES, Structure
+from proxy.protocol.bypass import Bypass
+from proxy.protocol.json_structure import MAX_MEMBERS, MAX_VALUES, Structure
 from proxy.telemetry.metrics import Metrics
 from proxy.worker_thread import Worker
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pybase64
 
-from proxy.protocol.header_fields import is_assertion
+from proxy.protocol.header_kinds import is_assertion
 
 Fields = list[tuple[str, str]]  # header names in lower case and values
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import orjson
 
-from proxy.protocol import parts as json_parts
-from proxy.protocol import structure, vectors
-from proxy.protocol.parts import JSONParseError
-from proxy.protocol.providers import Provider
+from proxy.protocol import json_parts, json_structure, vectors
+from proxy.protocol.json_numbers import MAX_EXACT_INTEGER
+from proxy.protocol.json_parts import JSONParseError
+from proxy.protocol.provider import Provider
 from proxy.protocol.vectors import DType, InvalidVector, Vector
 
-_LARGEST_EXACT_INTEGER = 2**53
 _REBUILT = frozenset({"object", "data", "model", "usage", "error"})  # fields of an answer
 # Fields of one item of an answer. llama.cpp's `encoding_format` says how that is written, and nothing of the item.
 _ITEM_FIELDS = frozenset({"object", "index", "embedding", "encoding_format"})
@@ -123,7 +122,7 @@ def _parsed(body: bytes, provider: Provider, items: int, packed: DType | None) -
             return orjson.loads(body)
         except orjson.JSONDecodeError:
             raise InvalidEmbeddingResponse("not-json") from None
-    if structure.has_more_containers(body, _MAX_CONTAINERS_OF_ITEM * items + _MAX_CONTAINERS):
+    if json_structure.has_more_containers(body, _MAX_CONTAINERS_OF_ITEM * items + _MAX_CONTAINERS):
         raise InvalidEmbeddingResponse("too-complex")
     try:
         members = json_parts.members(body)
@@ -159,7 +158,7 @@ def _form(embedding: Any) -> type:
 
 def billed_tokens(body: bytes) -> int:
     """What a 2xx says was billed, as far as it can be read."""
-    if structure.has_more_containers(body, _MAX_BILLED_CONTAINERS):
+    if json_structure.has_more_containers(body, _MAX_BILLED_CONTAINERS):
         return 0
     try:
         usage = json_parts.value(json_parts.members(body)["usage"])
@@ -233,7 +232,7 @@ def _usage(given: Any) -> dict[str, Any]:
     """Both integers, whichever of them the upstream sent (Voyage: total only; Together: neither)."""
     usage = dict(given) if type(given) is dict and _is_writable(given) else {}
     counts = [usage.get(name) for name in ("prompt_tokens", "total_tokens")]
-    known = [count if type(count) is int and 0 <= count <= _LARGEST_EXACT_INTEGER else None for count in counts]
+    known = [count if type(count) is int and 0 <= count <= MAX_EXACT_INTEGER else None for count in counts]
     fallback = next((count for count in known if count is not None), 0)
     for name, count in zip(("prompt_tokens", "total_tokens"), known, strict=True):
         usage[name] = fallback if count is None else count

@@ -1,33 +1,18 @@
-"""What each header field of a request means to a cache of vectors, by its name (pure).
+"""The tables of header fields whose meaning to a cache of vectors is documented (pure).
 
-A neutral field is known by its exact name, or by a prefix (``x-datadog-*``) that its system documents as its own. Each
-row stands under the document that it comes from. A word in a name ("metadata", "tags", "retry") never exempts a field:
-a wrong exemption serves another model's vectors, a wrong omission costs hits.
+A neutral field is listed by its exact name, or by a prefix (``x-datadog-*``) that its system documents as its own. Each
+row is below the document that it comes from. A word in a name ("metadata", "tags", "retry") never exempts a field: a
+wrong exemption serves another model's vectors, a wrong omission costs hits.
+
+`proxy.protocol.header_kinds` classifies fields by these tables, and by their names where no table has them.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
-from functools import lru_cache
-
-from proxy.protocol.memo import Remembered, remembered
-
-_MAX_NAME = 128  # of a field that is remembered
-
-
-class FieldKind(Enum):
-    """A field that is of no kind is neutral."""
-
-    CREDENTIAL = 1  # says who asks
-    ASSERTION = 2  # says who asks, by the word of a proxy in front, which signs or renews it all the time
-    VECTOR_AFFECTING = 3  # chooses what computes the vector, or may
-    COOKIE = 4
-    SIGNATURE = 5  # vouches for the very bytes of the body
 
 
 @dataclass(frozen=True, slots=True)
-class _Names:
+class FieldNames:
     exact: frozenset[str]
     prefixes: tuple[str, ...]
 
@@ -35,18 +20,19 @@ class _Names:
         return name in self.exact or name.startswith(self.prefixes)
 
 
-def _names(listed: Iterable[str]) -> _Names:
-    """Space-separated names; a ``*`` at the end of one makes it a prefix."""
-    names = [name for some in listed for name in some.split()]
-    return _Names(
+def _parse_names(listed: Iterable[str]) -> FieldNames:
+    """Space-separated names; a ``*`` at the end of a name makes it a prefix."""
+    names = [name for row in listed for name in row.split()]
+    return FieldNames(
         frozenset(name for name in names if not name.endswith("*")),
         tuple(name[:-1] for name in names if name.endswith("*")),
     )
 
 
-# Trace contexts, and what else clients and their tools put into each request. Jaeger's and OpenTracing's baggage
-# (`uberctx-*`, `ot-baggage-*`) is missing on purpose: its names are the application's own and may say anything.
-_OF_REQUESTS = {
+# Trace contexts and other fields that clients and their tools add to each request. The baggage of Jaeger and
+# OpenTracing (`uberctx-*`, `ot-baggage-*`) is omitted on purpose: the application chooses those names, so they can mean
+# anything.
+REQUEST_FIELDS = {
     "https://www.w3.org/TR/trace-context/": "traceparent tracestate",
     "https://www.w3.org/TR/baggage/": "baggage",
     "https://docs.datadoghq.com/tracing/trace_collection/trace_context_propagation/": "x-datadog-*",
@@ -83,13 +69,14 @@ _OF_REQUESTS = {
     "https://docs.djangoproject.com/en/stable/howto/csrf/": "x-csrftoken",
     "https://angular.dev/best-practices/security#httpclient-xsrf-csrf-security": "x-xsrf-token",
     "https://docs.litellm.ai/docs/proxy/request_headers": "x-litellm-spend-logs-metadata",
-    # Meant for the proxy that reads them, and never sent on (§7.6.1).
+    # Hop-by-hop, so the upstream does not see them (§7.6.1).
     "https://www.rfc-editor.org/rfc/rfc9110#section-11.7": "proxy-authenticate proxy-authorization",
 }
 
-# What meshes, content delivery networks, clouds and load balancers in front add, such as where a client is, how often
-# it has tried and when. Envoy's and Linkerd's are listed one by one: others of theirs choose the upstream (_CHOOSES).
-_OF_PROXIES = {
+# Fields that service meshes, CDNs, clouds and load balancers in front of the proxy add, such as a client's location,
+# retry count and start time. Envoy's and Linkerd's are listed one by one: others of theirs select the upstream
+# (_SELECTORS).
+PROXY_FIELDS = {
     "https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers": (
         "x-client-trace-id x-ot-span-context x-request-id x-envoy-downstream-service-cluster"
         " x-envoy-downstream-service-node x-envoy-external-address x-envoy-force-trace x-envoy-internal"
@@ -116,7 +103,7 @@ _OF_PROXIES = {
         "cf-bot-score cf-ipcity cf-ipcontinent cf-iplatitude cf-iplongitude cf-ja3-hash cf-metro-code cf-postal-code"
         " cf-region cf-region-code cf-threat-score cf-timezone cf-verified-bot"
     ),
-    # Without its `cloudfront-viewer-cert-*`, which say who the client is.
+    # Without `cloudfront-viewer-cert-*`, which identify the client.
     "https://docs.aws.amazon.com/AmazonCloudFront/latest/DeveloperGuide/adding-cloudfront-headers.html": (
         "cloudfront-forwarded-proto cloudfront-viewer-address cloudfront-viewer-asn cloudfront-viewer-city"
         " cloudfront-viewer-country cloudfront-viewer-country-name cloudfront-viewer-country-region"
@@ -150,8 +137,9 @@ _OF_PROXIES = {
     ),
 }
 
-# Tokens and certificates by which a proxy in front vouches for the client, renewed within minutes or for each request.
-_OF_AUTHENTICATORS = {
+# Assertions: tokens and certificates by which a proxy in front identifies the client. They are renewed within minutes
+# or for each request.
+ASSERTION_FIELDS = {
     "https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers#x-forwarded-client-cert": (
         "x-forwarded-client-cert"
     ),
@@ -159,7 +147,7 @@ _OF_AUTHENTICATORS = {
     "https://docs.aws.amazon.com/elasticloadbalancing/latest/application/listener-authenticate-users.html": (
         "x-amzn-oidc-accesstoken x-amzn-oidc-data"
     ),
-    # Without -Issuer and -Subject, which stay when a certificate is renewed.
+    # Without -Issuer and -Subject, which do not change when a certificate is renewed.
     "https://docs.aws.amazon.com/elasticloadbalancing/latest/application/mutual-authentication.html": (
         "x-amzn-mtls-clientcert-leaf x-amzn-mtls-clientcert-serial-number x-amzn-mtls-clientcert-validity"
     ),
@@ -178,9 +166,9 @@ _OF_AUTHENTICATORS = {
     "https://techdocs.akamai.com/terraform/docs/g2oheader": "x-akamai-g2o-auth-data x-akamai-g2o-auth-sign",
 }
 
-# LLM gateways: whatever begins so may choose the model, rewrite the text or name who is asked when the first fails, but
-# for the fields listed, which their document calls tracing, logging, accounting or caching. Timeouts and retries are
-# not among these, since a gateway asks another model when they run out.
+# LLM gateways. Any field with such a prefix may select the model, rewrite the text or name a fallback, except the
+# fields listed, which the gateway documents as tracing, logging, accounting or caching. Timeouts and retries are not
+# exempt, because a gateway asks another model when they are exhausted.
 _GATEWAYS = {
     # https://portkey.ai/docs/api-reference/inference-api/headers; `x-portkey-metadata` chooses the model by
     # https://portkey.ai/docs/product/ai-gateway/conditional-routing
@@ -203,34 +191,23 @@ _GATEWAYS = {
     "x-bf-": "x-bf-disable-content-logging x-bf-maxim-* x-bf-prom-* x-bf-store-raw-request-response",
 }
 
-# Fields that choose what computes the vector and do not sound like it. OpenAI's organization and project, and Google's,
-# select what a key reaches. NVIDIA takes images from the assets named there. NemoRouter compresses what is sent and
-# fills in templates. Keywords AI (now Respan) reads any of its parameters from a field, `loadbalance_models` among them
-# (https://docs.keywordsai.co/api-endpoints/integration/chat-completions). The last line's replace the destination:
-# Envoy's (see its headers above), Linkerd's (https://linkerd.io/2/tasks/using-ingress/ and the page above) and Dapr's
+# Fields that select what computes the vector although their names do not match the rule in `header_kinds`. The
+# organization and project of OpenAI and Google select what a key has access to. NVIDIA loads images from the named
+# assets. NemoRouter compresses the text and fills in templates. Keywords AI (now Respan) reads any of its parameters
+# from a field, including `loadbalance_models` (https://docs.keywordsai.co/api-endpoints/integration/chat-completions).
+# Those in the last line replace the destination: Envoy's (see its headers above), Linkerd's
+# (https://linkerd.io/2/tasks/using-ingress/ and the page above) and Dapr's
 # (https://docs.dapr.io/developing-applications/building-blocks/service-invocation/).
-_CHOOSES = (
+_SELECTORS = (
     "openai-organization openai-project x-goog-user-project extra-parameters nvcf-*",
     "x-nemo-compress x-nemo-prompt-* x-nr-compress x-nr-prompt-*",
     "x-data-keywordsai-params x-data-respan-params x-amzn-sagemaker-inference-component",
     "dapr-app-id dtab-local l5d-dst-override l5d-dtab x-envoy-original-dst-host",
 )
 
-_NEUTRAL = _names((*_OF_REQUESTS.values(), *_OF_PROXIES.values(), *_GATEWAYS.values()))
-_ASSERTIONS = _names(_OF_AUTHENTICATORS.values()).exact
-_VECTOR_AFFECTING = _names((*_CHOOSES, "x-portkey-*"))
-_PREFIXES_OF_GATEWAYS = tuple(_GATEWAYS)
-
-# Azure, Envoy and many a gateway route by a model named in a field, LiteLLM by tags, Helicone by a base URL, others by
-# metadata. There is no list of them all, so whatever sounds like routing counts: what is wrongly in a key costs hits,
-# what is wrongly out of it gives clients another model's vectors.
-_ROUTING = re.compile(
-    r"(.*[-_])?(model|deployment|provider|target|backend|endpoint|base(-url)?|route|routing|region|tags|metadata"
-    r"|fallbacks?)([-_].*)?"
-)
-# Fields that vouch for the very bytes of the body (RFC 9530, which RFC 9421 signatures cover; AWS; AIGNE's components),
-# so that no other body may be sent with them.
-_SIGNATURES = frozenset(
+# Fields that contain or sign a digest of the body (RFC 9530, which RFC 9421 signatures cover; AWS; AIGNE's components),
+# so no other body can be sent with them.
+SIGNATURES = frozenset(
     {
         "content-digest",
         "content-md5",
@@ -240,17 +217,11 @@ _SIGNATURES = frozenset(
         "x-component-sig",
     }
 )
-# Providers and the gateways before them tell callers apart by many a field (Authorization, api-key, x-goog-api-key,
-# x-litellm-api-key, x-auth-token, x-forwarded-user, …); whatever sounds like one counts as one.
-_CREDENTIAL = re.compile(
-    r"auth(?!or($|[-_]))|(^|[-_])(api|subscription)?-?key$|token$|secret|credential|password|jwt|assertion|oidc|principal"
-    r"|(forwarded|remote)-(user|email|groups|preferred-username)$|(client|ssl|tls)-(client|cert)|tenant|consumer"
-    r"|(^|[-_])(vk|pat)$"
-)
 
-# Where clients put the secret by which an upstream knows them. Beside one of these an assertion is neutral. By exact
-# name: a field that only sounds like a secret (`x-bf-api-key` names a key) must not stand in for an assertion.
-_SECRETS = frozenset(
+# Fields that contain the secret by which an upstream authenticates a client. Beside one of these an assertion is
+# neutral. The names are exact: a field whose name only resembles a secret's (`x-bf-api-key` names a key) does not make
+# an assertion neutral.
+SECRETS = frozenset(
     {
         "api-key",
         "apikey",
@@ -266,75 +237,8 @@ _SECRETS = frozenset(
         "x-tfy-api-key",
     }
 )
-# Names of credentials that prove who asks. Of the others anyone can write what stands there (`x-tenant-id`,
-# `x-auth-request-user`), so that the proof may be a cookie.
-_PROOF = re.compile(r"(auth|authorization|key|token|secret|password|jwt|credential|assertion|vk|pat)$")
-# What must not be declared neutral: whoever asks would see the entries of everyone else. Here a word is enough.
-_AUTHENTICATES = re.compile(
-    r"(.*[-_])?(authorization|auth|auth-token|api[-_]?key|subscription-?key|secret|password|virtual-key|vk|pat)|cookie"
-)
 
-
-@lru_cache
-def classifier(
-    key_headers: frozenset[str] = frozenset(), neutral_headers: frozenset[str] = frozenset()
-) -> Remembered[FieldKind | None]:
-    """What tells the kind of a field by its name, whatever its case; the operator's own names are in lower case.
-
-    What the operator says goes before what is known here, and what is known before what a name sounds like.
-    """
-
-    @remembered(max_length=_MAX_NAME)
-    def kind_of(name: str) -> FieldKind | None:
-        name = name.lower()
-        if name in _SIGNATURES:
-            return FieldKind.SIGNATURE
-        if name in key_headers:
-            return FieldKind.VECTOR_AFFECTING
-        if name in neutral_headers or name in _NEUTRAL:
-            return None
-        return _known(name) or _sounding(name)
-
-    return kind_of
-
-
-def _known(name: str) -> FieldKind | None:
-    if is_assertion(name):
-        return FieldKind.ASSERTION
-    # Portkey takes keys of others in fields of its own, and they choose the model with the rest.
-    if name in _VECTOR_AFFECTING and name not in _SECRETS:
-        return FieldKind.VECTOR_AFFECTING
-    return FieldKind.COOKIE if name == "cookie" else None
-
-
-def _sounding(name: str) -> FieldKind | None:
-    if _CREDENTIAL.search(name):
-        return FieldKind.CREDENTIAL
-    return FieldKind.VECTOR_AFFECTING if name.startswith(_PREFIXES_OF_GATEWAYS) or _ROUTING.fullmatch(name) else None
-
-
-def is_assertion(name: str) -> bool:
-    """Whether a field of this name, in lower case, is the word of a proxy in front."""
-    return name in _ASSERTIONS
-
-
-def is_secret(name: str) -> bool:
-    """Whether a field of this name, in lower case, has a secret that an upstream knows a client by."""
-    return name in _SECRETS
-
-
-def is_proof(name: str) -> bool:
-    """Whether a credential of this name, in lower case, proves who asks, and does not only say so."""
-    return is_assertion(name) or _PROOF.search(name) is not None
-
-
-def why_not_neutral(name: str) -> str | None:
-    """Why a field of this name, in lower case, can't be declared neutral; None: it can."""
-    if name in _SIGNATURES:
-        return "vouches for the body, so an upstream would refuse any other body with it"
-    if name in _SECRETS or _AUTHENTICATES.fullmatch(name):
-        return (
-            "authenticates clients, so entries would be shared across credentials;"
-            " to share them among the credentials that the upstream accepts say --share all"
-        )
-    return None
+NEUTRAL = _parse_names((*REQUEST_FIELDS.values(), *PROXY_FIELDS.values(), *_GATEWAYS.values()))
+ASSERTIONS = _parse_names(ASSERTION_FIELDS.values()).exact
+VECTOR_AFFECTING = _parse_names((*_SELECTORS, "x-portkey-*"))
+GATEWAY_PREFIXES = tuple(_GATEWAYS)

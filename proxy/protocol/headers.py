@@ -5,7 +5,7 @@ import re
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.errors import InvalidRequest
-from proxy.protocol.header_fields import FieldKind, classifier
+from proxy.protocol.header_kinds import FieldKind, classifier
 
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 

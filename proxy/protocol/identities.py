@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
-from proxy.protocol.header_fields import FieldKind, classifier, is_proof, is_secret
+from proxy.protocol.header_kinds import FieldKind, classifier, is_proof, is_secret
 from proxy.protocol.headers import AWS_SIGNATURE, Headers, end_to_end
 
 _USUAL_CONNECTION = frozenset({"keep-alive", "Keep-Alive", "close"})  # names no field

@@ -13,7 +13,8 @@ from typing import Any
 import msgpack
 import orjson
 
-from proxy.protocol.embedding_request import EmbeddingRequest, ItemKind
+from proxy.protocol.embedding_request import EmbeddingRequest
+from proxy.protocol.items import ItemKind
 
 Fields = list[tuple[str, str]]  # header names and values
 

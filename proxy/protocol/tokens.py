@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from proxy.protocol.embedding_request import ItemKind
+from proxy.protocol.items import ItemKind
 
 
 def share_tokens(total: int, weights: Sequence[int]) -> list[int]:

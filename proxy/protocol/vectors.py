@@ -6,7 +6,7 @@ gets different doubles, so which of the two it was is remembered with each vecto
 """
 
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,13 @@ import pybase64
 from numpy.typing import NDArray
 
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
+
+
+class Encoding(Enum):
+    """How a response writes its vectors: the values of OpenAI's ``encoding_format``."""
+
+    FLOAT = "float"
+    BASE64 = "base64"
 
 
 class DType(IntEnum):

@@ -9,7 +9,7 @@ from multidict import CIMultiDict
 from proxy.errors import InvalidRequest
 from proxy.protocol import headers, query
 from proxy.protocol.cors import Cors
-from proxy.protocol.providers import MAX_MERGED_ITEMS, Limits, Provider
+from proxy.protocol.provider import MAX_MERGED_ITEMS, Limits, Provider
 from proxy.protocol.targets import model_in_path, parse_path_model
 from proxy.upstream.client import UpstreamClient
 from proxy.upstream.urls import Routes

@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 
 from proxy.protocol import targets
-from proxy.protocol.providers import GENERIC, Provider
+from proxy.protocol.provider import Provider
+from proxy.protocol.providers import GENERIC
 
 _BASE = re.compile(r"(https?://[^/?#]+)(.*)")
 # The end of a base URL whose beginning is the parent of Azure's routes.

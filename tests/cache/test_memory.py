@@ -4,9 +4,8 @@ import pytest
 
 from proxy.cache.memory import Entry, Memory
 from proxy.protocol import vectors
-from proxy.protocol.embedding_request import Encoding
 from proxy.protocol.records import Record
-from proxy.protocol.vectors import Vector
+from proxy.protocol.vectors import Encoding, Vector
 
 
 def key(number: int) -> bytes:

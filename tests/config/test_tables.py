@@ -7,7 +7,8 @@ from proxy.config.provider_tables import parse_providers
 from proxy.config.settings import SameModel, UpstreamSetting
 from proxy.config.upstream_tables import parse_upstreams
 from proxy.errors import ConfigError
-from proxy.protocol.providers import GENERIC, PROVIDERS, InputFormat, Limits, Provider
+from proxy.protocol.provider import InputFormat, Limits, Provider
+from proxy.protocol.providers import GENERIC, PROVIDERS
 from proxy.upstream.egress import DIRECT, Egress, parse_proxy
 
 

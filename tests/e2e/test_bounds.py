@@ -21,7 +21,7 @@ from proxy.access import client_keys
 from proxy.access.validations import CredentialScope, Validations
 from proxy.config.settings import KIB, MIB, UpstreamSetting
 from proxy.fetch.outcomes import in_own_words
-from proxy.protocol import structure
+from proxy.protocol import json_structure
 from proxy.protocol.identities import identity
 from proxy.protocol.providers import GENERIC, PROVIDERS
 from proxy.upstream.client import UpstreamResponse as UpstreamAnswer
@@ -72,7 +72,7 @@ def request_of(body: bytes, *fields: bytes) -> bytes:
 async def test_a_body_that_would_take_long_to_parse_is_refused_before_it_has_come(
     client: Client, upstream: ScriptedUpstream, element: bytes
 ) -> None:
-    many = structure.MAX_VALUES if b":" not in element else structure.MAX_MEMBERS
+    many = json_structure.MAX_VALUES if b":" not in element else json_structure.MAX_MEMBERS
     async with connected(client) as (reader, writer):
         writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % (60 * MIB))
         writer.write(b'{"model":"m","input":"x","user":[' + element * (many + 10))

@@ -7,7 +7,7 @@ import pytest
 import xxhash
 
 from proxy.config.settings import StoreSetting
-from proxy.protocol import embedding_request, keys
+from proxy.protocol import embedding_request, keys, request_body
 from proxy.protocol.providers import GENERIC
 from tests.conftest import StartProxy
 from tests.support.client import Client
@@ -37,7 +37,7 @@ def test_the_pairs_collide(planted: list[tuple[str, str]]) -> None:
 def test_each_has_a_key_of_its_own(planted: list[tuple[str, str]]) -> None:
     texts = [text for pair in planted for text in pair]
     body = orjson.dumps({"model": "m", "input": texts})
-    asked = embedding_request.parse_request(body, embedding_request.parse_object(body), GENERIC)
+    asked = embedding_request.parse_request(body, request_body.parse_object(body), GENERIC)
     assert len(set(keys.derive(asked, url="http://h", scope=[], vector_headers=[]))) == 2 * PAIRS
 
 

@@ -7,7 +7,8 @@ import pytest
 from aiohttp import web
 
 from proxy.config.settings import SameModel, UpstreamSetting
-from proxy.protocol.providers import GENERIC, Provider
+from proxy.protocol.provider import Provider
+from proxy.protocol.providers import GENERIC
 from tests.conftest import StartProxy
 from tests.e2e.test_merged_requests import behind_a_first, body
 from tests.protocol.test_assertions import jwt

@@ -29,7 +29,8 @@ from proxy.fetch.batcher import Batcher
 from proxy.fetch.fetcher import ATTEMPTS, Fetcher, FetchRequest, FetchResult
 from proxy.http.bodies import BodyReader
 from proxy.protocol import embedding_request, identities, keys
-from proxy.protocol.providers import GENERIC, Limits
+from proxy.protocol.provider import Limits
+from proxy.protocol.providers import GENERIC
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin, Router

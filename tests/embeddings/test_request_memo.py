@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxy.access.validations import CredentialId, CredentialScope
 from proxy.budget import Tenant
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo, ResponseSpec
-from proxy.protocol import embedding_request
-from proxy.protocol.embedding_request import Encoding
+from proxy.protocol import request_body
 from proxy.protocol.identities import Identity
+from proxy.protocol.vectors import Encoding
 from tests.conftest import StartProxy
 from tests.support.client import Client, UpstreamResponse
 from tests.support.scripted import ScriptedUpstream, error_reply
@@ -56,13 +56,13 @@ class Parsed:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        parse_object = embedding_request.parse_object
+        parse_object = request_body.parse_object
 
         def counting(body: bytes) -> dict[str, Any]:
             self.count += 1
             return parse_object(body)
 
-        monkeypatch.setattr(embedding_request, "parse_object", counting)
+        monkeypatch.setattr(request_body, "parse_object", counting)
 
 
 @pytest.fixture

@@ -9,9 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.protocol import embedding_request, keys
-from proxy.protocol.embedding_request import Bypass, EmbeddingRequest, Encoding, ItemKind
-from proxy.protocol.providers import GENERIC, PROVIDERS, InputFormat, Provider
+from proxy.protocol import embedding_request, keys, provider, request_body
+from proxy.protocol.bypass import Bypass
+from proxy.protocol.embedding_request import EmbeddingRequest
+from proxy.protocol.items import ItemKind
+from proxy.protocol.provider import InputFormat, Provider
+from proxy.protocol.providers import GENERIC, PROVIDERS
+from proxy.protocol.vectors import Encoding
 
 ANY_FORM = replace(GENERIC, inputs=frozenset(InputFormat))
 
@@ -21,7 +25,7 @@ def parse(body: str | bytes, provider: Provider = ANY_FORM) -> EmbeddingRequest:
     content = body.encode() if isinstance(body, str) else body
     small = understood(content, provider)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("proxy.protocol.parts.LARGE_BYTES", 0)
+        patched.setattr("proxy.protocol.json_parts.LARGE_BYTES", 0)
         large = understood(content, provider)
     if isinstance(small, Bypass):
         assert isinstance(large, Bypass)
@@ -33,7 +37,7 @@ def parse(body: str | bytes, provider: Provider = ANY_FORM) -> EmbeddingRequest:
 
 def understood(body: bytes, provider: Provider) -> EmbeddingRequest | Bypass:
     try:
-        return embedding_request.parse_request(body, embedding_request.parse_object(body), provider)
+        return embedding_request.parse_request(body, request_body.parse_object(body), provider)
     except Bypass as bypass:
         return bypass
 
@@ -104,7 +108,7 @@ WHOLES = [
 )
 def test_what_is_not_certain_for_an_item_is_keyed_as_a_whole(reason: str, body: bytes) -> None:
     request = parse(body)
-    assert (request.kind, len(request.items)) == (ItemKind.WHOLE, embedding_request.count_items(request.fields))
+    assert (request.kind, len(request.items)) == (ItemKind.WHOLE, request_body.count_items(request.fields))
     assert request.doubt is not None
     assert request.doubt.reason == reason
 
@@ -265,7 +269,7 @@ def test_an_item_of_many_tokens_is_one_item() -> None:
 
 
 def test_a_long_name_of_a_model_is_not_remembered() -> None:
-    before = embedding_request.matches_model.cache_info().misses
+    before = provider.matches_model.cache_info().misses
     for length in (1, 10**6):
-        embedding_request.matches_model("unheard of " + "x" * length, ("*embed-v4*",))
-    assert embedding_request.matches_model.cache_info().misses == before + 1
+        provider.matches_model("unheard of " + "x" * length, ("*embed-v4*",))
+    assert provider.matches_model.cache_info().misses == before + 1

@@ -16,7 +16,7 @@ ANSWER = {"object": "list", "data": [DATUM], "model": "m", "usage": {"prompt_tok
 @pytest.fixture(params=["whole", "parts"], autouse=True)
 def every_answer_is_small_or_large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "parts":
-        monkeypatch.setattr("proxy.protocol.parts.LARGE_BYTES", 0)
+        monkeypatch.setattr("proxy.protocol.json_parts.LARGE_BYTES", 0)
 
 
 def answer(**changes: Any) -> bytes:

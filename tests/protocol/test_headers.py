@@ -128,16 +128,16 @@ def test_what_is_new_for_every_call_does_not_count(name: str) -> None:
     assert identities.identity(CIMultiDict({name: "v"})) == ([], [], False)
 
 
-@pytest.mark.parametrize("document", [*header_fields._OF_REQUESTS, *header_fields._OF_PROXIES], ids=str)
+@pytest.mark.parametrize("document", [*header_fields.REQUEST_FIELDS, *header_fields.PROXY_FIELDS], ids=str)
 def test_a_documented_neutral_field_does_not_count(document: str) -> None:
     assert document.startswith("https://")
-    names = {**header_fields._OF_REQUESTS, **header_fields._OF_PROXIES}[document].split()
+    names = {**header_fields.REQUEST_FIELDS, **header_fields.PROXY_FIELDS}[document].split()
     given = CIMultiDict({name.replace("*", "any-region"): "v" for name in names})
     assert identities.identity(given) == ([], [], False)
     assert headers.without_credentials(given) == given
 
 
-ASSERTIONS = [name for names in header_fields._OF_AUTHENTICATORS.values() for name in names.split()]
+ASSERTIONS = [name for names in header_fields.ASSERTION_FIELDS.values() for name in names.split()]
 
 
 @pytest.mark.parametrize("name", ASSERTIONS)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from proxy.protocol import embedding_request, keys
-from proxy.protocol.providers import GENERIC, InputFormat
+from proxy.protocol import embedding_request, keys, request_body
+from proxy.protocol.provider import InputFormat
+from proxy.protocol.providers import GENERIC
 
 URL = "https://api.example.com/v1/embeddings"
 TEXT = st.text(min_size=1)
@@ -63,7 +64,7 @@ def derive(
     body: bytes, url: str = URL, credentials: keys.Fields | None = None, vector_headers: keys.Fields | None = None
 ) -> list[bytes]:
     request = embedding_request.parse_request(
-        body, embedding_request.parse_object(body), replace(GENERIC, inputs=frozenset(InputFormat))
+        body, request_body.parse_object(body), replace(GENERIC, inputs=frozenset(InputFormat))
     )
     return keys.derive(request, url=url, scope=credentials or [], vector_headers=vector_headers or [])
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.protocol import embedding_request, parts
-from proxy.protocol.embedding_request import Bypass
-from proxy.protocol.parts import JSONParseError
+from proxy.protocol import json_parts, request_body
+from proxy.protocol.bypass import Bypass
+from proxy.protocol.json_parts import JSONParseError
 
 TEXT = st.text(alphabet='a"\\:,[]é\U0001f600\x00', max_size=4)
 JSON = st.recursive(
@@ -45,7 +45,7 @@ def as_a_whole(body: bytes) -> Any:
 
 def in_parts(body: bytes) -> Any:
     try:
-        return embedding_request._read_parts(body)
+        return request_body.parse_large_object(body)
     except Bypass:
         return None
 
@@ -83,13 +83,13 @@ def test_odd_json_is_read_as_the_whole_is(body: bytes) -> None:
 
 @pytest.mark.parametrize("item", ["a", [1, 2], {"text": "a"}])
 def test_too_many_elements_are_not_made(item: Any) -> None:
-    most = parts.members(orjson.dumps({"input": [item] * 10}))["input"]
-    elements = parts.elements(most, max_elements=10)
+    most = json_parts.members(orjson.dumps({"input": [item] * 10}))["input"]
+    elements = json_parts.elements(most, max_elements=10)
     assert elements is not None
     assert list(elements) == [item] * 10
-    more = parts.members(orjson.dumps({"input": [item] * 100}))["input"]
+    more = json_parts.members(orjson.dumps({"input": [item] * 100}))["input"]
     with pytest.raises(JSONParseError) as unparsed:
-        parts.elements(more, max_elements=10)
+        json_parts.elements(more, max_elements=10)
     assert unparsed.value.reason == "too-many-items"
 
 
@@ -97,13 +97,13 @@ def test_too_many_elements_are_not_made(item: Any) -> None:
     "part", [list(range(10**6)), "x" * (26 * 10**6), [[]] * 10**6], ids=["tokens", "text", "arrays"]
 )
 def test_a_part_that_would_take_too_long_is_not_parsed(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = parts.members(orjson.dumps({"a": part}))["a"]
+    raw = json_parts.members(orjson.dumps({"a": part}))["a"]
     monkeypatch.setattr(orjson, "loads", None)
     with pytest.raises(JSONParseError) as unparsed:
-        parts.value(raw)
+        json_parts.value(raw)
     assert unparsed.value.reason == "too-complex"
 
 
 def test_a_large_part_that_is_quick_to_parse_is_parsed() -> None:
     tokens = list(range(300_000))
-    assert parts.value(parts.members(orjson.dumps({"a": tokens}))["a"]) == tokens
+    assert json_parts.value(json_parts.members(orjson.dumps({"a": tokens}))["a"]) == tokens

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.protocol import structure
-from proxy.protocol.structure import Structure
+from proxy.protocol import json_structure
+from proxy.protocol.json_structure import Structure
 
 TEXT = st.text(alphabet='a"\\:,[]{}u0é\U0001f600', max_size=8)
 JSON = st.recursive(
@@ -72,11 +72,11 @@ def test_objects_take_no_more_than_was_reserved(name: str, ascii_only: bool) -> 
     finally:
         tracemalloc.stop()
     assert value == SHAPES[name]
-    assert taken <= structure.of(body).objects_bytes
+    assert taken <= json_structure.of(body).objects_bytes
 
 
 def test_texts_are_not_taken_for_structure() -> None:
-    counted = structure.of(orjson.dumps({"model": "m", "input": ['1,2,[3],{4:5}\\"' * 100_000]}))
+    counted = json_structure.of(orjson.dumps({"model": "m", "input": ['1,2,[3],{4:5}\\"' * 100_000]}))
     assert (counted.values, counted.containers, counted.members) == (3, 2, 2)
     assert not counted.is_too_complex
     assert counted.objects_bytes < 2_000_000
@@ -85,9 +85,9 @@ def test_texts_are_not_taken_for_structure() -> None:
 @pytest.mark.parametrize("value", ["{}", "[]", "[[]]"])
 def test_containers_are_looked_for_as_far_as_is_needed(value: str) -> None:
     body = f"[{','.join([value] * 1000)}]".encode()
-    assert structure.has_more_containers(body, 1000)
-    assert not structure.has_more_containers(body, 2001)
-    assert not structure.has_more_containers(orjson.dumps([body.decode()] * 10), 11)
+    assert json_structure.has_more_containers(body, 1000)
+    assert not json_structure.has_more_containers(body, 2001)
+    assert not json_structure.has_more_containers(orjson.dumps([body.decode()] * 10), 11)
 
 
 def test_most_of_what_is_too_much_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,5 +99,5 @@ def test_most_of_what_is_too_much_is_not_looked_at(monkeypatch: pytest.MonkeyPat
         feed(self, piece)
 
     monkeypatch.setattr(Structure, "feed", counting)
-    assert structure.has_more_containers(b"[" + b"[]," * 5_000_000, 100_000)
+    assert json_structure.has_more_containers(b"[" + b"[]," * 5_000_000, 100_000)
     assert sum(fed) < 1_000_000

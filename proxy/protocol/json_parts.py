@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from proxy.protocol import extents, structure
+from proxy.protocol import extents, json_structure
 from proxy.protocol.extents import TooMany
 
 LARGE_BYTES = 1024 * 1024
@@ -37,7 +37,7 @@ def members(body: bytes) -> dict[str, Any]:
     Raises `JSONParseError`.
     """
     try:
-        given = _cut(memoryview(body), limit=structure.MAX_MEMBERS, min_string_bytes=_LONG_BYTES)
+        given = _cut(memoryview(body), limit=json_structure.MAX_MEMBERS, min_string_bytes=_LONG_BYTES)
     except TooMany:
         raise JSONParseError("too-complex") from None
     if type(given.outline) is not dict:
@@ -64,7 +64,7 @@ def value(part: Any) -> Any:
     """Parse a part, if it is `Raw`. Raises `JSONParseError`."""
     if type(part) is not Raw:
         return part
-    if len(part) > LARGE_BYTES and structure.of(part).parse_s > _MAX_PART_S:
+    if len(part) > LARGE_BYTES and json_structure.of(part).parse_s > _MAX_PART_S:
         raise JSONParseError("too-complex")
     try:
         return orjson.loads(part)

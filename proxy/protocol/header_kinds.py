@@ -1,0 +1,114 @@
+"""What a header field of a request means to a cache of vectors (pure).
+
+`proxy.protocol.header_fields` has the fields whose meaning is documented. Providers and gateways document no complete
+list of their fields, so the others are classified by their names: a field that is wrongly part of the key costs hits, a
+field that is wrongly left out serves another model's vectors or another client's entries.
+"""
+
+import re
+from enum import Enum
+from functools import lru_cache
+
+from proxy.protocol.header_fields import ASSERTIONS, GATEWAY_PREFIXES, NEUTRAL, SECRETS, SIGNATURES, VECTOR_AFFECTING
+from proxy.protocol.memo import Remembered, remembered
+
+_MAX_REMEMBERED_NAME = 128  # characters of a field name
+
+
+class FieldKind(Enum):
+    """A field that is of no kind is neutral."""
+
+    CREDENTIAL = 1  # identifies the client
+    ASSERTION = 2  # identifies the client, according to a proxy in front that signs or renews it frequently
+    VECTOR_AFFECTING = 3  # selects what computes the vector, or may
+    COOKIE = 4
+    SIGNATURE = 5  # covers the exact bytes of the body
+
+
+# Azure, Envoy and many gateways route by a model in a header field, LiteLLM by tags, Helicone by a base URL, others by
+# metadata.
+_ROUTING = re.compile(
+    r"(.*[-_])?(model|deployment|provider|target|backend|endpoint|base(-url)?|route|routing|region|tags|metadata"
+    r"|fallbacks?)([-_].*)?"
+)
+# Providers and gateways identify callers by many fields (Authorization, api-key, x-goog-api-key, x-litellm-api-key,
+# x-auth-token, x-forwarded-user, …).
+_CREDENTIAL = re.compile(
+    r"auth(?!or($|[-_]))|(^|[-_])(api|subscription)?-?key$|token$|secret|credential|password|jwt|assertion|oidc|principal"
+    r"|(forwarded|remote)-(user|email|groups|preferred-username)$|(client|ssl|tls)-(client|cert)|tenant|consumer"
+    r"|(^|[-_])(vk|pat)$"
+)
+
+# Credentials that prove the client's identity. Any client can write the value of the others (`x-tenant-id`,
+# `x-auth-request-user`), so beside those the proof may be a cookie.
+_PROOF = re.compile(r"(auth|authorization|key|token|secret|password|jwt|credential|assertion|vk|pat)$")
+# Fields that must not be declared neutral, because every client would see the entries of all others. A word in the name
+# is enough here.
+_AUTHENTICATES = re.compile(
+    r"(.*[-_])?(authorization|auth|auth-token|api[-_]?key|subscription-?key|secret|password|virtual-key|vk|pat)|cookie"
+)
+
+
+@lru_cache
+def classifier(
+    key_headers: frozenset[str] = frozenset(), neutral_headers: frozenset[str] = frozenset()
+) -> Remembered[FieldKind | None]:
+    """A function that returns the kind of a field by its name in any case. The operator's names are in lower case.
+
+    Precedence: signatures, the operator's names, the tables, the rules for other names.
+    """
+
+    @remembered(max_length=_MAX_REMEMBERED_NAME)
+    def kind_of(name: str) -> FieldKind | None:
+        name = name.lower()
+        if name in SIGNATURES:
+            return FieldKind.SIGNATURE
+        if name in key_headers:
+            return FieldKind.VECTOR_AFFECTING
+        if name in neutral_headers or name in NEUTRAL:
+            return None
+        return _documented_kind(name) or _kind_by_name(name)
+
+    return kind_of
+
+
+def _documented_kind(name: str) -> FieldKind | None:
+    if is_assertion(name):
+        return FieldKind.ASSERTION
+    # Portkey takes other providers' keys in fields of its own, which select the model together with the others.
+    if name in VECTOR_AFFECTING and name not in SECRETS:
+        return FieldKind.VECTOR_AFFECTING
+    return FieldKind.COOKIE if name == "cookie" else None
+
+
+def _kind_by_name(name: str) -> FieldKind | None:
+    if _CREDENTIAL.search(name):
+        return FieldKind.CREDENTIAL
+    return FieldKind.VECTOR_AFFECTING if name.startswith(GATEWAY_PREFIXES) or _ROUTING.fullmatch(name) else None
+
+
+def is_assertion(name: str) -> bool:
+    """Whether a field of this name, in lower case, is an assertion of a proxy in front."""
+    return name in ASSERTIONS
+
+
+def is_secret(name: str) -> bool:
+    """Whether a field of this name, in lower case, contains the secret by which an upstream authenticates a client."""
+    return name in SECRETS
+
+
+def is_proof(name: str) -> bool:
+    """Whether a credential of this name, in lower case, proves the client's identity and does not only state it."""
+    return is_assertion(name) or _PROOF.search(name) is not None
+
+
+def why_not_neutral(name: str) -> str | None:
+    """The reason why a field of this name, in lower case, can't be declared neutral; None if it can."""
+    if name in SIGNATURES:
+        return "vouches for the body, so an upstream would refuse any other body with it"
+    if name in SECRETS or _AUTHENTICATES.fullmatch(name):
+        return (
+            "authenticates clients, so entries would be shared across credentials;"
+            " to share them among the credentials that the upstream accepts say --share all"
+        )
+    return None

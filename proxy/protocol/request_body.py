@@ -1,0 +1,83 @@
+"""The JSON object of an embeddings request, before its fields are interpreted (pure)."""
+
+import json
+from typing import Any
+
+import orjson
+
+from proxy.protocol import json_parts
+from proxy.protocol.bypass import Bypass
+from proxy.protocol.json_parts import JSONParseError
+
+# Items of one request. More of them would block the event loop for too long, and no provider accepts as many.
+MAX_ITEMS = 16_384
+_MAX_LENIENT_BYTES = 64 * 1024  # of a body that orjson rejects and that is still searched for its model
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """A request body as JSON. Raises `Bypass`."""
+    if len(body) > json_parts.LARGE_BYTES:
+        return parse_large_object(body)
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError:  # also for invalid UTF-8, lone surrogates and NaN
+        raise Bypass("not-json") from None
+    if type(fields) is not dict:
+        raise Bypass("not-an-object")
+    return fields
+
+
+def parse_large_object(body: bytes) -> dict[str, Any]:
+    """The same result for a large body, whose items are parsed one by one. Raises `Bypass`."""
+    try:
+        members = json_parts.members(body)
+        fields: dict[str, Any] = {}
+        for name, part in members.items():
+            items = json_parts.elements(part, max_elements=MAX_ITEMS) if name == "input" else None
+            fields[name] = json_parts.value(part) if items is None else list(items)
+    except JSONParseError as error:
+        raise Bypass(error.reason) from None
+    return fields
+
+
+def model_of(fields: dict[str, Any]) -> str | None:
+    """The model that a body names."""
+    model = fields.get("model")
+    return model if type(model) is str else None
+
+
+def count_items(fields: dict[str, Any]) -> int:
+    """The number of items that a body appears to have, whether or not they are valid."""
+    given = fields.get("input")
+    return len(given) if type(given) is list and given and type(given[0]) is not int else 1
+
+
+def forbid_many_items(fields: dict[str, Any]) -> None:
+    """Raises `Bypass` for a request with more than `MAX_ITEMS` items."""
+    if count_items(fields) > MAX_ITEMS:
+        raise Bypass("too-many-items")
+
+
+def peek_model(body: bytes) -> str | None:
+    """The model that a body names, also where the body is otherwise rejected: it is used only to choose the upstream.
+
+    Therefore JSON that only Python's lenient parser accepts will do.
+    """
+    try:
+        model = json_parts.value(json_parts.members(body)["model"])
+    except (JSONParseError, KeyError):
+        return _peek_lenient(body) if len(body) <= _MAX_LENIENT_BYTES else None
+    return model if type(model) is str else None
+
+
+def _peek_lenient(body: bytes) -> str | None:
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return model_of(fields) if type(fields) is dict else None
+
+
+def renamed_body(body: bytes, model: str) -> bytes:
+    """The body of an accepted request with another name of the same model."""
+    return orjson.dumps({**orjson.loads(body), "model": model})
