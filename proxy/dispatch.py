@@ -1,4 +1,4 @@
-"""Every request of the data port: who may ask, which way it goes, what is said when it fails, and its line of log."""
+"""Every request on the data port: its admission, its route, the response to a failure, and its log line."""
 
 import logging
 import secrets
@@ -13,8 +13,9 @@ from proxy.access.admission import Access
 from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.responses import detail_of, finish_head, head_of_hit
 from proxy.embeddings.route import CLIENT_LEFT, EmbeddingsRoute, Progress, status_of_error
-from proxy.errors import InvalidRequest, OriginNotAllowed, ProxyError, RequestTimeout
+from proxy.errors import InvalidRequest, OriginNotAllowed, ProxyError
 from proxy.http.connection import Connection
+from proxy.http.error_responses import error_response
 from proxy.passthrough.relay import is_websocket, relay, relay_websocket
 from proxy.protocol import headers
 from proxy.protocol.cors import is_preflight, origin_of
@@ -28,12 +29,12 @@ _log = logging.getLogger(__name__)
 _VERSIONS = (HttpVersion11, HttpVersion10)
 _OK, _NO_CONTENT = 200, 204
 _NO_FIELDS = CIMultiDict[str]()
-_EMBEDDINGS = "/v1/embeddings"  # as traces call the route, whatever the provider does
-_MAX_SAID = 16
+_EMBEDDINGS = "/v1/embeddings"  # the route's name in traces, for every provider
+_MAX_WARNED_PATHS = 16
 
 
 class _CutShort(ConnectionResetError):
-    """An answer ended before its end. ``status`` is what is counted for it; the client has seen another one."""
+    """A response ended early. ``status`` is the one that is counted; the client has received another one."""
 
     def __init__(self, status: int) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class Dispatcher:
         self,
         origins: Router,
         embeddings: EmbeddingsRoute,
-        repeats: FastPath,
+        fast_path: FastPath,
         access: Access,
         *,
         log: RequestLog,
@@ -54,23 +55,23 @@ class Dispatcher:
     ) -> None:
         self._origins = origins
         self._embeddings = embeddings
-        self._repeats = repeats
+        self._fast_path = fast_path
         self._access = access
         self._log = log
         self._traces = traces
         self._is_draining = is_draining
         self._ids = RequestIds(secrets.token_hex(4))
-        self._said: set[str] = set()
+        self._warned_paths: set[str] = set()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """The answer to any request; what goes wrong becomes one, too."""
+        """The response to any request; a failure becomes one, too."""
         started_s = time.perf_counter()
         request_id = self._ids.of(request.headers.get("X-Request-Id"))
         progress = Progress(request_id)
         progress.span = self._traces.begin(request.method, request.headers, started_s)
         status = CLIENT_LEFT
         try:
-            response = await self._answer(request, progress, started_s)
+            response = await self._respond(request, progress, started_s)
             status = response.status
         except _CutShort as cut:
             status = cut.status
@@ -86,21 +87,21 @@ class Dispatcher:
         return response
 
     def handle_bytes(self, sent: bytes, connection: Connection) -> Sequence[bytes] | None:
-        """The answer to a request that came before to the byte and needs nothing but memory; None: it must be read.
+        """The response to a request with the same bytes as an earlier one, from memory; None: it must be parsed.
 
-        Counted, logged and traced as that of any other.
+        It is counted, logged and traced like any other.
         """
         if self._is_draining():
             return None
         started_s = time.perf_counter()
         try:
-            whole = self._repeats.answer_whole(sent, started_s)
-        except Exception:  # noqa: BLE001 - it can still be answered as any other, or fail as one
-            _log.exception("a request that came again failed in a way nobody thought of")
+            hit = self._fast_path.answer_whole(sent, started_s)
+        except Exception:  # noqa: BLE001 - the request is parsed instead
+            _log.exception("unexpected error in the fast path")
             return None
-        if whole is None:
+        if hit is None:
             return None
-        repeat, body, saved_tokens = whole
+        repeat, body, saved_tokens = hit
         known = repeat.known
         connection.tenant = known.tenant
         progress = Progress(self._ids.of(None))
@@ -114,11 +115,11 @@ class Dispatcher:
         return head, body
 
     def knows_head(self, sent: bytes) -> bool:
-        """Whether these bytes are the head of a request that `answer_whole` may know, and whose body is yet to come."""
-        return self._repeats.begins(sent)
+        """Whether these bytes are the head of a request that `handle_bytes` may respond to once its body is here."""
+        return self._fast_path.begins(sent)
 
     def _end(self, progress: Progress, trace: str | None, status: int, started_s: float) -> None:
-        # By position: it is made for every request, and by name it takes twice as long.
+        # Positional arguments: one is made for every request, and keywords take twice as long.
         line = Line(
             progress.request_id,
             trace,
@@ -132,24 +133,24 @@ class Dispatcher:
         self._log.add(line)
         progress.span.end(status, progress.outcome, progress.model, items=progress.items, cached=progress.cached)
 
-    async def _answer(self, request: web.BaseRequest, progress: Progress, started_s: float) -> web.StreamResponse:
+    async def _respond(self, request: web.BaseRequest, progress: Progress, started_s: float) -> web.StreamResponse:
         try:
             self._admit(request, progress, started_s)
             return await self._route(request, progress)
         except Exception as error:
             if request.writer.output_size:
-                # Part of the answer is out. Cutting the connection is how the client learns that there is no more.
-                _log.warning("an answer was cut short: %s", type(error).__name__)
+                # Part of the response has been sent. Only a cut connection tells the client that the rest is missing.
+                _log.warning("response cut short: %s", type(error).__name__)
                 raise _CutShort(status_of_error(error)) from error
             if isinstance(error, ProxyError):
-                return _error_response(error)
-            _log.exception("a request failed in a way nobody thought of")
-            return _error_response(ProxyError("The proxy failed; its log says how."))
+                return error_response(error)
+            _log.exception("unexpected error in a request")
+            return error_response(ProxyError("Internal error; see the proxy log."))
 
     def _admit(self, request: web.BaseRequest, progress: Progress, started_s: float) -> None:
-        """Raises `ProxyError` for a request that is refused as such; on the embeddings route it is counted, too."""
+        """Raises `ProxyError` for a request that may not be routed. On the embeddings route it is counted, too."""
         try:
-            if not is_preflight(request.method, request.headers):  # which has no credentials
+            if not is_preflight(request.method, request.headers):  # a preflight has no credentials
                 progress.admission = self._access.admit(request.headers)
             _require_framed(request)
         except ProxyError as error:
@@ -167,8 +168,8 @@ class Dispatcher:
             return await self._embeddings.handle(request, progress)
         url = _relayed_url(request, self._origins.default)
         if request.method == "POST" and request.body_exists and is_embeddings_like(target):
-            self._tell_uncached(target)
-            if self._origins.has_several:  # the texts may be meant for one of them alone
+            self._warn_uncached(target)
+            if self._origins.has_several:  # only one of them may be meant to see the texts
                 return await self._embeddings.handle(request, progress)
         return await self._pass_through(request, url, progress)
 
@@ -180,16 +181,16 @@ class Dispatcher:
         return await self._relay(request, progress, url, forwarded, owns_key=bool(origin.key), on_head=on_head)
 
     async def _preflight(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
-        """Answer a CORS preflight, or let the upstream do so, which sees it without the key that the proxy holds."""
+        """Respond to a CORS preflight, or relay it, without the key that the proxy holds."""
         self._access.admit_preflight(request.headers)
         origin, page = self._origins.default, origin_of(request.headers)
         if origin.cors.handles_preflights:
             if not origin.cors.allows(page):
-                raise OriginNotAllowed("This proxy's --cors-origins does not name the origin of the page that asks.")
+                raise OriginNotAllowed("This proxy's --cors-origins does not include the origin of this page.")
             return web.Response(status=_NO_CONTENT, headers=origin.cors.preflight(request.headers))
         url = _relayed_url(request, origin)
         forwarded = headers.to_upstream(request.headers)
-        if origin.key:  # nobody has shown a key that would entitle them to it
+        if origin.key:  # a preflight proves no right to use it
             forwarded = headers.without_credentials(forwarded)
         route = origin.routes.find(request.raw_path)
         learns = route is not None and route.is_embeddings
@@ -209,37 +210,26 @@ class Dispatcher:
         origin = self._origins.default
         with progress.span.calls() as calls, calls.call(request.method, url, upstream=origin.name) as call:
             forwarded = call.outbound(forwarded)
-            if is_websocket(request):
-                response = await relay_websocket(
-                    request,
-                    origin.client,
-                    url,
-                    forwarded,
-                    request_id=progress.request_id,
-                    is_draining=self._is_draining,
-                    owns_key=owns_key,
-                    on_head=on_head,
-                )
-            else:
-                response = await relay(
-                    request,
-                    origin.client,
-                    url,
-                    forwarded,
-                    request_id=progress.request_id,
-                    is_draining=self._is_draining,
-                    owns_key=owns_key,
-                    on_head=on_head,
-                )
+            forward = relay_websocket if is_websocket(request) else relay
+            response = await forward(
+                request,
+                origin.client,
+                url,
+                forwarded,
+                request_id=progress.request_id,
+                is_draining=self._is_draining,
+                owns_key=owns_key,
+                on_head=on_head,
+            )
             call.answered(response.status)
         return response
 
-    def _tell_uncached(self, target: str) -> None:
-        """Say once for each path what would be cached; it is a client's, so it is shown in part."""
+    def _warn_uncached(self, target: str) -> None:
+        """Log once for each path which path would be cached. Paths come from clients, so only a part is logged."""
         path = loggable_path(target)
-        if path in self._said or len(self._said) >= _MAX_SAID:
+        if path in self._warned_paths or len(self._warned_paths) >= _MAX_WARNED_PATHS:
             return
-        self._said.add(path)
+        self._warned_paths.add(path)
         own = self._origins.default.provider.path
         hint = ""
         if path.endswith(own):
@@ -254,7 +244,7 @@ class Dispatcher:
 
 
 def _relayed_url(request: web.BaseRequest, origin: Origin) -> str:
-    """Raises `InvalidRequest` where there is none."""
+    """Raises `InvalidRequest` for a target that has no URL at the upstream."""
     url = origin.routes.relayed(origin.target(request.raw_path))
     if url is None:
         raise InvalidRequest("The request target must be a path.")
@@ -262,21 +252,12 @@ def _relayed_url(request: web.BaseRequest, origin: Origin) -> str:
 
 
 def _require_framed(request: web.BaseRequest) -> None:
-    """Raises `InvalidRequest` for what aiohttp lets through and two servers may take for different requests."""
-    if request.method == "CONNECT":  # after a 2xx to it there is no HTTP any more (RFC 9110 §9.3.6)
-        raise InvalidRequest("This proxy opens no tunnels.")
-    if request.method == "TRACE":  # it may echo a key that is not the client's (RFC 9110 §9.3.8)
-        raise InvalidRequest("This proxy relays no TRACE.")
+    """Raises `InvalidRequest` for requests that aiohttp accepts but another server may understand differently."""
+    if request.method == "CONNECT":  # after a 2xx response, what follows is not HTTP (RFC 9110 §9.3.6)
+        raise InvalidRequest("This proxy does not open tunnels.")
+    if request.method == "TRACE":  # the response may echo a key that is not the client's (RFC 9110 §9.3.8)
+        raise InvalidRequest("This proxy does not relay TRACE.")
     if request.version not in _VERSIONS:
         raise InvalidRequest("The HTTP version must be 1.0 or 1.1.")
     if request.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
-        raise InvalidRequest("The only transfer coding understood is chunked.")
-
-
-def _error_response(error: ProxyError) -> web.Response:
-    response = web.Response(status=error.status, body=error.body(), content_type="application/json")
-    if error.retry_after_s is not None:
-        response.headers["Retry-After"] = str(error.retry_after_s)
-    if isinstance(error, RequestTimeout):
-        response.force_close()  # what still comes of the body is nobody's
-    return response
+        raise InvalidRequest("The only supported transfer coding is chunked.")

@@ -37,7 +37,7 @@ async def open_data_port(
         path.dispatcher.handle,
         bytes_handler=path.dispatcher,
         max_connections=_max_connections(settings.max_connections),
-        reserve=path.bodies.hold,
+        reserve=path.bodies.reserve,
         access_log=None,
         auto_decompress=False,
         logger=_http_log,

@@ -130,7 +130,7 @@ class EmbeddingsRoute:
         started = time.perf_counter()
         status = CLIENT_LEFT
         own = self._access.identity(request.headers, request.raw_path)
-        reservation = self._bodies.hold(self._access.tenant(own, progress.admission))
+        reservation = self._bodies.reserve(self._access.tenant(own, progress.admission))
         if isinstance(request.protocol, Connection):
             request.protocol.tenant = reservation.tenant
         self._in_flight += 1

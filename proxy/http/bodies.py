@@ -1,4 +1,4 @@
-"""Request bodies: read as they come, inflated where they came compressed, and held in memory within bounds."""
+"""Request bodies: read within limits of size, complexity and memory, and decompressed."""
 
 import asyncio
 import zlib
@@ -16,53 +16,53 @@ from proxy.protocol.json_structure import MAX_MEMBERS, MAX_VALUES, Structure
 from proxy.telemetry.metrics import Metrics
 from proxy.worker_thread import Worker
 
-_MAX_RATIO, _LEAST_BOUND = 100, 1024 * 1024
-_COMPRESSED_STEP, _PIECE = 16 * 1024, 256 * 1024
+_MAX_RATIO, _LEAST_BOUND_BYTES = 100, 1024 * 1024
+_COMPRESSED_STEP_BYTES, _PIECE_BYTES = 16 * 1024, 256 * 1024
 
 
 class Body(NamedTuple):
     content: bytes
-    structure: Structure  # empty for what is no JSON yet
+    structure: Structure  # empty for a compressed body
 
 
 class BodyReader:
-    """``max_bytes`` is for one of them, ``max_held_bytes`` for all that requests and their responses hold in memory."""
+    """``max_bytes`` limits one body, ``max_held_bytes`` the memory of all requests and their responses together."""
 
     def __init__(self, metrics: Metrics, *, max_bytes: int, max_held_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._budget = Budget(
             max_held_bytes, "bytes of memory for requests and responses", unverified_limit=max_held_bytes // 2
         )
-        self.worker = Worker("bodies")  # for what would take too long on the event loop
+        self.worker = Worker("bodies")  # for work that would block the event loop
         metrics.held_bytes.set_function(lambda: self._budget.used)
         metrics.held_limit_bytes.set(max_held_bytes)
 
     def close(self) -> None:
         self.worker.close()
 
-    def hold(self, tenant: Tenant) -> "BodyReservation":
+    def reserve(self, tenant: Tenant) -> "BodyReservation":
         return BodyReservation(self._budget, tenant)
 
-    async def read(self, request: BaseRequest, held: "BodyReservation") -> Body:
+    async def read(self, request: BaseRequest, reservation: "BodyReservation") -> Body:
         """The body as it was sent. Raises `ProxyError`."""
         if (request.content_length or 0) > self._max_bytes:
             raise self._too_large()
-        await answer_expect(request)
+        await send_continue(request)
         chunks: list[bytes] = []
         structure = Structure()
         is_json = "Content-Encoding" not in request.headers
 
         def take(chunk: bytes) -> None:
             chunks.append(chunk)
-            held.take(len(chunk))
-            if held.bytes > self._max_bytes:
+            reservation.take(len(chunk))
+            if reservation.bytes > self._max_bytes:
                 raise self._too_large()
             if is_json:
                 structure.feed(chunk)
                 _require_simple(structure)
 
         try:
-            if request.content.is_eof():  # it came along with its head
+            if request.content.is_eof():  # it arrived together with its head
                 take(request.content.read_nowait())
             else:
                 async for chunk in paced(request.content):
@@ -74,34 +74,34 @@ class BodyReader:
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request body is larger than {self._max_bytes} bytes.")
 
-    async def inflated(self, request: BaseRequest, body: bytes, held: "BodyReservation") -> Body:
-        """A compressed body as it was, which is no larger and no more complex than one that is not compressed may be.
+    async def inflated(self, request: BaseRequest, body: bytes, reservation: "BodyReservation") -> Body:
+        """A compressed body, decompressed. The limits are those of a body that was not compressed.
 
-        Raises `Bypass` where it can't be read, `ProxyError` where it must not be; then it holds nothing of it.
+        Raises `Bypass` if it can't be decompressed, `ProxyError` if it exceeds a limit. Then it reserves nothing.
         """
         codings = request.headers.getall("Content-Encoding")
         if len(codings) != 1 or codings[0].lower() not in {"gzip", "deflate"}:
             raise Bypass("content-encoding")
-        # No JSON of texts is a hundred times smaller for it; what claims to be is a bomb.
-        max_bytes = min(self._max_bytes, max(_LEAST_BOUND, _MAX_RATIO * len(body)))
-        before_bytes = held.bytes
+        # JSON of texts never compresses to a hundredth of its size. A body that seems to is a decompression bomb.
+        max_bytes = min(self._max_bytes, max(_LEAST_BOUND_BYTES, _MAX_RATIO * len(body)))
+        before_bytes = reservation.bytes
         pieces, structure = _inflate(body), Structure()
         plain: list[bytes] = []
         try:
-            while piece := await self.worker.run(_next, pieces, held=held):
-                held.take(len(piece))
+            while piece := await self.worker.run(_next, pieces, held=reservation):
+                reservation.take(len(piece))
                 structure.feed(piece)
                 _require_small(structure, max_bytes)
                 _require_simple(structure)
                 plain.append(piece)
         except BaseException:
-            held.give_back(held.bytes - before_bytes)
+            reservation.give_back(reservation.bytes - before_bytes)
             raise
         return Body(b"".join(plain), structure)
 
 
 class BodyReservation:
-    """What one request has of all that is held, until the last of those who use it has ended."""
+    """The memory that one request and its response use. It is released when the last of its users has ended."""
 
     __slots__ = ("_budget", "_users", "bytes", "tenant")
 
@@ -112,7 +112,7 @@ class BodyReservation:
         self.bytes = 0
 
     def take(self, size: int, *, may_exceed: bool = False) -> None:
-        """Raises `Overloaded` if there is no room. ``may_exceed``: unless it needs all of it, and nothing is held."""
+        """Raises `Overloaded` if there is no room. ``may_exceed``: not if no other request uses any memory."""
         self._budget.take(self.tenant, id(self), size, may_exceed=may_exceed)
         self.bytes += size
 
@@ -121,12 +121,12 @@ class BodyReservation:
         self.bytes -= size
 
     def lasts_until(self, work: "asyncio.Future[Any]") -> None:
-        """``work`` uses what is held, and may outlive the request."""
+        """``work`` is a further user, and may outlive the request."""
         self._users += 1
         work.add_done_callback(lambda _: self.release())
 
     def release(self) -> None:
-        """One of its users has ended."""
+        """One of its users has ended. The first user is the request."""
         self._users -= 1
         if not self._users:
             self.give_back(self.bytes)
@@ -134,7 +134,7 @@ class BodyReservation:
 
 def _require_small(structure: Structure, max_bytes: int) -> None:
     if structure.size_bytes > max_bytes:
-        raise BodyTooLarge(f"The request body is larger than {max_bytes} bytes when it is not compressed.")
+        raise BodyTooLarge(f"The request body is larger than {max_bytes} bytes when decompressed.")
 
 
 def _require_simple(structure: Structure) -> None:
@@ -150,25 +150,25 @@ def _next(pieces: Iterator[bytes]) -> bytes:
 
 
 def _inflate(body: bytes) -> Iterator[bytes]:
-    """The plain body in pieces. Raises `Bypass`."""
-    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, as it says itself
+    """The decompressed body in pieces. Raises `Bypass`."""
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by its header
     start = 0
     try:
         while not inflater.eof and start < len(body):
-            waiting = body[start : start + _COMPRESSED_STEP]
-            start += _COMPRESSED_STEP
-            # Of what has been read, more may be to come than was asked for.
-            while piece := inflater.decompress(waiting, _PIECE):
+            compressed = body[start : start + _COMPRESSED_STEP_BYTES]
+            start += _COMPRESSED_STEP_BYTES
+            # One step of input may give more than one piece of output.
+            while piece := inflater.decompress(compressed, _PIECE_BYTES):
                 yield piece
-                waiting = inflater.unconsumed_tail
+                compressed = inflater.unconsumed_tail
     except zlib.error:
         raise Bypass("content-encoding") from None
     if not inflater.eof or inflater.unused_data or start < len(body):
         raise Bypass("content-encoding")
 
 
-async def answer_expect(request: BaseRequest) -> None:
-    """Tell a client that asked first that its body is welcome (RFC 9110 §10.1.1; HTTP/1.0 knows no such answer)."""
+async def send_continue(request: BaseRequest) -> None:
+    """Send 100 (Continue) to a client that waits for it before it sends the body (RFC 9110 §10.1.1; not HTTP/1.0)."""
     if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # aiohttp takes what was written for the start of an answer
+        request.writer.output_size = 0  # aiohttp would count it as part of the response

@@ -35,7 +35,7 @@ class Tunnel(Protocol):
     """Takes over a connection that is upgraded. aiohttp calls it like its own parser of WebSockets."""
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Bytes from the client. Returns what aiohttp's parsers return: not at the end, nothing left over."""
+        """Bytes from the client. Returns (False, b""), as aiohttp's parsers do: not at the end, nothing left over."""
         ...
 
     def feed_eof(self) -> None:
@@ -65,7 +65,7 @@ class Connection(LimitedConnection):
         self._bytes_handler = bytes_handler
         self._recorder = RequestRecorder()
         self._pending_head = b""  # a head that the parser has not got yet
-        self._is_last = False  # the next response is the last one: what follows can't be parsed
+        self._is_last = False  # the next response is the last one: nothing after it can be parsed
         self._tunnel: Tunnel | None = None
 
     def data_received(self, data: bytes) -> None:
@@ -156,7 +156,7 @@ class Connection(LimitedConnection):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The response to what could not be parsed, or to a handler that failed. aiohttp's own quotes the request."""
+        """The response to a parser error, or to an error of the handler. aiohttp's own response quotes the request."""
         if request.writer.output_size:
             raise ConnectionError  # part of a response has been sent
         self._is_last = True
@@ -170,9 +170,9 @@ class Connection(LimitedConnection):
         return response
 
     def take_over(self, tunnel: Tunnel) -> None:
-        """From now on ``tunnel`` gets what the client sends, and what it has sent after the request."""
+        """Give ``tunnel`` all bytes after the request, also those that have arrived already."""
         self._tunnel, self._is_last = tunnel, True
-        self.set_parser(tunnel)  # type: ignore[arg-type] # of which it calls what `Tunnel` has
+        self.set_parser(tunnel)  # type: ignore[arg-type] # it calls only what `Tunnel` has
         if self._half_closed is not None:
             tunnel.feed_eof()
 

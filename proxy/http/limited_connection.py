@@ -159,7 +159,7 @@ class LimitedConnection(AiohttpConnection):
         transport = self._transport
         if transport is None:
             return
-        self._unread.look(transport, now)
+        self._unread.update(transport, now)
         if self._unread.is_overdue(now) or self.has_client_left(transport, now):
             transport.abort()  # to close it would wait until the client has read everything
             return
@@ -178,7 +178,7 @@ class LimitedConnection(AiohttpConnection):
         if self._half_closed is None:
             return False
         written = 0 if self._request is None else self._request.writer.output_size
-        self._half_closed.look(now, written=written, unread=self._unread.size)
+        self._half_closed.update(now, written=written, unread=self._unread.size)
         if self._half_closed.is_overdue(now):
             if not self._probe():
                 return True

@@ -14,10 +14,11 @@ from proxy.config.settings import Settings
 from proxy.errors import ConfigError
 from proxy.protocol.hosts import UNIX_PREFIX
 
-# Of connections that wait to be accepted. When it is full the kernel drops what some clients count as connected.
+# Connections that wait to be accepted. When the queue is full, the kernel drops some that clients count as connected.
 _BACKLOG = 4096
-_ELSEWHERE = frozenset({errno.EADDRINUSE, errno.EACCES})
-# Whoever shares the group, as the containers of a Pod do by its fsGroup; connecting takes the right to write.
+# Another port may help. For other errors it is the host that is wrong.
+_PORT_ERRORS = frozenset({errno.EADDRINUSE, errno.EACCES})
+# For the user and the group: the containers of a Pod share a group (fsGroup). To connect needs write permission.
 _SOCKET_MODE = 0o660
 
 Sockets = list[socket.socket]
@@ -25,11 +26,11 @@ Sockets = list[socket.socket]
 
 @contextmanager
 def opened(host: str, port: int, *, flag: str, copies: int = 1) -> Iterator[list[Sockets]]:
-    """Listen on ``host``, which is an address, a name or ``unix:`` with a path; port 0 takes a free one.
+    """Listen on ``host``: an address, a name, or ``unix:`` and a path. Port 0 is any free port.
 
-    There are as many sets of sockets as ``copies``, among which the kernel shares out the connections to an address
-    (SO_REUSEPORT, socket(7)); of a path there is one, which all have. Raises `ConfigError`, which names ``flag`` as the
-    one for another port.
+    Yields ``copies`` sets of sockets. The kernel distributes the connections to an address among them (SO_REUSEPORT,
+    socket(7)); for a path, all sets have the same socket. Raises `ConfigError`; ``flag`` is the option that sets the
+    port.
     """
     path = Path(host.removeprefix(UNIX_PREFIX)) if host.startswith(UNIX_PREFIX) else None
     if host == UNIX_PREFIX:
@@ -41,16 +42,16 @@ def opened(host: str, port: int, *, flag: str, copies: int = 1) -> Iterator[list
         why = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error
         if path is not None:
             raise ConfigError(f"can't listen on {path}: {why}; choose another with --host") from error
-        other = flag if number in _ELSEWHERE else flag.replace("port", "host")
+        other = flag if number in _PORT_ERRORS else flag.replace("port", "host")
         raise ConfigError(f"can't listen on {host}:{port}: {why}; choose another with {other}") from error
-    own = None if path is None else _made(path)
+    own = None if path is None else _identity(path)
     try:
         yield sets
     finally:
         for sockets in sets:
             close(sockets)
-        # While this proxy drained another may have taken the path over.
-        if path is not None and own == _made(path):
+        # While this proxy drained, another one may have created the path again.
+        if path is not None and own == _identity(path):
             path.unlink(missing_ok=True)
 
 
@@ -60,7 +61,7 @@ def close(sockets: Sockets) -> None:
 
 
 def url_of(sockets: Sockets) -> str:
-    """What is asked there, as a URL without a path. On the socket of a path that can be anything, such as this."""
+    """The URL of these sockets, without a path. For a Unix socket the host can be anything."""
     name = sockets[0].getsockname()
     if sockets[0].family == socket.AF_UNIX:
         return "http://localhost"
@@ -69,7 +70,7 @@ def url_of(sockets: Sockets) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """Where one process of a proxy takes connections."""
+    """Where one process accepts connections."""
 
     data: Sockets
     admin: Sockets
@@ -77,7 +78,7 @@ class Listeners:
 
 @contextmanager
 def open_listeners(settings: Settings) -> Iterator[Listeners]:
-    """Those of a proxy that is one process. Raises `ConfigError`."""
+    """The listeners of a proxy with one process. Raises `ConfigError`."""
     with (
         opened(settings.host, settings.port, flag="--port") as (data,),
         opened(settings.admin_host, settings.admin_port, flag="--admin-port") as (admin,),
@@ -86,7 +87,7 @@ def open_listeners(settings: Settings) -> Iterator[Listeners]:
 
 
 async def accept(stack: AsyncExitStack, runner: web.BaseRunner, sockets: Sockets) -> None:
-    """Let ``runner`` answer what connects, until ``stack`` is left."""
+    """Let ``runner`` serve the connections until ``stack`` is closed."""
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     for listening in sockets:
@@ -94,7 +95,7 @@ async def accept(stack: AsyncExitStack, runner: web.BaseRunner, sockets: Sockets
 
 
 def _tcp_sets(host: str, port: int, copies: int) -> list[Sockets]:
-    # Without SO_REUSEPORT at first: with it, two proxies could have one port and not know.
+    # First without SO_REUSEPORT: with it, two proxies could listen on one port without an error.
     first = _tcp_sockets(host, port, is_shared=False)
     if copies == 1:
         return [first]
@@ -108,8 +109,8 @@ def _tcp_sockets(host: str, port: int, *, is_shared: bool) -> Sockets:
     infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     try:
         for family, address in dict.fromkeys((family, address[0]) for family, _, _, _, address in infos):
-            wanted = port or (found[0].getsockname()[1] if found else 0)
-            made = socket.create_server((str(address), wanted), family=family, backlog=_BACKLOG, reuse_port=is_shared)
+            chosen = port or (found[0].getsockname()[1] if found else 0)
+            made = socket.create_server((str(address), chosen), family=family, backlog=_BACKLOG, reuse_port=is_shared)
             made.setblocking(False)
             found.append(made)
     except OSError:
@@ -124,7 +125,7 @@ def _unix_socket(path: Path) -> socket.socket:
         try:
             listening.bind(str(path))
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _is_left_behind(path):
+            if error.errno != errno.EADDRINUSE or not _is_stale(path):
                 raise
             path.unlink()
             listening.bind(str(path))
@@ -137,8 +138,8 @@ def _unix_socket(path: Path) -> socket.socket:
     return listening
 
 
-def _made(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another of its name, whose inode may be the same."""
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Identifies a file: one created later under the same name may have the same inode, but has another ctime."""
     try:
         found = path.stat()
     except OSError:
@@ -146,16 +147,16 @@ def _made(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_ctime_ns
 
 
-def _is_left_behind(path: Path) -> bool:
-    """Whether nobody listens on a socket any more, as after a crash."""
+def _is_stale(path: Path) -> bool:
+    """Whether no process listens on a socket any more, as after a crash."""
     if not path.is_socket():
         return False
     with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)  # a full backlog would have it wait
+        probe.setblocking(False)  # with a full backlog, it would wait
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             return True
-        except OSError:  # it is there, and busy or not for us
+        except OSError:  # a process listens, and is busy or does not permit the connection
             return False
     return False

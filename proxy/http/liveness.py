@@ -1,4 +1,4 @@
-"""Whether a client takes what is written to it, and whether it is still there.
+"""Whether a client reads what is written to it, and whether it is still connected.
 
 Times are those of the caller's clock.
 """
@@ -10,14 +10,14 @@ import termios
 from asyncio import Transport
 from contextlib import suppress
 
-# How long a client may take none of what was written.
+# How long a client may read nothing of what was written.
 _UNREAD_TIMEOUT_S = 60.0
-# How long nothing may be sent to a client that has closed its side.
+# How long a client that has closed its side may be sent nothing.
 _HALF_CLOSED_TIMEOUT_S = 30.0
 
 
 class Unread:
-    """The bytes that a client has yet to take."""
+    """The bytes that a client has not read yet."""
 
     __slots__ = ("_since_s", "size")
 
@@ -25,8 +25,8 @@ class Unread:
         self.size = 0
         self._since_s = 0.0  # the last progress
 
-    def look(self, transport: Transport, now: float) -> None:
-        """Fewer bytes than before are progress of the client's. More are only the server's."""
+    def update(self, transport: Transport, now: float) -> None:
+        """Fewer bytes than before are progress by the client. More are progress by the server only."""
         size = transport.get_write_buffer_size()
         if size:
             size += _queued_by_kernel(transport)
@@ -41,23 +41,23 @@ class Unread:
 class HalfClosed:
     """A client that has closed its side of the connection.
 
-    It has left, or it waits for its response. Both look alike until something is sent: the kernel of one that has left
-    resets the connection then.
+    It has left, or it waits for its response. Both look the same until something is sent: then the kernel of a client
+    that has left resets the connection.
     """
 
     __slots__ = ("_since_s", "_written")
 
     def __init__(self, now: float) -> None:
-        self._since_s = now  # when something was sent
+        self._since_s = now  # when something was last sent
         self._written = 0
 
-    def look(self, now: float, *, written: int, unread: int) -> None:
-        """``written`` is the size of the response so far, of which the client has yet to take ``unread`` bytes."""
+    def update(self, now: float, *, written: int, unread: int) -> None:
+        """``written`` is the size of the response so far, of which the client has not read ``unread`` bytes yet."""
         if unread or written != self._written:
             self._since_s, self._written = now, written
 
     def probed(self, now: float) -> None:
-        """Something else was sent than a response."""
+        """An interim response was sent."""
         self._since_s = now
 
     def is_overdue(self, now: float) -> bool:
@@ -65,20 +65,21 @@ class HalfClosed:
 
 
 def is_reset(transport: Transport) -> bool:
-    """Whether the client's kernel has reset the connection. Event loops do not watch one that they no longer read."""
+    """Whether the client's kernel has reset the connection. The event loop does not notice it after the client has
+    closed its side."""
     poll = select.poll()
-    poll.register(_descriptor(transport), 0)  # errors and resets are reported unasked
+    poll.register(_descriptor(transport), 0)  # errors and resets are always reported
     return bool(poll.poll(0))
 
 
 def _queued_by_kernel(transport: Transport) -> int:
-    """Bytes that this kernel has yet to send, or the client's to acknowledge.
+    """Bytes that this kernel has not sent, or the client's kernel has not acknowledged.
 
-    The kernel takes more from the transport only when a third of its queue is free, which a client that reads 16 KiB/s
-    may need minutes for.
+    The kernel accepts more from the transport only when a third of its queue is free. A client that reads 16 KiB/s may
+    need minutes for that.
     """
     queued = bytearray(4)
-    with suppress(OSError):  # not every system can tell
+    with suppress(OSError):  # not every system supports it
         fcntl.ioctl(_descriptor(transport), termios.TIOCOUTQ, queued)
     return int(struct.unpack("i", queued)[0])
 

@@ -1,6 +1,6 @@
-"""The errors of aiohttp's HTTP parser, as the proxy's own.
+"""The errors of aiohttp's HTTP parser, as errors of the proxy.
 
-The parser quotes what it could not read, which may be a credential. Nothing of its message goes further.
+The parser's message quotes the bytes that it could not parse, which may be a credential. It is never sent or logged.
 """
 
 import logging
@@ -9,15 +9,15 @@ from aiohttp.http_exceptions import HttpProcessingError, InvalidHeader, InvalidU
 
 from proxy.errors import FieldsTooLarge, InvalidRequest, ProxyError, TargetTooLong
 
-# Some gateways pass on large tokens. The parser counts a field's name with its value. One exception reports both
-# limits and says only which number was exceeded, so the numbers must differ.
+# Some gateways forward large tokens. The parser counts a field's name with its value. It has one exception for both
+# limits, which contains only the number that was exceeded, so the numbers must differ.
 MAX_TARGET_BYTES = 64 * 1024
 MAX_FIELD_BYTES = 64 * 1024 + 128
 MAX_FIELDS = 128
-# The parser has no exception of its own for this.
+# The parser has no separate exception for this.
 _TOO_MANY_FIELDS = "Too many headers received"
 
-# For aiohttp's server on ports whose handlers are aiohttp's own: what it logs, but for what it could not parse.
+# For aiohttp's own server (admin port, demo): everything it logs except parser errors, which quote the request.
 HTTP_LOG = logging.getLogger("proxy.http.aiohttp")
 HTTP_LOG.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
 

@@ -16,16 +16,16 @@ def head_of(sent: bytes) -> bytes:
 class RequestRecorder:
     """Records what arrives between two request boundaries.
 
-    The parser says how long a request's body is, and when the request has ended. A boundary counts only if all bytes
-    since the last one were that one request. Otherwise, as after two pipelined requests, there are no more boundaries
-    on the connection: nothing tells how many bytes belong to which request.
+    The caller knows from the parser how long a request's body is, and when the request has ended. There is a boundary
+    only if all bytes since the last one were that one request. Otherwise, as after two pipelined requests, the
+    connection has no boundary any more: it is not known which bytes belong to which request.
     """
 
     __slots__ = ("_received_bytes", "_recorded", "at_boundary")
 
     def __init__(self) -> None:
         self.at_boundary = True  # the parser has no bytes of the next request
-        self._recorded = b""  # what was received since the boundary: all of it, or only the head
+        self._recorded = b""  # the bytes since the boundary: all of them, or only the head
         self._received_bytes = 0  # since the boundary
 
     def feed(self, data: bytes) -> None:

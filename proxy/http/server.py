@@ -22,7 +22,7 @@ SWEEP_S = 1.0
 class Server(web.Server):
     """aiohttp's server without its application layer: the proxy does not need that, and it costs a hit 15 %.
 
-    ``reserve`` reserves memory for what a tenant's clients have not read yet.
+    ``reserve`` reserves memory for responses that a tenant's clients have not read yet.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class Server(web.Server):
         writer: AbstractStreamWriter,
         task: "asyncio.Task[None]",
     ) -> web.BaseRequest:
-        if message is ERROR:  # aiohttp's placeholder for what it could not parse; it has HTTP/1.0
+        if message is ERROR:  # aiohttp's placeholder for a request that it could not parse; it has HTTP/1.0
             message = message._replace(version=HttpVersion11)
-        # aiohttp drops what follows a request to upgrade in the same packet, unless it is a WebSocket's. The rest of a
-        # request that is cut in two by that would be parsed as a request of its own.
+        # aiohttp drops the bytes after a request to upgrade in the same packet, except a WebSocket's. If that cuts a
+        # request in two, its rest would be parsed as a request.
         if message.upgrade and message.headers.get("Upgrade", "").lower() != "websocket":
             message = message._replace(should_close=True)
         request = web.BaseRequest(message, payload, connection, writer, task, self._context.loop)

@@ -1,4 +1,4 @@
-"""Responses that are written part by part, as fast as the client reads them."""
+"""Responses that are written in parts, as fast as the client reads them."""
 
 import asyncio
 from collections.abc import Iterable
@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from aiohttp.web import BaseRequest, StreamResponse
 from multidict import CIMultiDict
 
-# What is made at a time: an event loop that is busy with more than that keeps everybody else waiting.
+# Written at a time. More would block the event loop for other requests.
 _PIECE_BYTES = 128 * 1024
 
 
 class Streamed(StreamResponse):
-    """``parts`` are the body's; they are asked for when their turn comes. ``length`` is theirs, if it is known."""
+    """``parts`` of the body are made when they are to be written. ``length`` is that of all, if it is known."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Streamed(StreamResponse):
         self.content_length = length
 
     async def send(self, request: BaseRequest) -> None:
-        """Raises `ConnectionError` when the client leaves."""
+        """Raises `ConnectionError` if the client disconnects."""
         await self.prepare(request)
         piece: list[bytes] = []
         size = 0
@@ -36,12 +36,12 @@ class Streamed(StreamResponse):
             size += len(part)
             if size >= _PIECE_BYTES:
                 await self.write(b"".join(piece))
-                await asyncio.sleep(0)  # a client that reads fast must not have the event loop to itself
+                await asyncio.sleep(0)  # a client that reads fast must not occupy the event loop
                 piece, size = [], 0
         await self.write_eof(b"".join(piece))
 
 
 def in_pieces(body: bytes) -> Iterable[bytes]:
-    """A body that is in memory as a whole, as parts."""
+    """The parts of a body that is in memory."""
     view = memoryview(body)
     return (bytes(view[start : start + _PIECE_BYTES]) for start in range(0, len(body), _PIECE_BYTES))

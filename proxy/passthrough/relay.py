@@ -11,7 +11,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.access.validations import CREDENTIAL_REFUSALS
 from proxy.errors import KeyRefused, UpstreamUnreachable
-from proxy.http.bodies import answer_expect
+from proxy.http.bodies import send_continue
 from proxy.http.connection import Connection
 from proxy.http.pacing import paced
 from proxy.passthrough import tunnel
@@ -51,7 +51,7 @@ async def relay(
     fields before they are sent, and may change the fields. Raises `ProxyError`.
     """
     if body is None:
-        await answer_expect(request)
+        await send_continue(request)
     content = body if body is not None or not request.body_exists else await _content_of(request, forwarded)
     async with upstream.stream(request.method, url, forwarded, content) as answer:
         return await _respond(

@@ -33,7 +33,7 @@ def waiting(connection: Connection) -> int:
     """Bytes that the client has yet to take."""
     unread = liveness.Unread()
     assert connection._transport is not None
-    unread.look(connection._transport, 0.0)
+    unread.update(connection._transport, 0.0)
     return unread.size
 
 
