@@ -307,7 +307,7 @@ async def test_what_is_whole_in_a_file_that_was_set_aside_is_in_the_new_one(
     assert len(asides(filled)) == 1
     assert len(kept) > 0.9 * len(KEYS)
     assert kept == {key: value(key) for key in kept}
-    assert f"{len(kept)} entries were copied from {asides(filled)[0].name}" in caplog.text
+    assert f"{len(kept)} entries copied from {asides(filled)[0].name}" in caplog.text
 
 
 async def test_what_was_written_meanwhile_is_not_overwritten_by_what_is_copied(

@@ -141,7 +141,7 @@ async def test_a_limit_is_in_use_while_its_process_only_reads(sqlite_path: Path)
 async def test_the_limit_of_a_process_that_was_killed_holds_for_a_day(sqlite_path: Path) -> None:
     clock = Clock()
     killed = await fill_by_the_larger(sqlite_path, clock)
-    killed._signed_at_s = float("-inf")  # it does not sign out
+    killed._limit.registered_at_s = float("-inf")  # it does not sign out
     await killed.aclose()
     smaller = SQLiteStore(sqlite_path, limit_bytes=2 * MIB, clock=clock)
     await put(smaller, range(10_000, 10_020))
