@@ -35,7 +35,7 @@ def _parse_base_url(text: str, row: Provider | None, rows: Mapping[str, Provider
     url = text.strip()
     known = {own.name: own.base_url for own in rows.values() if own.base_url is not None}
     accepted = "accepted: a base URL as https://api.example.com/v1" + (f", or {', '.join(known)}, demo" if rows else "")
-    guess = base_urls.meant(url, path=usual_path(row), known=known.values() if row is None else ())
+    guess = base_urls.suggest(url, path=usual_path(row), known=known.values() if row is None else ())
     guess = guess or closest_match(url, known)
     hint = f"did you mean {guess}?" if guess else ""
     parts = base_urls.split(url)

@@ -1,21 +1,21 @@
-"""Where the frames of a WebSocket begin and end (RFC 6455 §5.2), whatever is in them."""
+"""Frame boundaries of a WebSocket (RFC 6455 §5.2), without a look at the payload (pure)."""
 
 CLOSE = 0x8
 _OPCODE, _MASKED, _LENGTH = 0x0F, 0x80, 0x7F
-_EXTENDED = {126: 2, 127: 8}  # bytes of the length where these 7 bits don't hold it
+_EXTENDED = {126: 2, 127: 8}  # bytes of an extended length, by the 7-bit length
 _FIRST_EXTENDED = 126
 _MAX_HEAD = 14
-# By a head's second byte: its length, with a mask of 4 bytes or without.
+# Length of a frame's head by its second byte, with or without a mask of 4 bytes.
 _SIZES = [2 + _EXTENDED.get(second & _LENGTH, 0) + (4 if second & _MASKED else 0) for second in range(256)]
 
 
 class Frames:
-    """The frames of one direction, followed chunk by chunk. No payload is kept."""
+    """Tracks the frames of one direction, chunk by chunk. No payload is kept."""
 
     __slots__ = ("_head", "_left", "has_close")
 
     def __init__(self) -> None:
-        self._head = bytearray()  # of a frame, as far as it has come
+        self._head = bytearray()  # of a frame, as far as received
         self._left = 0  # bytes of payload until the frame ends
         self.has_close = False  # a Close frame, after which there are no others (§5.5.1)
 
@@ -41,7 +41,7 @@ class Frames:
             at += step
 
     def _begin(self, data: bytes | bytearray, at: int) -> int:
-        """Take the head that begins at ``at``, and return its length."""
+        """Parse the head that begins at ``at``, and return its length."""
         if data[at] & _OPCODE == CLOSE:
             self.has_close = True
         second = data[at + 1]
@@ -52,7 +52,7 @@ class Frames:
 
 
 def _size(head: bytearray) -> int:
-    """How long a frame's head is, as far as that can be told from its beginning."""
+    """The length of a frame's head, as far as its first bytes show it."""
     return 2 if len(head) < 2 else _SIZES[head[1]]  # noqa: PLR2004 - flags and length
 
 

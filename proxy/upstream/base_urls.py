@@ -1,4 +1,4 @@
-"""Base URLs as operators write them: what is wrong with one, and what was probably meant (pure)."""
+"""Base URLs as operators write them: checks, and a suggestion in place of an invalid one (pure)."""
 
 import difflib
 import re
@@ -8,19 +8,19 @@ from urllib.parse import SplitResult, urlsplit
 
 USUAL_PATH = "/v1"
 
-# A URL somewhere in what was pasted: in quotes, in angle brackets, behind OPENAI_BASE_URL=, before a comma. It ends
-# where no URL goes on.
+# A URL within pasted text: in quotes, in angle brackets, after OPENAI_BASE_URL=, before a comma. It ends at the first
+# character that no URL has.
 _QUOTES = "\"'`<>\u201c\u201d\u2018\u2019"
 _PASTED = re.compile(rf"[a-z][a-z0-9+.-]*:/{{1,3}}[^\s{_QUOTES}]+", re.IGNORECASE)
 _WRAPPING = _QUOTES + " \t\r\n,;\u00a0\u200b\ufeff"
 # http:/host, http:host, http//host, http;//host, //host; but not http:8000, which is a host and a port.
-_LAME_SCHEME = re.compile(r"(?:(https?)(?:[:;]+/*(?!/|\d+$)|/{2,})|/{2,})(?=[^/])", re.IGNORECASE)
+_BROKEN_SCHEME = re.compile(r"(?:(https?)(?:[:;]+/*(?!/|\d+$)|/{2,})|/{2,})(?=[^/])", re.IGNORECASE)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):/{1,3}", re.IGNORECASE)
 _HOST = r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?\.?)"
 _AUTHORITY = re.compile(_HOST + r"(?::(?P<port>\d{1,5}))?", re.IGNORECASE)
 # Routes of an API, which clients add to the base URL. `/models` may be the end of one.
 _ROUTE = re.compile(r"/(embeddings|(chat/)?completions|responses)$")
-# Azure's portal shows the URL of a deployment's route; the base URL of all deployments is this one.
+# Azure's portal shows the URL of a deployment's route; the base URL of all deployments has this path.
 _AZURE_ROUTE, _AZURE_PATH = re.compile(r"/openai/deployments/[^/]+/(embeddings|(chat/)?completions)$"), "/openai/v1"
 _AZURE_HOSTS = (".openai.azure.com", ".cognitiveservices.azure.com")
 _PRIVATE = ("localhost", ".local", ".internal", ".lan", ".svc", ".cluster.local", ".home.arpa", ".test")
@@ -28,8 +28,8 @@ _TLS_PORTS = frozenset({None, "443", "8443"})
 
 
 def redacted(url: str) -> str:
-    """Without user, password and query, however badly these are written."""
-    # With a ? before the last @ nobody knows whether that is in a password or the password in the query.
+    """The URL without user, password and query, however malformed."""
+    # A ? before the last @ may be part of a password, or the password part of a query.
     shown = re.sub(r"(?<=:).*\?.*@.*", "//…", url, flags=re.DOTALL)
     shown = re.sub(r"(?<=:).*@", "//…@", shown, flags=re.DOTALL)
     return re.sub(r"([?#]).*", r"\1…", shown, flags=re.DOTALL)
@@ -46,7 +46,7 @@ def split(url: str) -> SplitResult | None:
 
 
 def is_plain(url: str) -> bool:
-    """Whether a URL has nothing but scheme, host, port and path, in ASCII, and nothing of a text around it."""
+    """Whether a URL is only scheme, host, port and path, in ASCII, without quotes or other text around it."""
     parts = split(url)
     if parts is None or not url.isascii() or re.search(r"[\s\"'`<>\\]|[,;]$", url):
         return False
@@ -54,7 +54,7 @@ def is_plain(url: str) -> bool:
 
 
 def route_of(url: str, path: str) -> str:
-    """The route of the API that ``url`` has at its end, where ``path`` is one; "" if it has none."""
+    """The route of the API that ``url`` ends with; ``path`` is one. "" if there is none."""
     match = _ROUTE.search(url)
     return path if url.endswith(path) else match[0] if match else ""
 
@@ -64,11 +64,11 @@ def without_route(url: str, path: str = "") -> str:
     return _ROUTE.sub("", _AZURE_ROUTE.sub(_AZURE_PATH, url)).removesuffix(path)
 
 
-def meant(text: str, *, path: str = USUAL_PATH, known: Iterable[str] = ()) -> str | None:
-    """The base URL that was probably meant by ``text``, which is none; None: no idea.
+def suggest(text: str, *, path: str = USUAL_PATH, known: Iterable[str] = ()) -> str | None:
+    """The base URL probably intended by ``text``, which is not one; None if there is no good guess.
 
-    ``path`` is where such an API usually is on its host, and ``known`` are the base URLs of APIs that have theirs
-    elsewhere. What is returned has no user, password or query.
+    ``path`` is the usual path of such an API, and ``known`` are the base URLs of APIs with another path. The result has
+    no user, password or query.
     """
     pasted = _PASTED.search(text)
     rest = (text if pasted is None else pasted[0]).strip(_WRAPPING)
@@ -88,9 +88,9 @@ def meant(text: str, *, path: str = USUAL_PATH, known: Iterable[str] = ()) -> st
 
 
 def _scheme(text: str) -> tuple[str | None, str]:
-    """The scheme that ``text`` begins with, mended where it is near to one, and the rest."""
-    if lame := _LAME_SCHEME.match(text):
-        return (lame[1] and lame[1].lower()), text[lame.end() :]
+    """The scheme at the start of ``text``, corrected if it is close to http or https, and the rest."""
+    if broken := _BROKEN_SCHEME.match(text):
+        return (broken[1] and broken[1].lower()), text[broken.end() :]
     match = _SCHEME.match(text)
     if match is None:
         return None, text
@@ -100,13 +100,13 @@ def _scheme(text: str) -> tuple[str | None, str]:
 
 
 def _is_host(match: re.Match[str]) -> bool:
-    """Whether this is a host and no word that is the name of something else."""
+    """Whether this is a host, and not a word that names something else."""
     host = match["host"].lower()
     return match["port"] is not None or "." in host.strip(".") or host == "localhost" or host.startswith("[")
 
 
 def _is_private(host: str) -> bool:
-    """Whether a server there probably has no certificate: this machine, a private network, a name without a domain."""
+    """Whether a server at ``host`` probably has no certificate: this machine, a private network, no domain."""
     host = host.lower().strip("[].")
     try:
         address = ip_address(host)

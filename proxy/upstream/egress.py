@@ -1,4 +1,4 @@
-"""How an upstream is reached: by which forward proxy, whose certificates are trusted, and which one is shown (pure)."""
+"""Settings for reaching an upstream: forward proxy, trusted authorities, client certificate (pure)."""
 
 import re
 from base64 import b64encode
@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from proxy.errors import ConfigError
 from proxy.upstream import base_urls
 
-NONE = "none"  # what a setting is given to undo what a file or a variable says
+NONE = "none"  # as a setting: no forward proxy, in spite of a file or a variable
 _ACCEPTED = "accepted: http://host:port or https://host:port, with user:password@ before the host if it asks for them"
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -30,10 +30,10 @@ class ForwardProxy:
 class Egress:
     """The files are PEM."""
 
-    proxy: ForwardProxy | None = None  # None: connect directly, whatever the environment says
-    ca: Path | None = None  # the only authorities to be trusted; None: the system's
-    cert: Path | None = None  # to show to a server that asks for one; the chain, its own certificate first
-    cert_key: Path | None = None  # None: it is in the file of the certificate
+    proxy: ForwardProxy | None = None  # None: connect directly; the environment is ignored
+    ca: Path | None = None  # the only trusted authorities; None: the system's
+    cert: Path | None = None  # for a server that asks for one; a chain, the client's own certificate first
+    cert_key: Path | None = None  # None: in the same file as the certificate
 
     @property
     def has_files(self) -> bool:
@@ -44,20 +44,20 @@ DIRECT = Egress()
 
 
 def parse_proxy(text: str) -> ForwardProxy | None:
-    """``http://user:password@host:port``, percent-encoded; None for ``none``. The login is for Basic (RFC 7617).
+    """Parse ``http://user:password@host:port``, percent-encoded; None for ``none``. The scheme is Basic (RFC 7617).
 
-    Raises `ConfigError`, which never shows the login.
+    Raises `ConfigError`, which never shows user or password.
     """
     url = text.strip()
     if url.lower() == NONE:
         return None
     parts = base_urls.split(url)
     if parts is None or parts.hostname is None or parts.path not in {"", "/"} or parts.query or parts.fragment:
-        raise ConfigError(f"{_shown(url)!r} is not a forward proxy; {_hint(url) or _ACCEPTED}")
+        raise ConfigError(f"{_redacted(url)!r} is not a forward proxy; {_hint(url) or _ACCEPTED}")
     login, _, authority = parts.netloc.rpartition("@")
     plain = f"{parts.scheme}://{authority}"
     if not base_urls.is_plain(plain):
-        raise ConfigError(f"{_shown(url)!r} is not a forward proxy; {_ACCEPTED}")
+        raise ConfigError(f"{_redacted(url)!r} is not a forward proxy; {_ACCEPTED}")
     return ForwardProxy(
         url=plain,
         host=parts.hostname,
@@ -70,12 +70,12 @@ def _authorization(login: str) -> str:
     user, _, password = login.partition(":")
     user, password = unquote(user), unquote(password)
     if ":" in user or _CONTROL.search(user + password):
-        raise ConfigError("the user of a forward proxy has a colon in it, or the password a control character")
+        raise ConfigError("the forward proxy's user contains a colon, or its user or password a control character")
     return "Basic " + b64encode(f"{user}:{password}".encode()).decode()
 
 
-def _shown(url: str) -> str:
-    """Without user, password, path and query, however badly these are written."""
+def _redacted(url: str) -> str:
+    """The URL without user, password, path and query, however malformed."""
     scheme, mark, rest = url.partition("://")
     if not mark or not _SCHEME.fullmatch(scheme):
         scheme, mark, rest = "", "", url
@@ -87,6 +87,6 @@ def _hint(url: str) -> str:
     if url.lower().startswith("socks"):
         return f"SOCKS is not supported; {_ACCEPTED}"
     if "@" in url:
-        return f"{_ACCEPTED}; percent-encode what is no letter or digit in these, as %40 for @"
+        return f"{_ACCEPTED}; percent-encode special characters in these, as %40 for @"
     guess = f"http://{url}"
     return f"did you mean {guess}?" if _SCHEME.match(url) and base_urls.is_plain(guess) and "/" not in url else ""

@@ -26,7 +26,7 @@ frames = st.builds(
 
 
 @given(st.lists(frames, max_size=8), st.lists(st.integers(0, 200_000), max_size=12))
-def test_boundaries_are_found_however_the_bytes_are_cut(sent: list[bytes], cuts: list[int]) -> None:
+def test_boundaries_are_found_for_any_chunking(sent: list[bytes], cuts: list[int]) -> None:
     stream = b"".join(sent)
     boundaries = {len(b"".join(sent[:count])) for count in range(len(sent) + 1)}
     followed, last = Frames(), 0
@@ -38,7 +38,7 @@ def test_boundaries_are_found_however_the_bytes_are_cut(sent: list[bytes], cuts:
 
 
 @given(st.lists(frames, max_size=3), st.booleans())
-def test_a_close_frame_is_noticed(before: list[bytes], is_masked: bool) -> None:
+def test_close_frame_is_detected(before: list[bytes], is_masked: bool) -> None:
     followed = Frames()
     followed.feed(b"".join(before))
     assert not followed.has_close
@@ -47,6 +47,6 @@ def test_a_close_frame_is_noticed(before: list[bytes], is_masked: bool) -> None:
     assert (followed.has_close, followed.is_between) == (True, True)
 
 
-def test_a_close_frame_of_ours() -> None:
+def test_encoded_close_frame() -> None:
     assert close_frame(1011, is_masked=False) == b"\x88\x02\x03\xf3"
     assert close_frame(1001, is_masked=True) == b"\x88\x82\x00\x00\x00\x00\x03\xe9"

@@ -16,7 +16,7 @@ from tests.support.scripted import Call, ScriptedUpstream, error_reply
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "POST"])
-async def test_method_path_query_headers_and_body_arrive(
+async def test_method_path_query_headers_and_body_are_forwarded(
     client: Client, upstream: ScriptedUpstream, method: str
 ) -> None:
     upstream.reply = error_reply(418, b"\x00\xff", x_custom="yes", content_type="application/x-teapot")
@@ -31,9 +31,7 @@ async def test_method_path_query_headers_and_body_arrive(
 
 
 @pytest.mark.parametrize("target", [b"/v1/models", b"/v1/embeddings"])
-async def test_bytes_that_can_not_be_sent_on_are_refused_and_not_left_out(
-    client: Client, upstream: ScriptedUpstream, target: bytes
-) -> None:
+async def test_unforwardable_bytes_are_refused(client: Client, upstream: ScriptedUpstream, target: bytes) -> None:
     head = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer k\xff\r\n" % target
     body = b'{"model":"m","input":"x"}'
     kind = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -46,7 +44,7 @@ async def test_bytes_that_can_not_be_sent_on_are_refused_and_not_left_out(
     assert upstream.calls[-1].headers["X-Title"] == "Ümläut"
 
 
-async def test_nothing_is_added_to_what_the_client_sent(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_no_header_is_added_to_the_request(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = error_reply(200, b"")
     skip = ("User-Agent", "Accept", "Accept-Encoding")
     async with aiohttp.ClientSession(skip_auto_headers=skip) as bare, bare.get(client.origin + "/v1/models"):
@@ -55,14 +53,14 @@ async def test_nothing_is_added_to_what_the_client_sent(client: Client, upstream
     assert upstream.calls[0].headers["Host"] in upstream.base_url
 
 
-async def test_head_has_the_length_of_what_get_would_give(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_head_keeps_content_length(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = error_reply(200, b"12345")
     answer = await client.send("HEAD", "/v1/models")
     assert (answer.status, answer.body, answer.headers["Content-Length"]) == (200, b"", "5")
 
 
 @pytest.mark.parametrize("status", [204, 304, 302])
-async def test_answers_without_a_body_and_redirects_are_the_clients_to_deal_with(
+async def test_redirects_and_empty_responses_are_relayed(
     client: Client, upstream: ScriptedUpstream, status: int
 ) -> None:
     upstream.reply = lambda _: web.Response(status=status, headers={"Location": "http://127.0.0.1:1/elsewhere"})
@@ -78,7 +76,7 @@ async def test_other_methods_on_the_embeddings_route_are_passed_through(
     assert upstream.calls[0].target == "/v1/embeddings"
 
 
-async def test_events_arrive_one_by_one(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_server_sent_events_arrive_one_by_one(client: Client, upstream: ScriptedUpstream) -> None:
     received = asyncio.Event()
 
     async def events(call: Call) -> web.StreamResponse:
@@ -99,7 +97,7 @@ async def test_events_arrive_one_by_one(client: Client, upstream: ScriptedUpstre
     assert seen == [b"data: 0\n\n", b"data: 1\n\n", b"data: 2\n\n"]
 
 
-async def test_an_upload_is_streamed_up(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_upload_is_streamed(client: Client, upstream: ScriptedUpstream) -> None:
     form = FormData()
     form.add_field("file", io.BytesIO(b"\x00" * 3_000_000), filename="a.bin")
     upstream.reply = error_reply(200, b"thanks")
@@ -109,7 +107,7 @@ async def test_an_upload_is_streamed_up(client: Client, upstream: ScriptedUpstre
     assert upstream.calls[0].headers["Content-Type"].startswith("multipart/form-data; boundary=")
 
 
-async def test_an_upload_without_a_length_stays_one(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_chunked_upload_stays_chunked(client: Client, upstream: ScriptedUpstream) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(5):
             yield b"part"
@@ -121,7 +119,7 @@ async def test_an_upload_without_a_length_stays_one(client: Client, upstream: Sc
     assert upstream.calls[0].headers["Transfer-Encoding"] == "chunked"
 
 
-async def test_a_compressed_answer_stays_compressed(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_compressed_response_stays_compressed(client: Client, upstream: ScriptedUpstream) -> None:
     body = gzip.compress(b"hello")
     upstream.reply = error_reply(200, body, content_encoding="gzip")
     answer = await client.send("GET", "/v1/models", headers={"Accept-Encoding": "gzip"})
@@ -129,7 +127,7 @@ async def test_a_compressed_answer_stays_compressed(client: Client, upstream: Sc
     assert upstream.calls[0].headers["Accept-Encoding"] == "gzip"
 
 
-async def test_an_answer_cut_short_is_cut_short_for_the_client(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_cut_off_response_is_cut_off_for_the_client(client: Client, upstream: ScriptedUpstream) -> None:
     async def cut(call: Call) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(call.request)
@@ -143,13 +141,13 @@ async def test_an_answer_cut_short_is_cut_short_for_the_client(client: Client, u
         await client.send("GET", "/v1/models")
 
 
-async def test_an_unreachable_upstream_is_a_502(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+async def test_unreachable_upstream_is_a_502(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     upstream.base_url = f"http://127.0.0.1:{free_port()}/v1"
     answer = await (await start_proxy()).send("GET", "/v1/models")
     assert (answer.status, answer.json["error"]["type"]) == (502, "upstream_error")
 
 
-async def test_cookies_stay_with_their_client(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_cookies_are_not_shared_between_clients(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = lambda _: web.Response(headers={"Set-Cookie": "session=1; Path=/"})
     await client.send("GET", "/v1/models")
     client.session.cookie_jar.clear()
@@ -157,7 +155,7 @@ async def test_cookies_stay_with_their_client(client: Client, upstream: Scripted
     assert "Cookie" not in upstream.calls[1].headers
 
 
-async def test_a_websocket_is_joined_end_to_end(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_websocket_is_joined_end_to_end(client: Client, upstream: ScriptedUpstream) -> None:
     async def echo(call: Call) -> web.StreamResponse:
         socket = web.WebSocketResponse(protocols=["realtime"])
         await socket.prepare(call.request)
@@ -185,9 +183,7 @@ async def test_a_websocket_is_joined_end_to_end(client: Client, upstream: Script
     assert upstream.calls[0].headers["Authorization"] == "Bearer k"
 
 
-async def test_a_websocket_that_breaks_off_does_not_look_like_an_end(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_broken_websocket_is_not_a_clean_close(client: Client, upstream: ScriptedUpstream) -> None:
     async def break_off(call: Call) -> web.StreamResponse:
         socket = web.WebSocketResponse()
         await socket.prepare(call.request)
@@ -201,7 +197,7 @@ async def test_a_websocket_that_breaks_off_does_not_look_like_an_end(
         assert (last.type, last.data) == (WSMsgType.CLOSE, 1011)
 
 
-async def test_a_websocket_that_the_upstream_does_not_open(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_websocket_refused_by_the_upstream(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = error_reply(403, b"no")
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await client.session.ws_connect(client.origin.replace("http", "ws") + "/v1/realtime")

@@ -136,7 +136,7 @@ async def until(is_so: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-async def test_every_byte_arrives_as_it_was_sent(proxied: Client, raw_upstream: RawUpstream) -> None:
+async def test_websocket_bytes_arrive_unchanged(proxied: Client, raw_upstream: RawUpstream) -> None:
     """Masks, fragments, reserved bits and opcodes that nobody has described."""
     dice = random.Random(20261130)
 
@@ -155,13 +155,13 @@ async def test_every_byte_arrives_as_it_was_sent(proxied: Client, raw_upstream: 
         assert await client.reader.readexactly(len(down)) == down
 
 
-async def test_what_comes_with_the_handshake_is_not_lost(proxied: Client, raw_upstream: RawUpstream) -> None:
+async def test_bytes_sent_with_the_handshake_are_not_lost(proxied: Client, raw_upstream: RawUpstream) -> None:
     early = frame(1, b"early", is_masked=True)
     async with joined(proxied.origin, raw_upstream, early) as (_, upstream):
         assert await upstream.reader.readexactly(len(early)) == early
 
 
-async def test_the_handshake_is_the_clients_own(proxied: Client, raw_upstream: RawUpstream) -> None:
+async def test_handshake_fields_are_forwarded(proxied: Client, raw_upstream: RawUpstream) -> None:
     raw_upstream.fields = "Sec-WebSocket-Extensions: permessage-deflate\r\nX-Its: 1\r\n"
     offered = (
         b"Sec-WebSocket-Protocol: realtime, other\r\n"
@@ -193,7 +193,7 @@ async def test_messages_are_compressed_end_to_end(client: Client, upstream: Scri
         assert await here.receive_str() == "hello " * 1000
 
 
-async def test_where_the_proxy_holds_the_key_a_browsers_own_stays_here(
+async def test_browser_credentials_are_removed_if_the_proxy_owns_the_key(
     start_proxy: StartProxy, raw_upstream: RawUpstream
 ) -> None:
     own = UpstreamSetting(name="raw", base_url=raw_upstream.base_url, key="sk-own")
@@ -205,7 +205,7 @@ async def test_where_the_proxy_holds_the_key_a_browsers_own_stays_here(
     assert "theirs" not in raw_upstream.heads[0]
 
 
-async def test_a_refused_websocket_has_the_upstreams_own_words(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_refused_handshake_is_relayed_with_its_body(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = error_reply(429, b'{"error":"later"}', retry_after="7")
     answer = await raw(client, HANDSHAKE % KEY + b"\r\n", end=b'{"error":"later"}')
     assert answer.startswith(b"HTTP/1.1 429 ")
@@ -225,7 +225,7 @@ def held(opened: tunnel.Tunnel) -> int:
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-async def test_a_message_without_end_is_not_held(
+async def test_endless_message_is_not_buffered(
     proxied: Client, raw_upstream: RawUpstream, tunnels: list[tunnel.Tunnel], direction: str
 ) -> None:
     fragments = frame(2, b"x" * 60_000, is_masked=direction == "up", is_last=False) + b"".join(
@@ -262,7 +262,7 @@ async def read_to_the_end(side: Side) -> bytes:
     return await side.reader.read()
 
 
-async def test_a_client_that_half_closes_is_still_answered(proxied: Client, raw_upstream: RawUpstream) -> None:
+async def test_half_closed_client_still_gets_messages(proxied: Client, raw_upstream: RawUpstream) -> None:
     text, reply = frame(1, b"last words", is_masked=True), frame(1, b"an answer", is_masked=False)
     async with joined(proxied.origin, raw_upstream) as (client, upstream):
         await client.send(text)
@@ -273,7 +273,7 @@ async def test_a_client_that_half_closes_is_still_answered(proxied: Client, raw_
         assert await read_to_the_end(client) == reply + frame(8, BROKE_OFF, is_masked=False)
 
 
-async def test_an_upstream_that_does_not_follow_its_client_is_left(
+async def test_upstream_that_stays_open_is_closed_after_a_timeout(
     proxied: Client, raw_upstream: RawUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tunnel, "_HALF_CLOSED_S", 0.0)
@@ -283,13 +283,13 @@ async def test_an_upstream_that_does_not_follow_its_client_is_left(
         assert await read_to_the_end(client) == b"\x88\x02" + BROKE_OFF
 
 
-async def test_a_client_that_is_gone_is_said_to_be(proxied: Client, raw_upstream: RawUpstream) -> None:
+async def test_lost_client_sends_going_away_to_the_upstream(proxied: Client, raw_upstream: RawUpstream) -> None:
     async with joined(proxied.origin, raw_upstream) as (client, upstream):
         client.reset()
         assert await read_to_the_end(upstream) == b"\x88\x82\0\0\0\0" + GOING_AWAY
 
 
-async def test_nothing_is_added_to_a_close_frame(proxied: Client, raw_upstream: RawUpstream) -> None:
+async def test_no_second_close_frame_is_sent(proxied: Client, raw_upstream: RawUpstream) -> None:
     goodbye = frame(8, b"\x03\xe8", is_masked=True)
     async with joined(proxied.origin, raw_upstream) as (client, upstream):
         await client.send(goodbye)
@@ -301,9 +301,7 @@ async def test_nothing_is_added_to_a_close_frame(proxied: Client, raw_upstream: 
 
 
 @pytest.mark.parametrize("who", ["client", "upstream"])
-async def test_its_line_of_log_says_that_it_was_opened(
-    start_proxy: StartProxy, raw_upstream: RawUpstream, who: str
-) -> None:
+async def test_access_log_has_status_101(start_proxy: StartProxy, raw_upstream: RawUpstream, who: str) -> None:
     """Whoever closes first, the client's connection is closed while the proxy still has it open."""
     lines: list[str] = []
     client = await start_proxy(
@@ -321,9 +319,7 @@ async def test_its_line_of_log_says_that_it_was_opened(
 
 
 @pytest.mark.parametrize("who", ["client", "upstream"])
-async def test_one_that_breaks_off_within_a_frame_does_not_look_like_an_end(
-    proxied: Client, raw_upstream: RawUpstream, who: str
-) -> None:
+async def test_cut_within_a_frame_is_not_a_clean_close(proxied: Client, raw_upstream: RawUpstream, who: str) -> None:
     half = frame(2, bytes(1000), is_masked=who == "client")[:500]
     async with joined(proxied.origin, raw_upstream) as (client, upstream):
         breaking, other = (client, upstream) if who == "client" else (upstream, client)
@@ -333,7 +329,7 @@ async def test_one_that_breaks_off_within_a_frame_does_not_look_like_an_end(
         assert await read_to_the_end(other) == b""  # and no Close frame, which would be payload
 
 
-async def test_both_are_told_that_the_proxy_goes_away(
+async def test_drain_sends_going_away_to_both_sides(
     upstream: ScriptedUpstream, raw_upstream: RawUpstream, tunnels: list[tunnel.Tunnel]
 ) -> None:
     """What is open goes on while the proxy drains, to the deadline."""
@@ -366,7 +362,7 @@ async def test_both_are_told_that_the_proxy_goes_away(
 
 @pytest.mark.parametrize("head", ["101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x", "099 Odd", "000 Odd"])
 @pytest.mark.parametrize("target", ["/v1/models", "/v1/embeddings"])
-async def test_a_status_that_nobody_asked_for_is_a_502(start_proxy: StartProxy, head: str, target: str) -> None:
+async def test_unexpected_informational_status_is_a_502(start_proxy: StartProxy, head: str, target: str) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(f"HTTP/1.1 {head}\r\nContent-Length: 2\r\n\r\nhi".encode())
@@ -381,7 +377,7 @@ async def test_a_status_that_nobody_asked_for_is_a_502(start_proxy: StartProxy, 
 
 
 @pytest.mark.parametrize("wrong", ["Upgrade: h2c\r\nConnection: Upgrade", "X: 1", "Upgrade: websocket"])
-async def test_a_101_that_opens_no_websocket_is_a_502(start_proxy: StartProxy, wrong: str) -> None:
+async def test_101_without_a_valid_handshake_is_a_502(start_proxy: StartProxy, wrong: str) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         accept = accept_of(KEY.decode())

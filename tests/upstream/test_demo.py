@@ -13,7 +13,7 @@ from proxy.upstream import demo
 
 
 @given(st.one_of(st.text(min_size=1), st.lists(st.integers(0, 2**63 - 1), min_size=1)), st.integers(1, 4096))
-def test_every_item_has_a_vector_of_the_size_asked_for_and_of_length_one(item: Any, dimensions: int) -> None:
+def test_vector_has_requested_dimensions_and_unit_length(item: Any, dimensions: int) -> None:
     vector = demo.embed(item, dimensions)
     assert vector.shape == (dimensions,)
     assert np.linalg.norm(vector) == pytest.approx(1.0, abs=1e-5)
@@ -21,21 +21,21 @@ def test_every_item_has_a_vector_of_the_size_asked_for_and_of_length_one(item: A
     assert np.array_equal(vector, demo.embed(item, dimensions))
 
 
-def test_texts_of_like_spelling_are_near() -> None:
+def test_similar_spellings_get_similar_vectors() -> None:
     near, far = demo.embed("the quick brown fox", 1536), demo.embed("zzz 123 %%%", 1536)
     this = demo.embed("the quick brown dog", 1536)
     assert float(this @ near) > float(this @ far) + 0.3
 
 
 @pytest.mark.parametrize("dimensions", [256, 1536, 3072])
-def test_texts_that_share_words_are_nearer_than_those_that_do_not(dimensions: int) -> None:
+def test_shared_words_increase_similarity(dimensions: int) -> None:
     asked, related, unrelated = (
         demo.embed(text, dimensions) for text in ("reset my password", "my password is lost", "quarterly tax figures")
     )
     assert float(asked @ related) > float(asked @ unrelated) + 0.2
 
 
-def test_a_vector_is_pinned() -> None:
+def test_vector_matches_pinned_value() -> None:
     """Caches made with the demo outlive upgrades: other vectors need another `DEMO_BASE_URL`."""
     assert demo.embed("hello, world", 8).tolist() == pytest.approx(
         [0.10760947, -0.72575808, -0.36291179, 0.15869613, 0.22916953, -0.18764524, -0.30579952, 0.35151553]
@@ -59,7 +59,7 @@ async def post(tmp_path: Any) -> Any:
     await asyncio.sleep(0)
 
 
-async def test_both_encodings_are_the_same_vector(post: Any) -> None:
+async def test_float_and_base64_encode_the_same_vector(post: Any) -> None:
     _, floats = await post(b'{"model":"m","input":"x"}')
     _, base64 = await post(b'{"model":"m","input":["x"],"encoding_format":"base64"}')
     decoded = np.frombuffer(pybase64.b64decode(base64["data"][0]["embedding"]), "<f4")
@@ -85,7 +85,7 @@ async def test_both_encodings_are_the_same_vector(post: Any) -> None:
         ("encoding_format", b'{"model":"m","input":"x","encoding_format":"hex"}'),
     ],
 )
-async def test_what_it_does_not_take_it_refuses_as_openai_does(post: Any, param: str, body: bytes) -> None:
+async def test_invalid_request_gets_an_openai_error(post: Any, param: str, body: bytes) -> None:
     status, answer = await post(body)
     assert status == 400
     assert answer["error"]["param"] == param

@@ -93,7 +93,7 @@ async def net(
 
 
 @pytest.mark.parametrize("proxy_scheme", ["http", "https"])
-async def test_a_miss_goes_through_the_forward_proxy_and_a_hit_nowhere(net: Net, upstream_scheme: str) -> None:
+async def test_miss_uses_the_forward_proxy_and_hit_does_not(net: Net, upstream_scheme: str) -> None:
     net.through.login = LOGIN
     client = await net.proxy(login=URL_LOGIN)
     miss, hit = await client.embed(["a", "b"]), await client.embed(["a", "b"])
@@ -109,7 +109,7 @@ async def test_a_miss_goes_through_the_forward_proxy_and_a_hit_nowhere(net: Net,
 
 
 @pytest.mark.parametrize("upstream_scheme", ["https"])
-async def test_a_tunnel_serves_one_call_after_another(net: Net) -> None:
+async def test_tunnel_is_reused_for_later_calls(net: Net) -> None:
     net.through.login = LOGIN
     client = await net.proxy(login=URL_LOGIN)
     for item in ("a", "b", "c"):
@@ -118,9 +118,7 @@ async def test_a_tunnel_serves_one_call_after_another(net: Net) -> None:
     assert len(net.upstream.calls) == 3
 
 
-async def test_the_upstream_never_sees_the_proxys_login_nor_the_proxy_the_clients_key(
-    net: Net, upstream_scheme: str
-) -> None:
+async def test_credentials_stay_with_forward_proxy_or_upstream(net: Net, upstream_scheme: str) -> None:
     net.through.login = LOGIN
     client = await net.proxy(login=URL_LOGIN)
     await client.embed("a", headers={"Proxy-Authorization": "Basic Y2xpZW50OmNsaWVudA=="})
@@ -131,7 +129,7 @@ async def test_the_upstream_never_sees_the_proxys_login_nor_the_proxy_the_client
         assert KEY not in net.through.heads[0]
 
 
-async def test_other_routes_go_through_it_as_they_stream(net: Net) -> None:
+async def test_passthrough_streams_through_the_forward_proxy(net: Net) -> None:
     received = asyncio.Event()
 
     async def events(call: Call) -> web.StreamResponse:
@@ -157,14 +155,14 @@ async def test_other_routes_go_through_it_as_they_stream(net: Net) -> None:
     assert len(net.through.heads) == 1
 
 
-async def test_what_is_not_cached_goes_through_it(net: Net) -> None:
+async def test_bypass_uses_the_forward_proxy(net: Net) -> None:
     client = await net.proxy()
     answer = await client.embed("a", never_heard_of=1)
     assert answer.status == 200
     assert len(net.through.heads) == len(net.upstream.calls) == 1
 
 
-async def test_a_websocket_goes_through_it(net: Net) -> None:
+async def test_websocket_uses_the_forward_proxy(net: Net) -> None:
     async def echo(call: Call) -> web.StreamResponse:
         socket = web.WebSocketResponse()
         await socket.prepare(call.request)
@@ -183,7 +181,7 @@ async def test_a_websocket_goes_through_it(net: Net) -> None:
     assert "Proxy-Authorization" not in net.upstream.calls[0].headers
 
 
-async def test_each_upstream_has_its_own_way(net: Net, upstream: ScriptedUpstream) -> None:
+async def test_each_upstream_uses_its_own_forward_proxy(net: Net, upstream: ScriptedUpstream) -> None:
     there = UpstreamSetting(name="there", base_url=net.upstream.base_url, egress=net.way)
     here = UpstreamSetting(name="here", base_url=upstream.base_url, models=("local",))
     client = await net._start(upstream=there, routed=(here,))
@@ -191,7 +189,7 @@ async def test_each_upstream_has_its_own_way(net: Net, upstream: ScriptedUpstrea
     assert len(net.through.heads) == len(net.upstream.calls) == len(upstream.calls) == 1
 
 
-async def test_the_environments_proxies_are_ignored(
+async def test_proxies_from_the_environment_are_ignored(
     start_proxy: StartProxy, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
@@ -202,7 +200,7 @@ async def test_the_environments_proxies_are_ignored(
     assert (await client.send("GET", "/v1/models", body=b"{}")).status != 502
 
 
-async def test_no_proxy_in_the_environment_changes_nothing_about_the_one_given(
+async def test_no_proxy_variable_does_not_disable_the_configured_proxy(
     net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "*")
@@ -227,7 +225,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize("upstream_scheme", ["https"])
 @pytest.mark.parametrize(("reply", "why"), REFUSALS, ids=[why for _, why in REFUSALS])
-async def test_a_forward_proxy_that_opens_no_tunnel_is_told_and_opens_the_circuit(
+async def test_failed_connect_is_reported_and_opens_the_circuit(
     net: Net, caplog: pytest.LogCaptureFixture, reply: bytes, why: str
 ) -> None:
     net.through.reply = reply
@@ -252,7 +250,7 @@ async def test_a_forward_proxy_that_opens_no_tunnel_is_told_and_opens_the_circui
     assert refused.value.status == 502
 
 
-async def test_a_forward_proxy_that_is_down_opens_the_circuit(net: Net, caplog: pytest.LogCaptureFixture) -> None:
+async def test_forward_proxy_down_opens_the_circuit(net: Net, caplog: pytest.LogCaptureFixture) -> None:
     client = await net.proxy(proxy=egress.parse_proxy(f"http://{URL_LOGIN}@127.0.0.1:{free_port()}"))
     for number in range(5):
         answer = await client.embed(str(number))
@@ -264,14 +262,14 @@ async def test_a_forward_proxy_that_is_down_opens_the_circuit(net: Net, caplog: 
     assert LOGIN.split()[1] not in caplog.text
 
 
-async def test_a_forward_proxy_that_has_no_address_is_told(net: Net) -> None:
+async def test_unresolvable_forward_proxy_is_reported(net: Net) -> None:
     client = await net.proxy(proxy=egress.parse_proxy("http://proxy.invalid:3128"))
     answer = await client.embed("a")
     assert answer.json["error"]["message"].endswith(": the forward proxy's host name is not known.")
 
 
 @pytest.mark.parametrize("upstream_scheme", ["https"])
-async def test_a_forward_proxy_that_never_answers_takes_the_time_to_connect(net: Net, start_proxy: StartProxy) -> None:
+async def test_silent_forward_proxy_hits_the_connect_timeout(net: Net, start_proxy: StartProxy) -> None:
     net.through.hangs = True
     setting = UpstreamSetting(name="scripted", base_url=net.upstream.base_url, egress=net.way)
     client = await start_proxy(upstream=setting, upstream_connect_timeout_s=0.05)
@@ -281,9 +279,7 @@ async def test_a_forward_proxy_that_never_answers_takes_the_time_to_connect(net:
 
 
 @pytest.mark.parametrize("upstream_scheme", ["http"])
-async def test_a_login_that_is_refused_for_an_http_upstream_is_no_answer_of_the_upstream(
-    net: Net, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_407_of_the_forward_proxy_is_not_relayed(net: Net, caplog: pytest.LogCaptureFixture) -> None:
     net.through.login = LOGIN
     client = await net.proxy()
     for answer in (await client.embed("a"), await client.send("GET", "/v1/models")):
@@ -299,7 +295,7 @@ async def test_a_login_that_is_refused_for_an_http_upstream_is_no_answer_of_the_
 
 
 @pytest.mark.parametrize("upstream_scheme", ["https"])
-async def test_what_the_upstream_says_inside_a_tunnel_is_its_own(net: Net) -> None:
+async def test_407_inside_a_tunnel_is_relayed(net: Net) -> None:
     net.upstream.reply = error_reply(407, {"error": "mine"})
     client = await net.proxy()
     answer = await client.send("GET", "/v1/models")
@@ -308,7 +304,7 @@ async def test_what_the_upstream_says_inside_a_tunnel_is_its_own(net: Net) -> No
 
 @pytest.mark.parametrize("upstream_scheme", ["https"])
 @pytest.mark.parametrize("proxy_scheme", ["https"])
-async def test_a_forward_proxy_of_an_unknown_authority_is_not_spoken_to(net: Net, authorities: Authorities) -> None:
+async def test_forward_proxy_with_untrusted_certificate_is_refused(net: Net, authorities: Authorities) -> None:
     other = authorities.write("other.pem", trustme.CA().cert_pem.bytes())
     client = await net.proxy(login=URL_LOGIN, ca=other)
     answer = await client.embed("a")
@@ -316,7 +312,7 @@ async def test_a_forward_proxy_of_an_unknown_authority_is_not_spoken_to(net: Net
     assert not net.through.heads
 
 
-async def test_the_login_is_shown_nowhere(net: Net, caplog: pytest.LogCaptureFixture) -> None:
+async def test_forward_proxy_credentials_are_never_shown(net: Net, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     net.through.reply = REFUSALS[0][0]
     client = await net.proxy(login=URL_LOGIN)
@@ -355,7 +351,7 @@ def start(start_proxy: StartProxy) -> Start:
     return start
 
 
-async def test_a_private_authority_has_to_be_named(authorities: Authorities, start: Start) -> None:
+async def test_private_authority_is_trusted_only_if_configured(authorities: Authorities, start: Start) -> None:
     async with ScriptedUpstream().serving(authorities.server_tls()) as upstream:
         untrusting = await start(upstream.base_url, Egress())
         for answer in (await untrusting.embed("a"), await untrusting.send("GET", "/v1/models")):
@@ -364,7 +360,7 @@ async def test_a_private_authority_has_to_be_named(authorities: Authorities, sta
         assert [(await trusting.embed("a")).cache for _ in range(2)] == ["MISS", "HIT"]
 
 
-async def test_who_is_named_is_the_only_one_trusted(authorities: Authorities, start: Start) -> None:
+async def test_configured_authority_replaces_the_system_ones(authorities: Authorities, start: Start) -> None:
     other = authorities.write("other.pem", trustme.CA().cert_pem.bytes())
     async with ScriptedUpstream().serving(authorities.server_tls()) as upstream:
         answer = await (await start(upstream.base_url, Egress(ca=other))).embed("a")
@@ -373,23 +369,21 @@ async def test_who_is_named_is_the_only_one_trusted(authorities: Authorities, st
         assert (await (await start(upstream.base_url, Egress(ca=both))).embed("a")).status == 200
 
 
-async def test_an_authority_in_the_middle_of_a_chain_can_be_named(authorities: Authorities, start: Start) -> None:
+async def test_intermediate_authority_can_be_configured(authorities: Authorities, start: Start) -> None:
     middle = authorities.servers.create_child_ca()
     ca = authorities.write("middle.pem", middle.cert_pem.bytes())
     async with ScriptedUpstream().serving(authorities.server_tls(by=middle)) as upstream:
         assert (await (await start(upstream.base_url, Egress(ca=ca))).embed("a")).status == 200
 
 
-async def test_an_authority_is_trusted_whose_certificates_newer_pythons_find_careless(
-    tmp_path: Path, start: Start
-) -> None:
+async def test_authority_that_fails_strict_x509_checks_is_trusted(tmp_path: Path, start: Start) -> None:
     ca, tls = careless(tmp_path)
     async with ScriptedUpstream().serving(tls) as upstream:
         assert (await (await start(upstream.base_url, Egress(ca=ca))).embed("a")).status == 200
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_a_server_that_asks_for_a_certificate_gets_it(
+async def test_client_certificate_is_sent_when_requested(
     authorities: Authorities, start: Start, version: ssl.TLSVersion
 ) -> None:
     seen = []
@@ -420,7 +414,7 @@ ALERTS = [
 
 
 @pytest.mark.parametrize(("version", "has_certificate", "why"), ALERTS)
-async def test_a_server_that_refuses_the_certificate_is_told(
+async def test_refused_client_certificate_is_reported(
     authorities: Authorities, start: Start, caplog: pytest.LogCaptureFixture,
     version: ssl.TLSVersion, has_certificate: bool, why: str,
 ) -> None:  # fmt: skip
@@ -439,7 +433,7 @@ async def test_a_server_that_refuses_the_certificate_is_told(
 
 @pytest.mark.parametrize("upstream_scheme", ["https"])
 @pytest.mark.parametrize("proxy_scheme", ["http", "https"])
-async def test_a_certificate_is_shown_through_a_tunnel(net: Net, authorities: Authorities, start: Start) -> None:
+async def test_client_certificate_is_sent_through_a_tunnel(net: Net, authorities: Authorities, start: Start) -> None:
     cert, key = authorities.client_files("proxy")
     async with ScriptedUpstream().serving(authorities.server_tls(asks=True)) as upstream:
         client = await start(upstream.base_url, replace(net.way, cert=cert, cert_key=key))
@@ -447,7 +441,7 @@ async def test_a_certificate_is_shown_through_a_tunnel(net: Net, authorities: Au
     assert len(net.through.heads) == 1
 
 
-async def test_https_to_a_server_that_speaks_http_is_told(
+async def test_https_to_an_http_server_is_reported(
     start: Start, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = await start(upstream.base_url.replace("http:", "https:"), Egress())
@@ -456,9 +450,7 @@ async def test_https_to_a_server_that_speaks_http_is_told(
     assert logged(caplog)[-1].endswith("; is its URL http:// and not https://?")
 
 
-async def test_renewed_files_count_for_new_connections_once_they_are_read_again(
-    authorities: Authorities, start: Start
-) -> None:
+async def test_reloaded_files_apply_to_new_connections(authorities: Authorities, start: Start) -> None:
     seen = []
 
     def peer(call: Call) -> web.Response:
@@ -484,9 +476,7 @@ async def test_renewed_files_count_for_new_connections_once_they_are_read_again(
     assert seen[0] == seen[1] != seen[2] == seen[3]
 
 
-def test_files_are_read_again_once_they_have_changed(
-    authorities: Authorities, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_refresh_reloads_changed_files(authorities: Authorities, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     cert, key = authorities.client_files("proxy")
     outbound = Outbound("gpu", Egress(ca=authorities.ca, cert=cert, cert_key=key))
@@ -555,7 +545,7 @@ ENCRYPTED_KEY = b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIH0\n-----END ENCRYPTE
 ENCRYPTED_KEY_OLD = b"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nMIH0\n"
 
 
-def test_files_that_can_not_be_used_are_told_before_anything_is_served(authorities: Authorities) -> None:
+def test_unusable_files_raise_config_errors(authorities: Authorities) -> None:
     for name, (way, message) in broken(authorities).items():
         with pytest.raises(ConfigError) as error:
             Outbound("gpu", way)
@@ -567,7 +557,7 @@ def test_files_that_can_not_be_used_are_told_before_anything_is_served(authoriti
 # --- a process of its own, on its own event loop
 
 
-async def test_a_process_goes_out_by_its_flags_and_reads_certificates_again_on_sighup(
+async def test_process_applies_flags_and_reloads_certificates_on_sighup(
     authorities: Authorities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cert, key = authorities.client_files("proxy")

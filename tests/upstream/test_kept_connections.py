@@ -154,7 +154,7 @@ async def keep(client: Client, upstream: MortalUpstream, send: Send = get) -> No
 
 
 @pytest.mark.parametrize("send", REQUESTS)
-async def test_connections_that_a_balancer_has_forgotten_cost_no_request(
+async def test_dead_kept_connections_fail_no_request(
     start_proxy: StartProxy, mortal: MortalUpstream, send: Send
 ) -> None:
     async with mortal.serving() as setting:
@@ -165,9 +165,7 @@ async def test_connections_that_a_balancer_has_forgotten_cost_no_request(
 
 
 @pytest.mark.parametrize("send", [upload, put, upload_in_chunks])
-async def test_a_body_that_can_not_be_repeated_goes_on_a_new_connection(
-    start_proxy: StartProxy, mortal: MortalUpstream, send: Send
-) -> None:
+async def test_streamed_body_uses_a_new_connection(start_proxy: StartProxy, mortal: MortalUpstream, send: Send) -> None:
     async with mortal.serving() as setting:
         client = await start_proxy(upstream=setting)
         for number in range(3):
@@ -177,7 +175,7 @@ async def test_a_body_that_can_not_be_repeated_goes_on_a_new_connection(
 
 
 @pytest.mark.parametrize("send", [embed, bypass, chat, post_nothing, get])
-async def test_a_request_that_makes_the_upstream_close_is_sent_on_one_kept_and_one_new_connection(
+async def test_request_that_closes_connections_is_sent_at_most_twice(
     start_proxy: StartProxy, mortal: MortalUpstream, send: Send
 ) -> None:
     async with mortal.serving() as setting:
@@ -191,7 +189,7 @@ async def test_a_request_that_makes_the_upstream_close_is_sent_on_one_kept_and_o
 
 
 @pytest.mark.parametrize("send", REQUESTS)
-async def test_a_request_that_fails_on_a_new_connection_is_not_sent_again(
+async def test_failure_on_a_new_connection_is_not_retried(
     start_proxy: StartProxy, mortal: MortalUpstream, send: Send
 ) -> None:
     mortal.kills = lambda _body: True
@@ -202,9 +200,7 @@ async def test_a_request_that_fails_on_a_new_connection_is_not_sent_again(
 
 
 @pytest.mark.parametrize("send", [embed, chat])
-async def test_a_request_whose_response_broke_off_in_its_head_is_not_sent_again(
-    start_proxy: StartProxy, send: Send
-) -> None:
+async def test_response_cut_off_in_its_head_is_not_retried(start_proxy: StartProxy, send: Send) -> None:
     mortal = MortalUpstream("closed")
     async with mortal.serving() as setting:
         client = await start_proxy(upstream=setting)
@@ -215,7 +211,7 @@ async def test_a_request_whose_response_broke_off_in_its_head_is_not_sent_again(
     assert [sent.is_first for sent in mortal.sent] == [False]
 
 
-async def test_one_clients_requests_that_kill_connections_cost_another_none(
+async def test_requests_that_close_connections_do_not_fail_others(
     start_proxy: StartProxy, mortal: MortalUpstream
 ) -> None:
     async with mortal.serving() as setting:

@@ -32,7 +32,7 @@ def calls(*upstreams: ScriptedUpstream) -> list[int]:
 # --- by model
 
 
-async def test_models_go_where_their_pattern_says_and_the_rest_to_the_default(
+async def test_model_patterns_choose_the_upstream(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     one, two = others
@@ -57,7 +57,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize(("fields", "body"), UNREADABLE)
-async def test_what_is_bypassed_goes_where_its_model_belongs(
+async def test_bypass_goes_to_the_upstream_of_its_model(
     start_proxy: StartProxy,
     upstream: ScriptedUpstream,
     others: list[ScriptedUpstream],
@@ -86,7 +86,7 @@ async def test_what_is_bypassed_goes_where_its_model_belongs(
         b'{"input":"x","model":["gpu"]}',
     ],
 )
-async def test_a_body_that_may_be_anyones_goes_to_nobody(
+async def test_unreadable_body_is_refused_with_several_upstreams(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream], body: bytes
 ) -> None:
     client = await start_proxy(routed=(setting("one", others[0], "gpu"),))
@@ -95,7 +95,7 @@ async def test_a_body_that_may_be_anyones_goes_to_nobody(
     assert calls(upstream, others[0]) == [0, 0]
 
 
-async def test_a_body_without_a_model_goes_to_a_default_that_needs_none(
+async def test_body_without_model_goes_to_a_default_that_needs_none(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     tei = UpstreamSetting(name="tei", base_url=upstream.base_url, provider=PROVIDERS["tei"])
@@ -109,7 +109,7 @@ DEPLOYMENT = "/openai/deployments/dep-1/embeddings?api-version=2024-10-21"
 
 
 @pytest.mark.parametrize("model", [None, "text-embedding-3-small", "gpu"])
-async def test_a_deployment_goes_to_those_who_have_it(
+async def test_deployment_goes_to_an_upstream_with_deployments(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream], model: str | None
 ) -> None:
     azure = UpstreamSetting(
@@ -130,7 +130,7 @@ async def test_a_deployment_goes_to_those_who_have_it(
     assert not upstream.calls
 
 
-async def test_routes_that_are_not_embeddings_go_to_the_default(
+async def test_other_routes_go_to_the_default_upstream(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     cohere = UpstreamSetting(
@@ -149,7 +149,7 @@ async def test_routes_that_are_not_embeddings_go_to_the_default(
     assert [call.target for call in others[0].calls] == [own]
 
 
-async def test_an_upstreams_own_api_stays_its_own_beside_others(
+async def test_native_api_is_passed_through_with_several_upstreams(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     ollama = UpstreamSetting(name="ollama", base_url=upstream.base_url, provider=PROVIDERS["ollama"])
@@ -160,7 +160,7 @@ async def test_an_upstreams_own_api_stays_its_own_beside_others(
     assert [call.target for call in upstream.calls] == ["/api/embeddings"]
 
 
-async def test_models_nobody_has_heard_of_take_no_memory(
+async def test_unknown_model_names_use_bounded_memory(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     client = await start_proxy(routed=(setting("one", others[0], "gpu"),))
@@ -173,7 +173,7 @@ async def test_models_nobody_has_heard_of_take_no_memory(
     assert max(map(len, origins._known)) <= 256
 
 
-async def test_each_upstream_has_the_fields_of_its_own_provider(
+async def test_each_upstream_applies_its_provider_fields(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     jina = UpstreamSetting(name="jina", base_url=others[0].base_url, models=("jina-*",), provider=PROVIDERS["jina"])
@@ -185,7 +185,7 @@ async def test_each_upstream_has_the_fields_of_its_own_provider(
             assert ("whole-body" in answer.headers["Cache-Status"]) != is_known
 
 
-async def test_the_same_item_at_two_upstreams_is_two_entries(
+async def test_same_item_at_two_upstreams_has_two_entries(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     # A proxy whose routing has changed must not serve what another upstream said.
@@ -217,7 +217,7 @@ async def proxy_with_alternatives(
 
 
 @pytest.mark.parametrize("status", [429, 500, 503, 529])
-async def test_where_one_has_no_answer_the_next_that_serves_the_model_is_asked(
+async def test_outage_fails_over_to_the_next_upstream(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream], status: int
 ) -> None:
     client = await proxy_with_alternatives(start_proxy, upstream, others)
@@ -236,7 +236,7 @@ async def test_where_one_has_no_answer_the_next_that_serves_the_model_is_asked(
     assert await client.metric("embedding_proxy_upstream_fallbacks_total", upstream="two") == 1
 
 
-async def test_they_are_asked_in_order(
+async def test_fallbacks_are_tried_in_order(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     client = await proxy_with_alternatives(start_proxy, upstream, others)
@@ -246,7 +246,7 @@ async def test_they_are_asked_in_order(
     assert others[1].calls[0].json["model"] == "m"
 
 
-async def test_if_nobody_has_an_answer_the_first_ones_is_relayed(
+async def test_if_all_fail_the_first_response_is_relayed(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     client = await proxy_with_alternatives(start_proxy, upstream, others)
@@ -259,7 +259,7 @@ async def test_if_nobody_has_an_answer_the_first_ones_is_relayed(
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-async def test_an_answer_about_the_request_is_an_answer(
+async def test_error_about_the_request_does_not_fail_over(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream], status: int
 ) -> None:
     client = await proxy_with_alternatives(start_proxy, upstream, others)
@@ -268,7 +268,7 @@ async def test_an_answer_about_the_request_is_an_answer(
     assert calls(*others) == [0, 0]
 
 
-async def test_an_upstream_that_can_not_be_reached_has_no_answer(
+async def test_unreachable_upstream_fails_over(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     upstream.base_url = f"http://127.0.0.1:{free_port()}/v1"
@@ -278,7 +278,7 @@ async def test_an_upstream_that_can_not_be_reached_has_no_answer(
     assert calls(*others) == [8, 0]
 
 
-async def test_who_stands_in_is_judged_by_its_own_row(
+async def test_fallback_response_follows_its_provider_rules(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     nemo = UpstreamSetting(name="two", base_url=others[0].base_url, models=("n",), provider=PROVIDERS["nemorouter"])
@@ -291,7 +291,7 @@ async def test_who_stands_in_is_judged_by_its_own_row(
     assert [(await client.embed("x")).cache for _ in range(2)] == ["MISS", "MISS"]
 
 
-async def test_nobody_stands_in_who_would_read_the_request_otherwise(
+async def test_no_failover_to_a_provider_that_reads_the_request_differently(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     together = UpstreamSetting(name="two", base_url=others[0].base_url, models=("n",), provider=PROVIDERS["together"])
@@ -303,7 +303,7 @@ async def test_nobody_stands_in_who_would_read_the_request_otherwise(
     assert [call.json for call in others[0].calls] == [{"model": "m", "input": "x"}]
 
 
-async def test_stored_entries_stay_when_the_model_gets_an_alternative(
+async def test_adding_a_fallback_keeps_stored_entries(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream], sqlite_path: Path
 ) -> None:
     """The upstream's own name for the model is not the one that is asked for."""
@@ -319,7 +319,7 @@ async def test_stored_entries_stay_when_the_model_gets_an_alternative(
     assert (instead.cache, instead.embeddings[0], instead.json["model"]) == ("PARTIAL", before.embeddings[0], "m-2026")
 
 
-async def test_another_deployment_is_asked_by_its_path(
+async def test_fallback_deployment_is_called_by_its_path(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     east = UpstreamSetting(
@@ -341,7 +341,7 @@ async def test_another_deployment_is_asked_by_its_path(
     assert [call.target for call in others[1].calls] == ["/v1/embeddings"]
 
 
-async def test_nobody_is_asked_whom_the_operator_has_not_declared(
+async def test_no_failover_to_an_undeclared_upstream(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     client = await start_proxy(routed=(setting("one", others[0], "m"), setting("two", others[1], "m")))
@@ -350,16 +350,14 @@ async def test_nobody_is_asked_whom_the_operator_has_not_declared(
     assert calls(upstream, others[1]) == [0, 0]
 
 
-async def test_a_proxy_that_would_be_its_own_upstream_does_not_start(
-    start_proxy: StartProxy, upstream: ScriptedUpstream
-) -> None:
+async def test_own_address_as_upstream_is_a_config_error(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     port = free_port()
     itself = UpstreamSetting(name="llamacpp", base_url=f"http://localhost:{port}/v1")
     with pytest.raises(ConfigError, match="is this proxy's own address; choose another --port or --upstream"):
         await start_proxy(port=port, upstream=itself)
 
 
-async def test_a_proxy_that_would_be_its_own_forward_proxy_does_not_start(start_proxy: StartProxy) -> None:
+async def test_own_address_as_forward_proxy_is_a_config_error(start_proxy: StartProxy) -> None:
     port = free_port()
     through = Egress(proxy=parse_proxy(f"http://u:c4nary@127.0.0.1:{port}"))
     itself = UpstreamSetting(name="openai", base_url="https://api.openai.com/v1", egress=through)

@@ -27,7 +27,7 @@ PATHS = TEXTS.map(lambda text: text.replace("?", "").replace("#", ""))
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/api/v1/embeddings", "/api/embeddings", "/embeddings"])
-def test_the_cached_routes(path: str) -> None:
+def test_cached_routes_of_each_provider(path: str) -> None:
     assert OPENROUTER.find(path) == Route("https://openrouter.ai/api/v1/embeddings", is_embeddings=True)
     assert BARE.find(path + "?a=b%20c") == Route("http://localhost:11434/embeddings?a=b%20c", is_embeddings=True)
 
@@ -51,7 +51,7 @@ def test_the_cached_routes(path: str) -> None:
         "/v1//v1/embeddings/",
     ],
 )
-def test_a_variant_of_the_path_is_the_same_route(target: str) -> None:
+def test_path_variants_map_to_the_same_route(target: str) -> None:
     assert OPENROUTER.find(target) == Route("https://openrouter.ai/api/v1/embeddings", is_embeddings=True)
     relayed = OPENROUTER.relayed(target)
     assert relayed is not None
@@ -79,7 +79,7 @@ def test_a_variant_of_the_path_is_the_same_route(target: str) -> None:
         "/engines/llama.cpp/v1/embeddings",
     ],
 )
-def test_what_another_server_may_read_otherwise_is_not_the_cached_route(target: str) -> None:
+def test_ambiguous_path_is_not_the_cached_route(target: str) -> None:
     for routes in (OPENROUTER, AZURE):
         found = routes.find(target)
         assert found is not None
@@ -87,7 +87,7 @@ def test_what_another_server_may_read_otherwise_is_not_the_cached_route(target: 
         assert found.url == routes.relayed(target)
 
 
-def test_an_api_of_the_providers_own_stays_its_own() -> None:
+def test_native_api_of_a_provider_is_passed_through() -> None:
     ollama = Routes("http://127.0.0.1:11434/v1", PROVIDERS["ollama"])
     for target in ("/api/embeddings", "/api//embeddings", "/api/embeddings/", "/v1/api/embeddings"):
         found = ollama.find(target)
@@ -95,7 +95,7 @@ def test_an_api_of_the_providers_own_stays_its_own() -> None:
         assert not found.is_embeddings
 
 
-def test_a_path_with_a_slash_at_its_end_is_found_without_it() -> None:
+def test_trailing_slash_of_a_configured_path_is_optional() -> None:
     routes = Routes("https://h/v1", replace(GENERIC, path="/embeddings/"))
     for target in ("/v1/embeddings", "/v1/embeddings/", "/v1/v1/embeddings"):
         assert routes.find(target) == Route("https://h/v1/embeddings/", is_embeddings=True)
@@ -107,7 +107,7 @@ def test_a_path_with_a_slash_at_its_end_is_found_without_it() -> None:
 @pytest.mark.parametrize(
     "target", ["/openai/deployments/ada/embeddings?api-version=2024-10-21", "/openai/v1/embeddings"]
 )
-def test_azure_keeps_path_and_query(target: str) -> None:
+def test_azure_path_and_query_are_kept(target: str) -> None:
     assert AZURE.find(target) == Route("https://me.openai.azure.com" + target, is_embeddings=True)
 
 
@@ -116,7 +116,7 @@ def test_azure_keeps_path_and_query(target: str) -> None:
     "before", ["", "/aoai", "/v1", "/openai", "/aoai/"], ids=["root", "its own", "v1", "doubled", "slash"]
 )
 @pytest.mark.parametrize("provider", ["azure", "generic"])
-def test_azure_behind_a_gateway_with_a_base_path(base: str, before: str, provider: str) -> None:
+def test_azure_behind_a_gateway_base_path(base: str, before: str, provider: str) -> None:
     routes = Routes("https://apim.example" + base, PROVIDERS[provider])
     for rest in ("/openai/deployments/ada/embeddings", "/openai/v1/embeddings"):
         url = f"https://apim.example/aoai{rest}?api-version=1"
@@ -127,7 +127,7 @@ def test_azure_behind_a_gateway_with_a_base_path(base: str, before: str, provide
 @pytest.mark.parametrize(
     ("base", "home"), [("/aoai", "/aoai"), ("/aoai/openai", "/aoai/openai"), ("/openai/v1", "/openai")]
 )
-def test_azures_client_with_a_base_url_instead_of_an_endpoint(base: str, home: str) -> None:
+def test_azure_client_configured_with_a_base_url(base: str, home: str) -> None:
     routes = Routes("https://apim.example" + base, PROVIDERS["azure"])
     url = f"https://apim.example{home}/deployments/ada/embeddings?api-version=1"
     for before in ("", "/v1"):
@@ -136,20 +136,20 @@ def test_azures_client_with_a_base_url_instead_of_an_endpoint(base: str, home: s
 
 
 @pytest.mark.parametrize("base", ["", "/gateway/v1", "/openai/v1"])
-def test_a_path_below_the_upstreams_own_or_an_unknown_base_path_goes_on_as_it_is(base: str) -> None:
+def test_path_below_a_base_path_is_unchanged(base: str) -> None:
     for before in (base, "/aoai"):
         target = f"{before}/deployments/ada/embeddings?api-version=1"
         assert Routes("https://h" + base).find(target) == Route("https://h" + target, is_embeddings=True)
 
 
-def test_azures_other_routes_are_below_the_base_path_too() -> None:
+def test_other_azure_routes_use_the_base_path() -> None:
     routes = Routes("https://apim.example/aoai", PROVIDERS["azure"])
     target = "/openai/deployments/gpt/chat/completions?api-version=1"
     for before in ("", "/aoai"):
         assert routes.relayed(before + target) == "https://apim.example/aoai" + target
 
 
-def test_providers_without_deployments_have_no_such_route() -> None:
+def test_provider_without_deployments_has_no_deployment_route() -> None:
     openai = Routes("https://api.openai.com/v1", PROVIDERS["openai"])
     found = openai.find("/openai/deployments/ada/embeddings")
     assert found == Route("https://api.openai.com/openai/deployments/ada/embeddings", is_embeddings=False)
@@ -167,12 +167,12 @@ def test_providers_without_deployments_have_no_such_route() -> None:
         ("/engines/BAAI/bge-m3/embeddings", "https://openrouter.ai/engines/BAAI/bge-m3/embeddings"),
     ],
 )
-def test_an_engine_is_asked_at_its_own_path(target: str, url: str) -> None:
+def test_engine_path_is_kept(target: str, url: str) -> None:
     assert OPENROUTER.find(target) == Route(url, is_embeddings=True)
     assert OPENROUTER.embeddings(target) == url
 
 
-def test_another_upstreams_engine_or_deployment_goes_by_its_name_there() -> None:
+def test_fallback_url_uses_its_model_name() -> None:
     engine, deployment = "/v1/engines/m/embeddings", "/openai/deployments/m/embeddings?api-version=1"
     assert OPENROUTER.embeddings(engine, model="a/b") == "https://openrouter.ai/api/v1/engines/a%2Fb/embeddings"
     assert AZURE.embeddings(deployment, model="n") == AZURE.embeddings(deployment.replace("/m/", "/n/"))
@@ -200,17 +200,17 @@ def test_another_upstreams_engine_or_deployment_goes_by_its_name_there() -> None
         ("/openai/deployments/a/b/embeddings", "https://openrouter.ai/openai/deployments/a/b/embeddings"),
     ],
 )
-def test_everything_else_is_passed_through(target: str, url: str) -> None:
+def test_other_routes_are_passed_through(target: str, url: str) -> None:
     assert OPENROUTER.find(target) == Route(url, is_embeddings=False)
     assert OPENROUTER.relayed(target) == url
 
 
 @pytest.mark.parametrize("target", ["/v1/things//x/?a=&b=%7e", "/v1/%7Eme/", "/rerank//", "/v1/%65ngines?", "/v1/a#b"])
-def test_what_is_passed_through_keeps_its_bytes(target: str) -> None:
+def test_passed_through_target_is_byte_identical(target: str) -> None:
     assert BARE.relayed(target) == "http://localhost:11434" + target.removeprefix("/v1")
 
 
-def test_a_target_under_the_upstreams_own_path_stays_as_it_is() -> None:
+def test_target_below_the_upstream_base_path_is_unchanged() -> None:
     cohere = Routes("https://api.cohere.com/compatibility/v1/")
     assert cohere.find("/compatibility/v1/models") == Route(
         "https://api.cohere.com/compatibility/v1/models", is_embeddings=False
@@ -218,13 +218,13 @@ def test_a_target_under_the_upstreams_own_path_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("target", ["http://evil.example/v1/embeddings", "*", "evil.example:443", ""])
-def test_only_a_path_is_a_target(target: str) -> None:
+def test_target_must_be_in_origin_form(target: str) -> None:
     assert OPENROUTER.find(target) is None
     assert OPENROUTER.relayed(target) is None
 
 
 @given(st.one_of(st.text(), TEXTS), st.sampled_from(ALL))
-def test_no_target_chooses_scheme_host_or_port(rest: str, routes: Routes) -> None:
+def test_target_cannot_change_scheme_host_or_port(rest: str, routes: Routes) -> None:
     found, relayed = routes.find("/" + rest), routes.relayed("/" + rest)
     assert found is not None
     for url in (found.url, relayed, routes.embeddings("/" + rest)):
@@ -234,7 +234,7 @@ def test_no_target_chooses_scheme_host_or_port(rest: str, routes: Routes) -> Non
 
 
 @pytest.mark.parametrize("base_url", ["openrouter.ai", "ftp://x", "http://", "https:///v1"])
-def test_a_base_url_has_a_scheme_and_a_host(base_url: str) -> None:
+def test_base_url_requires_scheme_and_host(base_url: str) -> None:
     with pytest.raises(ValueError, match="not an http"):
         Routes(base_url)
 
@@ -243,7 +243,7 @@ def test_a_base_url_has_a_scheme_and_a_host(base_url: str) -> None:
 
 
 @given(PATHS, st.one_of(st.just(""), TEXTS.map(lambda text: "?" + text.replace("#", ""))), st.sampled_from(ALL))
-def test_a_location_at_the_upstream_leads_there_by_way_of_the_proxy(path: str, query: str, routes: Routes) -> None:
+def test_location_at_the_upstream_maps_to_this_proxy(path: str, query: str, routes: Routes) -> None:
     url = f"{routes._origin}/{path}{query}"
     target = routes.client_location(f"{routes._origin}/v1/models", url)
     assert target is not None
@@ -258,9 +258,7 @@ def test_a_location_at_the_upstream_leads_there_by_way_of_the_proxy(path: str, q
 
 
 @given(PATHS, PATHS, st.sampled_from(ALL))
-def test_a_relative_location_leads_where_it_does_for_the_upstreams_own_clients(
-    at: str, location: str, routes: Routes
-) -> None:
+def test_relative_location_resolves_as_at_the_upstream(at: str, location: str, routes: Routes) -> None:
     url = f"{routes._origin}/{at}"
     there = resolve(url, location)
     assume(location and there.origin == resolve(routes._origin, "").origin)
@@ -291,7 +289,7 @@ def test_a_relative_location_leads_where_it_does_for_the_upstreams_own_clients(
         ("https://openrouter.ai/a/%2e%2e/%2e%2e/b", "/b"),
     ],
 )
-def test_a_location_at_the_upstream(location: str, target: str) -> None:
+def test_location_at_the_upstream_examples(location: str, target: str) -> None:
     assert OPENROUTER.client_location("https://openrouter.ai/api/v1/embeddings", location) == target
 
 
@@ -310,17 +308,17 @@ def test_a_location_at_the_upstream(location: str, target: str) -> None:
         "https://h:99999999999999999999/",
     ],
 )
-def test_a_location_elsewhere_stays_as_it_is(location: str) -> None:
+def test_location_elsewhere_is_unchanged(location: str) -> None:
     assert OPENROUTER.client_location("https://openrouter.ai/api/v1/embeddings", location) == location
 
 
-def test_a_redirect_to_https_stays_as_it_is() -> None:
+def test_redirect_to_https_is_unchanged() -> None:
     location = "https://h/v1/embeddings"
     assert Routes("http://h/v1").client_location("http://h/v1/embeddings", location) == location
 
 
 @given(PATHS)
-def test_only_embeddings_lead_to_an_upstream_that_is_not_the_default(path: str) -> None:
+def test_location_at_a_non_default_upstream_must_be_embeddings(path: str) -> None:
     routes = Routes("https://h/v1", is_default=False)
     target = routes.client_location("https://h/v1/embeddings", "https://h/" + path)
     assert target is None or is_embeddings_like(target)
@@ -350,7 +348,7 @@ def test_only_embeddings_lead_to_an_upstream_that_is_not_the_default(path: str) 
         ("https://h/v1", "/v1/embeddings", "", "check --upstream "),
     ],
 )
-def test_a_redirect_of_embeddings_says_what_to_set(base_url: str, target: str, location: str, advice: str) -> None:
+def test_redirect_hint_for_the_embeddings_route(base_url: str, target: str, location: str, advice: str) -> None:
     routes = Routes(base_url)
     found = routes.find(target)
     assert found is not None
@@ -360,11 +358,11 @@ def test_a_redirect_of_embeddings_says_what_to_set(base_url: str, target: str, l
     assert "secret" not in said
 
 
-def test_a_redirect_of_another_route_says_nothing() -> None:
+def test_no_redirect_hint_for_another_route() -> None:
     assert OPENROUTER.redirect_hint("https://openrouter.ai/api/v1/models", "https://g/v1/models") is None
 
 
 @given(st.text(), st.sampled_from(ALL))
-def test_no_location_is_too_odd_for_advice(location: str, routes: Routes) -> None:
+def test_redirect_hint_accepts_any_location(location: str, routes: Routes) -> None:
     url = routes.embeddings("/v1/embeddings")
     assert routes.redirect_hint(url, location) is not None
