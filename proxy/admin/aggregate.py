@@ -1,6 +1,7 @@
-"""The workers of one proxy, as one: their metrics, added up.
+"""The metrics of all workers of one proxy, added up.
 
-Each worker answers on a Unix socket of its own, whose name ends in `SUFFIX`, in a folder that nobody else can enter.
+Each worker serves its metrics on a Unix socket, whose name ends in `SUFFIX`, in a directory that only this user can
+enter.
 """
 
 import asyncio
@@ -16,43 +17,42 @@ from prometheus_client.samples import Sample
 _log = logging.getLogger(__name__)
 
 SUFFIX = ".sock"
-_PATIENCE = ClientTimeout(total=2.0)
-# These say what is so and not how much of it there is.
+_TIMEOUT = ClientTimeout(total=2.0)
+# Gauges of a state, not of an amount: the greatest value counts, not the sum.
 _GREATEST = frozenset({"embedding_proxy_breaker_state", "embedding_proxy_build_info"})
 
 
 class Workers:
-    """What a worker has counted outlives it: a sum that fell would look like a restart of all of them."""
+    """Keeps the counters of workers that have ended: if a sum fell, it would look like a restart of all workers."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._last: dict[Path, list[Metric]] = {}  # of each that answered, alive or not
-        self._past: list[Metric] = []  # the counters of those that are gone
-        # One at a time, or a worker that dies meanwhile would be counted among the living and among the dead.
-        self._asking = asyncio.Lock()
+        self._last: dict[Path, list[Metric]] = {}  # the last metrics of each worker
+        self._past: list[Metric] = []  # the counters of workers that have ended
+        # One scrape at a time, or a worker that ends during a scrape could be counted twice.
+        self._scraping = asyncio.Lock()
 
     async def families(self) -> Iterable[Metric]:
-        """The sum over all workers, dead ones included where something was counted."""
-        async with self._asking:
-            asked = sorted(self._folder.glob("*" + SUFFIX))
-            answers = await asyncio.gather(*map(_ask, asked))
-            for path, answer in zip(asked, answers, strict=True):
-                if answer is not None:
-                    self._last[path] = answer
-            for path in [path for path in self._last if path not in asked]:
+        """The sum over all workers. Counters and histograms include workers that have ended."""
+        async with self._scraping:
+            paths = sorted(self._folder.glob("*" + SUFFIX))
+            for path, families in zip(paths, await asyncio.gather(*map(_scrape, paths)), strict=True):
+                if families is not None:
+                    self._last[path] = families
+            for path in [path for path in self._last if path not in paths]:
                 self._past = add_up([self._past, _counters(self._last.pop(path))])
             return add_up([self._past, *self._last.values()])
 
 
-async def _ask(path: Path) -> list[Metric] | None:
+async def _scrape(path: Path) -> list[Metric] | None:
     try:
         async with (
-            ClientSession(connector=UnixConnector(str(path)), timeout=_PATIENCE) as session,
+            ClientSession(connector=UnixConnector(str(path)), timeout=_TIMEOUT) as session,
             session.get("http://worker/metrics") as response,
         ):
             return list(text_string_to_metric_families(await response.text()))
     except (ClientError, OSError, TimeoutError) as error:
-        _log.warning("a worker did not say what it has counted: %s", type(error).__name__)
+        _log.warning("can't read the metrics of a worker: %s", type(error).__name__)
         return None
 
 
@@ -61,7 +61,7 @@ def _counters(families: Iterable[Metric]) -> list[Metric]:
 
 
 def add_up(sources: Iterable[Iterable[Metric]]) -> list[Metric]:
-    """One family for each name, and in it one sample for each set of labels."""
+    """One family per name, with one sample per set of labels."""
     families: dict[str, Metric] = {}
     samples: dict[str, dict[tuple[str, frozenset[tuple[str, str]]], Sample]] = {}
     for source in sources:

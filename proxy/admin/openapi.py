@@ -1,7 +1,7 @@
-"""The OpenAPI description of the cached route, as it is for one provider (pure).
+"""The OpenAPI description of the cached route, for one provider (pure).
 
-https://spec.openapis.org/oas/v3.1.1. It describes what is understood and cached; whatever else a client sends is
-relayed, and the answer is the upstream's.
+https://spec.openapis.org/oas/v3.1.1. It describes requests that are cached. Other requests are relayed, and their
+responses are the upstream's.
 """
 
 from typing import Any
@@ -39,15 +39,15 @@ _ITEMS: dict[InputFormat, dict[str, Any]] = {
     InputFormat.MEDIA: {"type": "object", "properties": {"text": _TEXT, "image": _TEXT}},
 }
 _ERROR = {
-    "description": "An error of the upstream, relayed as it is, or one of the proxy's own.",
+    "description": "An error of the upstream, relayed unchanged, or of the proxy.",
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
 }
 _OWN_ERRORS = {
-    400: "The request is not HTTP as it says it is.",
-    413: "The body is larger than --max-body.",
+    400: "The request is not valid HTTP.",
+    413: "The body exceeds --max-body.",
     502: "The upstream could not be reached.",
-    503: "The upstream is down, or too much waits for it; Retry-After says when to come back.",
-    504: "The upstream did not answer in time; or only-if-cached was asked and something is missing.",
+    503: "The upstream is down, or a limit of the proxy is reached; see Retry-After.",
+    504: "The upstream timed out; or the request has only-if-cached and an item is not cached.",
 }
 
 
@@ -61,7 +61,7 @@ def describe(provider: Provider, base_url: str) -> dict[str, Any]:
             "/embeddings": {
                 "post": {
                     "operationId": "createEmbedding",
-                    "summary": "Embed items, those that are stored from the cache.",
+                    "summary": "Embed items, from the cache where possible.",
                     "parameters": [
                         {
                             "name": "Cache-Control",
@@ -75,8 +75,8 @@ def describe(provider: Provider, base_url: str) -> dict[str, Any]:
                         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Request"}}},
                     },
                     "responses": {
-                        "200": _answer(),
-                        **{str(status): {**_ERROR, "description": said} for status, said in _OWN_ERRORS.items()},
+                        "200": _response(),
+                        **{str(status): {**_ERROR, "description": text} for status, text in _OWN_ERRORS.items()},
                         "default": _ERROR,
                     },
                 }
@@ -93,14 +93,14 @@ def _request(provider: Provider) -> dict[str, Any]:
     for name in sorted(provider.key):
         properties[name] = {"description": "Changes the vector: part of the key.", "not": {"type": "array"}}
     for name in sorted(provider.neutral):
-        properties[name] = {"description": "Changes nothing about the vector."}
-    for name, harmless in sorted({**provider.cross_item, **provider.fixed}.items()):
-        properties[name] = {"description": "Cached only with this value.", "examples": [harmless]}
+        properties[name] = {"description": "Does not change the vector."}
+    for name, only_value in sorted({**provider.cross_item, **provider.fixed}.items()):
+        properties[name] = {"description": "Cached only with this value.", "examples": [only_value]}
     return {
         "type": "object",
         "properties": properties,
         "required": ["model", "input"] if provider.needs_model else ["input"],
-        "description": "A request with other fields is relayed and not cached.",
+        "description": "A request with other fields is cached by its whole body, or relayed without caching.",
     }
 
 
@@ -110,12 +110,12 @@ def _inputs(provider: Provider) -> list[dict[str, Any]]:
     return [schema for form, schema in {**alone, **lists}.items() if form in provider.inputs]
 
 
-def _answer() -> dict[str, Any]:
+def _response() -> dict[str, Any]:
     return {
-        "description": "One embedding an item, in the items' order.",
+        "description": "One embedding per item, in input order.",
         "headers": {
             "X-Cache": {"schema": {"enum": ["HIT", "PARTIAL", "MISS", "BYPASS"]}, "required": True},
-            "Cache-Status": {"schema": {"type": "string"}, "description": "The same by RFC 9211."},
+            "Cache-Status": {"schema": {"type": "string"}, "description": "X-Cache in the form of RFC 9211."},
             "X-Cache-Saved-Tokens": {"schema": {"type": "string", "pattern": "^[0-9]+$"}},
         },
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Embeddings"}}},
@@ -166,7 +166,7 @@ def _error() -> dict[str, Any]:
                     "code": {"type": ["string", "null"]},
                 },
                 "required": ["message"],
-                "description": "As the proxy writes its own; upstreams have forms of their own.",
+                "description": "The proxy's own errors. Those of upstreams may have other fields.",
             }
         },
     }

@@ -1,5 +1,5 @@
 "use strict";
-const PERIOD_MS = 2000, PATIENCE_MS = 5000, STEPS = 61, NONE = "–";
+const PERIOD_MS = 2000, TIMEOUT_MS = 5000, STEPS = 61, NONE = "–";
 const OUTCOMES = ["hit", "partial", "miss", "bypass", "error"];
 const SOURCES = {
   memory: "memory", store: "store", duplicate: "duplicate in its request", joined: "joined another's fetch",
@@ -31,16 +31,15 @@ function lasting(s) {
 }
 const spell = (s) => s >= 119 ? `${Math.round(s / 60)} minutes` : `${Math.round(s)} seconds`;
 
-// Text alone is ever set, never markup: names of models are a client's choice. What has not changed is left alone, so
-// that a selection stays.
-function say(element, text) { if (element.textContent !== text) element.textContent = text; }
+// Sets text, never markup: clients choose the names of models. An unchanged text is not set again, to keep a selection.
+function setText(element, text) { if (element.textContent !== text) element.textContent = text; }
 function make(name, className) {
   const element = document.createElement(name);
   if (className) element.className = className;
   return element;
 }
-/** Each row: its name, then cells, a text or `{text, kind, fill}`. */
-function table(id, rows, nothing) {
+/** `rows` have a name, then cells: a text or `{text, kind, fill}`. `placeholder` is shown if there are no rows. */
+function table(id, rows, placeholder) {
   const body = $(id).tBodies[0];
   const shape = JSON.stringify(rows.map((row) => row.map((cell) => cell.kind || "number")));
   if (body.dataset.shape !== shape) {
@@ -58,14 +57,14 @@ function table(id, rows, nothing) {
     if (!rows.length) {
       const field = make("td", "none");
       field.colSpan = $(id).tHead.rows[0].cells.length;
-      field.textContent = nothing;
+      field.textContent = placeholder;
       body.insertRow().append(field);
     }
   }
   rows.forEach((row, r) => row.forEach((cell, c) => {
     const field = body.rows[r].cells[c];
     if (cell.fill !== undefined) field.querySelector("i").style.width = `${cell.fill * 100}%`;
-    else say(field, cell.text ?? cell);
+    else setText(field, cell.text ?? cell);
   }));
 }
 function tiles(figures) {
@@ -77,7 +76,7 @@ function tiles(figures) {
       return tile;
     }));
   }
-  figures.forEach((texts, i) => texts.forEach((text, j) => say(list.children[i].children[j], text)));
+  figures.forEach((texts, i) => texts.forEach((text, j) => setText(list.children[i].children[j], text)));
 }
 
 function chart(steps) {
@@ -94,7 +93,7 @@ function chart(steps) {
   }));
   const cached = steps.reduce((sum, step) => sum + step.from_cache, 0);
   const all = steps.reduce((sum, step) => sum + step.from_cache + step.asked, 0);
-  say($("chart-most"), all ? `most: ${count(most)}` : "no items yet");
+  setText($("chart-most"), all ? `most: ${count(most)}` : "no items yet");
   $("chart").setAttribute("aria-label", `In the last ten minutes ${count(all)} items, ${count(cached)} of them from the cache; at most ${all ? count(most) : 0} in 10 seconds`);
 }
 
@@ -117,9 +116,9 @@ function show(status) {
   const {recent, since_start: ever, load, memory, store} = status;
   const requests = (of) => Object.values(of.requests).reduce((sum, n) => sum + n, 0);
   const priced = Object.keys(ever.cost).length > 0;
-  say($("about"), `${status.version} · up ${lasting(status.uptime_s)} · ${status.base_url}`);
-  say($("recent-for"), spell(recent.seconds));
-  say($("window-for"), spell(recent.seconds));
+  setText($("about"), `${status.version} · up ${lasting(status.uptime_s)} · ${status.base_url}`);
+  setText($("recent-for"), spell(recent.seconds));
+  setText($("window-for"), spell(recent.seconds));
   tiles([
     ["Items from cache", share(recent.item_hit_rate), `${share(ever.item_hit_rate)} since start`],
     ["Requests from cache", share(recent.request_hit_rate), `${share(ever.request_hit_rate)} since start`],
@@ -134,11 +133,11 @@ function show(status) {
   table("models", status.models.map((model) => [
     model.name, count(model.items), share(model.item_hit_rate), count(model.tokens.saved || 0),
     {text: count(model.tokens.billed || 0), kind: "number wide"}, ...(priced ? [{text: money(model.cost.saved), kind: "number wide"}] : []),
-  ]), "No model has answered yet.");
-  table("upstreams", status.upstreams.map((own) => [
-    [own.name, own.base_url === "http://demo-2.invalid/v1" ? "built in" : own.base_url, ...own.models].join(" · "),
-    count(own.calls), {text: count(own.failed), kind: own.failed ? "number bad" : "number"},
-    ...["p50_s", "p99_s"].map((q) => own.latency ? took(own.latency[q], own.latency.limit_s) : NONE),
+  ]), "No model has responded yet.");
+  table("upstreams", status.upstreams.map((upstream) => [
+    [upstream.name, upstream.base_url === "http://demo-2.invalid/v1" ? "built in" : upstream.base_url, ...upstream.models].join(" · "),
+    count(upstream.calls), {text: count(upstream.failed), kind: upstream.failed ? "number bad" : "number"},
+    ...["p50_s", "p99_s"].map((q) => upstream.latency ? took(upstream.latency[q], upstream.latency.limit_s) : NONE),
   ]));
   table("breakers", Object.entries(status.breakers).map(([circuit, state]) => [
     circuit, state === "closed" ? "closed, all well" : {text: `${state}, ${state === "open" ? "failing" : "trying"}`, kind: "number bad"},
@@ -146,7 +145,7 @@ function show(status) {
   table("store", [["read", store.reads], ["write", store.writes]].map(([name, of]) => [
     name, count(of.count), took(of.p50_s, of.limit_s), took(of.p99_s, of.limit_s),
   ]));
-  say($("store-note"), `${store.url} · ${count(store.errors)} errors · ${count(store.invalid_records)} invalid records`
+  setText($("store-note"), `${store.url} · ${count(store.errors)} errors · ${count(store.invalid_records)} invalid records`
     + (store.forged_records ? `, ${count(store.forged_records)} of them forged` : ""));
   table("process", [
     ["memory tier", `${size(memory.bytes)} of ${size(memory.limit_bytes)}`],
@@ -159,7 +158,7 @@ function show(status) {
 
 let lostAt = null, timer = null, asking = false;
 function state(text, isBad) {
-  say($("state"), text);
+  setText($("state"), text);
   $("state").className = isBad ? "bad" : "";
 }
 async function poll() {
@@ -168,17 +167,17 @@ async function poll() {
   asking = true;
   let status = null;
   try {
-    const answer = await fetch("status.json", {cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS)});
-    if (answer.ok) status = await answer.json();
-  } catch { /* said below, with the time */ }
+    const response = await fetch("status.json", {cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS)});
+    if (response.ok) status = await response.json();
+  } catch { /* shown below, with the time */ }
   asking = false;
   timer = setTimeout(poll, PERIOD_MS);
   if (status) {
     lostAt = null;
     show(status);
-    const said = Object.entries(status.breakers).filter(([, state]) => state !== "closed").map((pair) => pair.join(" is "));
-    if (status.is_draining) said.unshift("stopping: not ready, finishing what is under way");
-    state(["Live", ...said].join("; "), said.length > 0);
+    const troubles = Object.entries(status.breakers).filter(([, state]) => state !== "closed").map((pair) => pair.join(" is "));
+    if (status.is_draining) troubles.unshift("stopping: not ready, finishing what is under way");
+    state(["Live", ...troubles].join("; "), troubles.length > 0);
   } else {
     lostAt ??= new Date().toLocaleTimeString();
     state(`The proxy can't be reached since ${lostAt}; ${last ? "these numbers are older. " : ""}Trying again`, true);

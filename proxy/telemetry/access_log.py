@@ -1,7 +1,7 @@
-"""One line a request, for people or for machines.
+"""The access log: one line per request, as text or JSON.
 
-The standard library's logging would cost a cached answer a tenth of its time. Lines gather here and are written
-together, a few times a second; what a crash loses is that.
+`logging` would add a tenth to the time of a cached response. Lines are buffered here and written together, a few times
+a second; a crash loses the buffered lines.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import orjson
 
 FLUSH_S = 0.2
-_MAX_LINES = 4096  # by then they are written at once
+_MAX_LINES = 4096  # buffered lines; one more writes them at once
 _MAX_NAME = 128
 # https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
@@ -21,7 +21,7 @@ _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 class Line(NamedTuple):
-    """What is known of a request when it has been answered. Nothing in it is of a body or a credential."""
+    """A request whose response has ended. Nothing here comes from a body, except the model, or from a credential."""
 
     request_id: str
     trace_id: str | None
@@ -37,18 +37,18 @@ Write = Callable[[str], object]
 
 
 class RequestLog:
-    """Lines on their way to ``write``; None: they are not wanted."""
+    """Buffers lines for ``write``; None: there is no access log."""
 
     def __init__(self, write: Write | None, *, is_json: bool, clock: Callable[[], float] = time.time) -> None:
         self._write = write
-        self._text = _json if is_json else _console
+        self._format = _json if is_json else _console
         self._clock = clock
         self._lines: list[str] = []
 
     def add(self, line: Line) -> None:
         if self._write is None:
             return
-        self._lines.append(self._text(line, self._clock()))
+        self._lines.append(self._format(line, self._clock()))
         if len(self._lines) >= _MAX_LINES:
             self.flush()
 
@@ -59,8 +59,8 @@ class RequestLog:
 
 
 def _json(line: Line, now: float) -> str:
-    said: dict[str, object] = {
-        "time": _stamp(int(now), "%Y-%m-%dT%H:%M:%S") + f".{int(now % 1 * 1000):03}Z",
+    fields: dict[str, object] = {
+        "time": _formatted_time(int(now), "%Y-%m-%dT%H:%M:%S") + f".{int(now % 1 * 1000):03}Z",
         "level": "info",
         "logger": "proxy.requests",
         "message": "request",
@@ -73,43 +73,43 @@ def _json(line: Line, now: float) -> str:
         "duration_ms": round(line.duration_s * 1000, 3),
     }
     if line.trace_id is not None:
-        said["trace_id"] = line.trace_id
-    return orjson.dumps(said).decode()
+        fields["trace_id"] = line.trace_id
+    return orjson.dumps(fields).decode()
 
 
 def _console(line: Line, now: float) -> str:
     return (
-        f"{_stamp(int(now), '%H:%M:%S')} {_how(line.outcome, line.status)} {line.duration_s * 1000:9.2f} ms"
-        f" {_what(line.cached, line.items, line.model)}  {line.request_id}"
+        f"{_formatted_time(int(now), '%H:%M:%S')} {_outcome_columns(line.outcome, line.status)}"
+        f" {line.duration_s * 1000:9.2f} ms {_item_columns(line.cached, line.items, line.model)}  {line.request_id}"
     )
 
 
 @lru_cache(maxsize=256)
-def _how(outcome: str, status: int) -> str:
+def _outcome_columns(outcome: str, status: int) -> str:
     return f"{outcome:<7} {status}"
 
 
 @lru_cache(maxsize=1024)
-def _what(cached: int, items: int, model: str | None) -> str:
-    # A model's name is the client's to choose, and a terminal obeys control characters.
+def _item_columns(cached: int, items: int, model: str | None) -> str:
+    # Clients choose the model's name, and terminals obey control characters.
     shown = "-" if model is None else ascii(model[:_MAX_NAME])[1:-1]
     return f"{cached:>5}/{items:<5} {shown}"
 
 
-_stamps: dict[str, tuple[int, str]] = {}
+_formatted_times: dict[str, tuple[int, str]] = {}  # the last second and its text, by format
 
 
-def _stamp(second: int, form: str) -> str:
-    """The time of day, made once a second."""
-    known = _stamps.get(form)
-    if known is None or known[0] != second:
-        at = time.localtime(second) if form.startswith("%H") else time.gmtime(second)
-        known = _stamps[form] = second, time.strftime(form, at)
-    return known[1]
+def _formatted_time(second: int, time_format: str) -> str:
+    """Local time for people, UTC for machines. `strftime` runs once a second."""
+    last = _formatted_times.get(time_format)
+    if last is None or last[0] != second:
+        at = time.localtime(second) if time_format.startswith("%H") else time.gmtime(second)
+        last = _formatted_times[time_format] = second, time.strftime(time_format, at)
+    return last[1]
 
 
 def trace_id(traceparent: str | None) -> str | None:
-    """The trace that a request is part of."""
+    """The trace id in a request's ``traceparent``, None if it is missing or invalid."""
     if traceparent is None:
         return None
     match = _TRACEPARENT.fullmatch(traceparent)
@@ -117,7 +117,7 @@ def trace_id(traceparent: str | None) -> str | None:
 
 
 class RequestIds:
-    """A request's id: the client's, where it gave one that can be shown, or a new one."""
+    """A request's id: that of its ``X-Request-Id`` if it is short and printable, or a new one."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix

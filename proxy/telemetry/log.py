@@ -1,7 +1,7 @@
-"""The log: its two forms, and its way to standard error, which a thread of its own writes.
+"""The log: its two formats, and the thread that writes it to standard error.
 
-A terminal that is paused, a pipe nobody reads and a log driver that hangs make a write wait for ever. That must cost
-lines, not answers.
+A paused terminal, a pipe without a reader or a log driver that hangs can block a write forever. That must cost log
+lines, not responses.
 """
 
 import logging
@@ -23,15 +23,15 @@ _log = logging.getLogger(__name__)
 
 _STANDARD_ERROR = 2
 _MAX_BYTES = 4 * 1024 * 1024
-# How long the end of the process waits for whoever reads its log.
-_LAST_WORDS_S = 1.0
+# How long the process waits at its end until the rest of its log is written.
+_CLOSE_S = 1.0
 
 
 class LogSink:
-    """A text stream as `logging` wants one, whose `write` never waits.
+    """A text stream for `logging` whose `write` never blocks.
 
-    What does not fit into ``max_bytes`` waiting for the reader is dropped; once it reads again ``on_dropped`` is told,
-    by the writing thread, how many lines were.
+    It buffers up to ``max_bytes`` and drops lines beyond that. When the reader reads again, the writing thread calls
+    ``on_dropped`` with the number of dropped lines.
     """
 
     def __init__(
@@ -41,28 +41,28 @@ class LogSink:
         self._on_dropped = on_dropped
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._held_bytes = 0
+        self._buffered_bytes = 0
         self._dropped_lines = 0
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        # A daemon, or a reader that does not read would keep the process from ending.
+        # A daemon thread, because a reader that does not read must not keep the process from exiting.
         self._thread = threading.Thread(target=self._work, name="log", daemon=True)
         self._thread.start()
 
     def write(self, text: str) -> int:
         data = text.encode("utf-8", "backslashreplace")
         with self._lock:
-            if self._held_bytes + len(data) > self._max_bytes:
+            if self._buffered_bytes + len(data) > self._max_bytes:
                 self._dropped_lines += data.count(b"\n")
                 return len(text)
-            self._held_bytes += len(data)
+            self._buffered_bytes += len(data)
         self._queue.put(data)
         return len(text)
 
     def flush(self) -> None:
-        """For `logging`, which flushes after each line; to wait here is what this class is there to avoid."""
+        """Does nothing. `logging` flushes after each line, and this stream must not block."""
 
     def close(self, *, timeout_s: float) -> None:
-        """Write what waits, for as long as ``timeout_s``; what is written from now on is lost."""
+        """Write the buffered lines, for at most ``timeout_s``. Lines written after this call are lost."""
         self._queue.put(None)
         self._thread.join(timeout_s)
 
@@ -70,73 +70,73 @@ class LogSink:
         while (data := self._queue.get()) is not None:
             self._write(data)
             with self._lock:
-                self._held_bytes -= len(data)
+                self._buffered_bytes -= len(data)
                 dropped, self._dropped_lines = self._dropped_lines, 0
             if dropped:
                 self._on_dropped(dropped)
 
     def _write(self, data: bytes) -> None:
-        # Not through sys.stderr: a thread that holds its lock when the interpreter ends aborts the process.
+        # Not through sys.stderr: if this thread held its lock when the interpreter exits, the process would abort.
         rest = memoryview(data)
         while rest:
             try:
                 rest = rest[os.write(self._fd, rest) :]
-            except BlockingIOError:  # another program has made our terminal non-blocking
+            except BlockingIOError:  # another program made the terminal non-blocking
                 with suppress(OSError):
                     select.select([], [self._fd], [])
-            except OSError:  # nobody is there to read, nor ever will be
+            except OSError:  # the reader has gone for good
                 return
 
 
 @contextmanager
-def writing(form: str) -> Iterator[LogSink]:
-    """Everybody's log goes to standard error, as ``console`` or ``json``, for as long as the block lasts."""
-    sink = LogSink(_STANDARD_ERROR, on_dropped=lambda lines: _log.warning("%d lines of log were dropped", lines))
-    with _handling(form, sink):
+def writing(log_format: str) -> Iterator[LogSink]:
+    """Send the root logger to standard error, as ``console`` or ``json``, for as long as the block lasts."""
+    sink = LogSink(_STANDARD_ERROR, on_dropped=lambda lines: _log.warning("%d log lines were dropped", lines))
+    with _handling(log_format, sink):
         try:
             yield sink
         finally:
-            sink.close(timeout_s=_LAST_WORDS_S)
+            sink.close(timeout_s=_CLOSE_S)
 
 
 @contextmanager
-def logging_without_thread(form: str) -> Iterator[None]:
-    """The same without a thread, for a process that forks; a line that the reader has no room for is lost."""
-    with _handling(form, _Immediate()):
+def logging_without_thread(log_format: str) -> Iterator[None]:
+    """The same without a thread, for a process that forks. A line that would block is dropped."""
+    with _handling(log_format, _UnbufferedStderr()):
         yield
 
 
 @contextmanager
-def _handling(form: str, stream: "SupportsWrite[str]") -> Iterator[None]:
+def _handling(log_format: str, stream: "SupportsWrite[str]") -> Iterator[None]:
     handler = logging.StreamHandler(stream)
     console = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
-    handler.setFormatter(JSONFormatter() if form == "json" else console)
+    handler.setFormatter(JSONFormatter() if log_format == "json" else console)
     root = logging.getLogger()
-    before = root.handlers[:]
+    previous = root.handlers[:]
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     try:
         yield
     finally:
-        root.handlers[:] = before
+        root.handlers[:] = previous
 
 
-class _Immediate:
+class _UnbufferedStderr:
     def write(self, text: str) -> int:
-        # What can be written to has room for a line (PIPE_BUF, pipe(7)).
+        # A pipe that is ready for writing has room for a line (PIPE_BUF, pipe(7)).
         if select.select([], [_STANDARD_ERROR], [], 0)[1]:
             with suppress(OSError):
                 os.write(_STANDARD_ERROR, text.encode("utf-8", "backslashreplace"))
         return len(text)
 
     def flush(self) -> None:
-        """There is nothing that waits."""
+        """Does nothing: there is no buffer."""
 
 
 class JSONFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            # As the lines of requests have it.
+            # The same format as in the access log.
             "time": f"{datetime.fromtimestamp(record.created, UTC):%Y-%m-%dT%H:%M:%S}.{int(record.msecs):03}Z",
             "level": record.levelname.lower(),
             "logger": record.name,

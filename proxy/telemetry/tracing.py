@@ -1,6 +1,6 @@
-"""The spans of a request, for whoever makes them: here nobody does, in `proxy.telemetry.otlp` OpenTelemetry.
+"""The interface of traces and spans, as classes that do nothing: tracing is off.
 
-Nothing in here does anything, so that who calls it need not ask whether traces are on.
+Callers don't check whether tracing is on. `proxy.telemetry.otlp` has subclasses that use OpenTelemetry.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,12 +28,12 @@ class _Block:
 
 
 class Call(_Block):
-    """A call upstream; it lasts as long as the block."""
+    """The span of one upstream call, which lasts as long as the block."""
 
     __slots__ = ()
 
     def outbound(self, headers: CIMultiDict[str]) -> CIMultiDict[str]:
-        """The fields to send: those given, where the upstream's own spans are to be this one's children."""
+        """``headers`` with the trace context of this span, so that the upstream's spans become its children."""
         return headers
 
     def answered(self, status: int) -> None:
@@ -41,23 +41,23 @@ class Call(_Block):
 
 
 class Calls(_Block):
-    """Calls upstream that are one after the other made for the same requests.
+    """Consecutive upstream calls for the same requests, such as a call and its fallbacks.
 
-    What may be said of the model is known after the answer was read, so their spans end with the block.
+    Their spans end with the block: only after a response is read is it known whether the model may be shown.
     """
 
     __slots__ = ()
 
     def call(self, method: str, url: str, *, upstream: str, provider: str | None = None, items: int = 0) -> Call:
-        """An embeddings call has a ``provider``, whose API it is, and ``items``."""
+        """Begin a call. An embeddings call has a ``provider``, the name of its API, and ``items``."""
         return NO_CALL
 
     def billed(self, tokens: int) -> None:
-        """What the last call cost."""
+        """Record the cost of the last call."""
 
 
 class Span:
-    """One request's."""
+    """The span of one request."""
 
     __slots__ = ()
     trace_id: str | None = None
@@ -66,14 +66,14 @@ class Span:
         pass
 
     def looked_up(self, began_s: float, *, items: int, cached: int) -> None:
-        """The items were looked for from ``began_s``, by `time.perf_counter`, until now."""
+        """Record the cache lookup, from ``began_s`` by `time.perf_counter` until now."""
 
     def flight(self, *, items: int, joined: int) -> AbstractContextManager[object]:
-        """Items are waited for, and of these so many that another request asked for."""
+        """The span of the block, a wait for ``items``, of which ``joined`` are fetched by other requests."""
         return _NO_CONTEXT
 
     def calls(self, requests: "Sequence[Span]" = (), *, model: Callable[[], str | None] = lambda: None) -> Calls:
-        """``requests`` are all those that a call is made for, if it is not this one alone."""
+        """``requests`` are all the requests that the calls are for, if not this one alone."""
         return NO_CALLS
 
     def end(self, status: int, outcome: str, model: str | None, *, items: int, cached: int) -> None:
@@ -82,7 +82,7 @@ class Span:
 
 class Traces:
     def begin(self, method: str, headers: Headers, began_s: float) -> Span:
-        """The span of a request that came in, at ``began_s`` by `time.perf_counter`."""
+        """Begin the span of a request that was received at ``began_s`` by `time.perf_counter`."""
         return NO_SPAN
 
     async def aclose(self) -> None:
