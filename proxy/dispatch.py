@@ -11,11 +11,13 @@ from multidict import CIMultiDict
 
 from proxy.access.admission import Access
 from proxy.embeddings.fast_path import FastPath
+from proxy.embeddings.progress import Progress
 from proxy.embeddings.responses import detail_of, finish_head, head_of_hit
-from proxy.embeddings.route import CLIENT_LEFT, EmbeddingsRoute, Progress, status_of_error
+from proxy.embeddings.route import CLIENT_LEFT, EmbeddingsRoute, status_of_error
 from proxy.errors import InvalidRequest, OriginNotAllowed, ProxyError
 from proxy.http.connection import Connection
 from proxy.http.error_responses import error_response
+from proxy.labels import RequestOutcome
 from proxy.passthrough.relay import is_websocket, relay, relay_websocket
 from proxy.protocol import headers
 from proxy.protocol.cors import is_preflight, origin_of
@@ -80,7 +82,9 @@ class Dispatcher:
             trace = progress.span.trace_id or trace_id(request.headers.get("traceparent"))
             self._end(progress, trace, status, started_s)
         if not response.prepared:
-            upstream = None if progress.outcome == "preflight" else progress.origin or self._origins.default
+            upstream = (
+                None if progress.outcome is RequestOutcome.PREFLIGHT else progress.origin or self._origins.default
+            )
             finish_head(response, request, upstream=upstream, request_id=request_id)
             if self._is_draining():
                 response.force_close()
@@ -95,19 +99,19 @@ class Dispatcher:
             return None
         started_s = time.perf_counter()
         try:
-            hit = self._fast_path.answer_whole(sent, started_s)
+            found = self._fast_path.find_by_bytes(sent, started_s)
         except Exception:  # noqa: BLE001 - the request is parsed instead
             _log.exception("unexpected error in the fast path")
             return None
-        if hit is None:
+        if found is None:
             return None
-        repeat, body, saved_tokens = hit
-        known = repeat.known
+        hit, body, saved_tokens = found
+        known = hit.known
         connection.tenant = known.tenant
         progress = Progress(self._ids.of(None))
         progress.span = self._traces.begin("POST", _NO_FIELDS, started_s)
         progress.span.on_route(_EMBEDDINGS)
-        progress.repeated(repeat)
+        progress.hit(hit)
         self._embeddings.count(progress, _OK, started_s)
         self._end(progress, progress.span.trace_id, _OK, started_s)
         detail, cors = detail_of(known.spec), known.origin.cors.hit_header_lines()
@@ -125,13 +129,13 @@ class Dispatcher:
             trace,
             progress.outcome,
             status,
-            progress.model,
+            progress.model_label,
             progress.items,
             progress.cached,
             time.perf_counter() - started_s,
         )
         self._log.add(line)
-        progress.span.end(status, progress.outcome, progress.model, items=progress.items, cached=progress.cached)
+        progress.span.end(status, progress.outcome, progress.model_label, items=progress.items, cached=progress.cached)
 
     async def _respond(self, request: web.BaseRequest, progress: Progress, started_s: float) -> web.StreamResponse:
         try:
@@ -160,7 +164,7 @@ class Dispatcher:
 
     async def _route(self, request: web.BaseRequest, progress: Progress) -> web.StreamResponse:
         if is_preflight(request.method, request.headers):
-            progress.outcome = "preflight"
+            progress.outcome = RequestOutcome.PREFLIGHT
             return await self._preflight(request, progress)
         target = request.raw_path
         if request.method == "POST" and self._origins.is_embeddings(target):
@@ -174,7 +178,7 @@ class Dispatcher:
         return await self._pass_through(request, url, progress)
 
     async def _pass_through(self, request: web.BaseRequest, url: str, progress: Progress) -> web.StreamResponse:
-        progress.outcome = "pass"
+        progress.outcome = RequestOutcome.PASS
         origin = self._origins.default
         forwarded = origin.outbound(headers.to_upstream(request.headers))
         on_head = partial(origin.cors.passed_through, origin_of(request.headers))

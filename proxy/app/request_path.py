@@ -64,17 +64,17 @@ def _make_dispatcher(settings: Settings, core: Core, access: Access, bodies: Bod
         return core.lifecycle.is_draining
 
     responses = ResponseBuilder(core.cache.memory, core.metrics, reports_full_usage=settings.reports_full_usage)
-    repeats = FastPath(core.cache, responses, metrics=core.metrics, access=access)
+    fast_path = FastPath(core.cache, responses, metrics=core.metrics, access=access)
     route = EmbeddingsRoute(
         core.cache,
         core.fetcher,
         core.router,
         bodies=bodies,
         responses=responses,
-        repeats=repeats,
+        fast_path=fast_path,
         metrics=core.metrics,
         access=access,
         validations=core.validations,
         is_draining=is_draining,
     )
-    return Dispatcher(core.router, route, repeats, access, log=log, traces=core.traces, is_draining=is_draining)
+    return Dispatcher(core.router, route, fast_path, access, log=log, traces=core.traces, is_draining=is_draining)

@@ -1,7 +1,7 @@
-"""Requests that come again.
+"""Hits for repeated requests.
 
-One that was answered from memory is known from then on by a MAC of all it was understood from, and not taken apart
-again. One that is the same to the byte, head and all, is not even parsed.
+A request that was a hit from memory is remembered by a MAC of all that it was parsed from, and is not parsed again. If
+all its bytes are the same, head included, not even its HTTP is parsed.
 """
 
 import time
@@ -13,6 +13,7 @@ from aiohttp.web import BaseRequest
 from proxy.access.admission import Access
 from proxy.cache.cache import Cache
 from proxy.cache.memory import Entry
+from proxy.embeddings.lookup import epochs
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.http.connection import Connection
@@ -20,15 +21,15 @@ from proxy.http.recorder import HEAD_END, MAX_WHOLE_BYTES, head_of
 from proxy.protocol.identities import Identity
 from proxy.telemetry.metrics import Metrics
 
-# Of more than so many, first the head is looked for: a MAC of the whole would cost more than that tells.
-_FEW_BYTES = 2 * 1024
-_MAX_MARKED_BYTES = 4 * 1024**2
-# Fields that ask for an answer of one's own. A page's Origin is one: what a response says of it may change.
+# For a larger request the head is looked up first, since a MAC of the whole costs more.
+_SMALL_BYTES = 2 * 1024
+_MAX_BODY_BYTES = 4 * 1024**2
+# Requests with these fields get a response of their own. Origin is one of them: the CORS fields for it may change.
 _PERSONAL = ("X-Request-Id", "traceparent", "Upgrade", "Expect", "Transfer-Encoding", "Origin")
 
 
 class FastPathHit(NamedTuple):
-    """A request that came again; ``looked_up_s`` is when its items were looked for."""
+    """A repeated request, whose items were looked up at ``looked_up_s``."""
 
     known: MemoEntry
     found: dict[bytes, Entry]
@@ -38,54 +39,54 @@ class FastPathHit(NamedTuple):
 class FastPath:
     def __init__(self, cache: Cache, responses: ResponseBuilder, *, metrics: Metrics, access: Access) -> None:
         self._cache = cache
-        self._answers = responses
+        self._responses = responses
         self._access = access
         self._stages = metrics.stage_seconds
-        self._recall = RequestMemo()
+        self._memo = RequestMemo()
 
-    def mark(self, request: BaseRequest, own: Identity, body: bytes) -> bytes | None:
-        """What a request can be known by; None for one that there may be more to than what is marked, or which is so
-        large that a MAC of it would keep everybody waiting."""
-        if len(body) > _MAX_MARKED_BYTES or not _is_plain(request, own):
+    def fingerprint(self, request: BaseRequest, own: Identity, body: bytes) -> bytes | None:
+        """What a request is known by. None if it may differ in more than that, or is so large that the MAC would block
+        the event loop."""
+        if len(body) > _MAX_BODY_BYTES or not _is_plain(request, own):
             return None
-        return self._recall.mark(request.raw_path, own, body)
+        return self._memo.fingerprint(request.raw_path, own, body)
 
-    def remember(self, mark: bytes, known: MemoEntry) -> None:
-        """A request was answered from memory."""
-        self._recall.put(mark, known)
+    def remember(self, fingerprint: bytes, known: MemoEntry) -> None:
+        """A request was a hit from memory."""
+        self._memo.put(fingerprint, known)
 
-    def answer(self, request: BaseRequest, mark: bytes, began_s: float, *, keys_version: int) -> FastPathHit | None:
-        """The response to a request that was seen before, if memory has all of it. ``keys_version`` is that of the
-        client keys that let it in."""
-        known = self._recall.get(mark)
+    def find(
+        self, request: BaseRequest, fingerprint: bytes, began_s: float, *, keys_version: int
+    ) -> FastPathHit | None:
+        """A known request, if memory has all its items. ``keys_version``: of the client keys that admitted it."""
+        known = self._memo.get(fingerprint)
         if known is None or not self._access.may_read(known.origin, request.headers):
             return None
-        repeat = self._repeat(known, began_s)
-        if repeat is not None:
-            self._remember_whole(request, known._replace(keys_version=keys_version))
-        return repeat
+        hit = self._hit(known, began_s)
+        if hit is not None:
+            self._remember_bytes(request, known._replace(keys_version=keys_version))
+        return hit
 
-    def answer_whole(self, sent: bytes, began_s: float) -> tuple[FastPathHit, bytes, int] | None:
-        """The same for a request of which nothing is known but its bytes: its credential has to be as good as then.
+    def find_by_bytes(self, sent: bytes, began_s: float) -> tuple[FastPathHit, bytes, int] | None:
+        """The same for the bytes of a request, whose credential must still be valid.
 
-        With the response's body, and how many tokens it saves. None also where it is too large to be written at once.
+        With the response's body, and the number of tokens it saves. None also if that is too large to write at once.
         """
         if len(sent) > MAX_WHOLE_BYTES:
             return None
-        if len(sent) > _FEW_BYTES and not self._recall.has_head(head_of(sent)):
+        if len(sent) > _SMALL_BYTES and not self._memo.has_head(head_of(sent)):
             return None
-        known = self._recall.get_whole(self._recall.mark_whole(sent))
+        known = self._memo.get_by_bytes(self._memo.bytes_fingerprint(sent))
         if known is None or known.keys_version != self._access.keys_version:
             return None
-        repeat = self._repeat(known, began_s, is_large=False)
-        return None if repeat is None else (repeat, *self._answers.body_of_hit(known.spec, repeat.found))
+        hit = self._hit(known, began_s, may_be_large=False)
+        return None if hit is None else (hit, *self._responses.body_of_hit(known.spec, hit.found))
 
     def begins(self, sent: bytes) -> bool:
-        """Whether these bytes are a head with which a request began that `answer_whole` may know."""
-        return sent.endswith(HEAD_END) and len(sent) <= MAX_WHOLE_BYTES and self._recall.has_head(sent)
+        """Whether these bytes are the head of a request that `find_by_bytes` may know."""
+        return sent.endswith(HEAD_END) and len(sent) <= MAX_WHOLE_BYTES and self._memo.has_head(sent)
 
-    def _repeat(self, known: MemoEntry, began_s: float, *, is_large: bool = True) -> FastPathHit | None:
-        """``is_large``: the response may be."""
+    def _hit(self, known: MemoEntry, began_s: float, *, may_be_large: bool = True) -> FastPathHit | None:
         if not self._access.may_serve(known.credential_id, known.credential_scope):
             return None
         parsed_s = time.perf_counter()
@@ -93,32 +94,23 @@ class FastPath:
         found = self._cache.peek(spec.keys, min_stored_at_s=self._cache.freshness_cutoff_s(None), confirmed=True)
         if not all(map(found.__contains__, spec.keys)) or epochs(found) > 1:
             return None
-        if not is_large and len(spec.keys) > 1 and self._answers.is_large(spec, found):
+        if not may_be_large and len(spec.keys) > 1 and self._responses.is_large(spec, found):
             return None
         self._stages["parse"].observe(parsed_s - began_s)
         self._stages["lookup"].observe(time.perf_counter() - parsed_s)
         return FastPathHit(known, found, parsed_s)
 
-    def _remember_whole(self, request: BaseRequest, known: MemoEntry) -> None:
+    def _remember_bytes(self, request: BaseRequest, known: MemoEntry) -> None:
         connection = request.protocol
         if not isinstance(connection, Connection) or not _is_repeatable(request):
             return
         sent = connection.whole(request)
         if sent is not None:
-            self._recall.put_whole(sent, known)
-
-
-def epochs(*entries: dict[bytes, Entry]) -> int:
-    """How many there are among these; an answer must not mix any. A model whose name nobody told can be any."""
-    found = {entry.epoch for some in entries for entry in some.values()}
-    if len(found) <= 1:
-        return len(found)
-    models, lengths = {model for model, _ in found if model}, {length for _, length in found}
-    return max(len(models), len(lengths))
+            self._memo.put_by_bytes(sent, known)
 
 
 def _is_plain(request: BaseRequest, own: Identity) -> bool:
-    """Whether a request is one of those that come again and again: nothing but its body matters, and whose it is."""
+    """Whether nothing of a request matters but its target, its identity and its body."""
     fields = request.headers
     return (
         fields.get("Content-Type") == "application/json"
@@ -129,7 +121,7 @@ def _is_plain(request: BaseRequest, own: Identity) -> bool:
 
 
 def _is_repeatable(request: BaseRequest) -> bool:
-    """Whether nothing of a request's head asks for what another request of the same bytes should not have."""
+    """Whether another request of the same bytes may get the same response."""
     return (
         request.version == HttpVersion11
         and bool(request.keep_alive)

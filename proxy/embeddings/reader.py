@@ -1,4 +1,4 @@
-"""What a request on the embeddings route asks, and of which upstream."""
+"""Parses a request on the embeddings route, and chooses its upstream."""
 
 import asyncio
 import re
@@ -8,54 +8,44 @@ from typing import Any, NamedTuple, TypeVar
 from aiohttp.web import BaseRequest
 
 from proxy.access.admission import Access
+from proxy.access.validations import CredentialId, CredentialScope, Validations
+from proxy.fetch.request import Call
 from proxy.http.bodies import Body, BodyReader, BodyReservation
 from proxy.protocol import embedding_request, keys, query, request_body
 from proxy.protocol.bypass import Bypass
-from proxy.protocol.embedding_request import EmbeddingRequest
+from proxy.protocol.directives import cache_control
 from proxy.protocol.identities import Identity
+from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.targets import parse_path_model
+from proxy.telemetry.tracing import Span
 from proxy.upstream.router import Origin, Router
 
 _T = TypeVar("_T")
 
 _PLAIN_JSON = re.compile(r"application/json\s*(;\s*charset=\"?utf-?8\"?\s*)?", re.IGNORECASE)
-# The event loop does nothing else meanwhile.
+# Longer work would block the event loop.
 _MAX_ON_LOOP_S = 0.005
-# What is a large request, and how many turns of the event loop it has before the next one begins.
+# A larger request has so many turns of the event loop before the next one begins.
 _MANY_VALUES, _TURNS = 256, 10
-# For less memory the exact amount is not worth finding out.
-_LITTLE_BYTES = 64 * 1024
-
-
-class Read(NamedTuple):
-    """A request that was understood. ``keys`` are those of its items."""
-
-    asked: EmbeddingRequest
-    keys: list[bytes]
-    origin: Origin
-    target: str  # as the origin is to see it
-    url: str
-    keyed_url: str  # without credentials
-    model: str | None
-    own: Identity  # the client's own
-    identity: Identity  # as the upstream sees it
+# For less memory the exact size is not worth computing.
+_SMALL_BYTES = 64 * 1024
 
 
 class Unread(NamedTuple):
-    """A request that goes to ``origin`` as it came. ``items`` is how many it seems to have."""
+    """A request that is relayed to ``origin`` as it came. ``items`` is an estimate of their number."""
 
     bypass: Bypass
     origin: Origin
-    own: Identity  # the client's own
+    credential_id: CredentialId
     model: str | None
     items: int
 
 
 class _Turns:
-    """Lets large requests that come at once begin one by one, so that others need not wait for all of them.
+    """Lets large requests that arrive together begin one by one, so that other requests need not wait for all of them.
 
-    Each is several steps: to read it, to look its items up, to fetch them. Would all take these steps together, each
-    turn of the event loop would be as long as one step of every one of them.
+    Each takes several steps: parse it, look its items up, fetch them. If all took these steps at the same time, each
+    turn of the event loop would take as long as one step of all of them.
     """
 
     def __init__(self) -> None:
@@ -73,18 +63,19 @@ class _Turns:
 
 
 class Reader:
-    def __init__(self, origins: Router, access: Access, bodies: BodyReader) -> None:
+    def __init__(self, origins: Router, access: Access, validations: Validations, bodies: BodyReader) -> None:
         self._origins = origins
         self._access = access
+        self._validations = validations
         self._bodies = bodies
         self._turns = _Turns()
 
     async def read(
-        self, request: BaseRequest, sent: Body, own: Identity, reservation: BodyReservation
-    ) -> Read | Unread:
-        """Understand a request whose body was ``sent`` by a client of ``own`` identity.
+        self, request: BaseRequest, sent: Body, own: Identity, reservation: BodyReservation, span: Span
+    ) -> Call | Unread:
+        """Parse a request whose body was ``sent`` by a client of ``own`` identity.
 
-        Before it is parsed, ``reservation`` has what parsing takes; in the end, what the result takes.
+        Before it is parsed, ``reservation`` takes the memory for parsing; in the end, it has that of the result.
         Raises `ProxyError`.
         """
         body, sent_bytes = sent, reservation.bytes
@@ -93,16 +84,16 @@ class Reader:
             if "Content-Encoding" in request.headers:
                 body = await self._bodies.inflated(request, sent.content, reservation)
         except Bypass as bypass:
-            return await self._run(body, reservation, self._unread, request, body.content, bypass)
+            return await self._run(body, reservation, self._unread, request, body.content, bypass, reservation)
         objects_bytes = body.structure.objects_bytes
         reservation.take(objects_bytes)
         if body.structure.values > _MANY_VALUES:
             await self._turns.next()
-        read = await self._run(body, reservation, self._read, request, body.content, own)
+        read = await self._run(body, reservation, self._read, request, body.content, own, reservation, span)
         if isinstance(read, Unread):
             reservation.give_back(reservation.bytes - sent_bytes)
-        elif objects_bytes > _LITTLE_BYTES:
-            reservation.give_back(objects_bytes - embedding_request.memory_bytes(read.asked, body.structure))
+        elif objects_bytes > _SMALL_BYTES:
+            reservation.give_back(objects_bytes - embedding_request.memory_bytes(read.parsed, body.structure))
         return read
 
     async def _run(self, body: Body, reservation: BodyReservation, function: Callable[..., _T], *arguments: Any) -> _T:
@@ -110,7 +101,9 @@ class Reader:
             return await self._bodies.worker.run(function, *arguments, held=reservation)
         return function(*arguments)
 
-    def _read(self, request: BaseRequest, body: bytes, own: Identity) -> Read | Unread:
+    def _read(
+        self, request: BaseRequest, body: bytes, own: Identity, reservation: BodyReservation, span: Span
+    ) -> Call | Unread:
         fields: dict[str, Any] = {}
         origin = None
         try:
@@ -121,27 +114,46 @@ class Reader:
             own = self._own(request, origin, own)
             target = origin.target(request.raw_path)
             url = _embeddings_url(origin, target)
-            asked = embedding_request.parse_request(body, fields, origin.provider, named)
+            parsed = embedding_request.parse_request(body, fields, origin.provider, named)
         except Bypass as bypass:
             if origin is None:
-                return self._unread(request, body, bypass)
-            return Unread(bypass, origin, own, model, request_body.count_items(fields))
+                return self._unread(request, body, bypass, reservation)
+            items = request_body.count_items(fields)
+            return Unread(bypass, origin, self._credential_id(reservation, origin, own), model, items)
         identity = self._access.outgoing(request.headers, own, origin)
         if "Content-Type" not in request.headers:
-            # What an upstream makes of that is its own; where it takes it for JSON, so do we.
+            # The upstream decides how to read such a body. Where it reads it as JSON, so does the proxy.
             identity = identity._replace(vector_affecting=[*identity.vector_affecting, ("content-type", "")])
         keyed_url, scope = query.keyed(url), self._access.scope(identity)
-        derived = keys.derive(asked, url=keyed_url, scope=scope, vector_headers=identity.vector_affecting)
-        return Read(asked, derived, origin, target, url, keyed_url, model, own, identity)
+        derived = keys.derive(parsed, url=keyed_url, scope=scope, vector_headers=identity.vector_affecting)
+        has_id = origin.provider.responses_have_id
+        return Call(
+            parsed=parsed,
+            spec=ResponseSpec(model, parsed.encoding, derived, has_id, is_keyed_whole=parsed.is_keyed_whole),
+            origin=origin,
+            target=target,
+            url=url,
+            received=request.headers,
+            directives=cache_control(request.headers),
+            identity=identity,
+            credential_id=self._credential_id(reservation, origin, own),
+            credential_scope=CredentialScope(keyed_url, parsed.model),
+            reservation=reservation,
+            span=span,
+        )
 
-    def _unread(self, request: BaseRequest, body: bytes, bypass: Bypass) -> Unread:
-        """What was not understood may be read well enough to say who is asked."""
+    def _unread(self, request: BaseRequest, body: bytes, bypass: Bypass, reservation: BodyReservation) -> Unread:
+        """What was not understood may be read well enough to choose an upstream."""
         target = request.raw_path
         origin = self._origins.choose(target, request_body.peek_model(body) if self._origins.has_several else None)
-        return Unread(bypass, origin, self._access.identity(request.headers, target, origin), None, 1)
+        own = self._access.identity(request.headers, target, origin)
+        return Unread(bypass, origin, self._credential_id(reservation, origin, own), None, 1)
+
+    def _credential_id(self, reservation: BodyReservation, origin: Origin, own: Identity) -> CredentialId:
+        return self._validations.credential_id(reservation.tenant.name, origin, own)
 
     def _own(self, request: BaseRequest, origin: Origin, own: Identity) -> Identity:
-        """The client's own identity, now that the upstream is known."""
+        """The client's own identity, as far as it depends on the upstream."""
         if origin.neutral_headers <= self._access.neutral_headers:
             return own
         return self._access.identity(request.headers, request.raw_path, origin)
@@ -149,7 +161,7 @@ class Reader:
 
 def _require_json(request: BaseRequest, *, is_signed: bool) -> None:
     """Raises `Bypass`."""
-    if is_signed:  # the upstream would refuse any other body
+    if is_signed:  # the upstream would reject any other body
         raise Bypass("signed-body")
     content_type = request.headers.get("Content-Type", "application/json")
     # In another charset the same bytes are another text.

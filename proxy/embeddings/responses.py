@@ -12,14 +12,15 @@ from aiohttp.web import BaseRequest, Response, StreamResponse
 from multidict import CIMultiDict
 
 from proxy.cache.memory import Entry, Memory
-from proxy.embeddings.request_memo import ResponseSpec
 from proxy.errors import ResponseTooLarge
-from proxy.fetch.fetcher import FetchResult
 from proxy.fetch.outcomes import EmbedResult, pace_fields
+from proxy.fetch.result import FetchResult
 from proxy.http.bodies import BodyReservation
 from proxy.http.streamed import Streamed, in_pieces
+from proxy.labels import ItemResult
 from proxy.protocol import embedding_response, headers
 from proxy.protocol.cors import origin_of
+from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.vectors import Encoding
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.client import UpstreamResponse
@@ -105,7 +106,7 @@ class ResponseBuilder:
         status += f"; detail={detail_of(spec)}" if spec.is_keyed_whole else ""
         deliveries = fetched.deliveries
         extra = CIMultiDict[str]()
-        if deliveries and all(receipt.is_exact for receipt in deliveries):
+        if deliveries and all(delivery.is_unmerged for delivery in deliveries):
             extra = headers.end_to_end(deliveries[0].headers)
             for name in _BODY_HEADERS:
                 extra.popall(name, None)
@@ -114,7 +115,7 @@ class ResponseBuilder:
         add_cache_headers(extra, state, status, saved_tokens=saved)
         extra["Content-Type"] = "application/json"
         extra_fields = deliveries[0].extra_fields if len(deliveries) == 1 and deliveries[0].is_own_body else _NOTHING
-        unusable = {key: answer.embedding or b"null" for key, answer in fetched.unusable.items()}
+        unusable = {key: response.embedding or b"null" for key, response in fetched.unusable.items()}
         usage = _added_up(deliveries)
         if is_large:
             end = self._end(spec, entries, usage, saved, extra_fields)
@@ -180,7 +181,7 @@ class ResponseBuilder:
         extra_fields: Mapping[str, Any] = _NOTHING,
         unusable: Mapping[bytes, bytes] = _NOTHING,
     ) -> bytes:
-        """``extra_fields`` are the upstream's own; ``unusable`` are what it wrote in place of embeddings."""
+        """``extra_fields`` are those of the upstream's own response; ``unusable`` is in place of embeddings."""
         end = self._end(spec, entries, usage, saved, extra_fields)
         began_s = time.perf_counter()
         text = self._memory.text
@@ -217,13 +218,13 @@ class ResponseBuilder:
         """``found`` is empty where what had been found was of another epoch, and fetched anew."""
         items = self._metrics.of_model(spec.model).items
         from_memory = min(from_memory, len(found))
-        items["memory"].inc(from_memory)
+        items[ItemResult.MEMORY].inc(from_memory)
         if from_memory == len(spec.keys):
             return
-        items["store"].inc(len(found) - from_memory)
-        items["upstream"].inc(own)
-        items["joined"].inc(joined)
-        items["duplicate"].inc(len(spec.keys) - len(found) - own - joined)
+        items[ItemResult.STORE].inc(len(found) - from_memory)
+        items[ItemResult.UPSTREAM].inc(own)
+        items[ItemResult.JOINED].inc(joined)
+        items[ItemResult.DUPLICATE].inc(len(spec.keys) - len(found) - own - joined)
 
 
 def detail_of(spec: ResponseSpec) -> str:
@@ -251,7 +252,7 @@ def _added_up(deliveries: Sequence[EmbedResult]) -> dict[str, Any]:
     """The usage of all calls made for one request; of a single one whatever else its upstream said there, too."""
     if len(deliveries) == 1:
         return deliveries[0].usage
-    return {name: sum(receipt.usage[name] for receipt in deliveries) for name in ("prompt_tokens", "total_tokens")}
+    return {name: sum(delivery.usage[name] for delivery in deliveries) for name in ("prompt_tokens", "total_tokens")}
 
 
 def cache_headers(state: str, status: str, *, saved_tokens: int) -> CIMultiDict[str]:

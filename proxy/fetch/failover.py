@@ -1,4 +1,4 @@
-"""One call upstream: to the origin and, where it has no answer, to those that serve the same model."""
+"""One upstream call: to the origin and, where that fails, to the fallbacks that serve the same model."""
 
 import logging
 import time
@@ -6,8 +6,8 @@ import time
 from multidict import CIMultiDict
 
 from proxy.errors import ProxyError
-from proxy.fetch.batch_entry import BatchEntry
 from proxy.fetch.outcomes import is_outage, is_success, status_of
+from proxy.fetch.request import Call
 from proxy.fetch.slots import Slots
 from proxy.protocol import embedding_request, query, request_body
 from proxy.protocol.cors import origin_of
@@ -29,63 +29,66 @@ class Failover:
         self._logged_at_s: dict[tuple[str, str], float] = {}
 
     async def embed(
-        self, entry: BatchEntry, body: bytes, items: int, calls: Calls, *, flow: ResponseFlow
+        self, call: Call, body: bytes, items: int, calls: Calls, *, flow: ResponseFlow
     ) -> tuple[UpstreamResponse, Origin]:
-        """The response, and who gave it. If nobody has one, what the origin itself said. Raises `ProxyError`."""
+        """The response, and the upstream that gave it; if all of them fail, the origin's own. Raises `ProxyError`."""
         failure: UpstreamResponse | ProxyError | None = None
-        here = entry.origin.provider
-        for way in entry.origin.candidates:
+        origin = call.origin
+        for candidate in origin.candidates:
             if failure is not None:
-                if not embedding_request.is_equivalent(body, here, way.origin.provider, model=way.model):
+                other = candidate.origin
+                if not embedding_request.is_equivalent(body, origin.provider, other.provider, model=candidate.model):
                     continue
-                self._metrics.upstream_fallbacks.labels(way.origin.name).inc()
-                self._log_fallback(entry.origin.name, way.origin.name, failure)
+                self._metrics.upstream_fallbacks.labels(other.name).inc()
+                self._log_fallback(origin.name, other.name, failure)
             try:
-                answer = await self._ask(entry, way, body, items, calls, flow=flow)
+                response = await self._send(call, candidate, body, items, calls, flow=flow)
             except ProxyError as error:
                 failure = failure or error
                 continue
-            is_good = is_success(status_of(answer))
-            if is_good or (failure is None and not is_outage(answer)):
-                return answer, way.origin
-            failure = failure or answer
+            is_good = is_success(status_of(response))
+            if is_good or (failure is None and not is_outage(response)):
+                return response, candidate.origin
+            failure = failure or response
         if isinstance(failure, UpstreamResponse):
-            return failure, entry.origin
+            return failure, origin
         raise failure or ProxyError("No upstream was asked.")
 
     def _log_fallback(self, name: str, other: str, failure: UpstreamResponse | ProxyError) -> None:
-        """An outage of an hour is one line a minute."""
+        """Log once a minute, however long an outage lasts."""
         now_s = time.monotonic()
         if now_s - self._logged_at_s.get((name, other), -_LOG_EVERY_S) >= _LOG_EVERY_S:
             self._logged_at_s[name, other] = now_s
-            why = f"it answers {failure.status}" if isinstance(failure, UpstreamResponse) else failure.message
-            _log.warning("upstream %s has no answer (%s); %s is asked in its place", name, why, other)
+            why = f"status {failure.status}" if isinstance(failure, UpstreamResponse) else failure.message
+            _log.warning("upstream %s failed (%s); using fallback %s", name, why, other)
 
-    async def _ask(
-        self, entry: BatchEntry, way: Fallback, body: bytes, items: int, calls: Calls, *, flow: ResponseFlow
+    async def _send(
+        self, call: Call, candidate: Fallback, body: bytes, items: int, calls: Calls, *, flow: ResponseFlow
     ) -> UpstreamResponse:
-        if way.model is not None:
-            body = request_body.renamed_body(body, way.model)
-        headers = way.origin.outbound(_for_body(entry, body))
-        origin = way.origin
-        # A credential in the query is meant for the upstream that the client has in mind, and for no other.
-        target = entry.target if origin is entry.origin else query.without_credentials(entry.target)
-        url = origin.routes.embeddings(target, model=way.model)
-        async with self._slots.slot(origin, entry.tenant.name):
-            with calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=items) as call:
-                answer = await origin.client.embed(url, call.outbound(headers), body, items=items, flow=flow)
-                call.answered(answer.status)
-        entry.origin.cors.learn(origin_of(headers), answer.status, answer.headers)
-        return answer
+        origin = candidate.origin
+        if candidate.model is not None:
+            body = request_body.renamed_body(body, candidate.model)
+        headers = origin.outbound(_headers_for(call, body))
+        # A credential in the query is meant for the upstream that the client chose, and for no other.
+        target = call.target if origin is call.origin else query.without_credentials(call.target)
+        url = origin.routes.embeddings(target, model=candidate.model)
+        async with self._slots.slot(origin, call.tenant.name):
+            with calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=items) as span:
+                response = await origin.client.embed(url, span.outbound(headers), body, items=items, flow=flow)
+                span.answered(response.status)
+        call.origin.cors.learn(origin_of(headers), response.status, response.headers)
+        return response
 
 
-def _for_body(entry: BatchEntry, body: bytes) -> CIMultiDict[str]:
-    """The headers to send with ``body``. An idempotency key stands for the client's own body: an upstream that keeps
-    its word would answer another one with what it answered the first time. So does a request's id: of two requests
-    under way with the same one vLLM's scheduler dies."""
-    if body == entry.asked.body:
-        return entry.headers
-    copy = entry.headers.copy()
+def _headers_for(call: Call, body: bytes) -> CIMultiDict[str]:
+    """The headers to send with ``body``.
+
+    An idempotency key identifies the client's own body: for another body, an upstream that honors it would return the
+    response to the first. So does a request ID: vLLM's scheduler fails if two requests under way have the same.
+    """
+    if call.is_own_body(body):
+        return call.headers
+    headers = call.headers.copy()
     for name in ("Idempotency-Key", "X-Idempotency-Key", "X-Request-Id"):
-        copy.popall(name, None)
-    return copy
+        headers.popall(name, None)
+    return headers

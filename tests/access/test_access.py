@@ -238,7 +238,7 @@ async def test_a_model_that_is_refused_says_nothing_of_others(
 async def test_an_upstream_that_hangs_delays_stored_items_once(
     start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.embeddings.route._PATIENCE_S", 0.05)
+    monkeypatch.setattr("proxy.embeddings.resolver._PROBE_TIMEOUT_S", 0.05)
     client = await start_proxy(monotonic=clock, revalidate_s=REVALIDATE_S)
     await client.embed("a")
     clock.now += REVALIDATE_S
@@ -265,7 +265,7 @@ async def test_a_key_that_was_refused_stays_so_until_the_upstream_takes_it_again
     start_proxy: StartProxy, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, status: int, then: object
 ) -> None:
     if then == "hangs":
-        monkeypatch.setattr("proxy.embeddings.route._PATIENCE_S", 0.05)
+        monkeypatch.setattr("proxy.embeddings.resolver._PROBE_TIMEOUT_S", 0.05)
     client = await start_proxy()
     await client.embed("a")
     upstream.reply = error_reply(status, b"{}")

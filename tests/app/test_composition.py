@@ -86,7 +86,7 @@ async def test_a_wrong_base_url_is_said_once(
         assert (await client.post({"model": "m", "input": str(n)}, target=f"/v1/embeddings?n={n}")).status == 404
     assert said(caplog) == [
         f"perhaps the base URL is wrong, or the model's name: 404 from {upstream.base_url}/embeddings"
-        " (said once; counted in metrics)"
+        " (logged once; counted in metrics)"
     ]
 
 

@@ -275,7 +275,7 @@ async def test_in_a_scope_for_all_a_question_is_billed_to_the_one_that_asked_it(
 async def test_a_question_whose_answer_nobody_waits_for_is_counted_by_its_answer(
     restarts: Restarts, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.embeddings.route._PATIENCE_S", 0.0)
+    monkeypatch.setattr("proxy.embeddings.resolver._PROBE_TIMEOUT_S", 0.0)
     client = await restarts.start("a", owns_key=False)
     gate = Gate(upstream)
     assert (await client.embed("a")).status == 200

@@ -146,7 +146,7 @@ async def test_who_stands_in_for_whom_is_told_now_and_then(
     for text in "abc":
         await client.embed(text)
     assert [record.getMessage() for record in caplog.records if record.name == "proxy.fetch.failover"] == [
-        "upstream one has no answer (it answers 503); two is asked in its place"
+        "upstream one failed (status 503); using fallback two"
     ]
 
 

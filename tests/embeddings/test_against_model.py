@@ -22,11 +22,14 @@ from proxy.cache.cache import Cache
 from proxy.cache.memory import Memory
 from proxy.cache.store import NOTHING, Unleased
 from proxy.embeddings.fast_path import FastPath
+from proxy.embeddings.progress import Progress
 from proxy.embeddings.responses import ResponseBuilder
-from proxy.embeddings.route import EmbeddingsRoute, Progress
+from proxy.embeddings.route import EmbeddingsRoute
 from proxy.errors import ProxyError, StoreError, UpstreamUnreachable
 from proxy.fetch.batcher import Batcher
-from proxy.fetch.fetcher import ATTEMPTS, Fetcher, FetchRequest, FetchResult
+from proxy.fetch.fetcher import ATTEMPTS, Fetcher
+from proxy.fetch.request import Call, FetchRequest
+from proxy.fetch.result import FetchResult
 from proxy.http.bodies import BodyReader
 from proxy.protocol import embedding_request, identities, keys
 from proxy.protocol.provider import Limits
@@ -194,7 +197,7 @@ class Machine(RuleBasedStateMachine):
             Router(origin),
             bodies=BodyReader(metrics, max_bytes=10**6, max_held_bytes=10**8),
             responses=responses,
-            repeats=FastPath(self.cache, responses, metrics=metrics, access=access),
+            fast_path=FastPath(self.cache, responses, metrics=metrics, access=access),
             metrics=metrics,
             access=access,
             validations=self.validations,
@@ -344,14 +347,15 @@ class WatchedFetcher(Fetcher):
         super().__init__(machine.cache, batcher, machine.validations, timeout_s=1000, clock=lambda: 1000.0)
         self._machine = machine
 
-    async def fetch(self, errand: FetchRequest, *, attempt: int = 1) -> FetchResult:
+    async def fetch(self, request: FetchRequest, *, attempt: int = 1) -> FetchResult:
         if attempt == ATTEMPTS:
-            self._machine.apart |= set(errand.items)
-        return await super().fetch(errand, attempt=attempt)
+            in_memory = self._in_memory(request)
+            self._machine.apart |= set(request.only([key for key in request.keys if key not in in_memory]).items)
+        return await super().fetch(request, attempt=attempt)
 
-    async def replay(self, errand: FetchRequest) -> UpstreamResponse:
-        self._machine.apart |= set(errand.asked.items)
-        return await super().replay(errand)
+    async def replay(self, call: Call) -> UpstreamResponse:
+        self._machine.apart |= set(call.parsed.items)
+        return await super().replay(call)
 
 
 TestModel = Machine.TestCase

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from proxy.access import client_keys
 from proxy.config.settings import UpstreamSetting
 from proxy.embeddings import request_memo
+from proxy.embeddings.progress import Progress
 from proxy.embeddings.responses import ResponseBuilder
-from proxy.embeddings.route import EmbeddingsRoute, Progress
+from proxy.embeddings.route import EmbeddingsRoute
 from proxy.http import timeouts
 from proxy.http.connection import Connection
 from proxy.http.server import Server

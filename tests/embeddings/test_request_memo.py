@@ -11,9 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.access.validations import CredentialId, CredentialScope
 from proxy.budget import Tenant
-from proxy.embeddings.request_memo import MemoEntry, RequestMemo, ResponseSpec
+from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.protocol import request_body
 from proxy.protocol.identities import Identity
+from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.vectors import Encoding
 from tests.conftest import StartProxy
 from tests.support.client import Client, UpstreamResponse
@@ -21,19 +22,21 @@ from tests.support.scripted import ScriptedUpstream, error_reply
 
 BODY = orjson.dumps({"model": "m", "input": ["a", "b", "a"], "encoding_format": "base64"})
 FIELDS = st.lists(st.tuples(st.sampled_from(["authorization", "api-key", "a"]), st.text(max_size=4)), max_size=2)
-MARKED = st.tuples(st.sampled_from(["/v1/embeddings", "/embeddings"]), FIELDS, FIELDS, st.binary(max_size=4))
+FINGERPRINTED = st.tuples(st.sampled_from(["/v1/embeddings", "/embeddings"]), FIELDS, FIELDS, st.binary(max_size=4))
 
 
-@given(MARKED, MARKED)
-def test_marks_are_equal_for_equal_requests_only(
+@given(FINGERPRINTED, FINGERPRINTED)
+def test_fingerprints_are_equal_for_equal_requests_only(
     first: tuple[str, list[tuple[str, str]], list[tuple[str, str]], bytes],
     second: tuple[str, list[tuple[str, str]], list[tuple[str, str]], bytes],
 ) -> None:
-    recall = RequestMemo()
-    marks = [recall.mark(target, Identity(own, other, False), body) for target, own, other, body in (first, second)]
-    assert (marks[0] == marks[1]) == (first == second)
-    assert recall.mark(first[0], Identity(first[1], first[2], False), first[3]) == marks[0]
-    assert RequestMemo().mark(first[0], Identity(first[1], first[2], False), first[3]) != marks[0]
+    memo = RequestMemo()
+    fingerprints = [
+        memo.fingerprint(target, Identity(own, other, False), body) for target, own, other, body in (first, second)
+    ]
+    assert (fingerprints[0] == fingerprints[1]) == (first == second)
+    assert memo.fingerprint(first[0], Identity(first[1], first[2], False), first[3]) == fingerprints[0]
+    assert RequestMemo().fingerprint(first[0], Identity(first[1], first[2], False), first[3]) != fingerprints[0]
 
 
 def test_long_names_weigh() -> None:

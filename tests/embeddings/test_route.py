@@ -544,7 +544,7 @@ async def test_the_field_that_kept_a_request_from_the_cache_is_named_once(
 ) -> None:
     for fields in ({"prompt_name": "q"}, {"prompt_name": "r"}, {"a text of someone": 1}, {"dimensions": [1]}):
         await client.embed("x", **fields)
-    said = [record.getMessage() for record in caplog.records if record.name == "proxy.embeddings.route"]
+    said = [record.getMessage() for record in caplog.records if record.name == "proxy.embeddings.log_once"]
     assert [line.partition(": ")[2].partition(" (")[0] for line in said] == [
         "unknown-field 'prompt_name'",
         "unknown-field",

@@ -160,7 +160,7 @@ async def test_one_who_joins_has_a_flight_and_no_call(
 async def test_who_waits_for_anothers_question_has_a_flight(
     traced: Traced, collector: Receiver, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.embeddings.route._PATIENCE_S", 0.05)
+    monkeypatch.setattr("proxy.embeddings.resolver._PROBE_TIMEOUT_S", 0.05)
     gate, now_s = asyncio.Event(), 0.0
     async with traced(monotonic=lambda: now_s) as client:
         await client.embed("a")

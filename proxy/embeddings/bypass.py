@@ -1,0 +1,64 @@
+"""Embeddings requests that are relayed without caching."""
+
+from collections.abc import Callable
+from functools import partial
+
+from aiohttp.web import BaseRequest, StreamResponse
+
+from proxy.access.validations import CREDENTIAL_REFUSALS, CredentialScope, Validations
+from proxy.embeddings.log_once import LogOnce, reason_of
+from proxy.embeddings.progress import Progress
+from proxy.embeddings.reader import Unread
+from proxy.embeddings.responses import cache_headers
+from proxy.errors import NotCached
+from proxy.fetch.outcomes import is_success
+from proxy.labels import ItemResult
+from proxy.passthrough.relay import relay
+from proxy.protocol import headers
+from proxy.protocol.cors import origin_of
+from proxy.protocol.directives import cache_control
+from proxy.telemetry.metrics import Metrics
+
+
+class BypassRelay:
+    def __init__(
+        self, metrics: Metrics, validations: Validations, log_once: LogOnce, *, is_draining: Callable[[], bool]
+    ) -> None:
+        self._metrics = metrics
+        self._validations = validations
+        self._log_once = log_once
+        self._is_draining = is_draining
+
+    async def relay(self, request: BaseRequest, progress: Progress, body: bytes, unread: Unread) -> StreamResponse:
+        """Relay a request as it came, and its response. Raises `ProxyError`."""
+        origin, reason = unread.origin, unread.bypass.reason
+        if cache_control(request.headers).only_if_cached:
+            raise NotCached(f"The request can't be cached ({reason}).")
+        self._log_once.warn(reason_of(unread.bypass), f"requests to {origin.name} are relayed without caching")
+        target = origin.target(request.raw_path)
+        route = origin.routes.find(target)
+        url = route.url if route else origin.routes.embeddings(target)
+        with (
+            progress.span.calls(model=lambda: self._metrics.label_of(progress.model)) as calls,
+            calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=progress.items) as call,
+        ):
+            response = await relay(
+                request,
+                origin.client,
+                url,
+                call.outbound(origin.outbound(headers.to_upstream(request.headers))),
+                request_id=progress.request_id,
+                body=body,
+                extra_headers=cache_headers("BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0),
+                is_draining=self._is_draining,
+                owns_key=bool(origin.key),
+                on_head=partial(origin.cors.relayed, origin_of(request.headers)),
+            )
+            call.answered(response.status)
+        self._metrics.bypasses.labels(reason).inc()
+        self._metrics.of_model(progress.model).items[ItemResult.BYPASS].inc(progress.items)
+        if response.status in CREDENTIAL_REFUSALS:
+            self._validations.note(unread.credential_id, CredentialScope(url, None), response.status)
+        elif is_success(response.status):
+            self._validations.accept(unread.credential_id.tenant)
+        return response

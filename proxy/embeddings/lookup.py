@@ -1,0 +1,49 @@
+"""What the cache has of a request's items, and what is missing."""
+
+from typing import NamedTuple
+
+from proxy.cache.cache import Cache
+from proxy.cache.memory import Entry, standing
+
+
+class Lookup(NamedTuple):
+    """``entries`` by key, ``from_memory`` of them from memory. ``missing`` are the other keys, each once, in input
+    order."""
+
+    entries: dict[bytes, Entry]
+    missing: list[bytes]
+    from_memory: int
+
+    def standing(self) -> "Lookup":
+        """The same, some awaits later: the store may have named other records the first of their keys."""
+        return self._replace(entries=standing(self.entries))
+
+
+def lookup(keys: list[bytes], entries: dict[bytes, Entry], *, from_memory: int = 0) -> Lookup:
+    """What ``entries`` have of ``keys``, which may be repeated."""
+    return Lookup(entries, [key for key in dict.fromkeys(keys) if key not in entries], from_memory)
+
+
+async def look_up(cache: Cache, keys: list[bytes], *, min_stored_at_s: float) -> Lookup:
+    """Look ``keys`` up in memory and, where something is missing, in the store.
+
+    If everything is in memory there is no await in here.
+    """
+    found = cache.peek(keys, min_stored_at_s=min_stored_at_s, confirmed=True)
+    in_memory = lookup(keys, found, from_memory=len(found))
+    if not in_memory.missing:
+        return in_memory
+    stored = await cache.read(in_memory.missing, min_stored_at_s=min_stored_at_s)
+    # While the store was read, a fetch of another request may have brought more into memory.
+    found |= stored | cache.peek(in_memory.missing, min_stored_at_s=min_stored_at_s)
+    missing = [key for key in in_memory.missing if key not in found]
+    return Lookup(found, missing, from_memory=len(found) - len(stored))
+
+
+def epochs(*entries: dict[bytes, Entry]) -> int:
+    """The number of epochs of entries: a response must not mix any. An entry without a model name fits each."""
+    found = {entry.epoch for some in entries for entry in some.values()}
+    if len(found) <= 1:
+        return len(found)
+    models, lengths = {model for model, _ in found if model}, {length for _, length in found}
+    return max(len(models), len(lengths))

@@ -1,0 +1,31 @@
+"""What is known of one request under way, for its metrics, its line of log and its span."""
+
+from proxy.access.admission import Admission
+from proxy.embeddings.fast_path import FastPathHit
+from proxy.labels import RequestOutcome
+from proxy.telemetry.tracing import NO_SPAN, Span
+from proxy.upstream.router import Origin
+
+
+class Progress:
+    __slots__ = ("admission", "cached", "items", "model", "model_label", "origin", "outcome", "request_id", "span")
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.origin: Origin | None = None
+        self.admission = Admission()
+        self.outcome = RequestOutcome.ERROR
+        self.model: str | None = None  # as the client named it: only for looking up what is counted for it
+        self.model_label: str | None = None  # as it may be logged, once the request has ended
+        self.items = 0
+        self.cached = 0  # of the items
+        self.span: Span = NO_SPAN
+
+    def hit(self, repeat: FastPathHit) -> None:
+        """The fast path has the response."""
+        self.outcome = RequestOutcome.HIT
+        known = repeat.known
+        self.origin = known.origin
+        self.model = known.spec.model
+        self.items = self.cached = len(known.spec.keys)
+        self.span.looked_up(repeat.looked_up_s, items=self.items, cached=self.cached)

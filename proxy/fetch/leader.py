@@ -1,0 +1,169 @@
+"""The fetch of the keys that one request claimed: under leases, in upstream calls, until every key is settled."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from proxy.access.validations import Validations
+from proxy.cache.cache import Cache
+from proxy.cache.lease import Lease
+from proxy.cache.memory import Entry
+from proxy.errors import ProxyError
+from proxy.fetch.batcher import Batcher
+from proxy.fetch.outcomes import CallFailure, EmbedResult, ErrorResponse, InvalidResponse, Outcome, status_of
+from proxy.fetch.request import FetchRequest
+from proxy.fetch.result import Failure, FlightResult
+from proxy.fetch.singleflight import Claim
+from proxy.protocol.records import Record
+
+# How often to look for a key that another replica fetches: at first, and at most.
+_POLL_S, _MAX_POLL_S = 0.005, 0.1
+
+
+class Leader:
+    """Settles the keys in ``claim.mine``. ``deliveries`` and ``asked`` are what its request is billed for; they are
+    complete before the last key is settled."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        batcher: Batcher,
+        validations: Validations,
+        claim: Claim[FlightResult],
+        *,
+        timeout_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        """``timeout_s``: how long to wait for another replica."""
+        self._cache = cache
+        self._batcher = batcher
+        self._validations = validations
+        self._claim = claim
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self.deliveries: list[EmbedResult] = []
+        self.asked: set[bytes] = set()
+
+    async def fetch(self, request: FetchRequest) -> None:
+        """Fetch claimed keys. Every code path settles every one of them."""
+        try:
+            if not request.policy.may_join:
+                await self._ask(request)
+                return
+            async with self._cache.leasing() as lease:
+                ours = request.covered_by(await lease.acquire(request.lease_keys))
+                granted = set(ours)
+                others = [key for key in request.keys if key not in granted]
+                ask = self._ask_unless_stored if lease.is_real else self._ask
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(ask(request.only(ours)))
+                    tasks.create_task(self._await_others(request.only(others), lease))
+        finally:
+            lost = Failure(ProxyError("The fetch was abandoned."))
+            for key in request.keys:
+                self._claim.settle(key, lost)
+
+    async def _ask_unless_stored(self, request: FetchRequest) -> None:
+        """Read the store again: another replica may have stored what it fetched between our read and our lease."""
+        stored = await self._settle_stored(request)
+        await self._ask(request.only([key for key in request.keys if key not in stored]))
+
+    async def _await_others(self, request: FetchRequest, lease: Lease) -> None:
+        """Wait for keys that other replicas fetch: poll with exponential backoff, and retry the lease.
+
+        Keys whose lease another replica releases or loses are fetched here.
+        """
+        keys, pause_s = request.keys, _POLL_S
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout_s
+        while keys:
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _MAX_POLL_S)
+            stored = await self._settle_stored(request.only(keys))
+            keys = [key for key in keys if key not in stored]
+            lapsed = keys
+            if keys and loop.time() <= deadline:
+                rest = request.only(keys)
+                lapsed = rest.covered_by(await lease.acquire(rest.lease_keys))
+            if lapsed:
+                await self._ask_unless_stored(request.only(lapsed))
+                fetched = set(lapsed)
+                keys = [key for key in keys if key not in fetched]
+
+    async def _settle_stored(self, request: FetchRequest) -> dict[bytes, Entry]:
+        stored = await self._cache.read(request.keys, min_stored_at_s=request.policy.min_stored_at_s)
+        for key, entry in stored.items():
+            self._claim.settle(key, entry)
+        return stored
+
+    async def _ask(self, request: FetchRequest) -> None:
+        """Ask the upstream for leased keys, in as few calls as its limits allow."""
+        async with asyncio.TaskGroup() as tasks:
+            for part in self._batcher.split(request):
+                tasks.create_task(self._ask_part(part))
+
+    async def _ask_part(self, part: FetchRequest) -> None:
+        outcome: Outcome | ProxyError
+        asked_at_s = self._validations.now()
+        try:
+            outcome = await self._batcher.submit(part)
+        except ProxyError as error:
+            outcome = error
+        self._note(part, outcome, asked_at_s)
+        if not isinstance(outcome, EmbedResult):
+            self._settle_failed(part, part.keys, outcome)
+            return
+        self.deliveries.append(outcome)
+        good = [key for key, vector in zip(part.keys, outcome.vectors, strict=True) if vector is not None]
+        self.asked.update(good)
+        # First into memory, then to the waiters: a request that finds no flight finds the entry.
+        for key, entry in (await self._keep(part, outcome)).items():
+            self._claim.settle(key, entry)
+        if outcome.unusable is not None:
+            unusable = [key for key, vector in zip(part.keys, outcome.vectors, strict=True) if vector is None]
+            await self._settle_unusable(part, unusable, outcome.unusable)
+
+    def _settle_failed(self, part: FetchRequest, keys: list[bytes], cause: CallFailure) -> None:
+        failure = Failure(cause, part)
+        for key in keys:
+            self._claim.settle(key, failure)
+
+    async def _settle_unusable(self, part: FetchRequest, keys: list[bytes], cause: InvalidResponse) -> None:
+        """Settle items whose vectors can't be stored.
+
+        The response to the client's own body is relayed. Otherwise each of the items is asked for alone, and what the
+        upstream then writes in place of its embedding counts.
+        """
+        if part.is_whole:
+            self._settle_failed(part, keys, cause)
+            return
+        async with asyncio.TaskGroup() as tasks:
+            for key in keys:
+                tasks.create_task(self._ask_part(part.alone(key)))
+
+    def _note(self, part: FetchRequest, outcome: Outcome | ProxyError, asked_at_s: float) -> None:
+        """Record what the response says about the credential, even if the client has disconnected."""
+        call = part.call
+        match outcome:
+            case EmbedResult(by_origin=True):
+                self._validations.confirm(call.credential_id, call.credential_scope, asked_at_s=asked_at_s)
+            case InvalidResponse() if outcome.confirms:
+                self._validations.confirm(call.credential_id, call.credential_scope, asked_at_s=asked_at_s)
+            case ErrorResponse() | InvalidResponse() if Failure(outcome, part).is_verdict:
+                self._validations.note(call.credential_id, call.credential_scope, status_of(outcome.response))
+
+    async def _keep(self, part: FetchRequest, result: EmbedResult) -> Mapping[bytes, Entry]:
+        now = int(self._clock())
+        records = {
+            key: Record(
+                vector=vector,
+                model=result.model,
+                tokens=tokens,
+                tokens_exact=len(part.keys) == 1 and result.is_unmerged,
+                stored_at_s=now,
+            )
+            for key, vector, tokens in zip(part.keys, result.vectors, result.tokens, strict=True)
+            if vector is not None
+        }
+        if not part.policy.is_stored:
+            return {key: Entry(record) for key, record in records.items()}
+        return await self._cache.write(records, overwrite=part.policy.overwrite)

@@ -1,0 +1,191 @@
+"""Upstream calls for several requests: merged, split again when they fail, and their responses shared out."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from http import HTTPStatus
+from itertools import accumulate, pairwise
+from typing import Any
+
+from multidict import CIMultiDict
+
+from proxy.errors import ProxyError
+from proxy.fetch.isolation import MergeLimits, RetryBudget
+from proxy.fetch.outcomes import (
+    Blame,
+    CallFailure,
+    EmbedResult,
+    ErrorResponse,
+    InvalidResponse,
+    Outcome,
+    blame,
+    without_quotes,
+)
+from proxy.fetch.request import FetchRequest
+from proxy.fetch.upstream_call import UpstreamCalls, ValidResponse
+from proxy.protocol import embedding_request
+from proxy.protocol.header_kinds import is_assertion
+from proxy.protocol.tokens import share_tokens, weight
+from proxy.telemetry.metrics import Metrics
+from proxy.upstream.router import Origin
+
+_FIRST_PROBES = 2
+# Some upstreams reject a request without a User-Agent; the body is JSON, however each client writes its Content-Type.
+_ALWAYS_SENT = frozenset({"user-agent", "content-type"})
+
+
+class MergedCalls:
+    def __init__(
+        self,
+        calls: UpstreamCalls,
+        metrics: Metrics,
+        budgets: defaultdict[Origin, RetryBudget],
+        merge_limits: MergeLimits,
+    ) -> None:
+        self._calls = calls
+        self._merged_requests = metrics.upstream_merged_requests
+        self._budgets = budgets
+        self._merge_limits = merge_limits
+
+    async def outcomes(self, requests: Sequence[FetchRequest]) -> Sequence[Outcome | ProxyError]:
+        """Send requests of one group in one call. If it fails, the outcomes may be those of calls for each alone."""
+        if len(requests) == 1:
+            return [await self._alone(requests[0])]
+        sent = await self._together(requests)
+        if not isinstance(sent, list):
+            return await self._isolated(requests, sent)
+        # A vector of a merged response may be unusable because the call was merged.
+        unusable = [i for i, result in enumerate(sent) if result.unusable is not None]
+        outcomes: list[Outcome | ProxyError] = [*sent]
+        for i, outcome in zip(
+            unusable, await asyncio.gather(*(self._alone(requests[i]) for i in unusable)), strict=True
+        ):
+            outcomes[i] = outcome
+        return outcomes
+
+    async def _alone(self, request: FetchRequest) -> Outcome | ProxyError:
+        """One request's own call."""
+        self._merged_requests.observe(1)
+        sent = await self._calls.send(request.call, [request], request.body, len(request.items))
+        return next(_split([request], request.items, sent)) if isinstance(sent, ValidResponse) else sent
+
+    async def _together(self, requests: Sequence[FetchRequest]) -> list[EmbedResult] | CallFailure:
+        """One call for several requests."""
+        # Two parts of one large request may be in one call.
+        self._merged_requests.observe(len({id(request.call) for request in requests}))
+        items = [item for request in requests for item in request.items]
+        call = requests[0].call
+        call = call.with_headers(_common_headers([request.call.headers for request in requests]))
+        sent = await self._calls.send(call, requests, embedding_request.reduced_body(call.parsed, items), len(items))
+        if not isinstance(sent, ValidResponse):
+            return sent
+        self._merge_limits.merging_worked(call.origin.name, call.parsed.model)
+        return list(_split(requests, items, sent))
+
+    async def _isolated(self, requests: Sequence[FetchRequest], failure: CallFailure) -> Sequence[Outcome | ProxyError]:
+        """The outcomes of requests whose merged call failed: each is sent alone, once, if that could help.
+
+        One of the requests may have caused the failure, unless it concerns everybody. If it may also be an outage, two
+        are sent first. While they fail, too, more are sent only as long as there are no more calls than there would
+        have been without merging, or the retry budget lasts.
+        """
+        outcomes: list[Outcome | ProxyError] = [without_quotes(failure)] * len(requests)
+        is_about_first = _is_about_first(failure, requests)
+        about = Blame.CALL if is_about_first else blame(failure)
+        if about is Blame.EVERYBODY:
+            return outcomes
+        budget = self._budgets[requests[0].call.origin]
+        start, size = 0, len(requests) if about is Blame.CALL else _FIRST_PROBES
+        saved = len(requests) - 1  # calls, by merging
+        while start < len(requests):
+            count = min(size, len(requests) - start)
+            if about is Blame.UNKNOWN:
+                count = min(count, budget.calls(saved))
+                budget.spend(count, saved)
+                saved = max(0, saved - count)
+            if not count:
+                return outcomes
+            probed = slice(start, start + count)
+            outcomes[probed] = await asyncio.gather(*map(self._alone, requests[probed]))
+            if not all(map(_is_outage, outcomes[probed])):
+                budget.succeeded()
+                about, size = Blame.CALL, len(requests)
+            else:
+                size *= 2
+            start += count
+        if not is_about_first and _is_about_merging(outcomes):
+            self._note_merging_failed(requests, is_certain=blame(failure) is Blame.CALL)
+        return outcomes
+
+    def _note_merging_failed(self, requests: Sequence[FetchRequest], *, is_certain: bool) -> None:
+        call, items = requests[0].call, sum(len(request.items) for request in requests)
+        self._merge_limits.merging_failed(call.origin.name, call.parsed.model, items, is_certain=is_certain)
+
+
+def _is_about_first(failure: CallFailure, requests: Sequence[FetchRequest]) -> bool:
+    """Whether the upstream may have rejected only the assertion of the first request, which was sent for all."""
+    if not isinstance(failure, ErrorResponse) or failure.response.status != HTTPStatus.UNAUTHORIZED:
+        return False
+    return len({tuple(_assertions(request.call.headers)) for request in requests}) > 1
+
+
+def _assertions(headers: CIMultiDict[str]) -> Iterator[tuple[str, str]]:
+    return ((name.lower(), value) for name, value in headers.items() if is_assertion(name.lower()))
+
+
+def _is_about_merging(outcomes: Sequence[Outcome | ProxyError]) -> bool:
+    """Whether a call failed because it was merged: every request sent alone has a valid response, or every one has a
+    response that can be relayed but not split."""
+    return all(isinstance(outcome, EmbedResult) for outcome in outcomes) or all(
+        isinstance(outcome, InvalidResponse) and outcome.confirms for outcome in outcomes
+    )
+
+
+def _is_outage(outcome: Outcome | ProxyError) -> bool:
+    """Whether a request that was sent alone failed in a way that may be an outage."""
+    return not isinstance(outcome, EmbedResult) and blame(outcome) is not Blame.CALL
+
+
+def _common_headers(headers: list[CIMultiDict[str]]) -> CIMultiDict[str]:
+    """Headers common to all merged requests, plus User-Agent and Content-Type: a header that only one of them has (a
+    condition, a deadline, a cookie) must not affect the others.
+
+    A proxy in front of this one renews its assertions all the time, so few requests of one credential have the same.
+    Those of the first are sent: without any, an upstream that requires one would reject the call (`_is_about_first`).
+    """
+    first, *others = headers
+    return CIMultiDict(
+        (name, value)
+        for name, value in first.items()
+        if name.lower() in _ALWAYS_SENT
+        or is_assertion(name.lower())
+        or all(value in other.getall(name, ()) for other in others)
+    )
+
+
+def _split(requests: Sequence[FetchRequest], items: list[Any], sent: ValidResponse) -> Iterator[EmbedResult]:
+    """Each request's part of one response."""
+    parsed, response = sent.parsed, sent.response
+    kind = requests[0].call.parsed.kind
+    tokens = share_tokens(parsed.usage["prompt_tokens"], [weight(kind, item) for item in items])
+    is_unmerged = len(requests) == 1
+    ends = accumulate((len(request.items) for request in requests), initial=0)
+    for start, end in pairwise(ends):
+        billed = sum(tokens[start:end])
+        vectors = parsed.vectors[start:end]
+        unusable = None
+        if parsed.unusable is not None and None in vectors:
+            unusable = InvalidResponse(response, sent.body, parsed.unusable, sent.by_origin)
+        yield EmbedResult(
+            vectors=vectors,
+            tokens=tokens[start:end],
+            model=parsed.model,
+            usage=parsed.usage if is_unmerged else {"prompt_tokens": billed, "total_tokens": billed},
+            extra_fields=parsed.extra_fields,
+            status=response.status,
+            headers=response.headers,
+            is_unmerged=is_unmerged,
+            is_own_body=is_unmerged and requests[0].call.is_own_body(sent.body),
+            by_origin=sent.by_origin,
+            unusable=unusable,
+        )

@@ -1,0 +1,169 @@
+"""What is fetched: a client request as the proxy understood it, and those of its items that the cache does not have."""
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from multidict import CIMultiDict
+
+from proxy.access.validations import CredentialId, CredentialScope
+from proxy.budget import Tenant
+from proxy.http.bodies import BodyReservation
+from proxy.protocol import embedding_request, headers, keys
+from proxy.protocol.cors import origin_of
+from proxy.protocol.directives import Directives
+from proxy.protocol.embedding_request import EmbeddingRequest
+from proxy.protocol.headers import Headers
+from proxy.protocol.identities import Identity
+from proxy.protocol.response_spec import ResponseSpec
+from proxy.protocol.tokens import estimated_tokens
+from proxy.telemetry.tracing import Span
+from proxy.upstream.router import Origin
+
+
+@dataclass(slots=True, kw_only=True, eq=False, repr=False)
+class Call:
+    """One understood client request: what every upstream call for its items has in common.
+
+    What only a miss needs is computed when it is first used.
+    """
+
+    parsed: EmbeddingRequest
+    spec: ResponseSpec
+    origin: Origin
+    target: str  # without the client's credentials, where the origin has a key of its own
+    url: str
+    received: Headers  # the client's header fields
+    directives: Directives
+    identity: Identity  # as the upstream sees it
+    credential_id: CredentialId
+    credential_scope: CredentialScope
+    reservation: BodyReservation  # the memory that the request uses
+    span: Span
+    _headers: CIMultiDict[str] | None = field(default=None, init=False)
+    _group: bytes | None = field(default=None, init=False)
+    _items: dict[bytes, Any] | None = field(default=None, init=False)
+
+    @property
+    def tenant(self) -> Tenant:
+        return self.reservation.tenant
+
+    @property
+    def headers(self) -> CIMultiDict[str]:
+        """The header fields to send upstream. The body is sent uncompressed, however it was received."""
+        if self._headers is None:
+            self._headers = headers.to_upstream(self.received)
+            self._headers.popall("Content-Encoding", None)
+        return self._headers
+
+    def with_headers(self, fields: CIMultiDict[str]) -> "Call":
+        """The same call with other header fields."""
+        call = copy(self)
+        call._headers = fields  # noqa: SLF001 - of the same class
+        return call
+
+    @property
+    def group(self) -> bytes:
+        """Equal for requests that may be merged into one upstream call: they differ in nothing but their items."""
+        if self._group is None:
+            self._group = keys.group(
+                self.parsed,
+                url=self.url,
+                credentials=self.identity.credentials,
+                vector_headers=self.identity.vector_affecting,
+                page=origin_of(self.received),
+            )
+        return self._group
+
+    def request(self, wanted: list[bytes], policy: "Policy") -> "FetchRequest":
+        """A request to fetch the ``wanted`` keys. Raises `InvalidRequest` for header fields that can't be sent."""
+        _ = self.headers
+        return FetchRequest(self, wanted, policy)
+
+    def items(self, wanted: Sequence[bytes]) -> list[Any]:
+        """The items with the ``wanted`` keys. Of items with equal keys, the first in input order."""
+        if self._items is None:
+            self._items = dict(zip(reversed(self.spec.keys), reversed(self.parsed.items), strict=True))
+        return [self._items[key] for key in wanted]
+
+    def is_own_body(self, body: bytes) -> bool:
+        """Whether ``body``, which was sent upstream, is the client's own to the byte.
+
+        Only the response to such a body may be relayed: it may quote any item, and refers to items by their index.
+        """
+        return body == self.parsed.body
+
+
+class Policy(NamedTuple):
+    """How a fetch treats the cache and other requests."""
+
+    min_stored_at_s: float  # Unix time; an entry that was stored earlier is not used
+    may_join: bool = True  # may use entries in memory and fetches of other requests; False: asks the upstream
+    is_stored: bool = True
+    overwrite: bool = False
+    may_merge: bool = True
+
+    def refreshing(self) -> "Policy":
+        """Fetch from the upstream and replace what is stored."""
+        return self._replace(may_join=False, overwrite=True)
+
+    def private(self) -> "Policy":
+        """For this client alone: neither taken from the cache or other requests nor stored."""
+        return self._replace(may_join=False, is_stored=False)
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class FetchRequest:
+    """``keys`` are distinct, and some or all of those of ``call``, in input order.
+
+    It goes from the route to the upstream as it is: the batcher merges those of equal `Call.group`.
+    """
+
+    call: Call
+    keys: list[bytes]
+    policy: Policy
+    _items: list[Any] | None = field(default=None, init=False)
+    _body: bytes | None = field(default=None, init=False)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is for all items of the client's body, each of them once: then that body itself is sent."""
+        return len(self.keys) == len(self.call.spec.keys)
+
+    @property
+    def items(self) -> list[Any]:
+        if self._items is None:
+            self._items = self.call.parsed.items if self.is_whole else self.call.items(self.keys)
+        return self._items
+
+    @property
+    def body(self) -> bytes:
+        """Requests just these items."""
+        if self._body is None:
+            parsed = self.call.parsed
+            self._body = parsed.body if self.is_whole else embedding_request.reduced_body(parsed, self.items)
+        return self._body
+
+    @property
+    def tokens(self) -> int:
+        return sum([estimated_tokens(self.call.parsed.kind, item) for item in self.items])
+
+    def only(self, wanted: list[bytes]) -> "FetchRequest":
+        """The part for the ``wanted`` keys. What is keyed as a whole has no smaller part than all of it."""
+        if len(wanted) == len(self.keys) or (wanted and self.call.spec.is_keyed_whole):
+            return self
+        return replace(self, keys=wanted)
+
+    def alone(self, key: bytes) -> "FetchRequest":
+        """The part for one key, to be sent in a call of its own."""
+        return replace(self.only([key]), policy=self.policy._replace(may_merge=False))
+
+    @property
+    def lease_keys(self) -> list[bytes]:
+        """The keys to lease. What is keyed as a whole is fetched as a whole, so its first key represents all."""
+        return self.keys[:1] if self.call.spec.is_keyed_whole else self.keys
+
+    def covered_by(self, leased: list[bytes]) -> list[bytes]:
+        """The keys that may be fetched under leases on ``leased``, which are some of `lease_keys`."""
+        return self.keys if leased and self.call.spec.is_keyed_whole else leased

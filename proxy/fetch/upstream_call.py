@@ -1,0 +1,134 @@
+"""One body sent upstream, and the validation of its response."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple, TypeVar
+
+from proxy.errors import ProxyError
+from proxy.fetch.failover import Failover
+from proxy.fetch.isolation import RetryBudget
+from proxy.fetch.outcomes import CallFailure, ErrorResponse, InvalidResponse, is_outage, is_success
+from proxy.fetch.request import Call, FetchRequest
+from proxy.protocol import embedding_response
+from proxy.protocol.embedding_response import EmbeddingResponse, InvalidEmbeddingResponse
+from proxy.protocol.json_parts import LARGE_BYTES
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.tracing import Calls
+from proxy.upstream.client import UpstreamResponse
+from proxy.upstream.flow_control import FlowControl
+from proxy.upstream.router import Origin
+from proxy.worker_thread import Worker
+
+_T = TypeVar("_T")
+
+# Responses with these statuses are stored. Gateways use other 2xx for other things (246: succeeded, and flagged): such
+# responses are for the client whose own body was sent, and not for the cache.
+_STORABLE = frozenset({200, 201})
+
+
+class ValidResponse(NamedTuple):
+    """A valid response to a call with ``body``."""
+
+    parsed: EmbeddingResponse
+    response: UpstreamResponse
+    body: bytes
+    by_origin: bool
+
+
+class UpstreamCalls:
+    def __init__(
+        self,
+        failover: Failover,
+        metrics: Metrics,
+        budgets: defaultdict[Origin, RetryBudget],
+        *,
+        max_incoming_bytes: int,
+    ) -> None:
+        self._failover = failover
+        self._metrics = metrics
+        self._budgets = budgets
+        self._flow_control = FlowControl(max_incoming_bytes)
+        self._worker = Worker("responses")
+
+    def close(self) -> None:
+        self._worker.close()
+
+    async def send(
+        self, call: Call, requests: Sequence[FetchRequest], body: bytes, items: int
+    ) -> ValidResponse | CallFailure:
+        """Send ``body``, which has the items of ``requests``, in a call that is otherwise like ``call``."""
+        with self._spans(call, requests) as calls, self._flow_control.response() as flow:
+            try:
+                response, origin = await self._failover.embed(call, body, items, calls, flow=flow)
+            except ProxyError as error:
+                return error
+            if not is_success(response.status):
+                return ErrorResponse(response, body)
+            by_origin = origin is call.origin
+            try:
+                parsed = await self._with(response, _validated, call, origin, response, items)
+            except InvalidEmbeddingResponse as invalid:
+                self._metrics.upstream_rejected.labels(invalid.reason).inc()
+                self._bill(call, calls, await self._with(response, embedding_response.billed_tokens, response.body))
+                return InvalidResponse(response, body, invalid.reason, by_origin, invalid.embedding_text)
+            self._metrics.admit_model(call.spec.model)
+            self._bill(call, calls, parsed.usage["prompt_tokens"])
+        self._budgets[call.origin].succeeded()
+        if parsed.unusable is not None:
+            self._metrics.upstream_rejected.labels(parsed.unusable).inc()
+        return ValidResponse(parsed, response, body, by_origin)
+
+    async def replay(self, call: Call) -> tuple[UpstreamResponse, bool]:
+        """The response to the client's own body, to be relayed, and whether the origin itself gave it.
+
+        Raises `ProxyError`.
+        """
+        self._metrics.upstream_merged_requests.observe(1)
+        body, items = call.parsed.body, len(call.parsed.items)
+        with self._spans(call) as calls, self._flow_control.response() as flow:
+            response, origin = await self._failover.embed(call, body, items, calls, flow=flow)
+            if is_success(response.status):
+                self._bill(call, calls, await self._with(response, embedding_response.billed_tokens, response.body))
+        if not is_outage(response):
+            self._budgets[call.origin].succeeded()
+        return response, origin is call.origin
+
+    def _spans(self, call: Call, requests: Sequence[FetchRequest] = ()) -> Calls:
+        spans = [request.call.span for request in requests] or [call.span]
+        return call.span.calls(spans, model=lambda: self._metrics.label_of(call.spec.model))
+
+    async def _with(self, response: UpstreamResponse, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Call ``function``, which parses ``response``: in a thread if that takes long."""
+        if len(response.body) > LARGE_BYTES or "Content-Encoding" in response.headers:
+            return await self._worker.run(function, *arguments)
+        return function(*arguments)
+
+    def _bill(self, call: Call, calls: Calls, tokens: int) -> None:
+        if tokens:
+            self._metrics.admit_model(call.spec.model)
+        self._metrics.of_model(call.spec.model).bill(tokens)
+        calls.billed(tokens)
+
+
+def _validated(call: Call, origin: Origin, response: UpstreamResponse, items: int) -> EmbeddingResponse:
+    """The response of ``origin`` to a call for so many items. Raises `InvalidEmbeddingResponse`."""
+    parsed, provider = call.parsed, origin.provider
+    if response.status not in _STORABLE:
+        raise InvalidEmbeddingResponse("status")
+    for name, pattern in provider.fallback_markers.items():
+        if fnmatchcase(response.headers.get(name, ""), pattern):
+            raise InvalidEmbeddingResponse("disowned")
+    embeddings = embedding_response.parse_response(
+        response.plain_body(), provider, items=items, packed=parsed.packed, reads_base64=parsed.reads_base64
+    )
+    # A server of a single model may accept any model name, and none.
+    if provider.is_multi_vector_model(embeddings.model):
+        raise InvalidEmbeddingResponse("multi-vector")
+    if origin is call.origin:
+        origin.remember(call.credential_id.credentials_mac, parsed.model, embeddings.model)
+        return embeddings if embeddings.model else replace(embeddings, model=parsed.model or "")
+    # The operator declared it to be the same model, which has one name in a response and in the store: the origin's
+    # own, or none until that is known.
+    return replace(embeddings, model=call.origin.name_of(call.credential_id.credentials_mac, parsed.model))
