@@ -53,7 +53,9 @@ class FailureResponses:
         origin, status = call.origin, response.status
         error_status = status_of(response)  # inside a 200 as well
         if origin.key is not None and error_status in CREDENTIAL_REFUSALS:
-            self._log_once.warn(f"{origin.name} answers {status}", "an upstream refuses the key that is held for it")
+            self._log_once.warn(
+                f"status {status} from {origin.name}", "an upstream refused the key that the proxy holds for it"
+            )
             raise KeyRefused
         if status in _WRONG_URL and not origin.client.has_succeeded:
             url = call.url.partition("?")[0]

@@ -10,21 +10,21 @@ MANY_VALUES = 20
 _MAX_GROUPS = 256
 _MAX_NAME = 128
 
-_Group = tuple[int, str]  # who asks for which model, as a hash; the field's name
+_Group = tuple[int, str]  # a hash of the credential and the model; the field's name
 
 
 class HeaderWatch:
     """Remembers which values of a field one credential and model have shown since their last hit, as hashes.
 
-    A hit takes a field off the list, whatever its value was. Watched are the fields of the key that the operator can
-    declare neutral; each value of the others is another client.
+    A hit clears a field, whatever its value was. Only fields of the key that the operator can declare neutral are
+    watched; each value of the other fields is another client.
     """
 
     def __init__(self) -> None:
         self._values: OrderedDict[_Group, set[int]] = OrderedDict()
 
     def missed(self, identity: Identity, model: str | None) -> list[str]:
-        """The fields that have now shown `MANY_VALUES` values. After that they are counted anew."""
+        """The fields that have now shown `MANY_VALUES` values. After that, their count starts again."""
         many = []
         for group, value in _watched(identity, model):
             values = self._values.setdefault(group, set())

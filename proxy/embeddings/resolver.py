@@ -1,7 +1,6 @@
 """From an understood request to its response: look its items up, validate its credential, fetch what is missing."""
 
 import time
-from collections.abc import Collection
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -239,22 +238,28 @@ class Resolver:
         """Fetch what is missing. The result is a `Lookup` if all of it was in the store after all, or was fetched by
         other requests or replicas: then the credential is not validated yet."""
         found, policy, first = plan
-        request = call.request(_without(found.missing, first.settled), policy)
-        fetched = (await self._fetcher.fetch(request) if request.keys else NOTHING).after(first)
+        missing = found.missing
+        if first is not NOTHING:
+            settled = first.settled
+            missing = [key for key in missing if key not in settled]
+        fetched = await self._fetcher.fetch(call.request(missing, policy)) if missing else NOTHING
+        if first is not NOTHING:
+            fetched = fetched.after(first)
         cached = standing(found.entries)
-        if fetched.failure is None and epochs(cached, fetched.entries) > 1:
+        epoch_count = epochs(cached, fetched.entries)
+        if fetched.failure is None and epoch_count > 1:
             # The upstream now serves another model under the same name. A response must not mix the two, and what is
             # stored is obsolete.
             cached = {}
             request = call.request(list(dict.fromkeys(call.spec.keys)), policy.refreshing())
             fetched = (await self._fetcher.fetch(request)).after(fetched.bill)
+            epoch_count = epochs(fetched.entries)
         if fetched.failure is not None:
             return await self._failures.respond(call, fetched.failure)
-        entries = cached | fetched.entries
-        if epochs(entries) > 1 or not entries:  # it alternates between two models, or nothing can be stored
+        if epoch_count != 1:  # the upstream alternates between two models, or nothing can be stored
             return await self._failures.replay(call)
         if not (fetched.is_billed or self._is_valid(call)):
-            return Lookup(entries, [], found.from_memory)
+            return Lookup(cached | fetched.entries, [], found.from_memory)
         response = self._responses.fetched(
             call.spec,
             cached,
@@ -264,7 +269,3 @@ class Resolver:
             is_stored=policy.is_stored,
         )
         return (RequestOutcome.PARTIAL if cached else RequestOutcome.MISS), response
-
-
-def _without(keys: list[bytes], others: Collection[bytes]) -> list[bytes]:
-    return [key for key in keys if key not in others] if others else keys

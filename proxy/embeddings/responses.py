@@ -1,4 +1,4 @@
-"""Answers of the cached route, made from entries, and what they say of the cache."""
+"""Responses of the cached route, made from entries, and their cache headers."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,21 +27,21 @@ from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin
 
 _CACHE_NAME = "embedding-proxy"
-# Of a relayed answer these describe bytes that the rebuilt body does not have.
+# These fields of an upstream response describe its body, which is not the one that is sent.
 _BODY_HEADERS = (
     "Content-Length", "Content-Encoding", "Content-Type", "Content-Digest", "Content-MD5", "Digest", "ETag",
     "Repr-Digest", "Signature", "Signature-Input",
 )  # fmt: skip
 _MANY_ITEMS, _MAX_BODY_BYTES = 2048, 512 * 1024**2
-# A larger body is written part by part. A smaller one is faster written at once, and a client that does not read it
-# has no more than that in memory: on a connection nothing is answered before the last response has been taken.
+# A larger body is streamed. A smaller one is faster written at once, and a client that does not read it holds no more
+# than that in memory: on a connection, no further request is served before the last response has been read.
 _LARGE_BYTES = 1024**2
-_FEW_NUMBERS = _LARGE_BYTES // 32  # one takes less than so many bytes, however it is written
+_FEW_NUMBERS = _LARGE_BYTES // 32  # a number takes less than 32 bytes in any encoding
 _NOTHING: Mapping[Any, Any] = {}
 
 
 class ResponseBuilder:
-    """``found`` are entries from the cache, of which so many were in memory."""
+    """``found`` are entries from the cache, ``from_memory`` of them from the memory tier."""
 
     def __init__(self, memory: Memory, metrics: Metrics, *, reports_full_usage: bool) -> None:
         self._memory = memory
@@ -91,7 +91,7 @@ class ResponseBuilder:
         is_stored: bool,
     ) -> StreamResponse:
         """Raises `ResponseTooLarge`, `Overloaded`."""
-        self._metrics.admit_model(spec.model)  # all of it may have come from another replica
+        self._metrics.admit_model(spec.model)  # another replica may have fetched all of it
         entries = found | fetched.entries
         is_large = self._reserve(spec, entries, reservation) and not fetched.unusable
         cost = [entries[key].tokens for key in spec.keys if key in entries]
@@ -110,7 +110,7 @@ class ResponseBuilder:
             extra = headers.end_to_end(deliveries[0].headers)
             for name in _BODY_HEADERS:
                 extra.popall(name, None)
-        elif deliveries:  # what another client sent may be quoted in the rest
+        elif deliveries:  # the other fields may quote what another client sent
             extra = pace_fields(deliveries[0].headers)
         add_cache_headers(extra, state, status, saved_tokens=saved)
         extra["Content-Type"] = "application/json"
@@ -124,8 +124,8 @@ class ResponseBuilder:
         return Response(status=upstream_status, body=body, headers=extra)
 
     def _size_bytes(self, spec: ResponseSpec, entries: dict[bytes, Entry]) -> int:
-        """About the size of the body, by that of its first embedding: all of one response have as many numbers. 0 where
-        it is small."""
+        """The approximate size of the body, from that of one embedding: all of them have as many numbers. 0 if it is
+        small."""
         key = spec.keys[0]
         if key not in entries:
             key = next(iter(entries), b"")
@@ -139,8 +139,8 @@ class ResponseBuilder:
         return size
 
     def _reserve(self, spec: ResponseSpec, entries: dict[bytes, Entry], reservation: BodyReservation) -> bool:
-        """Whether the response is large. Then it refers to the entries until it is written, when memory may have let go
-        of them, so they are ``reservation``. Raises `ResponseTooLarge`, `Overloaded`."""
+        """Whether the response is large. Then it holds its entries until it is written, also those that the memory tier
+        evicts, so ``reservation`` takes their memory. Raises `ResponseTooLarge`, `Overloaded`."""
         is_large = self._size_bytes(spec, entries) > _LARGE_BYTES
         if is_large:
             reservation.take(sum([entry.packed_bytes for entry in entries.values()]), may_exceed=True)
@@ -162,7 +162,7 @@ class ResponseBuilder:
         return Streamed(embedding_response.stream_parts(texts, len(spec.keys), end), status=status, headers=headers)
 
     def _texts(self, spec: list[tuple[bytes, Entry]]) -> Iterator[bytes]:
-        """Each embedding as numbers. Their text is four times as long, so it is made when it is written."""
+        """Each embedding as numbers, made when it is written: their text takes four times the memory."""
         spec.reverse()
         last, text = b"", b""
         while spec:
@@ -215,7 +215,7 @@ class ResponseBuilder:
     def _count_items(
         self, spec: ResponseSpec, found: dict[bytes, Entry], from_memory: int, *, own: int, joined: int
     ) -> None:
-        """``found`` is empty where what had been found was of another epoch, and fetched anew."""
+        """``found`` is empty if the entries were of different epochs and all items were fetched again."""
         items = self._metrics.of_model(spec.model).items
         from_memory = min(from_memory, len(found))
         items[ItemResult.MEMORY].inc(from_memory)
@@ -228,12 +228,12 @@ class ResponseBuilder:
 
 
 def detail_of(spec: ResponseSpec) -> str:
-    """What Cache-Status says of how a request was keyed."""
+    """How a request was keyed, for the ``detail`` of Cache-Status."""
     return "whole-body" if spec.is_keyed_whole else ""
 
 
 def head_of_hit(body: bytes, saved_tokens: int, request_id: str, *, detail: str, cors: str) -> bytes:
-    """The head of the same answer as bytes, as aiohttp writes it; ``cors`` are whole lines of it, or none."""
+    """The head of `ResponseBuilder.hit` as the bytes that aiohttp writes; ``cors`` are whole lines, or ""."""
     lines = (
         "HTTP/1.1 200 OK",
         "X-Cache: HIT",
@@ -249,14 +249,14 @@ def head_of_hit(body: bytes, saved_tokens: int, request_id: str, *, detail: str,
 
 
 def _added_up(deliveries: Sequence[EmbedResult]) -> dict[str, Any]:
-    """The usage of all calls made for one request; of a single one whatever else its upstream said there, too."""
+    """The usage of all calls made for one request; of a single call with all fields of the upstream's."""
     if len(deliveries) == 1:
         return deliveries[0].usage
     return {name: sum(delivery.usage[name] for delivery in deliveries) for name in ("prompt_tokens", "total_tokens")}
 
 
 def cache_headers(state: str, status: str, *, saved_tokens: int) -> CIMultiDict[str]:
-    """What the cache did, for people (X-Cache) and by RFC 9211 (Cache-Status)."""
+    """What the cache did, for people (X-Cache) and as in RFC 9211 (Cache-Status)."""
     return CIMultiDict(
         {
             "X-Cache": state,
@@ -267,28 +267,29 @@ def cache_headers(state: str, status: str, *, saved_tokens: int) -> CIMultiDict[
 
 
 def add_cache_headers(given: CIMultiDict[str], state: str, status: str, *, saved_tokens: int) -> None:
-    """Say so in an answer that other caches may have said something of before: RFC 9211 §2 has each add to it."""
+    """Add the cache headers to a response that may have those of other caches, each of which adds to Cache-Status
+    (RFC 9211 §2)."""
     given.popall("X-Cache", None)
     given.popall("X-Cache-Saved-Tokens", None)
     given.extend(cache_headers(state, status, saved_tokens=saved_tokens))
 
 
 def finish_head(response: StreamResponse, request: BaseRequest, *, upstream: Origin | None, request_id: str) -> None:
-    """Add what every response has, whoever made it; ``upstream`` has the CORS fields, if it needs any."""
+    """Add the headers that every response has. ``upstream`` has its CORS fields, if any."""
     if upstream is not None:
         upstream.cors.finish(origin_of(request.headers), response.headers)
-        if upstream.key:  # whose session the upstream's cookies may be
+        if upstream.key:  # the cookies may be those of the key's session
             response.headers.popall("Set-Cookie", None)
-    response.headers.setdefault("X-Request-Id", request_id)  # an upstream's own stays
+    response.headers.setdefault("X-Request-Id", request_id)  # the upstream's own has precedence
 
 
-def relayed(answer: UpstreamResponse, reservation: BodyReservation) -> StreamResponse:
-    """An upstream's answer as it is. Raises `Overloaded`."""
-    extra = headers.end_to_end(answer.headers)
+def relayed(response: UpstreamResponse, reservation: BodyReservation) -> StreamResponse:
+    """An upstream's response, relayed. Raises `Overloaded`."""
+    extra = headers.end_to_end(response.headers)
     extra.popall("Content-Length", None)
-    add_cache_headers(extra, "MISS", f"fwd=miss; fwd-status={answer.status}", saved_tokens=0)
-    if len(answer.body) > _LARGE_BYTES:
-        reservation.take(len(answer.body), may_exceed=True)
-        parts, length = in_pieces(answer.body), len(answer.body)
-        return Streamed(parts, length=length, status=answer.status, reason=answer.reason, headers=extra)
-    return Response(status=answer.status, reason=answer.reason, headers=extra, body=answer.body)
+    add_cache_headers(extra, "MISS", f"fwd=miss; fwd-status={response.status}", saved_tokens=0)
+    if len(response.body) > _LARGE_BYTES:
+        reservation.take(len(response.body), may_exceed=True)
+        parts, length = in_pieces(response.body), len(response.body)
+        return Streamed(parts, length=length, status=response.status, reason=response.reason, headers=extra)
+    return Response(status=response.status, reason=response.reason, headers=extra, body=response.body)

@@ -84,12 +84,12 @@ class Batcher:
 
     def split(self, request: FetchRequest) -> list[FetchRequest]:
         """Cut a request into parts that each fit into a call. What is keyed as a whole is not cut."""
-        parsed, items = request.call.parsed, request.items
-        if not items:
+        if not request.keys:
             return []
         if request.call.spec.is_keyed_whole:
             return [request]
-        sizes = [(1, estimated_tokens(parsed.kind, item), weight(parsed.kind, item)) for item in items]
+        kind = request.call.parsed.kind
+        sizes = [(1, estimated_tokens(kind, item), weight(kind, item)) for item in request.items]
         limits = request.call.origin.limits
         if all(map(le, map(sum, zip(*sizes, strict=True)), limits)):  # the usual case
             return [request]
@@ -111,7 +111,7 @@ class Batcher:
         """Count a request while it waits. Raises `Overloaded`."""
         tenant, name = request.call.tenant, id(request.call)  # the parts of a large request count as one
         with ExitStack() as stack:
-            for budget, amount in ((self._queued_items, len(request.items)), (self._queued_bytes, len(request.body))):
+            for budget, amount in ((self._queued_items, len(request.keys)), (self._queued_bytes, len(request.body))):
                 budget.take(tenant, name, amount)
                 stack.callback(budget.give_back, tenant, name, amount)
             yield
@@ -147,8 +147,7 @@ class Batcher:
         group.waiting.append(waiting)
         if group.calls >= self._max_calls_a_tenant:
             return  # the next call that returns takes it along
-        items = sum(len(other.request.items) for other in group.waiting)
-        if not group.calls or items >= self._merge_limit(request.call).items:
+        if not group.calls or _items(group.waiting) >= self._merge_limit(request.call).items:
             self._send_waiting(name, group)
         elif group.timer is None:
             loop = asyncio.get_running_loop()
@@ -167,7 +166,7 @@ class Batcher:
             self._start(name, group, waiting)
             return
         # Measured lazily, and only for as many calls as may start: a great many may wait.
-        sizes = ((len(one.request.items), one.request.tokens, len(one.request.body)) for one in waiting)
+        sizes = ((len(one.request.keys), one.request.tokens, len(one.request.body)) for one in waiting)
         for run in _runs(sizes, self._merge_limit(waiting[0].request.call)):
             if group.calls >= self._max_calls_a_tenant:
                 group.waiting = waiting[run.start :]
@@ -195,6 +194,10 @@ class Batcher:
                 self._send_waiting(name, group)
             elif name is not None and not group.calls:
                 self._groups.pop(name, None)
+
+
+def _items(waiting: Sequence[_Waiting]) -> int:
+    return sum(len(one.request.keys) for one in waiting)
 
 
 def _queue(limit: int, what: str) -> Budget:

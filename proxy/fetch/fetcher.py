@@ -51,7 +51,8 @@ class Fetcher:
     async def fetch(self, request: FetchRequest, *, attempt: int = 1) -> FetchResult:
         """Fetch the keys of a request, or wait for other requests that already fetch them."""
         in_memory = self._in_memory(request)
-        request = request.only([key for key in request.keys if key not in in_memory])
+        if in_memory:
+            request = request.only([key for key in request.keys if key not in in_memory])
         if not request.keys:
             return FetchResult(entries=in_memory)
         # The last attempt joins no flight, so that it can fail for no other reason than this client's own.

@@ -54,6 +54,9 @@ class Leader:
                 granted = set(ours)
                 others = [key for key in request.keys if key not in granted]
                 ask = self._ask_unless_stored if lease.is_real else self._ask
+                if not others:
+                    await ask(request)
+                    return
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(ask(request.only(ours)))
                     tasks.create_task(self._await_others(request.only(others), lease))
@@ -97,8 +100,12 @@ class Leader:
 
     async def _ask(self, request: FetchRequest) -> None:
         """Ask the upstream for leased keys, in as few calls as its limits allow."""
+        parts = self._batcher.split(request)
+        if len(parts) == 1:
+            await self._ask_part(parts[0])
+            return
         async with asyncio.TaskGroup() as tasks:
-            for part in self._batcher.split(request):
+            for part in parts:
                 tasks.create_task(self._ask_part(part))
 
     async def _ask_part(self, part: FetchRequest) -> None:

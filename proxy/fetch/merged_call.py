@@ -66,7 +66,7 @@ class MergedCalls:
     async def _alone(self, request: FetchRequest) -> Outcome | ProxyError:
         """One request's own call."""
         self._merged_requests.observe(1)
-        sent = await self._calls.send(request.call, [request], request.body, len(request.items))
+        sent = await self._calls.send(request.call, [request], request.body, len(request.keys))
         return next(_split([request], request.items, sent)) if isinstance(sent, ValidResponse) else sent
 
     async def _together(self, requests: Sequence[FetchRequest]) -> list[EmbedResult] | CallFailure:
@@ -118,7 +118,7 @@ class MergedCalls:
         return outcomes
 
     def _note_merging_failed(self, requests: Sequence[FetchRequest], *, is_certain: bool) -> None:
-        call, items = requests[0].call, sum(len(request.items) for request in requests)
+        call, items = requests[0].call, sum(len(request.keys) for request in requests)
         self._merge_limits.merging_failed(call.origin.name, call.parsed.model, items, is_certain=is_certain)
 
 
@@ -169,7 +169,7 @@ def _split(requests: Sequence[FetchRequest], items: list[Any], sent: ValidRespon
     kind = requests[0].call.parsed.kind
     tokens = share_tokens(parsed.usage["prompt_tokens"], [weight(kind, item) for item in items])
     is_unmerged = len(requests) == 1
-    ends = accumulate((len(request.items) for request in requests), initial=0)
+    ends = accumulate([len(request.keys) for request in requests], initial=0)
     for start, end in pairwise(ends):
         billed = sum(tokens[start:end])
         vectors = parsed.vectors[start:end]

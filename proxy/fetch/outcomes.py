@@ -152,7 +152,7 @@ def in_own_words(response: UpstreamResponse) -> UpstreamResponse:
     """
     status = status_of(response)
     error = {
-        "message": f"The upstream answered {status} to a call that carried items of several requests.",
+        "message": f"The upstream responded with status {status} to a call that had items of several requests.",
         "type": "upstream_error",
         "param": None,
         # OpenRouter's SDK reads an error's code as an integer.

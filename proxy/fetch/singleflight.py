@@ -1,4 +1,4 @@
-"""Single-flight over many keys: while one is being fetched, whoever else wants it waits for that fetch."""
+"""Single-flight over many keys: while a key is being fetched, other requests for it wait for that fetch."""
 
 import asyncio
 from collections.abc import Iterable
@@ -8,10 +8,10 @@ T = TypeVar("T")
 
 
 class Flights(Generic[T]):
-    """Which keys are being fetched.
+    """The keys that are being fetched.
 
-    A flight ends with a result, never with an exception: what a failure means differs from waiter to waiter, and one
-    exception object must not be raised in many tasks.
+    A flight ends with a result, never with an exception: a failure means different things to different waiters, and one
+    exception object must not be raised in several tasks.
     """
 
     def __init__(self) -> None:
@@ -24,10 +24,10 @@ class Flights(Generic[T]):
         return f"<Flights {len(self)} under way>"
 
     def claim(self, keys: Iterable[bytes]) -> "Claim[T]":
-        """Join the flights of ``keys``, and lead those that there were none of until now.
+        """Join the flights of ``keys``, and lead those of keys that had none.
 
-        There is no await in here. A caller that looked into memory just before, without one either, can't miss a
-        flight that ended in between: its result went into memory before the flight was forgotten.
+        There is no await in here. A caller that looked into memory before, without an await since, can't miss a flight
+        that has ended: its result went into memory before the flight was removed.
         """
         claim = Claim(self._flights)
         new = asyncio.get_running_loop().create_future
@@ -40,7 +40,7 @@ class Flights(Generic[T]):
 
 
 class Claim(Generic[T]):
-    """One caller's part in the flights of some keys. Each key in ``mine`` must come to be settled."""
+    """One caller's part in the flights of some keys. It must settle each key in ``mine``."""
 
     __slots__ = ("_all", "flights", "mine")
 
@@ -50,10 +50,9 @@ class Claim(Generic[T]):
         self.flights: dict[bytes, asyncio.Future[T]] = {}  # of every key, mine among them
 
     def settle(self, key: bytes, result: T) -> None:
-        """End my flight of ``key``, if it has not ended: forget it, and tell those who wait.
+        """End this caller's flight of ``key``, if it has not ended: remove it, and wake its waiters.
 
-        Once it has ended the key may have been claimed anew, by a waiter that did not like the result; that flight
-        is another's.
+        After that, a waiter that chose to retry may have claimed the key again. Its flight is not affected.
         """
         flight = self.mine[key]
         if not flight.done():

@@ -12,7 +12,7 @@ from proxy.upstream.router import Origin
 
 @dataclass(slots=True)
 class _Tenant:
-    """A tenant's part of the slots."""
+    """One tenant's calls to one upstream."""
 
     slots: asyncio.Semaphore
     calls: int = 0  # that have a slot or wait for one
@@ -27,8 +27,8 @@ class Slots:
         waited_s: Callable[[float], object],
         room: Callable[[], Awaitable[None]],
     ) -> None:
-        """``concurrency`` calls to one origin at a time; a call waits at most ``timeout_s`` for its slot, and how long
-        it did goes to ``waited_s``. With its slot it waits for ``room``, in which to hold what it brings."""
+        """``concurrency`` calls to one origin at a time. A call waits at most ``timeout_s`` for its slot, which is
+        reported to ``waited_s``. With its slot, it waits for ``room``: for memory that can hold its response."""
         self._waited_s = waited_s
         self._room = room
         self._concurrency = concurrency
@@ -40,7 +40,7 @@ class Slots:
 
     @asynccontextmanager
     async def slot(self, origin: Origin, tenant_name: bytes) -> AsyncIterator[None]:
-        """One of the calls that a tenant may have under way at ``origin``. Raises `Overloaded`."""
+        """Hold a slot for one call of a tenant to ``origin``. Raises `Overloaded`."""
         name = origin, tenant_name
         all_slots = self._slots.setdefault(origin, asyncio.Semaphore(self._concurrency))
         tenant = self._tenants.setdefault(name, _Tenant(asyncio.Semaphore(self.max_calls_a_tenant)))
