@@ -105,7 +105,7 @@ class FakeStore(Unleased):
 
 
 class FakeUpstream:
-    """Every answer is a new vector for its item, ``[the item's number, a serial number]``, given when told to."""
+    """Every response has a new vector for each item, ``[the item's number, a serial number]``; a rule sends it."""
 
     def __init__(self, on_item: Callable[[str], None]) -> None:
         self._on_item = on_item
@@ -230,7 +230,7 @@ class Machine(RuleBasedStateMachine):
             self.wrongs.append(f"{item} is asked for while stored")
 
     def check(self, items: list[str], task: "asyncio.Task[Any]") -> None:
-        """Every place of an answer has its own item's vector. Errors and what was relayed spoilt have none."""
+        """Every index of a response has its own item's vector. Errors and relayed invalid responses have none."""
         if task.cancelled():
             return
         error = task.exception()
@@ -250,12 +250,12 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            self.everybody_is_answered()
+            self.all_requests_end()
         finally:
             self.runner.close()
 
-    def everybody_is_answered(self) -> None:
-        """Once the upstream has answered everything nobody waits any more, and nothing is left behind."""
+    def all_requests_end(self) -> None:
+        """Once the upstream has responded to every call, no request waits and nothing is left behind."""
         while self.upstream.calls:
             self.upstream.answer(0, "good")
             self.turn()
@@ -306,7 +306,7 @@ class Machine(RuleBasedStateMachine):
         turns=st.integers(0, 9),
     )
     def upstream_answers(self, which: int, how: str, meanwhile: list[str], turns: int) -> None:
-        """Another client asks so many turns before; it may be reading the store when the answer comes."""
+        """Another client asks so many turns before; it may be reading the store when the response arrives."""
         if meanwhile:
             self.ask(meanwhile)
         self.runner.run(take(turns))

@@ -1,4 +1,4 @@
-"""A request that is the same to the byte is answered without being parsed, and as it would be if it were."""
+"""A request with the same bytes gets the same response without being parsed."""
 
 import asyncio
 import re
@@ -53,7 +53,7 @@ class Wire:
         self.reader, self.writer = reader, writer
 
     async def ask(self, *pieces: bytes) -> bytes:
-        """The answer to a request that is sent in pieces, each of which the proxy reads by itself."""
+        """The response to a request that is sent in pieces, each of which the proxy reads by itself."""
         for piece in pieces:
             self.writer.write(piece)
             await self.writer.drain()
@@ -102,7 +102,7 @@ def told(answer: bytes) -> bytes:
 
 
 async def known(client: Client, parsed: Parsed, sent: bytes | None = None) -> bytes:
-    """Ask until the request is known by its bytes; returns an answer from when it was not."""
+    """Ask until the request is known by its bytes; returns a response from before."""
     sent = request() if sent is None else sent
     async with wire(client) as line:
         responses = [await line.ask(sent) for _ in range(4)]
@@ -113,7 +113,7 @@ async def known(client: Client, parsed: Parsed, sent: bytes | None = None) -> by
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
-async def test_its_answer_is_the_same(client: Client, parsed: Parsed, encoding: str) -> None:
+async def test_its_response_is_the_same(client: Client, parsed: Parsed, encoding: str) -> None:
     sent = request(orjson.dumps({"model": "m", "input": ["a", "b", "a"], "encoding_format": encoding}))
     async with wire(client) as line:
         responses = [await line.ask(sent) for _ in range(6)]
@@ -146,7 +146,7 @@ async def test_it_is_counted_and_logged_the_same(start_proxy: StartProxy, parsed
     assert len({line[-1] for line in said}) == 6
 
 
-async def test_head_and_body_may_come_apart(client: Client, parsed: Parsed) -> None:
+async def test_head_and_body_may_arrive_separately(client: Client, parsed: Parsed) -> None:
     whole = await known(client, parsed)
     before = parsed.count
     head, body = request()[: -len(BODY)], BODY
@@ -215,7 +215,7 @@ async def test_a_failure_is_an_error_of_the_proxys_as_any_other(
     assert "unexpected error in the fast path" in caplog.text
 
 
-async def test_a_key_that_is_revoked_while_its_body_comes_lets_in_nobody_later(
+async def test_a_key_revoked_while_its_body_arrives_admits_no_later_request(
     start_proxy: StartProxy, upstream: ScriptedUpstream, parsed: Parsed, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("keys") / "keys"
@@ -237,7 +237,7 @@ async def test_a_key_that_is_revoked_while_its_body_comes_lets_in_nobody_later(
         assert b" 401 " in (await line.ask(sent)).partition(b"\r\n")[0]
 
 
-async def test_requests_in_one_piece_are_answered_in_order(client: Client, parsed: Parsed) -> None:
+async def test_pipelined_requests_get_responses_in_order(client: Client, parsed: Parsed) -> None:
     whole = await known(client, parsed)
     other = request(orjson.dumps({"model": "m", "input": "other"}))
     async with wire(client) as line:
@@ -286,7 +286,7 @@ async def test_what_follows_half_a_head_is_part_of_it(client: Client, parsed: Pa
     ],
     ids=["id", "trace", "upgrade", "directive", "size"],
 )
-async def test_what_asks_for_an_answer_of_its_own_is_parsed(client: Client, parsed: Parsed, sent: bytes) -> None:
+async def test_a_request_that_needs_its_own_response_is_parsed(client: Client, parsed: Parsed, sent: bytes) -> None:
     for _ in range(5):
         async with wire(client) as line:
             answer = await line.ask(sent)
@@ -313,7 +313,7 @@ async def test_a_credential_that_was_refused_is_asked_about(
         assert b" 401 " in await line.ask(request())
 
 
-async def test_what_is_too_old_is_fetched_anew(start_proxy: StartProxy, parsed: Parsed) -> None:
+async def test_entries_past_their_ttl_are_fetched_again(start_proxy: StartProxy, parsed: Parsed) -> None:
     now = [1000.0]
     client = await start_proxy(clock=lambda: now[0], ttl_s=60.0)
     await known(client, parsed)
@@ -329,7 +329,7 @@ async def test_what_memory_has_lost_is_looked_for(client: Client, parsed: Parsed
         assert b"X-Cache: MISS" in await line.ask(request())
 
 
-async def test_a_client_whose_key_was_revoked_is_let_in_no_more(
+async def test_a_client_whose_key_was_revoked_is_not_admitted(
     start_proxy: StartProxy, upstream: ScriptedUpstream, parsed: Parsed, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("keys") / "keys"
@@ -351,7 +351,7 @@ async def test_a_client_whose_key_was_revoked_is_let_in_no_more(
     assert parsed.count == before
 
 
-async def test_a_draining_proxy_closes_after_the_answer(client: Client, parsed: Parsed) -> None:
+async def test_a_draining_proxy_closes_after_the_response(client: Client, parsed: Parsed) -> None:
     await known(client, parsed)
     client.proxy.lifecycle.is_draining = True
     async with wire(client) as line:
@@ -475,7 +475,7 @@ async def settled() -> None:
 
 
 def said(responses: bytes) -> list[bytes]:
-    """The bodies of answers that follow one another."""
+    """The bodies of consecutive responses."""
     bodies = []
     while responses:
         head, _, rest = responses.partition(b"\r\n\r\n")
@@ -490,7 +490,7 @@ def said(responses: bytes) -> list[bytes]:
     st.lists(st.sampled_from([*KNOWN, *KNOWN, *OTHERS]), min_size=1, max_size=6),
     st.lists(st.tuples(st.integers(0, 600), st.booleans()), max_size=8),
 )
-def test_wherever_a_stream_is_cut_the_answers_are_those_of_the_parser_alone(
+def test_wherever_a_stream_is_cut_the_responses_are_those_of_the_parser_alone(
     requests: list[bytes], cuts: list[tuple[int, bool]]
 ) -> None:
     stream = b"".join(requests)
@@ -534,7 +534,7 @@ async def test_a_known_request_is_not_parsed(site: EchoSite, knows: Knows) -> No
     assert (site.seen, knows.count) == (["/7"], 3)
 
 
-async def test_it_waits_for_the_answers_before_it(site: EchoSite, knows: Knows) -> None:
+async def test_it_waits_for_earlier_responses(site: EchoSite, knows: Knows) -> None:
     async with site.line() as line:
         site.gate.clear()
         await site.give(post(7))
@@ -553,7 +553,7 @@ async def test_it_waits_for_a_client_that_does_not_read(site: EchoSite, knows: K
         assert said(await line.answer()) == [b"/1 11"]
 
 
-async def test_a_head_whose_body_does_not_come_is_parsed_at_the_next_sweep(site: EchoSite, knows: Knows) -> None:
+async def test_a_head_whose_body_does_not_arrive_is_parsed_at_the_next_sweep(site: EchoSite, knows: Knows) -> None:
     async with site.line() as line:
         head, _, body = post(2).partition(b"\r\n\r\n")
         await site.give(head + b"\r\n\r\n")
@@ -568,7 +568,7 @@ async def test_a_head_whose_body_does_not_come_is_parsed_at_the_next_sweep(site:
     assert (site.seen, knows.count) == (["/2"], 1)
 
 
-async def test_each_repeat_lets_the_connection_idle_anew(site: EchoSite, knows: Knows) -> None:
+async def test_each_repeat_restarts_the_idle_timeout(site: EchoSite, knows: Knows) -> None:
     async with site.line() as line:
         for _ in range(4):
             await site.give(post(1))
@@ -582,7 +582,7 @@ async def test_each_repeat_lets_the_connection_idle_anew(site: EchoSite, knows: 
     assert knows.count == 4
 
 
-async def test_a_connection_that_ends_answers_nothing(site: EchoSite, knows: Knows) -> None:
+async def test_a_connection_that_ends_sends_no_response(site: EchoSite, knows: Knows) -> None:
     async with site.line():
         connection = site.connection
         connection.close()

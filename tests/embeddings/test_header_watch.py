@@ -17,7 +17,7 @@ def misses(watch: HeaderWatch, count: int, *, start: int = 0, model: str = "m", 
     return said
 
 
-def test_many_values_without_a_hit_are_said_at_the_last_of_them() -> None:
+def test_many_values_without_a_hit_are_reported_at_the_last_of_them() -> None:
     watch = HeaderWatch()
     assert misses(watch, MANY_VALUES - 1) == []
     assert misses(watch, 1, start=MANY_VALUES) == ["x-tags"]
@@ -50,14 +50,14 @@ def test_a_hit_of_another_credential_or_model_does_not_matter(key: str, model: s
     assert misses(watch, 1, start=100) == ["x-tags"]
 
 
-def test_credentials_and_models_are_counted_apart() -> None:
+def test_credentials_and_models_are_counted_separately() -> None:
     watch = HeaderWatch()
     for number in range(MANY_VALUES):
         assert misses(watch, 1, start=number, key=f"k{number}") == []
         assert misses(watch, 1, start=number, model=f"m{number}") == []
 
 
-def test_what_says_who_asks_is_watched_too_but_not_what_proves_it() -> None:
+def test_fields_that_name_a_client_are_watched_but_not_its_secrets() -> None:
     watch = HeaderWatch()
     said = []
     for number in range(MANY_VALUES):

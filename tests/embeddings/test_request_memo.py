@@ -1,4 +1,4 @@
-"""A request that is known is answered as it would be if it were not."""
+"""A known request gets the same response as an unknown one."""
 
 from collections import defaultdict
 from typing import Any
@@ -55,7 +55,7 @@ def test_long_names_weigh() -> None:
 
 
 class Parsed:
-    """Counts the request bodies that are taken apart."""
+    """Counts the request bodies that are parsed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
@@ -74,7 +74,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Parsed:
 
 
 async def known(client: Client, parsed: Parsed) -> UpstreamResponse:
-    """Ask until the request is known; returns the last answer that took it apart."""
+    """Ask until the request is known; returns the last response for which it was parsed."""
     await client.post(BODY)
     hit = await client.post(BODY)
     before = parsed.count
@@ -89,7 +89,7 @@ def told(answer: UpstreamResponse) -> tuple[int, list[tuple[str, str]], bytes]:
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
-async def test_its_answer_is_the_same(client: Client, parsed: Parsed, encoding: str) -> None:
+async def test_its_response_is_the_same(client: Client, parsed: Parsed, encoding: str) -> None:
     body = orjson.dumps({"model": "m", "input": ["a", "b", "a"], "encoding_format": encoding})
     await client.post(body)
     slow, fast = [await client.post(body) for _ in range(2)]
@@ -153,7 +153,7 @@ async def test_one_that_differs_in_anything_is_not_known(
     assert (await client.post(BODY, **change)).cache == cache
 
 
-async def test_what_is_too_old_is_fetched_anew(start_proxy: StartProxy, parsed: Parsed) -> None:
+async def test_entries_past_their_ttl_are_fetched_again(start_proxy: StartProxy, parsed: Parsed) -> None:
     now = [1000.0]
     client = await start_proxy(clock=lambda: now[0], ttl_s=60.0)
     await known(client, parsed)

@@ -89,7 +89,9 @@ async def test_one_entry_serves_every_encoding(
     assert as_floats.vectors == written
 
 
-async def test_base64_is_asked_of_an_upstream_that_answers_floats(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_base64_is_served_from_an_upstream_that_responds_with_floats(
+    client: Client, upstream: ScriptedUpstream
+) -> None:
     upstream.reply = lambda call: web.json_response(
         upstream.answer_to(call.json, data=[{"index": 0, "embedding": vector("m", "x", 16).astype(float).tolist()}])
     )
@@ -216,7 +218,7 @@ async def test_full_usage_is_what_it_would_have_cost(start_proxy: StartProxy) ->
         assert answer.json["usage"] == {"prompt_tokens": 8, "total_tokens": 8}
 
 
-async def test_an_answer_has_what_openai_documents_whatever_the_upstream_left_out(
+async def test_a_response_has_the_fields_that_openai_documents_even_if_the_upstream_omits_them(
     client: Client, upstream: ScriptedUpstream
 ) -> None:
     upstream.reply = lambda call: web.json_response({"data": [{"embedding": [0.5, 1.5]}]})
@@ -244,7 +246,7 @@ async def test_extra_usage_of_the_upstream_is_kept(client: Client, upstream: Scr
 # --- answers that are not to be stored
 
 
-async def test_an_upstreams_shuffled_answer_is_put_in_order(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_an_upstreams_shuffled_response_is_put_in_order(client: Client, upstream: ScriptedUpstream) -> None:
     def shuffled(call: Call) -> web.Response:
         answer = upstream.answer_to(call.json)
         return web.json_response(answer | {"data": answer["data"][::-1]})
@@ -280,7 +282,7 @@ RAW_SPOILS = {
 
 
 def spoiled_body(upstream: ScriptedUpstream, how: str, asked: bytes) -> bytes:
-    """What an upstream that goes wrong in this way answers to a request's body."""
+    """The response of an upstream with this fault to a request's body."""
     if how in RAW_SPOILS:
         return RAW_SPOILS[how]
     answer = upstream.answer_to(orjson.loads(asked))
@@ -293,7 +295,7 @@ def spoil(upstream: ScriptedUpstream, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", [*SPOILS, *RAW_SPOILS])
-async def test_a_bad_answer_is_relayed_verbatim_and_never_stored(
+async def test_an_invalid_response_is_relayed_verbatim_and_never_stored(
     client: Client, upstream: ScriptedUpstream, how: str
 ) -> None:
     spoil(upstream, how)
@@ -307,7 +309,7 @@ async def test_a_bad_answer_is_relayed_verbatim_and_never_stored(
 
 
 @pytest.mark.parametrize("how", [*SPOILS, *RAW_SPOILS])
-async def test_a_bad_answer_to_a_part_is_followed_by_the_whole_request_once(
+async def test_an_invalid_response_to_a_part_is_followed_by_the_whole_request_once(
     client: Client, upstream: ScriptedUpstream, how: str
 ) -> None:
     await client.embed("c")
@@ -346,9 +348,7 @@ async def test_errors_are_relayed_to_the_byte(client: Client, upstream: Scripted
     assert len(upstream.calls) == 1
 
 
-async def test_a_hit_and_a_miss_that_is_refused_give_no_partial_answer(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_a_hit_and_a_rejected_miss_give_no_partial_response(client: Client, upstream: ScriptedUpstream) -> None:
     await client.embed("a")
     upstream.reply = error_reply(429, {"error": {"message": "slow down"}}, retry_after_ms="2500")
     answer = await client.embed(["a", "b"])
@@ -368,7 +368,7 @@ async def test_an_unreachable_upstream_is_a_502_in_openais_form(
     assert "127.0.0.1" not in answer.json["error"]["message"]
 
 
-async def test_a_connection_cut_in_mid_answer_is_a_502(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_a_connection_that_breaks_in_a_response_is_a_502(client: Client, upstream: ScriptedUpstream) -> None:
     async def cut(call: Call) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "1000"})
         await response.prepare(call.request)
@@ -383,9 +383,7 @@ async def test_a_connection_cut_in_mid_answer_is_a_502(client: Client, upstream:
     assert (await client.embed("x")).cache == "MISS"
 
 
-async def test_a_compressed_answer_is_understood_though_none_was_asked_for(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_an_unrequested_compressed_response_is_decoded(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = lambda call: web.Response(
         body=gzip.compress(orjson.dumps(upstream.answer_to(call.json))), headers={"Content-Encoding": "gzip"}
     )
@@ -396,7 +394,7 @@ async def test_a_compressed_answer_is_understood_though_none_was_asked_for(
 
 
 @pytest.mark.parametrize("coding", ["br", "gzip"])
-async def test_an_answer_in_a_coding_that_cannot_be_undone_is_relayed(
+async def test_a_response_that_cannot_be_decoded_is_relayed(
     client: Client, upstream: ScriptedUpstream, coding: str
 ) -> None:
     upstream.reply = lambda _: web.Response(body=b"\x1f\x8bnot really", headers={"Content-Encoding": coding})
@@ -407,7 +405,7 @@ async def test_an_answer_in_a_coding_that_cannot_be_undone_is_relayed(
 # --- weights that change under one name
 
 
-async def test_an_alias_that_moved_is_fetched_anew_as_a_whole(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_after_an_alias_moved_all_items_are_fetched_again(client: Client, upstream: ScriptedUpstream) -> None:
     await client.embed(["a", "b"])
 
     def moved(call: Call) -> web.Response:
@@ -552,7 +550,7 @@ async def test_the_field_that_kept_a_request_from_the_cache_is_named_once(
     ]
 
 
-async def test_a_404_blames_the_base_url_until_it_has_answered(
+async def test_a_404_blames_the_base_url_until_it_has_succeeded(
     client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     missing, upstream.reply = error_reply(404, {}), error_reply(404, {})
@@ -566,7 +564,7 @@ async def test_a_404_blames_the_base_url_until_it_has_answered(
     assert "404" not in caplog.text
 
 
-async def test_no_cache_fetches_anew_and_replaces(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_no_cache_fetches_again_and_replaces(client: Client, upstream: ScriptedUpstream) -> None:
     await client.embed("x")
     upstream.reply = lambda call: upstream.embed(call, data=[{"index": 0, "embedding": [0.25] * 16}])
     fresh = await client.embed("x", headers={"Cache-Control": "no-cache"})
@@ -596,7 +594,7 @@ async def test_max_age_lets_the_young_pass(client: Client) -> None:
     assert (await client.embed("x", headers={"Cache-Control": "max-age=3600"})).cache == "HIT"
 
 
-async def test_max_age_fetches_the_old_anew_and_replaces_it(
+async def test_max_age_fetches_older_entries_again_and_replaces_them(
     start_proxy: StartProxy, upstream: ScriptedUpstream, sqlite_path: Path
 ) -> None:
     store = StoreSetting(path=sqlite_path)
@@ -679,7 +677,7 @@ async def test_megabytes_of_tokens(client: Client, upstream: ScriptedUpstream) -
     assert len(hit.embeddings) == 2048
 
 
-async def test_expect_100_continue_is_answered(client: Client) -> None:
+async def test_expect_100_continue_gets_a_response(client: Client) -> None:
     async with client.session.post(
         client.origin + "/v1/embeddings", json={"model": "m", "input": "x"}, expect100=True
     ) as response:
@@ -703,7 +701,7 @@ async def test_an_upstreams_own_x_cache_gives_way_to_ours(client: Client, upstre
 
 
 @pytest.mark.parametrize("fields", [{}, {"foo": 1}])
-async def test_what_caches_on_the_way_said_is_added_to(
+async def test_cache_status_is_added_to_that_of_other_caches(
     client: Client, upstream: ScriptedUpstream, fields: dict[str, Any]
 ) -> None:
     upstream.reply = error_reply(400, b"{}", Cache_Status="cdn; fwd=miss")
@@ -713,7 +711,7 @@ async def test_what_caches_on_the_way_said_is_added_to(
     assert answer.headers["X-Request-Id"]
 
 
-async def test_what_else_an_upstream_says_is_told_to_who_asked(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_extra_fields_of_an_upstream_are_in_the_response(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = lambda call: upstream.embed(call, id="gen-1", provider="x", created=1)
     miss, hit = await client.embed(["a", "b"]), await client.embed(["a", "b"])
     assert {name: miss.json.get(name) for name in ("id", "provider", "created")} == {
@@ -756,7 +754,7 @@ GOOD = b'{"data":[{"embedding":[0.5,1]}]}'
     [(b"200 OK", b"X-Big: " + b"a" * 60_000), (b"200 OK", b"X-C: a\x01b"), (b"200 a\x01b", b"X-C: a")],
     ids=["long", "control", "reason"],
 )
-async def test_odd_heads_of_answers_are_none_of_the_clients_business(
+async def test_unusual_heads_of_upstream_responses_do_not_fail_the_request(
     start_proxy: StartProxy, line: bytes, field: bytes, fields: dict[str, Any]
 ) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""One leader for each key, every waiter told, nothing left behind, in whatever order things happen."""
+"""One leader for each key, a result for every waiter, nothing left behind, in any order of events."""
 
 import asyncio
 
@@ -22,8 +22,8 @@ async def test_the_first_to_claim_leads_and_the_others_wait() -> None:
     assert repr(flights) == "<Flights 0 under way>"
 
 
-async def test_who_settles_twice_does_not_end_the_flight_that_came_after() -> None:
-    """A waiter that did not like the result claims the key again while its first leader is still cleaning up."""
+async def test_settling_twice_does_not_end_a_later_flight() -> None:
+    """A waiter that chose to retry claims the key again while its first leader is still cleaning up."""
     flights: Flights[str] = Flights()
     first = flights.claim([A])
     first.settle(A, "failed")
@@ -47,7 +47,7 @@ async def test_a_waiter_that_leaves_cancels_nothing() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["claim", "settle"]), st.sets(st.sampled_from([A, B, C])))))
-def test_there_is_one_leader_at_a_time_and_every_claim_is_answered(steps: list[tuple[str, set[bytes]]]) -> None:
+def test_there_is_one_leader_at_a_time_and_every_claim_gets_a_result(steps: list[tuple[str, set[bytes]]]) -> None:
     async def run() -> None:
         flights: Flights[int] = Flights()
         led: dict[bytes, tuple[int, Claim[int]]] = {}
