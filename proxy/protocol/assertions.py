@@ -1,7 +1,6 @@
-"""Whom an assertion names, without what changes each time a proxy in front renews it (pure).
+"""The identity in an assertion, without the parts that change when a proxy in front renews it (pure).
 
-An assertion is a certificate or a token by which such a proxy vouches for the client (see
-`proxy.protocol.header_fields`).
+An assertion is a certificate or a token by which such a proxy identifies the client (`proxy.protocol.header_fields`).
 """
 
 import json
@@ -17,10 +16,10 @@ Fields = list[tuple[str, str]]  # header names in lower case and values
 _CERTIFICATE = "x-forwarded-client-cert"
 _RENEWED_KEYS = frozenset({"hash", "cert", "chain"})
 _NAMING_KEYS = frozenset({"uri", "dns", "subject"})
-# A separator inside double quotes, in which a backslash escapes, does not count.
+# A separator inside double quotes does not count. Inside them, a backslash escapes the next character.
 _ELEMENT = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')
 _PAIR = re.compile(r'(?:[^;"]|"(?:[^"\\]|\\.)*")+')
-# RFC 7519 §4.1: until when, from when, since when, and a number of its own.
+# RFC 7519 §4.1: expiration, not before, issued at, and an ID of the token.
 _RENEWED_CLAIMS = frozenset({"exp", "nbf", "iat", "jti"})
 # Cloudflare's service tokens have an empty `sub` and a `common_name`.
 _NAMING_CLAIMS = ("sub", "email", "common_name")
@@ -28,30 +27,30 @@ _JWT_PARTS = 3
 
 
 def scope_of(credentials: Fields) -> Fields:
-    """The credentials, with each assertion replaced by whom it names. One that names nobody stands for itself.
+    """The credentials, with each assertion replaced by the identity it names. One that names no identity is unchanged.
 
-    Anyone can write what stands there, so whoever is in a scope that differs from the credentials must be vouched for
-    by the upstream, which sees them whole.
+    Any client can write such an identity. Therefore, if the scope differs from the credentials, the upstream, which
+    sees the whole assertion, must have accepted the credentials before the scope's entries are served.
     """
-    return [_named(name, value) if is_assertion(name) else (name, value) for name, value in credentials]
+    return [_identity_in(name, value) if is_assertion(name) else (name, value) for name, value in credentials]
 
 
-def _named(name: str, value: str) -> tuple[str, str]:
-    named = _certificate(value) if name == _CERTIFICATE else _claims(value)
-    # No field's name has a space, so no client can send what this makes.
-    return (name, value) if named is None else (f"{name} names", named)
+def _identity_in(name: str, value: str) -> tuple[str, str]:
+    identity = _certificate(value) if name == _CERTIFICATE else _claims(value)
+    # Field names have no spaces (RFC 9110 §5.1), so a client can't send a field that equals this result.
+    return (name, value) if identity is None else (f"{name} names", identity)
 
 
 def _certificate(value: str) -> str | None:
-    """``x-forwarded-client-cert`` without digests and certificates, which each renewal and each replica changes.
+    """``x-forwarded-client-cert`` without digests and certificates, which differ after a renewal and between replicas.
 
     https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers#x-forwarded-client-cert
     """
     elements = _ELEMENT.findall(value)
-    if not elements or ",".join(elements) != value:  # an open quote, or nothing between two commas
+    if not elements or ",".join(elements) != value:  # an unclosed quote or an empty element
         return None
-    named = [_element(element) for element in elements]
-    return None if None in named else ",".join(map(str, named))
+    stable = [_element(element) for element in elements]
+    return None if None in stable else ",".join(map(str, stable))
 
 
 def _element(element: str) -> str | None:
@@ -62,16 +61,16 @@ def _element(element: str) -> str | None:
 
 
 def _claims(token: str) -> str | None:
-    """What a JWT says of its subject, signature and time claims aside; None for any other text."""
+    """The claims of a JWT without signature and time claims; None for a text that is not a JWT or names no subject."""
     parts = token.split(".")
     if len(parts) != _JWT_PARTS:
         return None
-    payload = parts[1].rstrip("=")  # load balancers of AWS pad it, others don't
+    payload = parts[1].rstrip("=")  # AWS load balancers pad it, others do not
     try:
         # This parser keeps every digit of a large integer.
         payload += "=" * (-len(payload) % 4)
         claims: Any = json.loads(pybase64.b64decode(payload, altchars="-_", validate=True))
-    except (ValueError, RecursionError):  # base64's errors are of the first kind, too
+    except (ValueError, RecursionError):  # errors of base64 are ValueErrors too
         return None
     if type(claims) is not dict or not any(claims.get(name) for name in _NAMING_CLAIMS):
         return None

@@ -1,4 +1,4 @@
-"""What ``Cache-Control`` asks for (pure)."""
+"""The request directives of ``Cache-Control`` (pure)."""
 
 import re
 from collections.abc import Iterable
@@ -11,19 +11,19 @@ _DIRECTIVE = re.compile(r"([a-z-]+)(?:\s*=\s*\"?(\d{1,9})\"?)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Directives:
-    """The request directives of RFC 9111 §5.2.1 that mean something to a cache of vectors."""
+    """The directives of RFC 9111 §5.2.1 that apply to a cache of vectors."""
 
-    no_cache: bool = False  # fetch anew and replace what is stored
-    no_store: bool = False  # store nothing of this request's answer
-    only_if_cached: bool = False  # 504 rather than ask the upstream
-    max_age_s: int | None = None  # entries older than this are fetched anew and replaced
+    no_cache: bool = False  # fetch all items and replace the stored entries
+    no_store: bool = False  # store nothing from this request's response
+    only_if_cached: bool = False  # respond 504 if an item is not cached
+    max_age_s: int | None = None  # fetch and replace entries older than this
 
 
 NO_DIRECTIVES = Directives()
 
 
 def cache_control(headers: Headers) -> Directives:
-    """Read ``Cache-Control``; directives it does not know are ignored (RFC 9111 §5.2.3)."""
+    """Parse ``Cache-Control``. Unknown directives are ignored (RFC 9111 §5.2.3)."""
     values = headers.getall("Cache-Control", None)
     if values is None:
         return NO_DIRECTIVES

@@ -1,10 +1,11 @@
-"""What an upstream replied ↔ validated vectors, and the body of an answer made from stored ones (pure).
+"""Upstream responses as validated vectors, and response bodies made from stored vectors (pure).
 
 https://platform.openai.com/docs/api-reference/embeddings
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import orjson
@@ -15,35 +16,37 @@ from proxy.protocol.json_parts import JSONParseError
 from proxy.protocol.provider import Provider
 from proxy.protocol.vectors import DType, InvalidVector, Vector
 
-_REBUILT = frozenset({"object", "data", "model", "usage", "error"})  # fields of an answer
-# Fields of one item of an answer. llama.cpp's `encoding_format` says how that is written, and nothing of the item.
+_REBUILT = frozenset({"object", "data", "model", "usage", "error"})  # fields of a response that the proxy writes itself
+# Fields of one item of a response. llama.cpp's `encoding_format` is about the notation and not about the item.
 _ITEM_FIELDS = frozenset({"object", "index", "embedding", "encoding_format"})
-_OK, _UNKNOWN_ERROR, _LOWEST_ERROR = 200, 400, 300
+_LOWEST_ERROR = 300  # a code in an error object below this is not a status
 _NO_EMBEDDING = object()
-MAX_ERROR_BYTES = 64 * 1024  # a longer body is no error
-_UNPARSED = {"not-an-object": "error-in-200", "too-many-items": "count"}
+MAX_ERROR_BYTES = 64 * 1024  # a longer body is not an error
+_PARSE_ERRORS = {"not-an-object": "error-in-200", "too-many-items": "count"}
 # Arrays and objects that a large response may have, for each item and besides.
 _MAX_CONTAINERS_OF_ITEM, _MAX_CONTAINERS, _MAX_BILLED_CONTAINERS = 16, 4096, 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingResponse:
-    """A validated upstream answer: ``vectors[i]`` belongs to the i-th item sent.
+    """A validated upstream response: ``vectors[i]`` belongs to the i-th item sent.
 
-    A vector that can't be stored (null, all zero, not finite) is None, and then ``unusable`` says what the first of
-    these was; at least one is there.
+    A vector that can't be stored (null, all zero, not finite) is None, and ``unusable`` is the reason for the first of
+    these. At least one vector is not None.
     """
 
     vectors: list[Vector | None]
     model: str
-    usage: dict[str, Any]  # as the upstream wrote it, both integers present
+    usage: dict[str, Any]  # as the upstream wrote it, with both token counts
     extra_fields: dict[str, Any]  # its other fields
     unusable: str | None
 
 
 class InvalidEmbeddingResponse(ValueError):
-    """An upstream answer that must be neither stored nor taken apart. ``reason`` is fit for a metric label;
-    ``embedding`` is what stands for the embedding, where one item was sent and that alone is wrong."""
+    """An upstream response that must be neither stored nor split. ``reason`` is fit for a metric label.
+
+    ``embedding`` is the value in place of the embedding, if one item was sent and nothing else is wrong.
+    """
 
     def __init__(self, reason: str, embedding: Any = _NO_EMBEDDING) -> None:
         super().__init__(reason)
@@ -52,30 +55,30 @@ class InvalidEmbeddingResponse(ValueError):
 
     @property
     def embedding_text(self) -> bytes | None:
-        """The embedding's JSON, if it is known and can be written again."""
+        """The JSON of ``embedding``, if it is known and can be written."""
         if self.embedding is _NO_EMBEDDING or not _is_writable(self.embedding):
             return None
         return orjson.dumps(self.embedding)
 
 
-def error_status(body: bytes, status: int = _OK) -> int:
-    """The status of the error inside a 2xx, as OpenRouter sends; ``status`` where there is none."""
+def error_status(body: bytes, status: int = HTTPStatus.OK.value) -> int:
+    """The status of the error inside a 2xx, as OpenRouter sends it; ``status`` if there is no error."""
     if len(body) > MAX_ERROR_BYTES or b'"error"' not in body:
         return status
     try:
-        answer = orjson.loads(body)
+        response = orjson.loads(body)
     except orjson.JSONDecodeError:
         return status
-    error = answer.get("error") if type(answer) is dict else None
+    error = response.get("error") if type(response) is dict else None
     if not error:
         return status
     code = error.get("code") if type(error) is dict else None
-    return code if type(code) is int and code >= _LOWEST_ERROR else _UNKNOWN_ERROR
+    return code if type(code) is int and code >= _LOWEST_ERROR else HTTPStatus.BAD_REQUEST.value
 
 
 def is_error(body: bytes) -> bool:
     """Whether a 200 is an error."""
-    return error_status(body) != _OK
+    return error_status(body) != HTTPStatus.OK
 
 
 def parse_response(
@@ -86,37 +89,39 @@ def parse_response(
     packed: DType | None = None,
     reads_base64: bool = True,
 ) -> EmbeddingResponse:
-    """Read a 200 or 201 of ``provider``, which was sent ``items`` items; vectors are of a ``packed`` type, if that was
-    asked for. ``reads_base64``: base64, where there is some, is of float32 or of that type.
-    Raises `InvalidEmbeddingResponse`.
+    """Parse and validate a 200 or 201 of ``provider`` to a request with ``items`` items. ``packed`` is the integer type
+    that the request named; ``reads_base64``: base64 contains float32 or that type. Raises `InvalidEmbeddingResponse`.
 
-    One length for all vectors, whether or not it is the one that was asked for: LM Studio and llama.cpp ignore
+    All vectors must have one length, but not necessarily the requested one: LM Studio and llama.cpp ignore
     ``dimensions``.
     """
-    answer = _parsed(body, provider, items, packed)
-    if type(answer) is not dict or answer.get("error"):
+    response = _parse_json(body, provider, items, packed)
+    if type(response) is not dict or response.get("error"):
         raise InvalidEmbeddingResponse("error-in-200")
-    data = _in_order(answer.get("data"), items)
+    data = _sort_by_index(response.get("data"), items)
     _forbid_further_fields(data)
     if not reads_base64 and any(type(datum.get("embedding")) is str for datum in data):
         raise InvalidEmbeddingResponse("encoding")
-    found, unusable = _vectors(data, provider, packed)
+    found, unusable = _parse_vectors(data, provider, packed)
     if len({vector.dimensions for vector in found if vector is not None}) > 1:
         raise InvalidEmbeddingResponse("mixed-dimensions")
-    model = answer.get("model")
-    extra_fields = {name: value for name, value in answer.items() if name not in _REBUILT}
+    model = response.get("model")
+    extra_fields = {name: value for name, value in response.items() if name not in _REBUILT}
     return EmbeddingResponse(
         vectors=found,
         model=model if type(model) is str else "",
-        usage=_usage(answer.get("usage")),
+        usage=_parse_usage(response.get("usage")),
         extra_fields=extra_fields if _is_writable(extra_fields) else {},
         unusable=unusable,
     )
 
 
-def _parsed(body: bytes, provider: Provider, items: int, packed: DType | None) -> Any:
-    """A response as JSON. Of a large one each embedding is parsed by itself, and is a `Vector` or an `InvalidVector` in
-    place of an array: as objects of Python, its numbers would take eight times their memory."""
+def _parse_json(body: bytes, provider: Provider, items: int, packed: DType | None) -> Any:
+    """A response as JSON.
+
+    In a large one, embeddings are parsed one by one, and each is a `Vector` or an `InvalidVector` in place of a list:
+    as Python objects, the numbers would take eight times the memory.
+    """
     if len(body) <= json_parts.LARGE_BYTES:
         try:
             return orjson.loads(body)
@@ -127,18 +132,18 @@ def _parsed(body: bytes, provider: Provider, items: int, packed: DType | None) -
     try:
         members = json_parts.members(body)
         data = members.pop("data", None)
-        answer = {name: json_parts.value(part) for name, part in members.items()}
+        response = {name: json_parts.value(part) for name, part in members.items()}
         found = None if data is None else json_parts.elements(data, max_elements=max(items, _MAX_CONTAINERS))
         if found is not None and items > 1:
-            answer["data"] = [_packed_datum(datum, provider, packed) for datum in found]
+            response["data"] = [_with_vector(datum, provider, packed) for datum in found]
         elif data is not None:
-            answer["data"] = json_parts.value(data) if found is None else list(found)
-    except JSONParseError as unparsed:
-        raise InvalidEmbeddingResponse(_UNPARSED.get(unparsed.reason, unparsed.reason)) from None
-    return answer
+            response["data"] = json_parts.value(data) if found is None else list(found)
+    except JSONParseError as error:
+        raise InvalidEmbeddingResponse(_PARSE_ERRORS.get(error.reason, error.reason)) from None
+    return response
 
 
-def _packed_datum(datum: Any, provider: Provider, packed: DType | None) -> Any:
+def _with_vector(datum: Any, provider: Provider, packed: DType | None) -> Any:
     if type(datum) is dict and type(numbers := datum.get("embedding")) is list:
         try:
             datum["embedding"] = _from_numbers(numbers, provider, packed)
@@ -151,25 +156,20 @@ def _from_numbers(numbers: list[Any], provider: Provider, packed: DType | None) 
     return vectors.from_numbers(numbers, packed, as_floats=not provider.packs_base64)
 
 
-def _form(embedding: Any) -> type:
-    """What stood in the JSON."""
-    return list if isinstance(embedding, Vector | InvalidVector) else type(embedding)
-
-
 def billed_tokens(body: bytes) -> int:
-    """What a 2xx says was billed, as far as it can be read."""
+    """The tokens that a 2xx says were billed; 0 if that can't be parsed."""
     if json_structure.has_more_containers(body, _MAX_BILLED_CONTAINERS):
         return 0
     try:
         usage = json_parts.value(json_parts.members(body)["usage"])
     except (JSONParseError, KeyError):
         return 0
-    tokens: int = _usage(usage)["prompt_tokens"]
+    tokens: int = _parse_usage(usage)["prompt_tokens"]
     return tokens
 
 
-def _in_order(data: Any, items: int) -> list[dict[str, Any]]:
-    """``data`` by its ``index``, never by position, unless there is no index at all."""
+def _sort_by_index(data: Any, items: int) -> list[dict[str, Any]]:
+    """``data`` sorted by ``index``. The position counts only if no item has an index."""
     if type(data) is not list or set(map(type, data)) - {dict}:
         raise InvalidEmbeddingResponse("no-data")
     if len(data) != items:
@@ -178,7 +178,7 @@ def _in_order(data: Any, items: int) -> list[dict[str, Any]]:
     absent = indices.count(None)
     if absent == items:
         return data
-    if absent == 1:  # protocol buffers leave out what is zero (Gemini)
+    if absent == 1:  # protocol buffers omit zeros (Gemini)
         indices[indices.index(None)] = 0
     if set(map(type, indices)) != {int} or sorted(indices) != list(range(items)):
         raise InvalidEmbeddingResponse("indices")
@@ -189,16 +189,16 @@ def _in_order(data: Any, items: int) -> list[dict[str, Any]]:
 
 
 def _forbid_further_fields(data: list[dict[str, Any]]) -> None:
-    """Sparse weights, tokens of the item and the like would be lost on a hit; null says nothing."""
+    """Raises `InvalidEmbeddingResponse` for data that a hit would lose, such as sparse weights or an item's tokens."""
     for datum in data:
         if not datum.keys() <= _ITEM_FIELDS and any(datum[name] is not None for name in datum.keys() - _ITEM_FIELDS):
             raise InvalidEmbeddingResponse("further-fields")
 
 
-def _vectors(
+def _parse_vectors(
     data: list[dict[str, Any]], provider: Provider, packed: DType | None
 ) -> tuple[list[Vector | None], str | None]:
-    """The vectors in order, None for one that can't be stored, and why the first of these can't."""
+    """The vectors in order, None for one that can't be stored, and the reason for the first of these."""
     encoded = packed or (DType.FLOAT32_SHORTEST if provider.uses_shortest_floats else DType.FLOAT32)
     found: list[Vector | None] = []
     unusable = None
@@ -228,8 +228,8 @@ def _vectors(
     return found, unusable
 
 
-def _usage(given: Any) -> dict[str, Any]:
-    """Both integers, whichever of them the upstream sent (Voyage: total only; Together: neither)."""
+def _parse_usage(given: Any) -> dict[str, Any]:
+    """Usage with both token counts, whichever of them the upstream sent (Voyage: total only; Together: neither)."""
     usage = dict(given) if type(given) is dict and _is_writable(given) else {}
     counts = [usage.get(name) for name in ("prompt_tokens", "total_tokens")]
     known = [count if type(count) is int and 0 <= count <= MAX_EXACT_INTEGER else None for count in counts]
@@ -240,7 +240,7 @@ def _usage(given: Any) -> dict[str, Any]:
 
 
 def _is_writable(value: Any) -> bool:
-    """Whether what was read can be written again: orjson reads deeper than it writes."""
+    """Whether a parsed value can be written: orjson parses deeper nesting than it writes."""
     try:
         orjson.dumps(value)
     except orjson.JSONEncodeError:
@@ -249,7 +249,7 @@ def _is_writable(value: Any) -> bool:
 
 
 class _Openings:
-    """The text before the i-th embedding of an answer, made once for each i."""
+    """The JSON before the i-th embedding of a response, built once for each i."""
 
     def __init__(self) -> None:
         self._texts = [b'{"object":"list","data":[{"object":"embedding","index":0,"embedding":']
@@ -264,13 +264,13 @@ _OPENINGS = _Openings()
 
 
 def ending(model: str, usage: dict[str, Any], extra_fields: Mapping[str, Any]) -> bytes:
-    """What follows the last embedding of an answer's body; ``extra_fields`` are further fields."""
+    """The JSON after the last embedding of a response; ``extra_fields`` are fields that OpenAI does not document."""
     text = b'}],"model":%b,"usage":%b' % (orjson.dumps(model), orjson.dumps(usage))
     return text + (b",%b}" % orjson.dumps(extra_fields)[1:-1] if extra_fields else b"}")
 
 
 def parts(embeddings: Sequence[bytes], end: bytes) -> list[bytes]:
-    """The parts of an answer's body, of the embeddings' JSON texts in index order, at least one, and its `ending`."""
+    """The parts of a response's body: at least one embedding's JSON, in index order, and the `ending`."""
     count = len(embeddings)
     texts: list[bytes] = [end] * (2 * count + 1)
     texts[0:-1:2] = _OPENINGS.first(count)
@@ -279,7 +279,7 @@ def parts(embeddings: Sequence[bytes], end: bytes) -> list[bytes]:
 
 
 def stream_parts(embeddings: Iterable[bytes], count: int, end: bytes) -> Iterator[bytes]:
-    """The same, for ``count`` embeddings whose texts are made when their turn comes."""
+    """The same for ``count`` embeddings whose JSON is generated during the iteration."""
     for opening, embedding in zip(_OPENINGS.first(count), embeddings, strict=True):
         yield opening
         yield embedding

@@ -10,9 +10,9 @@ from enum import Enum
 from functools import lru_cache
 
 from proxy.protocol.header_fields import ASSERTIONS, GATEWAY_PREFIXES, NEUTRAL, SECRETS, SIGNATURES, VECTOR_AFFECTING
-from proxy.protocol.memo import Remembered, remembered
+from proxy.protocol.memo import Memoized, memoized
 
-_MAX_REMEMBERED_NAME = 128  # characters of a field name
+_MAX_NAME_CHARS = 128  # of a field whose kind is cached
 
 
 class FieldKind(Enum):
@@ -52,13 +52,13 @@ _AUTHENTICATES = re.compile(
 @lru_cache
 def classifier(
     key_headers: frozenset[str] = frozenset(), neutral_headers: frozenset[str] = frozenset()
-) -> Remembered[FieldKind | None]:
+) -> Memoized[FieldKind | None]:
     """A function that returns the kind of a field by its name in any case. The operator's names are in lower case.
 
     Precedence: signatures, the operator's names, the tables, the rules for other names.
     """
 
-    @remembered(max_length=_MAX_REMEMBERED_NAME)
+    @memoized(max_length=_MAX_NAME_CHARS)
     def kind_of(name: str) -> FieldKind | None:
         name = name.lower()
         if name in SIGNATURES:

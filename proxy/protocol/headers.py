@@ -1,4 +1,4 @@
-"""Which header fields travel (pure)."""
+"""Which header fields are forwarded (pure)."""
 
 import re
 
@@ -9,7 +9,7 @@ from proxy.protocol.header_kinds import FieldKind, classifier
 
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 
-# RFC 9110 §7.6.1, and Proxy-Connection and Keep-Alive, which RFC 2068 clients still send.
+# RFC 9110 §7.6.1, plus Proxy-Connection and Keep-Alive, which some clients still send (RFC 2068).
 HOP_BY_HOP = frozenset(
     {
         "connection",
@@ -24,23 +24,25 @@ HOP_BY_HOP = frozenset(
     }
 )
 
-# The HTTP client writes these itself for the upstream's name, for the body that is really sent, and after
-# the server has already answered 100-continue on this hop.
+# The HTTP client writes Host and Content-Length itself. The server has already answered Expect with 100 Continue on
+# this hop (RFC 9110 §10.1.1).
 _REWRITTEN = frozenset({"host", "content-length", "expect"})
 
-# AWS signs the body with every request, and says so in the credential itself.
+# AWS Signature Version 4 signs the body of every request; the credential begins with this.
 AWS_SIGNATURE = "AWS4-HMAC-"
-# Fields that are for whoever holds the key to say.
+# Fields that only the holder of the upstream's key may set: the account that pays, and a gateway's routing.
 _KEY_HOLDERS = re.compile(r"openai-(organization|project)|x-goog-user-project|x-portkey-.*|helicone-.*", re.IGNORECASE)
 _PRIVATE = frozenset({FieldKind.CREDENTIAL, FieldKind.ASSERTION, FieldKind.COOKIE})
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # as which such bytes are read
+_NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # Python decodes such bytes to lone surrogates
 
 
 def end_to_end(headers: Headers) -> CIMultiDict[str]:
-    """A copy without the fields that belong to one connection: the fixed ones and those ``Connection`` names; and
-    without those that hold what no field may hold (RFC 9110 §5.5), which some upstreams send all the same."""
+    """A copy without hop-by-hop fields: the fixed ones and those that ``Connection`` lists (RFC 9110 §7.6.1).
+
+    Fields with control characters are dropped too. RFC 9110 §5.5 forbids them, but some upstreams send them.
+    """
     named = {token.strip().lower() for value in headers.getall("Connection", ()) for token in value.split(",")}
     dropped = HOP_BY_HOP | named
     return CIMultiDict(
@@ -49,9 +51,9 @@ def end_to_end(headers: Headers) -> CIMultiDict[str]:
 
 
 def to_upstream(headers: Headers) -> CIMultiDict[str]:
-    """The request's fields as the upstream is to see them, ready for the HTTP client to add its own.
+    """The request's fields for the upstream. The HTTP client adds its own.
 
-    Raises `InvalidRequest` for bytes that it could not send on as they came.
+    Raises `InvalidRequest` for bytes that can't be forwarded unchanged.
     """
     forwarded = end_to_end(headers)
     for name in _REWRITTEN:
@@ -63,22 +65,22 @@ def to_upstream(headers: Headers) -> CIMultiDict[str]:
 
 
 def reason_phrase(given: str | None) -> str:
-    """An upstream's, as far as it may be sent on."""
+    """An upstream's reason phrase without control characters."""
     return _CONTROL.sub("", given or "")
 
 
 def without_credentials(headers: Headers) -> CIMultiDict[str]:
-    """A copy without whatever says who the client is or who shall pay, cookies included, or where a gateway shall send
-    the key that is put in instead."""
+    """A copy without the fields that are reserved for the holder of the upstream's key (`is_for_key_holder`), to which
+    the proxy's own key is added."""
     return CIMultiDict((name, value) for name, value in headers.items() if not is_for_key_holder(name))
 
 
 def is_for_key_holder(name: str) -> bool:
-    """Whether a field of this name is for whoever holds the upstream's key: a credential, a cookie, who pays, or where
-    a gateway sends the key."""
+    """Whether a field of this name is reserved for the holder of the upstream's key: a credential, a cookie, the
+    account that pays, or where a gateway sends the key."""
     return classifier()(name) in _PRIVATE or _KEY_HOLDERS.fullmatch(name) is not None
 
 
 def is_credential(name: str) -> bool:
-    """Whether a field of this name says who asks."""
+    """Whether a field of this name identifies the client."""
     return classifier()(name) in {FieldKind.CREDENTIAL, FieldKind.ASSERTION}

@@ -11,7 +11,7 @@ _USUAL_CONNECTION = frozenset({"keep-alive", "Keep-Alive", "close"})  # names no
 
 
 class Identity(NamedTuple):
-    """What of the headers an item's key depends on, and whether they allow no body but the one they came with."""
+    """The header fields that an item's key depends on. ``is_signed``: they sign the body, so no other can be sent."""
 
     credentials: list[tuple[str, str]]
     vector_affecting: list[tuple[str, str]]
@@ -25,28 +25,28 @@ def identity(
     *,
     in_query: Sequence[tuple[str, str]] = (),
 ) -> Identity:
-    """Read who asks, and what else of the headers matters. ``key_headers`` and ``neutral_headers`` are the operator's
-    own names, in lower case; ``in_query`` are the credentials in the request's target (`proxy.protocol.query`).
+    """The credentials and the vector-affecting fields of a request. ``key_headers`` and ``neutral_headers`` are the
+    operator's names, in lower case; ``in_query`` are the credentials in the request's target (`proxy.protocol.query`).
 
-    The fields are lists of (name in lower case, value), sorted by name; repeated fields keep their order. Two kinds of
-    fields are credentials only where there is no better one, since proxies in front renew them all the time: assertions
-    where there is no secret, and cookies where nothing else proves who asks.
+    The fields are lists of (name in lower case, value), sorted by name; repeated fields keep their order. Proxies in
+    front renew assertions and cookies frequently. Therefore assertions are credentials only if there is no secret, and
+    cookies only if nothing else proves the client's identity.
     """
     connections = headers.getall("Connection", ())
     if connections and (len(connections) > 1 or connections[0] not in _USUAL_CONNECTION):
-        headers = end_to_end(headers)  # what the upstream does not see identifies nothing
+        headers = end_to_end(headers)  # fields that the upstream does not see do not count
     kind_of = classifier(key_headers, neutral_headers)
-    of_note = [(kind, name.lower(), value) for name, value in headers.items() if (kind := kind_of(name))]
-    credentials = [*_fields(of_note, FieldKind.CREDENTIAL), *in_query]
+    relevant = [(kind, name.lower(), value) for name, value in headers.items() if (kind := kind_of(name))]
+    credentials = [*_fields(relevant, FieldKind.CREDENTIAL), *in_query]
     if not any(is_secret(name) for name, _ in credentials):
-        credentials += _fields(of_note, FieldKind.ASSERTION)
+        credentials += _fields(relevant, FieldKind.ASSERTION)
         if not any(is_proof(name) for name, _ in credentials):
-            credentials += _fields(of_note, FieldKind.COOKIE)
+            credentials += _fields(relevant, FieldKind.COOKIE)
         credentials.sort(key=itemgetter(0))
-    is_signed = any(kind is FieldKind.SIGNATURE or value.startswith(AWS_SIGNATURE) for kind, _, value in of_note)
-    return Identity(credentials, _fields(of_note, FieldKind.VECTOR_AFFECTING), is_signed)
+    is_signed = any(kind is FieldKind.SIGNATURE or value.startswith(AWS_SIGNATURE) for kind, _, value in relevant)
+    return Identity(credentials, _fields(relevant, FieldKind.VECTOR_AFFECTING), is_signed)
 
 
-def _fields(of_note: list[tuple[FieldKind, str, str]], wanted: FieldKind) -> list[tuple[str, str]]:
-    found = [(name, value) for kind, name, value in of_note if kind is wanted]
+def _fields(relevant: list[tuple[FieldKind, str, str]], wanted: FieldKind) -> list[tuple[str, str]]:
+    found = [(name, value) for kind, name, value in relevant if kind is wanted]
     return sorted(found, key=itemgetter(0)) if len(found) > 1 else found

@@ -1,22 +1,22 @@
-"""What JSON will cost to parse, counted before it is parsed (pure)."""
+"""What JSON costs to parse, estimated by counting before it is parsed (pure)."""
 
 import numpy as np
 
-# More would take a parser more than about 50 ms, and it lets nothing else run meanwhile. OpenAI takes 300,000 tokens.
+# More takes a parser over 50 ms, during which nothing else runs. OpenAI accepts 300,000 tokens.
 MAX_VALUES, MAX_MEMBERS = 2_000_000, 200_000
 # Bytes of CPython's objects, measured with tracemalloc: a short string in a list takes 65, an empty list 64, a small
 # dict with one member 240.
 _VALUE_BYTES, _MEMBER_BYTES = 72, 120
 # One character beyond the Basic Multilingual Plane makes every character of its string four bytes wide.
 _WIDEST = 4
-# Seconds that orjson takes, and that follow for each byte: hashing it, above all.
+# Seconds that orjson takes, and that the work after it takes for each byte, which is mainly hashing.
 _BYTE_S, _VALUE_S, _MEMBER_S, _HASHED_BYTE_S = 2e-9, 45e-9, 250e-9, 3e-9
 
 _STEP, _QUICK_STEP = 64 * 1024, 1024 * 1024
 
 
 class Structure:
-    """The structure of JSON whose bytes come in pieces.
+    """The structure of JSON whose bytes arrive in pieces.
 
     Values are counted by what precedes them (``,``, ``[`` and ``{`` outside strings), members of objects by their
     colon. Both are exact for valid JSON. For anything else they are exact up to the first error, where a parser stops.
@@ -29,9 +29,9 @@ class Structure:
         self.values = 0  # containers among them
         self.containers = 0
         self.members = 0
-        self._is_wide = False  # a string may have characters that take more than a byte
+        self._is_wide = False  # a string may contain characters that take more than a byte
         self._is_in_string = False
-        self._is_escape_cut = False  # the last piece ended between a backslash and the character that it escapes
+        self._is_escape_cut = False  # the last piece ended between a backslash and the escaped character
 
     def feed(self, piece: bytes) -> None:
         """Count the next ``piece``. At most a few hundred KiB at a time: it takes up to 30 ns a byte."""
@@ -51,7 +51,7 @@ class Structure:
             piece = piece[1:]
         if b"\\" in piece:
             self._is_wide |= b"\\u" in piece
-            # A run of backslashes begins at one that is not escaped, so pairs are found from the left.
+            # The first backslash of a run is not escaped, so pairs are counted from the left.
             piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
             self._is_escape_cut = piece.endswith(b"\\")
         parts = piece.split(b'"')
@@ -65,18 +65,18 @@ class Structure:
 
     @property
     def objects_bytes(self) -> int:
-        """At most what the parsed value takes in memory, besides the JSON."""
+        """An upper bound of the memory that the parsed value takes, besides the JSON."""
         text = self.size_bytes * (_WIDEST if self._is_wide else 1)
         return text + _VALUE_BYTES * (self.values + 1) + _MEMBER_BYTES * self.members
 
     @property
     def parse_s(self) -> float:
-        """About how long it takes to parse."""
+        """An estimate of the parser's time."""
         return _BYTE_S * self.size_bytes + _VALUE_S * self.values + _MEMBER_S * self.members
 
     @property
     def parse_and_key_s(self) -> float:
-        """About how long it takes to parse it as a request and to identify the items."""
+        """An estimate of the time to parse a request and derive its keys."""
         return self.parse_s + _HASHED_BYTE_S * self.size_bytes
 
 
@@ -89,10 +89,10 @@ def of(body: bytes | memoryview) -> Structure:
 
 
 def has_more_containers(body: bytes | memoryview, limit: int) -> bool:
-    """Whether a document has more than so many arrays and objects. Stops where it has."""
+    """Whether a document has more than ``limit`` arrays and objects. Stops as soon as it has."""
     found = 0
     for start in range(0, len(body), _QUICK_STEP):
-        # Ten times as fast, but counts what is in strings, too.
+        # Ten times as fast, but also counts brackets inside strings, so it can only rule out an excess.
         codes = np.frombuffer(body[start : start + _QUICK_STEP], np.uint8)
         found += int(np.count_nonzero(codes == ord("[")) + np.count_nonzero(codes == ord("{")))
         if found > limit:

@@ -1,9 +1,8 @@
-"""The identity of one input item (pure).
+"""The cache key of an input item (pure).
 
-A key is a BLAKE2b-256 over the msgpack encoding of everything that can change the vector, which is type-tagged and
-length-prefixed, followed by the item's kind and bytes. Two items share a key only if all of that is equal.
-XXH3 would be faster, but pairs of texts with equal XXH3 are made in seconds, and a planted document must not be able
-to receive another's vector.
+A key is a BLAKE2b-256 over the msgpack encoding (type-tagged, length-prefixed) of everything that can change the
+vector, followed by the item's bytes. Two items share a key only if all of that is equal. XXH3 would be faster, but an
+attacker can construct two texts with equal XXH3 in seconds, and then one document would receive the other's vector.
 """
 
 from array import array
@@ -20,16 +19,16 @@ Fields = list[tuple[str, str]]  # header names and values
 
 _SCHEMA = 1
 KEY_BYTES = 32
-# Header bytes that are not UTF-8 arrive as surrogate escapes and stand for themselves.
+# Header bytes that are not UTF-8 are decoded to surrogate escapes, which this encodes to the same bytes.
 pack = msgpack.Packer(unicode_errors="surrogateescape").pack
 
 
 def derive(request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers: Fields) -> list[bytes]:
     """The key of each item, in input order.
 
-    ``url`` is where the request is sent, query included: it says which upstream, and on Azure which deployment.
-    ``scope`` says whose entries these are, by default the credentials'; ``vector_headers`` are of
-    `proxy.protocol.identities.identity`.
+    ``url`` is where the request is sent, query included: it contains the upstream and, on Azure, the deployment.
+    ``scope`` are the clients that share the entries, by default those with the same credentials. ``vector_headers`` are
+    `proxy.protocol.identities.Identity.vector_affecting`.
     """
     common = pack(
         (
@@ -44,14 +43,14 @@ def derive(request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers
     )
     start = blake2b(common, digest_size=KEY_BYTES)
     if request.kind is ItemKind.WHOLE:
-        # The whole body is in the parameters, so that an item is its place.
+        # The parameters contain the whole body, so an item is identified by its position.
         return [
             blake2b(common + index.to_bytes(8), digest_size=KEY_BYTES).digest() for index in range(len(request.items))
         ]
     keys = []
     for item in request.items:
         state = start.copy()
-        # The item is the last element and runs to the end, so it needs no length.
+        # The item is the last element, so its length need not be encoded.
         state.update(_item_bytes(request.kind, item))
         keys.append(state.digest())
     return keys
@@ -60,13 +59,13 @@ def derive(request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers
 def group(
     request: EmbeddingRequest, *, url: str, credentials: Fields, vector_headers: Fields, page: str | None = None
 ) -> bytes:
-    """Equal for requests that differ in nothing but their items, neutral fields and encoding included.
+    """Equal for requests that may be merged into one upstream call: they differ only in their items.
 
-    ``page`` is the origin of the web page that asks: the upstream's response says whether that one may read it.
+    ``page`` is the Origin of a web page that sends the request, because the upstream's response depends on it.
     """
     rest = {name: value for name, value in request.fields.items() if name != "input"}
-    said: bytes = pack((credentials, url, vector_headers, request.kind.value, _canonical(rest), page))
-    return said
+    packed: bytes = pack((credentials, url, vector_headers, request.kind.value, _canonical(rest), page))
+    return packed
 
 
 def _canonical(value: Any) -> bytes:

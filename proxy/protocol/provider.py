@@ -6,10 +6,10 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from proxy.protocol.memo import remembered
+from proxy.protocol.memo import memoized
 
 _MIB = 1024 * 1024
-_MAX_REMEMBERED_NAME = 256  # characters of a model name
+_MAX_NAME_CHARS = 256  # of a model whose match is cached
 NO_LIMIT = 2**63 - 1
 MAX_MERGED_ITEMS = 2048  # items of several requests in one call, where the provider documents no limit
 
@@ -105,7 +105,7 @@ class Provider:
         return matches_model(model, self.multi_vector_models)
 
 
-@remembered(max_length=_MAX_REMEMBERED_NAME)
+@memoized(max_length=_MAX_NAME_CHARS)
 def matches_model(model: str, patterns: tuple[str, ...]) -> bool:
     """Whether the name of a model matches one of ``patterns``, ignoring case."""
     return any(fnmatchcase(model.lower(), pattern.lower()) for pattern in patterns)

@@ -1,9 +1,9 @@
-"""What is stored under a key, and its bytes (pure).
+"""The record stored under a key, and its encoding (pure).
 
-A record is one msgpack array, whose first element is the format, and at the end the XXH3-64 of all bytes before it. The
-checksum finds rot and truncation, cheaply; it is no defense against someone who can write to the store. Against these
-the operator can configure a record key. Then the array is followed by an ID of that key and a keyed BLAKE2b tag (a MAC
-as it is, RFC 7693 §2.9), and only records with a valid tag are served:
+A record is one msgpack array, whose first element is the format, followed by the XXH3-64 of all bytes before it. The
+checksum detects corruption and truncation cheaply; it does not protect against someone who can write to the store. For
+that, the operator can configure a record key. Then the array is followed by an ID of that key and a keyed BLAKE2b tag
+(keyed BLAKE2b is a MAC, RFC 7693 §2.9), and only records with a valid tag are served:
 
     format 1:  array, checksum
     format 2:  array, key ID, tag, checksum
@@ -27,30 +27,30 @@ _KEY_ID_BYTES = 8
 _TAG_BYTES = 16
 _FIELDS = 9
 _DTYPES = frozenset(DType)
-# How the array of a format 2 record begins: with its number of elements, and the first of them.
+# The first bytes of the array of a format 2 record: its number of elements and the first element.
 _TAGGED_HEAD: bytes = msgpack.packb([0] * _FIELDS)[:1] + msgpack.packb(_TAGGED)
 
 
 class Flaw(StrEnum):
-    """Why stored bytes are not a record that can be served. The values are labels of a metric.
+    """Why stored bytes can't be served as a record. The values are labels of a metric.
 
-    Whoever can write to the store chooses which of these their bytes get: they can leave out the tag, or name a record
-    key that nobody has. So only `TAG` and `KEY` are evidence of tampering, and the others are no proof of innocence.
+    An attacker who can write to the store chooses which of these applies: they can leave out the tag, or name an
+    unknown record key. So only `TAG` and `KEY` are evidence of tampering, and the others do not rule it out.
     """
 
-    CHECKSUM = "checksum"  # damaged or truncated; or not written by any version of the proxy
+    CHECKSUM = "checksum"  # damaged, truncated, or not written by any version of the proxy
     UNTAGGED = "untagged"  # an intact record without a tag, read by a proxy that has a record key
     OTHER_KEY = "other-key"  # an intact record with the tag of a record key that this proxy does not have
-    TAG = "tag"  # an intact record that names this proxy's record key, and whose tag is not by that key
+    TAG = "tag"  # an intact record that names this proxy's record key, but whose tag is not by that key
     KEY = "key"  # an intact record of another cache key
-    FORMAT = "format"  # an intact array that is no record of a known format
+    FORMAT = "format"  # an intact array of an unknown format
     MSGPACK = "msgpack"  # intact bytes that are not msgpack
     FIELD_TYPES = "field types"
     DTYPE = "dtype"
     DIMENSIONS = "dimensions"
 
 
-FORGED = (Flaw.TAG, Flaw.KEY)  # nothing but tampering, or a damaged database file, explains these
+FORGED = (Flaw.TAG, Flaw.KEY)  # caused only by tampering or a damaged database file
 
 
 class InvalidRecord(ValueError):
@@ -62,7 +62,7 @@ class InvalidRecord(ValueError):
 
 
 class RecordKey:
-    """A secret that tags records. Two instances of one secret are interchangeable."""
+    """A secret that tags records. Instances with the same secret are interchangeable."""
 
     def __init__(self, secret: bytes) -> None:
         # The length of a BLAKE2b key is bounded; a hash of the secret has a fixed length.
@@ -81,15 +81,15 @@ class RecordKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One item's vector and what is to be said with it.
+    """One item's vector and the metadata that a response needs.
 
     The key that a record is stored under must determine everything that can change its vector (`proxy.protocol.keys`).
     """
 
     vector: Vector
-    model: str  # as the upstream's answer named it
+    model: str  # as the upstream's response named it
     tokens: int  # what the upstream billed for the item
-    tokens_exact: bool  # False where tokens were shared out over the items of one call
+    tokens_exact: bool  # False if the tokens of one call were apportioned to its items
     stored_at_s: int  # Unix time
 
 
@@ -116,7 +116,7 @@ def encode(key: bytes, record: Record, record_key: RecordKey | None = None) -> b
 def decode(key: bytes, data: bytes, record_key: RecordKey | None = None) -> Record:
     """The record under ``key``. Raises `InvalidRecord` for anything that must not be served.
 
-    With a ``record_key`` nothing is unpacked whose tag is not valid.
+    With a ``record_key``, only data with a valid tag is unpacked.
     """
     body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     if _checksum(body) != checksum:
@@ -154,7 +154,7 @@ def _verified(body: bytes, record_key: RecordKey | None) -> bytes:
 def _verified_old(data: bytes, record_key: RecordKey | None) -> bytes:
     """The array of a record that an earlier version tagged. Raises `InvalidRecord`.
 
-    It does not say by which key. So a tag that is not by ``record_key`` may be by the one before, and proves nothing.
+    It contains no key ID. So a tag that is not by ``record_key`` may be by a previous key, and is no evidence.
     """
     tagged, tag = data[:-_TAG_BYTES], data[-_TAG_BYTES:]
     packed, checksum = tagged[:-_CHECKSUM_BYTES], tagged[-_CHECKSUM_BYTES:]

@@ -1,4 +1,4 @@
-"""Request targets: when two paths are the same, which model a path names, and which paths carry texts to embed (pure).
+"""Request targets: equivalent paths, models in paths, and paths of embeddings calls (pure).
 
 A target is in origin form (RFC 9112 §3.2.1): ``/path?query``.
 """
@@ -7,7 +7,7 @@ import re
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
-# RFC 3986 §2.3: letters, digits, "-", ".", "_" and "~" mean the same whether they are percent-encoded or not.
+# RFC 3986 §2.3: letters, digits, "-", ".", "_" and "~" mean the same with and without percent-encoding.
 _ENCODED_UNRESERVED = re.compile(r"%(2[DE]|3[0-9]|4[1-9A-F]|5[0-9AF]|6[1-9A-F]|7[0-9AE])", re.IGNORECASE)
 _SLASHES = re.compile(r"/{2,}")
 _DOT_SEGMENT = re.compile(r"/\.{1,2}(?![^/])")
@@ -15,13 +15,13 @@ _REFERENCE = re.compile(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(\?[^#]*)?(#.*
 _AUTHORITY = re.compile(r"(?:.*@)?(.*?)(?::([0-9]{0,5}))?", re.DOTALL)
 _PORTS = {"http": 80, "https": 443}
 
-# https://learn.microsoft.com/azure/ai-services/openai/reference: the deployment computes, whatever the body says.
-# OpenAI's engines were the models of its clients before 1.0; LiteLLM, one-api and LocalAI still serve the path. In
-# Docker Model Runner's /engines/v1/embeddings and /engines/llama.cpp/v1/embeddings no segment names a model.
+# https://learn.microsoft.com/azure/ai-services/openai/reference: the deployment determines the model, not the body.
+# OpenAI's clients before 1.0 put the model after /engines; LiteLLM, one-api and LocalAI still serve that path. In
+# Docker Model Runner's /engines/v1/embeddings and /engines/llama.cpp/v1/embeddings, no segment is a model.
 _NAMED = re.compile(
     r".*?/(?:deployments/(?P<deployment>[^/]+)|engines/(?P<engine>(?:[^/]+/)?(?!v[0-9]+/)[^/]+))/embeddings"
 )
-# Where other APIs have it: Bedrock /model/M/invoke, Gemini /models/M:embedContent, Hugging Face
+# The model in the paths of other APIs: Bedrock /model/M/invoke, Gemini /models/M:embedContent, Hugging Face
 # /models/M/pipeline/feature-extraction and /pipeline/feature-extraction/M.
 _MODEL = re.compile(
     r".*/(?:(?:deployments|model)/([^/]+)/.*|models/([^/]+(?:/[^/]+)?)(?::[^/:]+|/pipeline/.*)"
@@ -31,7 +31,7 @@ _MODEL = re.compile(
 # /multimodalembeddings, Bedrock /model/amazon.titan-embed-text-v2:0/invoke, vLLM /pooling, Jina /multi-vector, …
 _EMBEDS = re.compile(r"embed(?!ded)|feature-extraction|/pooling(?![^/])|multi-?vector", re.IGNORECASE)
 _MAX_DECODINGS = 3
-# Segments that may be shown in the log; any other could be a secret.
+# Segments that may be logged; any other could be a secret.
 _PLAIN_SEGMENT = re.compile(
     r"v[0-9]{1,2}(alpha|beta)?[0-9]?|api|openai|engines|deployments|models?|inference|compatibility|pipeline"
     r"|[a-z_-]{0,20}embed[a-z_-]{0,20}|feature-extraction|pooling|multi-?vector",
@@ -41,7 +41,7 @@ _PLAIN_SEGMENT = re.compile(
 
 def normalized(path: str) -> str:
     """The path with percent-encoded unreserved characters decoded (RFC 3986 §6.2.2.2), repeated slashes collapsed and
-    the last slash dropped. Servers answer such variants alike or with a redirect; other escapes, as %2F, stay."""
+    the last slash dropped. Servers treat such variants alike or redirect them; other escapes, such as %2F, stay."""
     if "%" in path:
         path = _ENCODED_UNRESERVED.sub(lambda match: chr(int(match[1], 16)), path)
     if "//" in path:
@@ -50,18 +50,18 @@ def normalized(path: str) -> str:
 
 
 def split(target: str) -> tuple[str, str]:
-    """Path and query, the latter with its ``?`` unless it is empty. A fragment, which is never sent on, is dropped."""
+    """Path and query, the latter with its ``?`` unless it is empty. A fragment is dropped; it is never forwarded."""
     path, _, query = target.partition("#")[0].partition("?")
     return path, f"?{query}" if query else ""
 
 
 def has_dot_segments(path: str) -> bool:
-    """Whether a `normalized` path has ``.`` or ``..`` segments, which some servers resolve and others do not."""
+    """Whether a `normalized` path has ``.`` or ``..`` segments, which only some servers resolve."""
     return _DOT_SEGMENT.search(path) is not None
 
 
 def without_dot_segments(path: str) -> str:
-    """An absolute path as clients request it: RFC 3986 §5.2.4, where an encoded dot is a dot, as to browsers."""
+    """An absolute path with dot segments resolved (RFC 3986 §5.2.4). An encoded dot counts as a dot, as in browsers."""
     kept: list[str] = []
     plain = ""
     for segment in path.split("/")[1:]:
@@ -76,7 +76,7 @@ def without_dot_segments(path: str) -> str:
 
 
 class Reference(NamedTuple):
-    """The parts of a URL. ``query`` and ``fragment`` begin with their mark where there is one."""
+    """The parts of a URL. ``query`` and ``fragment`` include their delimiter if present."""
 
     scheme: str
     authority: str
@@ -86,7 +86,7 @@ class Reference(NamedTuple):
 
     @property
     def origin(self) -> tuple[str, str, int | None]:
-        """Scheme, host and port, equal where the URLs have one origin (RFC 6454 §4). A user does not count."""
+        """Scheme, host and port, equal for URLs of the same origin (RFC 6454 §4). User information is ignored."""
         match = _AUTHORITY.fullmatch(self.authority)
         host, port = (match[1], match[2]) if match is not None else (self.authority, None)
         scheme = self.scheme.lower()
@@ -94,13 +94,13 @@ class Reference(NamedTuple):
 
     @property
     def address(self) -> str:
-        """What may be shown: neither user nor query."""
+        """The part that may be logged: without user information and query."""
         shown = f"{self.scheme}://{self.authority.rpartition('@')[2]}{self.path}"
         return "".join(letter if "!" <= letter <= "~" else "?" for letter in shown[:200])
 
 
 def resolve(url: str, reference: str) -> Reference:
-    """Where ``reference`` leads from ``url`` (RFC 3986 §5.2); an http or https URL has an absolute path then."""
+    """``reference`` resolved against ``url`` (RFC 3986 §5.2). An http or https URL then has an absolute path."""
     base, given = _reference(url), _reference(reference)
     if not given.scheme:
         given = given._replace(scheme=base.scheme)
@@ -115,12 +115,12 @@ def resolve(url: str, reference: str) -> Reference:
 
 def _reference(text: str) -> Reference:
     match = _REFERENCE.fullmatch(text)
-    assert match is not None  # noqa: S101 - it fits any text
+    assert match is not None  # noqa: S101 - it matches any text
     return Reference(*(part or "" for part in match.groups()))
 
 
 class PathModel(NamedTuple):
-    """What an embeddings path says will compute: an Azure deployment, whose name can be anything, or a model."""
+    """The model or Azure deployment that an embeddings path names. A deployment's name says nothing about the model."""
 
     name: str
     is_deployment: bool
@@ -138,7 +138,7 @@ def parse_path_model(target: str) -> PathModel | None:
 
 
 def with_path_model(target: str, name: str) -> str:
-    """The target with another name in the place where `parse_path_model` found one."""
+    """The target with the name that `parse_path_model` finds replaced by ``name``."""
     path, query = split(target)
     path = normalized(path)
     match = _NAMED.fullmatch(path)
@@ -149,13 +149,13 @@ def with_path_model(target: str, name: str) -> str:
 
 
 def model_in_path(target: str) -> str | None:
-    """The model that a path of any other API names."""
+    """The model in a path of an API that is not OpenAI's."""
     match = _MODEL.fullmatch(normalized(split(target)[0]))
     return unquote(next(filter(None, match.groups()))) if match is not None else None
 
 
 def is_embeddings_like(target: str) -> bool:
-    """Whether a POST to ``target`` may carry texts to embed, whatever the API and however the path is written."""
+    """Whether a POST to ``target`` may contain texts to embed, in any API and with any percent-encoding."""
     path = target.partition("?")[0]
     for _ in range(_MAX_DECODINGS):
         path = unquote(path)
@@ -163,7 +163,7 @@ def is_embeddings_like(target: str) -> bool:
 
 
 def loggable_path(target: str) -> str:
-    """The path as it may be logged: what is no usual word of an API's is left out."""
+    """The path without segments that are not common in API paths, because those could be secrets."""
     segments = normalized(split(target)[0]).split("/")[1:]
     words = [segment if _PLAIN_SEGMENT.fullmatch(segment) else "…" for segment in segments[-8:]]
     return "/" + "/".join(words)

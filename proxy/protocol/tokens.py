@@ -1,4 +1,4 @@
-"""What an item costs in tokens, where nobody says so (pure)."""
+"""How many tokens an item costs, where the response does not say (pure)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +9,9 @@ from proxy.protocol.items import ItemKind
 
 
 def share_tokens(total: int, weights: Sequence[int]) -> list[int]:
-    """Share ``total`` tokens over items by ``weights``, by largest remainder, so that the shares add up to it.
+    """Apportion ``total`` tokens to items in proportion to ``weights``, by largest remainder, so that the sum is exact.
 
-    No provider says what each item of a batch cost.
+    No provider reports the tokens of each item of a batch.
     """
     whole = sum(weights)
     shares = [total * weight // whole for weight in weights]
@@ -22,7 +22,7 @@ def share_tokens(total: int, weights: Sequence[int]) -> list[int]:
 
 
 def weight(kind: ItemKind, item: Any) -> int:
-    """What an item's share of the tokens goes by: tokens, or UTF-8 bytes of the text or canonical JSON."""
+    """An item's weight for `share_tokens`: its tokens, or the UTF-8 bytes of its text or JSON."""
     if kind is ItemKind.TOKENS:
         return len(item)
     if kind is ItemKind.TEXT:
@@ -31,8 +31,8 @@ def weight(kind: ItemKind, item: Any) -> int:
 
 
 def estimated_tokens(kind: ItemKind, item: Any) -> int:
-    """Tokens of an item for keeping within an upstream's limit: exact for tokens, generous for text.
+    """An item's tokens, to keep a call within an upstream's limit: exact for token lists, an overestimate for text.
 
-    A token of English is about four bytes and a token of most other scripts about three.
+    A token has about four bytes in English and about three in most other scripts.
     """
     return len(item) if kind is ItemKind.TOKENS else weight(kind, item) // 3 + 1

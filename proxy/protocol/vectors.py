@@ -1,8 +1,8 @@
-"""Vectors without loss: what an upstream wrote, in the fewest bytes that give every client the same numbers (pure).
+"""Lossless vectors: the fewest bytes from which every client gets the numbers that the upstream wrote (pure).
 
-Upstreams write a float32 either as the shortest text that gives the float32 back (TEI, Ollama, OpenRouter) or as
-the shortest text of the same number widened to float64 (vLLM, Infinity, AIGNE). A client parses both as float64 and
-gets different doubles, so which of the two it was is remembered with each vector.
+Upstreams write a float32 either as the shortest text that parses to the float32 (TEI, Ollama, OpenRouter) or as the
+shortest text of the same number widened to float64 (vLLM, Infinity, AIGNE). A client parses both as float64 and gets
+different doubles, so each vector records which of the two it was.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Encoding(Enum):
 
 
 class DType(IntEnum):
-    """How a payload's bytes (little-endian) are to be read; the numbers are stored, so they never change."""
+    """The type of a payload's elements (little-endian). The enum values are stored, so they never change."""
 
     FLOAT32 = 0  # as text: float64 repr of the float32
     FLOAT32_SHORTEST = 1  # as text: shortest text that reads back as the float32
@@ -34,7 +34,7 @@ class DType(IntEnum):
     UINT8 = 4
     INT32 = 5
     INT64 = 6
-    # Asked for by name (Voyage's `output_dtype`), so that base64 holds these very bytes and not float32.
+    # Requested by name (Voyage's `output_dtype`), so base64 contains these bytes and not float32.
     INT8_PACKED = 7
     UINT8_PACKED = 8
 
@@ -52,12 +52,12 @@ _NUMPY_TYPES: dict[DType, np.dtype[Any]] = {
 }
 _PACKED = (DType.INT8_PACKED, DType.UINT8_PACKED)
 _INTEGERS = (DType.INT8, DType.UINT8, DType.INT32, DType.INT64)
-# A base64 answer is always float32 on the wire, so only integers that survive it may be stored.
+# A base64 response is always float32, so only integers that float32 represents exactly can be stored.
 _LARGEST_EXACT_IN_FLOAT32 = 2**24
 
 
 class InvalidVector(ValueError):
-    """Not an embedding: the message is a fixed phrase, fit for a log and a metric."""
+    """Not a vector that can be stored. The message is a fixed phrase, fit for a log and a metric."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def is_whole(vector: Vector) -> bool:
 
 
 def from_base64(text: str, dtype: DType = DType.FLOAT32) -> Vector:
-    """The OpenAI base64 form, little-endian float32, or that of a packed ``dtype``. Raises `InvalidVector`."""
+    """A vector from base64 of little-endian float32 (OpenAI) or of a packed ``dtype``. Raises `InvalidVector`."""
     try:
         payload = pybase64.b64decode(text, validate=True)
     except ValueError:
@@ -98,8 +98,10 @@ def from_base64(text: str, dtype: DType = DType.FLOAT32) -> Vector:
 
 
 def from_numbers(numbers: list[Any], packed: DType | None = None, *, as_floats: bool = False) -> Vector:
-    """A JSON array as parsed: every number keeps the exact value its text had. Numbers of a ``packed`` type may be
-    written ``as_floats`` (-78.0, as Jina does), and then they stay floats. Raises `InvalidVector`."""
+    """A vector from a parsed JSON array. Every number keeps its exact value. Raises `InvalidVector`.
+
+    Numbers of a ``packed`` type may be written ``as_floats`` (Jina: -78.0), and then they stay floats.
+    """
     types = set(map(type, numbers))
     if not types or not types <= {int, float}:
         raise InvalidVector("not an array of numbers")
@@ -138,15 +140,16 @@ def _from_floats(numbers: list[float]) -> Vector:
         raise InvalidVector("all zero as float32")
     if (narrow == wide).all():
         return Vector(DType.FLOAT32, narrow.astype("<f4").tobytes())
-    if (told := _as_shortest_float32(wide, narrow)) is not None:
-        return Vector(DType.FLOAT32_SHORTEST, told.astype("<f4").tobytes())
+    if (exact := _as_shortest_float32(wide, narrow)) is not None:
+        return Vector(DType.FLOAT32_SHORTEST, exact.astype("<f4").tobytes())
     return Vector(DType.FLOAT64, wide.astype("<f8").tobytes())
 
 
 def _as_shortest_float32(wide: NDArray[Any], narrow: NDArray[Any]) -> NDArray[Any] | None:
-    """The float32 whose shortest texts read as ``wide``, if they are all that; ``narrow`` is that rounded.
+    """The float32 values whose shortest texts parse to ``wide``, or None; ``narrow`` is ``wide`` rounded to float32.
 
-    Once in many millions it is not: the text is halfway between two float32 as a float64, and only almost so itself.
+    In one of many millions of numbers, ``narrow`` is wrong by one step: the text, parsed as float64, is exactly halfway
+    between two float32 values, while the text itself is closer to one of them.
     """
     wrong = _shortest(narrow) != wide
     if not wrong.any():
@@ -158,12 +161,12 @@ def _as_shortest_float32(wide: NDArray[Any], narrow: NDArray[Any]) -> NDArray[An
 
 
 def _shortest(values: NDArray[Any]) -> NDArray[Any]:
-    """What a client reads of the shortest texts of float32."""
+    """The float64 values that a client parses from the shortest texts of float32 values."""
     return np.array(orjson.loads(orjson.dumps(values, option=_NUMPY)), np.float64)
 
 
 def base64_json(vector: Vector) -> bytes:
-    """The vector as a JSON string, quotes included: base64 of little-endian float32, or of a packed type's bytes."""
+    """The vector as a JSON string, quotes included: base64 of little-endian float32, or the bytes of a packed type."""
     payload = vector.payload
     if vector.dtype not in _PACKED and _NUMPY_TYPES[vector.dtype] != _NUMPY_TYPES[DType.FLOAT32]:
         payload = vector.array().astype("<f4").tobytes()
@@ -171,7 +174,7 @@ def base64_json(vector: Vector) -> bytes:
 
 
 def numbers_json(vector: Vector) -> bytes:
-    """The vector as a JSON array whose texts parse to the numbers the upstream wrote."""
+    """The vector as a JSON array that parses to the numbers the upstream wrote."""
     values = vector.array()
     if vector.dtype is DType.FLOAT32:
         values = values.astype(np.float64)
@@ -179,5 +182,5 @@ def numbers_json(vector: Vector) -> bytes:
 
 
 def from_base64_json(text: bytes, dtype: DType) -> Vector:
-    """The inverse of `base64_json` for the two float32 types, which lose nothing on the way."""
+    """The inverse of `base64_json` for the two float32 types, for which it is lossless."""
     return Vector(dtype, pybase64.b64decode(text[1:-1]))

@@ -1,10 +1,10 @@
-from proxy.protocol.memo import remembered
+from proxy.protocol.memo import memoized
 
 
 def test_short_texts_are_worked_out_once_and_long_ones_each_time() -> None:
     worked_out: list[str] = []
 
-    @remembered(max_length=3)
+    @memoized(max_length=3)
     def length(text: str, more: int = 0) -> int:
         worked_out.append(text)
         return len(text) + more

@@ -62,7 +62,7 @@ def test_a_name_that_may_be_anything_counts_in_keys_as_it_was_sent() -> None:
 
 @given(st.from_regex(r"[a-z][a-z0-9-]{0,20}", fullmatch=True).filter(lambda name: not name.endswith("-")))
 def test_whatever_is_a_credential_as_a_header_field_is_one_in_the_query(name: str) -> None:
-    if is_credential(name) and not query._PAGES.fullmatch(name):
+    if is_credential(name) and not query._PAGE_TOKENS.fullmatch(name):
         for written in (name, name.upper(), name.replace("-", "_"), "".join(f"%{ord(letter):02X}" for letter in name)):
             assert query.without_credentials(f"/x?{written}=v") == "/x"
 
