@@ -50,7 +50,7 @@ def fresh_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], 
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-async def test_everybody_gets_what_the_upstream_alone_would_answer(
+async def test_every_client_gets_the_response_of_a_direct_call(
     scope: str,
     fresh_store: Callable[[], StoreSetting],
     request: pytest.FixtureRequest,
@@ -72,7 +72,7 @@ async def test_everybody_gets_what_the_upstream_alone_would_answer(
         assert set(crowd.seen) >= SEEN
 
 
-async def test_the_upstream_itself_passes() -> None:
+async def test_reference_upstream_passes_its_own_check() -> None:
     """A test of the test: who asks without a proxy gets what was computed to be right."""
     asyncio.get_running_loop().set_debug(False)
     judged = 0
@@ -139,7 +139,7 @@ async def all_at_once(client: Client, server: ReferenceServer, requests: Sequenc
 @pytest.mark.parametrize("is_known", [True, False], ids=["known", "new"])
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("regime", FAILING, ids=lambda regime: regime.value)
-async def test_an_upstream_that_fails_is_asked_hardly_more_often_than_without_the_proxy(
+async def test_outage_adds_few_calls_compared_with_no_proxy(
     start_proxy: StartProxy,
     upstream: ScriptedUpstream,
     server: ReferenceServer,
@@ -162,7 +162,7 @@ async def test_an_upstream_that_fails_is_asked_hardly_more_often_than_without_th
 @pytest.mark.parametrize(
     "mark", ["BAD-400", "BAD-403", "BAD-409", "BAD-500", "CRASH-HEAD", "CRASH-BODY", "ERROR-IN-200", "FLAG-246", "NULL"]
 )
-async def test_after_a_merged_failure_each_request_is_asked_alone_at_most_once(
+async def test_merged_failure_retries_each_request_at_most_once(
     client: Client, server: ReferenceServer, mark: str
 ) -> None:
     texts = [f"canary-{CLIENTS[n % len(CLIENTS)]} {n}" for n in range(AT_ONCE // 4)]

@@ -239,9 +239,7 @@ def with_settings(world: World, rng: random.Random) -> World:
     return replace(world, settings={**world.settings, **more})
 
 
-async def test_nothing_of_one_tenant_reaches_the_other_or_is_logged(
-    tenants: Tenants, request: pytest.FixtureRequest
-) -> None:
+async def test_no_tenant_data_reaches_the_other_or_the_logs(tenants: Tenants, request: pytest.FixtureRequest) -> None:
     requests, number = 0, 0
     while requests < REQUESTS:
         rng = random.Random(seed := f"{request.node.name} {number}")
@@ -316,7 +314,7 @@ def are_failing(tenants: Tenants, wave: Wave) -> bool:
     return sum(fails_for_all(judge.alone(request)) for request in bobs) > 1
 
 
-async def test_neither_tenant_fares_otherwise_for_the_other(tenants: Tenants, request: pytest.FixtureRequest) -> None:
+async def test_tenants_do_not_affect_each_other(tenants: Tenants, request: pytest.FixtureRequest) -> None:
     compared, number = 0, 0
     while compared < PAIRS:
         rng = random.Random(seed := f"{request.node.name} {number}")
