@@ -29,7 +29,7 @@ from proxy.protocol.embedding_response import InvalidEmbeddingResponse
 from proxy.protocol.headers import reason_phrase
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.circuit import Circuit
-from proxy.upstream.connections import Attempt, Connections, Pool
+from proxy.upstream.connections import Connections, ConnectionTrace, Pool
 from proxy.upstream.egress import DIRECT, Egress
 from proxy.upstream.failures import FailureMapper, broke_midway, is_tls_alert
 from proxy.upstream.flow_control import ResponseFlow
@@ -167,12 +167,12 @@ class UpstreamClient:
         The response to a request with ``Upgrade`` may be a 101. Raises `UpstreamUnreachable`, `UpstreamTimeout`, or
         `Overloaded` if too many streams are open.
         """
-        attempt = Attempt()
+        trace = ConnectionTrace()
         async with self._stream_slot():
             try:
-                response = await self._connections.send(Pool.STREAMS, method, url, headers, body, attempt=attempt)
+                response = await self._connections.send(Pool.STREAMS, method, url, headers, body, trace=trace)
             except (ClientError, TimeoutError, OSError) as error:
-                raise self._failures.to_error(error, is_connected=attempt.is_connected) from error
+                raise self._failures.to_error(error, is_connected=trace.is_connected) from error
             if method == "POST":
                 self._redirects.check(url, response.status, response.headers)
             async with response:
@@ -205,15 +205,15 @@ class UpstreamClient:
         self, url: str, headers: CIMultiDict[str], body: bytes, flow: ResponseFlow
     ) -> tuple[ClientResponse, bytes]:
         """Raises `ProxyError`."""
-        attempt = Attempt(self._circuit.connected)
+        trace = ConnectionTrace(self._circuit.connected)
         try:
             async with asyncio.timeout(self._timeouts.total_s):
-                response = await self._connections.send(Pool.CALLS, "POST", url, headers, body, attempt=attempt)
+                response = await self._connections.send(Pool.CALLS, "POST", url, headers, body, trace=trace)
                 async with response:
                     return response, await _read(response, flow)
         except (ClientError, TimeoutError, OSError) as error:
-            self._report(error, is_connected=attempt.is_connected)
-            raise self._counted(self._failures.to_error(error, is_connected=attempt.is_connected)) from error
+            self._report(error, is_connected=trace.is_connected)
+            raise self._counted(self._failures.to_error(error, is_connected=trace.is_connected)) from error
         except UpstreamUnreachable as error:  # the forward proxy's own response
             self._circuit.refused(error.message)
             raise self._counted(error) from None

@@ -39,8 +39,8 @@ class Pool(Enum):
 
 
 @dataclass(slots=True)
-class Attempt:
-    """One attempt to send a request: whether it got a connection."""
+class ConnectionTrace:
+    """Whether a request got a connection, and whether that was a kept one."""
 
     on_connected: Callable[[], None] = lambda: None
     is_connected: bool = False
@@ -74,7 +74,7 @@ class Connections:
         headers: CIMultiDict[str],
         body: Any,
         *,
-        attempt: Attempt,
+        trace: ConnectionTrace,
     ) -> ClientResponse:
         """Send, and wait for the response's head. If a kept connection broke before its first byte, send once more.
 
@@ -87,7 +87,7 @@ class Connections:
         headers = self._outbound.fields(url, headers)
 
         async def send_on(session: ClientSession) -> ClientResponse:
-            attempt.is_connected = False
+            trace.is_connected = False
             # aiohttp warns of megabytes in one piece.
             data = io.BytesIO(body) if isinstance(body, bytes) else body
             return await session.request(
@@ -96,7 +96,7 @@ class Connections:
                 headers=headers,
                 data=data,
                 allow_redirects=False,
-                trace_request_ctx=attempt,
+                trace_request_ctx=trace,
                 **self._outbound.options(url),
             )
 
@@ -104,7 +104,7 @@ class Connections:
         try:
             response = await send_on(session if is_repeatable else self._unpooled)
         except ClientError as error:
-            if not (is_repeatable and attempt.is_reused and broke_before_response(error)):
+            if not (is_repeatable and trace.is_reused and broke_before_response(error)):
                 raise
             response = await send_on(self._unpooled if _keeps_connections(session) else session)
         if response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED and self._outbound.is_proxy_response(url):
@@ -124,7 +124,7 @@ def _open_session(connector: BaseConnector, connect_timeout_s: float, read_timeo
         auto_decompress=False,
         skip_auto_headers=_NO_AUTO_HEADERS,
         timeout=timeout,
-        trace_configs=[_attempt_tracing()],
+        trace_configs=[_connection_tracing()],
         trust_env=False,
         max_line_size=_MAX_FIELD_BYTES,
         max_field_size=_MAX_FIELD_BYTES,
@@ -140,13 +140,13 @@ def _keeps_connections(session: ClientSession) -> bool:
     return connector is not None and has_idle_connections(connector)
 
 
-def _attempt_tracing() -> TraceConfig:
-    """Makes the HTTP client report connections to the `Attempt` that is a request's trace context."""
+def _connection_tracing() -> TraceConfig:
+    """Makes the HTTP client report connections to the `ConnectionTrace` of each request."""
     config = TraceConfig()
 
-    def connected(attempt: Attempt, *, is_reused: bool) -> None:
-        attempt.is_connected, attempt.is_reused = True, is_reused
-        attempt.on_connected()
+    def connected(trace: ConnectionTrace, *, is_reused: bool) -> None:
+        trace.is_connected, trace.is_reused = True, is_reused
+        trace.on_connected()
 
     async def on_new(_session: ClientSession, context: SimpleNamespace, _params: object) -> None:
         connected(context.trace_request_ctx, is_reused=False)

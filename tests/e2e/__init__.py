@@ -1,1 +1,1 @@
-"""Promises that no single package keeps, tested through whole proxies."""
+"""Tests of whole proxies, for behavior that no single package provides."""

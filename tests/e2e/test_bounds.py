@@ -1,4 +1,4 @@
-"""Bounds count what things cost: objects and not only their JSON, responses like requests, and tenants by their key."""
+"""Memory bounds count real cost: parsed objects as well as JSON, responses as well as requests, tenants by key."""
 
 import asyncio
 import gzip
@@ -69,7 +69,7 @@ def request_of(body: bytes, *fields: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("element", [b"[],", b"{},", b"0,", b'"",', b'{"a":0},'])
-async def test_a_body_that_would_take_long_to_parse_is_refused_before_it_has_come(
+async def test_too_complex_body_is_refused_before_it_is_complete(
     client: Client, upstream: ScriptedUpstream, element: bytes
 ) -> None:
     many = json_structure.MAX_VALUES if b":" not in element else json_structure.MAX_MEMBERS
@@ -83,13 +83,13 @@ async def test_a_body_that_would_take_long_to_parse_is_refused_before_it_has_com
     assert not upstream.calls
 
 
-async def test_texts_full_of_structure_are_not_too_complex(client: Client) -> None:
+async def test_json_syntax_inside_texts_is_not_too_complex(client: Client) -> None:
     texts = [json.dumps([{"a": [1, 2, 3]}] * 20_000) + str(n) for n in range(8)]
     assert (await client.embed(texts)).cache == "MISS"
     assert (await client.embed(texts)).cache == "HIT"
 
 
-async def test_many_tokens_and_large_texts_are_cached(client: Client) -> None:
+async def test_token_arrays_and_large_texts_are_cached(client: Client) -> None:
     tokens = [[n % 100_000 for n in range(1000 * i, 1000 * i + 1000)] for i in range(200)]
     for given in (tokens, [f"{n}" + "x" * 32_000 for n in range(50)]):
         assert (await client.embed(given)).cache == "MISS"
@@ -97,9 +97,7 @@ async def test_many_tokens_and_large_texts_are_cached(client: Client) -> None:
         assert (again.cache, len(again.embeddings)) == ("HIT", len(given))
 
 
-async def test_a_large_request_with_an_error_is_answered_like_a_small_one(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_large_invalid_request_gets_the_same_error(client: Client, upstream: ScriptedUpstream) -> None:
     large = "x" * MIB
     assert (await client.embed([large, ""])).headers["Cache-Status"].endswith("detail=whole-body")
     twice = b'{"model":"m","input":"%b","user":{"a":1,"a":2}}' % large.encode()
@@ -107,7 +105,7 @@ async def test_a_large_request_with_an_error_is_answered_like_a_small_one(
     assert (await client.post(twice[:-1])).headers["Cache-Status"].endswith("detail=not-json")
 
 
-async def test_more_items_than_anybody_takes_are_relayed(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_too_many_items_are_relayed(client: Client, upstream: ScriptedUpstream) -> None:
     for given in (["a"] * 16_385, [f"{n:0100}" for n in range(16_385)], [[1]] * 16_385):
         answer = await client.embed(given)
         assert (answer.cache, len(answer.embeddings)) == ("BYPASS", 16_385)
@@ -115,7 +113,7 @@ async def test_more_items_than_anybody_takes_are_relayed(client: Client, upstrea
     assert (await client.embed(["a"] * 16_384)).cache == "MISS"
 
 
-async def test_a_relayed_body_goes_where_its_model_belongs(start_proxy: StartProxy) -> None:
+async def test_relayed_body_goes_to_the_upstream_of_its_model(start_proxy: StartProxy) -> None:
     """Also one that is too large to be read as a whole."""
     async with ScriptedUpstream().serving() as other, ScriptedUpstream().serving() as default:
         routed = UpstreamSetting(
@@ -130,7 +128,7 @@ async def test_a_relayed_body_goes_where_its_model_belongs(start_proxy: StartPro
         assert [len(one.calls) for one in (other, default)] == [3, 0]
 
 
-async def test_no_json_is_parsed_in_python(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_json_is_parsed_only_by_native_code(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json, "loads", None)
     members = b",".join(b'{"a%d":0}' % n for n in range(50_000))
     body = b'{"model":"m","input":"x","user":[%b,{"\\u003a":0}]}' % members
@@ -138,7 +136,7 @@ async def test_no_json_is_parsed_in_python(client: Client, monkeypatch: pytest.M
     assert (await client.post(body.replace(b'{"a7":0}', b'{"a7":0,"a7":0}'))).cache == "BYPASS"
 
 
-async def test_who_is_not_let_in_is_told_so_before_a_body_comes(
+async def test_unauthorized_client_gets_401_before_its_body_is_read(
     start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     client, _ = await with_client_keys(start_proxy, upstream, tmp_path)
@@ -148,7 +146,7 @@ async def test_who_is_not_let_in_is_told_so_before_a_body_comes(
     assert not upstream.calls
 
 
-async def test_what_is_parsed_is_held(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_parsed_request_counts_as_held_memory(client: Client, upstream: ScriptedUpstream) -> None:
     gate = Gate(upstream)
     tokens = [list(range(1000 * n, 1000 * n + 1000)) for n in range(100)]
     body = orjson.dumps({"model": "m", "input": tokens})
@@ -160,9 +158,7 @@ async def test_what_is_parsed_is_held(client: Client, upstream: ScriptedUpstream
     assert await held(client) == 0
 
 
-async def test_what_a_client_left_behind_is_held_while_it_is_fetched(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_fetch_of_a_disconnected_client_counts_as_held_memory(client: Client, upstream: ScriptedUpstream) -> None:
     gate = Gate(upstream)
     asked = asyncio.create_task(client.embed("x" * 100_000))
     await gate.calls(1)
@@ -176,7 +172,7 @@ async def test_what_a_client_left_behind_is_held_while_it_is_fetched(
     assert await held(client) == 0
 
 
-async def test_one_wide_character_makes_a_text_four_times_as_large(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_non_latin_text_counts_four_bytes_per_character(client: Client, upstream: ScriptedUpstream) -> None:
     gate = Gate(upstream)
     asked = asyncio.create_task(client.embed("x" * 100_000 + "\U0001f600"))
     await gate.calls(1)
@@ -185,7 +181,7 @@ async def test_one_wide_character_makes_a_text_four_times_as_large(client: Clien
     await asked
 
 
-async def test_what_swells_is_refused_by_what_it_would_cost(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_inflated_body_is_refused_by_its_parsing_cost(client: Client, upstream: ScriptedUpstream) -> None:
     body = b'{"model":"m","input":"x","user":[' + b"[]," * (20 * MIB) + b"0]}"
     bomb = gzip.compress(body)
     tracemalloc.start()
@@ -203,7 +199,7 @@ async def test_what_swells_is_refused_by_what_it_would_cost(client: Client, upst
 # --- strangers
 
 
-async def test_strangers_leave_room_for_those_whom_the_upstream_knows(
+async def test_unknown_credentials_leave_memory_for_validated_ones(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     client = await start_proxy(max_held_bytes=MIB)
@@ -220,7 +216,7 @@ async def test_strangers_leave_room_for_those_whom_the_upstream_knows(
         assert (await client.post(large, key="Bearer known")).status == 200
 
 
-async def test_the_first_request_of_a_new_client_may_be_large(start_proxy: StartProxy) -> None:
+async def test_first_request_of_a_new_client_may_be_large(start_proxy: StartProxy) -> None:
     client = await start_proxy(max_held_bytes=MIB)
     assert (await client.embed(["x" * 40_000 + str(n) for n in range(10)])).status == 200
 
@@ -236,7 +232,7 @@ async def with_client_keys(
     return await start_proxy(upstream=own, client_keys=folder / "clients", **changes), keys
 
 
-async def test_routing_fields_make_no_further_tenants(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+async def test_routing_fields_do_not_create_tenants(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy(upstream_concurrency=16)
     gate = Gate(upstream)
     greedy = [asyncio.create_task(client.embed(f"{n}", headers={"X-Region": f"r{n}"})) for n in range(16)]
@@ -253,7 +249,7 @@ MADE_UP = [{"X-Region": "r{}"}, {"X-Made-Up-Token": "t{}"}]
 
 @pytest.mark.parametrize("fields", MADE_UP)
 @pytest.mark.parametrize("has_client_keys", [False, True])
-async def test_one_client_can_not_fill_the_queue(
+async def test_one_client_cannot_fill_the_queue(
     start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path, fields: dict[str, str], has_client_keys: bool
 ) -> None:
     if has_client_keys:
@@ -280,7 +276,7 @@ async def test_one_client_can_not_fill_the_queue(
 
 
 @pytest.mark.parametrize("fields", MADE_UP)
-async def test_one_client_can_not_hold_all_memory(
+async def test_one_client_cannot_hold_all_memory(
     start_proxy: StartProxy, upstream: ScriptedUpstream, fields: dict[str, str]
 ) -> None:
     client = await start_proxy(max_held_bytes=2 * MIB)
@@ -305,7 +301,7 @@ async def test_one_client_can_not_hold_all_memory(
     assert await held(client) == 0
 
 
-async def test_made_up_fields_beside_a_good_key_leave_little_behind() -> None:
+async def test_arbitrary_fields_with_a_valid_key_leave_little_memory() -> None:
     """And what is known of others stays."""
     validations = Validations(ttl_s=600, clock=lambda: 0.0)
     client: Any = None
@@ -345,7 +341,9 @@ async def fill(client: Client, upstream: ScriptedUpstream, given: Any) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["base64", "float"])
-async def test_a_large_response_is_like_small_ones(client: Client, upstream: ScriptedUpstream, encoding: str) -> None:
+async def test_large_response_is_equivalent_to_small_ones(
+    client: Client, upstream: ScriptedUpstream, encoding: str
+) -> None:
     texts = [f"{n}" for n in range(300)]
     await fill(client, upstream, texts)
     large = await client.embed(texts, encoding_format=encoding)
@@ -362,7 +360,9 @@ async def test_a_large_response_is_like_small_ones(client: Client, upstream: Scr
 
 
 @pytest.mark.parametrize("encoding", ["base64", "float"])
-async def test_a_large_miss_is_like_small_hits(client: Client, upstream: ScriptedUpstream, encoding: str) -> None:
+async def test_large_miss_is_equivalent_to_small_hits(
+    client: Client, upstream: ScriptedUpstream, encoding: str
+) -> None:
     upstream.dimensions = DIMENSIONS
     texts = [f"{n}" for n in range(300)]
     first = await client.embed(texts, encoding_format=encoding)
@@ -374,9 +374,7 @@ async def test_a_large_miss_is_like_small_hits(client: Client, upstream: Scripte
 
 
 @pytest.mark.parametrize("encoding", ["base64", "float"])
-async def test_responses_that_nobody_reads_take_no_memory(
-    client: Client, upstream: ScriptedUpstream, encoding: str
-) -> None:
+async def test_unread_responses_take_no_memory(client: Client, upstream: ScriptedUpstream, encoding: str) -> None:
     await fill(client, upstream, "x")
     body = orjson.dumps({"model": "m", "input": ["x"] * 2048, "encoding_format": encoding})
     await client.embed("x", encoding_format=encoding)
@@ -398,7 +396,9 @@ async def test_responses_that_nobody_reads_take_no_memory(
     await until_held(client, at_most=0)
 
 
-async def test_entries_are_held_while_they_are_written(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+async def test_entries_count_as_held_while_they_are_written(
+    start_proxy: StartProxy, upstream: ScriptedUpstream
+) -> None:
     client = await start_proxy(max_held_bytes=4 * MIB)
     texts = [f"{n}" for n in range(400)]
     await fill(client, upstream, texts)
@@ -417,7 +417,7 @@ async def test_entries_are_held_while_they_are_written(start_proxy: StartProxy, 
     assert (await client.post(again)).cache == "HIT"
 
 
-async def test_a_response_larger_than_all_bounds_is_written_when_nothing_else_is(
+async def test_response_over_the_memory_limit_is_written_alone(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     client = await start_proxy(max_held_bytes=MIB)
@@ -427,9 +427,7 @@ async def test_a_response_larger_than_all_bounds_is_written_when_nothing_else_is
     assert (answer.status, len(answer.embeddings)) == (200, 400)
 
 
-async def test_a_client_that_leaves_a_large_response_is_counted_as_gone(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_disconnect_during_a_large_response_counts_as_499(client: Client, upstream: ScriptedUpstream) -> None:
     await fill(client, upstream, "x")
     body = orjson.dumps({"model": "m", "input": ["x"] * 2048, "encoding_format": "base64"})
     async with connected(client, receive_bytes=4096) as (reader, writer):
@@ -440,7 +438,7 @@ async def test_a_client_that_leaves_a_large_response_is_counted_as_gone(
     await until_held(client, at_most=0)
 
 
-async def test_a_response_of_more_than_anybody_takes_is_refused(
+async def test_response_over_the_size_limit_is_refused(
     client: Client, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await client.embed("x")
@@ -450,7 +448,7 @@ async def test_a_response_of_more_than_anybody_takes_is_refused(
     assert (await client.embed(["x"] * 2048)).status == 200
 
 
-async def test_what_is_written_at_once_and_not_read_counts_as_held(
+async def test_unread_written_response_counts_as_held(
     start_proxy: StartProxy, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.embeddings.responses._LARGE_BYTES", 64 * MIB)  # more than the kernel takes
@@ -484,7 +482,7 @@ async def length_of(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 
 
 @pytest.mark.parametrize("element", [b"[],", b"{},", b'{"a":[]},'])
-async def test_a_200_that_would_take_long_to_parse_is_relayed(
+async def test_too_complex_200_is_relayed(
     client: Client, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, element: bytes
 ) -> None:
     body = b'{"data":[' + element * 1_000_000 + b"0]}"
@@ -504,7 +502,7 @@ async def test_a_200_that_would_take_long_to_parse_is_relayed(
     assert (await client.embed("x")).cache == "MISS"
 
 
-def test_a_large_error_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_error_response_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = CIMultiDictProxy(CIMultiDict[str]())
     body = b'{"error":{"code":"context_length_exceeded"},"x":[' + b"[]," * 100_000 + b"0]}"
     answer = UpstreamAnswer(status=500, reason="", headers=fields, body=body)
@@ -512,9 +510,7 @@ def test_a_large_error_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert b"context_length" not in in_own_words(answer).body
 
 
-async def test_numbers_of_a_large_response_are_not_all_in_memory_as_objects(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_large_response_is_not_parsed_into_objects_at_once(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.dimensions = 1024
     answered = asyncio.Event()
     size = 0

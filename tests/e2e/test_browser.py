@@ -53,7 +53,7 @@ async def opened(browser: Browser, url: str) -> None:
     await asyncio.to_thread(browser.wait_for, LIVE)
 
 
-async def test_numbers_change_with_the_traffic_and_nobody_else_is_asked(browser: Browser, client: Client) -> None:
+async def test_page_updates_and_makes_no_third_party_requests(browser: Browser, client: Client) -> None:
     await client.embed(["a", "b", "a"])
     await opened(browser, client.proxy.admin_url)
     tile = f"return {TILE}.children[1].textContent"
@@ -69,7 +69,7 @@ async def test_numbers_change_with_the_traffic_and_nobody_else_is_asked(browser:
     assert await asyncio.to_thread(browser.complaints) == []
 
 
-async def test_a_request_to_elsewhere_is_not_let_out(
+async def test_request_to_another_origin_is_blocked(
     browser: Browser, client: Client, upstream: ScriptedUpstream
 ) -> None:
     await opened(browser, client.proxy.admin_url)
@@ -88,7 +88,7 @@ async def test_a_request_to_elsewhere_is_not_let_out(
     assert not upstream.calls
 
 
-async def test_a_model_name_is_text(browser: Browser, client: Client) -> None:
+async def test_model_name_is_rendered_as_text(browser: Browser, client: Client) -> None:
     assert (await client.embed("x", model=HOSTILE)).status == 200
     await opened(browser, client.proxy.admin_url)
     assert (
@@ -100,7 +100,7 @@ async def test_a_model_name_is_text(browser: Browser, client: Client) -> None:
 
 @pytest.mark.parametrize("scheme", [LIGHT, DARK])
 @pytest.mark.parametrize("width", [360, 768, 1280])
-async def test_it_fits_and_everybody_can_read_it(
+async def test_page_fits_the_viewport_and_is_accessible(
     browser: Browser, start_proxy: StartProxy, upstream: ScriptedUpstream, width: int, scheme: str
 ) -> None:
     client = await start_proxy(prices={"*": 1.0})
@@ -129,7 +129,7 @@ def violations(browser: Browser) -> list[str]:
     return [str(text) for text in found[1:]]
 
 
-async def test_it_goes_by_keyboard(browser: Browser, start_proxy: StartProxy) -> None:
+async def test_page_works_by_keyboard(browser: Browser, start_proxy: StartProxy) -> None:
     now_s = 100.0
     client = await start_proxy(monotonic=lambda: now_s)
     await client.embed("a")
@@ -145,7 +145,7 @@ async def test_it_goes_by_keyboard(browser: Browser, start_proxy: StartProxy) ->
     assert await asyncio.to_thread(browser.run, misses) == "1"
 
 
-async def test_it_says_when_the_proxy_is_gone_and_when_it_is_back(browser: Browser, upstream: ScriptedUpstream) -> None:
+async def test_page_shows_loss_and_return_of_the_proxy(browser: Browser, upstream: ScriptedUpstream) -> None:
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(running(settings_for(upstream)))
         await opened(browser, proxy.admin_url)
@@ -164,7 +164,7 @@ async def test_it_says_when_the_proxy_is_gone_and_when_it_is_back(browser: Brows
 
 
 @pytest.mark.parametrize("scheme", [LIGHT, DARK])
-async def test_an_open_breaker_is_said_at_the_top(browser: Browser, client: Client, scheme: str) -> None:
+async def test_open_circuit_is_shown_at_the_top(browser: Browser, client: Client, scheme: str) -> None:
     browser.look(width=360, scheme=scheme)
     await opened(browser, client.proxy.admin_url)
     client.proxy.metrics.breaker("store_read", "open")
@@ -175,7 +175,7 @@ async def test_an_open_breaker_is_said_at_the_top(browser: Browser, client: Clie
     assert await asyncio.to_thread(violations, browser) == []
 
 
-async def test_it_does_not_ask_while_nobody_looks(browser: Browser, client: Client) -> None:
+async def test_hidden_page_does_not_poll(browser: Browser, client: Client) -> None:
     await opened(browser, client.proxy.admin_url)
     counted = await asyncio.to_thread(
         browser.driver.execute_async_script,
@@ -202,7 +202,7 @@ async def test_it_does_not_ask_while_nobody_looks(browser: Browser, client: Clie
     assert counted == [1, 1, 1, 0, 2]
 
 
-async def test_without_javascript_it_says_where_the_numbers_are(browser: Browser, client: Client) -> None:
+async def test_page_without_javascript_names_status_json(browser: Browser, client: Client) -> None:
     await asyncio.to_thread(browser.cdp, "Emulation.setScriptExecutionDisabled", value=True)
     await asyncio.to_thread(browser.driver.get, client.proxy.admin_url)
     tree = await asyncio.to_thread(browser.cdp, "Accessibility.getFullAXTree")
@@ -257,7 +257,7 @@ HIT = [200, "HIT", "1", "embedding-proxy; hit"]
 
 
 @pytest.mark.parametrize("policy", [reflects, everyone, everyone_who_asks])
-async def test_a_page_that_the_upstream_allows_can_read_hits(
+async def test_origin_allowed_by_the_upstream_reads_hits(
     browser: Browser, client: Client, upstream: ScriptedUpstream, page: str, policy: Policy
 ) -> None:
     Browsable(upstream, policy)
@@ -270,7 +270,7 @@ async def test_a_page_that_the_upstream_allows_can_read_hits(
     assert methods[0] == "OPTIONS"
 
 
-async def test_a_page_that_the_upstream_does_not_allow_can_read_nothing(
+async def test_origin_not_allowed_by_the_upstream_reads_nothing(
     browser: Browser, client: Client, upstream: ScriptedUpstream, page: str
 ) -> None:
     Browsable(upstream, nobody)
@@ -291,7 +291,7 @@ def without_cors(upstream: ScriptedUpstream) -> None:
 
 
 @pytest.mark.parametrize("origins", ["the page's", "*"])
-async def test_a_page_that_the_operator_allows_can_read_every_response(
+async def test_origin_allowed_by_the_operator_reads_every_response(
     browser: Browser, start_proxy: StartProxy, upstream: ScriptedUpstream, page: str, origins: str
 ) -> None:
     without_cors(upstream)
@@ -303,7 +303,7 @@ async def test_a_page_that_the_operator_allows_can_read_every_response(
     assert (large[0], large[4]["error"]["code"]) == (413, "body_too_large")
 
 
-async def test_a_page_that_the_operator_does_not_allow_can_read_nothing(
+async def test_origin_not_allowed_by_the_operator_reads_nothing(
     browser: Browser, start_proxy: StartProxy, upstream: ScriptedUpstream, page: str
 ) -> None:
     Browsable(upstream, everyone)
@@ -314,7 +314,7 @@ async def test_a_page_that_the_operator_does_not_allow_can_read_nothing(
 
 
 @pytest.mark.parametrize("by_operator", [False, True])
-async def test_a_page_with_a_client_key_gets_through(
+async def test_page_with_a_client_key_is_served(
     browser: Browser, start_proxy: StartProxy, upstream: ScriptedUpstream, page: str, tmp_path: Path, by_operator: bool
 ) -> None:
     key = client_keys.add(tmp_path / "clients", "page")
@@ -337,7 +337,7 @@ async def test_a_page_with_a_client_key_gets_through(
 
 
 @pytest.mark.parametrize("is_allowed", [False, True])
-async def test_only_an_allowed_page_may_use_the_key_of_a_proxy_for_this_machine(
+async def test_only_allowed_origins_use_the_key_of_a_loopback_proxy(
     browser: Browser, start_proxy: StartProxy, upstream: ScriptedUpstream, page: str, is_allowed: bool
 ) -> None:
     own = UpstreamSetting(name="scripted", base_url=upstream.base_url, key="sk-owned")

@@ -1,4 +1,4 @@
-"""What each counter says after a scripted course of events; all counters are compared, so that none moves by itself."""
+"""All counters after scripted scenarios: each must have exactly the expected value, and no other may move."""
 
 import asyncio
 from collections import Counter
@@ -77,7 +77,7 @@ class Restarts:
 # --- after a restart
 
 
-async def test_the_first_hit_after_a_restart_is_counted_under_its_model_and_saves_money(restarts: Restarts) -> None:
+async def test_first_hit_after_a_restart_counts_model_and_savings(restarts: Restarts) -> None:
     client = await restarts.start("a", "b")
     assert (await client.embed(["a", "b"])).cache == "HIT"
     expected = {"requests{hit,200,m}": 1, "items{store,m}": 2, "tokens{saved,m}": 2, "cost{saved,m}": 2}
@@ -92,7 +92,7 @@ async def test_the_first_hit_after_a_restart_is_counted_under_its_model_and_save
     }  # fmt: skip
 
 
-async def test_a_partial_after_a_restart_is_counted_under_its_model(restarts: Restarts) -> None:
+async def test_partial_after_a_restart_counts_its_model(restarts: Restarts) -> None:
     client = await restarts.start("a")
     assert (await client.embed(["a", "b", "b"])).cache == "PARTIAL"
     assert await counters(client) == {
@@ -108,9 +108,7 @@ async def test_a_partial_after_a_restart_is_counted_under_its_model(restarts: Re
     }
 
 
-async def test_failures_after_a_restart_are_counted_under_the_model_of_what_is_stored(
-    restarts: Restarts, upstream: ScriptedUpstream
-) -> None:
+async def test_failures_after_a_restart_count_the_stored_model(restarts: Restarts, upstream: ScriptedUpstream) -> None:
     client = await restarts.start("a")
     upstream.reply = FAILED
     assert (await client.embed(["a", "b"])).status == 500
@@ -122,7 +120,7 @@ async def test_failures_after_a_restart_are_counted_under_the_model_of_what_is_s
     }
 
 
-async def test_under_the_clients_own_key_the_first_hit_after_a_restart_is_validated_and_counted(
+async def test_first_hit_after_a_restart_validates_the_clients_own_key(
     restarts: Restarts,
 ) -> None:
     client = await restarts.start("a", "b", owns_key=False)
@@ -139,7 +137,7 @@ async def test_under_the_clients_own_key_the_first_hit_after_a_restart_is_valida
     }
 
 
-async def test_hits_after_a_restart_while_the_upstream_is_down_are_counted_under_their_model(
+async def test_hits_after_a_restart_during_an_outage_count_their_model(
     restarts: Restarts, upstream: ScriptedUpstream
 ) -> None:
     client = await restarts.start("a", owns_key=False)
@@ -155,9 +153,7 @@ async def test_hits_after_a_restart_while_the_upstream_is_down_are_counted_under
     }
 
 
-async def test_a_name_that_no_upstream_answered_for_has_no_label_whatever_is_stored(
-    restarts: Restarts, upstream: ScriptedUpstream
-) -> None:
+async def test_model_name_unknown_to_the_upstream_gets_no_label(restarts: Restarts, upstream: ScriptedUpstream) -> None:
     client = await restarts.start("a")
     upstream.reply = error_reply(404, {"error": {"message": "no such model"}})
     for number in range(3):
@@ -165,7 +161,7 @@ async def test_a_name_that_no_upstream_answered_for_has_no_label_whatever_is_sto
     assert await counters(client) == {"requests{error,404,other}": 3, "upstream_answers{scripted,404}": 3}
 
 
-async def test_what_another_replica_fetched_is_counted_under_its_model(
+async def test_items_fetched_by_another_replica_count_their_model(
     start_proxy: StartProxy, upstream: ScriptedUpstream, redis_server: RedisServer
 ) -> None:
     async with Redis.from_url(redis_server.url) as admin:
@@ -187,7 +183,7 @@ async def test_what_another_replica_fetched_is_counted_under_its_model(
     }  # fmt: skip
 
 
-async def test_on_azures_path_a_body_without_a_model_is_counted_under_its_deployment(
+async def test_azure_body_without_a_model_counts_its_deployment(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     upstream.reply = lambda call: web.json_response(upstream.answer_to({"model": "ada", **call.json}))
@@ -230,7 +226,7 @@ async def looked_up(client: Client, requests: int) -> None:
         pytest.param(error_reply(500, b"{}"), 200, "unknown", id="no verdict"),
     ],
 )
-async def test_a_question_is_counted_once_however_many_wait_for_its_answer(
+async def test_validation_shared_by_many_is_counted_once(
     restarts: Restarts, upstream: ScriptedUpstream, reply: Any, status: int, result: str
 ) -> None:
     texts = [f"text {number}" for number in range(10)]
@@ -248,9 +244,7 @@ async def test_a_question_is_counted_once_however_many_wait_for_its_answer(
     assert {name: n for name, n in counted.items() if name.startswith("validations")} == {f"validations{{{result}}}": 1}
 
 
-async def test_in_a_scope_for_all_a_question_is_billed_to_the_one_that_asked_it(
-    restarts: Restarts, upstream: ScriptedUpstream
-) -> None:
+async def test_validation_in_a_shared_scope_is_billed_once(restarts: Restarts, upstream: ScriptedUpstream) -> None:
     client = await restarts.start("a", owns_key=False, shares_all=True)
     gate = Gate(upstream)
     asked = asyncio.create_task(ask_together(client, ["a", "a", "a"], key="Bearer another"))
@@ -272,7 +266,7 @@ async def test_in_a_scope_for_all_a_question_is_billed_to_the_one_that_asked_it(
     }
 
 
-async def test_a_question_whose_answer_nobody_waits_for_is_counted_by_its_answer(
+async def test_validation_without_waiters_is_counted_by_its_result(
     restarts: Restarts, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.embeddings.resolver._PROBE_TIMEOUT_S", 0.0)
@@ -287,7 +281,7 @@ async def test_a_question_whose_answer_nobody_waits_for_is_counted_by_its_answer
     assert (counted["validations{confirmed}"], counted["validations{unknown}"]) == (1, 0)
 
 
-async def test_what_no_upstream_was_asked_is_no_question(restarts: Restarts, upstream: ScriptedUpstream) -> None:
+async def test_validation_that_was_not_sent_is_not_counted(restarts: Restarts, upstream: ScriptedUpstream) -> None:
     await (await restarts.start(owns_key=False)).embed("a")
     client = await restarts.start(owns_key=False, max_queued_items=0)  # nothing gets to the upstream
     assert (await client.embed("a")).cache == "HIT"
@@ -302,9 +296,7 @@ async def test_what_no_upstream_was_asked_is_no_question(restarts: Restarts, ups
 STREAMED = {"model": "m", "input": ["a", "b"], "stream": True}
 
 
-async def test_bypasses_are_counted_with_whatever_answer_was_relayed(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_bypasses_are_counted_with_any_relayed_response(client: Client, upstream: ScriptedUpstream) -> None:
     await client.embed("first")
     before = await counters(client)
     assert (await client.post(STREAMED)).status == 200
@@ -318,7 +310,7 @@ async def test_bypasses_are_counted_with_whatever_answer_was_relayed(
     }
 
 
-async def test_what_could_not_be_relayed_is_an_error_and_no_bypass(start_proxy: StartProxy) -> None:
+async def test_failed_relay_counts_as_error_not_bypass(start_proxy: StartProxy) -> None:
     nowhere = UpstreamSetting(name="nowhere", base_url=f"http://127.0.0.1:{free_port()}/v1")
     client = await start_proxy(upstream=nowhere)
     assert (await client.post(STREAMED)).status == 502
@@ -333,9 +325,7 @@ async def begin(call: Call, *, length: int) -> web.StreamResponse:
     return response
 
 
-async def test_a_relayed_answer_that_breaks_off_is_the_upstreams_fault_and_not_a_client_that_left(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_cut_off_relayed_response_counts_as_502_not_499(client: Client, upstream: ScriptedUpstream) -> None:
     async def break_off(call: Call) -> web.StreamResponse:
         response = await begin(call, length=100)
         assert call.request.transport is not None
@@ -348,9 +338,7 @@ async def test_a_relayed_answer_that_breaks_off_is_the_upstreams_fault_and_not_a
     assert await counters(client) == {"requests{error,502,other}": 1}
 
 
-async def test_a_client_that_leaves_amid_a_relayed_answer_is_a_client_that_left(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_disconnect_during_a_relayed_response_counts_as_499(client: Client, upstream: ScriptedUpstream) -> None:
     gate = asyncio.Event()
 
     async def half(call: Call) -> web.StreamResponse:
@@ -371,7 +359,7 @@ async def test_a_client_that_leaves_amid_a_relayed_answer_is_a_client_that_left(
 # --- the upstream
 
 
-async def test_an_error_in_a_200_is_an_answer_of_its_own_status(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_error_in_a_200_counts_as_its_own_status(client: Client, upstream: ScriptedUpstream) -> None:
     for code in (429, 502, 20015, "overloaded", None):
         upstream.reply = error_reply(200, {"error": {"code": code, "message": "try later"}})
         await client.embed("a")
@@ -393,7 +381,7 @@ async def other() -> AsyncIterator[ScriptedUpstream]:
         yield other
 
 
-async def test_a_failover_is_two_calls_and_one_bill(
+async def test_failover_counts_two_calls_and_one_bill(
     start_proxy: StartProxy, upstream: ScriptedUpstream, other: ScriptedUpstream
 ) -> None:
     first = UpstreamSetting(
@@ -417,7 +405,7 @@ async def test_a_failover_is_two_calls_and_one_bill(
     assert await client.metric("embedding_proxy_upstream_merged_requests_count") == 1
 
 
-async def test_a_call_that_fails_for_many_is_one_answer_and_many_errors(
+async def test_failed_merged_call_counts_one_response_and_many_errors(
     client: Client, upstream: ScriptedUpstream
 ) -> None:
     gate = Gate(upstream)
@@ -430,9 +418,7 @@ async def test_a_call_that_fails_for_many_is_one_answer_and_many_errors(
     assert await counters(client) == {"requests{error,500,other}": 4, "upstream_answers{scripted,500}": 1}
 
 
-async def test_waiting_for_one_of_the_concurrent_calls_is_a_stage_of_its_own(
-    start_proxy: StartProxy, upstream: ScriptedUpstream
-) -> None:
+async def test_waiting_for_a_slot_is_a_stage_of_its_own(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy(upstream_concurrency=1)
 
     async def waited() -> tuple[float, float]:
@@ -453,7 +439,7 @@ async def test_waiting_for_one_of_the_concurrent_calls_is_a_stage_of_its_own(
 # --- the client
 
 
-async def test_what_was_asked_for_a_client_that_left_is_billed(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_call_for_a_disconnected_client_is_billed(client: Client, upstream: ScriptedUpstream) -> None:
     gate = Gate(upstream)
     leaving = asyncio.create_task(client.embed("a"))
     await gate.calls(1)
@@ -471,7 +457,7 @@ async def test_what_was_asked_for_a_client_that_left_is_billed(client: Client, u
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 1000", b"Transfer-Encoding: chunked"])
-async def test_a_client_that_leaves_amid_its_body_is_a_client_that_left(client: Client, framing: bytes) -> None:
+async def test_disconnect_during_the_request_body_counts_as_499(client: Client, framing: bytes) -> None:
     host, port = client.origin.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"POST /v1/embeddings HTTP/1.1\r\nHost: h\r\n" + framing + b"\r\n\r\n3e8\r\n{")
@@ -484,9 +470,7 @@ async def test_a_client_that_leaves_amid_its_body_is_a_client_that_left(client: 
     assert await counters(client) == {"requests{error,499,other}": 1}
 
 
-async def test_what_a_client_does_not_want_stored_or_served_is_asked_each_time(
-    start_proxy: StartProxy, sqlite_path: Path
-) -> None:
+async def test_no_store_and_no_cache_requests_are_counted_each_time(start_proxy: StartProxy, sqlite_path: Path) -> None:
     client = await start_proxy(store=StoreSetting(path=sqlite_path))
     for directive in ("no-store", "no-store", "no-cache", "max-age=0"):
         assert (await client.embed("a", headers={"Cache_Control": directive})).cache == "MISS"
@@ -499,7 +483,7 @@ async def test_what_a_client_does_not_want_stored_or_served_is_asked_each_time(
     assert await client.metric("embedding_proxy_store_duration_seconds_count", operation="write") == 2
 
 
-async def test_only_if_cached_asks_nobody(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_only_if_cached_makes_no_call(client: Client, upstream: ScriptedUpstream) -> None:
     await client.embed("a")
     before = await counters(client)
     wanted = {"Cache_Control": "only-if-cached"}
@@ -510,7 +494,7 @@ async def test_only_if_cached_asks_nobody(client: Client, upstream: ScriptedUpst
     }  # fmt: skip
 
 
-async def test_clients_that_are_refused_are_requests_that_failed(
+async def test_refused_clients_count_as_failed_requests(
     start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     path = tmp_path / "clients"
@@ -524,9 +508,7 @@ async def test_clients_that_are_refused_are_requests_that_failed(
     assert await client.metric("embedding_proxy_request_duration_seconds_count", outcome="error") == 2
 
 
-async def test_what_goes_wrong_in_the_proxy_is_a_500_and_not_a_client_that_left(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_internal_error_counts_as_500_not_499(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("a mistake in the proxy")
 
@@ -538,14 +520,14 @@ async def test_what_goes_wrong_in_the_proxy_is_a_500_and_not_a_client_that_left(
 # --- the cache
 
 
-async def test_memory_alone_has_no_reads_and_writes_of_a_store(client: Client) -> None:
+async def test_memory_only_cache_counts_no_store_operations(client: Client) -> None:
     for text in ("a", "b", "a"):
         await client.embed(text)
     assert await client.metric("embedding_proxy_store_duration_seconds_count") == 0
     assert await client.metric("embedding_proxy_store_errors_total") == 0
 
 
-async def test_what_came_into_memory_while_the_store_was_read_is_from_memory(
+async def test_item_cached_during_a_store_read_counts_as_memory(
     restarts: Restarts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = await restarts.start("a")

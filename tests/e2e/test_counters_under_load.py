@@ -1,4 +1,4 @@
-"""Every counter against what the client and the upstream saw themselves, over a random load."""
+"""Every counter compared with what the client and the upstream observed, over a random load."""
 
 import asyncio
 import random
@@ -56,7 +56,7 @@ def note(seen: Seen, body: dict[str, Any], answer: UpstreamResponse) -> None:
         seen.items[model] += count
 
 
-async def test_counters_agree_with_what_was_seen(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+async def test_counters_match_observed_traffic(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     seen = Seen()
 
     def reply(call: Call) -> web.Response:

@@ -1,4 +1,4 @@
-"""How a process ends: nobody loses a request, and a second signal means now."""
+"""How a process ends: SIGTERM drains and loses no request, and a second signal exits immediately."""
 
 import asyncio
 import signal
@@ -15,7 +15,7 @@ from tests.support.rolling import rolling_restarts, until_not_ready
 from tests.support.scripted import Call, ScriptedUpstream
 
 
-async def test_restarts_under_load_fail_no_request(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_rolling_restart_under_load_fails_no_request(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     async def slow(call: Call) -> web.StreamResponse:
         await asyncio.sleep(0.02)
         return upstream.embed(call)
@@ -28,7 +28,7 @@ async def test_restarts_under_load_fail_no_request(upstream: ScriptedUpstream, t
     assert tally.requests > 100
 
 
-async def test_what_is_under_way_is_finished_and_kept(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_requests_in_progress_finish_and_are_stored(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     gate = asyncio.Event()
     arrived = asyncio.Event()
 
@@ -58,7 +58,7 @@ async def test_what_is_under_way_is_finished_and_kept(upstream: ScriptedUpstream
     await asyncio.to_thread(again.stop, signal.SIGTERM)
 
 
-async def test_a_second_signal_ends_it_at_once(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_second_signal_exits_immediately(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     arguments = ("--upstream", upstream.base_url, "--store", "memory:", "--drain-delay", "1h")
     process = await asyncio.to_thread(Process, tmp_path, free_port(), *arguments)
     process.popen.send_signal(signal.SIGTERM)
@@ -70,7 +70,7 @@ async def test_a_second_signal_ends_it_at_once(upstream: ScriptedUpstream, tmp_p
     assert status == 1
 
 
-async def test_nobody_waits_longer_than_the_shutdown_timeout(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_drain_ends_at_the_shutdown_timeout(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     arrived = asyncio.Event()
 
     async def hang(_: Call) -> web.StreamResponse:
@@ -150,7 +150,7 @@ async def response_of(reader: asyncio.StreamReader) -> bytes:
 
 
 @pytest.mark.parametrize("how", CUT)
-async def test_a_request_whose_body_is_still_coming_is_answered(
+async def test_request_with_an_incomplete_body_is_served_during_drain(
     upstream: ScriptedUpstream, tmp_path: Path, how: str
 ) -> None:
     upstream.reply = lambda call: upstream.embed(call) if b"model" in call.body else web.Response(text=call.target)
@@ -169,7 +169,7 @@ async def test_a_request_whose_body_is_still_coming_is_answered(
     assert response.endswith(b"/v1/files" if b"/v1/files" in first else b"}")
 
 
-async def test_a_head_that_waits_for_its_body_is_answered(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_request_head_without_body_is_served_during_drain(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     """Where a request came before to the byte, its head is not parsed until more comes."""
     async with started(tmp_path, upstream) as process, connected(process) as (idle, _):
         async with connected(process) as (reader, writer):
@@ -189,7 +189,7 @@ async def test_a_head_that_waits_for_its_body_is_answered(upstream: ScriptedUpst
     assert b"\r\nX-Cache: HIT\r\n" in response
 
 
-async def test_a_response_is_sent_to_its_last_byte(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_response_is_sent_completely_during_drain(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     size = 8 * 1024 * 1024
     upstream.reply = lambda _: web.Response(body=b"x" * size)
     async with started(tmp_path, upstream) as process, connected(process) as (idle, _):

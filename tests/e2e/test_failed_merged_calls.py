@@ -1,4 +1,4 @@
-"""After a merged call fails each request fares as it would alone; a reply to a part is never the reply to the whole."""
+"""After a failed merged call, each request gets its own result; a response to a part is never relayed."""
 
 import asyncio
 from collections.abc import Callable
@@ -63,7 +63,7 @@ def is_list(call: Call) -> bool:
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 203, 226, 246, 299])
-async def test_a_merged_call_gives_each_request_its_own_vectors_whatever_2xx_it_is(
+async def test_merged_call_with_any_2xx_gives_each_request_its_vectors(
     client: Client, upstream: ScriptedUpstream, status: int
 ) -> None:
     answers = await merged(client, upstream, ["xx", "yyy", "zzzz"], lambda call: lengths(call, status))
@@ -74,7 +74,7 @@ async def test_a_merged_call_gives_each_request_its_own_vectors_whatever_2xx_it_
 
 
 @pytest.mark.parametrize("status", [201, 203, 246])
-async def test_a_reply_to_a_part_is_not_the_reply_to_the_whole_whatever_2xx_it_is(
+async def test_2xx_to_a_part_is_not_relayed_for_the_whole(
     client: Client, upstream: ScriptedUpstream, status: int
 ) -> None:
     upstream.reply = lengths
@@ -86,7 +86,7 @@ async def test_a_reply_to_a_part_is_not_the_reply_to_the_whole_whatever_2xx_it_i
 
 @pytest.mark.parametrize("status", [201, 204, 246])
 @pytest.mark.parametrize("shares_all", [False, True])
-async def test_a_probe_that_is_answered_with_another_2xx_is_not_the_answer(
+async def test_any_2xx_to_a_validation_probe_is_not_relayed(
     start_proxy: StartProxy, upstream: ScriptedUpstream, status: int, shares_all: bool
 ) -> None:
     now_s = [0.0]
@@ -101,9 +101,7 @@ async def test_a_probe_that_is_answered_with_another_2xx_is_not_the_answer(
     assert [call.items for call in upstream.calls[before:]] == [["a"]]
 
 
-async def test_an_answer_to_the_clients_own_body_without_content_is_relayed(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_empty_response_to_the_clients_own_body_is_relayed(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = lambda _: web.Response(status=204)
     assert (await client.embed("a")).status == 204
 
@@ -112,9 +110,7 @@ async def test_an_answer_to_the_clients_own_body_without_content_is_relayed(
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 409, 413, 422, 424, 500, 502, 504, CUT])
-async def test_one_bad_text_does_not_fail_those_it_travels_with(
-    client: Client, upstream: ScriptedUpstream, status: int
-) -> None:
+async def test_bad_text_does_not_fail_merged_requests(client: Client, upstream: ScriptedUpstream, status: int) -> None:
     answers = await merged(client, upstream, ["good 1", "BAD", "good 22"], failing_on(has_bad, status))
     assert [answer.status for answer in answers] == [200, status or 502, 200]
     assert [answers[0].embeddings, answers[2].embeddings] == [[[6, 1]], [[7, 1]]]
@@ -124,9 +120,7 @@ async def test_one_bad_text_does_not_fail_those_it_travels_with(
 
 
 @pytest.mark.parametrize("code", [400, 500, 502, "context_length_exceeded"])
-async def test_an_error_in_a_200_fails_only_the_request_it_is_about(
-    client: Client, upstream: ScriptedUpstream, code: object
-) -> None:
+async def test_error_in_a_200_fails_only_its_request(client: Client, upstream: ScriptedUpstream, code: object) -> None:
     def reply(call: Call) -> web.Response:
         return web.json_response({"error": {"code": code, "message": "no"}}) if has_bad(call) else lengths(call)
 
@@ -135,7 +129,7 @@ async def test_an_error_in_a_200_fails_only_the_request_it_is_about(
     assert (answers[1].status, answers[1].json) == (200, {"error": {"code": code, "message": "no"}})
 
 
-async def test_a_403_to_a_text_is_no_verdict_on_the_credential_of_those_it_travels_with(
+async def test_403_about_a_text_does_not_invalidate_merged_credentials(
     client: Client, upstream: ScriptedUpstream
 ) -> None:
     upstream.reply = lengths
@@ -150,7 +144,7 @@ async def test_a_403_to_a_text_is_no_verdict_on_the_credential_of_those_it_trave
     ("status", "headers"),
     [(401, {}), (429, {}), (503, {}), (529, {}), (500, {"Retry-After": "7"}), (400, {"Retry-After": "7"})],
 )
-async def test_what_is_everybodys_is_not_asked_again(
+async def test_failure_common_to_all_is_not_retried(
     client: Client, upstream: ScriptedUpstream, status: int, headers: dict[str, str]
 ) -> None:
     sent = {"x-ratelimit-remaining-requests": "0", "x-debug-input": "secret", **headers}
@@ -165,9 +159,7 @@ async def test_what_is_everybodys_is_not_asked_again(
         assert set(answer.json["error"]) == {"message", "type", "param", "code"}
 
 
-async def test_of_a_merged_429_the_codes_that_openai_documents_are_kept(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_merged_429_keeps_documented_error_codes(client: Client, upstream: ScriptedUpstream) -> None:
     error = {"message": "quoting one", "type": "insufficient_quota", "code": "one"}
     answers = await merged(client, upstream, ["one", "two"], error_reply(429, {"error": error}))
     assert [(answer.json["error"]["type"], answer.json["error"]["code"]) for answer in answers] == [
@@ -176,7 +168,7 @@ async def test_of_a_merged_429_the_codes_that_openai_documents_are_kept(
 
 
 @pytest.mark.parametrize("status", [400, 500, 501, CUT])
-async def test_an_upstream_that_takes_no_list_serves_single_texts_that_come_at_once(
+async def test_upstream_without_lists_serves_concurrent_single_texts(
     client: Client, upstream: ScriptedUpstream, status: int
 ) -> None:
     reply = failing_on(is_list, status)
@@ -188,9 +180,7 @@ async def test_an_upstream_that_takes_no_list_serves_single_texts_that_come_at_o
     assert lists in {400: {1}, CUT: {2, 3, 4}}.get(status, {2})
 
 
-async def test_a_merge_that_is_too_large_teaches_how_much_may_be_merged(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_too_large_merge_lowers_the_merge_limit(client: Client, upstream: ScriptedUpstream) -> None:
     def reply(call: Call) -> web.Response:
         return lengths(call) if len(call.items) <= 2 else web.json_response({"error": {}}, status=413)
 
@@ -202,7 +192,7 @@ async def test_a_merge_that_is_too_large_teaches_how_much_may_be_merged(
 
 @pytest.mark.parametrize("status", [500, 502, CUT])
 @pytest.mark.parametrize("at_once", [3, 20, 200])
-async def test_an_outage_is_not_multiplied(
+async def test_outage_does_not_multiply_calls(
     client: Client, upstream: ScriptedUpstream, status: int, at_once: int
 ) -> None:
     upstream.reply = failing_on(lambda _: True, status)
@@ -214,7 +204,7 @@ async def test_an_outage_is_not_multiplied(
 
 @pytest.mark.parametrize("status", [500, 502, CUT])
 @pytest.mark.parametrize("at_once", [1, 2, 3, 10])
-async def test_an_outage_is_not_multiplied_by_requests_of_which_a_part_is_cached(
+async def test_outage_does_not_multiply_calls_of_partial_hits(
     client: Client, upstream: ScriptedUpstream, status: int, at_once: int
 ) -> None:
     upstream.reply = lengths
@@ -226,9 +216,7 @@ async def test_an_outage_is_not_multiplied_by_requests_of_which_a_part_is_cached
     assert len(upstream.calls) <= 1.1 * 60
 
 
-async def test_merging_stops_where_no_merged_response_can_be_taken_apart(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_merging_stops_if_merged_responses_cannot_be_split(client: Client, upstream: ScriptedUpstream) -> None:
     """As with sparse weights, tokens per item, and whatever else an entry can't hold."""
 
     def reply(call: Call) -> web.Response:
@@ -243,7 +231,7 @@ async def test_merging_stops_where_no_merged_response_can_be_taken_apart(
 
 @pytest.mark.parametrize("status", [400, 404, 409, 424, 429, 500, 503, 529])
 @pytest.mark.parametrize("scope", ["held key", "share all"])
-async def test_words_about_a_call_go_to_nobody_whose_items_were_a_part_of_it(
+async def test_error_text_of_a_call_is_not_shown_to_joined_clients(
     start_proxy: StartProxy, upstream: ScriptedUpstream, status: int, scope: str
 ) -> None:
     """Bob asks only `common`, and joins Alice's call."""

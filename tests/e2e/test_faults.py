@@ -1,4 +1,4 @@
-"""No failure of the store, the upstream or a client costs anybody else a request."""
+"""A failure of the store, the upstream or a client fails no other request."""
 
 import asyncio
 import gc
@@ -47,7 +47,7 @@ BREAKS: dict[str, tuple[Break, Break]] = {
 
 
 @pytest.mark.parametrize("how", BREAKS)
-async def test_a_store_that_breaks_under_load_costs_no_request(
+async def test_store_failure_under_load_fails_no_request(
     start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path, how: str
 ) -> None:
     server = RedisServer(tmp_path)
@@ -67,7 +67,7 @@ async def test_a_store_that_breaks_under_load_costs_no_request(
         server.kill()
 
 
-async def test_hits_come_back_with_the_store(start_proxy: StartProxy, tmp_path: Path) -> None:
+async def test_hits_return_when_the_store_recovers(start_proxy: StartProxy, tmp_path: Path) -> None:
     server = RedisServer(tmp_path, "--appendonly", "yes", "--appendfsync", "always")
     store = StoreSetting(url=server.url)
     first = await start_proxy(store=store)
@@ -85,7 +85,7 @@ async def test_hits_come_back_with_the_store(start_proxy: StartProxy, tmp_path: 
     server.kill()
 
 
-async def test_a_store_that_comes_later_is_said_to_work(
+async def test_store_that_becomes_available_is_logged(
     start_proxy: StartProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = RedisServer(tmp_path)
@@ -196,7 +196,7 @@ ONE_UNUSABLE = frozenset(
 
 @pytest.mark.parametrize("how", FAULTS)
 @pytest.mark.parametrize("is_partial", [False, True], ids=["alone", "with a hit"])
-async def test_a_bad_answer_leaves_nothing_behind(
+async def test_invalid_response_is_not_stored(
     client: Client, upstream: ScriptedUpstream, how: str, is_partial: bool
 ) -> None:
     if is_partial:
@@ -213,7 +213,7 @@ async def test_a_bad_answer_leaves_nothing_behind(
     assert repr(client.proxy.fetcher) == "<Fetcher <Flights 0 under way>, <Batcher 0 groups, 0 calls, 0 items>>"
 
 
-async def test_an_answer_without_end_has_one(
+async def test_endless_response_is_cut_off(
     client: Client, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.upstream.client._MAX_RESPONSE_BYTES", 1_000_000)
@@ -230,7 +230,7 @@ async def test_an_answer_without_end_has_one(
     assert (await client.embed("x")).cache == "MISS"
 
 
-async def test_a_bomb_of_gzip_is_relayed_as_it_is(
+async def test_gzip_bomb_from_the_upstream_is_relayed_unchanged(
     client: Client, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.upstream.client._MAX_RESPONSE_BYTES", 1_000_000)
@@ -293,7 +293,7 @@ class ChaosProxy:
 
 
 @pytest.mark.parametrize("seed", range(200 if IS_SLOW_PROFILE else 4))
-async def test_over_a_line_that_delays_and_cuts_no_vector_is_wrong_and_no_request_is_lost(
+async def test_unreliable_network_loses_no_request_and_corrupts_no_vector(
     start_proxy: StartProxy, upstream: ScriptedUpstream, seed: int
 ) -> None:
     chaos = ChaosProxy(int(upstream.base_url.split(":")[2].split("/")[0]), seed)
@@ -326,7 +326,7 @@ async def test_over_a_line_that_delays_and_cuts_no_vector_is_wrong_and_no_reques
 # --- the client
 
 
-async def test_clients_that_leave_take_nothing_with_them_and_leave_nothing_behind(
+async def test_disconnecting_clients_leak_nothing_and_fail_no_others(
     client: Client, upstream: ScriptedUpstream
 ) -> None:
     async def slow(call: Call) -> web.StreamResponse:

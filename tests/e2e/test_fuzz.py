@@ -85,7 +85,9 @@ class TolerantUpstream:
             return web.json_response({"error": {"message": type(error).__name__}}, status=400)
 
 
-async def test_mutated_bodies(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+async def test_mutated_bodies_are_served_or_relayed_unchanged(
+    start_proxy: StartProxy, upstream: ScriptedUpstream
+) -> None:
     # To note where each step came from, as debugging does, takes eight times as long.
     asyncio.get_running_loop().set_debug(False)
     client = await start_proxy(provider="generic")
@@ -120,7 +122,7 @@ def check(body: bytes, answer: UpstreamResponse, received: bytes | None) -> None
         )
 
 
-async def test_the_description_that_the_admin_port_serves(start_proxy: StartProxy) -> None:
+async def test_requests_generated_from_the_openapi_description(start_proxy: StartProxy) -> None:
     client = await start_proxy(upstream=parse_upstream("demo"))
     assert await schemathesis(client) == 0
 

@@ -1,4 +1,4 @@
-"""Texts made to collide under XXH3 are two items, each with a vector of its own."""
+"""Texts with colliding XXH3 hashes are two items, each with its own vector."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def planted() -> list[tuple[str, str]]:
     return list(pairs(PAIRS, seed=1))
 
 
-def test_the_pairs_collide(planted: list[tuple[str, str]]) -> None:
+def test_text_pairs_collide(planted: list[tuple[str, str]]) -> None:
     for first, second in planted:
         assert first != second
         assert len(first) == len(second)
@@ -34,7 +34,7 @@ def test_the_pairs_collide(planted: list[tuple[str, str]]) -> None:
     assert len({text for pair in planted for text in pair}) == 2 * PAIRS
 
 
-def test_each_has_a_key_of_its_own(planted: list[tuple[str, str]]) -> None:
+def test_colliding_texts_have_separate_keys(planted: list[tuple[str, str]]) -> None:
     texts = [text for pair in planted for text in pair]
     body = orjson.dumps({"model": "m", "input": texts})
     asked = embedding_request.parse_request(body, request_body.parse_object(body), GENERIC)
@@ -54,7 +54,7 @@ async def cross_reads(client: Client, texts: list[str]) -> int:
 
 
 @pytest.mark.parametrize("order", ["together", "apart"])
-async def test_no_vector_is_read_across(
+async def test_colliding_texts_get_their_own_vectors(
     start_proxy: StartProxy, upstream: ScriptedUpstream, sqlite_path: Path, planted: list[tuple[str, str]], order: str
 ) -> None:
     firsts, seconds = map(list, zip(*planted, strict=True))

@@ -243,14 +243,16 @@ async def echoing(client: Client, upstream: ScriptedUpstream) -> Client:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-async def test_what_is_ambiguous_is_refused(echoing: Client, upstream: ScriptedUpstream, name: str) -> None:
+async def test_ambiguous_request_is_refused(echoing: Client, upstream: ScriptedUpstream, name: str) -> None:
     answer = await exchange(echoing, REFUSED[name])
     assert 400 <= answer.status < 500
     assert {*seen(upstream)} == {GOOD_SEEN}
 
 
 @pytest.mark.parametrize("name", FORWARDED)
-async def test_what_is_odd_goes_up_as_one_request(echoing: Client, upstream: ScriptedUpstream, name: str) -> None:
+async def test_unusual_request_is_forwarded_as_one_request(
+    echoing: Client, upstream: ScriptedUpstream, name: str
+) -> None:
     request, expected = FORWARDED[name]
     answer = await exchange(echoing, request, is_head=expected.method == "HEAD")
     assert answer.status == 200
@@ -263,7 +265,7 @@ async def test_what_is_odd_goes_up_as_one_request(echoing: Client, upstream: Scr
 
 
 @pytest.mark.parametrize("name", [*REFUSED, *FORWARDED])
-async def test_what_comes_right_behind_is_answered_or_the_connection_ends(
+async def test_pipelined_request_is_served_or_the_connection_closed(
     echoing: Client, upstream: ScriptedUpstream, name: str
 ) -> None:
     request, expected = FORWARDED.get(name) or (REFUSED[name], None)
@@ -279,7 +281,7 @@ async def test_what_comes_right_behind_is_answered_or_the_connection_ends(
     await ask_again(echoing)
 
 
-async def test_requests_in_one_packet_are_answered_in_turn(echoing: Client, upstream: ScriptedUpstream) -> None:
+async def test_pipelined_requests_are_answered_in_order(echoing: Client, upstream: ScriptedUpstream) -> None:
     async with connected(echoing) as (reader, writer):
         writer.write(post(b"Content-Length: 5") + chunks(HELLO) + get(b"Content-Length: 5", body=b"GET /") + LAST)
         for expected in (["POST", "/v1/echo", "hello"], ["POST", "/v1/echo", "hello"], ["GET", "/v1/echo", "GET /"]):
@@ -289,7 +291,7 @@ async def test_requests_in_one_packet_are_answered_in_turn(echoing: Client, upst
 
 
 @pytest.mark.parametrize("request_", [post(b"Content-Length: 5", body=b"hello, and more"), get(body=b"xyz\r\n\r\n")])
-async def test_what_follows_a_body_is_no_part_of_it(
+async def test_bytes_after_a_body_are_not_part_of_it(
     echoing: Client, upstream: ScriptedUpstream, request_: bytes
 ) -> None:
     async with connected(echoing) as (reader, writer):
@@ -314,7 +316,9 @@ async def test_what_follows_a_body_is_no_part_of_it(
         b"GET /v1/echo HTTP/1.1\r\nHost: x\r\n",
     ],
 )
-async def test_half_a_request_is_none(echoing: Client, upstream: ScriptedUpstream, request_: bytes) -> None:
+async def test_incomplete_request_is_not_forwarded(
+    echoing: Client, upstream: ScriptedUpstream, request_: bytes
+) -> None:
     async with connected(echoing) as (reader, writer):
         writer.write(request_)
         writer.write_eof()
@@ -323,7 +327,7 @@ async def test_half_a_request_is_none(echoing: Client, upstream: ScriptedUpstrea
     await ask_again(echoing)
 
 
-async def test_half_a_request_behind_an_upgrade_is_not_taken_for_one(
+async def test_incomplete_request_after_an_upgrade_is_not_forwarded(
     echoing: Client, upstream: ScriptedUpstream
 ) -> None:
     first = get(b"Connection: Upgrade", b"Upgrade: h2c") + post(b"Content-Length: %d" % len(SMUGGLED), body=b"")
@@ -335,7 +339,7 @@ async def test_half_a_request_behind_an_upgrade_is_not_taken_for_one(
     assert seen(upstream) == [ECHO]
 
 
-async def test_a_websocket_that_the_upstream_opens_wrongly_is_a_502(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_invalid_websocket_handshake_is_a_502(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = lambda _: web.Response(
         status=101, headers={"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": "not this"}
     )
@@ -345,9 +349,7 @@ async def test_a_websocket_that_the_upstream_opens_wrongly_is_a_502(client: Clie
         assert (await read_framed(reader)).status == 502
 
 
-async def test_a_length_beyond_the_limit_is_refused_before_the_body_comes(
-    echoing: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_too_large_content_length_is_refused_before_the_body(echoing: Client, upstream: ScriptedUpstream) -> None:
     fields = (b"Content-Length: 99999999999999", b"Expect: 100-continue")
     async with connected(echoing) as (reader, writer):
         writer.write(post(*fields, body=b"", path=b"/v1/embeddings"))
@@ -369,7 +371,7 @@ def swollen(size: int) -> bytes:
     return b"".join([*parts, packer.flush()])
 
 
-async def test_a_bomb_is_not_inflated(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+async def test_decompression_bomb_is_not_inflated(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy(max_body_bytes=LIMIT)
     bomb = swollen(100 * MIB)
     assert len(bomb) < LIMIT
@@ -385,7 +387,7 @@ async def test_a_bomb_is_not_inflated(start_proxy: StartProxy, upstream: Scripte
     assert (await client.embed("x")).cache == "MISS"
 
 
-async def test_bombs_count_as_held_while_they_are(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+async def test_decompression_bombs_count_as_held_memory(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy(max_held_bytes=LIMIT)
     answer = await client.post(swollen(MIB), Content_Encoding="gzip")
     assert (answer.status, answer.json["error"]["code"]) == (503, "overloaded")
@@ -394,7 +396,7 @@ async def test_bombs_count_as_held_while_they_are(start_proxy: StartProxy, upstr
 
 
 @pytest.mark.parametrize("coding", ["gzip", "GZIP", "deflate"])
-async def test_a_compressed_body_is_read(client: Client, upstream: ScriptedUpstream, coding: str) -> None:
+async def test_compressed_body_is_decoded(client: Client, upstream: ScriptedUpstream, coding: str) -> None:
     packed = zlib.compress(EMBED) if coding == "deflate" else gzip.compress(EMBED)
     assert (await client.post(packed, Content_Encoding=coding)).cache == "MISS"
     assert (await client.post(EMBED)).cache == "HIT"
@@ -419,7 +421,7 @@ async def test_a_compressed_body_is_read(client: Client, upstream: ScriptedUpstr
         (EMBED, ""),
     ],
 )
-async def test_what_can_not_be_inflated_is_relayed_as_it_came(
+async def test_undecodable_body_is_relayed_unchanged(
     client: Client, upstream: ScriptedUpstream, body: bytes, coding: str
 ) -> None:
     upstream.reply = lambda _: web.Response(status=415)
@@ -428,7 +430,7 @@ async def test_what_can_not_be_inflated_is_relayed_as_it_came(
     assert [(call.body, call.headers["Content-Encoding"]) for call in upstream.calls] == [(body, coding)]
 
 
-async def test_two_codings_in_two_fields_are_relayed_as_they_came(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_two_content_encoding_fields_are_relayed_unchanged(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = lambda _: web.Response(status=415)
     packed = gzip.compress(EMBED)
     fields = (b"Content-Encoding: gzip", b"Content-Encoding: gzip", b"Content-Length: %d" % len(packed))
@@ -440,7 +442,7 @@ async def test_two_codings_in_two_fields_are_relayed_as_they_came(client: Client
     assert upstream.calls[0].body == packed
 
 
-async def test_gzip_within_gzip_is_no_json(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_nested_gzip_is_not_parsed(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = lambda _: web.Response(status=400)
     answer = await client.post(gzip.compress(gzip.compress(EMBED)), Content_Encoding="gzip")
     assert 400 <= answer.status < 500
@@ -463,7 +465,7 @@ HOPS = (
 
 
 @pytest.mark.parametrize("path", ["/v1/echo", "/v1/embeddings"])
-async def test_no_connections_own_fields_travel(client: Client, upstream: ScriptedUpstream, path: str) -> None:
+async def test_hop_by_hop_fields_are_not_forwarded(client: Client, upstream: ScriptedUpstream, path: str) -> None:
     def reply(call: Call) -> web.Response:
         response = upstream.embed(call)
         for name, value in (
@@ -493,7 +495,7 @@ async def test_no_connections_own_fields_travel(client: Client, upstream: Script
 
 
 @pytest.mark.parametrize("path", ["/v1/echo", "/v1/embeddings"])
-async def test_forwarded_fields_are_neither_made_up_nor_believed(
+async def test_forwarded_fields_are_neither_added_nor_trusted(
     client: Client, upstream: ScriptedUpstream, path: str
 ) -> None:
     names = {"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}
@@ -506,15 +508,13 @@ async def test_forwarded_fields_are_neither_made_up_nor_believed(
     assert sent["Host"] == upstream.calls[0].headers["Host"]
 
 
-async def test_who_a_client_says_it_is_forwarded_for_opens_no_other_scope(client: Client) -> None:
+async def test_forwarded_for_does_not_change_the_scope(client: Client) -> None:
     await client.embed("x")
     assert (await client.embed("x", headers={"X-Forwarded-For": "10.0.0.1"})).cache == "HIT"
     assert (await client.post({"model": "m", "input": "x"}, key="Bearer other", X_Forwarded_For="1")).cache == "MISS"
 
 
-async def test_an_answers_cookie_reaches_none_of_those_that_shared_the_call(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_cookie_of_a_shared_call_reaches_no_client(client: Client, upstream: ScriptedUpstream) -> None:
     held = asyncio.Event()
 
     async def reply(call: Call) -> web.Response:
@@ -538,9 +538,7 @@ async def test_an_answers_cookie_reaches_none_of_those_that_shared_the_call(
     assert ["Set-Cookie" in answer.headers for answer in answers] == [True, not shared, not shared]
 
 
-async def test_a_redirect_of_the_embeddings_route_is_relayed_and_not_followed(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_redirect_of_the_embeddings_route_is_not_followed(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = lambda _: web.Response(status=307, headers={"Location": f"{upstream.base_url}/elsewhere"})
     answer = await client.post(EMBED)
     assert (answer.status, answer.headers["Location"]) == (307, "/v1/elsewhere")
@@ -548,7 +546,7 @@ async def test_a_redirect_of_the_embeddings_route_is_relayed_and_not_followed(
 
 
 @pytest.mark.parametrize("case", [str.upper, str.lower])
-async def test_no_proxy_of_the_environment_is_used(
+async def test_environment_proxies_are_not_used(
     start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch, case: Callable[[str], str]
 ) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy"):

@@ -1,4 +1,4 @@
-"""What travels together must not tell on how each would have fared alone."""
+"""Merging must not change the result of any request."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -41,7 +41,7 @@ def body(given: str, model: str = "m") -> dict[str, Any]:
     return {"model": model, "input": given}
 
 
-async def test_items_for_a_model_that_fuses_them_never_meet(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_items_of_a_fusing_model_are_never_merged(client: Client, upstream: ScriptedUpstream) -> None:
     model = "google/gemini-embedding-2-preview"
 
     def fused(call: Call) -> web.Response:
@@ -57,7 +57,7 @@ async def test_items_for_a_model_that_fuses_them_never_meet(client: Client, upst
 @pytest.mark.parametrize(
     ("field", "value"), [("If-Match", '"v1"'), ("Accept", "application/xml"), ("x-litellm-timeout", "0.001")]
 )
-async def test_what_one_client_alone_says_in_its_head_does_not_decide_for_others(
+async def test_header_of_one_client_is_not_sent_for_a_merged_call(
     start_proxy: StartProxy, upstream: ScriptedUpstream, field: str, value: str
 ) -> None:
     client = await start_proxy(upstream=UpstreamSetting(name="s", base_url=upstream.base_url, key="sk-held"))
@@ -80,16 +80,16 @@ async def test_what_one_client_alone_says_in_its_head_does_not_decide_for_others
     assert "Cookie" not in said
 
 
-async def test_a_refusal_of_a_merged_call_gives_nobody_anothers_cookie(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_refused_merged_call_leaks_no_cookie(client: Client, upstream: ScriptedUpstream) -> None:
     asks: list[Ask] = [(body(text), {}) for text in "ab"]
     answers = await behind_a_first(client, upstream, asks, error_reply(429, b"{}", Set_Cookie="a=b", Retry_After="7"))
     assert [(answer.status, answer.headers["Retry-After"]) for answer in answers] == [(429, "7")] * 2
     assert not any("Set-Cookie" in answer.headers for answer in answers)
 
 
-async def test_one_credentials_429_is_not_anothers(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+async def test_429_of_one_credential_does_not_affect_another(
+    start_proxy: StartProxy, upstream: ScriptedUpstream
+) -> None:
     client = await start_proxy(shares_all=True)
     for key in ("Bearer A", "Bearer B"):
         await client.post(body(key), key=key)
@@ -125,7 +125,7 @@ async def other() -> AsyncIterator[ScriptedUpstream]:
         yield upstream
 
 
-async def test_nobody_stands_in_for_a_call_of_which_it_would_read_a_part_otherwise(
+async def test_no_failover_if_any_part_would_be_read_differently(
     start_proxy: StartProxy, upstream: ScriptedUpstream, other: ScriptedUpstream
 ) -> None:
     nim = UpstreamSetting(name="nim", base_url=other.base_url, models=("n",), provider=PROVIDERS["nvidia"])
@@ -137,7 +137,7 @@ async def test_nobody_stands_in_for_a_call_of_which_it_would_read_a_part_otherwi
     assert not other.calls
 
 
-async def test_who_stands_in_for_whom_is_told_now_and_then(
+async def test_failover_is_logged_at_most_once_a_minute(
     start_proxy: StartProxy, upstream: ScriptedUpstream, other: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = setting("one", upstream, "m", same=(SameModel(upstream="two"),))
@@ -150,7 +150,7 @@ async def test_who_stands_in_for_whom_is_told_now_and_then(
     ]
 
 
-async def test_who_stands_in_is_judged_by_its_own_name_of_the_model(
+async def test_fallback_response_is_checked_against_its_own_model_name(
     start_proxy: StartProxy, upstream: ScriptedUpstream, other: ScriptedUpstream
 ) -> None:
     first = setting("one", upstream, "m", same=(SameModel(upstream="two", model="jina-colbert-v2"),))
@@ -163,7 +163,7 @@ async def test_who_stands_in_is_judged_by_its_own_name_of_the_model(
 
 
 @pytest.mark.parametrize("code", [502, 429, 400])
-async def test_an_error_in_a_200_is_one(
+async def test_error_in_a_200_fails_over_like_its_status(
     start_proxy: StartProxy, upstream: ScriptedUpstream, other: ScriptedUpstream, code: int
 ) -> None:
     first = setting("one", upstream, "m", same=(SameModel(upstream="two"),))
@@ -180,7 +180,7 @@ async def test_an_error_in_a_200_is_one(
     assert (await client.embed("y")).json == {"error": {"code": 500, "message": "not either"}}
 
 
-async def test_who_stands_in_vouches_for_nothing_that_others_paid_for(
+async def test_fallback_success_does_not_validate_for_entries_of_others(
     start_proxy: StartProxy, upstream: ScriptedUpstream, other: ScriptedUpstream
 ) -> None:
     first = setting("one", upstream, "m", same=(SameModel(upstream="two"),))
@@ -203,7 +203,7 @@ async def test_who_stands_in_vouches_for_nothing_that_others_paid_for(
     assert (again.cache, again.embeddings) == ("HIT", good.embeddings)
 
 
-async def test_what_a_stand_in_computes_before_the_name_is_known_replaces_nothing(
+async def test_fallback_before_the_model_name_is_known_replaces_no_entry(
     start_proxy: StartProxy, upstream: ScriptedUpstream, other: ScriptedUpstream, sqlite_path: Path
 ) -> None:
     routed = (setting("one", upstream, "m", same=(SameModel(upstream="two"),)), setting("two", other, "n"))

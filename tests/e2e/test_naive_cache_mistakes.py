@@ -18,9 +18,7 @@ def sent(upstream: ScriptedUpstream) -> list[list[Any]]:
     return [call.items for call in upstream.calls]
 
 
-async def test_case_01_base64_is_asked_and_the_upstream_answers_with_floats(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_case_01_floats_returned_for_base64(client: Client, upstream: ScriptedUpstream) -> None:
     # openai-node decodes whatever comes as base64: a list becomes zeros, without an error.
     def floats(call: Call) -> web.Response:
         return web.json_response(upstream.answer_to(call.json | {"encoding_format": "float"}))
@@ -34,9 +32,7 @@ async def test_case_01_base64_is_asked_and_the_upstream_answers_with_floats(
         assert answer.vectors[0] == pytest.approx((await client.embed("x")).vectors[0])
 
 
-async def test_case_02_cached_by_base64_and_asked_for_as_floats_and_without_a_word(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_case_02_base64_entry_requested_as_float_and_default(client: Client, upstream: ScriptedUpstream) -> None:
     encoded = await client.embed("x", encoding_format="base64")
     named, unnamed = await client.embed("x", encoding_format="float"), await client.embed("x")
     assert [answer.cache for answer in (encoded, named, unnamed)] == ["MISS", "HIT", "HIT"]
@@ -45,7 +41,7 @@ async def test_case_02_cached_by_base64_and_asked_for_as_floats_and_without_a_wo
     assert named.body == unnamed.body
 
 
-async def test_case_03_one_item_twice_with_a_cached_one_between(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_case_03_duplicate_items_around_a_cached_one(client: Client, upstream: ScriptedUpstream) -> None:
     await client.embed("b")
     answer = await client.embed(["a", "b", "a"])
     assert sent(upstream) == [["b"], ["a"]]
@@ -53,7 +49,7 @@ async def test_case_03_one_item_twice_with_a_cached_one_between(client: Client, 
     assert answer.embeddings[0] == answer.embeddings[2] != answer.embeddings[1]
 
 
-async def test_case_04_the_upstreams_data_is_in_another_order(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_case_04_response_data_out_of_order(client: Client, upstream: ScriptedUpstream) -> None:
     straight = await client.post({"model": "m", "input": ["a", "b", "c"]}, key="Bearer other")
     upstream.reply = lambda call: upstream.embed(call, data=upstream.answer_to(call.json)["data"][::-1])
     for answer in (await client.embed(["a", "b", "c"]), await client.embed(["a", "b", "c"])):
@@ -61,7 +57,7 @@ async def test_case_04_the_upstreams_data_is_in_another_order(client: Client, up
         assert [datum["index"] for datum in answer.json["data"]] == [0, 1, 2]
 
 
-async def test_case_05_three_are_asked_for_and_one_comes_back(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_case_05_three_items_requested_and_one_returned(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = lambda call: upstream.embed(call, data=upstream.answer_to(call.json)["data"][:1])
     answer = await client.embed(["a", "b", "c"])
     assert len(answer.embeddings) == 1  # as the upstream would have it, had it been asked directly
@@ -70,7 +66,7 @@ async def test_case_05_three_are_asked_for_and_one_comes_back(client: Client, up
 
 
 @pytest.mark.parametrize("indices", [[0, 0], [1, 2], [0, None], [None, 2], [0, "1"], [0, 1.0], [True, 0]], ids=str)
-async def test_case_06_indices_that_are_twice_there_or_missing(
+async def test_case_06_duplicate_or_missing_indices(
     client: Client, upstream: ScriptedUpstream, indices: list[Any]
 ) -> None:
     def reply(call: Call) -> web.Response:
@@ -112,24 +108,24 @@ async def test_case_09_a_list_of_numbers_is_one_item(client: Client, upstream: S
     assert sent(upstream) == [[[1, 2, 3]], [[1], [2]]]
 
 
-async def test_case_10_a_text_a_token_and_a_list_of_a_text(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_case_10_text_token_and_list_of_one_text(client: Client, upstream: ScriptedUpstream) -> None:
     assert [(await client.embed(given)).cache for given in ("1", [1], ["1"])] == ["MISS", "MISS", "HIT"]
 
 
-async def test_case_11_where_one_item_ends_and_the_next_begins(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_case_11_item_boundaries(client: Client, upstream: ScriptedUpstream) -> None:
     await client.embed(["ab", "c"])
     answer = await client.embed(["a", "bc"])
     assert answer.cache == "MISS"
     assert sent(upstream) == [["ab", "c"], ["a", "bc"]]
 
 
-async def test_case_12_texts_that_only_look_alike(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_case_12_texts_that_look_identical(client: Client, upstream: ScriptedUpstream) -> None:
     alike = [" x", "x", "x\n", "X", "x\u0000", "caf\u00e9", "cafe\u0301", "\u212b", "\u00c5"]
     assert [(await client.embed(text)).cache for text in alike] == ["MISS"] * len(alike)
     assert [(await client.embed(text)).cache for text in alike] == ["HIT"] * len(alike)
 
 
-async def test_case_13_spellings_of_the_same_request(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_case_13_equivalent_spellings_of_a_request(client: Client, upstream: ScriptedUpstream) -> None:
     bodies = [
         '{"model":"m","input":"caf\u00e9","dimensions":8}',
         '{"dimensions": 8, "input": "caf\\u00e9", "model": "m"}',
@@ -148,7 +144,7 @@ async def test_case_13_spellings_of_the_same_request(client: Client, upstream: S
         b'{"model":"m","input":"a","dimensions":NaN}',
     ],
 )
-async def test_case_14_what_two_parsers_read_differently(
+async def test_case_14_json_that_parsers_read_differently(
     client: Client, upstream: ScriptedUpstream, body: bytes
 ) -> None:
     upstream.reply = error_reply(400, b'{"error":"as the upstream thinks"}')
@@ -158,7 +154,7 @@ async def test_case_14_what_two_parsers_read_differently(
     assert [call.body for call in upstream.calls] == [body, body]
 
 
-async def test_case_15_dimensions_named_absent_native_and_null(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_case_15_dimensions_given_absent_native_and_null(client: Client, upstream: ScriptedUpstream) -> None:
     kinds: list[dict[str, Any]] = [{"dimensions": 8}, {}, {"dimensions": upstream.dimensions}, {"dimensions": None}]
     assert [(await client.embed("x", **fields)).cache for fields in kinds] == ["MISS"] * 4
     answers = [await client.embed("x", **fields) for fields in kinds]
@@ -200,7 +196,7 @@ async def test_case_18_query_and_passage(start_proxy: StartProxy, upstream: Scri
     assert [(await client.embed("x", **fields)).cache for fields in asked] == ["HIT"] * 5
 
 
-async def test_case_19_an_unknown_field_and_a_list_that_goes_by_position(
+async def test_case_19_unknown_field_with_a_positional_list(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     client = await start_proxy(provider="nvidia")
@@ -210,7 +206,7 @@ async def test_case_19_an_unknown_field_and_a_list_that_goes_by_position(
     assert sent(upstream)[1:] == [["a", "b"]] * 2
 
 
-async def test_case_20_a_hit_and_a_miss_that_is_too_many(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_case_20_hit_and_miss_over_the_item_limit(client: Client, upstream: ScriptedUpstream) -> None:
     await client.embed("a")
     upstream.reply = error_reply(
         429, b'{"error":{"message":"slow down"}}', retry_after_ms="1500", x_should_retry="true"
@@ -232,7 +228,7 @@ async def test_case_21_the_empty_text(client: Client, upstream: ScriptedUpstream
     assert sent(upstream)[1:] == [[""], ["a", ""]]
 
 
-async def test_case_22_a_cached_item_under_another_key(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_case_22_cached_item_requested_with_another_key(client: Client, upstream: ScriptedUpstream) -> None:
     await client.embed("a")
     upstream.reply = error_reply(401, b'{"error":{"message":"Incorrect API key"}}')
     for key in ("Bearer of-another-tenant", "Bearer revoked", None):
@@ -240,7 +236,9 @@ async def test_case_22_a_cached_item_under_another_key(client: Client, upstream:
         assert (answer.status, answer.body) == (401, b'{"error":{"message":"Incorrect API key"}}')
 
 
-async def test_case_23_fifty_at_once_and_the_first_leaves(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_case_23_fifty_concurrent_requests_and_the_first_disconnects(
+    client: Client, upstream: ScriptedUpstream
+) -> None:
     gate, arrived = asyncio.Event(), asyncio.Event()
 
     async def held(call: Call) -> web.Response:
@@ -263,7 +261,7 @@ async def test_case_23_fifty_at_once_and_the_first_leaves(client: Client, upstre
     assert sent(upstream) == [["x"]]
 
 
-async def test_case_24_bodies_and_heads_that_are_not_plain(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_case_24_compressed_chunked_and_unusual_requests(client: Client, upstream: ScriptedUpstream) -> None:
     body = b'{"model":"m","input":"x"}'
     squeezed = gzip.compress(body)
     upstream.reply = lambda call: web.json_response(upstream.answer_to({"model": "m", "input": "x"}))
@@ -300,7 +298,7 @@ async def test_case_24_bodies_and_heads_that_are_not_plain(client: Client, upstr
 
 
 @pytest.mark.parametrize("numbers", [[0.1, 1 / 3, -2.5e-9], [-128, 0, 127], [1, 2, 300]], ids=str)
-async def test_case_25_an_alias_that_moves_and_numbers_that_are_no_float32(
+async def test_case_25_moving_alias_and_numbers_beyond_float32(
     client: Client, upstream: ScriptedUpstream, numbers: list[Any]
 ) -> None:
     def weights(model: str) -> Any:

@@ -1,4 +1,4 @@
-"""Header fields that differ on every request: they cost no hits; and those that choose a model keep it apart."""
+"""Header fields that differ on every request cost no hits; fields that choose a model are part of the key."""
 
 import logging
 from typing import Any
@@ -61,7 +61,7 @@ def plan(number: int) -> str:
 
 
 @pytest.mark.parametrize("name", VARYING)
-async def test_another_value_of_a_neutral_field_is_a_hit(client: Client, upstream: ScriptedUpstream, name: str) -> None:
+async def test_neutral_field_with_another_value_is_a_hit(client: Client, upstream: ScriptedUpstream, name: str) -> None:
     answers = [await client.embed("x", headers=fields) for fields in with_values(name, 3)]
     assert [answer.cache for answer in answers] == ["MISS", "HIT", "HIT"]
     assert len(upstream.calls) == 1
@@ -69,7 +69,7 @@ async def test_another_value_of_a_neutral_field_is_a_hit(client: Client, upstrea
 
 
 @pytest.mark.parametrize("name", VARYING)
-async def test_requests_with_other_values_of_a_neutral_field_travel_together(
+async def test_requests_that_differ_in_a_neutral_field_are_merged(
     client: Client, upstream: ScriptedUpstream, name: str
 ) -> None:
     asks = [(body(text), fields) for text, fields in zip("ab", with_values(name, 2), strict=True)]
@@ -79,16 +79,16 @@ async def test_requests_with_other_values_of_a_neutral_field_travel_together(
 
 
 @pytest.mark.parametrize("name", ["x-forwarded-client-cert", "x-goog-iap-jwt-assertion"])
-async def test_what_travels_together_is_vouched_for_once(client: Client, upstream: ScriptedUpstream, name: str) -> None:
+async def test_merged_call_sends_one_value_of_a_neutral_field(
+    client: Client, upstream: ScriptedUpstream, name: str
+) -> None:
     asks = [(body(text), fields) for text, fields in zip("ab", with_values(name, 2), strict=True)]
     await behind_a_first(client, upstream, asks, upstream.embed)
     assert upstream.calls[-1].headers.getall(name) == [VARYING[name].format(0)]
 
 
 @pytest.mark.parametrize("name", CHOOSING)
-async def test_what_chooses_the_model_gives_each_value_an_entry(
-    client: Client, upstream: ScriptedUpstream, name: str
-) -> None:
+async def test_model_selecting_field_is_part_of_the_key(client: Client, upstream: ScriptedUpstream, name: str) -> None:
     def routed(call: Call) -> web.Response:
         one = upstream.embedding(call.json | {"model": call.headers.get(name, "")}, call.items[0], 16)
         return upstream.embed(call, data=[{"index": 0, "embedding": one}])
@@ -132,7 +132,7 @@ async def ask(
     return await client.post({"model": "m", "input": given}, key=None, **fields)
 
 
-async def test_a_token_signed_anew_sees_the_entries_of_its_user(
+async def test_renewed_token_keeps_the_entries_of_its_user(
     client: Client, upstream: ScriptedUpstream, verifying: Verifying
 ) -> None:
     del verifying
@@ -145,27 +145,27 @@ async def test_a_token_signed_anew_sees_the_entries_of_its_user(
     assert [call.items for call in upstream.calls] == [["x"], ["long text"], ["x"]]
 
 
-async def test_two_users_whose_token_is_all_they_have_do_not_share(client: Client, verifying: Verifying) -> None:
+async def test_users_known_only_by_token_do_not_share_entries(client: Client, verifying: Verifying) -> None:
     del verifying
     answers = [await ask(client, {"sub": user, "iat": 1}) for user in ("u", "v", "u", "v")]
     assert [answer.cache for answer in answers] == ["MISS", "MISS", "HIT", "HIT"]
 
 
 @pytest.mark.parametrize("given", ["x", ["x", "y"]])
-async def test_a_forged_token_is_for_the_upstream_to_refuse(client: Client, verifying: Verifying, given: Any) -> None:
+async def test_forged_token_is_refused_by_the_upstream(client: Client, verifying: Verifying, given: Any) -> None:
     del verifying
     assert (await ask(client, {"sub": "u", "iat": 1})).cache == "MISS"
     assert (await ask(client, {"sub": "u", "iat": 2}, given, signature="forged")).status == 401
 
 
-async def test_a_forged_token_gets_nothing_while_the_upstream_is_down(client: Client, verifying: Verifying) -> None:
+async def test_forged_token_gets_no_hit_while_the_upstream_is_down(client: Client, verifying: Verifying) -> None:
     assert (await ask(client, {"sub": "u", "iat": 1})).cache == "MISS"
     verifying.is_down = True
     assert (await ask(client, {"sub": "u", "iat": 2}, signature="forged")).status == 500
     assert (await ask(client, {"sub": "u", "iat": 1})).cache == "HIT"  # the upstream has vouched for that one
 
 
-async def test_a_renewed_certificate_that_is_all_a_client_has_sees_its_entries(client: Client) -> None:
+async def test_renewed_certificate_keeps_the_entries_of_its_client(client: Client) -> None:
     async def embed(number: int, user: str) -> str:
         field = f'By=spiffe://c/p;Hash={number};Subject="";URI=spiffe://c/{user}'
         asked = {"model": "m", "input": "x"}
@@ -174,7 +174,7 @@ async def test_a_renewed_certificate_that_is_all_a_client_has_sees_its_entries(c
     assert [await embed(number, user) for number, user in enumerate("aabba")] == ["MISS", "HIT", "MISS", "HIT", "HIT"]
 
 
-async def test_who_travels_with_a_token_that_the_upstream_refuses_is_asked_alone(
+async def test_requests_merged_with_a_refused_token_are_retried_alone(
     client: Client, upstream: ScriptedUpstream
 ) -> None:
     asks = [
@@ -186,7 +186,7 @@ async def test_who_travels_with_a_token_that_the_upstream_refuses_is_asked_alone
     assert [call.json["input"] for call in upstream.calls] == ["first", ["a", "b", "c"], "a", "b", "c"]
 
 
-async def test_a_refusal_that_no_token_explains_is_everybodys(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_refusal_not_explained_by_a_token_applies_to_all(client: Client, upstream: ScriptedUpstream) -> None:
     def refuse(_: Call) -> web.Response:
         return web.json_response({}, status=401)
 
@@ -199,13 +199,13 @@ async def test_a_refusal_that_no_token_explains_is_everybodys(client: Client, up
 # --- what the operator says
 
 
-async def test_what_the_operator_calls_neutral_costs_no_hits(start_proxy: StartProxy) -> None:
+async def test_configured_neutral_header_keeps_hits(start_proxy: StartProxy) -> None:
     client = await start_proxy(neutral_headers=frozenset({"x-portkey-metadata", "x-session-token"}))
     fields = [{"X-Portkey-Metadata": plan(number), "X-Session-Token": f"{number}"} for number in range(2)]
     assert [(await client.embed("x", headers=some)).cache for some in fields] == ["MISS", "HIT"]
 
 
-async def test_what_a_row_calls_neutral_is_so_at_its_upstreams_alone(
+async def test_provider_neutral_header_applies_to_its_upstreams_only(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     def setting(name: str, row: Provider, **more: Any) -> UpstreamSetting:
@@ -230,9 +230,7 @@ async def test_what_a_row_calls_neutral_is_so_at_its_upstreams_alone(
     }
 
 
-async def test_a_row_of_the_only_upstream_is_known_to_requests_that_come_again(
-    start_proxy: StartProxy, upstream: ScriptedUpstream
-) -> None:
+async def test_fast_path_applies_provider_neutral_headers(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     row = Provider(name="lax", neutral_headers=frozenset({"x-plan-tags"}))
     client = await start_proxy(upstream=UpstreamSetting(name="s", base_url=upstream.base_url, provider=row))
     outcomes = [(await client.embed("x", headers={"X-Plan-Tags": f"{n}"})).cache for n in range(3)]
@@ -252,9 +250,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in records if record.levelno == logging.WARNING]
 
 
-async def test_a_field_that_keeps_every_request_from_the_cache_is_named_once(
-    client: Client, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_field_that_prevents_all_hits_is_logged_once(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     for number in range(45):
         assert (await client.embed("x", headers={"X-Job-Tags": f"{number}"})).cache == "MISS"
     (said,) = warnings(caplog)
@@ -263,7 +259,7 @@ async def test_a_field_that_keeps_every_request_from_the_cache_is_named_once(
     assert await varying_misses(client, "x-job-tags") == 40
 
 
-async def test_a_field_whose_values_come_again_is_not_named(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+async def test_field_with_recurring_values_is_not_logged(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     for number in range(45):
         for _ in range(1 + number % 2):
             await client.embed("x", headers={"X-Job-Tags": f"{number}"})
@@ -271,7 +267,7 @@ async def test_a_field_whose_values_come_again_is_not_named(client: Client, capl
     assert await varying_misses(client, "x-job-tags") == 0
 
 
-async def test_what_asks_to_be_fetched_anew_says_nothing_about_its_fields(
+async def test_no_cache_requests_do_not_count_for_field_warnings(
     client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(25):
@@ -280,15 +276,13 @@ async def test_what_asks_to_be_fetched_anew_says_nothing_about_its_fields(
 
 
 @pytest.mark.parametrize("name", ["Authorization", "Cookie", "X-Pat"])
-async def test_many_clients_are_no_field_that_differs(
-    client: Client, caplog: pytest.LogCaptureFixture, name: str
-) -> None:
+async def test_many_clients_cause_no_field_warning(client: Client, caplog: pytest.LogCaptureFixture, name: str) -> None:
     for number in range(25):
         await client.post({"model": "m", "input": "x"}, key=None, **{name: f"{number}"})
     assert warnings(caplog) == []
 
 
-async def test_names_that_clients_make_up_do_not_become_any_number_of_series(client: Client) -> None:
+async def test_client_chosen_field_names_make_few_metric_series(client: Client) -> None:
     for number in range(20 * 18):
         await client.embed("x", headers={f"X-{number % 18}-Tags": f"{number}"})
     async with client.session.get(client.proxy.admin_url + "/metrics") as response:

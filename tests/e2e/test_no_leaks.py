@@ -1,4 +1,4 @@
-"""A key and a text that must be seen by the upstream and their client, and nowhere else."""
+"""A key and a text that only the upstream and their client may see."""
 
 import asyncio
 import json
@@ -269,7 +269,7 @@ async def dump(redis: Redis) -> bytes:
     return b"\n".join([*names, *(value for value in await redis.mget(names) if isinstance(value, bytes))])
 
 
-def test_a_canary_is_found_however_it_is_spelled() -> None:
+def test_canary_is_found_in_any_encoding() -> None:
     for said in (KEY, TEXT.upper(), KEY.encode().hex(), json.dumps({"a": TEXT}), f"{TEXT!r}"[::-1]):
         assert canaries_in(said)
     for prefix in ("", "a", "ab"):
@@ -278,7 +278,7 @@ def test_a_canary_is_found_however_it_is_spelled() -> None:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=[path.__name__ for path in PATHS])
-async def test_no_path_shows_them(
+async def test_no_request_path_leaks_canaries(
     start_proxy: StartProxy, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture, redis_server: RedisServer,
     redis: Redis, sqlite_path: Path, path: Callable[[Client, ScriptedUpstream], Awaitable[None]],
 ) -> None:  # fmt: skip
@@ -298,7 +298,7 @@ async def test_no_path_shows_them(
         assert [file for file in files if canaries_in(file.read_bytes())] == []
 
 
-async def test_what_is_stored_of_texts_and_keys_is_hashes(
+async def test_store_holds_only_hashes_of_texts_and_keys(
     start_proxy: StartProxy, redis_server: RedisServer, redis: Redis, sqlite_path: Path
 ) -> None:
     for store in (StoreSetting(url=redis_server.url), StoreSetting(path=sqlite_path)):
@@ -312,7 +312,7 @@ async def test_what_is_stored_of_texts_and_keys_is_hashes(
         assert canaries_in(file.read_bytes()) == [], file
 
 
-async def test_failures_of_the_store_do_not_show_them(
+async def test_store_failures_leak_no_canaries(
     start_proxy: StartProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = RedisServer(tmp_path)
@@ -340,7 +340,7 @@ async def test_failures_of_the_store_do_not_show_them(
     await nothing_is_seen(again, caplog)
 
 
-async def test_an_upstream_that_is_away_or_late_does_not_show_them(
+async def test_upstream_failures_leak_no_canaries(
     start_proxy: StartProxy, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = asyncio.Event()
@@ -366,7 +366,7 @@ async def test_an_upstream_that_is_away_or_late_does_not_show_them(
 
 
 @pytest.mark.parametrize("status", [200, 401, 403, 404, 429, 500])
-async def test_keys_of_the_proxys_own_and_of_its_clients_stay_where_they_are(
+async def test_proxy_and_client_keys_are_not_leaked(
     start_proxy: StartProxy, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture, tmp_path: Path, status: int
 ) -> None:
     own = UpstreamSetting(name="own", base_url=upstream.base_url, provider=PROVIDERS["openai"], key=KEY)
@@ -395,7 +395,7 @@ async def test_keys_of_the_proxys_own_and_of_its_clients_stay_where_they_are(
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
-async def test_a_real_process_writes_nothing_of_them(
+async def test_process_output_and_files_hold_no_canaries(
     upstream: ScriptedUpstream, tmp_path: Path, log_format: str
 ) -> None:
     """To its end: with its own handlers, what it prints at its start, and what it says as it drains."""
@@ -451,7 +451,7 @@ MODELS = 100_000 if IS_SLOW_PROFILE else 5_000
 AT_ONCE = 50
 
 
-async def test_any_number_of_models_are_a_few_series(
+async def test_many_models_make_few_metric_series(
     client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

@@ -1,4 +1,4 @@
-"""Paths that mean the cached route, and paths that don't but carry texts to embed, through a whole proxy."""
+"""Paths of the cached route, and other paths that carry texts to embed, through a whole proxy."""
 
 import gzip
 import logging
@@ -35,23 +35,19 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("target", VARIANTS)
-async def test_variants_of_the_path_share_entries_and_go_up_as_one(
-    client: Client, upstream: ScriptedUpstream, target: str
-) -> None:
+async def test_path_variants_share_entries_and_one_url(client: Client, upstream: ScriptedUpstream, target: str) -> None:
     answers = [await client.post(BODY, target=target), await client.post(BODY), await client.post(BODY, target=target)]
     assert [answer.cache for answer in answers] == ["MISS", "HIT", "HIT"]
     assert [call.target for call in upstream.calls] == ["/v1/embeddings"]
 
 
-async def test_a_query_goes_up_with_a_variant_and_counts(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_query_of_a_path_variant_is_sent_and_keyed(client: Client, upstream: ScriptedUpstream) -> None:
     targets = ["/v1//embeddings/?a=%41", "/v1/embeddings?a=%41", "/v1/embeddings?a=A"]
     assert [(await client.post(BODY, target=target)).cache for target in targets] == ["MISS", "HIT", "MISS"]
     assert [call.target for call in upstream.calls] == ["/v1/embeddings?a=%41", "/v1/embeddings?a=A"]
 
 
-async def test_a_variant_that_repeats_to_the_byte_is_a_hit_like_any_other(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_repeated_path_variant_is_a_hit(client: Client, upstream: ScriptedUpstream) -> None:
     sent = request(target="/v1//%65mbeddings/")
     async with wire(client) as line:
         answers = [await line.ask(sent) for _ in range(5)]
@@ -63,7 +59,7 @@ async def test_a_variant_that_repeats_to_the_byte_is_a_hit_like_any_other(
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "DELETE"])
 @pytest.mark.parametrize("target", VARIANTS[:4])
-async def test_other_methods_of_a_variant_go_through_as_they_came(
+async def test_other_methods_of_a_path_variant_are_passed_through(
     client: Client, upstream: ScriptedUpstream, method: str, target: str
 ) -> None:
     upstream.reply = error_reply(405, b"")
@@ -88,7 +84,7 @@ async def test_dot_segments_are_not_resolved(client: Client, upstream: ScriptedU
         "v1/embeddings",
     ],
 )
-async def test_a_target_that_is_no_path_is_refused(client: Client, upstream: ScriptedUpstream, target: str) -> None:
+async def test_target_that_is_not_a_path_is_refused(client: Client, upstream: ScriptedUpstream, target: str) -> None:
     answer = await raw(client, request(b"{}", "Connection: close", target=target))
     assert answer[:5] + answer[8:13] == b"HTTP/ 400 "
     assert not upstream.calls
@@ -97,7 +93,7 @@ async def test_a_target_that_is_no_path_is_refused(client: Client, upstream: Scr
 @pytest.mark.parametrize(
     "target", ["//127.0.0.1:1/v1/embeddings", "/\\127.0.0.1:1/v1/embeddings", "/@127.0.0.1:1/v1/embeddings"]
 )
-async def test_a_path_that_looks_like_a_host_stays_a_path(
+async def test_path_that_looks_like_a_host_stays_a_path(
     client: Client, upstream: ScriptedUpstream, target: str
 ) -> None:
     upstream.reply = error_reply(404, b"no")
@@ -115,7 +111,7 @@ def served_by_path(upstream: ScriptedUpstream) -> None:
     )
 
 
-async def test_an_engine_is_the_model_and_is_in_the_key(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_engine_is_the_model_and_part_of_the_key(client: Client, upstream: ScriptedUpstream) -> None:
     served_by_path(upstream)
     one, two = "/v1/engines/one/embeddings", "/v1/engines/two/embeddings"
     first, again, other = [await client.post({"input": ["x"]}, target=target) for target in (one, one + "/", two)]
@@ -126,12 +122,14 @@ async def test_an_engine_is_the_model_and_is_in_the_key(client: Client, upstream
     assert await client.metric("embedding_proxy_items_total", model="one") == 2
 
 
-async def test_an_engine_is_no_entry_of_the_model_by_that_name(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_engine_and_model_of_the_same_name_have_separate_entries(
+    client: Client, upstream: ScriptedUpstream
+) -> None:
     assert (await client.post(BODY, target="/v1/engines/m/embeddings")).cache == "MISS"
     assert (await client.post(BODY)).cache == "MISS"
 
 
-async def test_what_an_engine_lacks_is_asked_without_a_model(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_engine_misses_are_fetched_without_a_model(client: Client, upstream: ScriptedUpstream) -> None:
     served_by_path(upstream)
     target = "/v1/engines/one/embeddings"
     await client.post({"input": ["x"]}, target=target)
@@ -139,9 +137,7 @@ async def test_what_an_engine_lacks_is_asked_without_a_model(client: Client, ups
     assert (answer.cache, upstream.calls[1].json) == ("PARTIAL", {"input": ["y"]})
 
 
-async def test_a_body_with_another_model_than_its_path_is_cached_by_both(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_different_models_in_path_and_body_are_both_keyed(client: Client, upstream: ScriptedUpstream) -> None:
     one, two = "/v1/engines/one/embeddings", "/v1/engines/two/embeddings"
     asked = [(one, BODY), (two, BODY), (one, BODY | {"model": "n"}), (one, BODY | {"model": "one"})]
     for cache in ("MISS", "HIT"):
@@ -153,7 +149,7 @@ async def test_a_body_with_another_model_than_its_path_is_cached_by_both(
 
 
 @pytest.mark.parametrize("engine", ["gemini-embedding-2", "vendor/gemini-embedding-2"])
-async def test_the_items_of_an_engine_that_may_fuse_them_are_cached_together(
+async def test_items_of_a_fusing_engine_are_cached_together(
     client: Client, upstream: ScriptedUpstream, engine: str
 ) -> None:
     one = [{"index": 0, "embedding": [1.0, 2.0]}]
@@ -164,18 +160,16 @@ async def test_the_items_of_an_engine_that_may_fuse_them_are_cached_together(
 
 
 @pytest.mark.parametrize("body", [{"input": "x"}, {"model": "m", "input": "x"}])
-async def test_an_engine_with_several_vectors_for_an_item_is_not_cached(client: Client, body: dict[str, str]) -> None:
+async def test_engine_with_several_vectors_per_item_is_not_cached(client: Client, body: dict[str, str]) -> None:
     assert (await client.post(body, target="/v1/engines/colbert-v2/embeddings")).cache == "BYPASS"
 
 
-async def test_an_engine_that_is_not_there_is_the_upstreams_404(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_unknown_engine_is_the_upstreams_404(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = error_reply(404, b'{"error":"gone"}')
     assert (await client.post({"input": "x"}, target="/v1/engines/m/embeddings")).body == b'{"error":"gone"}'
 
 
-async def test_a_deployment_of_a_generic_upstream_needs_no_model_in_the_body(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_generic_deployment_needs_no_model_in_the_body(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = lambda call: web.json_response(upstream.answer_to(call.json | {"model": "m"}))
     target = "/openai/deployments/ada/embeddings?api-version=1"
     assert [(await client.post({"input": "x"}, target=target)).cache for _ in range(2)] == ["MISS", "HIT"]
@@ -184,7 +178,7 @@ async def test_a_deployment_of_a_generic_upstream_needs_no_model_in_the_body(
 # --- Azure behind a gateway
 
 
-async def test_azure_behind_a_gateway_is_cached_by_either_path(
+async def test_azure_behind_a_gateway_is_cached_at_both_paths(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     base_url = upstream.base_url.removesuffix("/v1") + "/aoai"
@@ -208,7 +202,7 @@ async def several(start_proxy: StartProxy, others: list[ScriptedUpstream]) -> Cl
     return await start_proxy(routed=(setting("one", others[0], "gpu", "gemini-*", "amazon.titan-*"),))
 
 
-async def test_an_engine_chooses_the_upstream(
+async def test_engine_chooses_the_upstream(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     client = await several(start_proxy, others)
@@ -222,7 +216,7 @@ async def test_an_engine_chooses_the_upstream(
 
 
 @pytest.mark.parametrize("target", [path for path in CARRY_TEXTS if "/model" not in path and path != OWN_API])
-async def test_texts_to_embed_go_where_their_model_belongs_or_nowhere(
+async def test_embedding_texts_go_to_the_upstream_of_their_model_or_are_refused(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream], target: str
 ) -> None:
     client = await several(start_proxy, others)
@@ -248,7 +242,7 @@ async def test_texts_to_embed_go_where_their_model_belongs_or_nowhere(
         "/pipeline/feature-extraction/gpu",
     ],
 )
-async def test_a_model_in_the_path_of_another_api_chooses_the_upstream(
+async def test_model_in_the_path_of_another_api_chooses_the_upstream(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream], target: str
 ) -> None:
     client = await several(start_proxy, others)
@@ -258,7 +252,7 @@ async def test_a_model_in_the_path_of_another_api_chooses_the_upstream(
     assert not upstream.calls
 
 
-async def test_models_that_nobody_else_has_are_the_defaults_by_any_path(
+async def test_unrouted_models_go_to_the_default_by_any_path(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     client = await several(start_proxy, others)
@@ -270,7 +264,7 @@ async def test_models_that_nobody_else_has_are_the_defaults_by_any_path(
     assert [call.target for call in upstream.calls] == targets
 
 
-async def test_what_needs_no_model_is_for_a_default_that_needs_none(
+async def test_request_without_model_goes_to_a_default_that_needs_none(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     tei = UpstreamSetting(name="tei", base_url=upstream.base_url, provider=PROVIDERS["tei"])
@@ -280,7 +274,7 @@ async def test_what_needs_no_model_is_for_a_default_that_needs_none(
     assert calls(upstream, others[0]) == [1, 0]
 
 
-async def test_a_compressed_body_of_another_api_is_read_for_its_model(
+async def test_compressed_body_of_another_api_is_read_for_its_model(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     client = await several(start_proxy, others)
@@ -291,7 +285,7 @@ async def test_a_compressed_body_of_another_api_is_read_for_its_model(
     assert not upstream.calls
 
 
-async def test_a_body_that_is_read_for_its_model_is_bounded(
+async def test_body_read_for_its_model_is_bounded(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     client = await start_proxy(routed=(setting("one", others[0], "gpu"),), max_body_bytes=1000)
@@ -301,7 +295,7 @@ async def test_a_body_that_is_read_for_its_model_is_bounded(
     assert await client.metric("embedding_proxy_held_request_bytes") == 0
 
 
-async def test_a_post_without_a_body_carries_no_texts(
+async def test_post_without_a_body_is_passed_through(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     client = await several(start_proxy, others)
@@ -330,7 +324,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
         ("/v1/../v1/embeddings", "/v1/…/v1/embeddings", "or --upstream (base_url) to the part"),
     ],
 )
-async def test_embeddings_that_are_not_cached_are_said_once(
+async def test_uncached_embeddings_path_is_logged_once(
     client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture, target: str, shown: str, hint: str
 ) -> None:
     upstream.reply = error_reply(200, b"{}")
@@ -342,7 +336,7 @@ async def test_embeddings_that_are_not_cached_are_said_once(
     assert "secret" not in line
 
 
-async def test_so_many_paths_are_said_and_no_more(
+async def test_number_of_logged_paths_is_bounded(
     client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream.reply = error_reply(200, b"{}")
@@ -351,7 +345,7 @@ async def test_so_many_paths_are_said_and_no_more(
     assert len(said(caplog)) == 16
 
 
-async def test_nothing_is_said_of_other_routes_and_methods(
+async def test_other_routes_and_methods_are_not_logged(
     client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream.reply = error_reply(200, b"{}")

@@ -146,7 +146,7 @@ def question(stage: Stage, column: str) -> Json:
         if has(emulator, column)
     ],
 )
-async def test_what_is_asked_twice_goes_up_once_and_is_what_the_provider_says(stage: Stage, column: str) -> None:
+async def test_repeated_request_is_fetched_once_and_matches_the_provider(stage: Stage, column: str) -> None:
     body = question(stage, column)
     direct = await stage.ask_directly(body)
     miss, hit = await stage.ask(body), await stage.ask(body)
@@ -168,7 +168,7 @@ async def test_what_is_asked_twice_goes_up_once_and_is_what_the_provider_says(st
 
 
 @cells("banner")
-async def test_what_the_proxy_says_to_paste_is_a_miss_and_then_a_hit(stage: Stage, upstream: ScriptedUpstream) -> None:
+async def test_banner_command_is_a_miss_then_a_hit(stage: Stage, upstream: ScriptedUpstream) -> None:
     emulator = stage.emulator
     settings = settings_for(upstream, provider=emulator.name)
     text = banner.text_of(settings, stage.client.proxy.base_url, stage.client.proxy.admin_url)
@@ -182,7 +182,7 @@ async def test_what_the_proxy_says_to_paste_is_a_miss_and_then_a_hit(stage: Stag
 
 
 @cells("partial")
-async def test_only_what_is_new_goes_up(stage: Stage) -> None:
+async def test_only_missing_items_are_fetched(stage: Stage) -> None:
     await stage.ask(stage.body(["a", "c"]))
     body = stage.body(["a", "b", "c"])
     answer = await stage.ask(body)
@@ -205,14 +205,14 @@ async def test_one_entry_serves_every_encoding(stage: Stage) -> None:
 
 
 @cells("path")
-async def test_the_providers_own_path_is_the_same_route(stage: Stage) -> None:
+async def test_native_path_of_the_provider_is_the_same_route(stage: Stage) -> None:
     body = stage.body("x")
     await stage.ask(body)
     assert (await stage.ask(body, target=stage.emulator.target)).cache == "HIT"
 
 
 @cells("fields")
-async def test_a_field_counts_where_it_changes_the_vector_and_nowhere_else(stage: Stage) -> None:
+async def test_only_vector_affecting_fields_are_keyed(stage: Stage) -> None:
     body, emulator = stage.sizable(["a", "b"]), stage.emulator
     plain = await stage.ask(body)
     acting = {name: value for name, (_, value) in emulator.acting.items()}
@@ -229,7 +229,7 @@ async def test_a_field_counts_where_it_changes_the_vector_and_nowhere_else(stage
 
 
 @cells("split", *(name for name, emulator in EMULATORS.items() if emulator.max_items < OpenAI.max_items))
-async def test_more_items_than_it_takes_are_split(stage: Stage) -> None:
+async def test_items_over_the_limit_are_split(stage: Stage) -> None:
     limit = stage.emulator.max_items
     texts = [f"text {i}" for i in range(limit + 8)]
     refused = await stage.ask_directly(stage.body(texts))
@@ -252,7 +252,7 @@ async def test_more_items_than_it_takes_are_split(stage: Stage) -> None:
         for name in EMULATORS
     ],
 )
-async def test_an_error_is_relayed_to_the_byte_and_nothing_is_stored(stage: Stage, column: str) -> None:
+async def test_error_is_relayed_unchanged_and_not_stored(stage: Stage, column: str) -> None:
     body = stage.body(["a", "b"])
     stage.upstream.reply = stage.emulator.failing(int(column))
     direct = await stage.ask_directly(body)
@@ -267,7 +267,7 @@ async def test_an_error_is_relayed_to_the_byte_and_nothing_is_stored(stage: Stag
 
 
 @cells("malformed")
-async def test_a_bad_200_is_relayed_to_the_byte_and_nothing_is_stored(stage: Stage) -> None:
+async def test_invalid_200_is_relayed_unchanged_and_not_stored(stage: Stage) -> None:
     body = stage.body(["a", "b"])
     stage.upstream.reply = stage.emulator.malformed
     direct = await stage.ask_directly(body)
@@ -306,7 +306,7 @@ ODDITIES: dict[str, Json] = {
 
 
 @cells("oddities")
-async def test_whatever_the_provider_makes_of_a_request_the_client_is_told(stage: Stage) -> None:
+async def test_client_gets_the_providers_own_verdict(stage: Stage) -> None:
     await stage.ask(stage.body(["a", "b"]))
     for name, change in ODDITIES.items():
         body = stage.body(["a", "b"]) | change
@@ -367,7 +367,7 @@ def any_body(rng: random.Random, emulator: Emulator) -> Json:
 
 
 @cells("any request")
-async def test_whatever_is_asked_the_answer_is_the_providers(stage: Stage, provider: str) -> None:
+async def test_any_request_gets_the_providers_response(stage: Stage, provider: str) -> None:
     rng = random.Random(provider)
     seen: dict[str, int] = {}
     for _ in range(REQUESTS):
@@ -389,7 +389,7 @@ async def test_whatever_is_asked_the_answer_is_the_providers(stage: Stage, provi
 
 
 @cells("bad key", *(name for name in EMULATORS if name != "ollama"))
-async def test_nobody_is_served_with_a_key_that_the_provider_refuses(stage: Stage) -> None:
+async def test_refused_key_gets_no_cached_vector(stage: Stage) -> None:
     body = stage.body(["a", "b"])
     await stage.ask(body)
     wrong = dict.fromkeys(stage.emulator.credentials, "Bearer sk-wrong")
@@ -427,7 +427,7 @@ async def assert_relayed(
 
 
 @cells("own", "jina")
-async def test_an_item_of_a_late_chunked_call_is_cached_with_the_others_alone(stage: Stage) -> None:
+async def test_late_chunking_is_cached_as_a_whole(stage: Stage) -> None:
     body = stage.body(["a", "b"])
     plain = await stage.ask(body)
     answer = await assert_cached(stage, body | {"late_chunking": True})
@@ -437,13 +437,13 @@ async def test_an_item_of_a_late_chunked_call_is_cached_with_the_others_alone(st
 
 
 @cells("own", "jina")
-async def test_several_vectors_of_an_item_are_not_cached(stage: Stage) -> None:
+async def test_several_vectors_per_item_are_not_cached(stage: Stage) -> None:
     body = stage.body(["a"], model="jina-embeddings-v4", return_multivector=True)
     assert "embeddings" in (await assert_relayed(stage, body, cache="MISS")).json["data"][0]
 
 
 @cells("own", "jina")
-async def test_jinas_embedding_types(stage: Stage) -> None:
+async def test_jina_embedding_types(stage: Stage) -> None:
     body = stage.body(["a", "b"])
     await stage.ask(body)
     for kind in ("binary", "ubinary"):
@@ -454,7 +454,7 @@ async def test_jinas_embedding_types(stage: Stage) -> None:
 
 
 @cells("own", "jina")
-async def test_jina_takes_openais_name_of_its_field_but_not_both(stage: Stage) -> None:
+async def test_jina_accepts_either_name_of_its_field_but_not_both(stage: Stage) -> None:
     body = stage.body(["a", "b"])
     await stage.ask(body)
     by_name = [await stage.ask(body | {name: "base64"}) for name in ("embedding_type", "encoding_format")]
@@ -465,7 +465,7 @@ async def test_jina_takes_openais_name_of_its_field_but_not_both(stage: Stage) -
 
 @cells("own", "jina")
 @pytest.mark.parametrize("image", ["data:image/png;base64,AA", "iVBORw0KGgo="])
-async def test_jinas_images_are_cached_if_they_are_in_the_request(stage: Stage, image: str) -> None:
+async def test_jina_inline_images_are_cached(stage: Stage, image: str) -> None:
     hit = await assert_cached(stage, stage.body([{"image": image}, {"text": "a"}]))
     assert (await stage.ask(stage.body([image, "a"]))).vectors[0] != hit.vectors[0]
     await assert_relayed(stage, stage.body([{"image": "https://example.com/a.png"}]))
@@ -474,7 +474,7 @@ async def test_jinas_images_are_cached_if_they_are_in_the_request(stage: Stage, 
 
 @cells("own", "voyage")
 @pytest.mark.parametrize("encoding", [{}, {"encoding_format": "base64"}], ids=["numbers", "base64"])
-async def test_voyages_output_types_come_in_the_bytes_that_it_sends(stage: Stage, encoding: Json) -> None:
+async def test_voyage_output_types_match_its_bytes(stage: Stage, encoding: Json) -> None:
     plain = await stage.ask(stage.body(["a", "b"]))
     for dtype in ("int8", "uint8", "binary", "ubinary"):
         body = stage.body(["a", "b"], output_dtype=dtype)
@@ -489,7 +489,7 @@ async def test_voyages_output_types_come_in_the_bytes_that_it_sends(stage: Stage
 
 
 @cells("own", "mistral")
-async def test_mistrals_output_types(stage: Stage) -> None:
+async def test_mistral_output_types(stage: Stage) -> None:
     await stage.ask(stage.body(["a", "b"]))
     assert (await stage.ask(stage.body(["a", "b"], output_dtype="float"))).cache == "HIT"
     for dtype in ("int8", "uint8", "binary", "ubinary"):
@@ -497,7 +497,7 @@ async def test_mistrals_output_types(stage: Stage) -> None:
 
 
 @cells("own", "mistral")
-async def test_every_answer_of_mistrals_has_an_id(stage: Stage) -> None:
+async def test_mistral_responses_have_an_id(stage: Stage) -> None:
     miss, hit, again = [await stage.ask(stage.body("a")) for _ in range(3)]
     assert miss.json["id"] == (await stage.ask_directly(stage.body("a"))).json["id"]
     assert (hit.cache, again.cache) == ("HIT", "HIT")
@@ -506,7 +506,7 @@ async def test_every_answer_of_mistrals_has_an_id(stage: Stage) -> None:
 
 
 @cells("own", "openrouter", "nemorouter", "tei", "ollama")
-async def test_floats_after_base64_are_those_that_it_would_have_written(stage: Stage) -> None:
+async def test_floats_from_a_base64_entry_match_the_providers_floats(stage: Stage) -> None:
     body = stage.body(["a", "b"])
     await stage.ask(body | {"encoding_format": "base64"})
     answer = await stage.ask(body)
@@ -514,7 +514,7 @@ async def test_floats_after_base64_are_those_that_it_would_have_written(stage: S
 
 
 @cells("own", "mistral")
-async def test_a_call_keeps_within_mistrals_tokens(stage: Stage) -> None:
+async def test_calls_keep_the_mistral_token_limit(stage: Stage) -> None:
     texts = [f"{i} " + "word " * 2000 for i in range(12)]
     refused = await stage.ask_directly(stage.body(texts))
     answer = await stage.ask(stage.body(texts))
@@ -523,14 +523,14 @@ async def test_a_call_keeps_within_mistrals_tokens(stage: Stage) -> None:
 
 
 @cells("own", "nvidia")
-async def test_nvidias_embedding_types(stage: Stage) -> None:
+async def test_nvidia_embedding_types(stage: Stage) -> None:
     await stage.ask(stage.body(["a", "b"]))
     for kind in ("int8", "uint8", "binary", "ubinary"):
         await assert_cached(stage, stage.body(["a", "b"], embedding_type=kind))
 
 
 @cells("own", "nvidia")
-async def test_nvidias_queries_and_passages_are_not_mixed_up(stage: Stage) -> None:
+async def test_nvidia_queries_and_passages_have_separate_entries(stage: Stage) -> None:
     texts = {"input": ["a", "b"]}
     by_field = [await assert_cached(stage, stage.body(["a", "b"], input_type=kind)) for kind in ("query", "passage")]
     by_name = [
@@ -541,7 +541,7 @@ async def test_nvidias_queries_and_passages_are_not_mixed_up(stage: Stage) -> No
 
 
 @cells("own", "nvidia")
-async def test_a_modality_for_each_item_is_not_taken_apart(stage: Stage) -> None:
+async def test_positional_modality_list_is_not_split(stage: Stage) -> None:
     image = "data:image/png;base64,AA"
     await stage.ask(stage.body([image]))
     await assert_cached(stage, stage.body([image], modality="image"))
@@ -552,7 +552,7 @@ async def test_a_modality_for_each_item_is_not_taken_apart(stage: Stage) -> None
 
 
 @cells("own", "nvidia")
-async def test_a_202_is_relayed_and_the_vector_is_asked_for_again(stage: Stage) -> None:
+async def test_202_is_relayed_and_not_stored(stage: Stage) -> None:
     stage.upstream.reply = Nvidia().pending
     await assert_relayed(stage, stage.body(["a"]), cache="MISS")
     stage.upstream.reply = stage.emulator.answer
@@ -560,7 +560,7 @@ async def test_a_202_is_relayed_and_the_vector_is_asked_for_again(stage: Stage) 
 
 
 @cells("own", "openrouter")
-async def test_content_parts_are_cached_if_they_are_all_in_the_request(stage: Stage) -> None:
+async def test_inline_content_parts_are_cached(stage: Stage) -> None:
     def item(url: str) -> Json:
         parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": url}}]
         return {"content": parts}
@@ -572,7 +572,7 @@ async def test_content_parts_are_cached_if_they_are_all_in_the_request(stage: St
 
 
 @cells("own", "openrouter")
-async def test_the_provider_object_counts_by_what_it_says(stage: Stage) -> None:
+async def test_provider_object_is_keyed_by_its_content(stage: Stage) -> None:
     chosen = {"order": ["a", "b"], "zdr": True}
     hit = await assert_cached(stage, stage.body(["x"], provider=chosen))
     again = await stage.ask(stage.body(["x"], provider=dict(reversed(chosen.items()))))
@@ -582,7 +582,7 @@ async def test_the_provider_object_counts_by_what_it_says(stage: Stage) -> None:
 
 
 @cells("own", "vllm")
-async def test_vllms_other_bytes_are_its_own(stage: Stage) -> None:
+async def test_vllm_own_encodings_are_relayed(stage: Stage) -> None:
     body = stage.body(["a", "b"], encoding_format="base64")
     await assert_cached(stage, body)
     for change in (
@@ -595,17 +595,17 @@ async def test_vllms_other_bytes_are_its_own(stage: Stage) -> None:
 
 
 @cells("own", "vllm")
-async def test_a_conversation_is_cached_as_a_whole(stage: Stage) -> None:
+async def test_conversation_is_cached_as_a_whole(stage: Stage) -> None:
     await assert_cached(stage, {"model": "bge", "messages": [{"role": "user", "content": "a"}]})
 
 
 @cells("own", "vllm")
-async def test_a_model_that_is_not_named_is_whatever_is_served(stage: Stage) -> None:
+async def test_request_without_a_model_is_cached(stage: Stage) -> None:
     await assert_cached(stage, {"input": ["a", "b"]})
 
 
 @cells("own", "azure")
-async def test_deployments_are_told_apart_by_path_and_by_model(stage: Stage) -> None:
+async def test_deployments_are_keyed_by_path_and_model(stage: Stage) -> None:
     body = {"input": ["a"]}
     targets = [f"/openai/deployments/{name}/embeddings?api-version=2024-10-21" for name in ("small", "large")]
     by_path = [await stage.ask(body, target=target) for target in targets]
@@ -619,7 +619,7 @@ async def test_deployments_are_told_apart_by_path_and_by_model(stage: Stage) -> 
 
 
 @cells("own", "azure")
-async def test_a_model_that_a_header_names_is_in_the_key(stage: Stage) -> None:
+async def test_model_in_a_header_is_keyed(stage: Stage) -> None:
     def ask(model: str) -> Awaitable[UpstreamResponse]:
         return stage.ask({"input": ["a"]}, target="/openai/v1/embeddings", **{Azure.model_header: model})
 
@@ -629,7 +629,7 @@ async def test_a_model_that_a_header_names_is_in_the_key(stage: Stage) -> None:
 
 
 @cells("own", "infinity")
-async def test_vectors_that_run_together_are_known_by_the_model_that_answers(stage: Stage) -> None:
+async def test_late_interaction_models_are_not_cached(stage: Stage) -> None:
     stage.upstream.reply = Infinity().late_interaction
     for asked in ({}, {"model": "an-alias"}):
         await assert_relayed(stage, {"input": ["a"], "encoding_format": "base64"} | asked, cache="MISS")
@@ -638,7 +638,7 @@ async def test_vectors_that_run_together_are_known_by_the_model_that_answers(sta
 
 
 @cells("own", "infinity")
-async def test_a_url_is_not_what_is_found_there(stage: Stage) -> None:
+async def test_image_url_is_not_cached(stage: Stage) -> None:
     image = "data:image/png;base64,AA"
     as_text = await stage.ask(stage.body([image]))
     assert (await assert_cached(stage, stage.body([image], modality="image"))).vectors != as_text.vectors
@@ -647,7 +647,7 @@ async def test_a_url_is_not_what_is_found_there(stage: Stage) -> None:
 
 
 @cells("own", "gemini", "openrouter", "apertis")
-async def test_one_vector_of_many_items_is_the_bodys(stage: Stage) -> None:
+async def test_one_vector_for_many_items_is_cached_by_whole_body(stage: Stage) -> None:
     model = next(iter(stage.emulator.fused))
     await assert_cached(stage, stage.body("a", model=model))
     answer = await assert_cached(stage, stage.body(["a", "b"], model=model))
@@ -656,7 +656,7 @@ async def test_one_vector_of_many_items_is_the_bodys(stage: Stage) -> None:
 
 
 @cells("own", "nemorouter")
-async def test_a_vector_of_a_text_that_was_rewritten_is_not_stored(stage: Stage) -> None:
+async def test_vector_of_a_rewritten_text_is_not_stored(stage: Stage) -> None:
     await stage.ask(stage.body("a"))
     stage.upstream.reply = NemoRouter().redacting
     await assert_relayed(stage, stage.body("secret"), cache="MISS")
@@ -667,7 +667,7 @@ async def test_a_vector_of_a_text_that_was_rewritten_is_not_stored(stage: Stage)
 
 
 @cells("own", "nemorouter", "openai")
-async def test_a_vector_that_a_gateways_other_model_made_is_not_stored(stage: Stage, provider: str) -> None:
+async def test_vector_of_a_gateway_fallback_model_is_not_stored(stage: Stage, provider: str) -> None:
     fell_back = {"openai": ("x-litellm-attempted-fallbacks", "2"), "nemorouter": ("x-nr-routing", "fallback:1")}
     did_not = {"openai": ("x-litellm-attempted-fallbacks", "0"), "nemorouter": ("x-nr-routing", "direct")}
 
@@ -686,7 +686,7 @@ async def test_a_vector_that_a_gateways_other_model_made_is_not_stored(stage: St
 
 
 @cells("own", "ollama", "llamacpp", "lmstudio")
-async def test_its_own_api_is_passed_through(stage: Stage, provider: str) -> None:
+async def test_native_api_is_passed_through(stage: Stage, provider: str) -> None:
     target, body = {
         "ollama": ("/api/embeddings", {"model": "all-minilm", "prompt": "a"}),
         "llamacpp": ("/embeddings", {"content": "a"}),
@@ -697,7 +697,7 @@ async def test_its_own_api_is_passed_through(stage: Stage, provider: str) -> Non
 
 
 @cells("own", "aigne", "llamacpp", "lmstudio", "ollama")
-async def test_a_length_that_is_ignored_is_stored_as_it_was_asked(stage: Stage) -> None:
+async def test_ignored_dimensions_are_keyed_as_requested(stage: Stage) -> None:
     wanted = 8 if stage.emulator.length_field is None else 2 * stage.emulator.native
     answer = await assert_cached(stage, stage.body(["a", "b"], dimensions=wanted))
     assert (await stage.ask(stage.body(["a", "b"], dimensions=wanted + 1))).cache == "MISS"
@@ -705,7 +705,7 @@ async def test_a_length_that_is_ignored_is_stored_as_it_was_asked(stage: Stage) 
 
 
 @cells("own", "apertis")
-async def test_a_caller_known_by_x_api_key_is_not_anonymous(stage: Stage) -> None:
+async def test_x_api_key_is_a_credential(stage: Stage) -> None:
     async def ask(**headers: str) -> UpstreamResponse:
         return await stage.client.post(stage.body("a"), key=None, **headers)
 
@@ -719,13 +719,13 @@ async def test_a_caller_known_by_x_api_key_is_not_anonymous(stage: Stage) -> Non
 
 
 @cells("own", "fireworks")
-async def test_chosen_logits_are_no_embedding(stage: Stage) -> None:
+async def test_selected_logits_are_not_an_embedding(stage: Stage) -> None:
     logits = await assert_cached(stage, stage.body(["a", "b"], return_logits=[1, 2, 3]))
     assert (await stage.ask(stage.body(["a", "b"]))).embeddings != logits.embeddings
 
 
 @cells("own", "cohere")
-async def test_a_field_of_the_native_api_is_not_taken_for_neutral(stage: Stage) -> None:
+async def test_native_api_field_is_not_neutral(stage: Stage) -> None:
     query = stage.body(["a", "b"], input_type="search_query")
     await stage.ask(stage.body(["a", "b"]))
     if (await stage.ask_directly(query)).status == 200:

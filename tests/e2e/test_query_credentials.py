@@ -1,4 +1,4 @@
-"""A credential in the query is treated as one in a header field is."""
+"""A credential in the query is treated like one in a header field."""
 
 import asyncio
 from pathlib import Path
@@ -55,7 +55,7 @@ async def owning(start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("more", [{}, {"stream": True}, {"unknown": 1}], ids=["keyed", "bypass", "whole"])
-async def test_beside_a_held_key_it_does_not_reach_the_upstream(
+async def test_with_a_proxy_key_query_credential_is_not_forwarded(
     owning: tuple[Client, str], upstream: ScriptedUpstream, target: str, more: dict[str, object]
 ) -> None:
     client, key = owning
@@ -63,7 +63,7 @@ async def test_beside_a_held_key_it_does_not_reach_the_upstream(
     assert queries(upstream) == [LEFT]
 
 
-async def test_beside_a_held_key_it_does_not_pass_through(
+async def test_with_a_proxy_key_query_credential_is_not_passed_through(
     owning: tuple[Client, str], upstream: ScriptedUpstream
 ) -> None:
     client, key = owning
@@ -83,14 +83,14 @@ async def test_beside_a_held_key_it_does_not_pass_through(
     assert queries(upstream)[-1] == "?pageToken=1"  # without it the first page would come for ever
 
 
-async def test_beside_a_held_key_it_keeps_no_clients_apart(
+async def test_with_a_proxy_key_query_credential_is_not_keyed(
     owning: tuple[Client, str], upstream: ScriptedUpstream
 ) -> None:
     client, key = owning
     assert [(await ask(client, f"?key={n}&a=1", key=key)).cache for n in range(3)] == ["MISS", "HIT", "HIT"]
 
 
-async def test_it_is_no_key_of_the_proxys_own(owning: tuple[Client, str], upstream: ScriptedUpstream) -> None:
+async def test_client_key_in_the_query_is_not_accepted(owning: tuple[Client, str], upstream: ScriptedUpstream) -> None:
     """Servers and browsers write URLs into logs and histories."""
     client, key = owning
     for name in ("key", "api-key", "x-api-key", "Authorization"):
@@ -99,7 +99,7 @@ async def test_it_is_no_key_of_the_proxys_own(owning: tuple[Client, str], upstre
 
 
 @pytest.mark.parametrize("holds_keys", [False, True])
-async def test_nobody_that_stands_in_gets_it(
+async def test_query_credential_is_not_sent_to_a_fallback(
     start_proxy: StartProxy, upstream: ScriptedUpstream, holds_keys: bool
 ) -> None:
     async with ScriptedUpstream().serving() as other:
@@ -124,18 +124,18 @@ async def test_nobody_that_stands_in_gets_it(
 # --- the client's own is the client's identity
 
 
-async def test_each_has_entries_of_its_own(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_each_query_credential_has_its_own_entries(client: Client, upstream: ScriptedUpstream) -> None:
     queries = ("?key=1", "?key=2", "?api_key=1", "?k%65y=1", "?key=1&key=2", "?key=", "?code=1", "?code=2", "")
     assert [(await ask(client, query)).cache for query in queries] == ["MISS"] * len(queries)
     assert [(await ask(client, query)).cache for query in queries] == ["HIT"] * len(queries)
 
 
-async def test_a_header_field_of_the_same_name_is_another_credential(client: Client) -> None:
+async def test_header_field_of_the_same_name_is_another_credential(client: Client) -> None:
     assert (await ask(client, "?api-key=1")).cache == "MISS"
     assert (await ask(client, "", api_key="1")).cache == "MISS"
 
 
-async def test_in_a_shared_scope_they_share_what_the_upstream_accepts_them_for(
+async def test_in_a_shared_scope_accepted_query_credentials_share_entries(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     client = await start_proxy(shares_all=True)
@@ -152,14 +152,14 @@ async def test_in_a_shared_scope_they_share_what_the_upstream_accepts_them_for(
         assert (await ask(client, stranger)).status == 401
 
 
-async def test_in_a_shared_scope_what_may_be_no_credential_is_part_of_the_key(
+async def test_in_a_shared_scope_ambiguous_query_fields_are_keyed(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     client = await start_proxy(shares_all=True)
     assert [(await ask(client, f"?code={code}")).cache for code in ("fr", "en", "fr")] == ["MISS", "MISS", "HIT"]
 
 
-async def test_a_refusal_ends_what_it_was_accepted_for_at_once(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_refused_query_credential_loses_its_validations(client: Client, upstream: ScriptedUpstream) -> None:
     for model in ("m", "n"):
         assert (await ask(client, "?key=1", model=model)).cache == "MISS"
     upstream.reply = error_reply(401, {})
@@ -172,19 +172,19 @@ async def test_a_refusal_ends_what_it_was_accepted_for_at_once(client: Client, u
 
 
 @pytest.mark.parametrize(("query", "cache"), [("?key=1", "HIT"), ("?code=fr", "MISS"), ("?tenant=a", "MISS")])
-async def test_beside_a_proof_a_cookie_says_nothing(client: Client, query: str, cache: str) -> None:
+async def test_cookie_beside_a_credential_is_not_keyed(client: Client, query: str, cache: str) -> None:
     assert (await ask(client, query, Cookie="session=1")).cache == "MISS"
     assert (await ask(client, query, Cookie="session=2")).cache == cache
 
 
-async def test_a_query_that_signs_the_body_goes_with_no_other(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_query_signature_is_sent_only_with_its_body(client: Client, upstream: ScriptedUpstream) -> None:
     query = "?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=a&X-Amz-Signature=b"
     answer = await ask(client, query)
     assert answer.headers["Cache-Status"] == "embedding-proxy; fwd=bypass; detail=signed-body"
     assert queries(upstream) == [query]
 
 
-async def test_it_goes_up_as_it_was_sent(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_query_credential_is_forwarded_unchanged(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = upstream.embed
     await asyncio.gather(*(client.post(BODY | {"input": f"{n}"}, target="/v1/embeddings" + QUERY) for n in range(9)))
     upstream.reply = answer_anything
@@ -192,7 +192,7 @@ async def test_it_goes_up_as_it_was_sent(client: Client, upstream: ScriptedUpstr
     assert set(queries(upstream)) == {QUERY}
 
 
-async def test_each_vouches_for_itself_alone_when_it_is_asked_again(
+async def test_each_query_credential_is_revalidated_separately(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     clock = Clock()

@@ -1,4 +1,4 @@
-"""Proxies with a secret, on a Redis that others write to as well."""
+"""Proxies with a record key on a shared Redis that others can write to."""
 
 from collections.abc import AsyncIterator
 from hashlib import blake2b
@@ -63,7 +63,7 @@ async def fresh(start_proxy: StartProxy, store: StoreSetting, secret: bytes | No
     return client
 
 
-async def test_who_shares_the_secret_shares_the_records(
+async def test_proxies_with_the_same_secret_share_records(
     start_proxy: StartProxy, store: StoreSetting, admin: Redis
 ) -> None:
     assert await ask(await fresh(start_proxy, store, SECRET)) == "MISS"
@@ -79,7 +79,7 @@ async def test_who_shares_the_secret_shares_the_records(
         pytest.param(RecordKey(b"t" * 32), "other-key", id="another record key's tag"),
     ],
 )
-async def test_a_planted_record_is_a_miss_and_is_replaced(
+async def test_planted_record_is_a_miss_and_is_replaced(
     start_proxy: StartProxy,
     store: StoreSetting,
     admin: Redis,
@@ -102,7 +102,7 @@ async def test_a_planted_record_is_a_miss_and_is_replaced(
     assert await ask(await fresh(start_proxy, store, SECRET)) == "HIT"
 
 
-async def test_a_forged_tag_and_a_copied_record_are_misses_and_count_as_forged(
+async def test_forged_tags_and_copied_records_are_misses(
     start_proxy: StartProxy, store: StoreSetting, admin: Redis
 ) -> None:
     client = await fresh(start_proxy, store, SECRET)
@@ -129,7 +129,7 @@ async def test_a_forged_tag_and_a_copied_record_are_misses_and_count_as_forged(
         pytest.param(SECRET, None, "other-key", id="turned off"),
     ],
 )
-async def test_a_new_setting_of_the_record_key_raises_no_alarm(
+async def test_changing_the_record_key_raises_no_alert(
     start_proxy: StartProxy, store: StoreSetting, admin: Redis,
     before: bytes | None, after: bytes | None, reason: str,
 ) -> None:  # fmt: skip
@@ -145,7 +145,7 @@ async def test_a_new_setting_of_the_record_key_raises_no_alarm(
     assert await client.metric(INVALID) == 0
 
 
-async def test_records_that_an_earlier_version_tagged_are_hits(
+async def test_records_tagged_by_an_earlier_version_are_hits(
     start_proxy: StartProxy, store: StoreSetting, admin: Redis
 ) -> None:
     await ask(await fresh(start_proxy, store, None))
@@ -157,7 +157,7 @@ async def test_records_that_an_earlier_version_tagged_are_hits(
     assert await client.metric(INVALID) == 0
 
 
-async def test_who_does_not_share_the_secret_replaces_once_and_fails_nothing(
+async def test_proxy_without_the_secret_replaces_records_once(
     start_proxy: StartProxy, upstream: ScriptedUpstream, store: StoreSetting, admin: Redis
 ) -> None:
     """Each side pays once for what its own memory has not, and then leaves the other's record alone."""

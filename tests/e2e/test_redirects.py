@@ -1,4 +1,4 @@
-"""Redirects are relayed, never followed, said once, and never lead a client past the proxy."""
+"""Redirects are relayed, never followed, logged once, and never lead a client past the proxy."""
 
 import pytest
 from aiohttp import web
@@ -14,7 +14,7 @@ __all__ = ["others"]
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_of_embeddings_is_relayed_and_said_once(
+async def test_redirect_of_embeddings_is_relayed_and_logged_once(
     client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture, status: int
 ) -> None:
     upstream.reply = error_reply(status, b"moved", location="https://new.example/api/v1/embeddings?code=secret")
@@ -30,7 +30,7 @@ async def test_a_redirect_of_embeddings_is_relayed_and_said_once(
     )
 
 
-async def test_a_redirect_of_a_relayed_embeddings_call_is_said_too(
+async def test_redirect_of_a_bypassed_embeddings_call_is_logged(
     client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream.reply = error_reply(308, b"", location="/v2/embeddings")
@@ -38,7 +38,7 @@ async def test_a_redirect_of_a_relayed_embeddings_call_is_said_too(
     assert f"set --upstream {upstream.base_url.removesuffix('1')}2 " in said(caplog)[-1]
 
 
-async def test_what_is_said_of_a_redirect_has_nothing_of_the_clients_path(
+async def test_redirect_log_hides_the_client_path(
     client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     target = "/v1/engines/secret/embeddings"
@@ -49,7 +49,7 @@ async def test_what_is_said_of_a_redirect_has_nothing_of_the_clients_path(
     assert "set --upstream https://new.example/v2 " in line
 
 
-async def test_a_redirect_of_another_route_is_not(
+async def test_redirect_of_another_route_is_not_logged(
     client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream.reply = error_reply(308, b"", location="/v2/models")
@@ -74,7 +74,7 @@ async def follow(client: Client, method: str, target: str) -> list[str]:
     "location", ["{origin}/v1/embeddings/new?a=b", "/v1/embeddings/new?a=b", "embeddings/new?a=b", "{origin}//x/../y"]
 )
 @pytest.mark.parametrize(("method", "at"), [("POST", "/v1/embeddings"), ("GET", "/v1/models"), ("POST", "/v1/files")])
-async def test_a_redirect_to_the_upstream_itself_leads_back_to_the_proxy(
+async def test_redirect_to_the_upstream_leads_back_to_the_proxy(
     client: Client, upstream: ScriptedUpstream, method: str, at: str, location: str
 ) -> None:
     origin = upstream.base_url.removesuffix("/v1")
@@ -91,7 +91,7 @@ async def test_a_redirect_to_the_upstream_itself_leads_back_to_the_proxy(
     assert [call.method for call in upstream.calls] == [method, method]
 
 
-async def test_a_redirect_out_of_the_base_path_leads_out_of_it(
+async def test_redirect_out_of_the_base_path_is_followed_through_the_proxy(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     origin = upstream.base_url.removesuffix("/v1")
@@ -103,22 +103,20 @@ async def test_a_redirect_out_of_the_base_path_leads_out_of_it(
     assert [call.target for call in upstream.calls] == ["/api/v1/embeddings", "/v1/embeddings"]
 
 
-async def test_a_location_in_an_answer_with_vectors_is_on_this_proxy(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_location_in_an_embeddings_response_is_on_this_proxy(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = lambda call: web.json_response(
         upstream.answer_to(call.json), headers={"Content-Location": upstream.base_url + "/embeddings"}
     )
     assert (await client.embed("x")).headers["Content-Location"] == "/v1/embeddings"
 
 
-async def test_a_created_thing_is_where_the_proxy_has_it(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_location_of_a_created_resource_is_on_this_proxy(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = error_reply(201, b"", location=upstream.base_url + "/files/1", content_location="/v1/files/1")
     answer = await client.post(b"{}", target="/v1/files")
     assert (answer.headers["Location"], answer.headers["Content-Location"]) == ("/v1/files/1", "/v1/files/1")
 
 
-async def test_a_location_at_an_upstream_that_is_not_the_default_leads_to_nobody_else(
+async def test_location_at_a_non_default_upstream_reaches_no_other(
     start_proxy: StartProxy, upstream: ScriptedUpstream, others: list[ScriptedUpstream]
 ) -> None:
     client = await start_proxy(routed=(setting("one", others[0], "gpu"),))
@@ -131,7 +129,7 @@ async def test_a_location_at_an_upstream_that_is_not_the_default_leads_to_nobody
 
 
 @pytest.mark.parametrize("status", [301, 302, 307])
-async def test_a_websockets_handshake_follows_no_redirect(
+async def test_websocket_handshake_follows_no_redirect(
     client: Client, upstream: ScriptedUpstream, others: list[ScriptedUpstream], status: int
 ) -> None:
     upstream.reply = error_reply(status, b"", location=others[0].base_url + "/realtime")

@@ -88,7 +88,7 @@ async def in_time(is_so: Callable[[], bool], what: str) -> None:
     await asyncio.to_thread(until, is_so, what)
 
 
-async def test_a_cluster_loses_a_master_and_moves_slots(
+async def test_cluster_failover_and_slot_migration(
     start_proxy: StartProxy, upstream: ScriptedUpstream, cluster: RedisCluster
 ) -> None:
     store = StoreSetting(url=cluster.url)
@@ -133,7 +133,7 @@ def redirections(node: RedisServer) -> tuple[int, int]:
     return int(asks), int(moves)
 
 
-async def test_sentinels_name_another_master(
+async def test_sentinel_failover(
     start_proxy: StartProxy, upstream: ScriptedUpstream, sentinels: RedisSentinels
 ) -> None:
     store = StoreSetting(url=sentinels.url)

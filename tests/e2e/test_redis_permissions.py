@@ -1,4 +1,4 @@
-"""A Redis user that may do no more than docs/redis.md says, and one that may only read."""
+"""A Redis user with exactly the permissions in docs/redis.md, and a read-only user."""
 
 import asyncio
 import re
@@ -50,7 +50,7 @@ def documented() -> list[list[str]]:
     return [rules.replace("PASSWORD", "pa55").split() for rules in found]
 
 
-async def test_the_documented_user_can_do_all_that_is_needed(
+async def test_documented_user_has_all_permissions(
     start_proxy: StartProxy, upstream: ScriptedUpstream, redis_server: RedisServer, admin: Redis
 ) -> None:
     store = allow(redis_server)
@@ -108,7 +108,7 @@ async def one_upstream_computation(
     upstream.reply = None
 
 
-async def test_another_database_takes_one_rule_more(
+async def test_another_database_needs_one_more_rule(
     start_proxy: StartProxy, redis_server: RedisServer, admin: Redis
 ) -> None:
     store = allow(redis_server)
@@ -126,7 +126,7 @@ async def test_another_database_takes_one_rule_more(
 
 
 @pytest.mark.parametrize("rule", ["+mget", "+set", "~embedding:*", "~embedding-lease:*"])
-async def test_no_rule_is_there_for_nothing(
+async def test_every_documented_rule_is_needed(
     start_proxy: StartProxy, redis_server: RedisServer, admin: Redis, rule: str
 ) -> None:
     client = await start_proxy(store=allow(redis_server, rule))
@@ -134,7 +134,7 @@ async def test_no_rule_is_there_for_nothing(
     assert await admin.acl_log() != []
 
 
-async def test_a_user_that_may_only_read_serves_hits_and_fails_nothing(
+async def test_read_only_user_serves_hits_and_fails_no_request(
     start_proxy: StartProxy, upstream: ScriptedUpstream, redis_server: RedisServer, admin: Redis
 ) -> None:
     writer = await start_proxy(store=StoreSetting(url=redis_server.url))
@@ -153,7 +153,7 @@ async def test_a_user_that_may_only_read_serves_hits_and_fails_nothing(
     assert len(await admin.keys("*")) == len(texts)
 
 
-async def test_a_wrong_password_costs_hits_and_no_request(
+async def test_wrong_password_fails_no_request(
     start_proxy: StartProxy, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     allow(redis_server)
@@ -165,7 +165,7 @@ async def test_a_wrong_password_costs_hits_and_no_request(
     assert "pa55w0rd" not in caplog.text
 
 
-async def test_the_documented_user_of_a_cluster_can_do_all_that_is_needed(
+async def test_documented_cluster_user_has_all_permissions(
     start_proxy: StartProxy, redis_cluster: RedisCluster
 ) -> None:
     store = allow_in_cluster(redis_cluster)
@@ -176,7 +176,7 @@ async def test_the_documented_user_of_a_cluster_can_do_all_that_is_needed(
 
 
 @pytest.mark.parametrize("rule", ["+get", "+set", "+asking", "+cluster|slots", "~embedding:*", "~embedding-lease:*"])
-async def test_no_rule_of_a_cluster_is_there_for_nothing(
+async def test_every_documented_cluster_rule_is_needed(
     start_proxy: StartProxy, redis_cluster: RedisCluster, rule: str
 ) -> None:
     unlimited = StoreSetting(url=redis_cluster.url)

@@ -1,4 +1,4 @@
-"""One upstream computation for each distinct item, however many ask at once, and nobody pays for another's failure."""
+"""One upstream computation for each distinct item under concurrency; a failure stays with its own request."""
 
 import asyncio
 from collections import Counter
@@ -29,7 +29,7 @@ async def waiting(client: Client, requests: int) -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_thousand_identical_requests_are_one_item_upstream(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_thousand_identical_requests_are_one_upstream_item(client: Client, upstream: ScriptedUpstream) -> None:
     gate = Gate(upstream)
     requests = [asyncio.create_task(client.embed("x")) for _ in range(1000)]
     await waiting(client, 1000)
@@ -43,7 +43,7 @@ async def test_a_thousand_identical_requests_are_one_item_upstream(client: Clien
     assert Counter("collapsed" in answer.headers["Cache-Status"] for answer in answers) == {True: 999, False: 1}
 
 
-async def test_the_leaders_departure_costs_nobody_anything(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_leader_disconnect_fails_no_follower(client: Client, upstream: ScriptedUpstream) -> None:
     gate = Gate(upstream)
     leader = asyncio.create_task(client.embed("x"))
     await gate.calls(1)
@@ -59,9 +59,7 @@ async def test_the_leaders_departure_costs_nobody_anything(client: Client, upstr
     assert upstream.items == {'"x"': 1}
 
 
-async def test_what_nobody_waits_for_any_more_is_stored_all_the_same(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_result_without_waiters_is_stored(client: Client, upstream: ScriptedUpstream) -> None:
     gate = Gate(upstream)
     lonely = asyncio.create_task(client.embed("x"))
     await gate.calls(1)
@@ -73,7 +71,7 @@ async def test_what_nobody_waits_for_any_more_is_stored_all_the_same(
     assert upstream.items == {'"x"': 1}
 
 
-async def test_overlapping_batches_ask_for_each_item_once(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_overlapping_batches_fetch_each_item_once(client: Client, upstream: ScriptedUpstream) -> None:
     gate = Gate(upstream)
     requests = [asyncio.create_task(client.embed([str(n), str(n + 1), str(n + 2)])) for n in range(50)]
     await waiting(client, 50)
@@ -85,9 +83,7 @@ async def test_overlapping_batches_ask_for_each_item_once(client: Client, upstre
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-async def test_waiters_share_what_they_would_get_themselves(
-    client: Client, upstream: ScriptedUpstream, status: int
-) -> None:
+async def test_followers_share_a_failure_common_to_all(client: Client, upstream: ScriptedUpstream, status: int) -> None:
     gate = asyncio.Event()
 
     async def fail(_: Call) -> web.Response:
@@ -103,7 +99,7 @@ async def test_waiters_share_what_they_would_get_themselves(
     assert len(upstream.calls) == 1
 
 
-async def test_waiters_do_not_share_the_leaders_own_mistake(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_followers_do_not_share_the_leaders_own_error(client: Client, upstream: ScriptedUpstream) -> None:
     gate = asyncio.Event()
 
     async def refuse_poison(call: Call) -> web.StreamResponse:
@@ -124,7 +120,7 @@ async def test_waiters_do_not_share_the_leaders_own_mistake(client: Client, upst
     assert upstream.items['"x"'] == 2  # with the poison, and once without
 
 
-async def test_misses_of_many_requests_travel_together(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_misses_of_many_requests_are_merged(client: Client, upstream: ScriptedUpstream) -> None:
     gate = Gate(upstream)
     requests = [asyncio.create_task(client.embed(str(n))) for n in range(200)]
     await waiting(client, 200)
@@ -137,7 +133,7 @@ async def test_misses_of_many_requests_travel_together(client: Client, upstream:
     assert sum(answer.json["usage"]["prompt_tokens"] for answer in answers) == sum(len(str(n)) for n in range(200))
 
 
-async def test_nothing_is_merged_across_credentials_or_parameters(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_no_merge_across_credentials_or_parameters(client: Client, upstream: ScriptedUpstream) -> None:
     gate = Gate(upstream)
     bodies: list[dict[str, Any]] = [
         {"model": model, "input": f"{n}", **extra}
@@ -157,9 +153,7 @@ async def test_nothing_is_merged_across_credentials_or_parameters(client: Client
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-async def test_one_poison_item_in_a_merged_call_fails_its_own_caller_alone(
-    client: Client, upstream: ScriptedUpstream, status: int
-) -> None:
+async def test_poison_item_fails_only_its_own_request(client: Client, upstream: ScriptedUpstream, status: int) -> None:
     gate = asyncio.Event()
 
     async def refuse_poison(call: Call) -> web.StreamResponse:
@@ -179,9 +173,7 @@ async def test_one_poison_item_in_a_merged_call_fails_its_own_caller_alone(
     assert [answer.status for answer in await asyncio.gather(*rest)] == [200, 200, status, 200]
 
 
-async def test_a_spoilt_answer_to_a_merged_call_is_asked_again_apart(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_invalid_merged_response_is_retried_separately(client: Client, upstream: ScriptedUpstream) -> None:
     gate = asyncio.Event()
 
     async def spoil_merged(call: Call) -> web.StreamResponse:
@@ -203,9 +195,7 @@ async def test_a_spoilt_answer_to_a_merged_call_is_asked_again_apart(
     ]
 
 
-async def test_what_is_too_large_for_one_call_goes_in_several(
-    start_proxy: StartProxy, upstream: ScriptedUpstream
-) -> None:
+async def test_request_over_the_call_limit_is_split(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy(max_batch_items=8)
     texts = [str(n) for n in range(50)]
     answer = await client.embed(texts)
@@ -214,7 +204,7 @@ async def test_what_is_too_large_for_one_call_goes_in_several(
     assert answer.json["usage"]["prompt_tokens"] == sum(map(len, texts))
 
 
-async def test_parts_that_were_paid_for_are_kept_when_another_fails(
+async def test_successful_parts_are_stored_when_another_fails(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     client = await start_proxy(max_batch_items=2)
@@ -238,7 +228,7 @@ async def vouched_for(replicas: list[Client], upstream: ScriptedUpstream) -> lis
 
 
 @pytest.mark.parametrize("fields", [{}, {"foo": 1}], ids=["item by item", "keyed as a whole"])
-async def test_two_replicas_on_one_redis_ask_once(
+async def test_two_replicas_on_one_redis_fetch_once(
     start_proxy: StartProxy, upstream: ScriptedUpstream, redis_server: RedisServer, fields: dict[str, Any]
 ) -> None:
     store = StoreSetting(url=redis_server.url.replace("/0", "/4"))
@@ -253,7 +243,7 @@ async def test_two_replicas_on_one_redis_ask_once(
     assert len({orjson.dumps(answer.embeddings) for answer in answers}) == 1
 
 
-async def test_a_replica_that_gives_up_lets_another_try(
+async def test_replica_that_gives_up_releases_its_lease(
     start_proxy: StartProxy, upstream: ScriptedUpstream, redis_server: RedisServer
 ) -> None:
     store = StoreSetting(url=redis_server.url.replace("/0", "/5"))
@@ -277,7 +267,7 @@ async def test_a_replica_that_gives_up_lets_another_try(
     assert (await waiting_).status == 200
 
 
-async def test_refreshes_do_not_join_what_is_under_way(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_refresh_does_not_join_a_fetch_in_progress(client: Client, upstream: ScriptedUpstream) -> None:
     gate = Gate(upstream)
     plain = asyncio.create_task(client.embed("x"))
     await gate.calls(1)
@@ -288,9 +278,7 @@ async def test_refreshes_do_not_join_what_is_under_way(client: Client, upstream:
     assert upstream.items == {'"x"': 2}
 
 
-async def test_a_full_queue_is_a_503_that_says_when_to_come_back(
-    start_proxy: StartProxy, upstream: ScriptedUpstream
-) -> None:
+async def test_full_queue_is_503_with_retry_after(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy(max_queued_items=10)
     gate = Gate(upstream)
     held = asyncio.create_task(client.embed([str(n) for n in range(10)]))
@@ -302,7 +290,7 @@ async def test_a_full_queue_is_a_503_that_says_when_to_come_back(
     assert (await client.embed("one more")).status == 200
 
 
-async def test_too_many_bytes_at_once_are_a_503(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+async def test_too_many_queued_bytes_are_503(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy(max_held_bytes=12_000)  # a text is held as JSON and as a string
     gate = Gate(upstream)
     held = asyncio.create_task(client.embed("x" * 4000))
@@ -314,9 +302,7 @@ async def test_too_many_bytes_at_once_are_a_503(start_proxy: StartProxy, upstrea
     assert await client.metric("embedding_proxy_held_request_bytes") == 0
 
 
-async def test_a_kept_connection_that_dies_costs_a_second_try_and_no_request(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_dead_kept_connection_is_retried_once(client: Client, upstream: ScriptedUpstream) -> None:
     await client.embed("warm")
 
     async def die(call: Call) -> web.StreamResponse:
@@ -331,7 +317,7 @@ async def test_a_kept_connection_that_dies_costs_a_second_try_and_no_request(
     assert upstream.items == {'"warm"': 1, '"a"': 2, '"b"': 2, '"c"': 2}
 
 
-async def test_a_new_connection_that_dies_is_not_tried_again(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_dead_new_connection_is_not_retried(client: Client, upstream: ScriptedUpstream) -> None:
     async def die(call: Call) -> web.StreamResponse:
         assert call.request.transport is not None
         call.request.transport.abort()
@@ -342,9 +328,7 @@ async def test_a_new_connection_that_dies_is_not_tried_again(client: Client, ups
     assert len(upstream.calls) == 1
 
 
-async def test_an_upstream_that_cannot_be_connected_to_is_soon_left_alone(
-    start_proxy: StartProxy, upstream: ScriptedUpstream
-) -> None:
+async def test_connect_failures_open_the_circuit(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     await (await start_proxy()).embed("x")
     upstream.base_url = f"http://127.0.0.1:{free_port()}/v1"
     client = await start_proxy()
@@ -355,7 +339,9 @@ async def test_an_upstream_that_cannot_be_connected_to_is_soon_left_alone(
 
 
 @pytest.mark.parametrize("status", [401, 429, 500])
-async def test_no_answer_opens_the_breaker_for_others(client: Client, upstream: ScriptedUpstream, status: int) -> None:
+async def test_response_failures_do_not_open_the_circuit(
+    client: Client, upstream: ScriptedUpstream, status: int
+) -> None:
     upstream.reply = error_reply(status, {"error": {"message": "no"}})
     for n in range(20):
         assert (await client.embed(str(n))).status == status
@@ -363,7 +349,7 @@ async def test_no_answer_opens_the_breaker_for_others(client: Client, upstream: 
     assert (await client.post({"model": "m", "input": "x"}, key="Bearer other")).status == 200
 
 
-async def test_an_upstream_that_hangs_is_a_504_in_its_time(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+async def test_hanging_upstream_is_504_after_the_timeout(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy(upstream_timeout_s=0.05)
     gate = Gate(upstream)
     answer: UpstreamResponse = await client.embed("x")
@@ -372,7 +358,7 @@ async def test_an_upstream_that_hangs_is_a_504_in_its_time(start_proxy: StartPro
     assert (await client.embed("x")).status == 200
 
 
-async def test_as_many_attempts_as_requests_when_everything_fails(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_outage_causes_about_one_call_per_request(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = error_reply(500, {"error": {"message": "no"}})
     answers = await asyncio.gather(*(client.embed([str(n), str(n + 1)]) for n in range(200)))
     assert {answer.status for answer in answers} == {500}
@@ -382,7 +368,9 @@ async def test_as_many_attempts_as_requests_when_everything_fails(client: Client
 # --- what hostile reading found
 
 
-async def test_an_idempotency_key_never_travels_with_another_body(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_idempotency_key_is_sent_only_with_the_clients_own_body(
+    client: Client, upstream: ScriptedUpstream
+) -> None:
     """An upstream that keeps its word answers a key again with what it answered first, whatever the body."""
     gate = Gate(upstream)
     first = asyncio.create_task(client.embed("first", headers={"Idempotency-Key": "k0"}))
@@ -396,7 +384,7 @@ async def test_an_idempotency_key_never_travels_with_another_body(client: Client
     assert [call.items for call in upstream.calls] == [["first"], ["a", "b"], ["c"]]
 
 
-async def test_a_malformed_answer_to_many_is_no_stampede(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_malformed_response_to_many_causes_no_stampede(client: Client, upstream: ScriptedUpstream) -> None:
     gate = asyncio.Event()
 
     async def spoil(call: Call) -> web.StreamResponse:
@@ -413,7 +401,7 @@ async def test_a_malformed_answer_to_many_is_no_stampede(client: Client, upstrea
     assert len(upstream.calls) <= 52
 
 
-async def test_a_waiter_with_a_failure_of_its_own_is_told_that_one(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_follower_gets_its_own_failure(client: Client, upstream: ScriptedUpstream) -> None:
     gate = asyncio.Event()
 
     async def refuse(call: Call) -> web.StreamResponse:
@@ -433,7 +421,7 @@ async def test_a_waiter_with_a_failure_of_its_own_is_told_that_one(client: Clien
     assert (answer.status, answer.json["error"]["message"]) == (429, "slow down")
 
 
-async def test_a_waiter_is_never_told_of_anothers_mistake(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_follower_never_gets_anothers_error(client: Client, upstream: ScriptedUpstream) -> None:
     """However often the key it waits for is led by a client with a bad item."""
     gate = asyncio.Event()
 
@@ -453,7 +441,7 @@ async def test_a_waiter_is_never_told_of_anothers_mistake(client: Client, upstre
     assert {answer.status for answer in await asyncio.gather(*poisoned)} == {400}
 
 
-async def test_an_upstream_that_is_back_serves_all_while_the_probe_is_still_computed(
+async def test_recovered_upstream_serves_others_during_the_probe(
     start_proxy: StartProxy, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.upstream.circuit._COOLDOWN_S", 0.0)
@@ -473,7 +461,7 @@ async def test_an_upstream_that_is_back_serves_all_while_the_probe_is_still_comp
     assert {answer.status for answer in await asyncio.gather(probe, *others)} == {200}
 
 
-async def test_a_slow_answer_on_a_kept_connection_is_not_asked_for_again(
+async def test_slow_response_on_a_kept_connection_is_not_retried(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     client = await start_proxy(upstream_read_timeout_s=0.05)
@@ -501,7 +489,7 @@ async def test_one_tenant_cannot_take_every_slot(start_proxy: StartProxy, upstre
     assert {answer.status for answer in await asyncio.gather(*held)} == {200}
 
 
-async def test_a_tenant_with_a_long_queue_cannot_take_every_slot_either(
+async def test_tenant_with_a_long_queue_cannot_take_every_slot(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     """When its first call returns, all that waits would go at once."""
@@ -523,7 +511,7 @@ async def test_a_tenant_with_a_long_queue_cannot_take_every_slot_either(
     assert {answer.status for answer in await asyncio.gather(*held)} == {200}
 
 
-async def test_idle_uploads_leave_room_for_others(start_proxy: StartProxy) -> None:
+async def test_idle_uploads_do_not_block_others(start_proxy: StartProxy) -> None:
     client = await start_proxy(max_held_bytes=100_000, max_body_bytes=50_000)
     host, port = client.origin.removeprefix("http://").split(":")
     sockets = []
@@ -538,7 +526,7 @@ async def test_idle_uploads_leave_room_for_others(start_proxy: StartProxy) -> No
         await writer.wait_closed()
 
 
-async def test_an_upstream_that_serves_two_models_by_turns_is_relayed(
+async def test_upstream_alternating_between_two_models_is_relayed(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     client = await start_proxy(max_batch_items=2)
@@ -554,7 +542,7 @@ async def test_an_upstream_that_serves_two_models_by_turns_is_relayed(
     assert len(answer.vectors) == 4
 
 
-async def test_a_full_store_is_read_by_a_busy_proxy(
+async def test_full_store_is_still_read_under_load(
     start_proxy: StartProxy, upstream: ScriptedUpstream, redis_server: RedisServer
 ) -> None:
     """A cold replica before a full Redis, under large batches: what takes long is not therefore gone."""
@@ -568,7 +556,7 @@ async def test_a_full_store_is_read_by_a_busy_proxy(
     assert await cold.metric("embedding_proxy_breaker_state", circuit="store_read") == 0
 
 
-async def test_what_another_replica_fetched_is_not_on_this_ones_bill(
+async def test_items_fetched_by_another_replica_are_not_billed(
     start_proxy: StartProxy, upstream: ScriptedUpstream, redis_server: RedisServer
 ) -> None:
     store = StoreSetting(url=redis_server.url.replace("/0", "/7"))

@@ -1,6 +1,6 @@
-"""Nothing of one tenant reaches the other, nor logs, metrics and traces; and neither fares otherwise for the other.
+"""No data of a tenant reaches the other, logs, metrics or traces, and neither changes the results of the other.
 
-`tests.support.tenants` makes what they ask, and upstreams that repeat in every response all that they were told.
+`tests.support.tenants` makes their requests, and upstreams that repeat in every response all that they received.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ from yarl import URL
 
 from proxy.app import Running, running
 from proxy.config.settings import SameModel, Settings, StoreSetting, UpstreamSetting
-from tests.support.alone import Got, Judge, Request, fails_for_all, leak_in
-from tests.support.company import Company, Fault, send
-from tests.support.crowd import SCOPES, Wave, World
+from tests.support.load_runner import Fault, LoadRunner, send
+from tests.support.oracle import Oracle, Received, Request, fails_for_all, leak_in
 from tests.support.otlp_receiver import Receiver
 from tests.support.profiles import IS_SLOW_PROFILE
 from tests.support.redis_server import RedisServer
 from tests.support.reference import HELD_KEY, Reference
+from tests.support.scenarios import SCOPES, Scenario, Wave
 from tests.support.scripted import ScriptedUpstream
 from tests.support.settings import settings_for
 from tests.support.tenants import (
@@ -44,8 +44,8 @@ from tests.support.tenants import (
 
 REQUESTS = 26_000 if IS_SLOW_PROFILE else 100  # in each of four cases
 PAIRS = 1_000 if IS_SLOW_PROFILE else 10  # of Ann's responses with and without Bob
-WAVES = 12 if IS_SLOW_PROFILE else 6  # of a world
-TRIES = 200  # to make a world smaller in which something goes wrong
+WAVES = 12 if IS_SLOW_PROFILE else 6  # of a scenario
+TRIES = 200  # to make a scenario smaller in which something goes wrong
 # What must have happened for the test to mean anything.
 SEEN = {
     "MISS", "HIT", "PARTIAL", "BYPASS", "joined", "fallback", "left",
@@ -56,8 +56,8 @@ ADMIN_PAGES = ("/metrics", "/status.json", "/", "/openapi.json")
 
 
 @dataclass(kw_only=True)
-class Tenants(Company):
-    """Proxies in front of two upstreams, of which the second stands in for the first in half of the worlds."""
+class Tenants(LoadRunner):
+    """Proxies in front of two upstreams, of which the second stands in for the first in half of the scenarios."""
 
     second: ScriptedUpstream
     stand_in: LoudServer
@@ -82,29 +82,29 @@ class Tenants(Company):
             **rest,
         )
 
-    async def send(self, origin: str, request: Request) -> Got | None:
+    async def send(self, origin: str, request: Request) -> Received | None:
         self.seen[request.method] += 1
         sending = {"WEBSOCKET": talk, "RAW": write}.get(request.method, send)
         return await sending(self.session, origin, request)
 
-    async def faults(self, world: World) -> list[Fault]:
+    async def faults(self, scenario: Scenario) -> list[Fault]:
         self.said.clear()
         self.receiver.bodies.clear()
         faults: list[Fault] = []
-        async for _, wave, got in self.waves(world):
+        async for _, wave, got in self.waves(scenario):
             faults = faults or list(self._faults(wave, got))
         return faults or list(self._seen_by_others())
 
-    async def waves(self, world: World) -> AsyncIterator[tuple[int, Wave, Sequence[Got | None]]]:
-        """Let a world happen."""
+    async def waves(self, scenario: Scenario) -> AsyncIterator[tuple[int, Wave, Sequence[Received | None]]]:
+        """Run a scenario."""
         async with AsyncExitStack() as stack:
-            settings = self.settings(self.fresh_store(), world.settings)
+            settings = self.settings(self.fresh_store(), scenario.settings)
             proxies = [
                 await stack.enter_async_context(running(settings, write_log=self.said.append))
                 for _ in range(self.replicas)
             ]
-            for number, wave in enumerate(world.waves):
-                yield number, wave, await self._happen(wave, proxies)
+            for number, wave in enumerate(scenario.waves):
+                yield number, wave, await self._run(wave, proxies)
             for proxy in proxies:
                 await self._read_pages(proxy)
 
@@ -126,11 +126,11 @@ class Tenants(Company):
                 yield Fault(category="a secret went up", told=told)
             server.told_secrets.clear()
 
-    def _faults(self, wave: Wave, answers: Sequence[Got | None]) -> Iterator[Fault]:
+    def _faults(self, wave: Wave, answers: Sequence[Received | None]) -> Iterator[Fault]:
         self.seen["fallback"] += len(self.stand_in.calls)
         self.seen["merged"] += sum(is_merged(call.body) for call, _ in self.server.calls + self.stand_in.calls)
         self.stand_in.calls.clear()
-        judge = Judge(reference=self.server.reference, owns_key=self.scope == "owned")
+        oracle = Oracle(reference=self.server.reference, owns_key=self.scope == "owned")
         for request, got in zip(wave.requests, answers, strict=True):
             if got is None:
                 self.seen["left"] += 1
@@ -142,7 +142,7 @@ class Tenants(Company):
             if self.scope == "owned" and request.method != "OPTIONS" and got.header("Set-Cookie"):
                 wrong = "a session of the proxy's key"
             if is_judged(request) and not wrong:
-                right = judge.alone(judged(request), has_limits=False)
+                right = oracle.expected(judged(request), has_limits=False)
                 wrong = "a vector of something else" if embeddings_in(got.body) - embeddings_in(right.body) else None
             if wrong:
                 yield Fault(category=wrong, told=f"{request!r}\n  got: {got!r}\n{self._calls()}")
@@ -168,22 +168,22 @@ def is_merged(body: bytes) -> bool:
     return all(f"canary-{tenant}".encode() in body for tenant in TENANTS)
 
 
-async def talk(session: ClientSession, origin: str, request: Request) -> Got:
+async def talk(session: ClientSession, origin: str, request: Request) -> Received:
     url = URL(origin + request.target, encoded=True)
     try:
         protocols = (f"openai-insecure-api-key.canary-{request.client}-key", "realtime")
         async with session.ws_connect(url, headers=request.headers, protocols=protocols) as socket:
             await socket.send_str(request.body.decode())
-            return Got(101, tuple(socket._response.headers.items()), (await socket.receive_str()).encode())
+            return Received(101, tuple(socket._response.headers.items()), (await socket.receive_str()).encode())
     except WSServerHandshakeError as refused:
-        return Got(refused.status, tuple((refused.headers or {}).items()), reason=refused.message)
+        return Received(refused.status, tuple((refused.headers or {}).items()), reason=refused.message)
 
 
-async def write(_: ClientSession, origin: str, request: Request) -> Got:
+async def write(_: ClientSession, origin: str, request: Request) -> Received:
     reader, writer = await asyncio.open_connection(*origin.removeprefix("http://").split(":"))
     writer.write(request.body)
     writer.write_eof()
-    got = Got(body=await reader.read())
+    got = Received(body=await reader.read())
     writer.close()
     await writer.wait_closed()
     return got
@@ -234,21 +234,19 @@ def shared_store(server: RedisServer) -> Callable[[], StoreSetting]:
     return emptied
 
 
-def with_settings(world: World, rng: random.Random) -> World:
+def with_settings(scenario: Scenario, rng: random.Random) -> Scenario:
     more = {"falls_back": rng.random() < 0.5, "revalidate_s": rng.choice((600.0, 600.0, 0.0))}
-    return replace(world, settings={**world.settings, **more})
+    return replace(scenario, settings={**scenario.settings, **more})
 
 
-async def test_nothing_of_one_tenant_reaches_the_other_or_is_logged(
-    tenants: Tenants, request: pytest.FixtureRequest
-) -> None:
+async def test_no_tenant_data_reaches_the_other_or_the_logs(tenants: Tenants, request: pytest.FixtureRequest) -> None:
     requests, number = 0, 0
     while requests < REQUESTS:
         rng = random.Random(seed := f"{request.node.name} {number}")
-        happens = with_settings(two_tenants(rng, tenants.scope, waves=WAVES), rng)
-        requests, number = requests + happens.size, number + 1
-        for fault in await tenants.faults(happens):
-            smaller, told = await tenants.smallest(happens, fault.category, tries=TRIES)
+        scenario = with_settings(two_tenants(rng, tenants.scope, waves=WAVES), rng)
+        requests, number = requests + scenario.size, number + 1
+        for fault in await tenants.faults(scenario):
+            smaller, told = await tenants.smallest(scenario, fault.category, tries=TRIES)
             pytest.fail(f"{fault.category} (seed {seed})\n{smaller}\n{told or fault.told}", pytrace=False)
     assert tenants.receiver.bodies
     if IS_SLOW_PROFILE:
@@ -261,7 +259,7 @@ async def test_nothing_of_one_tenant_reaches_the_other_or_is_logged(
 OWN = {"Date", "X-Request-Id"}
 
 
-def difference(scope: str, asked: Request, beside: Got, alone: Got) -> str | None:
+def difference(scope: str, asked: Request, beside: Received, alone: Received) -> str | None:
     """How a response beside the other tenant's requests is unlike that without them, if not for the better.
 
     In a scope of her own Ann's is the same in all that it says. In a shared one Bob may have paid before for what she
@@ -280,28 +278,28 @@ def difference(scope: str, asked: Request, beside: Got, alone: Got) -> str | Non
     return None if has_vectors(beside) or beside.status == alone.status else "another failure"
 
 
-def head(got: Got) -> Counter[tuple[str, str]]:
+def head(got: Received) -> Counter[tuple[str, str]]:
     own_words = {"Content-Length"} if got.status == 502 else set()
     return Counter(pair for pair in got.headers if pair[0].title() not in OWN | own_words)
 
 
-def told(got: Got) -> object:
+def told(got: Received) -> object:
     """How a connection broke depends on whose it was before."""
     return orjson.loads(got.body)["error"]["code"] if got.status == 502 else got.body
 
 
-def has_vectors(got: Got) -> bool:
+def has_vectors(got: Received) -> bool:
     return 200 <= got.status < 300 and b'"data"' in got.body
 
 
-def vectors(got: Got) -> object:
+def vectors(got: Received) -> object:
     return [as_numbers(datum["embedding"]) for datum in orjson.loads(got.body)["data"]]
 
 
-async def anns(tenants: Tenants, world: World) -> dict[int, tuple[Request, Got]]:
+async def anns(tenants: Tenants, scenario: Scenario) -> dict[int, tuple[Request, Received]]:
     """Ann's requests and the responses, by the number of the wave."""
     found = {}
-    async for number, wave, answers in tenants.waves(world):
+    async for number, wave, answers in tenants.waves(scenario):
         for request, got in zip(wave.requests, answers, strict=True):
             if request.client == "ann" and got is not None:
                 found[number] = request, got
@@ -310,26 +308,26 @@ async def anns(tenants: Tenants, world: World) -> dict[int, tuple[Request, Got]]
 
 def are_failing(tenants: Tenants, wave: Wave) -> bool:
     """Whether so many of Bob's requests fail that the proxy may have stopped asking each alone
-    (`tests.support.alone`)."""
-    judge = Judge(reference=tenants.server.reference, owns_key=tenants.scope == "owned", regime=wave.regime)
+    (`tests.support.oracle`)."""
+    oracle = Oracle(reference=tenants.server.reference, owns_key=tenants.scope == "owned", regime=wave.regime)
     bobs = [judged(request) for request in wave.requests if request.client == "bob" and is_judged(request)]
-    return sum(fails_for_all(judge.alone(request)) for request in bobs) > 1
+    return sum(fails_for_all(oracle.expected(request)) for request in bobs) > 1
 
 
-async def test_neither_tenant_fares_otherwise_for_the_other(tenants: Tenants, request: pytest.FixtureRequest) -> None:
+async def test_tenants_do_not_affect_each_other(tenants: Tenants, request: pytest.FixtureRequest) -> None:
     compared, number = 0, 0
     while compared < PAIRS:
         rng = random.Random(seed := f"{request.node.name} {number}")
         number += 1
-        happens = with_settings(one_beside_many(rng, tenants.scope, waves=WAVES), rng)
-        beside, alone = await anns(tenants, happens), await anns(tenants, without(happens, "bob"))
+        scenario = with_settings(one_beside_many(rng, tenants.scope, waves=WAVES), rng)
+        beside, alone = await anns(tenants, scenario), await anns(tenants, without(scenario, "bob"))
         assert beside.keys() == alone.keys()
         for at, (asked, got) in beside.items():
             compared += 1
             unlike = difference(tenants.scope, asked, got, alone[at][1])
-            if unlike and not are_failing(tenants, happens.waves[at]):
+            if unlike and not are_failing(tenants, scenario.waves[at]):
                 pytest.fail(
                     f"{unlike} (seed {seed}, wave {at})\n{asked!r}\n  beside: {got!r}\n  alone:  {alone[at][1]!r}\n"
-                    + str(replace(happens, waves=happens.waves[: at + 1])),
+                    + str(replace(scenario, waves=scenario.waves[: at + 1])),
                     pytrace=False,
                 )

@@ -1,4 +1,4 @@
-"""One vector that can't be stored does not spoil the others."""
+"""One vector that can't be stored does not keep the others of its batch from the cache."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def sent(upstream: ScriptedUpstream) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("odd", ODD, ids=repr)
-async def test_a_batch_with_an_odd_vector_is_relayed_and_its_others_are_stored(
+async def test_batch_with_an_unusable_vector_stores_the_others(
     client: Client, upstream: ScriptedUpstream, odd: Any
 ) -> None:
     reply = upstream.reply = with_odd(odd)
@@ -44,9 +44,7 @@ async def test_a_batch_with_an_odd_vector_is_relayed_and_its_others_are_stored(
     assert sent(upstream) == [TEN, ["odd"]]  # eleven items are paid for, and not twenty or twenty-one
 
 
-async def test_an_odd_vector_of_a_part_counts_only_once_it_was_asked_alone(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_unusable_vector_in_a_part_is_retried_alone(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = with_odd(None, alone=[7.0, 7.0])
     await client.embed("cached")
     answer = await client.embed(["cached", "new", "odd"])
@@ -55,9 +53,7 @@ async def test_an_odd_vector_of_a_part_counts_only_once_it_was_asked_alone(
     assert (await client.embed("odd")).cache == "HIT"
 
 
-async def test_further_fields_of_an_item_are_relayed_and_nothing_is_stored(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_extra_item_fields_are_relayed_and_not_stored(client: Client, upstream: ScriptedUpstream) -> None:
     def sparse(call: Call) -> web.Response:
         answer = upstream.answer_to(call.json)
         for datum in answer["data"]:
@@ -74,7 +70,7 @@ async def test_further_fields_of_an_item_are_relayed_and_nothing_is_stored(
     assert (await client.embed("a")).cache == "MISS"
 
 
-async def test_what_is_relayed_and_billed_counts_as_that(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_relayed_unusable_vectors_count_as_billed(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = with_odd(None)
     await client.embed(TEN)
     assert await client.metric("embedding_proxy_requests_total", outcome="miss", status="200", model="m") == 1
@@ -85,9 +81,7 @@ async def test_what_is_relayed_and_billed_counts_as_that(client: Client, upstrea
     assert await client.metric("embedding_proxy_items_total", result="upstream", model="m") == 11
 
 
-async def test_odd_vectors_of_a_part_are_asked_alone_and_not_with_each_other(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_unusable_vectors_in_a_part_are_retried_separately(client: Client, upstream: ScriptedUpstream) -> None:
     def reply(call: Call) -> web.Response:
         data = [
             {"index": i, "embedding": None if text.startswith("odd") else [len(text), 1.0]}
@@ -104,7 +98,7 @@ async def test_odd_vectors_of_a_part_are_asked_alone_and_not_with_each_other(
 
 
 @pytest.mark.parametrize("given", ["odd", ["odd"], ["odd", "a text", "another one"]], ids=str)
-async def test_an_odd_vector_in_answer_to_the_first_question_is_paid_for_once(
+async def test_unusable_vector_in_a_validation_probe_is_billed_once(
     start_proxy: StartProxy, upstream: ScriptedUpstream, given: Any
 ) -> None:
     client = await start_proxy(shares_all=True)
@@ -117,7 +111,7 @@ async def test_an_odd_vector_in_answer_to_the_first_question_is_paid_for_once(
         assert (await client.embed(given[1:])).cache == "HIT"
 
 
-async def test_an_odd_vector_of_a_request_that_is_split_does_not_send_all_of_it_in_one_call(
+async def test_unusable_vector_in_a_split_request_is_not_sent_as_one_call(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     client = await start_proxy(max_batch_items=4)

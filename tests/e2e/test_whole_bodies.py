@@ -1,4 +1,4 @@
-"""Requests that mean something only as a whole are cached as a whole."""
+"""Requests whose items depend on each other are cached as a whole."""
 
 import asyncio
 from typing import Any
@@ -21,7 +21,7 @@ WHOLES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("fields", WHOLES, ids=str)
-async def test_the_same_body_hits(client: Client, upstream: ScriptedUpstream, fields: dict[str, Any]) -> None:
+async def test_same_body_is_a_hit(client: Client, upstream: ScriptedUpstream, fields: dict[str, Any]) -> None:
     body = {"model": "m", "input": ["x", "y"], **fields}
     miss = await client.post(body)
     hits = [await client.post(dict(reversed(body.items())) | {"user": "u"}), await client.post(body)]
@@ -34,17 +34,17 @@ async def test_the_same_body_hits(client: Client, upstream: ScriptedUpstream, fi
 @pytest.mark.parametrize(
     ("name", "value"), [("stream", None), ("stream", False), ("encoding_format", None), ("user", None)]
 )
-async def test_null_and_defaults_are_absent(client: Client, name: str, value: object) -> None:
+async def test_null_and_default_values_equal_absent_fields(client: Client, name: str, value: object) -> None:
     await client.embed("x")
     answer = await client.post({"model": "m", "input": "x", name: value})
     assert (answer.cache, answer.headers["Cache-Status"]) == ("HIT", "embedding-proxy; hit")
 
 
-async def test_an_explicit_zero_of_dimensions_is_cached(client: Client) -> None:
+async def test_dimensions_zero_is_cached(client: Client) -> None:
     assert [(await client.embed("x", dimensions=0)).cache for _ in range(2)] == ["MISS", "HIT"]
 
 
-async def test_it_shares_no_entry_with_items(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_whole_body_and_items_have_separate_entries(client: Client, upstream: ScriptedUpstream) -> None:
     await client.embed(["x", "y"])
     assert (await client.embed(["x", "y"], foo=1)).cache == "MISS"
     assert (await client.embed(["x"], foo=1)).cache == "MISS"
@@ -52,7 +52,9 @@ async def test_it_shares_no_entry_with_items(client: Client, upstream: ScriptedU
     assert [call.items for call in upstream.calls] == [["x", "y"], ["x", "y"], ["x"], ["y", "x"]]
 
 
-async def test_it_goes_up_to_the_byte_and_is_never_partial(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+async def test_whole_body_is_sent_unchanged_and_never_partial(
+    start_proxy: StartProxy, upstream: ScriptedUpstream
+) -> None:
     now_s = [1_000_000.0]
     client = await start_proxy(clock=lambda: now_s[0])
     body = b'{ "model":"m", "input": ["x","y"],  "foo": 1.0 }'
@@ -62,7 +64,7 @@ async def test_it_goes_up_to_the_byte_and_is_never_partial(start_proxy: StartPro
     assert [call.body for call in upstream.calls] == [body, body]
 
 
-async def test_it_is_never_merged_and_yet_computed_once(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_whole_body_is_never_merged_but_computed_once(client: Client, upstream: ScriptedUpstream) -> None:
     gate = Gate(upstream)
     bodies = [{"model": "m", "input": text, "foo": 1} for text in ("a", "b", "a", "c", "a")]
     requests = [asyncio.create_task(client.post(body)) for body in bodies]
@@ -74,16 +76,14 @@ async def test_it_is_never_merged_and_yet_computed_once(client: Client, upstream
     assert answers[0].embeddings == answers[2].embeddings == answers[4].embeddings
 
 
-async def test_each_is_asked_with_its_own_body_where_nothing_is_shared(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_no_cache_whole_bodies_are_sent_separately(client: Client, upstream: ScriptedUpstream) -> None:
     body = {"model": "m", "input": ["a", "b"], "foo": 1}
     answers = await asyncio.gather(*(client.post(body, Cache_Control="no-cache") for _ in range(3)))
     assert [answer.status for answer in answers] == [200] * 3
     assert [call.items for call in upstream.calls] == [["a", "b"]] * 3
 
 
-async def test_an_unknown_field_that_chooses_how_vectors_are_written_gives_nobody_garbage(
+async def test_unknown_field_that_changes_the_encoding_corrupts_no_vector(
     client: Client, upstream: ScriptedUpstream
 ) -> None:
     """As vLLM's `embed_dtype`: base64 of float16."""
@@ -103,7 +103,7 @@ async def test_an_unknown_field_that_chooses_how_vectors_are_written_gives_nobod
     [{"input": ["x", ""]}, {"input": ["x", [1]]}, {"modality": ["text", "text"]}, {"model": None}, {"task": [1]}],
     ids=str,
 )
-async def test_an_unknown_field_counts_whatever_else_is_wrong_with_the_request(
+async def test_unknown_field_is_keyed_in_an_invalid_request(
     client: Client, upstream: ScriptedUpstream, doubt: dict[str, Any]
 ) -> None:
     def half(call: Call) -> web.Response:
@@ -117,7 +117,9 @@ async def test_an_unknown_field_counts_whatever_else_is_wrong_with_the_request(
         assert (await client.post(body)).embeddings == [[1, 2, 3, 4]] * 2
 
 
-async def test_base64_of_several_vectors_is_not_one_vector(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+async def test_base64_of_several_vectors_is_not_stored_as_one(
+    start_proxy: StartProxy, upstream: ScriptedUpstream
+) -> None:
     client = await start_proxy(provider="jina")
 
     def several(call: Call) -> web.Response:
@@ -130,7 +132,7 @@ async def test_base64_of_several_vectors_is_not_one_vector(start_proxy: StartPro
     assert (await client.post(body)).embeddings == [[[1.0], [2.0]]]
 
 
-async def test_floats_in_place_of_base64_are_stored(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_floats_returned_for_base64_are_stored(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = lambda _: web.json_response({"data": [{"index": 0, "embedding": [1.0, 2.0]}]})
     answers = [await client.embed("x", drop_params=True, encoding_format="base64") for _ in range(2)]
     assert [answer.cache for answer in answers] == ["MISS", "HIT"]
@@ -138,9 +140,7 @@ async def test_floats_in_place_of_base64_are_stored(client: Client, upstream: Sc
 
 
 @pytest.mark.parametrize("name", ["model", "", "input"])
-async def test_every_value_that_is_not_understood_is_in_the_key(
-    client: Client, upstream: ScriptedUpstream, name: str
-) -> None:
+async def test_unknown_values_are_part_of_the_key(client: Client, upstream: ScriptedUpstream, name: str) -> None:
     upstream.reply = lambda call: web.json_response(
         {"data": [{"index": 0, "embedding": [1.0, *call.body]}], "model": "m"}
     )
@@ -163,15 +163,13 @@ async def test_every_value_that_is_not_understood_is_in_the_key(
     ],
     ids=str,
 )
-async def test_an_address_of_media_is_one_whatever_else_is_wrong_with_the_request(
-    client: Client, fields: dict[str, Any]
-) -> None:
+async def test_media_url_is_detected_in_an_invalid_request(client: Client, fields: dict[str, Any]) -> None:
     answers = [await client.post({"model": "m", **fields}) for _ in range(2)]
     assert [answer.cache for answer in answers] == ["BYPASS"] * 2
     assert all("detail=remote-media" in answer.headers["Cache-Status"] for answer in answers)
 
 
-async def test_an_address_among_texts_is_a_text(client: Client) -> None:
+async def test_url_among_texts_is_a_text(client: Client) -> None:
     answers = [await client.embed(["https://example.com/a", ""]) for _ in range(2)]
     assert [answer.cache for answer in answers] == ["MISS", "HIT"]
 
@@ -185,19 +183,19 @@ async def test_an_address_among_texts_is_a_text(client: Client) -> None:
     ],
     ids=str,
 )  # fmt: skip
-async def test_what_is_for_the_upstreams_own_cache_bypasses(client: Client, fields: dict[str, Any]) -> None:
+async def test_upstream_cache_fields_cause_a_bypass(client: Client, fields: dict[str, Any]) -> None:
     answers = [await client.embed("x", **fields) for _ in range(2)]
     assert [answer.cache for answer in answers] == ["BYPASS"] * 2
 
 
-async def test_what_is_written_otherwise_than_asked_is_relayed(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_response_in_another_encoding_is_relayed(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = lambda _: web.json_response({"data": [{"index": 0, "embedding": "ADwAQABCAEQ="}]})
     for _ in range(2):
         answer = await client.embed("x", foo=1)
         assert (answer.cache, answer.embeddings) == ("MISS", ["ADwAQABCAEQ="])
 
 
-async def test_a_response_with_another_count_is_relayed_and_not_stored(
+async def test_response_with_another_item_count_is_relayed_not_stored(
     client: Client, upstream: ScriptedUpstream
 ) -> None:
     upstream.reply = lambda _: web.json_response({"data": [{"index": 0, "embedding": [1.0, 2.0]}]})
@@ -206,9 +204,7 @@ async def test_a_response_with_another_count_is_relayed_and_not_stored(
         assert (answer.cache, answer.embeddings) == ("MISS", [[1.0, 2.0]])
 
 
-async def test_only_if_cached_and_no_store_mean_the_same_as_elsewhere(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_cache_control_applies_to_whole_bodies(client: Client, upstream: ScriptedUpstream) -> None:
     body = {"model": "m", "input": "x", "foo": 1}
     assert (await client.post(body, Cache_Control="only-if-cached")).status == 504
     assert (await client.post(body, Cache_Control="no-store")).cache == "MISS"
@@ -216,20 +212,20 @@ async def test_only_if_cached_and_no_store_mean_the_same_as_elsewhere(
     assert (await client.post(body, Cache_Control="only-if-cached")).cache == "HIT"
 
 
-async def test_it_is_counted_by_what_made_it_so(client: Client) -> None:
+async def test_whole_bodies_are_counted_by_reason(client: Client) -> None:
     await client.embed("x", foo=1)
     assert await client.metric("embedding_proxy_whole_body_requests_total", reason="unknown-field") == 1
     assert await client.metric("embedding_proxy_bypasses_total") == 0
 
 
-async def test_more_items_than_openai_takes_are_one_request(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_more_items_than_openai_allows_are_one_request(client: Client, upstream: ScriptedUpstream) -> None:
     texts = [f"text {i}" for i in range(2500)]
     miss, hit = await client.embed(texts), await client.embed(texts)
     assert (miss.cache, hit.cache, len(hit.embeddings)) == ("MISS", "HIT", 2500)
     assert [len(call.items) for call in upstream.calls] == [2500]
 
 
-async def test_more_items_than_the_provider_takes_are_several_calls(
+async def test_more_items_than_the_provider_allows_are_several_calls(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     client = await start_proxy(provider="openai")

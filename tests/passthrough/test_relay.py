@@ -1,4 +1,4 @@
-"""Everything that is not the cached route goes through as it is, both ways."""
+"""Every route except the cached one is passed through unchanged, both ways."""
 
 import asyncio
 import gzip

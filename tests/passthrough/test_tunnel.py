@@ -1,4 +1,4 @@
-"""WebSockets byte by byte: what one side sends is what the other receives, and neither is sent more than it takes."""
+"""WebSockets byte by byte: each side receives exactly the bytes that the other sent, with back-pressure."""
 
 import asyncio
 import random
@@ -254,7 +254,7 @@ async def test_endless_message_is_not_buffered(
         await asyncio.wait([talking])
 
 
-# --- the end
+# --- closing
 
 
 async def read_to_the_end(side: Side) -> bytes:
@@ -357,7 +357,7 @@ async def test_drain_sends_going_away_to_both_sides(
         await serving
 
 
-# --- answers that are none
+# --- invalid responses
 
 
 @pytest.mark.parametrize("head", ["101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x", "099 Odd", "000 Odd"])

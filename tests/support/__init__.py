@@ -1,1 +1,1 @@
-"""What several tests need: servers, clients, emulators, random loads."""
+"""Shared test support: servers, clients, emulators, random loads."""

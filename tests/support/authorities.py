@@ -1,4 +1,4 @@
-"""Private authorities, and PEM files and TLS servers that go by them."""
+"""Private certificate authorities, their PEM files, and TLS servers."""
 
 import asyncio
 import ssl

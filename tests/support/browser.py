@@ -1,4 +1,4 @@
-"""A headless Chromium of its own, and pictures of the status page: ``python -m tests.support.browser docs``."""
+"""A headless Chromium, and screenshots of the status page: ``python -m tests.support.browser docs``."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""A program of `tests.clients` in a process of its own: what it does is what it does for its users."""
+"""Runs a program of `tests.clients` in its own process, as its users do."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""A proxy in front of the demo upstream, with ten minutes of load behind it that were replayed in seconds."""
+"""A proxy in front of the demo upstream, after ten minutes of load replayed in seconds."""
 
 import math
 import random

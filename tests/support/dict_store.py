@@ -1,4 +1,4 @@
-"""A store whose inside a test can see and spoil, which can fail and hang, and caches in front of it."""
+"""A store that a test can inspect, corrupt, fail and hang, and caches in front of it."""
 
 import asyncio
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A forward proxy for the tests: CONNECT and absolute-form requests, a login if asked for, and several ways to fail."""
+"""A forward proxy: CONNECT and absolute-form requests, optional credentials, and several failure modes."""
 
 import asyncio
 import ssl

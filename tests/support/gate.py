@@ -1,4 +1,4 @@
-"""An upstream that waits."""
+"""An upstream that waits until a test opens its gate."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""A collector for the tests: takes spans by OTLP over HTTP, as https://opentelemetry.io/docs/specs/otlp/ has it."""
+"""A collector that receives spans by OTLP over HTTP (https://opentelemetry.io/docs/specs/otlp/)."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager

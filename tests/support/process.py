@@ -1,4 +1,4 @@
-"""Processes that log to a file, and ``embedding-proxy serve`` as one of them, as a user runs it."""
+"""Processes that log to a file, among them ``embedding-proxy serve`` as a user runs it."""
 
 import os
 import re

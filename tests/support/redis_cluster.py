@@ -1,4 +1,4 @@
-"""Several real Redis servers that know of each other: a Redis Cluster, and a master with replicas and sentinels."""
+"""Several real Redis servers: a Redis Cluster, and a master with replicas and sentinels."""
 
 import socket
 import time

@@ -1,4 +1,4 @@
-"""What is peculiar to each model of the reference."""
+"""The special properties of each model of the reference upstream."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""An upstream for the tests: a real HTTP server that computes vectors, keeps what it was sent, and can misbehave."""
+"""A scripted upstream: a real HTTP server that computes vectors, records requests, and can misbehave."""
 
 import ssl
 from collections import Counter

@@ -1,4 +1,4 @@
-"""A server of connections, without a proxy behind it."""
+"""A server that accepts connections, without a proxy behind it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,4 +1,4 @@
-"""Two tenants of one proxy, and upstreams that repeat in every response all that they were told."""
+"""Two tenants of one proxy, and upstreams that repeat in every response all that they received."""
 
 import logging
 import random
@@ -13,10 +13,10 @@ from urllib.parse import unquote
 import orjson
 from aiohttp import WSMsgType, web
 
-from tests.support.alone import Request
-from tests.support.company import ReferenceServer
-from tests.support.crowd import World, world
+from tests.support.load_runner import ReferenceServer
+from tests.support.oracle import Request
 from tests.support.reference import Asked, Reply
+from tests.support.scenarios import Scenario, random_scenario
 from tests.support.scripted import Call
 
 TENANTS = ("ann", "bob")
@@ -42,37 +42,37 @@ def client_keys() -> str:
 # --- what they ask
 
 
-def two_tenants(rng: random.Random, scope: str, *, waves: int) -> World:
-    """A crowd in which each client has credentials of its own, and asks on other routes, too."""
-    happens = world(rng, waves=waves, clients=TENANTS)
+def two_tenants(rng: random.Random, scope: str, *, waves: int) -> Scenario:
+    """A scenario in which each client has credentials of its own, and asks on other routes, too."""
+    scenario = random_scenario(rng, waves=waves, clients=TENANTS)
     changed = []
-    for wave in happens.waves:
+    for wave in scenario.waves:
         requests = [_personal(rng, scope, request) for request in wave.requests]
         requests += [_visit(rng, scope, rng.choice(TENANTS)) for _ in range(rng.choice((0, 1, 2, 4)))]
         rng.shuffle(requests)
         changed.append(replace(wave, requests=tuple(requests)))
-    return replace(happens, waves=tuple(changed))
+    return replace(scenario, waves=tuple(changed))
 
 
-def one_beside_many(rng: random.Random, scope: str, *, waves: int) -> World:
+def one_beside_many(rng: random.Random, scope: str, *, waves: int) -> Scenario:
     """In each wave one request of Ann's, which stays to its end, and many of Bob's."""
     changed = []
-    happens = two_tenants(rng, scope, waves=waves)
-    for wave in happens.waves:
+    scenario = two_tenants(rng, scope, waves=waves)
+    for wave in scenario.waves:
         bobs = [request for request in wave.requests if request.client == "bob"]
         anns = [request._replace(leaves_after=None) for request in wave.requests if _is_comparable(request)]
         requests = [*anns[:1], *bobs]
         rng.shuffle(requests)
         changed.append(replace(wave, requests=tuple(requests)))
-    return replace(happens, waves=tuple(changed))
+    return replace(scenario, waves=tuple(changed))
 
 
-def without(happens: World, tenant: str) -> World:
+def without(scenario: Scenario, tenant: str) -> Scenario:
     waves = (
         replace(wave, requests=tuple(request for request in wave.requests if request.client != tenant))
-        for wave in happens.waves
+        for wave in scenario.waves
     )
-    return replace(happens, waves=tuple(waves))
+    return replace(scenario, waves=tuple(waves))
 
 
 def _is_comparable(request: Request) -> bool:
@@ -196,10 +196,10 @@ def known(asked: Asked) -> Asked:
 
 
 def judged(request: Request) -> Request:
-    """A request as `tests.support.alone` knows it."""
+    """A request as `tests.support.oracle` knows it."""
     headers = {name.lower(): value for name, value in request.headers.items()}
     asked = known(Asked(target=request.target, headers=headers, body=request.body))
-    # The judge looks for this one by its usual name.
+    # The oracle looks for this one by its usual name.
     directives = {"Cache-Control": headers["cache-control"]} if "cache-control" in headers else {}
     return request._replace(target=asked.target, headers={**asked.headers, **directives})
 

@@ -1,4 +1,4 @@
-"""Pairs of printable texts with equal XXH3-64 and XXH3-128: why neither may say which item is which.
+"""Pairs of printable texts with equal XXH3-64 and XXH3-128: why neither may identify an item.
 
 Beyond 240 bytes XXH3 reads stripes of 64 bytes, as eight lanes of one word each. It adds each word to the neighbouring
 lane, and to its own lane the product of the halves of ``word ^ secret``; stripe n of a block of 1024 bytes takes the

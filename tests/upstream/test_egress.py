@@ -1,4 +1,4 @@
-"""The way to an upstream: through real forward proxies, and with real TLS servers that ask for a certificate."""
+"""Reaching an upstream through real forward proxies, and real TLS servers that request a certificate."""
 
 import asyncio
 import logging
@@ -89,7 +89,7 @@ async def net(
         yield Net(upstream, through, start_proxy, way)
 
 
-# --- what goes through the forward proxy
+# --- through the forward proxy
 
 
 @pytest.mark.parametrize("proxy_scheme", ["http", "https"])
@@ -209,7 +209,7 @@ async def test_no_proxy_variable_does_not_disable_the_configured_proxy(
     assert len(net.through.heads) == 1
 
 
-# --- what a forward proxy may do instead
+# --- failures of the forward proxy
 
 REFUSALS = [
     (b"HTTP/1.1 407 Who Are You\r\nProxy-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n",
@@ -554,7 +554,7 @@ def test_unusable_files_raise_config_errors(authorities: Authorities) -> None:
         assert "\n" not in str(error.value)
 
 
-# --- a process of its own, on its own event loop
+# --- a real process
 
 
 async def test_process_applies_flags_and_reloads_certificates_on_sighup(

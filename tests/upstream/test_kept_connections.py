@@ -1,4 +1,4 @@
-"""Connections to the upstream that died while they were kept, and requests that make the upstream close theirs."""
+"""Kept connections to the upstream that have died, and requests that make the upstream close theirs."""
 
 import asyncio
 import socket

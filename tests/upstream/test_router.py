@@ -29,7 +29,7 @@ def calls(*upstreams: ScriptedUpstream) -> list[int]:
     return [len(upstream.calls) for upstream in upstreams]
 
 
-# --- by model
+# --- choice by model
 
 
 async def test_model_patterns_choose_the_upstream(
@@ -199,7 +199,7 @@ async def key_urls(client: Client) -> str:
     return client.proxy.origins.for_model("m").routes.embeddings("/v1/embeddings")
 
 
-# --- the same model elsewhere
+# --- failover
 
 
 async def proxy_with_alternatives(

@@ -181,7 +181,7 @@ def test_fallback_url_uses_its_model_name() -> None:
     assert openai.embeddings("/compatibility/v1/embeddings?a=b") == "https://api.openai.com/v1/embeddings?a=b"
 
 
-# --- everything else
+# --- passed through
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_base_url_requires_scheme_and_host(base_url: str) -> None:
         Routes(base_url)
 
 
-# --- back
+# --- locations
 
 
 @given(PATHS, st.one_of(st.just(""), TEXTS.map(lambda text: "?" + text.replace("#", ""))), st.sampled_from(ALL))

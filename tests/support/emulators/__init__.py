@@ -1,4 +1,4 @@
-"""Emulators of the embeddings APIs that the proxy is made for."""
+"""Emulators of the embeddings APIs that the proxy supports."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What the emulators of providers have in common.
+"""The common base of the emulators of providers.
 
 They are written from the providers' documentation and know nothing of the proxy's table of providers, which is what
 they are there to test.

@@ -1,4 +1,4 @@
-"""The providers that pass requests on to other providers."""
+"""Gateways, which forward requests to other providers."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal

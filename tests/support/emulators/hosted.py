@@ -1,4 +1,4 @@
-"""The platforms that serve models for everyone."""
+"""Hosted platforms that serve models of several makers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal

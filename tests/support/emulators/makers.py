@@ -1,4 +1,4 @@
-"""The providers that serve the embedding models they make."""
+"""Providers that serve their own embedding models."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal

@@ -1,4 +1,4 @@
-"""The servers that one runs oneself."""
+"""Self-hosted servers."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal

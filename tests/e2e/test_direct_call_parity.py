@@ -1,7 +1,7 @@
-"""No worse in company than alone: everybody gets what the upstream alone would have answered, or its own error.
+"""Under load, every client gets the response that a direct call to the upstream would get.
 
-`tests.support.reference` is the upstream, `tests.support.crowd` makes the clients, `tests.support.alone` says what each
-of them may get.
+`tests.support.reference` is the upstream, `tests.support.scenarios` makes the requests, and `tests.support.oracle`
+decides which responses are right.
 """
 
 import asyncio
@@ -17,18 +17,18 @@ import pytest
 from proxy.config.settings import StoreSetting, UpstreamSetting
 from tests.conftest import StartProxy
 from tests.e2e.test_stampede import waiting
-from tests.support.alone import Got, Judge, Request, upstream_target
 from tests.support.client import Client
-from tests.support.company import ReferenceServer, company, send
-from tests.support.crowd import CLIENTS, SCOPES, world
+from tests.support.load_runner import ReferenceServer, load_runner, send
+from tests.support.oracle import Oracle, Received, Request, upstream_target
 from tests.support.profiles import IS_SLOW_PROFILE
 from tests.support.redis_server import RedisServer
 from tests.support.reference import HELD_KEY, Reference, Regime
+from tests.support.scenarios import CLIENTS, SCOPES, random_scenario
 from tests.support.scripted import ScriptedUpstream
 
 REQUESTS = 12_000 if IS_SLOW_PROFILE else 150  # of each of nine variants
-WAVES = 12 if IS_SLOW_PROFILE else 6  # of a world
-TRIES = 200  # to make a world smaller in which something goes wrong
+WAVES = 12 if IS_SLOW_PROFILE else 6  # of a scenario
+TRIES = 200  # to make a scenario smaller in which something goes wrong
 # What must have happened for the test to mean anything.
 SEEN = {"HIT", "PARTIAL", "MISS", "BYPASS", "merged", "left"} if IS_SLOW_PROFILE else {"MISS"}
 
@@ -50,7 +50,7 @@ def fresh_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], 
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-async def test_everybody_gets_what_the_upstream_alone_would_answer(
+async def test_every_client_gets_the_response_of_a_direct_call(
     scope: str,
     fresh_store: Callable[[], StoreSetting],
     request: pytest.FixtureRequest,
@@ -60,33 +60,33 @@ async def test_everybody_gets_what_the_upstream_alone_would_answer(
     # To note where each step came from, as debugging does, takes eight times as long.
     asyncio.get_running_loop().set_debug(False)
     replicas = 1 if fresh_store is StoreSetting else 2
-    async with company(scope, fresh_store=fresh_store, replicas=replicas) as crowd:
+    async with load_runner(scope, fresh_store=fresh_store, replicas=replicas) as runner:
         requests, number = 0, 0
         while requests < REQUESTS:
             seed = f"{request.node.name} {number}"
-            happens = world(random.Random(seed), waves=WAVES)
-            requests, number = requests + happens.size, number + 1
-            for fault in await crowd.faults(happens):
-                smaller, told = await crowd.smallest(happens, fault.category, tries=TRIES)
+            scenario = random_scenario(random.Random(seed), waves=WAVES)
+            requests, number = requests + scenario.size, number + 1
+            for fault in await runner.faults(scenario):
+                smaller, told = await runner.smallest(scenario, fault.category, tries=TRIES)
                 pytest.fail(f"{fault.category} (seed {seed})\n{smaller}\n{told or fault.told}", pytrace=False)
-        assert set(crowd.seen) >= SEEN
+        assert set(runner.seen) >= SEEN
 
 
-async def test_the_upstream_itself_passes() -> None:
+async def test_reference_upstream_passes_its_own_check() -> None:
     """A test of the test: who asks without a proxy gets what was computed to be right."""
     asyncio.get_running_loop().set_debug(False)
     judged = 0
-    async with company("credential") as crowd:
-        judge = Judge(reference=crowd.server.reference, owns_key=False)
-        origin = crowd.upstream.base_url.removesuffix("/v1")
-        for wave in world(random.Random("direct"), waves=12).waves:
-            crowd.server.begin(Regime.NORMAL)
+    async with load_runner("credential") as runner:
+        oracle = Oracle(reference=runner.server.reference, owns_key=False)
+        origin = runner.upstream.base_url.removesuffix("/v1")
+        for wave in random_scenario(random.Random("direct"), waves=12).waves:
+            runner.server.begin(Regime.NORMAL)
             for request in wave.requests:
-                if (alone := judge.alone(request)).cut is None:
+                if (expected := oracle.expected(request)).cut is None:
                     direct = request._replace(target=upstream_target(request.target), leaves_after=None)
-                    got = await send(crowd.session, origin, direct)
+                    got = await send(runner.session, origin, direct)
                     assert got is not None
-                    assert judge.fault(request, got, alone) is None
+                    assert oracle.fault(request, got, expected) is None
                     judged += 1
     assert judged > 100
 
@@ -112,9 +112,10 @@ def in_some_form(n: int, text: str) -> str | list[str]:
     return (text, [text, text], ["common", text], [text, text + "!"])[n // len(CLIENTS) % 4]
 
 
-def faults_of(judge: Judge, requests: Sequence[Request], answers: Sequence[Got | None]) -> Counter[str]:
+def faults_of(oracle: Oracle, requests: Sequence[Request], answers: Sequence[Received | None]) -> Counter[str]:
     judged = (
-        judge.fault(request, got or Got(), judge.alone(request)) for request, got in zip(requests, answers, strict=True)
+        oracle.fault(request, got or Received(), oracle.expected(request))
+        for request, got in zip(requests, answers, strict=True)
     )
     return Counter(fault for fault in judged if fault is not None)
 
@@ -127,7 +128,7 @@ async def server(upstream: ScriptedUpstream) -> ReferenceServer:
     return server
 
 
-async def all_at_once(client: Client, server: ReferenceServer, requests: Sequence[Request]) -> list[Got | None]:
+async def all_at_once(client: Client, server: ReferenceServer, requests: Sequence[Request]) -> list[Received | None]:
     """The upstream answers nothing until the proxy has all of them."""
     server.gate.clear()
     sent = [asyncio.create_task(send(client.session, client.origin, request)) for request in requests]
@@ -139,7 +140,7 @@ async def all_at_once(client: Client, server: ReferenceServer, requests: Sequenc
 @pytest.mark.parametrize("is_known", [True, False], ids=["known", "new"])
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("regime", FAILING, ids=lambda regime: regime.value)
-async def test_an_upstream_that_fails_is_asked_hardly_more_often_than_without_the_proxy(
+async def test_outage_adds_few_calls_compared_with_no_proxy(
     start_proxy: StartProxy,
     upstream: ScriptedUpstream,
     server: ReferenceServer,
@@ -155,21 +156,21 @@ async def test_an_upstream_that_fails_is_asked_hardly_more_often_than_without_th
     requests = [request_for(n, in_some_form(n, f"canary-{CLIENTS[n % len(CLIENTS)]} {n}")) for n in range(AT_ONCE)]
     got = await all_at_once(client, server, requests)
     assert len(server.calls) <= 1.1 * AT_ONCE
-    judge = Judge(reference=server.reference, owns_key=scope == "owned", regime=regime)
-    assert faults_of(judge, requests, got) == {}
+    oracle = Oracle(reference=server.reference, owns_key=scope == "owned", regime=regime)
+    assert faults_of(oracle, requests, got) == {}
 
 
 @pytest.mark.parametrize(
     "mark", ["BAD-400", "BAD-403", "BAD-409", "BAD-500", "CRASH-HEAD", "CRASH-BODY", "ERROR-IN-200", "FLAG-246", "NULL"]
 )
-async def test_after_a_merged_failure_each_request_is_asked_alone_at_most_once(
+async def test_merged_failure_retries_each_request_at_most_once(
     client: Client, server: ReferenceServer, mark: str
 ) -> None:
     texts = [f"canary-{CLIENTS[n % len(CLIENTS)]} {n}" for n in range(AT_ONCE // 4)]
     bad = texts[20] = f"{texts[20]} {mark}"
     requests = [request_for(n, text) for n, text in enumerate(texts)]
     got = await all_at_once(client, server, requests)
-    assert faults_of(Judge(reference=server.reference, owns_key=False), requests, got) == {}
+    assert faults_of(Oracle(reference=server.reference, owns_key=False), requests, got) == {}
     alone = Counter(call.items[0] for call, _ in server.calls if len(call.items) == 1)
     assert any(len(call.items) > 1 for call, _ in server.calls)
     del alone[bad]  # a call that dies on a kept connection is repeated on another

@@ -1,4 +1,4 @@
-"""Runs crowds of clients against proxies in front of the reference, and tells what went wrong."""
+"""Runs scenarios against proxies in front of the reference upstream, and reports faults."""
 
 import asyncio
 from collections import Counter
@@ -14,9 +14,9 @@ from yarl import URL
 
 from proxy.app import Running, running
 from proxy.config.settings import Settings, StoreSetting, UpstreamSetting
-from tests.support.alone import Got, Judge, Request, fails_for_all
-from tests.support.crowd import Wave, World
+from tests.support.oracle import Oracle, Received, Request, fails_for_all
 from tests.support.reference import HELD_KEY, Asked, Cut, Reference, Regime, Reply
+from tests.support.scenarios import Scenario, Wave
 from tests.support.scripted import Call, ScriptedUpstream
 from tests.support.settings import settings_for
 
@@ -70,7 +70,7 @@ class ReferenceServer:
 
 
 @dataclass(kw_only=True)
-class Company:
+class LoadRunner:
     """A kind of proxies: ``scope`` is one of `SCOPES`, ``fresh_store`` empties their store and says where it is."""
 
     session: ClientSession
@@ -87,19 +87,19 @@ class Company:
         shares_all = self.scope == "all"
         return settings_for(self.upstream, upstream=its, store=store, shares_all=shares_all, **changes)
 
-    async def faults(self, world: World) -> list[Fault]:
-        """Let a world happen up to the first wave in which something goes wrong; what that is."""
-        settings = self.settings(self.fresh_store(), world.settings)
+    async def faults(self, scenario: Scenario) -> list[Fault]:
+        """Run a scenario up to the first wave with a fault, and return its faults."""
+        settings = self.settings(self.fresh_store(), scenario.settings)
         async with AsyncExitStack() as stack:
             proxies = [await stack.enter_async_context(running(settings)) for _ in range(self.replicas)]
-            for wave in world.waves:
-                got = await self._happen(wave, proxies)
+            for wave in scenario.waves:
+                got = await self._run(wave, proxies)
                 self.seen["merged"] += sum(_is_merged(call.body) for call, _ in self.server.calls)
                 if faults := list(self._faults(wave, got)):
                     return faults
         return []
 
-    async def _happen(self, wave: Wave, proxies: Sequence[Running]) -> list[Got | None]:
+    async def _run(self, wave: Wave, proxies: Sequence[Running]) -> list[Received | None]:
         self.server.begin(wave.regime, wave.holds)
         origins = [proxy.base_url.removesuffix("/v1") for proxy in proxies]
         sent = [self.send(origins[n % len(origins)], request) for n, request in enumerate(wave.requests)]
@@ -110,26 +110,24 @@ class Company:
                 await asyncio.sleep(0)
         return got
 
-    async def send(self, origin: str, request: Request) -> Got | None:
+    async def send(self, origin: str, request: Request) -> Received | None:
         return await send(self.session, origin, request)
 
-    def _faults(self, wave: Wave, answers: Sequence[Got | None]) -> Iterator[Fault]:
-        judge = Judge(reference=self.server.reference, owns_key=self.scope == "owned", regime=wave.regime)
-        right = [judge.alone(request) for request in wave.requests]
+    def _faults(self, wave: Wave, answers: Sequence[Received | None]) -> Iterator[Fault]:
+        oracle = Oracle(reference=self.server.reference, owns_key=self.scope == "owned", regime=wave.regime)
+        right = [oracle.expected(request) for request in wave.requests]
         failing = Counter(
-            _model(request) for request, alone in zip(wave.requests, right, strict=True) if fails_for_all(alone)
+            _model(request) for request, expected in zip(wave.requests, right, strict=True) if fails_for_all(expected)
         )
-        for request, alone, got in zip(wave.requests, right, answers, strict=True):
+        for request, expected, got in zip(wave.requests, right, answers, strict=True):
             if got is None:
                 self.seen["left"] += 1
                 continue
             self.seen[got.header("X-Cache") or "own error"] += 1
-            others = failing[_model(request)] - fails_for_all(alone)
-            if category := judge.fault(request, got, alone, others_failing=others):
-                told = (
-                    f"{request!r}\n  right: {alone!r}\n  got:   {got!r}\n  calls upstream meanwhile:\n{self._calls()}"
-                )
-                yield Fault(category=category, told=told)
+            others = failing[_model(request)] - fails_for_all(expected)
+            if category := oracle.fault(request, got, expected, others_failing=others):
+                told = f"{request!r}\n  right: {expected!r}\n  got:   {got!r}\n  calls upstream meanwhile:\n"
+                yield Fault(category=category, told=told + self._calls())
 
     def _calls(self) -> str:
         lines = [
@@ -140,24 +138,24 @@ class Company:
         left_out = len(lines) - _MAX_TOLD_CALLS
         return "\n".join(lines[:_MAX_TOLD_CALLS] + ([f"    and {left_out} more"] if left_out > 0 else []))
 
-    async def smallest(self, world: World, category: str, *, tries: int) -> tuple[World, str]:
-        """The smallest world found in which something of this category still goes wrong, and what that is."""
+    async def smallest(self, scenario: Scenario, category: str, *, tries: int) -> tuple[Scenario, str]:
+        """The smallest scenario found that still has a fault of this category, and that fault."""
         told = ""
         while tries > 0:
-            for smaller in world.smaller():
+            for smaller in scenario.smaller():
                 tries -= 1
                 same = [fault for fault in await self.faults(smaller) if fault.category == category]
                 if same:
-                    world, told = smaller, same[0].told
+                    scenario, told = smaller, same[0].told
                     break
                 if tries <= 0:
                     break
             else:
                 break
-        return world, told
+        return scenario, told
 
 
-async def send(session: ClientSession, origin: str, request: Request) -> Got | None:
+async def send(session: ClientSession, origin: str, request: Request) -> Received | None:
     """The response to a request; None: the client left before there was one."""
     sending = asyncio.create_task(_send(session, origin, request))
     if request.leaves_after is not None:
@@ -169,27 +167,27 @@ async def send(session: ClientSession, origin: str, request: Request) -> Got | N
     return await sending
 
 
-async def _send(session: ClientSession, origin: str, request: Request) -> Got:
+async def _send(session: ClientSession, origin: str, request: Request) -> Received:
     try:
         url = URL(origin + request.target, encoded=True)
         async with session.request(
             request.method, url, data=request.body or None, headers=request.headers, allow_redirects=False
         ) as response:
             head = tuple(response.headers.items())
-            return Got(response.status, head, await response.read(), reason=response.reason or "")
+            return Received(response.status, head, await response.read(), reason=response.reason or "")
     except ClientError:
-        return Got(is_cut=True)
+        return Received(is_cut=True)
 
 
 @asynccontextmanager
-async def company(
+async def load_runner(
     scope: str, *, fresh_store: Callable[[], StoreSetting] = StoreSetting, replicas: int = 1
-) -> AsyncIterator[Company]:
+) -> AsyncIterator[LoadRunner]:
     """A kind of proxies in front of a reference of their own."""
     server = ReferenceServer(reference=Reference(tells_tenants_apart=scope == "credential"))
     async with ScriptedUpstream().serving() as upstream, ClientSession(connector=TCPConnector(limit=0)) as session:
         upstream.reply = server
-        yield Company(
+        yield LoadRunner(
             session=session,
             upstream=upstream,
             server=server,

@@ -1,6 +1,6 @@
-"""What a client may get: what the upstream alone would have answered it, and the few differences that are documented.
+"""The response that a client may get: that of a direct call to the upstream, with the few documented differences.
 
-The differences, each with its function below or its place in `Judge.fault`:
+The differences, each with its function below or its place in `Oracle.fault`:
 
 - A response made from stored vectors, or from a part of a call, is in the order of ``index``, has an ``index`` in every
   datum, a ``usage`` of its own and maybe the ``id`` of another call, may lack further fields beside the data, and has
@@ -11,7 +11,7 @@ The differences, each with its function below or its place in `Judge.fault`:
   status and the upstream's Retry-After; all of these but plain 5xx in the upstream's words about a call for nothing but
   a part of the client's own items. A cut connection is the proxy's 502.
 - ``only-if-cached`` may be answered 504. A refusal of the key that the proxy holds is its 502.
-- Where the upstream failed for two or more other requests for the model, the proxy may have stopped asking alone: a
+- Where the upstream failed for two or more other requests for the model, the proxy may have stopped retrying alone: a
   good request may get the 5xx, in the proxy's own words.
 """
 
@@ -47,7 +47,7 @@ class Request(NamedTuple):
         return f"{self.client}: {self.target} {dict(self.headers)} {self.body.decode(errors='replace')}{leaves}"
 
 
-class Got(NamedTuple):
+class Received(NamedTuple):
     """The response; ``is_cut`` where the connection broke before its end."""
 
     status: int = 0
@@ -72,15 +72,15 @@ def upstream_target(target: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judge:
+class Oracle:
     """Judges responses of proxies in front of ``reference``."""
 
     reference: Reference
     owns_key: bool
     regime: Regime = Regime.NORMAL
 
-    def alone(self, request: Request, *, has_limits: bool = True, regime: Regime | None = None) -> Reply:
-        """What the upstream answers to the client's own body, with nobody else there."""
+    def expected(self, request: Request, *, has_limits: bool = True, regime: Regime | None = None) -> Reply:
+        """The upstream's response to the client's own body without a proxy."""
         headers = {name.lower(): value for name, value in request.headers.items()}
         if self.owns_key:
             headers = {name: value for name, value in headers.items() if name not in _CREDENTIALS | _KEY_HOLDERS}
@@ -88,50 +88,54 @@ class Judge:
         asked = Asked(target=upstream_target(request.target), headers=headers, body=request.body)
         return self.reference.reply(asked, self.regime if regime is None else regime, has_limits=has_limits)
 
-    def fault(self, request: Request, got: Got, alone: Reply, *, others_failing: int = 0) -> str | None:
-        """What is wrong with a response where `alone` is right, as a category; None: nothing.
+    def fault(self, request: Request, got: Received, expected: Reply, *, others_failing: int = 0) -> str | None:
+        """What is wrong with a response where `expected` is right, as a category; None: nothing.
 
         ``others_failing`` requests for the same model came at the same time and fail by `fails_for_all`.
         """
         if leak := leak_in(request, got):
             return leak
         if got.is_cut:
-            return None if alone.cut is Cut.IN_BODY else "a cut connection"
-        if alone.cut is None and _is_exact(got, alone):
+            return None if expected.cut is Cut.IN_BODY else "a cut connection"
+        if expected.cut is None and _is_exact(got, expected):
             return None
-        wrong = f"{_kind(alone)} alone, got {_kind(got)}"
+        wrong = f"{_kind(expected)} alone, got {_kind(got)}"
         if not 200 <= got.status < 300:
-            is_allowed = self._is_allowed_error(request, got, alone, others_failing)
-            return None if is_allowed else f"{wrong}: {_words(got, alone)}"
+            is_allowed = self._is_allowed_error(request, got, expected, others_failing)
+            return None if is_allowed else f"{wrong}: {_words(got, expected)}"
         # Limits to a call's size are not the client's to see, and stored vectors outlast a failure.
-        ideals = [alone, self.alone(request, has_limits=False)]
+        ideals = [expected, self.expected(request, has_limits=False)]
         if self.regime is not Regime.NORMAL:
-            ideals.append(self.alone(request, has_limits=False, regime=Regime.NORMAL))
+            ideals.append(self.expected(request, has_limits=False, regime=Regime.NORMAL))
         reasons = [_rebuilt_fault(got, ideal) for ideal in ideals]
         return None if None in reasons else f"{wrong}: {reasons[-1]}"
 
-    def _is_allowed_error(self, request: Request, got: Got, alone: Reply, others_failing: int) -> bool:
-        is_paced = alone.status in {401, 429, 503, 529} or "Retry-After" in alone.headers
-        if is_paced and got.status == alone.status and got.header("Retry-After") == alone.headers.get("Retry-After"):
+    def _is_allowed_error(self, request: Request, got: Received, expected: Reply, others_failing: int) -> bool:
+        is_paced = expected.status in {401, 429, 503, 529} or "Retry-After" in expected.headers
+        if (
+            is_paced
+            and got.status == expected.status
+            and got.header("Retry-After") == expected.headers.get("Retry-After")
+        ):
             return True  # perhaps in words about a call for a part of the client's own items
         if not _is_own_error(got):
             return False
         if got.status == 504:
             return "only-if-cached" in request.headers.get("Cache-Control", "")
-        if alone.cut is not None or (self.owns_key and alone.status in {401, 403}):
+        if expected.cut is not None or (self.owns_key and expected.status in {401, 403}):
             return got.status == 502
-        if got.status == alone.status:
-            is_everybodys = alone.status in {401, 429} or alone.status >= 500 or "Retry-After" in alone.headers
-            return is_everybodys and got.header("Retry-After") == alone.headers.get("Retry-After")
+        if got.status == expected.status:
+            is_everybodys = expected.status in {401, 429} or expected.status >= 500 or "Retry-After" in expected.headers
+            return is_everybodys and got.header("Retry-After") == expected.headers.get("Retry-After")
         return got.status >= 500 and others_failing >= _MOST_STOPPED_AFTER
 
 
-def fails_for_all(alone: Reply) -> bool:
+def fails_for_all(expected: Reply) -> bool:
     """Whether a request makes a merged call fail in a way that may be everybody's."""
-    return alone.cut is not None or alone.status >= 500
+    return expected.cut is not None or expected.status >= 500
 
 
-def leak_in(request: Request, got: Got) -> str | None:
+def leak_in(request: Request, got: Received) -> str | None:
     """Where a response has a text of another client than the request's; None: nowhere."""
     head = [(f"header {name}", value.encode()) for name, value in got.headers]
     for where, text in (("reason", got.reason.encode()), *head, ("body", got.body)):
@@ -140,14 +144,14 @@ def leak_in(request: Request, got: Got) -> str | None:
     return None
 
 
-def _is_exact(got: Got, alone: Reply) -> bool:
+def _is_exact(got: Received, expected: Reply) -> bool:
     """A response relayed as it is; a cookie is for whoever's call it was."""
-    if (got.status, got.body) != (alone.status, alone.body):
+    if (got.status, got.body) != (expected.status, expected.body):
         return False
-    return all(got.header(name) == value for name, value in alone.headers.items() if name != "Set-Cookie")
+    return all(got.header(name) == value for name, value in expected.headers.items() if name != "Set-Cookie")
 
 
-def _is_own_error(got: Got) -> bool:
+def _is_own_error(got: Received) -> bool:
     try:
         told = orjson.loads(got.body)["error"]
     except (ValueError, KeyError, TypeError):
@@ -156,20 +160,20 @@ def _is_own_error(got: Got) -> bool:
     return type(told) is dict and set(told) == _OWN_ERROR and not told_of_upstream
 
 
-def _kind(response: Reply | Got) -> str:
+def _kind(response: Reply | Received) -> str:
     if isinstance(response, Reply) and response.cut is not None:
         return f"cut {response.cut.value}"
     is_error_in_200 = response.status < 300 and response.body.startswith(b'{"error"')
     return f"{response.status}, an error" if is_error_in_200 else f"{response.status}"
 
 
-def _words(got: Got, alone: Reply) -> str:
+def _words(got: Received, expected: Reply) -> str:
     if _is_own_error(got):
         return "the proxy's own words"
-    return "other fields in its head" if got.body == alone.body else "words about another call"
+    return "other fields in its head" if got.body == expected.body else "words about another call"
 
 
-def _rebuilt_fault(got: Got, ideal: Reply) -> str | None:
+def _rebuilt_fault(got: Received, ideal: Reply) -> str | None:
     """Why a success is not made of just the vectors of ``ideal``; None: it is."""
     if ideal.cut is not None or not 200 <= ideal.status < 300:
         return "not the upstream's"

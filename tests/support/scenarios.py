@@ -1,4 +1,4 @@
-"""Random crowds of clients: worlds of waves of requests, as plain data, so that one that fails can be made smaller."""
+"""Random scenarios: waves of requests as plain data, so that a failing one can be made smaller."""
 
 import json
 import random
@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from tests.support.alone import Request
+from tests.support.oracle import Request
 from tests.support.reference import Regime
 from tests.support.reference_models import MODELS
 
@@ -20,7 +20,7 @@ _MARKS = (
     "BAD-307", "BAD-400", "BAD-403", "BAD-409", "BAD-413", "BAD-422", "BAD-424", "FLAG-246", "ERROR-IN-200", "NULL",
     "ZERO", "LONG",
 )  # fmt: skip
-# These may be everybody's, so that more than one in a wave may end the asking alone.
+# These may be everybody's, so that more than one in a wave may end the retries.
 _CRASHES = ("BAD-500", "BAD-502", "CRASH-HEAD", "CRASH-BODY")
 _KEY_FIELDS: Sequence[Mapping[str, Any]] = (
     {"dimensions": 8}, {"dimensions": 3}, {"dimensions": 0}, {"dimensions": None}, {"input_type": "query"},
@@ -55,8 +55,8 @@ class Wave:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class World:
-    """The settings of a proxy, and what happens to it."""
+class Scenario:
+    """The settings of a proxy, and the waves of requests to it."""
 
     settings: Mapping[str, Any]
     waves: tuple[Wave, ...]
@@ -74,8 +74,8 @@ class World:
     def size(self) -> int:
         return sum(len(wave.requests) for wave in self.waves)
 
-    def smaller(self) -> Iterator["World"]:
-        """Worlds without one of the waves, or without some of the requests of one."""
+    def smaller(self) -> Iterator["Scenario"]:
+        """Scenarios without one of the waves, or without some of the requests of one."""
         for at, wave in enumerate(self.waves):
             yield replace(self, waves=(*self.waves[:at], *self.waves[at + 1 :]))
             size = len(wave.requests)
@@ -88,7 +88,7 @@ class World:
                 step //= 2
 
 
-def world(rng: random.Random, *, waves: int, clients: Sequence[str] = CLIENTS) -> World:
+def random_scenario(rng: random.Random, *, waves: int, clients: Sequence[str] = CLIENTS) -> Scenario:
     settings = {
         "max_batch_items": rng.choice((None, None, 3, 8)),
         "batch_window_s": rng.choice((0.0, 0.01, 0.01)),
@@ -96,18 +96,18 @@ def world(rng: random.Random, *, waves: int, clients: Sequence[str] = CLIENTS) -
     }
     models = [rng.choice(_ORDINARY), rng.choice(list(MODELS))]
     tenants = ["team", rng.choice(_TENANTS), rng.choice(_TENANTS)]
-    return World(settings=settings, waves=tuple(_wave(rng, clients, models, tenants) for _ in range(waves)))
+    return Scenario(settings=settings, waves=tuple(_wave(rng, clients, models, tenants) for _ in range(waves)))
 
 
 def _wave(rng: random.Random, clients: Sequence[str], models: list[str], tenants: list[str]) -> Wave:
     models, tenants = rng.choices(models, k=rng.choice((1, 1, 2))), rng.choices(tenants, k=rng.choice((1, 1, 2, 4)))
-    crowd = _Crowd(rng, clients, models, tenants)
+    mix = _RequestMix(rng, clients, models, tenants)
     regime = Regime.NORMAL if rng.random() < 0.9 else rng.choice(list(Regime))
-    requests = tuple(crowd.request() for _ in range(rng.choice((2, 4, 8, 16, 32, 48))))
+    requests = tuple(mix.request() for _ in range(rng.choice((2, 4, 8, 16, 32, 48))))
     return Wave(requests=requests, regime=regime, holds=tuple(rng.choices((0, 2, 20, 100), k=16)))
 
 
-class _Crowd:
+class _RequestMix:
     """Most requests of a wave say the same beside their items, or nothing would ever be merged."""
 
     def __init__(self, rng: random.Random, clients: Sequence[str], models: list[str], tenants: list[str]) -> None:
