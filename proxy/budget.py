@@ -1,4 +1,4 @@
-"""A bounded amount of something that tenants share, so that no tenant can take what others need (pure)."""
+"""A bounded resource that tenants share fairly (pure)."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -8,15 +8,17 @@ from proxy.errors import Overloaded
 
 
 class Tenant(NamedTuple):
-    """Whose use is counted together. ``name`` is equal for all requests with one credential or client key."""
+    """The unit whose use is counted. ``name`` is equal for all requests with one credential or client key."""
 
     name: bytes
-    is_unverified: bool = False  # no upstream has accepted the credential in this process, and no list names it
+    is_unverified: bool = (
+        False  # no upstream has accepted the credential in this process, and no list of client keys has it
+    )
 
 
 @dataclass(slots=True)
 class _Account:
-    """What one tenant has, and how much of it by each of its requests."""
+    """What one tenant uses, in total and by request."""
 
     used: int = 0
     by_request: dict[Hashable, int] = field(default_factory=dict)
@@ -25,9 +27,9 @@ class _Account:
 class Budget:
     """``limit`` units of ``what``.
 
-    A tenant with several requests may have as much as remains free after it took it: alone at most half, and each of
-    n greedy tenants at most 1 / (n + 1). A tenant with one request may have all that is free, since there is nothing
-    of its own to wait for. Strangers follow the same rule within ``unverified_limit``: credentials are free to make up.
+    A tenant with several requests may use at most as much as then remains free: half if it is alone, and 1 / (n + 1) if
+    it is one of n greedy tenants. A tenant with one request may use all that is free, since it has no other request to
+    wait for. Unverified tenants follow the same rule within ``unverified_limit``, since anyone can make up credentials.
     """
 
     def __init__(self, limit: int, what: str, *, unverified_limit: int) -> None:
@@ -42,9 +44,9 @@ class Budget:
         return f"<Budget {self.used} of {self.limit} {self._what} used by {len(self._accounts)} tenants>"
 
     def take(self, tenant: Tenant, request: Hashable, amount: int, *, may_exceed: bool = False) -> None:
-        """Add ``amount`` to what ``request`` of ``tenant`` has. Raises `Overloaded`, and then nothing changes.
+        """Add ``amount`` to the use by ``request`` of ``tenant``. Raises `Overloaded`, which changes nothing.
 
-        ``may_exceed``: also more than the limit, if nothing but this request's own is in use.
+        ``may_exceed``: allow more than the limit while no other request uses anything.
         """
         if not amount:
             return

@@ -1,4 +1,4 @@
-"""The errors the proxy itself can make, each with what a client or an operator needs to act on it."""
+"""Errors that the proxy itself generates, each with what a client or an operator needs to act on it."""
 
 from collections.abc import Collection
 from typing import Self
@@ -7,17 +7,17 @@ import orjson
 
 
 class ProxyError(Exception):
-    """An answer of the proxy's own making, in the shape OpenAI documents for its errors.
+    """A response that the proxy generates, in the format that OpenAI documents for its errors.
 
-    https://platform.openai.com/docs/guides/error-codes: the SDKs choose their exception by ``status`` and
-    retry 408, 409, 429 and 5xx, so ``status`` alone says whether a repeat can help.
+    https://platform.openai.com/docs/guides/error-codes: the SDKs choose their exception by ``status`` and retry 408,
+    409, 429 and 5xx, so ``status`` alone shows whether a retry can help.
     """
 
     status = 500
     type = "server_error"
     code = "internal_error"
-    retry_after_s: int | None = None  # becomes the answer's Retry-After
-    # Whether what was sent may have caused it: without the other requests of a merged call it might have worked.
+    retry_after_s: int | None = None  # the response's Retry-After
+    # Whether the call's content may have caused it. A part of a merged call may succeed in a call of its own.
     may_be_about_call = False
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
@@ -26,7 +26,7 @@ class ProxyError(Exception):
         self.param = param
 
     def again(self) -> Self:
-        """The same error anew: one exception object must not be raised in several tasks."""
+        """A copy: one exception object must not be raised in several tasks."""
         return type(self)(self.message, param=self.param)
 
     def body(self) -> bytes:
@@ -36,7 +36,7 @@ class ProxyError(Exception):
 
 
 class InvalidRequest(ProxyError):
-    """The request can't be understood, here or upstream."""
+    """Neither the proxy nor the upstream can interpret the request."""
 
     status = 400
     type = "invalid_request_error"
@@ -44,7 +44,7 @@ class InvalidRequest(ProxyError):
 
 
 class Unauthorized(ProxyError):
-    """The proxy has a list of its clients, and this is none of them."""
+    """The proxy has a list of client keys, and the request has none of them."""
 
     status = 401
     type = "authentication_error"
@@ -135,7 +135,7 @@ class NotCached(ProxyError):
 
 
 class UpstreamUnreachable(ProxyError):
-    """No answer could be had: name, connection, TLS, or a connection that died."""
+    """No response: name resolution, connecting or TLS failed, or the connection was lost."""
 
     status = 502
     type = "upstream_error"
@@ -143,13 +143,13 @@ class UpstreamUnreachable(ProxyError):
 
 
 class UpstreamBroke(UpstreamUnreachable):
-    """The upstream was connected, and then sent no valid response: it may have crashed on what it was sent."""
+    """The upstream was connected, and sent no valid response: the call may have crashed it."""
 
     may_be_about_call = True
 
 
 class UpstreamDown(ProxyError):
-    """The circuit breaker is open: connecting failed again and again, and is not tried for a moment."""
+    """The circuit breaker is open after several failures to connect."""
 
     status = 503
     type = "upstream_error"
@@ -170,7 +170,7 @@ class UpstreamStalled(UpstreamTimeout):
 
 
 class Overloaded(ProxyError):
-    """Too much waits already. The answer carries ``Retry-After``."""
+    """Too much is waiting already. The response has ``Retry-After``."""
 
     status = 503
     code = "overloaded"
@@ -178,12 +178,11 @@ class Overloaded(ProxyError):
 
 
 class StoreError(Exception):
-    """The store could not do all it was asked; ``found`` is what it had answered by then, ``accepted`` the keys whose
-    values it had stored.
+    """An operation of the store failed at least in part.
 
-    ``reason`` is one of a few fixed words, fit for a metric label: timeout, connection, busy, refused, corrupt.
-    ``is_partial`` says that the rest of the store works: a part of the answer came, or another of its servers would
-    have had one.
+    ``found`` are the values read before that, ``accepted`` the keys whose values were stored. ``reason`` is a metric
+    label: timeout, connection, busy, refused or corrupt. With ``is_partial`` the rest of the store works: a part of the
+    reply arrived, or other servers of the store are up.
     """
 
     def __init__(

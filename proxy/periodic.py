@@ -1,33 +1,38 @@
-"""Work that comes up again and again."""
+"""Periodic work."""
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+from proxy.tasks import TaskSet, log_to
+
 _log = logging.getLogger(__name__)
+
+_Work = Callable[[float], Awaitable[object] | None]
 
 
 @asynccontextmanager
-async def every(period_s: float, work: Callable[[float], Awaitable[object] | None]) -> AsyncIterator[None]:
-    """Call ``work`` once a period for as long as the block lasts, with the seconds by which the loop came too late.
+async def every(period_s: float, work: _Work) -> AsyncIterator[None]:
+    """Call ``work`` once a period until the block ends. Its argument is how many seconds late the event loop is.
 
-    Work that fails is logged, and called again the next time.
+    A failure is logged, and does not stop the next call.
     """
-    now = asyncio.get_running_loop().time
-
-    async def go_on() -> None:
-        while True:
-            due_s = now() + period_s
-            await asyncio.sleep(period_s)
-            try:
-                if (under_way := work(max(0.0, now() - due_s))) is not None:
-                    await under_way
-            except Exception:  # noqa: BLE001 - whatever it is, the next time may be better
-                _log.exception("periodic work failed")
-
-    going_on = asyncio.create_task(go_on())
+    tasks = TaskSet(log_to(_log, "periodic work"))
+    tasks.start(_repeat(period_s, work))
     try:
         yield
     finally:
-        going_on.cancel()
+        await tasks.aclose()
+
+
+async def _repeat(period_s: float, work: _Work) -> None:
+    now = asyncio.get_running_loop().time
+    while True:
+        due_s = now() + period_s
+        await asyncio.sleep(period_s)
+        try:
+            if (in_progress := work(max(0.0, now() - due_s))) is not None:
+                await in_progress
+        except Exception:  # noqa: BLE001 - the next call may succeed
+            _log.exception("periodic work failed")

@@ -1,4 +1,4 @@
-"""A thread for work that would keep the event loop from everything else."""
+"""A thread for work that would block the event loop."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,13 +10,13 @@ _T = TypeVar("_T")
 
 
 class Reservation(Protocol):
-    """Memory that has been reserved for the arguments of some work."""
+    """Memory that is reserved for the arguments of a call."""
 
     def lasts_until(self, work: "asyncio.Future[Any]") -> None: ...
 
 
 class Worker:
-    """One thread, so that such work takes no more than a core, and one piece of it is in memory at a time."""
+    """One thread, so that such work uses at most one core, and one call at a time uses memory."""
 
     def __init__(self, name: str) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
@@ -25,7 +25,7 @@ class Worker:
         self._executor.shutdown(wait=False)
 
     async def run(self, function: Callable[..., _T], *arguments: Any, held: Reservation | None = None) -> _T:
-        """Call ``function`` there. Who waits here may leave; the work is done all the same, and its memory ``held``."""
+        """Call ``function`` in the thread. Cancelling the caller does not end the call or ``held``."""
         work = asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
         if held is not None:
             held.lasts_until(work)

@@ -112,13 +112,13 @@ class Cache:
             # The write of an entry that arrived during the read may have replaced in the store the record just read.
             if cached is not before:
                 return cached
-            is_unsure = cached.certainty in (Certainty.OFFERED, Certainty.REPLACED)
+            is_unsure = cached.certainty in (Certainty.INSERTING, Certainty.REPLACED)
             if not is_unsure and cached.stored_at_s >= record.stored_at_s:
                 return cached
         entry = Entry(record)
         self.memory.put(key, entry)
         if cached is not None:
-            cached.give_way(entry)
+            cached.set_successor(entry)
         return entry
 
     async def write(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:

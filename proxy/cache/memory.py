@@ -1,6 +1,6 @@
-"""The tier in front: records ready to be served, bounded in bytes, synchronous.
+"""The memory tier: records ready to be served, bounded in bytes, synchronous.
 
-TinyLFU decides who stays: a re-index of a corpus larger than memory is a loop, of which LRU keeps nothing.
+TinyLFU decides what to evict: re-indexing a corpus larger than memory is a loop, of which LRU would keep nothing.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,27 +12,28 @@ from proxy.protocol import vectors
 from proxy.protocol.records import Record
 from proxy.protocol.vectors import DType, Encoding, Vector
 
-# An entry's Python objects, its key and its place in the cache: measured with tracemalloc and RSS, rounded up.
+# An entry's Python objects, its key and its slot in the cache: measured with tracemalloc and RSS, rounded up.
 _OVERHEAD_BYTES = 600
 
 
 class Certainty(Enum):
-    """What is known of the store's record under an entry's key. The first record that the store has is the one that
-    every process serves, so an entry that may not be that record gives way to it."""
+    """What is known of the store's record under an entry's key. Every process serves the first record that the store
+    has, so that record supersedes an entry that may be another."""
 
     CONFIRMED = "confirmed"  # the store has this record, or there is no store
-    # The store was asked to keep this record if it is the first, and has not answered, or was down. It gives way to
-    # whatever the store turns out to have.
-    OFFERED = "offered"
-    # The store has replaced an older record by this one. Another process may have done the same since, so it gives way
-    # to what is read from the store; but not to a late answer about a record that was offered before.
+    # The store is to keep this record if it is the first, and has not replied, or was down. Whatever the store turns
+    # out to have supersedes it.
+    INSERTING = "inserting"
+    # The store has replaced an older record by this one. Another process may have done the same since, so a record
+    # that is read from the store supersedes it; a late reply about a record inserted before does not.
     REPLACED = "replaced"
-    # The store was asked to replace an older record by this one, and has not done so. It gives way to newer ones only.
+    # The store is to replace an older record by this one, and has not replied, or was down. Only newer records
+    # supersede it.
     REPLACING = "replacing"
 
 
 class Entry:
-    """A record as the hot path wants it: the base64 text ready, the numbers' text from when it is first asked for."""
+    """A record as the hot path uses it: with its base64 text, and the numbers' text once it has been needed."""
 
     __slots__ = (
         "_exact", "_numbers", "_successor", "_wide", "base64", "certainty", "dtype", "epoch", "model", "stored_at_s",
@@ -46,7 +47,7 @@ class Entry:
         self.base64 = vectors.base64_json(vector)
         self._numbers: bytes | None = None
         self.dtype = vector.dtype
-        # base64 holds all there is of a float32; other types keep their payload for when numbers are asked for.
+        # A float32 vector can be restored from the base64 text; other types keep their payload to write numbers.
         self._wide = None if vector.dtype in (DType.FLOAT32, DType.FLOAT32_SHORTEST) else vector.payload
         self.model = record.model
         self.tokens = record.tokens
@@ -61,19 +62,19 @@ class Entry:
 
     @property
     def standing(self) -> "Entry":
-        """The entry to serve in place of this one: itself, or the one that it gave way to."""
+        """The entry to serve: this one, or the one that superseded it."""
         entry = self
         while entry._successor is not None:
             entry = entry._successor
         return entry
 
-    def give_way(self, winner: "Entry") -> None:
-        """Whoever still holds this entry serves ``winner`` from now on."""
+    def set_successor(self, winner: "Entry") -> None:
+        """Requests that still refer to this entry serve ``winner`` from now on."""
         if winner.standing is not self:
             self._successor = winner
 
-    def stand(self, certainty: Certainty) -> None:
-        """The store has answered for this entry: it is the one to serve, whatever it gave way to before."""
+    def mark_stored(self, certainty: Certainty) -> None:
+        """The store has accepted this entry's record: it is the one to serve, even if it was superseded before."""
         self._successor = None
         self.certainty = certainty
 
@@ -92,11 +93,11 @@ class Entry:
 
     @property
     def packed_bytes(self) -> int:
-        """Without what can be made again."""
+        """The weight after `pack`, without the overhead."""
         return len(self.base64) + len(self._wide or b"")
 
     def pack(self) -> None:
-        """Drop what can be made again."""
+        """Drop the numbers' text, which `numbers` can make again."""
         self._numbers = None
 
     @property
@@ -115,13 +116,13 @@ class Entry:
 
 
 def standing(entries: Mapping[bytes, Entry]) -> dict[bytes, Entry]:
-    """The entries to serve, of those that were looked up some awaits ago."""
+    """The entries to serve for entries that were looked up before an await."""
     return {key: entry.standing for key, entry in entries.items()}
 
 
 class Memory:
     def __init__(self, max_bytes: int, *, on_evicted: Callable[[Entry], None] = lambda _: None) -> None:
-        """``on_evicted`` is told of every entry that leaves for want of room."""
+        """``on_evicted`` is called with every entry that is evicted to make room."""
         self.max_bytes = max_bytes
 
         def on_left(_: bytes, entry: Entry, cause: str) -> None:

@@ -58,7 +58,7 @@ class Writer:
 
     async def write(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:
         """As `Cache.write`."""
-        certainty = Certainty.REPLACING if overwrite else Certainty.OFFERED
+        certainty = Certainty.REPLACING if overwrite else Certainty.INSERTING
         mine: dict[bytes, Entry] = {}
         async for some in in_turns(list(fresh)):
             mine |= {key: Entry(fresh[key], certainty) for key in some}
@@ -76,8 +76,8 @@ class Writer:
     def _put_unconfirmed(self, key: bytes, mine: Entry, cutoff_s: float) -> None:
         """The store has not replied yet. Until it does, an entry that is already in memory counts as the first."""
         cached = self.get(key)
-        if mine.certainty is Certainty.OFFERED and cached is not None and cached.stored_at_s >= cutoff_s:
-            mine.give_way(cached)
+        if mine.certainty is Certainty.INSERTING and cached is not None and cached.stored_at_s >= cutoff_s:
+            mine.set_successor(cached)
         else:
             self._memory.put(key, mine)
 
@@ -165,7 +165,7 @@ class Writer:
         for key, record in winners.items():
             self._settle(key, write, Entry(record))
         for key in written.accepted:
-            write.entries[key].stand(certainty)
+            write.entries[key].mark_stored(certainty)
             self._settle(key, write, write.entries[key])
         self._codec.replaced(written.accepted)
         return {key: value for key, value in written.existing.items() if key not in winners}
@@ -174,11 +174,11 @@ class Writer:
         """By the reply to ``write``, the store has ``final`` under ``key``."""
         mine, cached = write.entries[key], self.get(key)
         is_newer = cached not in (mine, write.before[key])
-        if cached is not None and is_newer and cached.certainty is not Certainty.OFFERED and final.is_confirmed:
+        if cached is not None and is_newer and cached.certainty is not Certainty.INSERTING and final.is_confirmed:
             # A read or a refresh has put it into memory since the write began, so the reply may be older.
-            mine.give_way(cached)
+            mine.set_successor(cached)
             return
-        mine.give_way(final)
+        mine.set_successor(final)
         if cached is not None and not cached.is_confirmed:
-            cached.give_way(final)
+            cached.set_successor(final)
         self._memory.put(key, final)

@@ -35,7 +35,7 @@ class LeasingStore(DictStore):
 async def test_a_miss_reads_a_store_without_leases_once_and_one_with_leases_again_under_the_lease(
     start_proxy: StartProxy, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, store: DictStore, reads: int
 ) -> None:
-    monkeypatch.setattr("proxy.app._open_store", lambda *_: store)
+    monkeypatch.setattr("proxy.app.storage.open_store", lambda *_: store)
     client = await start_proxy()
     store.budgets_s.clear()
     assert (await client.embed("x")).cache == "MISS"

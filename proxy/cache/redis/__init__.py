@@ -1,4 +1,4 @@
 """The store in Redis or Valkey: one server, a cluster, or the master that Sentinel names.
 
-Nothing here knows what the stored bytes mean.
+Values are opaque bytes here.
 """

@@ -1,8 +1,8 @@
-"""Redis Cluster: which node has a name, by its slot, and what to do where that is no longer so.
+"""Redis Cluster: which node has a name, by its slot, and how redirections are followed.
 
-redis-py's own cluster client is not used: in its pipelines a node that can't be reached fails the commands of all
-others, what was redirected is sent again one by one, and CLUSTERDOWN closes every connection and sleeps. From redis-py
-come the slot of a name, the errors and the connections.
+redis-py's own cluster client is not used: in its pipelines an unreachable node fails the commands of all others,
+redirected commands are sent again one by one, and CLUSTERDOWN closes every connection and sleeps. The slot of a name,
+the errors and the connections are redis-py's.
 The rules: https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/
 """
 
@@ -24,10 +24,10 @@ from proxy.cache.redis.redis_url import Address
 from proxy.cache.redis.topology import TopologyRefresher, announced
 from proxy.cache.store import COOLDOWN_S, MAX_FAILURES
 
-# One because a failover moved the slot, one to the node that imports it; more is a cluster at odds with itself.
+# One because a failover moved the slot, one to the node that imports it. More means that the nodes disagree.
 _MAX_REDIRECTS = 3
 
-# Where commands go, and whether they have to be announced there, the slot being imported.
+# Where commands are sent, and whether the node is importing the slot, so that ASKING has to come before each command.
 Target = tuple[Address, bool]
 Commands = Mapping[str, Command]
 
@@ -35,27 +35,27 @@ Commands = Mapping[str, Command]
 @dataclass(frozen=True, slots=True)
 class _Member:
     node: Node
-    breaker: Breaker  # so that a node that hangs costs the budget of a few requests, and not of all
+    breaker: Breaker  # so that a node that hangs delays only a few requests
 
 
 class Cluster:
-    """Nodes are asked side by side, each for the names of its slots; one that fails costs those names."""
+    """Sends commands to the nodes concurrently. A node that fails makes only the names of its own slots fail."""
 
     def __init__(self, seeds: Sequence[Address], connect: Callable[[Address], Node]) -> None:
-        """``seeds`` are some of the nodes, from which the others are learnt."""
+        """``seeds`` are some of the nodes; they tell which others there are."""
         self._seeds = seeds
         self._connect = connect
         self._members: dict[Address, _Member] = {}
         self._slots: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
-        self._learner = TopologyRefresher(self._learn)
+        self._refresher = TopologyRefresher(self._refresh)
 
     async def ready(self, *, timeout_s: float) -> None:
-        await self._learner.wait(timeout_s=timeout_s)
+        await self._refresher.wait(timeout_s=timeout_s)
 
-    def of(self, name: str) -> Address | None:
+    def server_of(self, name: str) -> Address | None:
         address = self._slots[key_slot(name.encode())]
         if address is None:
-            self._learner.learn_soon()
+            self._refresher.refresh_soon()
         return address
 
     @property
@@ -63,56 +63,56 @@ class Cluster:
         return any(not member.breaker.has_recent_failure for member in self._members.values())
 
     async def get(self, server: Address, names: Sequence[str], results: dict[str, object]) -> None:
-        # MGET takes names of one slot only. Where it has nothing for a key of another type, GET has an error.
+        # MGET takes names of one slot only. For a key of another type MGET has null, and GET has an error.
         await self.run(server, {name: ("GET", name) for name in names}, results)
         results.update((name, None) for name in names if _is_of_another_type(results[name]))
 
     async def run(self, server: Address, commands: Commands, results: dict[str, object]) -> None:
         targets: dict[Target, Commands] = {(server, False): commands}
         for _ in range(1 + _MAX_REDIRECTS):
-            redirected = await asyncio.gather(*(self._ask(target, its, results) for target, its in targets.items()))
+            redirected = await asyncio.gather(*(self._send(target, its, results) for target, its in targets.items()))
             targets = _merged(redirected)
         for its in targets.values():
             results.update(dict.fromkeys(its, RedisError("the nodes redirect to each other")))
 
-    async def _ask(self, target: Target, commands: Commands, results: dict[str, object]) -> dict[Target, Commands]:
-        """Put the answers into ``results``; returns what has to be asked elsewhere."""
+    async def _send(self, target: Target, commands: Commands, results: dict[str, object]) -> dict[Target, Commands]:
+        """Put the replies into ``results``. Returns the commands that are redirected."""
         address, is_importing = target
         sent: list[Command] = []
         for command in commands.values():
             sent += [("ASKING",), command] if is_importing else [command]
-        answers = await self._run(self._member(address), sent)
+        replies = await self._run(self._member(address), sent)
         redirected: dict[Target, dict[str, Command]] = defaultdict(dict)
-        for (name, command), answer in zip(commands.items(), answers[1::2] if is_importing else answers, strict=True):
-            if isinstance(answer, AskError):  # or MovedError, which is one to redis-py
+        for (name, command), reply in zip(commands.items(), replies[1::2] if is_importing else replies, strict=True):
+            if isinstance(reply, AskError):  # or MovedError, a subclass
                 try:
-                    redirected[self._follow(answer, address)][name] = command
+                    redirected[self._follow(reply, address)][name] = command
                 except ValueError as error:
-                    results[name] = RedisError(f"{address[0]} redirects to what is no address: {error}")
+                    results[name] = RedisError(f"{address[0]} redirects to an invalid address: {error}")
             else:
-                results[name] = answer
-        if any(isinstance(answer, ClusterDownError) for answer in answers):
-            self._learner.learn_soon()
+                results[name] = reply
+        if any(isinstance(reply, ClusterDownError) for reply in replies):
+            self._refresher.refresh_soon()
         return dict(redirected)
 
     def _follow(self, redirection: AskError, asked: Address) -> Target:
-        address = announced(redirection.host or asked[0], redirection.port)  # no host: the one that was asked
+        address = announced(redirection.host or asked[0], redirection.port)  # no host: the same host
         is_moved = isinstance(redirection, MovedError)
         if is_moved and 0 <= redirection.slot_id < REDIS_CLUSTER_HASH_SLOTS:
             self._slots[redirection.slot_id] = address
-            self._learner.learn_soon()  # seldom is it one slot alone
+            self._refresher.refresh_soon()  # other slots have probably moved too
         return address, not is_moved
 
     async def _run(self, member: _Member, commands: Sequence[Command]) -> Sequence[object]:
         attempt = member.breaker.attempt()
         if attempt is None:
-            self._learner.learn_soon()
+            self._refresher.refresh_soon()
             return [RedisConnectionError(f"{member.node} failed a moment ago")] * len(commands)
         with attempt:
             try:
                 replies = await member.node.run(commands)
             except RedisError as error:
-                self._learner.learn_soon()
+                self._refresher.refresh_soon()
                 if store_error(error).reason != "busy":
                     attempt.failed()
                 return [error] * len(commands)
@@ -125,24 +125,26 @@ class Cluster:
             self._members[address] = _Member(self._connect(address), breaker)
         return self._members[address]
 
-    async def _learn(self) -> None:
-        """Ask one node after the other, the most likely first, until one has an answer."""
+    async def _refresh(self) -> None:
+        """Send CLUSTER SLOTS to one node after the other, those that work first, until one replies."""
         likely = [address for address, member in self._members.items() if not member.breaker.has_recent_failure]
-        random.shuffle(likely)  # so that not every proxy asks the same one, or one that is cut off again and again
+        random.shuffle(
+            likely
+        )  # so that replicas do not all use the same node, nor one of them always a partitioned one
         reasons = []
         for address in dict.fromkeys([*likely, *self._seeds, *self._members]):
             try:
-                (answer,) = await self._member(address).node.run([("CLUSTER", "SLOTS")])
-                if isinstance(answer, RedisError):
-                    raise answer
-                await self._place(_ranges(answer, address))
+                (reply,) = await self._member(address).node.run([("CLUSTER", "SLOTS")])
+                if isinstance(reply, RedisError):
+                    raise reply
+                await self._assign(_ranges(reply, address))
             except (RedisError, ValueError) as error:
                 reasons.append(f"{self._member(address).node}: {error}")
             else:
                 return
         raise RedisConnectionError("; ".join(reasons))
 
-    async def _place(self, ranges: Mapping[range, Address]) -> None:
+    async def _assign(self, ranges: Mapping[range, Address]) -> None:
         slots: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         for its, address in ranges.items():
             slots[its.start : its.stop] = [address] * len(its)
@@ -152,7 +154,7 @@ class Cluster:
             await self._members.pop(address).node.retire()
 
     async def aclose(self) -> None:
-        await self._learner.aclose()
+        await self._refresher.aclose()
         for member in self._members.values():
             await member.node.aclose()
 
@@ -169,11 +171,11 @@ def _merged(redirected: Sequence[dict[Target, Commands]]) -> dict[Target, Comman
     return merged
 
 
-def _ranges(answer: object, asked: Address) -> dict[range, Address]:
-    """The masters' slots, from the answer of CLUSTER SLOTS. Raises `ValueError` if there are none."""
-    if not isinstance(answer, list) or not answer:
-        raise ValueError("it knows of no slots")
-    return dict(_range(entry, asked) for entry in answer)
+def _ranges(reply: object, asked: Address) -> dict[range, Address]:
+    """The masters' slots, from the reply to CLUSTER SLOTS. Raises `ValueError` if there are none."""
+    if not isinstance(reply, list) or not reply:
+        raise ValueError("CLUSTER SLOTS has no slots")
+    return dict(_range(entry, asked) for entry in reply)
 
 
 def _range(entry: object, asked: Address) -> tuple[range, Address]:
@@ -181,6 +183,6 @@ def _range(entry: object, asked: Address) -> tuple[range, Address]:
         case [int(first), int(last), [bytes() | None as host, int(port), *_], *_] if (
             0 <= first <= last < REDIS_CLUSTER_HASH_SLOTS
         ):
-            # No host: the one that was asked.
+            # No host: the same host.
             return range(first, last + 1), announced(host.decode() if host else asked[0], port)
-    raise ValueError("CLUSTER SLOTS was answered with something else")
+    raise ValueError("unexpected reply to CLUSTER SLOTS")

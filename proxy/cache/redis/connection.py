@@ -1,6 +1,6 @@
 """redis-py's connections, whose replies are checked before hiredis sees them (`proxy.cache.redis.resp`).
 
-redis-py has no place for that, so this is the one module that knows its private names.
+redis-py has no hook for that, so this module uses its private names. It is the only one that does.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ class GuardedParser(_AsyncHiredisParser):
         try:
             self.guard.feed(data)
         except UnexpectedReply as error:
-            # Whoever reads closes the connection on any error, so that hiredis never sees what has come.
-            raise InvalidResponse(f"not an answer to what was asked: {error}") from error
+            # The reader closes the connection on any error, so that hiredis never gets these bytes.
+            raise InvalidResponse(f"unexpected reply: {error}") from error
         self._reader.feed(data)
         return True
 
@@ -43,7 +43,7 @@ class GuardedConnection(AbstractConnection):
     _parser: Any
 
     def expect(self, commands: Sequence[Command]) -> None:
-        """``commands`` are going to be sent, and the replies to them are to be read."""
+        """``commands`` are sent next, and their replies read."""
         self._parser.guard.expect([_shape(command) for command in commands])
 
 
@@ -60,7 +60,7 @@ class UnixConnection(GuardedConnection, UnixDomainSocketConnection):
 
 
 def _shape(command: Command) -> Shape:
-    """What the reply to ``command`` may be."""
+    """The shape that the reply to ``command`` must have."""
     match command[0]:
         case "MGET":
             return resp.values(len(command) - 1)

@@ -1,7 +1,7 @@
-"""Where a Redis is, from its URL: one server, a cluster, or a master that Sentinel knows.
+"""The URL of a Redis: one server, a cluster, or a master that Sentinel names (pure).
 
-Schemes are the field's: redis-py's and IANA's `redis`, `rediss` and redis-py's `unix` for one server; `redis+cluster`,
-`redis+sentinel` and the same with `rediss` for TLS, as the Python libraries that have a URL for these write them.
+For one server the schemes are `redis`, `rediss` (both IANA's) and `unix` (redis-py's). `redis+cluster`,
+`redis+sentinel` and the same with `rediss` for TLS are those of other Python libraries.
 """
 
 import re
@@ -28,7 +28,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """Of an ACL user; with a password alone the default one's; with neither no AUTH is sent."""
+    """Credentials of an ACL user; of the default user without ``user``. Without either no AUTH is sent."""
 
     user: str | None = None
     password: str | None = field(default=None, repr=False)
@@ -37,22 +37,22 @@ class Login:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisURL:
     kind: Kind
-    addresses: tuple[Address, ...]  # the server's; nodes to learn the others from; the sentinels'
+    addresses: tuple[Address, ...]  # of the server, of some nodes of the cluster, or of the sentinels
     is_tls: bool = False
     login: Login = field(default_factory=Login)
     database: int = 0
-    master: str = ""  # as the sentinels call it
+    master: str = ""  # its name in Sentinel's configuration
     sentinel_login: Login = field(default_factory=Login)
 
 
 def parse(url: str) -> RedisURL:
-    """Raises `ValueError`, whose message shows nothing of the URL."""
+    """Raises `ValueError`, whose message quotes nothing of the URL."""
     if match := _SEVERAL.fullmatch(url):
         return _several(match)
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     if set(options) - {"db"} or parts.fragment:
-        raise ValueError("no option but db is taken")
+        raise ValueError("the only option is db")
     login = _login(parts.username, parts.password)
     if parts.scheme == "unix" and parts.path and not parts.hostname:
         database = _database(options.get("db", ""))
@@ -65,7 +65,7 @@ def parse(url: str) -> RedisURL:
             login=login,
             database=_database(options.get("db") or parts.path.removeprefix("/")),
         )
-    raise ValueError("no Redis URL")
+    raise ValueError("not a Redis URL")
 
 
 def _several(match: re.Match[str]) -> RedisURL:
@@ -77,7 +77,7 @@ def _several(match: re.Match[str]) -> RedisURL:
     if is_sentinel and not master:
         raise ValueError("the master's name is missing")
     if not is_sentinel and _database(database) != 0:
-        raise ValueError("a cluster has no database but 0")
+        raise ValueError("a cluster has only database 0")
     user, _, password = (match["login"] or "").partition(":")
     default_port = _DEFAULT_SENTINEL_PORT if is_sentinel else _DEFAULT_PORT
     return RedisURL(
@@ -94,16 +94,16 @@ def _several(match: re.Match[str]) -> RedisURL:
 def _address(text: str, default_port: int) -> Address:
     match = _HOST.fullmatch(text)
     if match is None:
-        raise ValueError("no host and port")
+        raise ValueError("not a host and port")
     port = int(match["port"] or default_port)
     if not 0 < port <= _MAX_PORT:
-        raise ValueError("no port")
+        raise ValueError("not a port")
     return match["ipv6"] or match["name"], port
 
 
 def _database(text: str) -> int:
     if not re.fullmatch(r"\d*", text, re.ASCII):
-        raise ValueError("no database")
+        raise ValueError("not a database number")
     return int(text or 0)
 
 

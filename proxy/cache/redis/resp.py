@@ -1,8 +1,8 @@
-"""What a Redis server may answer, checked before anything is made of it (pure).
+"""Replies of a Redis server, checked before they are parsed (pure).
 
-A reply declares the size of its arrays and strings before it sends them, and hiredis believes it: for the 14 bytes
-`*1000000000` it allocates gigabytes and stalls the process. So the declarations are followed here first, and a reply
-that can't be the answer to what was asked closes the connection. RESP2 only, which is what the connections speak:
+A reply declares the sizes of its arrays and strings, and hiredis trusts them: for the 14 bytes `*1000000000` it
+allocates gigabytes and stalls the process. So the declarations are checked first, and a reply that does not fit its
+command closes the connection. RESP2 only, which is what the connections use:
 https://redis.io/docs/latest/develop/reference/protocol-spec/
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 _MAX_VALUE_BYTES = 8 * 1024**2
 _MAX_REPLY_BYTES = 32 * 1024**2
 _MAX_LINE_BYTES = 4096
-_MAX_SIZE_BYTES = 32  # of a line that declares one
+_MAX_SIZE_BYTES = 32  # of a line that declares a size
 # CLUSTER SLOTS, of 16,384 ranges with a dozen elements each.
 _MAX_TREE_ELEMENTS = 200_000
 _MAX_TREE_DEPTH = 5
@@ -24,13 +24,16 @@ _STRING, _ARRAY = ord("$"), ord("*")
 
 
 class UnexpectedReply(Exception):
-    """The server sent what can't be the answer to what it was asked."""
+    """The bytes can't be a reply to the command that was sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the reply to one command may be, other than an error: ``kinds`` are the first bytes that it and its elements
-    may have, ``elements`` how many elements there are, None for any number and nesting."""
+    """Constraints on the reply to one command, which may also be an error.
+
+    ``kinds`` are the type bytes allowed for the reply, ``element_kinds`` those of its elements. ``elements`` is their
+    number, None for any number and nesting.
+    """
 
     kinds: bytes
     elements: int | None = 0
@@ -47,23 +50,24 @@ def values(count: int) -> Shape:
 
 
 class ReplyGuard:
-    """Follows the bytes that a connection receives. What arrives unasked, as while connecting, may be a status."""
+    """Checks the bytes that a connection receives. A reply that was not announced, as while connecting, must be a
+    status."""
 
     def __init__(self) -> None:
         self._expected: deque[Shape] = deque()
-        self._shape = STATUS  # of the reply that is under way
-        self._head = b""  # the beginning of a line whose end has not come
-        self._skip = 0  # bytes of a string still to come, its CRLF included
-        self._missing: list[int] = []  # elements of the arrays that are open, outermost first
+        self._shape = STATUS  # of the reply being received
+        self._head = b""  # the beginning of an incomplete line
+        self._skip = 0  # bytes left of a string, its CRLF included
+        self._missing: list[int] = []  # elements left of the open arrays, outermost first
         self._elements = 0  # that the reply has declared
         self._bytes = 0  # of its strings, likewise
 
     def expect(self, shapes: Iterable[Shape]) -> None:
-        """Commands have been sent whose replies have these shapes."""
+        """The next replies must have these shapes."""
         self._expected.extend(shapes)
 
     def feed(self, data: bytes) -> None:
-        """Raises `UnexpectedReply`; from then on nothing of the connection must be read."""
+        """Raises `UnexpectedReply`. After that the connection must not be read any more."""
         data = self._head + data if self._head else data
         self._head = b""
         at, end = 0, len(data)
@@ -82,15 +86,15 @@ class ReplyGuard:
             line_end = data.find(_CRLF, at, at + _MAX_LINE_BYTES)
             if line_end < 0:
                 if end - at >= _MAX_LINE_BYTES:
-                    raise UnexpectedReply("a line without end")
+                    raise UnexpectedReply("a line that is too long")
                 self._head = data[at:]
                 return
             self._line(data[at:line_end])
             at = line_end + len(_CRLF)
 
     def _strings(self, data: bytes, at: int) -> int:
-        """Follow the strings of an array as far as they are there as a whole, which is most of all that is ever read;
-        returns where the next one begins, for `feed` to look at."""
+        """Skip the complete strings of an array, which are most of all bytes received. Returns the offset of the first
+        incomplete or invalid one, which `feed` checks."""
         missing, total, end = self._missing[0], self._bytes, len(data)
         with suppress(ValueError):
             while missing:
@@ -116,7 +120,7 @@ class ReplyGuard:
                 return
         kind = line[0] if line else 0
         if kind not in (self._shape.kinds if is_first else self._shape.element_kinds):
-            raise UnexpectedReply(f"{line[:1]!r} begins what it must not")
+            raise UnexpectedReply(f"type {line[:1]!r}")
         if kind == _STRING:
             self._string(_declared(line))
         elif kind == _ARRAY:
@@ -150,7 +154,7 @@ class ReplyGuard:
             self._complete()
 
     def _complete(self) -> None:
-        """An element is there, and with it perhaps the arrays that it is the last of."""
+        """An element is complete, and with it the arrays whose last element it is."""
         while self._missing:
             self._missing[-1] -= 1
             if self._missing[-1]:
@@ -162,4 +166,4 @@ def _declared(line: bytes) -> int:
     try:
         return int(line[1:])
     except ValueError:
-        raise UnexpectedReply("a size that is no number") from None
+        raise UnexpectedReply("a size that is not a number") from None

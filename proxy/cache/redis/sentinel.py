@@ -1,7 +1,7 @@
 """The master that Redis Sentinel names, and after a failover the next one.
 
-redis-py's own client asks the sentinels in turn for every new connection; this one asks all at once, when something
-fails. What a client has to do: https://redis.io/docs/latest/develop/reference/sentinel-clients/
+redis-py's own client queries the sentinels in turn for every new connection; this one queries all at once, after a
+failure. What a client has to do: https://redis.io/docs/latest/develop/reference/sentinel-clients/
 """
 
 import asyncio
@@ -18,53 +18,53 @@ from proxy.cache.redis.topology import OneServer, TopologyRefresher, announced
 
 
 class Master(OneServer):
-    """Every name is on the master: whom most of the sentinels that answer take for it."""
+    """Every name is on the master, which is the server that most sentinels name."""
 
     def __init__(self, name: str, sentinels: Sequence[Node], connect: Callable[[Address], Node]) -> None:
         super().__init__(None)
         self._name = name
         self._sentinels = sentinels
         self._connect = connect
-        self._learner = TopologyRefresher(self._learn)
+        self._refresher = TopologyRefresher(self._refresh)
 
     async def ready(self, *, timeout_s: float) -> None:
-        await self._learner.wait(timeout_s=timeout_s)
+        await self._refresher.wait(timeout_s=timeout_s)
 
     async def _on_failure(self, node: Node, failure: RedisError) -> None:
-        self._learner.learn_soon()
+        self._refresher.refresh_soon()
 
-    async def _learn(self) -> None:
-        # All are asked, as one that is cut off from the others may go on naming the last master.
-        said = await asyncio.gather(*(self._ask_sentinel(sentinel) for sentinel in self._sentinels))
-        named = Counter(answer for answer in said if isinstance(answer, tuple))
+    async def _refresh(self) -> None:
+        # All are queried, since one that is partitioned may still name the previous master.
+        results = await asyncio.gather(*(self._query(sentinel) for sentinel in self._sentinels))
+        named = Counter(result for result in results if isinstance(result, tuple))
         if not named:
-            raise RedisConnectionError(f"no sentinel names the master: {'; '.join(map(str, said))}")
+            raise RedisConnectionError(f"no sentinel names the master: {'; '.join(map(str, results))}")
         ((address, _),) = named.most_common(1)
-        last = self._node
-        if last is None or last.address != address:
+        previous = self._node
+        if previous is None or previous.address != address:
             self._node = self._connect(address)
-            if last is not None:
-                await last.retire()
+            if previous is not None:
+                await previous.retire()
 
-    async def _ask_sentinel(self, sentinel: Node) -> Address | str:
+    async def _query(self, sentinel: Node) -> Address | str:
         """The master's address, or why there is none."""
         command: Command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._name)
         try:
-            (answer,) = await sentinel.run([command])
+            (reply,) = await sentinel.run([command])
         except RedisError as error:
             return f"{sentinel}: {error}"
-        match answer:
+        match reply:
             case [bytes(host), bytes(port)]:
                 try:
                     return announced(host.decode(), int(port))
                 except ValueError as error:
                     return f"{sentinel}: {error}"
             case None:
-                return f"{sentinel} knows no {self._name}"
-        return f"{sentinel}: {answer}"
+                return f"{sentinel} has no master {self._name}"
+        return f"{sentinel}: {reply}"
 
     async def aclose(self) -> None:
-        await self._learner.aclose()
+        await self._refresher.aclose()
         await super().aclose()
         for sentinel in self._sentinels:
             await sentinel.aclose()

@@ -1,11 +1,11 @@
-"""The SQLite store's file: opened, and set aside once it is beyond help.
+"""The SQLite store's file: opened, and set aside when it is damaged.
 
-A damaged file is renamed and kept, and a new one takes its place, also while the proxy runs. Several processes share
-the file, so opening and renaming happen under a lock on its folder, and each process looks before each use whether the
-file that it has open is still the one at that path.
+A damaged file is renamed and kept, and a new one replaces it, also while the proxy runs. Several processes share the
+file, so opening and renaming happen under a lock on its folder, and before each use a process checks that the file it
+has open is still the one at that path.
 
-Renaming a database that is in use is safe as long as its log and shared memory are renamed with it: SQLite asks whether
-the file has moved before it checkpoints or deletes a log by its name (`SQLITE_FCNTL_HAS_MOVED`).
+Renaming a database that is in use is safe if its log and shared memory are renamed with it: SQLite checks whether the
+file has moved before it checkpoints or deletes a log by its name (`SQLITE_FCNTL_HAS_MOVED`).
 """
 
 import asyncio
@@ -26,28 +26,28 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_APPLICATION_ID = 0x656D6263  # "embc": tells our file from somebody's database
+_APPLICATION_ID = 0x656D6263  # "embc": distinguishes our file from another program's database
 _SCHEMA_VERSION = 1
 PAGE_BYTES = 32 * 1024
 _WAL_PAGES = 256  # 8 MiB, the most the write-ahead log grows before it is folded back in
 _BUSY_TIMEOUT_S = 5.0
 _CACHE_KIB = 2000
-# As it is open, opened anew, and after it was set aside.
+# With the open file, with the file reopened, and with a new file.
 _ATTEMPTS = 3
-# A disk that damages one file after the other must not be filled with them.
+# Damaged files must not fill a disk that damages one after the other.
 _MAX_ASIDE = 3
 
-# A slot leads to its value by ``id``. The value has the key as well, so that a slot that leads to another's value is
-# found out; it is NULL in files of earlier versions.
+# A slot refers to its value by ``id``. The value has the key too, to detect a slot that refers to another key's value;
+# it is NULL in files of earlier versions.
 _TABLES = {
     "slot": "key BLOB PRIMARY KEY, id INTEGER NOT NULL, read_at INTEGER NOT NULL",
     "value": "id INTEGER PRIMARY KEY, value BLOB NOT NULL, key BLOB",
-    # The processes that use the file, and the limits that they keep it within.
+    # The processes that use the file, and their size limits.
     "proxy": "id BLOB PRIMARY KEY, limit_bytes INTEGER NOT NULL, used_at INTEGER NOT NULL",
 }
 _WITHOUT_ROWID = {"slot", "proxy"}
 
-# https://sqlite.org/rescode.html. What the file holds makes the same statements fail that work on a good one.
+# https://sqlite.org/rescode.html. The statements are valid, so these errors come from the file's content.
 _DAMAGE = frozenset(
     {
         sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR,
@@ -57,21 +57,20 @@ _DAMAGE = frozenset(
 _COMPANIONS = ("-wal", "-shm")
 _CONTENTION = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
-
-# The latter where a message quotes what is in the file.
+# `UnicodeDecodeError` comes from a message of SQLite's that quotes the file's content.
 FAILURES = (sqlite3.Error, UnicodeDecodeError)
 
 
 class DamagedFile(sqlite3.DatabaseError):
-    """The file holds what can't be, though SQLite can read it."""
+    """The file's content contradicts itself, though SQLite can read it."""
 
     sqlite_errorcode = sqlite3.SQLITE_CORRUPT
 
 
 class DatabaseThread:
-    """One thread with one connection, opened when first used; a failure to open is tried again at the next use.
+    """One thread with one connection, opened at the first use. If opening fails, the next use tries again.
 
-    ``on_set_aside`` is called, by the thread, with the new path of a file that was set aside.
+    The thread calls ``on_set_aside`` with the new path of a file that was set aside.
     """
 
     def __init__(self, name: str, path: Path, *, on_set_aside: Callable[[Path], object]) -> None:
@@ -87,12 +86,12 @@ class DatabaseThread:
         return await asyncio.wrap_future(self._thread.submit(self._guarded, work, *args))
 
     def submit(self, work: Callable[..., _T], *args: object) -> "Future[_T]":
-        """Run ``work`` sometime, for no one who waits: what goes wrong with it shows at the next `run`."""
+        """Run ``work`` soon. Its failure is not reported: if it lasts, the next `run` raises it."""
         return self._thread.submit(self._guarded, work, *args)
 
     def _guarded(self, work: Callable[..., _T], *args: object) -> _T:
-        """Work with the file; if that fails for what it holds, once more with it opened anew, and then with a new file.
-        ``work`` may be done up to three times."""
+        """Run ``work``. If the file's content makes it fail, run it again with the file reopened, and a third time with
+        a new file."""
         attempts = 0
         while True:
             try:
@@ -108,7 +107,7 @@ class DatabaseThread:
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is not None and _identity(self._path) != self._identity:
-            self._close()  # another process, or thread, has set it aside; or somebody has removed it
+            self._close()  # another process or thread has set it aside, or an operator has deleted it
         if self._is_closed:
             raise StoreError("refused", f"{self._path}: closed")
         if self._connection is None:
@@ -117,7 +116,7 @@ class DatabaseThread:
             except OSError as error:
                 raise StoreError("refused", f"{self._path.parent}: {error.strerror}") from error
             with _locked(self._path.parent):
-                # isolation_level None: transactions begin where `transaction` says so and nowhere else.
+                # isolation_level None: only `transaction` begins transactions.
                 connection = sqlite3.connect(
                     self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
                 )
@@ -134,13 +133,13 @@ class DatabaseThread:
         try:
             with _locked(self._path.parent):
                 if _identity(self._path) != self._identity:
-                    return  # it was done meanwhile
+                    return  # another process or thread has set it aside
                 aside = _rename(self._path)
         except OSError as refusal:
             message = f"{self._path} is damaged ({error}), and can't be renamed: {refusal.strerror}"
             raise StoreError("corrupt", message) from error
         _log.warning(
-            "%s is damaged (%s). It was renamed to %s and a new file was begun; remove the old one when you like",
+            "%s is damaged (%s): renamed to %s and replaced by a new file; delete the renamed file when you like",
             self._path,
             error,
             aside.name,
@@ -152,7 +151,7 @@ class DatabaseThread:
         self._thread.shutdown()
 
     def _end(self) -> None:
-        self._is_closed = True  # what is still submitted must not open the file again
+        self._is_closed = True  # work that is submitted later must not open the file again
         self._close()
 
     def _close(self) -> None:
@@ -163,7 +162,7 @@ class DatabaseThread:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """A write transaction from its first statement, so that what it reads can't change under it."""
+    """A write transaction from its first statement, so that no other process changes the rows that it reads."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -177,26 +176,26 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    connection.text_factory = bytes  # damaged text is no reason to fail
+    connection.text_factory = bytes  # damaged text must not fail a query
     connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # takes effect on a new file only
-    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")  # else the file says how much
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")  # the file must not set it
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
-    lacking = _lacking(connection, path)
+    missing = _missing(connection, path)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * PAGE_BYTES}")
-    if lacking:
+    if missing:
         with transaction(connection):
-            for statement in lacking:
+            for statement in missing:
                 connection.execute(statement)
 
 
-def _lacking(connection: sqlite3.Connection, path: Path) -> list[str]:
-    """What has to be done to make an empty file ours, or one of an earlier version like ours.
+def _missing(connection: sqlite3.Connection, path: Path) -> list[str]:
+    """The statements that create the schema in an empty file, or update that of an earlier version.
 
-    Raises `StoreError` if it is somebody's database, and `DamagedFile` if it is ours and not as it should be.
+    Raises `StoreError` if it is another program's database, and `DamagedFile` if it is ours and has another schema.
     """
     columns = {table: _columns(connection, table) for table in _TABLES}
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -206,25 +205,25 @@ def _lacking(connection: sqlite3.Connection, path: Path) -> list[str]:
     claims = [f"PRAGMA application_id = {_APPLICATION_ID}", f"PRAGMA user_version = {_SCHEMA_VERSION}"]
     if not tables and pages <= 1:
         return [*map(_create, _TABLES), *claims]
-    is_slot = columns["slot"] == _names("slot")
-    is_value = columns["value"] in (_names("value"), _names("value")[:2])
+    is_slot = columns["slot"] == _column_names("slot")
+    is_value = columns["value"] in (_column_names("value"), _column_names("value")[:2])
     is_owned, is_known = owner == _APPLICATION_ID, version == _SCHEMA_VERSION
-    # Of what shows that a file is ours, one thing may be damaged, and it still is.
+    # A file is ours if either its tables or its header say so: the other may be damaged.
     if not (is_slot and is_value):
         if is_owned and is_known:
-            raise DamagedFile("its tables are not as they should be")
-        raise StoreError("corrupt", f"{path}: a database of something else, or of another version; left untouched")
-    lacking = [] if columns["proxy"] == _names("proxy") else ["DROP TABLE IF EXISTS proxy", _create("proxy")]
-    if columns["value"] != _names("value"):
-        lacking.append("ALTER TABLE value ADD COLUMN key BLOB")
-    return lacking if is_owned and is_known else [*lacking, *claims]
+            raise DamagedFile("its tables have other columns")
+        raise StoreError("corrupt", f"{path}: the database of something else, or of another version; left unchanged")
+    missing = [] if columns["proxy"] == _column_names("proxy") else ["DROP TABLE IF EXISTS proxy", _create("proxy")]
+    if columns["value"] != _column_names("value"):
+        missing.append("ALTER TABLE value ADD COLUMN key BLOB")
+    return missing if is_owned and is_known else [*missing, *claims]
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> list[bytes]:
     return [name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")]
 
 
-def _names(table: str) -> list[bytes]:
+def _column_names(table: str) -> list[bytes]:
     return [column.split()[0].encode() for column in _TABLES[table].split(", ")]
 
 
@@ -234,7 +233,7 @@ def _create(table: str) -> str:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """No other process opens or renames a file of this store meanwhile; on a file system without locks it may."""
+    """Keeps other processes from opening or renaming the store's file, where the file system has locks."""
     try:
         fd = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -249,7 +248,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Of the file that is at ``path`` now."""
+    """Device and inode of the file at ``path``, None if there is none."""
     try:
         status = path.stat()
     except OSError:
@@ -258,13 +257,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _rename(path: Path) -> Path:
-    """Rename the file, with its log and shared memory. Raises `OSError`, and `StoreError` if it has come to this too
-    often."""
+    """Rename the file, with its log and shared memory. Raises `OSError`, and `StoreError` if there are too many renamed
+    files already."""
     others = [other for other in path.parent.iterdir() if other.name.startswith(f"{path.name}.damaged-")]
     if sum(not other.name.endswith(_COMPANIONS) for other in others) >= _MAX_ASIDE:
-        message = (
-            f"{path} is damaged, and {_MAX_ASIDE} files of the kind are beside it: see to the disk, then remove them"
-        )
+        message = f"{path} is damaged, and so were {_MAX_ASIDE} files beside it: check the disk, then delete them"
         raise StoreError("corrupt", message)
     aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
     path.rename(aside)
@@ -279,10 +276,10 @@ def _code(error: Exception) -> int:
 
 
 def _is_damage(error: Exception, path: Path) -> bool:
-    """Whether the file holds what it should not. A full disk, missing permission or a lock are not that."""
+    """Whether the file's content caused the error, and not a full disk, missing permission or a lock."""
     if _code(error) == sqlite3.SQLITE_READONLY:
-        # The header has a version that says to whom the file is read-only.
-        return all(os.access(place, os.W_OK) for place in (path, path.parent))
+        # A damaged header may have a version that makes a writable file read-only.
+        return all(os.access(writable, os.W_OK) for writable in (path, path.parent))
     return _code(error) in _DAMAGE or isinstance(error, UnicodeDecodeError)
 
 

@@ -1,4 +1,4 @@
-"""What is whole in a SQLite file that was set aside, read a chunk at a time."""
+"""The readable values of a damaged SQLite file, a chunk at a time."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ _CHUNK = 64
 _KEY_BYTES = 32
 
 
-# Through the slots in the order of their keys: from the first key on, and then back from the last one, each as far as
-# SQLite can read.
+# Through the slots in the order of their keys: forward from the first key, then backward from the last one, each as far
+# as SQLite can read.
 _WALKS = (
     "SELECT key, id FROM slot WHERE key > :first AND key < :last ORDER BY key LIMIT :limit",
     "SELECT key, id FROM slot WHERE key > :first AND key < :last ORDER BY key DESC LIMIT :limit",
@@ -20,7 +20,7 @@ _WALKS = (
 
 
 class Salvage:
-    """Values may be damaged, too: whoever reads them checks them."""
+    """Does not check the values, which may be damaged too."""
 
     def __init__(self, aside: Path) -> None:
         """Raises one of `FAILURES` if nothing of the file can be read."""
@@ -41,7 +41,7 @@ class Salvage:
             self._query += " AND (key = :key OR key IS NULL)"
 
     def chunk(self) -> dict[bytes, bytes]:
-        """Some more values by their keys; none when there are no more."""
+        """The next values by their keys; empty at the end."""
         while self._walks:
             slots = self._slots(self._walks[0])
             if not slots:
@@ -55,13 +55,13 @@ class Salvage:
     def _slots(self, walk: str) -> list[tuple[bytes, int]]:
         """The next slots of the walk, none at its end."""
         bound = "first" if walk is _WALKS[0] else "last"
-        for limit in (_CHUNK, 1):  # in a chunk that can't be read the first slots may be whole
+        for limit in (_CHUNK, 1):  # if a chunk can't be read, its first slot may be readable
             with suppress(*FAILURES):
                 rows = self._connection.execute(walk, {**self._bounds, "limit": limit}).fetchall()
                 before = self._bounds[bound]
                 if rows and self._bounds["first"] < rows[-1][0] < self._bounds["last"]:
                     self._bounds[bound] = rows[-1][0]
-                # Where keys are out of order, the walk must not go in a circle.
+                # The walk must not loop where keys are out of order.
                 return rows if self._bounds[bound] != before else []
         return []
 

@@ -241,18 +241,18 @@ async def test_however_many_notice_that_something_is_wrong_one_asks() -> None:
     asked = 0
     answer = asyncio.Event()
 
-    async def learn() -> None:
+    async def refresh() -> None:
         nonlocal asked
         asked += 1
         await answer.wait()
 
-    learner = TopologyRefresher(learn)
-    waiting = [asyncio.create_task(learner.wait(timeout_s=5.0)) for _ in range(100)]
+    refresher = TopologyRefresher(refresh)
+    waiting = [asyncio.create_task(refresher.wait(timeout_s=5.0)) for _ in range(100)]
     await asyncio.sleep(0)
     answer.set()
     await asyncio.gather(*waiting)
     for _ in range(100):
-        learner.learn_soon()
+        refresher.refresh_soon()
         await asyncio.sleep(0)
     assert asked == 1
-    await learner.aclose()
+    await refresher.aclose()

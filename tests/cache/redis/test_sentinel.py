@@ -66,17 +66,17 @@ async def test_the_master_is_whom_most_take_for_it(answers: list[object], addres
     master, connected = master_of(*answers)
     await master.ready(timeout_s=5.0)
     assert [node.address for node in connected] == [address]
-    assert master.of("x") == address
+    assert master.server_of("x") == address
 
 
 async def test_nobody_who_names_one_is_an_error_that_says_why() -> None:
     master, _ = master_of(GONE, None)
-    with pytest.raises(RedisConnectionError, match=f"s0: gone; s1 knows no {MASTER}"):
+    with pytest.raises(RedisConnectionError, match=f"s0: gone; s1 has no master {MASTER}"):
         await master.ready(timeout_s=5.0)
 
 
 async def test_after_a_failure_they_are_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.cache.redis.topology._LEARN_PAUSE_S", 0.0)
+    monkeypatch.setattr("proxy.cache.redis.topology._REFRESH_PAUSE_S", 0.0)
     master, connected = master_of(OLD)
     await master.ready(timeout_s=5.0)
     master._sentinels[0].answer = NEW  # type: ignore[attr-defined]
@@ -86,7 +86,7 @@ async def test_after_a_failure_they_are_asked_again(monkeypatch: pytest.MonkeyPa
     while len(connected) < 2:
         await asyncio.sleep(0)
     assert connected[0].is_retired
-    assert master.of("x") == ("new", 1)
+    assert master.server_of("x") == ("new", 1)
 
 
 async def test_sentinels_may_have_credentials_of_their_own(tmp_path: Path, program: str) -> None:

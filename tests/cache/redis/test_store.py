@@ -146,6 +146,26 @@ async def test_a_server_that_accepts_and_says_nothing_runs_out_of_time(tmp_path:
     silent.close()
 
 
+async def test_closing_ends_reads_whose_replies_have_not_come() -> None:
+    asked = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    store = RedisStore(f"redis://127.0.0.1:{port}/0", timeout_s=60.0, max_connections=8)
+    reading = asyncio.create_task(store.get_many([key(1)], timeout_s=60.0))
+    await asked.wait()
+    await store.aclose()
+    with pytest.raises(StoreError):
+        await reading
+    silent.close()
+
+
 @pytest.mark.parametrize(
     "answer",
     [b"-MOVED nonsense\r\n", b"-ASK 1 x\r\n", b"-MOVED 99999 h:1\r\n", b"%1\r\n*0\r\n+b\r\n", b"+OK\r\n", b":1\r\n"],

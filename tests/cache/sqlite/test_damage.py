@@ -341,7 +341,7 @@ async def test_a_disk_that_damages_one_file_after_the_other_is_not_filled_with_t
         if number < 3:
             await put(store, *KEYS)
         else:
-            with pytest.raises(StoreError, match="see to the disk") as failed:
+            with pytest.raises(StoreError, match="check the disk") as failed:
                 await put(store, *KEYS)
             assert failed.value.reason == "corrupt"
         await store.aclose()

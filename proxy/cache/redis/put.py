@@ -1,0 +1,63 @@
+"""One `put_many`: the commands that store values, and what their replies say."""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+
+from proxy.cache.redis.connection import Command
+from proxy.cache.redis.names import record_name
+
+
+class Put:
+    def __init__(
+        self,
+        run: Callable[[Mapping[str, Command]], Awaitable[dict[str, object]]],
+        get: Callable[[Sequence[bytes]], Awaitable[dict[bytes, object]]],
+        ttl_s: float | None,
+    ) -> None:
+        """``run`` runs commands and returns their results by name; ``get`` reads the values of keys."""
+        self._run = run
+        self._get = get
+        self._ttl = () if ttl_s is None else ("PX", max(1, int(ttl_s * 1000)))
+        self.accepted: set[bytes] = set()  # keys whose values were stored
+        self.existing: dict[bytes, bytes] = {}  # values that were there before, and still are
+        self.results: list[object] = []  # of all commands
+
+    async def set(self, values: Mapping[bytes, bytes]) -> None:
+        """Store ``values`` unconditionally."""
+        await self._set(values, ())
+
+    async def set_free(self, values: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+        """Store ``values`` whose keys are free. Returns those whose keys are taken, though no value was read there."""
+        taken = await self._set(values, ("NX",))
+        read = await self._read(taken)
+        self.existing |= {key: value for key, value in read.items() if value is not None}
+        return {key: values[key] for key, value in read.items() if value is None}
+
+    async def replace(self, values: Mapping[bytes, bytes], spoilt: Mapping[bytes, bytes]) -> Collection[bytes]:
+        """Store ``values`` whose keys have the values in ``spoilt``. Returns these keys.
+
+        Another replica may do the same between the two commands. Only a script could prevent that.
+        """
+        read = await self._read(list(spoilt))
+        replaced = {key: values[key] for key, value in read.items() if value == spoilt[key]}
+        await self._set(replaced, ())
+        return replaced.keys()
+
+    async def _set(self, values: Mapping[bytes, bytes], options: tuple[str, ...]) -> list[bytes]:
+        """Returns the keys that are taken."""
+        if not values:
+            return []
+        commands: dict[str, Command] = {
+            record_name(key): ("SET", record_name(key), value, *self._ttl, *options) for key, value in values.items()
+        }
+        results = await self._run(commands)
+        self.results += results.values()
+        self.accepted |= {key for key in values if results[record_name(key)] == b"OK"}
+        return [key for key in values if results[record_name(key)] is None]
+
+    async def _read(self, keys: list[bytes]) -> dict[bytes, bytes | None]:
+        """The values of ``keys``, None where there is none. Keys that could not be read are left out."""
+        if not keys:
+            return {}
+        results = await self._get(keys)
+        self.results += results.values()
+        return {key: value for key, value in results.items() if value is None or isinstance(value, bytes)}
