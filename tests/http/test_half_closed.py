@@ -43,11 +43,11 @@ async def half_closed(origin: str, request: bytes) -> AsyncIterator[asyncio.Stre
 
 
 async def read_response(reader: asyncio.StreamReader) -> bytes:
-    """All that comes, without interim responses."""
+    """All bytes that arrive, without interim responses."""
     return (await reader.read()).replace(CONTINUE, b"")
 
 
-# --- who waits
+# --- clients that wait
 
 
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
@@ -66,7 +66,7 @@ async def test_a_client_that_closes_its_side_gets_its_response(
     assert body.endswith(b"the response") or b'"embedding":[' in body
 
 
-async def test_a_hit_is_for_clients_that_close_their_side_too(client: Client) -> None:
+async def test_a_client_that_closes_its_side_gets_a_hit(client: Client) -> None:
     await client.post(BODY, key=None)
     async with half_closed(client.origin, MISS) as reader:
         response = await read_response(reader)
@@ -74,7 +74,7 @@ async def test_a_hit_is_for_clients_that_close_their_side_too(client: Client) ->
     assert b'"embedding":[' in response
 
 
-async def test_requests_in_one_packet_are_all_answered(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_requests_in_one_packet_all_get_responses(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = lambda call: web.Response(text=call.target)
     requests = b"".join(GET.replace(b"models", b"models/%d" % number) for number in range(3))
     async with half_closed(client.origin, requests) as reader:
@@ -89,7 +89,7 @@ async def test_half_a_body_has_no_response(client: Client, upstream: ScriptedUps
 
 
 @pytest.mark.parametrize("request_", [GET, MISS])
-async def test_a_process_answers_clients_that_close_their_side(
+async def test_a_process_responds_to_clients_that_close_their_side(
     upstream: ScriptedUpstream, tmp_path: Path, request_: bytes
 ) -> None:
     """Its event loop is not that of the tests."""
@@ -104,11 +104,11 @@ async def test_a_process_answers_clients_that_close_their_side(
     assert response.endswith((b"the response", b"}"))
 
 
-# --- who has left
+# --- clients that have left
 
 
 class Silent:
-    """An upstream that never answers, and sees when it is left."""
+    """An upstream that never responds, and sees when the proxy disconnects."""
 
     def __init__(self) -> None:
         self.asked, self.left = asyncio.Event(), asyncio.Event()
@@ -162,7 +162,7 @@ async def started(folder: Path, base_url: str) -> AsyncIterator[str]:
         await asyncio.to_thread(process.stop, signal.SIGKILL)
 
 
-# --- where nothing tells them apart
+# --- where the two look the same
 
 
 class Handler:
@@ -221,7 +221,7 @@ async def ask(
 OLD = b"GET / HTTP/1.0\r\n\r\n"
 
 
-async def test_one_that_waits_is_asked_now_and_then_whether_it_is_still_there(site: Site) -> None:
+async def test_a_client_that_waits_is_probed_periodically(site: Site) -> None:
     handler = Handler()
     reader, _ = await ask(site, handler.once, GET)
     for _ in range(5):
