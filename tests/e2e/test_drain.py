@@ -1,4 +1,4 @@
-"""How a process ends: SIGTERM drains and loses no request, and a second signal exits immediately."""
+"""How a process drains: no request is lost, and a second signal ends it at once."""
 
 import asyncio
 import signal
@@ -28,7 +28,7 @@ async def test_rolling_restart_under_load_fails_no_request(upstream: ScriptedUps
     assert tally.requests > 100
 
 
-async def test_requests_in_progress_finish_and_are_stored(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_requests_in_flight_are_finished_and_stored(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     gate = asyncio.Event()
     arrived = asyncio.Event()
 
@@ -47,14 +47,14 @@ async def test_requests_in_progress_finish_and_are_stored(upstream: ScriptedUpst
         process.popen.send_signal(signal.SIGTERM)
         await until_not_ready(session, process)
         gate.set()
-        answer = await request
-        assert (answer.status, answer.headers["Connection"]) == (200, "close")
-        await answer.read()
+        response = await request
+        assert (response.status, response.headers["Connection"]) == (200, "close")
+        await response.read()
     status, rest = await asyncio.to_thread(process.wait)
     assert status == 0, rest
     again = await asyncio.to_thread(Process, tmp_path, free_port(), "--upstream", upstream.base_url, *store)
-    async with ClientSession() as session, session.post(f"{again.base_url}/embeddings", json=body) as answer:
-        assert answer.headers["X-Cache"] == "HIT"
+    async with ClientSession() as session, session.post(f"{again.base_url}/embeddings", json=body) as response:
+        assert response.headers["X-Cache"] == "HIT"
     await asyncio.to_thread(again.stop, signal.SIGTERM)
 
 
@@ -64,13 +64,13 @@ async def test_second_signal_exits_immediately(upstream: ScriptedUpstream, tmp_p
     process.popen.send_signal(signal.SIGTERM)
     async with ClientSession() as session:
         await until_not_ready(session, process)
-        async with session.post(f"{process.base_url}/embeddings", json={"model": "m", "input": "x"}) as answer:
-            assert answer.status == 200, "still accepting"
+        async with session.post(f"{process.base_url}/embeddings", json={"model": "m", "input": "x"}) as response:
+            assert response.status == 200, "still accepting"
     status, _ = await asyncio.to_thread(process.stop, signal.SIGINT)
     assert status == 1
 
 
-async def test_drain_ends_at_the_shutdown_timeout(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_draining_takes_no_longer_than_the_shutdown_timeout(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     arrived = asyncio.Event()
 
     async def hang(_: Call) -> web.StreamResponse:
@@ -86,10 +86,10 @@ async def test_drain_ends_at_the_shutdown_timeout(upstream: ScriptedUpstream, tm
         await arrived.wait()
         status, _ = await asyncio.to_thread(process.stop, signal.SIGTERM)
         await asyncio.gather(request, return_exceptions=True)
-    assert status == 0, "though the upstream would have taken for ever"
+    assert status == 0, "though the upstream would never have responded"
 
 
-# --- a request that began is finished
+# --- a request that has begun is finished
 
 BODY = b'{"model":"m","input":"text"}'
 
@@ -100,7 +100,7 @@ def post(path: bytes, *fields: bytes) -> bytes:
 
 
 EMBED = post(b"/v1/embeddings", b"Content-Length: %d" % len(BODY))
-# What the proxy has at SIGTERM, and what comes then.
+# What the proxy has received at SIGTERM, and what arrives later.
 CUT = {
     "body": (EMBED + BODY[:9], BODY[9:]),
     "head only": (EMBED, BODY),
@@ -139,7 +139,7 @@ async def connected(process: Process) -> AsyncIterator[tuple[asyncio.StreamReade
 
 
 async def until_read(process: Process) -> None:
-    """Until it has read what it was sent: it does that before it answers what came later."""
+    """Until it has read what was sent to it: it does so before it responds to a later request."""
     async with ClientSession() as session, session.get(process.admin_url + "/readyz") as response:
         assert response.status == 200
 
@@ -150,7 +150,7 @@ async def response_of(reader: asyncio.StreamReader) -> bytes:
 
 
 @pytest.mark.parametrize("how", CUT)
-async def test_request_with_an_incomplete_body_is_served_during_drain(
+async def test_a_request_whose_body_is_still_arriving_gets_its_response(
     upstream: ScriptedUpstream, tmp_path: Path, how: str
 ) -> None:
     upstream.reply = lambda call: upstream.embed(call) if b"model" in call.body else web.Response(text=call.target)
@@ -160,7 +160,7 @@ async def test_request_with_an_incomplete_body_is_served_during_drain(
             writer.write(first)
             await until_read(process)
             process.popen.send_signal(signal.SIGTERM)
-            assert await idle.read() == b""  # from now on nothing else is taken
+            assert await idle.read() == b""  # from now on, no further request is accepted
             writer.write(rest)
             response = await response_of(reader)
         assert (await asyncio.to_thread(process.wait))[0] == 0
@@ -169,8 +169,8 @@ async def test_request_with_an_incomplete_body_is_served_during_drain(
     assert response.endswith(b"/v1/files" if b"/v1/files" in first else b"}")
 
 
-async def test_request_head_without_body_is_served_during_drain(upstream: ScriptedUpstream, tmp_path: Path) -> None:
-    """Where a request came before to the byte, its head is not parsed until more comes."""
+async def test_a_head_that_waits_for_its_body_gets_its_response(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    """The head of a request that the fast path knows is not parsed until more bytes arrive."""
     async with started(tmp_path, upstream) as process, connected(process) as (idle, _):
         async with connected(process) as (reader, writer):
             for _ in range(3):

@@ -4,8 +4,11 @@ import ast
 import functools
 import importlib
 import inspect
+import os
 import pkgutil
 import re
+import subprocess
+import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator
@@ -13,6 +16,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import http_parser
 from packaging.requirements import Requirement
 
 import proxy
@@ -156,3 +160,19 @@ def test_one_version_of_aiohttp_is_accepted_and_it_is_the_locked_one() -> None:
     requirements = map(Requirement, project["dependencies"])
     (pin,) = (it.specifier for it in requirements if it.name == "aiohttp")
     assert str(pin) == f"=={aiohttp.__version__}" == f"=={locked()['aiohttp']}"
+
+
+def test_the_lenient_parser_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    server_seam.require_strict_parser()
+    monkeypatch.setattr(http_parser, "HttpRequestParser", http_parser.HttpRequestParserPy)
+    with pytest.raises(ConfigError, match="AIOHTTP_NO_EXTENSIONS"):
+        server_seam.require_strict_parser()
+
+
+def test_a_proxy_without_the_strict_parser_does_not_start() -> None:
+    command = [sys.executable, "-m", "proxy", "serve", "--port", "0", "--admin-port", "0", "--store", "memory:"]
+    run = subprocess.run(
+        command, env=os.environ | {"AIOHTTP_NO_EXTENSIONS": "1"}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode != 0
+    assert "aiohttp is installed without its C parser" in run.stdout + run.stderr

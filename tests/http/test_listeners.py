@@ -11,14 +11,14 @@ from tests.support.redis_server import free_port
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "0.0.0.0", "::"])
-def test_a_free_port_is_found_and_told(host: str) -> None:
+def test_port_0_is_a_free_port(host: str) -> None:
     with listeners.opened(host, 0, flag="--port") as (sockets,):
         ports = {listening.getsockname()[1] for listening in sockets}
         assert len(ports) == 1
         assert listeners.url_of(sockets).endswith(f":{ports.pop()}")
 
 
-def test_several_have_one_port_and_nobody_else_gets_it() -> None:
+def test_copies_share_one_port_and_others_cannot_have_it() -> None:
     with listeners.opened("127.0.0.1", 0, flag="--port", copies=3) as sets:
         (port,) = {listening.getsockname()[1] for sockets in sets for listening in sockets}
         assert len({listening.fileno() for sockets in sets for listening in sockets}) == 3
@@ -40,7 +40,7 @@ def test_several_have_one_port_and_nobody_else_gets_it() -> None:
         ("unix:" + "x" * 200, "too long"),
     ],
 )
-def test_what_can_not_be_listened_on_is_said(host: str, message: str) -> None:
+def test_an_unusable_address_is_an_error(host: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message), listeners.opened(host, 0, flag="--port"):
         pass
 
@@ -53,8 +53,8 @@ async def test_a_proxy_on_a_socket_of_a_path(start_proxy: StartProxy, tmp_path: 
     async with ClientSession(connector=UnixConnector(str(path))) as session:
         body = {"model": "m", "input": "x"}
         for cache in ("MISS", "HIT"):
-            async with session.post(f"{client.proxy.base_url}/embeddings", json=body) as answer:
-                assert (answer.status, answer.headers["X-Cache"]) == (200, cache)
+            async with session.post(f"{client.proxy.base_url}/embeddings", json=body) as response:
+                assert (response.status, response.headers["X-Cache"]) == (200, cache)
 
 
 def test_a_path_is_taken_over_from_the_dead_and_not_from_the_living(tmp_path: Path) -> None:

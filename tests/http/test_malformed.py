@@ -1,4 +1,4 @@
-"""What is not HTTP is refused in OpenAI's words and quoted nowhere."""
+"""What is not HTTP gets an error in OpenAI's form, and is quoted nowhere."""
 
 import asyncio
 import gc
@@ -21,7 +21,7 @@ from tests.support.scripted import ScriptedUpstream, error_reply
 
 MUTANTS = 100_000 if IS_SLOW_PROFILE else 2_000
 AT_ONCE = 16
-SILENCE_S = 5.0  # a mutant may well be the beginning of a request, which is waited for
+SILENCE_S = 5.0  # a mutant may well be the beginning of a request, and is waited for
 
 AUTH = f"Authorization: {BEARER}\r\n".encode()
 HOST = b"Host: localhost\r\n"
@@ -29,7 +29,7 @@ POST = b"POST /v1/embeddings HTTP/1.1\r\n" + HOST + AUTH
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 SECRET = f"{KEY} {TEXT}".encode()
 
-# What is wrong, and the status that says so.
+# What is wrong, and the status for it.
 MALFORMED = {
     "no HTTP at all": (SECRET + b"\r\n\r\n", 400),
     "an unknown version": (b"GET /" + KEY.encode() + b" HTTP/9.9\r\n" + AUTH + b"\r\n", 400),
@@ -51,37 +51,37 @@ MALFORMED = {
 
 
 @pytest.fixture(autouse=True)
-def _hears_all(caplog: pytest.LogCaptureFixture) -> None:
+def _logs_everything(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-async def test_it_is_refused_in_openais_form(
+async def test_it_gets_an_error_in_openais_form(
     client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     request, status = MALFORMED[name]
-    answer = await raw(client, request)
-    assert_is_error(answer, status)
+    response = await raw(client, request)
+    assert_is_error(response, status)
     assert not upstream.calls
     await nothing_is_seen(client, caplog)
 
 
-def assert_is_error(answer: bytes, status: int) -> None:
-    head, _, body = answer.partition(b"\r\n\r\n")
+def assert_is_error(response: bytes, status: int) -> None:
+    head, _, body = response.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status), head
     assert b"\r\nContent-Type: application/json" in head
     assert b"\r\nConnection: close" in head
     error = orjson.loads(body)["error"]
     assert error.keys() == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
-    assert canaries_in(answer) == []
+    assert canaries_in(response) == []
 
 
 @pytest.mark.parametrize("target", [b"/v1/embeddings", b"/v1/files"])
 async def test_a_body_that_turns_out_malformed_is_refused_when_it_does(
     client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture, target: bytes
 ) -> None:
-    """Its request is being handled by then, and waits for the rest."""
+    """By then, its request is being handled and waits for the rest."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(client.origin.rpartition(":")[2]))
     writer.write(POST.replace(b"/v1/embeddings", target) + b"Expect: 100-continue\r\n" + CHUNKED)
     await reader.readuntil(b"100 Continue\r\n\r\n")
@@ -103,9 +103,9 @@ async def test_a_body_that_is_malformed_before_its_turn_is_refused_in_turn(
     while len(connection._messages) < 2:
         await asyncio.sleep(0)
     gate.open()
-    answer = await reader.read()
-    assert answer.startswith(b"HTTP/1.1 200 ")
-    assert_is_error(answer[answer.rindex(b"HTTP/1.1 ") :], 400)
+    response = await reader.read()
+    assert response.startswith(b"HTTP/1.1 200 ")
+    assert_is_error(response[response.rindex(b"HTTP/1.1 ") :], 400)
     await close(writer)
 
 
@@ -120,11 +120,11 @@ async def test_the_admin_port_logs_nothing_of_it(client: Client, caplog: pytest.
     await nothing_is_seen(client, caplog)
 
 
-def test_the_two_limits_can_be_told_apart() -> None:
+def test_the_two_limits_differ() -> None:
     assert malformed.MAX_TARGET_BYTES != malformed.MAX_FIELD_BYTES
 
 
-# --- anything else that may come
+# --- anything else that may arrive
 
 SEEDS = [
     POST + b"Content-Type: application/json\r\nContent-Length: 25\r\n\r\n" + b'{"model":"m","input":"x"}',
@@ -178,13 +178,13 @@ async def test_no_mutant_is_quoted(
 
     async def work() -> None:
         for first, second in pending:
-            answer = await exchange(port, first, second)
+            response = await exchange(port, first, second)
             upstream.calls.clear()
-            assert canaries_in(answer) == [], (first, second, answer)
-            assert b" 500 " not in answer, (first, second, answer)
-            statuses[answer[9:12]] += 1
-            if answer[9:10] == b"4":
-                assert b"\r\nContent-Type: application/json" in answer, (first, second, answer)
+            assert canaries_in(response) == [], (first, second, response)
+            assert b" 500 " not in response, (first, second, response)
+            statuses[response[9:12]] += 1
+            if response[9:10] == b"4":
+                assert b"\r\nContent-Type: application/json" in response, (first, second, response)
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(AT_ONCE):
@@ -195,9 +195,9 @@ async def test_no_mutant_is_quoted(
 
 
 async def exchange(port: int, first: bytes, second: bytes) -> bytes:
-    """All that is answered until the connection ends."""
+    """All bytes that arrive until the connection ends."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    answer = b""
+    response = b""
     try:
         async with asyncio.timeout(SILENCE_S):
             writer.write(first)
@@ -205,14 +205,14 @@ async def exchange(port: int, first: bytes, second: bytes) -> bytes:
             await asyncio.sleep(0)
             writer.write(second)
             while chunk := await reader.read(65536):
-                answer += chunk
+                response += chunk
     except TimeoutError:
         pass
     except ConnectionError:
-        return answer
+        return response
     finally:
         await close(writer)
-    return answer
+    return response
 
 
 async def close(writer: asyncio.StreamWriter) -> None:

@@ -30,7 +30,7 @@ async def large(_: web.BaseRequest) -> web.StreamResponse:
 
 
 def waiting(connection: Connection) -> int:
-    """Bytes that the client has yet to take."""
+    """Bytes that the client has not read yet."""
     unread = liveness.Unread()
     assert connection._transport is not None
     unread.update(connection._transport, 0.0)
@@ -38,7 +38,7 @@ def waiting(connection: Connection) -> int:
 
 
 class SlowClient:
-    """Reads nothing unasked."""
+    """Reads only when the test tells it to."""
 
     def __init__(self, port: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -56,7 +56,7 @@ class SlowClient:
         return site.connection
 
     async def ask(self, site: Site) -> Connection:
-        """The same, once the client can take no more."""
+        """The same, once the client can receive no more."""
         connection = await self.connect(site)
         await until(lambda: waiting(connection) > 0)
         return connection
@@ -85,7 +85,7 @@ async def slow(site: Site) -> AsyncIterator[SlowClient]:
     client.close()
 
 
-async def test_who_stops_reading_is_cut_off_though_it_read_for_longer_than_an_idle_connection_lasts(
+async def test_a_client_that_stops_reading_is_disconnected_even_after_reading_for_long(
     site: Site, slow: SlowClient
 ) -> None:
     site.handler = large
@@ -138,8 +138,8 @@ async def test_reading_counts_while_the_kernel_takes_nothing_more(site: Site, sl
         assert site.server.connections
 
 
-async def test_events_that_nobody_reads_end_the_connection(site: Site, slow: SlowClient) -> None:
-    """They come so seldom that it would take hours until the server may write no more."""
+async def test_unread_events_end_the_connection(site: Site, slow: SlowClient) -> None:
+    """They are so rare that it would take hours until the server may write no more."""
     events = asyncio.Queue[bytes]()
     written = 0
 
@@ -171,7 +171,7 @@ async def test_events_that_nobody_reads_end_the_connection(site: Site, slow: Slo
     await until(lambda: not site.server.connections)
 
 
-async def test_an_unread_response_holds_up_the_end_no_longer_than_any_time(site: Site, slow: SlowClient) -> None:
+async def test_an_unread_response_delays_draining_no_longer_than_its_timeout(site: Site, slow: SlowClient) -> None:
     site.handler = large
     connection = await slow.ask(site)
     for _ in range(5):

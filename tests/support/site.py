@@ -17,7 +17,7 @@ class Site:
 
     def __init__(self, max_connections: int) -> None:
         self.time = 1000.0
-        self.handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]] = self.answer
+        self.handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]] = self.respond
         self.server = Server(
             self._handle, max_connections=max_connections, clock=lambda: self.time, access_log=None,
             handler_cancellation=True,
@@ -29,11 +29,11 @@ class Site:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         return await self.handler(request)
 
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def respond(self, request: web.BaseRequest) -> web.StreamResponse:
         return web.Response(text="ok")
 
     async def connect(self, sent: bytes = b"") -> Streams:
-        """A connection that the server knows, and whose bytes it has read."""
+        """A connection that the server has accepted and read."""
         before = len(self.server.connections)
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         self._stack.callback(writer.close)
@@ -46,7 +46,7 @@ class Site:
 
     @property
     def connection(self) -> Connection:
-        """The last one made."""
+        """The newest."""
         connection = self.server.connections[-1]
         assert isinstance(connection, Connection)
         return connection
@@ -67,13 +67,13 @@ class Site:
             await self.stop()
 
     async def stop(self, *, shutdown_timeout_s: float = 0.1) -> None:
-        """As a proxy does that ends."""
+        """As a proxy does when it ends."""
         self._runner._shutdown_timeout = shutdown_timeout_s
         await self._runner.cleanup()
 
 
 class Heard:
-    """Counts what a connection has been given."""
+    """Counts the bytes that a connection has received."""
 
     def __init__(self, connection: Connection) -> None:
         self.bytes = 0
