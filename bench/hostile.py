@@ -7,7 +7,9 @@ The proxy is a process of its own on core 0; everything else is on the other cor
 
 import argparse
 import asyncio
+import base64
 import gzip
+import hashlib
 import io
 import itertools
 import os
@@ -28,6 +30,7 @@ from aiohttp import ClientError, ClientSession, web
 
 from bench.faults import ask, ms, proxy, session, slow
 from tests.support.process import Process
+from tests.support.redis_server import RedisServer
 from tests.support.scripted import Call, ScriptedUpstream
 
 PROXY_CORE = 0
@@ -63,7 +66,7 @@ async def run(only: set[str], *, quick: bool) -> None:
     os.sched_setaffinity(0, cores - {PROXY_CORE} or cores)
     rows: dict[str, Callable[..., Awaitable[str]]] = {
         "slow": slow_clients, "overload": overload, "bodies": bodies, "unread": unread, "batches": batches,
-        "greedy": greedy,
+        "greedy": greedy, "message": message, "redis": redis,
     }  # fmt: skip
     for name, row in rows.items():
         if only and name not in only:
@@ -226,9 +229,10 @@ async def ask_as(opened: ClientSession, base_url: str, number: int, tenant: int)
 # --- what costs more than it weighs
 
 MEMORY_MIB, HELD_MIB = 128, 128
-BOUNDED = ("--store", "memory:", "--memory", f"{MEMORY_MIB}MiB", "--max-held", f"{HELD_MIB}MiB")
+BOUNDED = ("--memory", f"{MEMORY_MIB}MiB", "--max-held", f"{HELD_MIB}MiB")
 MIB = 1024 * 1024
 BATCH = 2048
+WEBSOCKET_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 
 
 async def bodies(folder: Path, _: ScriptedUpstream, *, quick: bool) -> str:
@@ -252,6 +256,69 @@ async def greedy(folder: Path, _: ScriptedUpstream, *, quick: bool) -> str:
     return await attacked(folder, "greedy", quick=quick, misses=True)
 
 
+async def message(folder: Path, _: ScriptedUpstream, *, quick: bool) -> str:
+    """A WebSocket message without end, as fast as it is taken."""
+    return await attacked(folder, "message", quick=quick)
+
+
+async def redis(folder: Path, _: ScriptedUpstream, *, quick: bool) -> str:
+    """A Redis that says that each of its replies has 10⁹ elements; the healthy client asks for new items all the
+    time."""
+    server = RedisServer(folder)
+    port = int(server.url.split(":")[2].split("/")[0])
+    lies = asyncio.Event()
+    try:
+        async with relaying(port, lies) as url:
+            return await attacked(folder, "redis", quick=quick, misses=True, store=url, begin=lies.set)
+    finally:
+        server.kill()
+
+
+@asynccontextmanager
+async def relaying(port: int, lies: asyncio.Event) -> AsyncIterator[str]:
+    """The URL of a Redis that passes everything on to the one at ``port``, until it ``lies``."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind, to_behind = await asyncio.open_connection("127.0.0.1", port)
+        answering = asyncio.create_task(copy(behind, writer))
+        while data := await reader.read(65536):
+            (writer if lies.is_set() else to_behind).write(b"*1000000000\r\n" if lies.is_set() else data)
+        answering.cancel()
+        to_behind.close()
+        writer.close()
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    finally:
+        server.close()
+
+
+class Discard:
+    """A parser to which everything is of no interest."""
+
+    def feed_data(self, _: bytes) -> tuple[bool, bytes]:
+        return False, b""
+
+    def feed_eof(self) -> None: ...
+
+
+async def swallow(request: web.BaseRequest) -> web.StreamResponse:
+    """Take a WebSocket handshake, and whatever follows."""
+    key = request.headers["Sec-WebSocket-Key"] + WEBSOCKET_GUID
+    accept = base64.b64encode(hashlib.sha1(key.encode(), usedforsecurity=False).digest())
+    fields = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": accept.decode()}
+    response = web.StreamResponse(status=101, headers=fields)
+    await response.prepare(request)
+    request.protocol.set_parser(Discard())  # type: ignore[arg-type] # of which it calls just these methods
+    await asyncio.Event().wait()
+    return response
+
+
 async def serve_upstream(name: str) -> None:
     """The upstream of an attack, which spends no time on making numbers or on reading large bodies."""
     upstream = ScriptedUpstream(dimensions={"unread": 3072, "batches": 1536}.get(name, 256))
@@ -260,7 +327,9 @@ async def serve_upstream(name: str) -> None:
         for count in (1, *([BATCH] if name == "batches" else []))
     }
 
-    async def reply(call: Call) -> web.Response:
+    async def reply(call: Call) -> web.StreamResponse:
+        if "Upgrade" in call.headers:
+            return await swallow(call.request)
         if "made-up" in call.headers.get("Authorization", ""):
             return web.Response(status=401)
         if b'"hangs"' in call.body:
@@ -287,7 +356,15 @@ async def upstream_of(name: str) -> AsyncIterator[ScriptedUpstream]:
         await process.wait()
 
 
-async def attacked(folder: Path, name: str, *, quick: bool, misses: bool = False) -> str:
+async def attacked(
+    folder: Path,
+    name: str,
+    *,
+    quick: bool,
+    misses: bool = False,
+    store: str = "memory:",
+    begin: Callable[[], None] = lambda: None,
+) -> str:
     """Hits or misses of a healthy client before and during an attack, and what memory that takes."""
     seconds = 3.0 if quick else 20.0
     serial = iter(range(10**9))
@@ -302,11 +379,13 @@ async def attacked(folder: Path, name: str, *, quick: bool, misses: bool = False
             await asyncio.sleep(0.005)
         return taken
 
-    async with upstream_of(name) as upstream, proxy(folder, upstream, *BOUNDED) as process, session() as opened:
+    limits = ("--store", store, *BOUNDED)
+    async with upstream_of(name) as upstream, proxy(folder, upstream, *limits) as process, session() as opened:
         pin(process)
         await healthy(opened, process, 1.0)
         start_mib = memory_mib(process, "VmRSS")
         before = await healthy(opened, process, seconds)
+        begin()
         command = [sys.executable, "-m", "bench.hostile", "--attack", name, process.base_url, str(seconds)]
         others = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         ended = asyncio.create_task(others.communicate())
@@ -340,6 +419,10 @@ async def attack(name: str, base_url: str, seconds: float) -> None:
                 works = [leave_unread(base_url, until, statuses)]
             case "batches":
                 works = [send_batches(opened, base_url, until, statuses, tenant) for tenant in range(4)]
+            case "message":
+                works = [send_message(base_url, until, statuses)]
+            case "redis":
+                works = [asyncio.sleep(seconds)]
             case _:
                 works = [fill_queue(opened, base_url, until, statuses)]
         await asyncio.gather(*works)
@@ -397,6 +480,24 @@ async def send_batches(
             statuses[str(response.status)] += 1
         if time.perf_counter() > until:
             return
+
+
+async def send_message(base_url: str, until: float, statuses: "Counter[str]") -> None:
+    host, port = base_url.split("/")[2].split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    key = base64.b64encode(bytes(16)).decode()
+    writer.write(
+        f"GET /v1/realtime HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer 7\r\nUpgrade: websocket\r\n"
+        f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
+    )
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+    opcode = 2  # binary; all that follow are continuations, and none is the last
+    while time.perf_counter() < until:
+        writer.write(bytes([opcode, 0x80 | 127]) + MIB.to_bytes(8) + bytes(4) + bytes(MIB))
+        await writer.drain()
+        statuses["MiB of a message"] += 1
+        opcode = 0
+    writer.close()
 
 
 async def fill_queue(opened: ClientSession, base_url: str, until: float, statuses: "Counter[str]") -> None:

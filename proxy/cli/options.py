@@ -217,7 +217,7 @@ OPTIONS = (
         name="max-held",
         type=types.SIZE,
         default="1GiB",
-        help="Maximum size of all request bodies in memory. Excess requests get 503 with `Retry-After`.",
+        help="Maximum memory of all requests and responses in progress. Excess requests get 503 with `Retry-After`.",
         field="max_held_bytes",
     ),
     Option(

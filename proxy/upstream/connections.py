@@ -1,7 +1,8 @@
 """Connections to one upstream: two pools of kept ones, and new ones for requests that must not use these."""
 
+import asyncio
 import io
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
@@ -29,6 +30,7 @@ from proxy.upstream.outbound import Outbound
 _NO_AUTO_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 # Limits of a response's head: no lower than those of the clients themselves.
 _MAX_FIELD_BYTES, _MAX_FIELDS = 64 * 1024, 1024
+_LARGE_BYTES, _CHUNK_BYTES = 1024 * 1024, 64 * 1024
 
 
 class Pool(Enum):
@@ -85,11 +87,15 @@ class Connections:
         """
         session = self._sessions[pool]
         headers = self._outbound.fields(url, headers)
+        is_large = isinstance(body, bytes) and len(body) > _LARGE_BYTES
+        if is_large:
+            headers = headers.copy()
+            headers["Content-Length"] = str(len(body))
 
         async def send_on(session: ClientSession) -> ClientResponse:
             trace.is_connected = False
-            # aiohttp warns of megabytes in one piece.
-            data = io.BytesIO(body) if isinstance(body, bytes) else body
+            # aiohttp warns of megabytes in one piece, and copies what a BytesIO holds.
+            data = _in_chunks(body) if is_large else io.BytesIO(body) if isinstance(body, bytes) else body
             return await session.request(
                 method,
                 URL(url, encoded=True),
@@ -132,6 +138,12 @@ def _open_session(connector: BaseConnector, connect_timeout_s: float, read_timeo
     )
     disable_retries(session)  # `Connections.send` resends a request of any method, and on a new connection
     return session
+
+
+async def _in_chunks(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), _CHUNK_BYTES):
+        yield body[start : start + _CHUNK_BYTES]
+        await asyncio.sleep(0)  # or a fast upstream would have the event loop to itself
 
 
 def _keeps_connections(session: ClientSession) -> bool:
