@@ -230,7 +230,7 @@ async def looked_up(client: Client, requests: int) -> None:
         pytest.param(error_reply(500, b"{}"), 200, "unknown", id="no verdict"),
     ],
 )
-async def test_a_question_is_counted_once_however_many_wait_for_its_answer(
+async def test_a_validation_is_counted_once_however_many_requests_wait_for_it(
     restarts: Restarts, upstream: ScriptedUpstream, reply: Any, status: int, result: str
 ) -> None:
     texts = [f"text {number}" for number in range(10)]
@@ -248,7 +248,7 @@ async def test_a_question_is_counted_once_however_many_wait_for_its_answer(
     assert {name: n for name, n in counted.items() if name.startswith("validations")} == {f"validations{{{result}}}": 1}
 
 
-async def test_in_a_scope_for_all_a_question_is_billed_to_the_one_that_asked_it(
+async def test_in_a_scope_for_all_a_validation_is_billed_to_its_request(
     restarts: Restarts, upstream: ScriptedUpstream
 ) -> None:
     client = await restarts.start("a", owns_key=False, shares_all=True)
@@ -272,7 +272,7 @@ async def test_in_a_scope_for_all_a_question_is_billed_to_the_one_that_asked_it(
     }
 
 
-async def test_a_question_whose_answer_nobody_waits_for_is_counted_by_its_answer(
+async def test_a_validation_without_waiters_is_counted_by_its_result(
     restarts: Restarts, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.embeddings.route._PATIENCE_S", 0.0)
@@ -287,7 +287,7 @@ async def test_a_question_whose_answer_nobody_waits_for_is_counted_by_its_answer
     assert (counted["validations{confirmed}"], counted["validations{unknown}"]) == (1, 0)
 
 
-async def test_what_no_upstream_was_asked_is_no_question(restarts: Restarts, upstream: ScriptedUpstream) -> None:
+async def test_without_a_call_there_is_no_validation(restarts: Restarts, upstream: ScriptedUpstream) -> None:
     await (await restarts.start(owns_key=False)).embed("a")
     client = await restarts.start(owns_key=False, max_queued_items=0)  # nothing gets to the upstream
     assert (await client.embed("a")).cache == "HIT"
@@ -302,9 +302,7 @@ async def test_what_no_upstream_was_asked_is_no_question(restarts: Restarts, ups
 STREAMED = {"model": "m", "input": ["a", "b"], "stream": True}
 
 
-async def test_bypasses_are_counted_with_whatever_answer_was_relayed(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_bypasses_are_counted_whatever_response_was_relayed(client: Client, upstream: ScriptedUpstream) -> None:
     await client.embed("first")
     before = await counters(client)
     assert (await client.post(STREAMED)).status == 200
@@ -333,7 +331,7 @@ async def begin(call: Call, *, length: int) -> web.StreamResponse:
     return response
 
 
-async def test_a_relayed_answer_that_breaks_off_is_the_upstreams_fault_and_not_a_client_that_left(
+async def test_a_relayed_response_that_breaks_off_is_not_counted_as_a_client_that_left(
     client: Client, upstream: ScriptedUpstream
 ) -> None:
     async def break_off(call: Call) -> web.StreamResponse:
@@ -348,7 +346,7 @@ async def test_a_relayed_answer_that_breaks_off_is_the_upstreams_fault_and_not_a
     assert await counters(client) == {"requests{error,502,other}": 1}
 
 
-async def test_a_client_that_leaves_amid_a_relayed_answer_is_a_client_that_left(
+async def test_a_client_that_leaves_during_a_relayed_response_is_counted_as_one(
     client: Client, upstream: ScriptedUpstream
 ) -> None:
     gate = asyncio.Event()
@@ -371,7 +369,9 @@ async def test_a_client_that_leaves_amid_a_relayed_answer_is_a_client_that_left(
 # --- the upstream
 
 
-async def test_an_error_in_a_200_is_an_answer_of_its_own_status(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_an_error_in_a_200_is_counted_under_the_status_of_the_error(
+    client: Client, upstream: ScriptedUpstream
+) -> None:
     for code in (429, 502, 20015, "overloaded", None):
         upstream.reply = error_reply(200, {"error": {"code": code, "message": "try later"}})
         await client.embed("a")
@@ -417,9 +417,7 @@ async def test_a_failover_is_two_calls_and_one_bill(
     assert await client.metric("embedding_proxy_upstream_merged_requests_count") == 1
 
 
-async def test_a_call_that_fails_for_many_is_one_answer_and_many_errors(
-    client: Client, upstream: ScriptedUpstream
-) -> None:
+async def test_a_failed_merged_call_is_one_response_and_many_errors(client: Client, upstream: ScriptedUpstream) -> None:
     gate = Gate(upstream)
     asked = asyncio.create_task(ask_together(client, ["a"] * 4))
     await gate.calls(1)
@@ -430,7 +428,7 @@ async def test_a_call_that_fails_for_many_is_one_answer_and_many_errors(
     assert await counters(client) == {"requests{error,500,other}": 4, "upstream_answers{scripted,500}": 1}
 
 
-async def test_waiting_for_one_of_the_concurrent_calls_is_a_stage_of_its_own(
+async def test_waiting_for_the_concurrency_limit_is_a_stage_of_its_own(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     client = await start_proxy(upstream_concurrency=1)
@@ -453,7 +451,7 @@ async def test_waiting_for_one_of_the_concurrent_calls_is_a_stage_of_its_own(
 # --- the client
 
 
-async def test_what_was_asked_for_a_client_that_left_is_billed(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_items_fetched_for_a_client_that_left_are_billed(client: Client, upstream: ScriptedUpstream) -> None:
     gate = Gate(upstream)
     leaving = asyncio.create_task(client.embed("a"))
     await gate.calls(1)
@@ -471,7 +469,7 @@ async def test_what_was_asked_for_a_client_that_left_is_billed(client: Client, u
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 1000", b"Transfer-Encoding: chunked"])
-async def test_a_client_that_leaves_amid_its_body_is_a_client_that_left(client: Client, framing: bytes) -> None:
+async def test_a_client_that_leaves_during_its_body_is_counted_as_one(client: Client, framing: bytes) -> None:
     host, port = client.origin.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"POST /v1/embeddings HTTP/1.1\r\nHost: h\r\n" + framing + b"\r\n\r\n3e8\r\n{")
@@ -484,9 +482,7 @@ async def test_a_client_that_leaves_amid_its_body_is_a_client_that_left(client: 
     assert await counters(client) == {"requests{error,499,other}": 1}
 
 
-async def test_what_a_client_does_not_want_stored_or_served_is_asked_each_time(
-    start_proxy: StartProxy, sqlite_path: Path
-) -> None:
+async def test_no_store_and_no_cache_are_fetched_each_time(start_proxy: StartProxy, sqlite_path: Path) -> None:
     client = await start_proxy(store=StoreSetting(path=sqlite_path))
     for directive in ("no-store", "no-store", "no-cache", "max-age=0"):
         assert (await client.embed("a", headers={"Cache_Control": directive})).cache == "MISS"
@@ -499,7 +495,7 @@ async def test_what_a_client_does_not_want_stored_or_served_is_asked_each_time(
     assert await client.metric("embedding_proxy_store_duration_seconds_count", operation="write") == 2
 
 
-async def test_only_if_cached_asks_nobody(client: Client, upstream: ScriptedUpstream) -> None:
+async def test_only_if_cached_makes_no_call(client: Client, upstream: ScriptedUpstream) -> None:
     await client.embed("a")
     before = await counters(client)
     wanted = {"Cache_Control": "only-if-cached"}
@@ -510,7 +506,7 @@ async def test_only_if_cached_asks_nobody(client: Client, upstream: ScriptedUpst
     }  # fmt: skip
 
 
-async def test_clients_that_are_refused_are_requests_that_failed(
+async def test_rejected_clients_are_failed_requests(
     start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     path = tmp_path / "clients"
@@ -524,7 +520,7 @@ async def test_clients_that_are_refused_are_requests_that_failed(
     assert await client.metric("embedding_proxy_request_duration_seconds_count", outcome="error") == 2
 
 
-async def test_what_goes_wrong_in_the_proxy_is_a_500_and_not_a_client_that_left(
+async def test_an_internal_error_is_a_500_and_not_a_client_that_left(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -545,7 +541,7 @@ async def test_memory_alone_has_no_reads_and_writes_of_a_store(client: Client) -
     assert await client.metric("embedding_proxy_store_errors_total") == 0
 
 
-async def test_what_came_into_memory_while_the_store_was_read_is_from_memory(
+async def test_items_that_reach_memory_while_the_store_is_read_count_as_memory(
     restarts: Restarts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = await restarts.start("a")

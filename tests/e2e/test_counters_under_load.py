@@ -1,4 +1,4 @@
-"""Every counter against what the client and the upstream saw themselves, over a random load."""
+"""Every counter, compared with the counts of the client and the upstream over a random load."""
 
 import asyncio
 import random
