@@ -155,7 +155,7 @@ def body_of(row: Row) -> bytes:
 
 
 def fill(url: str, row: Row) -> None:
-    """Repeat the requests of ``row`` until all are hits."""
+    """Send the request of ``row`` twice; the second time it must be a hit."""
     ask(url, row)
     state = ask(url, row)
     assert state == "HIT", state
