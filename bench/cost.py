@@ -1,7 +1,7 @@
-"""What metrics, the log of requests and traces take off hit throughput.
+"""How much metrics, the access log and traces reduce hit throughput.
 
-Four proxies by turns, pinned as in `bench.hot`: one that counts nothing and logs no requests, one as it is, and two
-with traces, of one request in a hundred and of all. The collector shares the load's core.
+Takes turns between four proxies, pinned as in `bench.hot`: one without metrics and access log, one with the default
+settings, and two with traces, of 1 % of the requests and of all. The collector shares the core of the load.
 
     python -m bench.cost [--seconds 3] [--rounds 5]
 """
@@ -69,7 +69,7 @@ def tracing_proxy(port: int, ratio: str) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=3, help="length of one run")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each, of which the median counts")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each; the median is shown")
     given = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,

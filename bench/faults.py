@@ -1,4 +1,4 @@
-"""What failures cost: stampedes, a slow upstream, a Redis that dies and hangs, restarts, clients that leave.
+"""The cost of failures: stampedes, a slow upstream, a Redis that crashes or hangs, restarts, clients that leave.
 
     python -m bench.faults [--quick]
 
@@ -27,7 +27,7 @@ from tests.support.scripted import Call, ScriptedUpstream
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of it, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the load, as a smoke test")
     given = parser.parse_args()
     asyncio.run(run(0.1 if given.quick else 1.0))
 
@@ -61,7 +61,7 @@ async def session() -> AsyncIterator[ClientSession]:
 
 
 async def ask(opened: ClientSession, base_url: str, text: str) -> tuple[int, float, str]:
-    """``(status, seconds, X-Cache)``; status 0 if there was no answer."""
+    """``(status, seconds, X-Cache)``; status 0 if there was no response."""
     started = time.perf_counter()
     try:
         async with opened.post(f"{base_url}/embeddings", json={"model": "m", "input": text}) as response:
@@ -98,8 +98,8 @@ async def stampede(folder: Path, upstream: ScriptedUpstream, scale: float) -> st
     """1,000 identical requests at once: items upstream"""
     slow(upstream, 0.5)
     async with proxy(folder, upstream) as process, session() as opened:
-        answers = await asyncio.gather(*(ask(opened, process.base_url, "x") for _ in range(int(1000 * scale))))
-    return f"{upstream.items.total()} item, {sum(status == 200 for status, _, _ in answers)} answered"
+        responses = await asyncio.gather(*(ask(opened, process.base_url, "x") for _ in range(int(1000 * scale))))
+    return f"{upstream.items.total()} item, {sum(status == 200 for status, _, _ in responses)} served"
 
 
 async def two_replicas(folder: Path, upstream: ScriptedUpstream, scale: float) -> str:
@@ -109,15 +109,15 @@ async def two_replicas(folder: Path, upstream: ScriptedUpstream, scale: float) -
     store = ("--store", server.url)
     async with proxy(folder, upstream, *store) as a, proxy(folder, upstream, *store) as b, session() as opened:
         count = int(500 * scale)
-        answers = await asyncio.gather(
+        responses = await asyncio.gather(
             *(ask(opened, process.base_url, "x") for process in (a, b) for _ in range(count))
         )
     server.kill()
-    return f"{upstream.items.total()} item, {sum(status == 200 for status, _, _ in answers)} answered"
+    return f"{upstream.items.total()} item, {sum(status == 200 for status, _, _ in responses)} served"
 
 
 async def departure(folder: Path, upstream: ScriptedUpstream, scale: float) -> str:
-    """the first of 1,000 identical requests resets its connection: others answered"""
+    """the first of 1,000 identical requests resets its connection: others served"""
     slow(upstream, 0.5)
     async with proxy(folder, upstream) as process, session() as opened, session() as leaving:
         leader = asyncio.create_task(ask(leaving, process.base_url, "x"))
@@ -126,9 +126,9 @@ async def departure(folder: Path, upstream: ScriptedUpstream, scale: float) -> s
         followers = [asyncio.create_task(ask(opened, process.base_url, "x")) for _ in range(int(999 * scale))]
         await asyncio.sleep(0.1)
         leader.cancel()
-        answers = await asyncio.gather(*followers)
-    answered = sum(status == 200 for status, _, _ in answers)
-    return f"{answered} of {len(answers)}, {upstream.items.total()} item upstream"
+        responses = await asyncio.gather(*followers)
+    served = sum(status == 200 for status, _, _ in responses)
+    return f"{served} of {len(responses)}, {upstream.items.total()} item upstream"
 
 
 async def distinct(folder: Path, upstream: ScriptedUpstream, scale: float) -> str:
@@ -140,17 +140,17 @@ async def distinct(folder: Path, upstream: ScriptedUpstream, scale: float) -> st
         for base_url in (upstream.base_url, process.base_url):
             upstream.calls.clear()
             started = time.perf_counter()
-            answers = await asyncio.gather(*(ask(opened, base_url, f"text {n}") for n in range(count)))
+            responses = await asyncio.gather(*(ask(opened, base_url, f"text {n}") for n in range(count)))
             wall = time.perf_counter() - started
-            assert all(status == 200 for status, _, _ in answers)
-            figures.append(f"{len(upstream.calls)} calls, {wall:.2f} s, p99 {ms([s for _, s, _ in answers], 99)}")
+            assert all(status == 200 for status, _, _ in responses)
+            figures.append(f"{len(upstream.calls)} calls, {wall:.2f} s, p99 {ms([s for _, s, _ in responses], 99)}")
     return f"direct {figures[0]}; proxy {figures[1]}"
 
 
 async def under_load(
     folder: Path, upstream: ScriptedUpstream, server: RedisServer, trouble: Callable[[], Coroutine[Any, Any, None]]
 ) -> str:
-    """A steady load, half of it on stored texts, first in peace and then in trouble."""
+    """A steady load, half of it on stored texts, first without and then with the fault."""
     slow(upstream, 0.02)
     failed, back = 0, 0.0
     arguments = ("--store", server.url, "--memory", "1MiB")
@@ -239,7 +239,7 @@ async def restarts(folder: Path, upstream: ScriptedUpstream, scale: float) -> st
 
 
 async def failing(folder: Path, upstream: ScriptedUpstream, scale: float) -> str:
-    """upstream attempts a client request when every answer is a 500"""
+    """upstream attempts a client request when every response is a 500"""
     upstream.reply = lambda _: web.json_response({"error": {}}, status=500)
     count = int(1000 * scale)
     async with proxy(folder, upstream) as process, session() as opened:

@@ -1,6 +1,6 @@
-"""How many hits a second, against bare aiohttp in the same run.
+"""Hits per second, compared with bare aiohttp in the same run.
 
-The server is pinned to core 0 and the load (wrk) to core 1. Each row is run several times, by turns with the bare
+The server is pinned to core 0 and the load (wrk) to core 1. Each row runs several times, taking turns with the bare
 server, and the medians are compared: absolute figures drift with the machine, ratios much less.
 
     python bench/hot.py [--seconds 3] [--rounds 3] [--rows 1/base64/32,16/float/8]
@@ -29,7 +29,7 @@ from aiohttp import web
 DIMENSIONS = 1536
 WORDS_A_TEXT = 40
 SERVER_CORE, LOAD_CORE = "0", "1"
-BARE_BODY_BYTES = 8_400  # what a hit of one item as base64 weighs
+BARE_BODY_BYTES = 8_400  # a hit of one item as base64
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ ROWS = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=3, help="length of one run")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each row, of which the median counts")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each row; the median is shown")
     parser.add_argument("--rows", default="", help="only these, as items/encoding/connections")
     parser.add_argument("--bare", type=int, metavar="PORT", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -99,7 +99,7 @@ async def bare_handler(request: web.Request) -> web.Response:
 
 
 def serve_bare(port: int) -> None:
-    """The yardstick: an application whose handler reads the body and answers with as much as one hit."""
+    """The baseline: an application whose handler reads the body and responds with as many bytes as one hit."""
     app = web.Application(client_max_size=64 * 1024**2)
     app.router.add_post("/v1/embeddings", bare_handler)
 
@@ -132,7 +132,7 @@ def process(command: list[str]) -> Iterator[None]:
     popen = subprocess.Popen(
         pinned,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # a line for each request
+        stderr=subprocess.DEVNULL,  # one line per request
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
@@ -155,7 +155,7 @@ def body_of(row: Row) -> bytes:
 
 
 def fill(url: str, row: Row) -> None:
-    """Ask until all of it is a hit."""
+    """Send the request of ``row`` twice; the second time it must be a hit."""
     ask(url, row)
     state = ask(url, row)
     assert state == "HIT", state

@@ -6,7 +6,7 @@
 
 A corpus is gzipped JSONL, with an object that has a "text" on each line, such as
 printf '{"text": "one"}\\n{"text": "two"}\\n' | gzip > corpus.jsonl.gz. Empty texts are left out, since no API takes
-them. With --check every vector is compared, bit by bit, with what the upstream itself answers:
+them. With --check every vector is compared, bit by bit, with the upstream's own response:
 
     .venv/bin/embedding-proxy demo --port 8081 &
     .venv/bin/embedding-proxy serve --upstream http://127.0.0.1:8081/v1 --store sqlite:////tmp/replay.sqlite3 &
@@ -55,7 +55,7 @@ COUNTERS = {
 class Pass:
     seconds: list[float]  # of each request
     vectors: dict[str, NDArray[np.float32]]
-    unequal: int  # vectors that were not the same bits as the text's first
+    unequal: int  # vectors that differ in a bit from the first one of the same text
     counts: dict[str, int]
 
 
@@ -65,10 +65,10 @@ def main() -> None:
     parser.add_argument("--base-url", default="http://127.0.0.1:8080/v1")
     parser.add_argument("--admin-url", default="http://127.0.0.1:9090")
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--batch", type=int, default=64, help="items a request")
-    parser.add_argument("--concurrency", type=int, default=4, help="requests at a time")
+    parser.add_argument("--batch", type=int, default=64, help="items per request")
+    parser.add_argument("--concurrency", type=int, default=4, help="concurrent requests")
     parser.add_argument("--passes", type=int, default=2)
-    parser.add_argument("--store", default="", help="the proxy's store, to measure bytes an item in it")
+    parser.add_argument("--store", default="", help="the proxy's store, to measure its bytes per item")
     parser.add_argument("--check", default="", metavar="URL", help="the upstream's own base URL, to compare with")
     given = parser.parse_args()
     texts = [text for file in given.files for text in read(file)]
@@ -173,7 +173,7 @@ def counters(admin_url: str) -> dict[str, float]:
 
 
 def bytes_an_item(store: str) -> str:
-    """What one entry costs the store: of SQLite the files' size, of Redis the mean of MEMORY USAGE over a sample."""
+    """Bytes per entry in the store: from the file sizes of SQLite, or the mean MEMORY USAGE of a sample in Redis."""
     if store.startswith("sqlite:///"):
         path = Path(store.removeprefix("sqlite:///"))
         with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:

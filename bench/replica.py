@@ -1,8 +1,8 @@
-"""What one replica asks of Redis when its memory tier holds nothing of what it is asked for.
+"""The load of one replica on Redis when its memory tier has none of the requested items.
 
     python -m bench.replica [--seconds 5]
 
-The replica is pinned to core 0; Redis and the load (wrk, every request other texts) have the other cores.
+The replica is pinned to core 0. Redis and the load (wrk, with different texts in each request) use the other cores.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What an item weighs in each tier, and what share of requests a tier of a given size answers.
+"""The size of an item in each tier, and the hit rate of a tier by its size.
 
     python -m bench.sizing [TRACE.gz ...]
 
-A trace has the id of one item a line, in the order they were asked for. It is replayed against the memory tier, and
-against a real Redis for each of its eviction policies, at sizes that hold so many percent of the distinct items.
+A trace has one item id per line, in request order. It is replayed against the memory tier, and against a real Redis
+with each of its eviction policies, at sizes that hold a given percentage of the distinct items.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
             replay(path.name, [line.strip() for line in lines])
 
 
-# --- what an item weighs
+# --- the size of an item
 
 
 async def weigh() -> None:
@@ -71,7 +71,7 @@ def record_of(key: bytes, dimensions: int) -> Record:
 
 
 async def in_redis(values: dict[bytes, bytes]) -> tuple[float, int]:
-    """Of all that Redis uses, and of what it says of one."""
+    """Bytes per item: of all memory that Redis uses, and by MEMORY USAGE of one item."""
     with tempfile.TemporaryDirectory() as folder:
         server = RedisServer(Path(folder))
         try:
@@ -97,11 +97,11 @@ async def in_sqlite(values: dict[bytes, bytes]) -> float:
         return path.stat().st_size / len(values)
 
 
-# --- what a size answers
+# --- the hit rate by size
 
 
 class _Weight:
-    """An entry that is all weight."""
+    """An entry that has a weight and nothing else."""
 
     weight_bytes = 1000
 

@@ -1,7 +1,7 @@
-"""How many stored items a second one Redis gives, and a cluster of three, and what an item weighs in Redis.
+"""Items per second from one Redis and from a cluster of three, and the size of an item in Redis.
 
-The store alone is asked, without HTTP and memory tier in front, by so many readers at a time; both take turns, and the
-medians are compared. One process reads, so a cluster is no faster here: it shows what asking several nodes costs.
+Concurrent readers call the store directly, without HTTP and without the memory tier; the two take turns, and the
+medians are compared. One process reads, so a cluster is no faster here: the ratio is the cost of several nodes.
 
     python -m bench.stores [--seconds 2] [--rounds 5]
 """
@@ -41,7 +41,7 @@ ROWS = [Row(1, 32), Row(16, 8), Row(256, 2), Row(2048, 1)]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2, help="length of one run")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each row, of which the median counts")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each row; the median is shown")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         server = RedisServer(Path(folder) / "one")
@@ -73,7 +73,7 @@ async def measure(one: str, several: str, seconds: float, rounds: int) -> None:
 
 
 async def load(store: RedisStore, keys: list[bytes], row: Row, seconds: float) -> float:
-    """Items a second."""
+    """Items per second."""
     end = time.perf_counter() + seconds
     count = 0
 

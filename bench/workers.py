@@ -1,8 +1,8 @@
-"""How many more hits a second several workers answer than one, and what the death of one costs.
+"""Hit throughput of several workers compared with one, and the cost of losing a worker.
 
     python -m bench.workers [--workers 2] [--seconds 3] [--rounds 5]
 
-Nothing is pinned: with as many workers as cores, the load (wrk) takes its part of the same cores.
+Nothing is pinned: with as many workers as cores, the load (wrk) shares those cores.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=int, default=3, help="length of one run")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each, of which the median counts")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each; the median is shown")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         with proxy(18096, 1) as one, proxy(18098, given.workers) as many:
@@ -63,7 +63,7 @@ def compare(row: hot.Row, one: str, many: str, folder: Path, given: argparse.Nam
     runs: dict[str, list[float]] = {one: [], many: []}
     for url in runs:
         while not all(hot.ask(url, row) == "HIT" for _ in range(40)):
-            pass  # each worker has to have it
+            pass  # every worker must have it in memory
     for _ in range(given.rounds):
         for url, counts in runs.items():
             counts.append(hot.load(url, script, row.connections, given.seconds, core=None))
@@ -72,7 +72,7 @@ def compare(row: hot.Row, one: str, many: str, folder: Path, given: argparse.Nam
 
 
 async def kill_one(workers: int) -> str:
-    """Requests that fail when a worker is killed, and how long until there are as many again."""
+    """Requests that fail when a worker is killed, and the time until it is replaced."""
     with proxy(18096, workers) as process:
         url, pid = url_of(process), process.pid
         failed = answered = 0

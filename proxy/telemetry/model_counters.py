@@ -14,7 +14,7 @@ RequestCounter = Callable[[str, int, str], CounterChild]
 class ModelCounters:
     """Counters of one model. ``items`` and ``tokens`` are children by their other label."""
 
-    __slots__ = ("_cost", "_label", "_price", "_requests", "items", "tokens")
+    __slots__ = ("_cost_billed", "_cost_saved", "_label", "_price", "_requests", "items", "tokens")
 
     def __init__(
         self,
@@ -32,7 +32,8 @@ class ModelCounters:
         self._requests = requests
         self.items: dict[str, CounterChild] = {result: items.labels(result.value, label) for result in ItemResult}
         self.tokens = {kind: tokens.labels(kind, label) for kind in ("billed", "saved")}
-        self._cost = {} if price is None else {kind: cost.labels(kind, label) for kind in ("billed", "saved")}
+        if price is not None:
+            self._cost_billed, self._cost_saved = (cost.labels(kind, label) for kind in ("billed", "saved"))
 
     def answered(self, outcome: str, status: int) -> None:
         self._requests(outcome, status, self._label).inc()
@@ -40,9 +41,9 @@ class ModelCounters:
     def bill(self, tokens: int) -> None:
         self.tokens["billed"].inc(tokens)
         if self._price is not None:
-            self._cost["billed"].inc(tokens * self._price / _MILLION)
+            self._cost_billed.inc(tokens * self._price / _MILLION)
 
     def save(self, tokens: int) -> None:
         self.tokens["saved"].inc(tokens)
         if self._price is not None:
-            self._cost["saved"].inc(tokens * self._price / _MILLION)
+            self._cost_saved.inc(tokens * self._price / _MILLION)

@@ -1,4 +1,4 @@
-"""The status page as it is served, and the same in the terminal."""
+"""The status page, and the same numbers in the terminal."""
 
 import asyncio
 import base64
@@ -147,7 +147,7 @@ async def test_stats(client: Client) -> None:
     assert "money" not in run.stdout
 
 
-def test_stats_of_no_proxy(tmp_path: Path) -> None:
+def test_stats_without_a_proxy(tmp_path: Path) -> None:
     port = free_port()
     process = Process(tmp_path, free_port(), "--store", "memory:")
     for url, message in (
@@ -165,7 +165,7 @@ def test_stats_of_no_proxy(tmp_path: Path) -> None:
     process.stop(signal.SIGTERM)
 
 
-def test_watching_goes_on_when_the_proxy_is_gone_and_ends_with_ctrl_c(tmp_path: Path) -> None:
+def test_watching_continues_without_the_proxy_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     process = Process(tmp_path, free_port(), "--store", "memory:")
     command = [sys.executable, "-m", "proxy", "stats", "--watch", "--admin-url", process.admin_url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
@@ -183,7 +183,7 @@ def test_watching_goes_on_when_the_proxy_is_gone_and_ends_with_ctrl_c(tmp_path: 
     assert (watching.returncode, errors) == (0, "")
 
 
-def test_a_model_name_says_nothing_to_the_terminal() -> None:
+def test_a_models_name_can_not_control_the_terminal() -> None:
     metrics = Metrics(prices={"*": 1.0})
     name = "\x1b]0;owned\x07\x9b2J\r\n" + "x" * 100
     metrics.admit_model(name)

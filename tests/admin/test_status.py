@@ -1,4 +1,4 @@
-"""What the status says, to the number, from metrics made by hand."""
+"""Every number of the status, from metrics made by hand."""
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
@@ -57,7 +57,7 @@ def test_quantiles(buckets: Mapping[float, float], q: float, expected: float | N
     assert quantile(buckets, q) == expected
 
 
-def test_a_proxy_that_nobody_has_asked() -> None:
+def test_a_proxy_without_requests() -> None:
     shown = status(Metrics())
     assert shown.recent == shown.since_start
     window = shown.since_start
@@ -185,7 +185,7 @@ def test_the_history_has_a_step_for_each_sample_and_one_that_grows() -> None:
     ]
 
 
-def test_the_last_minutes_are_those_and_the_history_has_an_end() -> None:
+def test_the_recent_window_and_the_history_are_bounded() -> None:
     traffic = Traffic()
     for n in range(1, 101):
         traffic.hits(n)
@@ -198,7 +198,7 @@ def test_the_last_minutes_are_those_and_the_history_has_an_end() -> None:
     assert [step.requests for step in shown.history] == [*range(41, 101), 0]
 
 
-def test_before_there_are_five_minutes_the_last_minutes_are_all() -> None:
+def test_in_the_first_five_minutes_the_recent_window_is_all_of_it() -> None:
     traffic = Traffic()
     traffic.hits(2)
     traffic.sample(STEP_S)

@@ -1,4 +1,4 @@
-"""The listeners: what comes in that is no good request, and how the process starts and ends."""
+"""The two ports, and how a process starts and ends."""
 
 import re
 import signal
@@ -50,7 +50,7 @@ async def test_the_admin_routes_are_not_on_the_data_port(client: Client, upstrea
     assert upstream.calls[0].target == "/metrics"
 
 
-async def test_a_taken_port_is_said_plainly(upstream: ScriptedUpstream, start_proxy: StartProxy) -> None:
+async def test_a_taken_port_is_reported(upstream: ScriptedUpstream, start_proxy: StartProxy) -> None:
     client = await start_proxy()
     port = int(client.origin.rsplit(":", 1)[1])
     with pytest.raises(ConfigError, match=rf"can't listen on 127\.0\.0\.1:{port}: .*; choose another with --port"):
@@ -63,9 +63,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.name.startswith("proxy")]
 
 
-async def test_a_store_that_does_not_work_is_said_at_once(
-    start_proxy: StartProxy, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_store_that_fails_is_logged_at_once(start_proxy: StartProxy, caplog: pytest.LogCaptureFixture) -> None:
     unreachable = StoreSetting(url=f"redis://127.0.0.1:{free_port()}")
     for store, reason in ((unreachable, "connection"), (StoreSetting(path=Path("/proc/no/such")), "refused")):
         caplog.clear()
@@ -78,7 +76,7 @@ async def test_a_store_that_does_not_work_is_said_at_once(
         await client.proxy.fetcher.drain()  # what could not be stored is said, too, and is not of the next store
 
 
-async def test_a_wrong_base_url_is_said_once(
+async def test_a_wrong_base_url_is_logged_once(
     client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream.reply = error_reply(404, b"404: Not Found")
@@ -90,7 +88,7 @@ async def test_a_wrong_base_url_is_said_once(
     ]
 
 
-async def test_an_upstream_that_can_not_be_connected_to_is_said_at_the_first_time(
+async def test_an_unreachable_upstream_is_logged_the_first_time(
     start_proxy: StartProxy, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream.base_url = f"http://127.0.0.1:{free_port()}/v1"
@@ -101,7 +99,7 @@ async def test_an_upstream_that_can_not_be_connected_to_is_said_at_the_first_tim
     assert message.startswith("upstream scripted: connection failed: Cannot connect to host 127.0.0.1")
 
 
-async def test_the_description_says_where_and_what(client: Client) -> None:
+async def test_the_openapi_description(client: Client) -> None:
     async with client.session.get(client.proxy.admin_url + "/openapi.json") as response:
         described = await response.json()
     assert described["servers"] == [{"url": client.proxy.base_url}]
@@ -115,7 +113,7 @@ def curl(process: Process) -> str:
     return subprocess.run(["sh", "-c", f"{line} -s"], capture_output=True, text=True, check=True).stdout  # noqa: S607
 
 
-def test_as_a_newcomer_would(tmp_path: Path) -> None:
+def test_the_first_run_of_a_newcomer(tmp_path: Path) -> None:
     first = Process(tmp_path, free_port())
     miss, hit = curl(first), curl(first)
     assert "X-Cache: MISS" in miss
@@ -145,7 +143,7 @@ def test_the_python_lines_of_the_banner_run(tmp_path: Path) -> None:
     assert process.stop(signal.SIGINT)[0] == 0
 
 
-def test_the_variable_of_the_banner_points_the_sdk_here(tmp_path: Path) -> None:
+def test_the_variable_of_the_banner_points_the_sdk_to_the_proxy(tmp_path: Path) -> None:
     process = Process(tmp_path, free_port())
     code = "from openai import OpenAI; print(OpenAI(api_key='any').embeddings.create(model='m', input='x').model)"
     export = next(line for line in process.banner.splitlines() if "OPENAI_BASE_URL" in line)

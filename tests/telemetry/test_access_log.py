@@ -23,7 +23,7 @@ def text_of(line: Line, *, is_json: bool = True) -> str:
     return text
 
 
-def test_a_line_for_machines() -> None:
+def test_a_json_line() -> None:
     assert orjson.loads(text_of(LINE._replace(trace_id="ab" * 16))) == {
         "time": "2023-11-14T22:13:20.250Z",
         "level": "info",
@@ -41,12 +41,12 @@ def test_a_line_for_machines() -> None:
     assert "trace_id" not in orjson.loads(text_of(LINE))
 
 
-def test_a_line_for_people() -> None:
+def test_a_console_line() -> None:
     assert text_of(LINE, is_json=False)[8:] == " hit     200      0.21 ms     3/3     m  id-1\n"
 
 
 @pytest.mark.parametrize("is_json", [True, False])
-def test_a_models_name_can_not_write_lines_of_its_own(is_json: bool) -> None:
+def test_a_models_name_can_not_forge_lines(is_json: bool) -> None:
     text = text_of(LINE._replace(model="m\n12:00:00 hit 200\x1b[2J\u202e" + "x" * 10_000), is_json=is_json)
     assert text.count("\n") == 1
     assert text.isascii() or is_json
@@ -54,7 +54,7 @@ def test_a_models_name_can_not_write_lines_of_its_own(is_json: bool) -> None:
     assert len(text) < 500
 
 
-def test_lines_are_written_together_and_at_once_when_there_are_many() -> None:
+def test_lines_are_buffered_up_to_a_limit() -> None:
     written: list[str] = []
     log = RequestLog(written.append, is_json=False)
     for _ in range(5000):
@@ -65,7 +65,7 @@ def test_lines_are_written_together_and_at_once_when_there_are_many() -> None:
     assert [text.count("\n") for text in written] == [4096, 904]
 
 
-def test_nothing_gathers_where_nobody_reads() -> None:
+def test_nothing_is_buffered_without_an_access_log() -> None:
     log = RequestLog(None, is_json=False)
     log.add(LINE)
     assert not log._lines
@@ -81,7 +81,7 @@ def test_nothing_gathers_where_nobody_reads() -> None:
         (None, None),
     ],
 )
-def test_traces(given: str | None, expected: str | None) -> None:
+def test_trace_ids(given: str | None, expected: str | None) -> None:
     assert trace_id(given) == expected
 
 
@@ -124,7 +124,7 @@ async def test_every_request_has_one_line_and_an_id(start_proxy: StartProxy, ups
     assert answers[5].headers["X-Request-Id"] == "the-upstreams"
 
 
-async def test_a_client_that_leaves_is_a_line_too(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+async def test_a_client_that_leaves_is_logged(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     lines: list[str] = []
     client = await start_proxy(write_log=lines.append, log_format="json")
     arrived, gate = asyncio.Event(), asyncio.Event()
@@ -147,7 +147,7 @@ async def test_a_client_that_leaves_is_a_line_too(start_proxy: StartProxy, upstr
 
 
 @pytest.mark.parametrize("target", ["/v1/embeddings", "/v1/chat/completions"])
-async def test_an_answer_that_the_upstream_breaks_off_is_no_client_that_left(
+async def test_a_response_that_the_upstream_breaks_off_is_not_logged_as_a_client_that_left(
     start_proxy: StartProxy, upstream: ScriptedUpstream, target: str
 ) -> None:
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""That these are scraped as prometheus-client's own would be."""
+"""Counters and histograms are exposed as those of prometheus-client are."""
 
 import prometheus_client
 import pytest
@@ -28,12 +28,12 @@ def exposition(kind: object, counts: list[tuple[str, float]], spreads: list[tupl
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 10**6))), VALUES)
-def test_the_exposition_is_the_librarys(counts: list[tuple[str, float]], values: list[float]) -> None:
+def test_the_exposition_equals_that_of_prometheus_client(counts: list[tuple[str, float]], values: list[float]) -> None:
     spreads = [("ab"[index % 2], value) for index, value in enumerate(values)]
     assert exposition(counters, counts, spreads) == exposition(prometheus_client, counts, spreads)
 
 
-def test_labels_that_are_not_the_metrics_are_refused() -> None:
+def test_a_wrong_number_of_labels_is_rejected() -> None:
     counter = counters.Counter("things", "What.", ["of"], registry=CollectorRegistry())
     with pytest.raises(ValueError, match="labels"):
         counter.labels("a", "b")

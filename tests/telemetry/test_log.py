@@ -1,4 +1,4 @@
-"""Who reads the log may stop; the proxy doesn't."""
+"""The log, whose reader may stop while the proxy goes on."""
 
 import logging
 import os
@@ -57,31 +57,31 @@ def test_what_is_written_arrives_in_order(pipe: tuple[int, int]) -> None:
     )
 
 
-def test_nobody_waits_for_a_reader_that_does_not_read(pipe: tuple[int, int]) -> None:
+def test_a_reader_that_does_not_read_blocks_nothing(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
-    told: list[int] = []
-    is_told = threading.Event()
+    dropped: list[int] = []
+    was_called = threading.Event()
 
     def on_dropped(lines: int) -> None:
-        told.append(lines)
-        is_told.set()
+        dropped.append(lines)
+        was_called.set()
 
     sink = LogSink(writer, on_dropped=on_dropped, max_bytes=4 * PIPE_BYTES)
     line = "x" * 1023 + "\n"
     for _ in range(1024):  # would wait at the 65th
         sink.write(line)
     kept = read_all(reader, 4 * PIPE_BYTES).count(b"\n")
-    assert is_told.wait(60)
+    assert was_called.wait(60)
     # The thread has one piece in its hands, and counts it until it is out.
     sink.write("the end\n")
     rest = b""
     while not rest.endswith(b"the end\n"):
         rest += os.read(reader, PIPE_BYTES)
     sink.close(timeout_s=60)
-    assert kept + rest.count(b"\n") - 1 + sum(told) == 1024
+    assert kept + rest.count(b"\n") - 1 + sum(dropped) == 1024
 
 
-def test_a_reader_that_has_gone_is_nobodys_trouble(pipe: tuple[int, int]) -> None:
+def test_a_reader_that_has_gone_causes_no_error(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     os.close(reader)
     sink = LogSink(writer)
@@ -91,7 +91,7 @@ def test_a_reader_that_has_gone_is_nobodys_trouble(pipe: tuple[int, int]) -> Non
     assert not sink._thread.is_alive()
 
 
-def test_a_terminal_that_does_not_block_loses_nothing(pipe: tuple[int, int]) -> None:
+def test_a_non_blocking_terminal_loses_nothing(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     os.set_blocking(writer, False)
     sink = LogSink(writer)
@@ -110,7 +110,7 @@ def root() -> Iterator[logging.Logger]:
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_a_line_has_what_it_should(form: str, root: logging.Logger, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_fields_of_a_line(form: str, root: logging.Logger, capfd: pytest.CaptureFixture[str]) -> None:
     with log.writing(form):
         root.error("it %s", "failed", exc_info=OSError("why"))
     shown = capfd.readouterr().err
@@ -123,7 +123,7 @@ def test_a_line_has_what_it_should(form: str, root: logging.Logger, capfd: pytes
     assert line["exception"].endswith("OSError: why")
 
 
-async def test_a_proxy_whose_log_nobody_reads_answers(upstream: ScriptedUpstream, tmp_path: Path) -> None:
+async def test_a_proxy_whose_log_is_not_read_responds(upstream: ScriptedUpstream, tmp_path: Path) -> None:
     port, model = free_port(), "m" * 100  # a line is longer for it
     flags = ["--port", str(port), "--admin-port", "0", "--upstream", upstream.base_url, "--store", "memory:"]
     command = [sys.executable, "-m", "proxy", "serve", *flags]

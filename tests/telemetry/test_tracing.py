@@ -138,7 +138,7 @@ async def test_hit_and_partial(traced: Traced, collector: Receiver) -> None:
     assert [span.attributes["embedding_proxy.items"] for span in collector.named("upstream")] == [1, 1]
 
 
-async def test_one_who_joins_has_a_flight_and_no_call(
+async def test_a_request_that_joins_a_fetch_has_a_flight_and_no_call(
     traced: Traced, collector: Receiver, upstream: ScriptedUpstream
 ) -> None:
     gate, arrived = asyncio.Event(), asyncio.Event()
@@ -157,7 +157,7 @@ async def test_one_who_joins_has_a_flight_and_no_call(
     assert one.trace_id != other.trace_id
 
 
-async def test_who_waits_for_anothers_question_has_a_flight(
+async def test_a_request_that_waits_for_anothers_validation_has_a_flight(
     traced: Traced, collector: Receiver, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.embeddings.resolver._PROBE_TIMEOUT_S", 0.05)
@@ -189,7 +189,7 @@ async def merged(client: Client, upstream: ScriptedUpstream, **headers: str) -> 
     await asyncio.gather(first, *others)
 
 
-async def test_a_merged_call_is_the_first_ones_and_linked_to_all(
+async def test_a_merged_call_has_the_first_request_as_parent_and_links_to_all(
     traced: Traced, collector: Receiver, upstream: ScriptedUpstream
 ) -> None:
     async with traced(batch_window_s=60.0) as client:
@@ -203,7 +203,7 @@ async def test_a_merged_call_is_the_first_ones_and_linked_to_all(
     assert upstream.calls[1].headers["traceparent"].split("-")[1:3] == [call.trace_id, call.span_id]
 
 
-async def test_a_merged_call_is_in_a_trace_that_is_kept(
+async def test_a_merged_call_prefers_a_sampled_parent(
     traced: Traced, collector: Receiver, upstream: ScriptedUpstream
 ) -> None:
     async with traced(batch_window_s=60.0) as client:
@@ -228,7 +228,7 @@ async def test_errors(traced: Traced, collector: Receiver, upstream: ScriptedUps
     assert {span.attributes["gen_ai.request.model"] for span in collector.named("upstream")} == {"other"}
 
 
-async def test_an_upstream_that_is_not_there(traced: Traced, collector: Receiver, upstream: ScriptedUpstream) -> None:
+async def test_an_unreachable_upstream(traced: Traced, collector: Receiver, upstream: ScriptedUpstream) -> None:
     nowhere = UpstreamSetting(name="nowhere", base_url=f"http://127.0.0.1:{free_port()}/v1")
     async with traced(upstream=nowhere) as client:
         assert (await client.embed("a")).status == 502
@@ -237,7 +237,7 @@ async def test_an_upstream_that_is_not_there(traced: Traced, collector: Receiver
     assert collector.one(ROUTE).status == 2
 
 
-async def test_one_that_stands_in_has_a_call_of_its_own(
+async def test_a_fallback_has_a_call_of_its_own(
     traced: Traced, collector: Receiver, upstream: ScriptedUpstream
 ) -> None:
     first = UpstreamSetting(
@@ -314,7 +314,9 @@ async def test_websockets(traced: Traced, collector: Receiver, upstream: Scripte
     assert upstream.calls[0].headers["traceparent"].split("-")[2] == call.span_id
 
 
-async def test_a_trace_goes_on(traced: Traced, collector: Receiver, upstream: ScriptedUpstream) -> None:
+async def test_a_valid_trace_context_is_continued(
+    traced: Traced, collector: Receiver, upstream: ScriptedUpstream
+) -> None:
     lines: list[str] = []
     async with traced(write_log=lines.append, log_format="json") as client:
         await client.embed("a", headers={"traceparent": TRACEPARENT, "tracestate": "one=1,two=2"})
@@ -330,7 +332,7 @@ async def test_a_trace_goes_on(traced: Traced, collector: Receiver, upstream: Sc
 
 
 @pytest.mark.parametrize("given", ["nonsense", f"00-{'0' * 32}-{PARENT}-01", f"ff-{TRACE}-{PARENT}-01"])
-async def test_what_is_no_trace_is_not_gone_on_with(
+async def test_an_invalid_trace_context_is_not_continued(
     traced: Traced, collector: Receiver, upstream: ScriptedUpstream, given: str
 ) -> None:
     async with traced() as client:
@@ -340,7 +342,7 @@ async def test_what_is_no_trace_is_not_gone_on_with(
     assert "tracestate" not in upstream.calls[0].headers
 
 
-async def test_who_is_not_sampled_is_passed_along_and_not_exported(
+async def test_an_unsampled_trace_is_propagated_and_not_exported(
     traced: Traced, collector: Receiver, upstream: ScriptedUpstream
 ) -> None:
     lines: list[str] = []
@@ -353,7 +355,7 @@ async def test_who_is_not_sampled_is_passed_along_and_not_exported(
     assert orjson.loads("".join(lines).splitlines()[0])["trace_id"] == TRACE
 
 
-async def test_the_standards_variables_count(
+async def test_the_standard_variables_apply(
     traced: Traced, collector: Receiver, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_SERVICE_NAME", "vectors")
@@ -387,12 +389,12 @@ async def test_the_standards_variables_count(
         ({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: 'grpc' is not"),
     ],
 )
-def test_variables_that_ask_for_what_is_not_here(environ: dict[str, str], message: str) -> None:
+def test_variables_that_ask_for_what_is_not_supported(environ: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         require_otlp(environ)
 
 
-def test_such_a_variable_ends_the_command() -> None:
+def test_an_unsupported_variable_ends_the_command() -> None:
     command = [sys.executable, "-m", "proxy", "serve", "--store", "memory:", "--traces", "otlp"]
     environ = os.environ | {"OTEL_TRACES_EXPORTER": "zipkin"}
     ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
@@ -402,13 +404,13 @@ def test_such_a_variable_ends_the_command() -> None:
     )
 
 
-def test_variables_that_do_not() -> None:
+def test_variables_that_are_supported() -> None:
     require_otlp({})
     require_otlp({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": ""})
     require_otlp({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
 
 
-async def test_settings_that_the_sdk_does_not_take(
+async def test_settings_that_the_sdk_rejects(
     traced: Traced, collector: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "0")
@@ -417,7 +419,7 @@ async def test_settings_that_the_sdk_does_not_take(
             pass
 
 
-async def test_nothing_that_is_anybodys_own_is_exported(
+async def test_no_credential_or_text_is_exported(
     traced: Traced, collector: Receiver, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     def echo(call: Call) -> web.Response:
@@ -440,7 +442,7 @@ async def test_nothing_that_is_anybodys_own_is_exported(
     assert canaries_in("\n".join(said)) == []
 
 
-async def test_a_collector_that_is_down_costs_nobody_anything(
+async def test_a_collector_that_is_down_fails_no_request(
     traced: Traced, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}/s3cret")
@@ -463,7 +465,7 @@ async def test_a_collector_that_is_down_costs_nobody_anything(
     assert not [record for record in said if record.exc_info]
 
 
-async def test_a_collector_that_hangs_does_not_hold_the_end_up(
+async def test_a_collector_that_hangs_does_not_delay_the_exit(
     traced: Traced, collector: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = asyncio.Event()
@@ -515,19 +517,21 @@ print([name for name in sys.modules if name.startswith("opentelemetry") or name 
 """
 
 
-def test_off_loads_nothing() -> None:
+def test_off_imports_nothing() -> None:
     ended = subprocess.run([sys.executable, "-c", ASKS], capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n"
 
 
-async def test_off_leaves_the_clients_own_trace_alone(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+async def test_off_forwards_the_clients_trace_context_unchanged(
+    start_proxy: StartProxy, upstream: ScriptedUpstream
+) -> None:
     client = await start_proxy()
     await client.embed("a", headers={"traceparent": TRACEPARENT, "tracestate": "one=1"})
     assert upstream.calls[0].headers["traceparent"] == TRACEPARENT
     assert upstream.calls[0].headers["tracestate"] == "one=1"
 
 
-def test_without_the_extra_it_says_what_to_install() -> None:
+def test_without_the_extra_the_error_names_what_to_install() -> None:
     program = "import sys; sys.modules['opentelemetry'] = None; from proxy.cli.commands import main; main()"
     arguments = ["serve", "--store", "memory:", "--port", "0", "--admin-port", "0", "--traces", "otlp"]
     ended = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
