@@ -1,4 +1,4 @@
-"""What a proxy says when it has started: where it is, what it stands before, and how to try it (pure)."""
+"""The text that a started proxy prints: its URLs, its upstreams, its store, and requests to try (pure)."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def text_of(settings: Settings, base_url: str, admin_url: str) -> str:
   status    {admin_url}/
   metrics   {admin_url}/metrics
 
-  Try it twice, and see X-Cache turn from MISS to HIT:
+  Run this twice; X-Cache changes from MISS to HIT:
 
     {curl} -i -w '\\n' {base_url}/embeddings {key.header}-H "Content-Type: application/json" \\
       -d '{_body(own)}'
@@ -41,7 +41,7 @@ def text_of(settings: Settings, base_url: str, admin_url: str) -> str:
 
 
 class _Key:
-    """What a client's key is called in the examples."""
+    """The client's key in the examples: a variable, or `any` if the upstream checks none."""
 
     def __init__(self, settings: Settings) -> None:
         own = settings.upstream
@@ -60,28 +60,28 @@ class _Key:
 
 def _upstreams(settings: Settings) -> str:
     own = settings.upstream
-    first = f"{own.name}, {own.base_url}, as {own.provider.name}{_through(own)}{_doubt(own)}"
+    first = f"{own.name}, {own.base_url}, as {own.provider.name}{_via(own)}{_missing_path_hint(own)}"
     if own.is_demo:
-        first = "demo, built in and offline: for trying this out, its vectors carry no meaning"
+        first = "demo, built in and offline, to try out the proxy; its vectors carry no meaning"
     return first + "".join(f"\n            {_routed(other)}" for other in settings.routed)
 
 
 def _routed(setting: UpstreamSetting) -> str:
     others = "".join(f", else {other.upstream}" for other in setting.same_model)
     models = ", ".join(setting.models)
-    return f"{setting.name} for {models}, {setting.base_url}, as {setting.provider.name}{_through(setting)}{others}"
+    return f"{setting.name} for {models}, {setting.base_url}, as {setting.provider.name}{_via(setting)}{others}"
 
 
-def _through(setting: UpstreamSetting) -> str:
-    return f", through {setting.egress.proxy.url}" if setting.egress.proxy else ""
+def _via(setting: UpstreamSetting) -> str:
+    return f", via {setting.egress.proxy.url}" if setting.egress.proxy else ""
 
 
-def _doubt(own: UpstreamSetting) -> str:
-    """A base URL without a path is rarely right, and then each request gets the upstream's 404."""
+def _missing_path_hint(own: UpstreamSetting) -> str:
+    """A base URL without a path is rarely correct; with a wrong one, every request gets the upstream's 404."""
     parts, usual = base_urls.split(own.base_url), usual_path(own.provider)
     if not usual or parts is None or parts.path or own.provider is PROVIDERS["azure"]:
         return ""
-    return f"\n            If it answers 404: most such APIs are at {own.base_url}{usual}"
+    return f"\n            If it returns 404: most such APIs are at {own.base_url}{usual}"
 
 
 def _model(own: UpstreamSetting) -> str:
@@ -89,9 +89,9 @@ def _model(own: UpstreamSetting) -> str:
 
 
 def _body(own: UpstreamSetting) -> str:
-    """A request that this upstream takes."""
-    given: Any = _HELLO if InputFormat.TEXT in own.provider.inputs else [_HELLO]
-    body = {"model": _model(own), "input": given, **own.provider.required_fields}
+    """A request that this upstream accepts."""
+    texts: Any = _HELLO if InputFormat.TEXT in own.provider.inputs else [_HELLO]
+    body = {"model": _model(own), "input": texts, **own.provider.required_fields}
     if own.is_demo:
         body["dimensions"] = 8
     return orjson.dumps(body).decode().replace('":', '": ').replace(',"', ', "')
@@ -104,24 +104,24 @@ def _python(settings: Settings, base_url: str, key: _Key) -> str:
         path = settings.host.removeprefix(UNIX_PREFIX)
         client = f', http_client=httpx.Client(transport=httpx.HTTPTransport(uds="{path}"))'
     own = settings.upstream
-    needed = f", extra_body={dict(own.provider.required_fields)!r}" if own.provider.required_fields else ""
+    extra = f", extra_body={dict(own.provider.required_fields)!r}" if own.provider.required_fields else ""
     return f"""
   Or from Python (pip install {packages}):
 
     {imports}from openai import OpenAI
     client = OpenAI(base_url="{base_url}", api_key={key.python}{client})
-    asked = {{"model": "{_model(own)}", "input": ["{_HELLO}", "hello again"]}}
-    answer = client.embeddings.with_raw_response.create(**asked{needed})
-    print("X-Cache:", answer.headers["X-Cache"], answer.parse().data[0].embedding[:4])
+    request = {{"model": "{_model(own)}", "input": ["{_HELLO}", "hello again"]}}
+    response = client.embeddings.with_raw_response.create(**request{extra})
+    print("X-Cache:", response.headers["X-Cache"], response.parse().data[0].embedding[:4])
 {_environment(settings, base_url)}"""
 
 
 def _environment(settings: Settings, base_url: str) -> str:
-    """How programs that use OpenAI's SDKs are pointed here without a change; a socket has no URL for that."""
+    """How to point programs that use OpenAI's SDKs at the proxy. A socket has no URL for the variable."""
     if settings.host.startswith(UNIX_PREFIX):
         return ""
     return f"""
-  Programs that use OpenAI's SDKs need no change:
+  Programs that use OpenAI's SDKs need only this variable:
 
     export OPENAI_BASE_URL={base_url}
 """

@@ -7,12 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import click
-import orjson
 from click.core import ParameterSource
 
 from proxy import __version__
 from proxy.access import client_keys
-from proxy.cli import environment, option_types, stats_client, stats_text
+from proxy.cli import environment, option_types, providers_text, stats_client, stats_text
 from proxy.cli.config_file import config_file_of, use_config_file
 from proxy.cli.options import OPTIONS
 from proxy.cli.serve import serve_command
@@ -20,7 +19,6 @@ from proxy.cli.stats_client import Unreachable
 from proxy.config.suggestion import suggestion
 from proxy.errors import ConfigError
 from proxy.process import run
-from proxy.protocol.provider import InputFormat, Provider
 from proxy.protocol.providers import GENERIC
 
 _EXIT_UNREACHABLE = 1
@@ -54,37 +52,11 @@ def providers_command(ctx: click.Context, names: tuple[str, ...]) -> None:
     for name in names:
         if name not in rows:
             raise click.UsageError(f"unknown provider {name!r}; {suggestion(name, rows)}")
-    click.echo("\n\n".join(_described(rows[name]) for name in names or rows))
+    click.echo("\n\n".join(providers_text.described(rows[name]) for name in names or rows))
     click.echo(
         f"\nFor all of them, lists for {', '.join(GENERIC.fused_models)} and any request for"
         f" {', '.join(GENERIC.multi_vector_models)} are relayed and not cached."
     )
-
-
-def _encodings(row: Provider) -> list[str]:
-    chosen = [f"{name} ({' '.join(sorted(values))})" for name, values in sorted(row.encoding.items())]
-    return chosen + [f"{name} ({value})" for name, value in sorted(row.fixed.items())]
-
-
-def _described(row: Provider) -> str:
-    """A row of the table as text."""
-    facts = {
-        "auth": row.auth,
-        "input": ", ".join(form.value for form in InputFormat if form in row.inputs),
-        "key": ", ".join(sorted(row.key)),
-        "neutral": ", ".join(sorted(row.neutral)),
-        "headers": f"neutral: {', '.join(sorted(row.neutral_headers))}" if row.neutral_headers else "",
-        "encoding": ", ".join(_encodings(row)),
-        "cross-item": ", ".join(
-            f"{k} other than {orjson.dumps(v).decode()}" for k, v in sorted(row.cross_item.items())
-        ),
-        "fused": ", ".join(sorted(set(row.fused_models) - set(GENERIC.fused_models))),
-        "multivector": ", ".join(sorted(set(row.multi_vector_models) - set(GENERIC.multi_vector_models))),
-        "limits": str(row.limits),
-    }
-    where = "any base URL, " + row.path if row.base_url is None else row.base_url + row.path
-    lines = [f"{row.name:<12}{where}", *(f"  {label:<12}{text}" for label, text in facts.items() if text)]
-    return "\n".join(lines)
 
 
 @cli.group(name="keys")

@@ -1,4 +1,4 @@
-"""Tables of the configuration file as typed values; a mistake is an error that says where (pure)."""
+"""Tables of the configuration file as typed values; an error names the table (pure)."""
 
 from typing import Annotated, Any, Literal, get_args
 

@@ -1,4 +1,4 @@
 """Operating system processes: signals, readiness, draining, and the supervisor of `--workers`.
 
-Nothing here knows what a request is. How the parts of a proxy fit together belongs in `proxy.app`.
+Nothing here handles requests. How the parts of a proxy fit together belongs in `proxy.app`.
 """

@@ -462,14 +462,14 @@ def test_a_banner_says_how_to_use_a_socket() -> None:
     assert "OPENAI_BASE_URL" not in text  # it can't name a socket
 
 
-def test_a_banner_doubts_a_base_url_without_a_path_where_the_api_has_one() -> None:
+def test_a_banner_hints_at_the_path_that_a_base_url_lacks() -> None:
     def shown(url: str, provider: str) -> str:
         upstream = parse_upstream(url, row=PROVIDERS[provider])
         return banner.text_of(replace(DEFAULTS, upstream=upstream), "http://127.0.0.1:8080/v1", "http://127.0.0.1:9090")
 
-    doubt = "If it answers 404: most such APIs are at http://gpu:8000/v1\n"
-    assert doubt in shown("http://gpu:8000", "generic")
-    assert doubt in shown("http://gpu:8000/", "vllm")
+    hint = "If it returns 404: most such APIs are at http://gpu:8000/v1\n"
+    assert hint in shown("http://gpu:8000", "generic")
+    assert hint in shown("http://gpu:8000/", "vllm")
     for url, provider in (("http://gpu:8000", "infinity"), ("http://gpu:8000/v1", "vllm"), ("https://h", "azure")):
         assert "404" not in shown(url, provider)
 
