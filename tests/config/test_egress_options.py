@@ -25,7 +25,7 @@ def test_forward_proxies(text: str, url: str, authorization: str | None) -> None
     assert authorization is None or authorization not in repr(proxy)
 
 
-def test_what_a_file_or_a_variable_says_of_the_way_out_can_be_undone() -> None:
+def test_none_removes_an_egress_option() -> None:
     assert parse_proxy("none") is None
     assert parse_file(" None") is None
 
@@ -50,7 +50,7 @@ def test_what_a_file_or_a_variable_says_of_the_way_out_can_be_undone() -> None:
         ("", "'' is not a forward proxy"),
     ],
 )
-def test_what_is_no_forward_proxy_is_said_to_be_none_without_its_password(text: str, message: str) -> None:
+def test_the_error_for_a_forward_proxy_shows_no_password(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse_proxy(text)
     assert message in str(error.value)

@@ -22,7 +22,7 @@ def test_a_credential_can_not_be_declared_neutral(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Content-Digest", "X-Amz-Content-SHA256"])
-def test_what_vouches_for_the_body_can_not_be_declared_neutral(name: str) -> None:
+def test_a_digest_of_the_body_can_not_be_declared_neutral(name: str) -> None:
     with pytest.raises(ConfigError, match="vouches for the body"):
         parse_neutral_headers(name)
 

@@ -20,7 +20,7 @@ def test_sizes(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "lots", "-1", "9" * 400, "1 TiBs", "1e9", "12 bananas", "MiB"])
-def test_what_is_no_size_is_said_to_be_none(text: str) -> None:
+def test_invalid_sizes_are_rejected(text: str) -> None:
     with pytest.raises(ConfigError, match=r"is not a size; accepted: .*512MiB"):
         quantities.parse_size(text)
 
@@ -33,6 +33,6 @@ def test_durations(text: str, seconds: float | None) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "soon", "0", "-5s", "3 fortnights"])
-def test_what_is_no_duration_is_said_to_be_none(text: str) -> None:
+def test_invalid_durations_are_rejected(text: str) -> None:
     with pytest.raises(ConfigError, match="none"):
         quantities.parse_duration(text)

@@ -28,7 +28,7 @@ def test_stores(text: str, setting: StoreSetting) -> None:
     "text",
     ["", "memory", "memory:x", "sqlite://", "sqlite:///", "redis://", "redis:h", "unix://", "mysql://h", "redis://h:x"],
 )
-def test_what_is_no_store_is_said_to_be_none(text: str) -> None:
+def test_invalid_stores_are_rejected(text: str) -> None:
     with pytest.raises(ConfigError, match="is not a store; accepted: memory:"):
         parse_store(text)
 
@@ -38,13 +38,13 @@ def test_what_is_no_store_is_said_to_be_none(text: str) -> None:
     ["redis://h?foo=bar", "redis://h?db=abc", "redis://h/x", "redis://h?socket_timeout=1", "sqlite:///~nosuchuser/x",
      "sqlite:////tmp/a\0b"],
 )  # fmt: skip
-def test_what_would_only_fail_later_is_refused_at_once(text: str) -> None:
+def test_stores_that_would_fail_later_are_rejected(text: str) -> None:
     with pytest.raises(ConfigError, match="is not a store"):
         parse_store(text)
 
 
 @pytest.mark.parametrize("url", ["redis://u:s3cret@h:1/0", "redis://:a@s3cret@h:1/0"])
-def test_a_store_that_is_shown_keeps_its_password_to_itself(url: str) -> None:
+def test_a_store_is_shown_without_its_password(url: str) -> None:
     assert str(parse_store(url)) == "redis://…@h:1/0"
 
 
@@ -66,13 +66,13 @@ def test_several_servers_are_shown_without_their_passwords(url: str, shown: str)
         "redis+sentinel://a/m?sentinel_password=x@s3cret", "redis+cluster://u:s3cret@a?b@c",
     ],
 )  # fmt: skip
-def test_a_store_that_is_refused_keeps_its_password_to_itself(text: str) -> None:
+def test_the_error_for_a_store_shows_no_password(text: str) -> None:
     with pytest.raises(ConfigError) as refused:
         parse_store(text)
     assert "s3cret" not in str(refused.value)
 
 
-def test_a_store_limit_too_small_to_be_meant() -> None:
+def test_a_store_limit_below_the_minimum_is_rejected() -> None:
     assert parse_store_limit("16MiB") == 16 * 1024**2
     with pytest.raises(ConfigError, match="16MiB or more"):
         parse_store_limit("1MiB")

@@ -20,14 +20,14 @@ def tables(text: str, egress: Egress = DIRECT) -> list[UpstreamSetting]:
     return parse_upstreams(tomllib.loads(text)["upstream"], PROVIDERS, {}, "f.toml", egress=egress)
 
 
-def test_a_field_nobody_knows_can_be_promoted() -> None:
+def test_a_table_puts_unknown_fields_into_classes() -> None:
     row = rows('[providers.openai]\nkey = ["prompt_name"]\nneutral = ["trace_id"]')["openai"]
     assert row.key == PROVIDERS["openai"].key | {"prompt_name"}
     assert row.neutral == PROVIDERS["openai"].neutral | {"trace_id"}
     assert row.base_url == PROVIDERS["openai"].base_url
 
 
-def test_a_row_has_neutral_headers_of_its_own() -> None:
+def test_a_row_has_its_own_neutral_headers() -> None:
     added = rows(
         """
         [providers.mine]
@@ -42,7 +42,7 @@ def test_a_row_has_neutral_headers_of_its_own() -> None:
     assert GENERIC.neutral_headers == frozenset()
 
 
-def test_what_the_operator_says_of_a_field_counts_alone() -> None:
+def test_a_table_moves_a_field_out_of_its_class() -> None:
     row = rows('[providers.vllm]\nkey = ["user"]\n[providers.vllm.cross_item]\npriority = 0')["vllm"]
     assert "user" in row.key
     assert not {"user", "priority"} & row.neutral
@@ -164,13 +164,13 @@ def test_upstreams_by_model() -> None:
         ('[providers."a b"]', "Expected `str` matching regex"),
     ],
 )
-def test_a_bad_row_is_said_to_be_one(text: str, message: str) -> None:
+def test_invalid_provider_tables_are_rejected(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         rows(text)
     assert message in str(error.value)
 
 
-def test_each_table_says_how_its_upstream_is_reached_and_the_flags_say_the_rest() -> None:
+def test_a_table_overrides_the_egress_options() -> None:
     flags = Egress(proxy=parse_proxy("http://all:3128"), ca=Path("all.pem"), cert=Path("c.pem"), cert_key=Path("k.pem"))
     own, plain, mixed = tables(
         """
@@ -205,7 +205,7 @@ def test_each_table_says_how_its_upstream_is_reached_and_the_flags_say_the_rest(
     assert mixed.egress == DIRECT
 
 
-def test_a_certificate_of_a_tables_own_does_not_go_with_the_flags_key() -> None:
+def test_the_certificate_of_a_table_does_not_use_the_key_of_the_options() -> None:
     (own,) = tables('[[upstream]]\nprovider = "openai"\ncert = "both.pem"', Egress(cert=Path("c"), cert_key=Path("k")))
     assert own.egress == Egress(cert=Path("both.pem"))
 
@@ -254,7 +254,7 @@ def test_a_certificate_of_a_tables_own_does_not_go_with_the_flags_key() -> None:
         ),
     ],
 )
-def test_a_bad_upstream_is_said_to_be_one(text: str, message: str) -> None:
+def test_invalid_upstream_tables_are_rejected(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         tables(text)
     assert message in str(error.value)

@@ -52,7 +52,7 @@ def test_the_demo_is_an_upstream() -> None:
         "https://h/v1#pass", "https://h/a b", "https://hé/v1",
     ],
 )  # fmt: skip
-def test_what_is_no_upstream_is_said_to_be_none(text: str) -> None:
+def test_invalid_upstreams_are_rejected(text: str) -> None:
     wanted = (
         r"accepted: a base URL as https://api\.example\.com/v1, or infron|did you mean (openai|https://api\.openai\.)"
     )
@@ -61,7 +61,7 @@ def test_what_is_no_upstream_is_said_to_be_none(text: str) -> None:
     assert "pass" not in str(error.value)
 
 
-MEANT = {
+SUGGESTIONS = {
     # no scheme: http for this machine, a private network, a name without a domain or a port of its own
     "localhost:8000": "http://localhost:8000/v1",
     "localhost": "http://localhost/v1",
@@ -103,8 +103,8 @@ MEANT = {
 }
 
 
-@pytest.mark.parametrize(("text", "meant"), MEANT.items())
-def test_what_was_probably_meant_by_an_upstream_is_suggested(text: str, meant: str) -> None:
+@pytest.mark.parametrize(("text", "meant"), SUGGESTIONS.items())
+def test_an_invalid_upstream_gets_a_suggestion(text: str, meant: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse_upstream(text)
     assert f"; did you mean {meant}?" in str(error.value)
@@ -129,13 +129,13 @@ def test_white_space_around_an_upstream_and_a_slash_at_its_end_do_not_matter(tex
         ("https://me.openai.azure.com/openai/deployments/d/embeddings", "use the base URL https://me.openai.azure.com/openai/v1"),
     ],
 )  # fmt: skip
-def test_a_route_at_the_end_of_an_upstream_is_refused_with_the_base_url(text: str, message: str) -> None:
+def test_a_route_at_the_end_is_rejected_and_the_base_url_suggested(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse_upstream(text)
     assert message in str(error.value)
 
 
-def test_where_the_provider_is_known_the_suggestion_has_its_path() -> None:
+def test_the_suggestion_has_the_providers_path() -> None:
     for provider, meant in {
         "infinity": "http://localhost:7997",
         "vllm": "http://localhost:7997/v1",
@@ -155,7 +155,7 @@ def test_a_suggestion_shows_no_secret(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["https://user:s3cret@h/v1", "https://h/v1?key=s3cret", "htps://u:s3cret@h"])
-def test_an_upstream_that_is_refused_keeps_its_password_to_itself(text: str) -> None:
+def test_the_error_for_an_upstream_shows_no_password(text: str) -> None:
     with pytest.raises(ConfigError) as refused:
         parse_upstream(text)
     assert "s3cret" not in str(refused.value)
