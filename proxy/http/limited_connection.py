@@ -44,8 +44,10 @@ class ConnectionContext:
 
 
 class LimitedConnection(AiohttpConnection):
-    """A connection whose client may take only so long, and so much memory. Times are those of the server's clock, in
-    seconds."""
+    """A connection with timeouts, and with a limit on the memory for responses that the client has not read.
+
+    Times are those of the server's clock, in seconds.
+    """
 
     __slots__ = (
         "_content",
@@ -71,7 +73,7 @@ class LimitedConnection(AiohttpConnection):
         self._now = context.now
         # aiohttp drops its own reference when it closes the transport, which may still have much to write.
         self._transport: asyncio.Transport | None = None
-        self._lost: asyncio.Future[None] | None = None  # for `shutdown`: set when the connection is lost
+        self._lost: asyncio.Future[None] | None = None  # `shutdown` waits for it; set when the connection is lost
         self._request: web.BaseRequest | None = None  # from its head to the last byte of its response
         self._content: StreamReader | None = None  # the body of that request or, between two, of the last one
         self._is_retired = False  # the proxy drains: the next response is the last one
@@ -88,7 +90,7 @@ class LimitedConnection(AiohttpConnection):
         return self._request is not None
 
     def parse_pending(self) -> None:
-        """Pass bytes that wait for more to the parser."""
+        """Give the parser the bytes that were kept back."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -98,7 +100,7 @@ class LimitedConnection(AiohttpConnection):
             self._refuse(Overloaded("Too many connections are open."), lingers=excess <= _MAX_EXCESS)
 
     def pause_writing(self) -> None:
-        """The client has not read more than the transport's buffer should have. Until it has, no request is read."""
+        """The write buffer is full. Until the client has read from it, the connection serves no further request."""
         super().pause_writing()
         if self.tenant is None or self._transport is None or self._context.reserve is None:
             return
