@@ -1,4 +1,4 @@
-"""The instances beside each other: which one is not like the others."""
+"""The instances side by side, to find the one that differs."""
 
 from grafana.source.panels import DELAY_STEPS_S, FULL_STEPS, GREEN, HIT_STEPS, RED, Dashboard, Panel
 from grafana.source.promql import each_instance, hit_rate_by_item, quantile, recorded, series, totals, up
@@ -6,7 +6,7 @@ from grafana.source.promql import each_instance, hit_rate_by_item, quantile, rec
 _INSTANCES = [
     Panel(
         "Up",
-        "Whether the last scrape of an instance worked, of those that there were within a day.",
+        "Whether the last scrape worked, of every instance that was up within a day.",
         {"{{instance}}": up()},
         "bool_yes_no",
         kind="stat",
@@ -16,7 +16,7 @@ _INSTANCES = [
     ),
     Panel(
         "Versions",
-        "Of the proxy and of Python. More than one after a rollout is an instance left behind.",
+        "Of the proxy and of Python. More than one after a rollout means that an instance was not updated.",
         {"__auto": f"count by (instance, version, python) ({series('build_info')})"},
         "none",
         kind="table",
@@ -34,7 +34,7 @@ _REQUESTS = [
     ),
     Panel(
         "Hit rate by item",
-        "Of all input items, those that were not asked of an upstream.",
+        "Of all input items, those that were not fetched from an upstream.",
         {"{{instance}}": hit_rate_by_item(by="instance")},
         "percentunit",
         maximum=1,
@@ -48,19 +48,19 @@ _REQUESTS = [
     ),
     Panel(
         "Errors",
-        "Requests answered with an error.",
+        "Requests that ended with an error.",
         totals("instance, status", "requests_total", 'outcome="error"', by_model=True),
         "reqps",
     ),
     Panel(
         "In flight",
-        "Requests on the embeddings route under way.",
+        "Requests on the embeddings route in progress.",
         each_instance(series("requests_in_flight")),
         "short",
     ),
     Panel(
         "Items waiting for the upstream, of the limit",
-        "At 100 % what comes on top gets 503 (--max-queued-items).",
+        "At 100 % further requests get 503 (--max-queued-items).",
         each_instance(f"{series('upstream_queued_items')} / {series('upstream_queue_limit_items')}"),
         "percentunit",
         maximum=1,
@@ -71,13 +71,13 @@ _REQUESTS = [
 _PROCESS = [
     Panel(
         "Request bodies in memory",
-        "Bytes held until their requests are answered.",
+        "Bytes held until their requests have a response.",
         each_instance(series("held_request_bytes")),
         "bytes",
     ),
     Panel(
         "Request bodies in memory, of the limit",
-        "At 100 % what comes on top gets 503 (--max-held).",
+        "At 100 % further requests get 503 (--max-held).",
         each_instance(f"{series('held_request_bytes')} / {series('held_request_limit_bytes')}"),
         "percentunit",
         maximum=1,
@@ -85,8 +85,8 @@ _PROCESS = [
     ),
     Panel(
         "Event loop lag p99",
-        "How late the event loop comes to what is due; every request waits so long at each of its steps. More than"
-        " 100 ms is a machine, or an instance, with too much to do.",
+        "How late the event loop runs what is due; every request is delayed by this at each of its steps. Above 100 ms"
+        " the machine or the instance is overloaded.",
         {"{{instance}}": quantile(0.99, "instance", "event_loop_lag_seconds")},
         "s",
         steps=DELAY_STEPS_S,
@@ -96,6 +96,6 @@ _PROCESS = [
 FLEET = Dashboard(
     name="fleet",
     title="Embedding proxy / Fleet",
-    description="The instances beside each other: which one is not like the others.",
+    description="The instances side by side, to find the one that differs.",
     rows={"Instances": _INSTANCES, "Requests": _REQUESTS, "Process": _PROCESS},
 )

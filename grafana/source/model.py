@@ -12,7 +12,7 @@ Json = dict[str, Any]
 _SCHEMA_VERSION = 38
 _TAG = "embedding-proxy"
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
-# Each one's choice narrows what is asked, and the next ones' lists.
+# Each choice narrows the queries and the lists of the next variables.
 _VARIABLES = {
     "job": "label_values(embedding_proxy_build_info, job)",
     "instance": 'label_values(embedding_proxy_build_info{job=~"$job"}, instance)',

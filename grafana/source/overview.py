@@ -1,5 +1,4 @@
-"""What the cache saves, and what its clients see. What is asked first is answered without scrolling: what it saves,
-whether it is healthy, why something was slow."""
+"""What the cache saves, and what its clients see. The first screen shows savings, health and why something was slow."""
 
 from collections.abc import Iterable
 
@@ -27,8 +26,8 @@ def _latency(*quantiles: float) -> Iterable[Panel]:
     return (
         Panel(
             f"Latency p{q * 100:g} by outcome",
-            "From the last byte of the request's headers to the answer being ready, on a logarithmic scale. Of all"
-            " models: latency is not counted by model.",
+            "From the last byte of the request's headers until the response is ready, on a logarithmic scale. Of all"
+            " models: latency is not measured by model.",
             {"{{outcome}}": quantile(q, "outcome", "request_duration_seconds")},
             "s",
             minimum=None,
@@ -41,46 +40,46 @@ def _latency(*quantiles: float) -> Iterable[Panel]:
 _SAVED = [
     stat(
         "Hit rate by item",
-        "Of all input items, those that were not asked of an upstream: found in memory or store, repeated within their"
-        " request, or joined to another request's fetch.",
+        "Of all input items, those that were not fetched from an upstream: found in memory or the store, duplicate"
+        " within their request, or joined to another request's fetch.",
         hit_rate_by_item(SHOWN),
         "percentunit",
         HIT_STEPS,
     ),
     stat(
         "Hit rate by request",
-        "Of all requests that were not answered with an error, those for which no item was asked of an upstream.",
+        "Of all requests without an error, those for which no item was fetched from an upstream.",
         hit_rate_by_request(SHOWN),
         "percentunit",
         HIT_STEPS,
     ),
     stat(
         "Saved tokens",
-        "What cached, joined and duplicate items cost when they were first asked for.",
+        "What cached, joined and duplicate items cost when they were first fetched.",
         total("", "tokens_total", 'kind="saved"', by_model=True, window=SHOWN),
         "short",
     ),
     stat(
         "Saved of all tokens",
-        "The saved tokens, of those and the billed ones: what the bill would have been without the proxy. What requests"
-        " that are relayed unread cost is not known.",
+        "Saved tokens, of saved and billed tokens: the bill without the proxy. The cost of requests that are relayed"
+        " unread is not known.",
         saved_of_all_tokens(),
         "percentunit",
         HIT_STEPS,
     ),
     stat(
         "Saved money",
-        "The saved tokens in the currency of [prices] in the configuration; models without a price, and those counted"
-        " as `other`, don't count, and without prices there is no value.",
+        "The cost of the saved tokens in the currency of [prices] in the configuration. Models without a price, and"
+        " those counted as `other`, are not included; without prices there is no value.",
         total("", "cost_total", 'kind="saved"', by_model=True, window=SHOWN),
         "none",
         decimals=2,
     ),
     stat(
         "Upstream calls avoided",
-        "Requests that were not relayed unread, less the embeddings calls made for them: the work of hits and of"
-        " merging. Fallbacks, validations and splitting large requests cost calls. Of all models: a call is not counted"
-        " by model.",
+        "Requests that were not relayed unread, minus the embeddings calls made for them: the effect of hits and of"
+        " merging. Fallbacks, validations and split requests cost calls. Of all models: calls are not counted by"
+        " model.",
         calls_avoided(SHOWN),
         "short",
     ),
@@ -89,7 +88,7 @@ _SAVED = [
 _HEALTH = [
     stat(
         "Instances down now",
-        "What was a proxy within a day, and can't be scraped. Which one: see the Fleet dashboard.",
+        "Instances that were up within a day and can't be scraped now. The Fleet dashboard shows which.",
         instances_down(),
         "none",
         ANY_STEPS,
@@ -103,22 +102,21 @@ _HEALTH = [
     ),
     stat(
         "Breakers not closed now",
-        "Of upstreams and stores that are not asked because they failed. Which one: see the Upstream and Store"
-        " dashboards.",
+        "Of upstreams and stores that get no calls because they failed. The Upstream and Store dashboards show which.",
         breakers_not_closed(),
         "none",
         ANY_STEPS,
     ),
     stat(
         "Failed requests",
-        "Answered with an error, the upstream's that was passed on or the proxy's own, of all requests.",
+        "Requests that ended with an error, relayed from the upstream or the proxy's own, of all requests.",
         errors_of_requests(),
         "percentunit",
         ERROR_STEPS,
     ),
     stat(
         "Failed upstream calls",
-        "429, 5xx, unreachable and timeout, of all embeddings calls. Clients see it where nothing else serves the same"
+        "429, 5xx, unreachable and timeout, of all embeddings calls. Clients see them unless a fallback serves the same"
         " model. Of all models.",
         errors_of_calls(),
         "percentunit",
@@ -126,7 +124,7 @@ _HEALTH = [
     ),
     stat(
         "Failed store operations",
-        "Reads and writes; they cost hits, not requests. Of all models, and no data where memory is all there is.",
+        "Reads and writes; they cost hits, not requests. Of all models; no data without a store.",
         errors_of_store(),
         "percentunit",
         ERROR_STEPS,
@@ -137,8 +135,8 @@ _WHY_SLOW = [
     *_latency(0.95),
     Panel(
         "Where the time goes, p95",
-        "parse, reading and identifying a request; lookup, in memory and store; wait, for the batch to gather; slot,"
-        " for one of the concurrent calls; upstream, the call; assemble, writing the answer. Of all models.",
+        "parse, reading and identifying a request; lookup, in memory and store; wait, while the batch gathers; slot,"
+        " for the concurrency limit; upstream, the call; assemble, writing the response. Of all models.",
         {"{{stage}}": quantile(0.95, "stage", "stage_duration_seconds")},
         "s",
     ),
@@ -175,7 +173,7 @@ _HITS = [
     ),
     Panel(
         "Requests by outcome",
-        "hit, no item was asked upstream; partial, some were; miss, all were; bypass, relayed unread; error.",
+        "hit, no item was fetched upstream; partial, some were; miss, all were; bypass, relayed unread; error.",
         totals("outcome", "requests_total", by_model=True),
         "reqps",
         is_stacked=True,
@@ -191,8 +189,8 @@ _HITS = [
     ),
     Panel(
         "Top models",
-        "Items in the time shown. Models beyond the fiftieth are `other`, and so are those of which the proxy has"
-        " neither read an upstream's answer nor found an item in its store.",
+        "Items in the time shown. Models after the fiftieth are `other`, and so are models for which the proxy has"
+        " neither got a response nor found an item in its store.",
         {"{{model}}": f"topk(10, {total('model', 'items_total', by_model=True, window=SHOWN)}) > 0"},
         "short",
         kind="bargauge",
@@ -203,8 +201,8 @@ _HITS = [
 _TOKENS_AND_MONEY = [
     Panel(
         "Tokens",
-        "billed, as the upstream counted them; saved, what cached, joined and repeated ones once cost. Requests that"
-        " are relayed unread are not included.",
+        "billed, as the upstream counted them; saved, what cached, joined and duplicate items cost when they were first"
+        " fetched. Requests that are relayed unread are not included.",
         totals("kind", "tokens_total", by_model=True),
         "cps",
         width=12,
@@ -245,8 +243,8 @@ _WHAT_IS_NOT_CACHED = [
     ),
     Panel(
         "Requests keyed as a whole, by reason",
-        "Requests that only the same body can hit, by what keeps them from being cached item by item: a field or a form"
-        " of input that the proxy does not know, empty texts. Of all models.",
+        "Requests that hit only if the whole body is the same, by why they can't be cached item by item: an unknown"
+        " field or form of input, empty texts. Of all models.",
         totals("reason", "whole_body_requests_total"),
         "reqps",
         is_stacked=True,
@@ -264,8 +262,8 @@ _WHAT_IS_NOT_CACHED = [
     ),
     Panel(
         "Errors by model and status",
-        "499: the client left before its answer was complete. 503: a limit was reached, or it drains. 401 also: a"
-        " client that --client-keys does not know. 502 also: a relayed answer that broke off.",
+        "499: the client left before its response was complete. 503: a limit was reached, or the proxy drains. 401"
+        " also: a client whose key is not in --client-keys. 502 also: a relayed response that broke off.",
         totals("model, status", "requests_total", 'outcome="error"', by_model=True),
         "reqps",
         is_stacked=True,

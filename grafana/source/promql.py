@@ -13,7 +13,7 @@ RATE, SHOWN = "$__rate_interval", "$__range"
 
 
 def series(name: str, *labels: str, by_model: bool = False) -> str:
-    """The selector of a metric, narrowed to what the variables say."""
+    """The selector of a metric, narrowed by the dashboard's variables."""
     model = ['model=~"$model"'] if by_model else []
     chosen = ", ".join(['job=~"$job"', 'instance=~"$instance"', *model, *labels])
     return f"embedding_proxy_{name}{{{chosen}}}"
@@ -26,14 +26,14 @@ def recorded(rule: str, *, with_instance: bool = False, offset: str = "") -> str
 
 
 def total(by: str, name: str, *labels: str, by_model: bool = False, window: str = RATE) -> str:
-    """A counter's rate a second, summed; over the time shown, what it grew by."""
+    """A counter's rate per second, summed; over `SHOWN`, its increase."""
     function = "increase" if window == SHOWN else "rate"
     summed = f"sum by ({by})" if by else "sum"
     return f"{summed} ({function}({series(name, *labels, by_model=by_model)}[{window}]))"
 
 
 def totals(by: str, name: str, *labels: str, by_model: bool = False) -> Queries:
-    """The rates of a counter, with the labels they are ``by`` for a legend."""
+    """The rates of a counter ``by`` labels, which make the legend."""
     return {_legend(by): total(by, name, *labels, by_model=by_model)}
 
 
@@ -52,7 +52,7 @@ def quantiles(by: str, histogram: str, *labels: str, of: Iterable[float] = (0.5,
 
 
 def counted(histogram: str) -> Queries:
-    """Quantiles and mean of what is a whole number, and 1 at least: between 0 and 1 the quantile is made up."""
+    """Quantiles and mean of a whole number that is at least 1; the interpolated quantile could be below 1."""
     return {
         "p50": f"clamp_min({quantile(0.5, '', histogram)}, 1)",
         "p95": f"clamp_min({quantile(0.95, '', histogram)}, 1)",
@@ -61,7 +61,7 @@ def counted(histogram: str) -> Queries:
 
 
 def hit_rate_by_item(window: str = RATE, by: str = "") -> str:
-    """Of all items, those that nobody was asked for upstream."""
+    """Of all items, those that were not fetched from an upstream."""
     spared = 'result!~"upstream|bypass"'
     return (
         f"{total(by, 'items_total', spared, by_model=True, window=window)}"
@@ -70,10 +70,10 @@ def hit_rate_by_item(window: str = RATE, by: str = "") -> str:
 
 
 def hit_rate_by_request(window: str = RATE) -> str:
-    """Of all requests that were not answered with an error, those for which nobody was asked upstream."""
+    """Of all requests without an error, those for which no item was fetched from an upstream."""
     hits = total("", "requests_total", 'outcome="hit"', by_model=True, window=window)
-    answered = total("", "requests_total", 'outcome!="error"', by_model=True, window=window)
-    return f"{_or_zero(hits)} / {answered}"
+    without_errors = total("", "requests_total", 'outcome!="error"', by_model=True, window=window)
+    return f"{_or_zero(hits)} / {without_errors}"
 
 
 def saved_of_all_tokens() -> str:
@@ -89,19 +89,19 @@ def errors_of_requests() -> str:
 
 
 def errors_of_calls() -> str:
-    """Without a good answer in the sense of the alert EmbeddingProxyUpstreamErrors."""
+    """Failed calls, as the alert EmbeddingProxyUpstreamErrors defines them."""
     failed = total("", "upstream_answers_total", 'status=~"429|5..|unreachable|timeout"', window=SHOWN)
     return f"{_or_zero(failed)} / {total('', 'upstream_answers_total', window=SHOWN)}"
 
 
 def errors_of_store() -> str:
-    """What the breaker kept from being tried is no operation."""
+    """Operations that an open breaker rejected are not counted."""
     failed = total("", "store_errors_total", 'reason!="open"', window=SHOWN)
     return f"{_or_zero(failed)} / {total('', 'store_duration_seconds_count', window=SHOWN)}"
 
 
 def up() -> str:
-    """Of what was a proxy within a day: `up` itself is of everything that Prometheus scrapes."""
+    """Of instances that were a proxy within a day: `up` alone covers everything that Prometheus scrapes."""
     return f'up{{job=~"$job", instance=~"$instance"}} and on (job, instance) max_over_time({series("build_info")}[1d])'
 
 
@@ -119,15 +119,15 @@ def alerts_firing() -> str:
 
 def calls_avoided(window: str = RATE) -> str:
     """Without the proxy each of these requests would have been a call; with it, a bypass is still one."""
-    asked = 'outcome!="bypass"'
+    not_bypassed = 'outcome!="bypass"'
     return (
-        f"{total('', 'requests_total', asked, window=window)}"
+        f"{total('', 'requests_total', not_bypassed, window=window)}"
         f" - {total('', 'upstream_batch_items_count', window=window)}"
     )
 
 
 def _or_zero(value: str) -> str:
-    """Without a hit or an error there is no such series, and that is 0 and not no data."""
+    """0 where there is no series: without a hit or an error Prometheus has none."""
     return f"({value} or vector(0))"
 
 

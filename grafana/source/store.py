@@ -16,28 +16,28 @@ _STORE = [
     ),
     Panel(
         "Reads and writes",
-        "What memory has is not looked for in the store.",
+        "Items in memory are not read from the store.",
         totals("operation", "store_duration_seconds_count"),
         "ops",
     ),
     Panel(
         "Errors",
-        "Reads and writes that failed or ran out of time; they cost hits, not requests. open: not tried, because the"
-        " breaker is; busy: too much at once.",
+        "Reads and writes that failed or timed out; they cost hits, not requests. open: not tried, because the breaker"
+        " is open; busy: too many operations at once.",
         totals("operation, reason", "store_errors_total"),
         "ops",
     ),
     Panel(
         "Pending writes",
-        "Records that were handed to the store and are not written yet, by instance. Above 64 MiB, calls upstream wait"
-        " until the store catches up.",
+        "Records waiting to be written to the store, by instance. Above 64 MiB, upstream calls wait until the store"
+        " catches up.",
         each_instance(series("store_pending_write_bytes")),
         "bytes",
     ),
     Panel(
         "Items not stored",
-        "Items that an upstream has answered and that were not written to the store, by reason. They stay in memory"
-        " until it evicts them, and are written when they are asked for again and the store works.",
+        "Items that an upstream has embedded and that were not written to the store, by reason. They stay in memory"
+        " until it evicts them, and are written when they are requested again and the store works.",
         totals("reason", "store_unstored_items_total"),
         "cps",
     ),
@@ -49,20 +49,19 @@ _STORE = [
         totals("reason", "store_invalid_records_total"),
         "cps",
     ),
-    breakers("store_.*", "Reading and writing. Open, the proxy goes on without the store."),
+    breakers("store_.*", "Of reads and of writes. While it is open, the proxy works without the store."),
 ]
 
 _MEMORY_TIER = [
     Panel(
         "Bytes",
-        "What the memory tier holds, its own estimate, and may hold (--memory), by instance.",
+        "Size of the memory tier, its own estimate, and its limit (--memory), by instance.",
         each_instance(series("memory_bytes")) | {"limit of an instance": f"min ({series('memory_limit_bytes')})"},
         "bytes",
     ),
     Panel(
         "Full",
-        "Of the limit. Full is as it should be once the cache is warm; whether it is too small shows in the age at"
-        " eviction.",
+        "Of the limit. Once the cache is warm, full is normal; the age at eviction shows whether it is too small.",
         each_instance(f"{series('memory_bytes')} / {series('memory_limit_bytes')}"),
         "percentunit",
         kind="bargauge",
@@ -76,20 +75,20 @@ _MEMORY_TIER = [
     ),
     Panel(
         "Age at eviction",
-        "How long ago an entry was stored that leaves memory for want of room. Hours or less, with many items from the"
-        " store, say that more --memory would pay.",
+        "Time since an entry was stored, when memory evicts it for lack of space. Hours or less, with many items from"
+        " the store, mean that more --memory would help.",
         quantiles("", "memory_evicted_age_seconds", of=(0.1, 0.5, 0.9)),
         "s",
     ),
     Panel(
         "Evictions",
-        "Entries that left memory for want of room.",
+        "Entries that memory evicted for lack of space.",
         totals("instance", "memory_evicted_age_seconds_count"),
         "cps",
     ),
     Panel(
         "Hits by tier and model",
-        "Items found in memory, and in the store.",
+        "Items served from memory, and from the store.",
         totals("model, result", "items_total", 'result=~"memory|store"', by_model=True),
         "cps",
         is_stacked=True,

@@ -22,46 +22,51 @@ _ANSWERS = [
     ),
     Panel(
         "Errors that clients saw",
-        "By model and status, after fallbacks; the proxy's own among them.",
+        "By model and status, after fallbacks; includes the proxy's own errors.",
         totals("model, status", "requests_total", 'outcome="error"', by_model=True),
         "reqps",
         is_stacked=True,
     ),
     Panel(
         "Fallbacks",
-        "Calls that one upstream could not answer, by the upstream that was asked instead.",
+        "Calls to a fallback in place of an upstream that failed, by fallback.",
         totals("upstream", "upstream_fallbacks_total"),
         "cps",
     ),
     Panel(
         "Rejected answers",
-        "Answers with status 200 that did not check out and were not stored, by what was wrong. error-in-200 is the"
-        " upstream's own error; any other says that the upstream is not what it is configured to be.",
+        "Responses with status 200 that were invalid and not stored, by what was wrong. error-in-200 is the upstream's"
+        " own error; any other reason means that the upstream is not what it is configured to be.",
         totals("reason", "upstream_rejected_total"),
         "cps",
     ),
     Panel(
         "Validations",
-        "Questions to an upstream about a credential that was not validated recently: confirmed, refused, or unknown,"
-        " when it gave no verdict. One question serves all requests that wait for its answer.",
+        "Validations of a credential that the upstream had not accepted recently: confirmed, refused, or unknown, when"
+        " the upstream gave no verdict. One validation serves all requests that wait for it.",
         totals("result", "validations_total"),
         "cps",
     ),
-    breakers("upstream .*", "Connecting to each upstream. Open, calls fail at once or fall back.", width=24, height=6),
+    breakers(
+        "upstream .*",
+        "Of connections to each upstream. While it is open, calls fail at once or go to a fallback.",
+        width=24,
+        height=6,
+    ),
 ]
 
 _CALLS = [
     Panel(
         "Latency",
-        "One embeddings call, from sending it to its last byte.",
+        "One embeddings call, from sending it to the last byte of its response.",
         quantiles("upstream", "upstream_duration_seconds"),
         "s",
         width=12,
     ),
     Panel(
         "Waiting for a call",
-        "Until a call begins: wait, for the batch to gather; slot, for one of --upstream-concurrency calls, of which"
-        " one credential never has more than half.",
+        "Until a call begins: wait, while the batch gathers; slot, for the limit of --upstream-concurrency calls, of"
+        " which one credential never gets more than half.",
         quantiles("stage", "stage_duration_seconds", 'stage=~"wait|slot"', of=(0.5, 0.95)),
         "s",
         width=12,
@@ -69,26 +74,26 @@ _CALLS = [
     ),
     Panel(
         "Items in a call",
-        "Larger batches cost less time an item; what bounds them is --max-batch-items.",
+        "Larger batches take less time per item; --max-batch-items limits them.",
         counted("upstream_batch_items"),
         "short",
     ),
     Panel(
         "Requests merged into a call",
-        "1 is a call for one request. More of them merge with a longer --batch-window.",
+        "1 is a call for one request. With a longer --batch-window more requests merge.",
         counted("upstream_merged_requests"),
         "short",
     ),
     Panel(
         "Items waiting for the upstream",
-        "Handed to the batcher, and without an answer yet; at the limit (--max-queued-items) what comes on top gets"
-        " 503: the Fleet dashboard has how near that is.",
+        "Items handed to the batcher that have no response yet. At the limit (--max-queued-items) further requests get"
+        " 503; the Fleet dashboard shows how close that is.",
         each_instance(series("upstream_queued_items")),
         "short",
     ),
     Panel(
         "Calls",
-        "Embeddings calls a second by upstream that were answered at all.",
+        "Embeddings calls per second that got a response, by upstream.",
         totals("upstream", "upstream_duration_seconds_count"),
         "cps",
         width=12,
