@@ -39,7 +39,7 @@ def fail(breaker: Breaker, times: int) -> None:
             attempt.failed()
 
 
-def test_it_opens_after_failures_in_a_row(breaker: Breaker, states: list[State]) -> None:
+def test_consecutive_failures_open_the_circuit(breaker: Breaker, states: list[State]) -> None:
     fail(breaker, 2)
     with permitted(breaker) as attempt:
         attempt.succeeded()
@@ -50,7 +50,7 @@ def test_it_opens_after_failures_in_a_row(breaker: Breaker, states: list[State])
     assert breaker.attempt() is None
 
 
-def test_after_the_cool_down_one_probe_goes_and_the_rest_wait_for_it(breaker: Breaker, clock: Clock) -> None:
+def test_after_the_cool_down_only_one_probe_is_permitted(breaker: Breaker, clock: Clock) -> None:
     fail(breaker, 3)
     clock.now = 9.9
     assert breaker.attempt() is None
@@ -61,7 +61,9 @@ def test_after_the_cool_down_one_probe_goes_and_the_rest_wait_for_it(breaker: Br
         assert all(breaker.attempt() for _ in range(3))
 
 
-def test_a_probe_that_fails_opens_it_for_another_cool_down(breaker: Breaker, clock: Clock, states: list[State]) -> None:
+def test_a_failed_probe_opens_the_circuit_for_another_cool_down(
+    breaker: Breaker, clock: Clock, states: list[State]
+) -> None:
     fail(breaker, 3)
     clock.now = 10.0
     fail(breaker, 1)
@@ -72,7 +74,7 @@ def test_a_probe_that_fails_opens_it_for_another_cool_down(breaker: Breaker, clo
     assert states == [State.OPEN, State.HALF_OPEN, State.OPEN, State.HALF_OPEN]
 
 
-def test_a_probe_that_is_cancelled_makes_room_for_the_next(breaker: Breaker, clock: Clock) -> None:
+def test_after_a_cancelled_probe_the_next_attempt_probes(breaker: Breaker, clock: Clock) -> None:
     fail(breaker, 3)
     clock.now = 10.0
     with pytest.raises(asyncio.CancelledError), permitted(breaker):
@@ -81,7 +83,7 @@ def test_a_probe_that_is_cancelled_makes_room_for_the_next(breaker: Breaker, clo
     assert breaker.attempt() is None
 
 
-def test_a_probe_that_reports_nothing_makes_room_for_the_next(breaker: Breaker, clock: Clock) -> None:
+def test_after_a_probe_without_a_result_the_next_attempt_probes(breaker: Breaker, clock: Clock) -> None:
     fail(breaker, 3)
     clock.now = 10.0
     permitted(breaker).end()
@@ -89,7 +91,7 @@ def test_a_probe_that_reports_nothing_makes_room_for_the_next(breaker: Breaker, 
     assert breaker.attempt() is None
 
 
-def test_only_the_end_of_the_probe_itself_makes_room_for_the_next(breaker: Breaker, clock: Clock) -> None:
+def test_only_the_end_of_the_probe_itself_lets_the_next_attempt_probe(breaker: Breaker, clock: Clock) -> None:
     early = permitted(breaker)
     fail(breaker, 3)
     clock.now = 10.0
@@ -112,7 +114,7 @@ def test_the_end_of_an_attempt_adds_nothing_to_its_result(breaker: Breaker, cloc
     assert states == [State.OPEN, State.HALF_OPEN, State.CLOSED]
 
 
-def test_once_mended_it_takes_as_many_failures_as_before(breaker: Breaker, clock: Clock) -> None:
+def test_a_closed_circuit_opens_after_as_many_failures_as_before(breaker: Breaker, clock: Clock) -> None:
     fail(breaker, 3)
     clock.now = 10.0
     with permitted(breaker) as attempt:
@@ -121,7 +123,7 @@ def test_once_mended_it_takes_as_many_failures_as_before(breaker: Breaker, clock
     assert breaker.state is State.CLOSED
 
 
-def test_results_that_come_late_change_nothing_once_it_is_open(breaker: Breaker, states: list[State]) -> None:
+def test_late_results_change_nothing_while_the_circuit_is_open(breaker: Breaker, states: list[State]) -> None:
     failing, succeeding, abandoned = (permitted(breaker) for _ in range(3))
     fail(breaker, 3)
     failing.failed()

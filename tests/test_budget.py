@@ -1,4 +1,4 @@
-"""What is bounded is shared: no tenant leaves nothing for the others."""
+"""No tenant uses up a bounded resource."""
 
 from collections import Counter
 
@@ -35,7 +35,7 @@ def test_one_tenant_gets_half_with_many_requests() -> None:
     budget.take(KNOWN[1], "other", LIMIT // 2)
 
 
-def test_greedy_tenants_leave_as_much_as_each_of_them_has() -> None:
+def test_greedy_tenants_leave_as_much_free_as_each_of_them_uses() -> None:
     budget = new()
     for _ in range(LIMIT):
         for tenant in KNOWN[:3]:
@@ -47,7 +47,7 @@ def test_greedy_tenants_leave_as_much_as_each_of_them_has() -> None:
     assert fill(budget, KNOWN[3]) == LIMIT // 8
 
 
-def test_one_request_may_have_all_that_is_free() -> None:
+def test_one_request_may_use_all_that_is_free() -> None:
     budget = new()
     for _ in range(10):
         budget.take(KNOWN[0], "one", LIMIT // 10)
@@ -57,7 +57,7 @@ def test_one_request_may_have_all_that_is_free() -> None:
     assert budget.used == 0
 
 
-def test_credentials_that_are_made_up_get_half_together() -> None:
+def test_unverified_tenants_get_half_together() -> None:
     budget = new()
     taken = sum(fill(budget, stranger) for stranger in STRANGERS)
     assert taken <= LIMIT // 2
@@ -77,7 +77,7 @@ def test_the_first_request_of_a_new_client_may_be_larger_than_the_strangers_half
     budget.take(KNOWN[0], "known", LIMIT // 10)
 
 
-def test_more_than_the_limit_is_for_who_is_alone() -> None:
+def test_only_a_lone_request_may_exceed_the_limit() -> None:
     budget = new()
     with pytest.raises(Overloaded):
         budget.take(KNOWN[0], "large", LIMIT + 1)
@@ -93,7 +93,7 @@ def test_more_than_the_limit_is_for_who_is_alone() -> None:
         st.tuples(st.integers(0, 3), st.booleans(), st.integers(0, 2), st.integers(0, 400), st.booleans()), max_size=60
     )
 )
-def test_what_is_given_back_is_what_was_taken(steps: list[tuple[int, bool, int, int, bool]]) -> None:
+def test_giving_back_undoes_taking(steps: list[tuple[int, bool, int, int, bool]]) -> None:
     budget = new()
     taken: Counter[tuple[Tenant, int]] = Counter()
     for number, is_unverified, request, amount, gives_back in steps:

@@ -6,7 +6,7 @@ import pytest
 from proxy.periodic import every
 
 
-async def test_work_is_done_again_and_again_until_the_block_ends() -> None:
+async def test_work_is_repeated_until_the_block_ends() -> None:
     late: list[float] = []
     twice = asyncio.Event()
 
@@ -24,7 +24,7 @@ async def test_work_is_done_again_and_again_until_the_block_ends() -> None:
     assert all(late_s >= 0 for late_s in late)
 
 
-async def test_work_that_fails_is_logged_and_done_again(caplog: pytest.LogCaptureFixture) -> None:
+async def test_work_that_fails_is_logged_and_repeated(caplog: pytest.LogCaptureFixture) -> None:
     again = asyncio.Event()
     calls = 0
 

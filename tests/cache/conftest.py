@@ -1,4 +1,4 @@
-"""Every test of the stores that has a server runs with Redis and with Valkey."""
+"""Fixtures: the servers under test, each as Redis and as Valkey."""
 
 import pytest
 

@@ -15,10 +15,10 @@ async def test_a_large_read_has_more_time_than_a_small_one() -> None:
     for count in (1, 1024):
         await cache.read([number.to_bytes(32, "big") for number in range(count)], min_stored_at_s=0)
     # A quarter of a millisecond a key, on top.
-    assert store.budgets_s == pytest.approx([0.05025, 0.306])
+    assert store.timeouts_s == pytest.approx([0.05025, 0.306])
 
 
-async def test_what_was_written_is_in_memory_and_in_the_store() -> None:
+async def test_a_write_goes_to_memory_and_to_the_store() -> None:
     store = DictStore()
     cache = make_cache(store)
     await cache.write({A: record(1.0), B: record(2.0)}, overwrite=False)
@@ -26,7 +26,7 @@ async def test_what_was_written_is_in_memory_and_in_the_store() -> None:
     assert served(await make_cache(store).read([A, B, C], min_stored_at_s=0)) == {A: b"[1.0,0.5]", B: b"[2.0,0.5]"}
 
 
-async def test_what_was_read_from_the_store_is_in_memory_from_then_on() -> None:
+async def test_a_read_from_the_store_goes_to_memory() -> None:
     store = DictStore()
     await make_cache(store).write({A: record()}, overwrite=False)
     cache = make_cache(store)
@@ -43,13 +43,13 @@ async def test_the_first_writer_wins_and_the_loser_serves_the_winner() -> None:
     assert served(loser.peek([A], min_stored_at_s=0)) == {A: b"[1.0,0.5]"}
 
 
-async def test_without_a_store_too_the_first_in_memory_wins() -> None:
+async def test_without_a_store_the_first_entry_in_memory_wins() -> None:
     cache = make_cache(NoStore())
     await cache.write({A: record(1.0)}, overwrite=False)
     assert served(await cache.write({A: record(2.0)}, overwrite=False)) == {A: b"[1.0,0.5]"}
 
 
-async def test_a_slow_read_does_not_bring_back_what_was_refreshed_meanwhile() -> None:
+async def test_a_slow_read_does_not_undo_a_refresh() -> None:
     store = DictStore()
     await make_cache(store).write({A: record(1.0, at=1000)}, overwrite=False)
     cache = make_cache(store)
@@ -68,7 +68,7 @@ async def test_a_refresh_replaces() -> None:
     assert served(await make_cache(store).read([A], min_stored_at_s=0)) == {A: b"[2.0,0.5]"}
 
 
-async def test_an_entry_past_its_ttl_is_a_miss_and_gives_way_to_a_new_one() -> None:
+async def test_an_entry_past_its_ttl_is_a_miss_and_is_replaced() -> None:
     store, clock = DictStore(), Clock()
     cache = make_cache(store, clock, ttl_s=60)
     await cache.write({A: record(1.0)}, overwrite=False)
@@ -87,7 +87,7 @@ def test_the_stricter_of_ttl_and_max_age_counts() -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"foreign", b"\0" * 200])
-async def test_a_damaged_record_is_a_miss_a_count_and_is_replaced(damage: bytes) -> None:
+async def test_a_damaged_record_is_a_miss_and_is_replaced(damage: bytes) -> None:
     store = DictStore()
     store.values[A] = damage
     cache = make_cache(store)
@@ -104,7 +104,7 @@ async def test_a_record_moved_to_another_key_is_a_miss() -> None:
     assert await cache.read([B], min_stored_at_s=0) == {}
 
 
-async def test_a_failing_store_costs_hits_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failing_store_loses_hits_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     store = DictStore()
     store.failure = StoreError("connection", "refused")
     cache = make_cache(store)
@@ -121,14 +121,14 @@ async def test_a_failing_store_costs_hits_and_is_said_once(caplog: pytest.LogCap
     ]
 
 
-async def test_what_a_store_found_before_it_failed_is_served() -> None:
+async def test_values_found_before_a_store_failed_are_served() -> None:
     store = DictStore()
     store.failure = StoreError("timeout", "half of it", found={A: records.encode(A, record())}, is_partial=True)
     assert set(await make_cache(store).read([A, B], min_stored_at_s=0)) == {A}
 
 
 @pytest.mark.parametrize("is_partial", [True, False])
-async def test_a_node_of_several_that_fails_does_not_keep_the_others_from_being_asked(is_partial: bool) -> None:
+async def test_one_failing_node_of_several_does_not_open_the_circuit(is_partial: bool) -> None:
     store = DictStore()
     cache = make_cache(store)
     store.failure = StoreError("connection", "one of them is down", is_partial=is_partial)
@@ -140,7 +140,7 @@ async def test_a_node_of_several_that_fails_does_not_keep_the_others_from_being_
     assert set(await cache.read([B], min_stored_at_s=0)) == ({B} if is_partial else set())
 
 
-async def test_a_hanging_store_is_waited_for_no_longer_than_the_budget() -> None:
+async def test_waiting_for_a_hanging_store_ends_with_the_timeout() -> None:
     store = DictStore()
     store.gate.clear()
     cache = make_cache(store, timeout_s=0.01)

@@ -1,4 +1,4 @@
-"""The first record that the store has is what every process serves in the end, however late the store says so."""
+"""Every process ends up serving the first record that the store has, however late the store replies."""
 
 import asyncio
 
@@ -20,10 +20,10 @@ FIRST, SECOND, THIRD = b"[1.0,0.5]", b"[2.0,0.5]", b"[3.0,0.5]"
 HOUR_S = 3600.0
 
 
-# --- a store that answers late
+# --- a store that replies late
 
 
-@pytest.mark.parametrize("late", ["writes", "answers"])
+@pytest.mark.parametrize("late", ["writes", "replies"])
 async def test_two_caches_over_one_slow_store_serve_the_same_bits_in_the_end(late: str) -> None:
     store = DictStore()
     gate: asyncio.Event = getattr(store, late)
@@ -39,7 +39,7 @@ async def test_two_caches_over_one_slow_store_serve_the_same_bits_in_the_end(lat
     assert records.decode(A, store.values[A]) == record(1.0)
 
 
-async def test_who_still_holds_the_loser_finds_the_winner_through_it() -> None:
+async def test_a_superseded_entry_leads_to_the_winner() -> None:
     store = DictStore()
     store.writes.clear()
     store.values[A] = records.encode(A, record(1.0))
@@ -51,7 +51,7 @@ async def test_who_still_holds_the_loser_finds_the_winner_through_it() -> None:
     assert held[A].standing.numbers() == FIRST
 
 
-async def test_a_request_that_still_waits_for_other_items_is_served_the_late_winner(
+async def test_a_request_that_waits_for_other_items_serves_the_late_winner(
     start_proxy: StartProxy, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = DictStore()
@@ -70,12 +70,12 @@ async def test_a_request_that_still_waits_for_other_items_is_served_the_late_win
     gate.open()
     assert (await first.embed("x")).vectors == [[1.0] * 16]
 
-    async def answer(call: object) -> object:
+    async def respond(call: object) -> object:
         if "slow" in call.items:  # type: ignore[attr-defined]
             await slow.wait()
         return embed(call)
 
-    upstream.reply = answer  # type: ignore[assignment]
+    upstream.reply = respond  # type: ignore[assignment]
     waiting = asyncio.create_task(second.embed(["x", "slow"]))
     while not second.proxy.cache._writer.pending:  # until its own vector of x was handed out
         await asyncio.sleep(0)
@@ -85,19 +85,19 @@ async def test_a_request_that_still_waits_for_other_items_is_served_the_late_win
     assert (await waiting).vectors == [[1.0] * 16, [3.0] * 16]
 
 
-async def test_a_late_answer_does_not_bring_back_what_was_refreshed_meanwhile() -> None:
+async def test_a_late_reply_does_not_undo_a_refresh() -> None:
     store = DictStore()
-    store.answers.clear()
+    store.replies.clear()
     cache = make_cache(store, timeout_s=0.001)
     await cache.write({A: record(1.0)}, overwrite=False)
     await cache.write({A: record(2.0)}, overwrite=True)
-    store.answers.set()
+    store.replies.set()
     await written(cache)
     assert await look_up(cache, A) == {A: SECOND}
     assert served(cache.peek([A], min_stored_at_s=0, confirmed=True)) == {A: SECOND}
 
 
-async def test_an_item_whose_write_is_under_way_is_there_though_memory_has_no_room() -> None:
+async def test_an_item_is_a_hit_during_its_write_even_if_memory_has_no_room() -> None:
     store = DictStore()
     store.writes.clear()
     cache = make_cache(store, timeout_s=0.001, memory_bytes=1)
@@ -109,7 +109,7 @@ async def test_an_item_whose_write_is_under_way_is_there_though_memory_has_no_ro
     assert await look_up(cache, A) == {A: FIRST}
 
 
-async def test_a_request_for_an_item_whose_write_is_under_way_waits_for_it() -> None:
+async def test_a_request_for_an_item_waits_for_its_unfinished_write() -> None:
     store = DictStore()
     store.writes.clear()
     store.values[A] = records.encode(A, record(1.0))
@@ -125,7 +125,7 @@ async def test_a_request_for_an_item_whose_write_is_under_way_waits_for_it() -> 
 # --- a store that was down
 
 
-async def test_what_an_outage_kept_from_the_store_gives_way_to_what_another_wrote_after_it() -> None:
+async def test_after_an_outage_a_record_of_another_replica_supersedes_an_unstored_one() -> None:
     store = DictStore()
     cache, other = make_cache(store), make_cache(store)
     store.write_failure = StoreError("connection", "down")
@@ -136,7 +136,7 @@ async def test_what_an_outage_kept_from_the_store_gives_way_to_what_another_wrot
         assert await look_up(cache, A) == {A: SECOND}
 
 
-async def test_what_an_outage_kept_from_the_store_is_written_when_it_is_asked_for_again() -> None:
+async def test_after_an_outage_an_unstored_item_is_written_at_its_next_request() -> None:
     store, metrics = DictStore(), Metrics()
     cache = make_cache(store, metrics=metrics)
     store.write_failure = StoreError("connection", "down")
@@ -147,12 +147,12 @@ async def test_what_an_outage_kept_from_the_store_is_written_when_it_is_asked_fo
     assert await look_up(cache, A) == {A: FIRST}
     await written(cache)
     assert records.decode(A, store.values[A]) == record(1.0)
-    budgets = len(store.budgets_s)
+    budgets = len(store.timeouts_s)
     assert await look_up(cache, A) == {A: FIRST}
-    assert len(store.budgets_s) == budgets  # it is confirmed: the store is not asked again
+    assert len(store.timeouts_s) == budgets  # it is confirmed: the store is not asked again
 
 
-async def test_a_refresh_that_could_not_be_written_replaces_what_the_store_has_once_it_works() -> None:
+async def test_after_an_outage_an_unstored_refresh_replaces_the_stores_record() -> None:
     store = DictStore()
     cache = make_cache(store)
     await cache.write({A: record(1.0, at=1000)}, overwrite=False)
@@ -164,28 +164,28 @@ async def test_a_refresh_that_could_not_be_written_replaces_what_the_store_has_o
     assert await look_up(make_cache(store), A) == {A: SECOND}
 
 
-async def test_while_the_store_is_found_down_memory_serves_without_asking_it() -> None:
+async def test_while_the_circuit_is_open_memory_serves_without_a_read() -> None:
     store = DictStore()
     store.failure = StoreError("connection", "down")
     cache = make_cache(store)
     for _ in range(5):
         await cache.write({A: record(1.0)}, overwrite=False)
     assert served(cache.peek([A], min_stored_at_s=0, confirmed=True)) == {A: FIRST}
-    assert not store.budgets_s
+    assert not store.timeouts_s
 
 
 async def test_two_caches_that_replace_one_damaged_record_agree_on_the_next_request() -> None:
     store = DictStore()
     store.values[A] = b"damaged"
     caches = [make_cache(store), make_cache(store)]
-    store.answers.clear()  # both learn of the damage before either has replaced it
+    store.replies.clear()  # both learn of the damage before either has replaced it
     writing = [
         asyncio.create_task(cache.write({A: record(number)}, overwrite=False))
         for cache, number in zip(caches, (1.0, 2.0), strict=True)
     ]
     for _ in range(5):
         await asyncio.sleep(0)
-    store.answers.set()
+    store.replies.set()
     await asyncio.gather(*writing)
     stands = {A: Entry(records.decode(A, store.values[A])).numbers()}
     assert [await look_up(cache, A) for cache in caches] == [stands, stands]
@@ -239,7 +239,7 @@ async def test_a_record_from_before_the_ttl_was_set_is_replaced_though_the_store
     assert served(await cache.write({A: record(2.0, at=clock.now)}, overwrite=False)) == {A: SECOND}
 
 
-async def test_a_record_of_a_clock_that_was_days_ahead_does_not_outlive_every_ttl() -> None:
+async def test_a_record_dated_days_ahead_expires() -> None:
     store, clock = DictStore(), Clock()
     await make_cache(store, clock).write({A: record(1.0, at=clock.now + 1000 * HOUR_S)}, overwrite=False)
     cache = make_cache(store, clock, ttl_s=1800)

@@ -1,4 +1,4 @@
-"""Caches over one store whose every step happens when the machine says so: in the end all serve what the store has."""
+"""Caches over one store whose steps a state machine orders: in the end all of them serve the store's records."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ TURNS = 30
 
 
 class SteppedStore(Unleased):
-    """Each operation waits before it is done, and a write once more before it is answered."""
+    """Each operation waits before it is done, and a write once more before its reply."""
 
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
@@ -76,10 +76,10 @@ class Machine(RuleBasedStateMachine):
         self.written = 0
 
     @initialize(
-        budgets_s=st.lists(st.sampled_from([0.0, 1000.0]), min_size=CACHES, max_size=CACHES),
+        timeouts_s=st.lists(st.sampled_from([0.0, 1000.0]), min_size=CACHES, max_size=CACHES),
         spoilt=st.dictionaries(st.sampled_from(KEYS), st.sampled_from(["damaged", "expired"])),
     )
-    def begin(self, budgets_s: list[float], spoilt: dict[bytes, str]) -> None:
+    def begin(self, timeouts_s: list[float], spoilt: dict[bytes, str]) -> None:
         """A cache of budget 0 waits for no write, one of 1000 s for each."""
         for key, how in spoilt.items():
             self.store.values[key] = b"damaged" if how == "damaged" else records.encode(key, record(0.5, at=1.0))
@@ -87,7 +87,7 @@ class Machine(RuleBasedStateMachine):
         async def open_() -> list[Cache]:
             return [
                 Cache(Memory(10**6), self.store, Metrics(), ttl_s=TTL_S, timeout_s=timeout_s, clock=Clock())
-                for timeout_s in budgets_s
+                for timeout_s in timeouts_s
             ]
 
         self.caches = self.runner.run(open_())
@@ -105,13 +105,13 @@ class Machine(RuleBasedStateMachine):
                     assert text_of(key, self.store.values[key]) == entry.numbers()
 
     @rule(which=st.integers(0, CACHES - 1), keys=st.sets(st.sampled_from(KEYS), min_size=1))
-    def upstream_answers(self, which: int, keys: set[bytes]) -> None:
+    def upstream_responds(self, which: int, keys: set[bytes]) -> None:
         self.written += 1
         fresh = {key: record(float(self.written)) for key in sorted(keys)}
         self.start(which, lambda cache: cache.write(fresh, overwrite=False))
 
     @rule(which=st.integers(0, CACHES - 1), keys=st.sets(st.sampled_from(KEYS), min_size=1))
-    def client_asks(self, which: int, keys: set[bytes]) -> None:
+    def client_requests(self, which: int, keys: set[bytes]) -> None:
         self.start(which, lambda cache: look_up(cache, *sorted(keys)))
 
     def start(self, which: int, what: object) -> None:
@@ -123,7 +123,7 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.store.steps)
     @rule(which=st.integers(0))
-    def store_goes_on(self, which: int) -> None:
+    def store_proceeds(self, which: int) -> None:
         step = self.store.steps.pop(which % len(self.store.steps))
         if not step.done():
             step.set_result(None)
@@ -136,11 +136,11 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             if hasattr(self, "caches"):
-                self.runner.run(self.all_serve_what_stands())
+                self.runner.run(self.all_serve_the_stored_records())
         finally:
             self.runner.close()
 
-    async def all_serve_what_stands(self) -> None:
+    async def all_serve_the_stored_records(self) -> None:
         self.store.is_down = self.store.is_stepped = False
         for step in self.store.steps:
             if not step.done():

@@ -1,4 +1,4 @@
-"""Leases, and what a miss costs the store with and without them."""
+"""Leases, and how often a miss reads the store with and without them."""
 
 import asyncio
 from collections.abc import Collection, Sequence
@@ -37,9 +37,9 @@ async def test_a_miss_reads_a_store_without_leases_once_and_one_with_leases_agai
 ) -> None:
     monkeypatch.setattr("proxy.app.storage.open_store", lambda *_: store)
     client = await start_proxy()
-    store.budgets_s.clear()
+    store.timeouts_s.clear()
     assert (await client.embed("x")).cache == "MISS"
-    assert len(store.budgets_s) == reads
+    assert len(store.timeouts_s) == reads
     assert len(upstream.calls) == 1
 
 

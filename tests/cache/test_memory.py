@@ -17,7 +17,7 @@ def entry(vector: Vector | None = None, tokens: int = 1) -> Entry:
     return Entry(Record(vector=vector, model="m", tokens=tokens, tokens_exact=True, stored_at_s=0))
 
 
-def test_it_holds_no_more_than_its_bytes() -> None:
+def test_memory_stays_within_its_bytes() -> None:
     memory = Memory(max_bytes=1_000_000)
     for number in range(1000):
         memory.put(key(number), entry())
@@ -36,7 +36,7 @@ def test_texts_of_numbers_count_once_they_are_made() -> None:
     assert memory.text(key(1), held, Encoding.FLOAT) is text
 
 
-def test_the_text_of_an_entry_that_is_gone_does_not_bring_it_back() -> None:
+def test_making_the_text_of_an_evicted_entry_does_not_restore_it() -> None:
     memory = Memory(max_bytes=10_000_000)
     memory.text(key(1), entry(), Encoding.FLOAT)
     assert memory.entries == 0

@@ -1,4 +1,4 @@
-"""One suite for every store: whatever keeps the bytes, this is what the cache may count on."""
+"""One suite for every store: what the cache relies on."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -61,13 +61,13 @@ async def test_empty_at_first(open_store: OpenStore) -> None:
     assert await open_store().get_many([key(1), key(2)], timeout_s=5.0) == {}
 
 
-async def test_what_was_put_is_got_by_another_process(open_store: OpenStore) -> None:
+async def test_another_process_gets_the_value(open_store: OpenStore) -> None:
     values = {key(n): bytes([n]) * n for n in range(1, 200)}
     assert await open_store().put_many(values, ttl_s=None, overwrite=False) == {}
     assert await open_store().get_many([*values, key(1000)], timeout_s=5.0) == values
 
 
-async def test_the_first_value_stays_and_the_loser_is_told(open_store: OpenStore) -> None:
+async def test_the_first_value_stays_and_the_second_writer_gets_it(open_store: OpenStore) -> None:
     store = open_store()
     await store.put_many({key(1): b"first"}, ttl_s=None, overwrite=False)
     standing = await store.put_many({key(1): b"second", key(2): b"new"}, ttl_s=None, overwrite=False)
@@ -75,7 +75,7 @@ async def test_the_first_value_stays_and_the_loser_is_told(open_store: OpenStore
     assert await store.get_many([key(1), key(2)], timeout_s=5.0) == {key(1): b"first", key(2): b"new"}
 
 
-async def test_overwrite_replaces_and_tells_nothing(open_store: OpenStore) -> None:
+async def test_overwrite_replaces_and_returns_nothing(open_store: OpenStore) -> None:
     store = open_store()
     await store.put_many({key(1): b"first"}, ttl_s=None, overwrite=False)
     assert await store.put_many({key(1): b"second", key(2): b"new"}, ttl_s=None, overwrite=True) == {}
@@ -99,12 +99,12 @@ async def test_many_readers_at_once_each_get_their_own(open_store: OpenStore) ->
     values = {key(n): b"%d" % n for n in range(600)}
     await store.put_many(values, ttl_s=None, overwrite=False)
     asked = [[key(n) for n in range(start, start + 40)] for start in range(0, 620, 10)]
-    answers = await asyncio.gather(*(store.get_many(keys, timeout_s=5.0) for keys in asked))
-    for keys, answer in zip(asked, answers, strict=True):
-        assert answer == {k: values[k] for k in keys if k in values}
+    replies = await asyncio.gather(*(store.get_many(keys, timeout_s=5.0) for keys in asked))
+    for keys, reply in zip(asked, replies, strict=True):
+        assert reply == {k: values[k] for k in keys if k in values}
 
 
-async def test_a_cancelled_reader_takes_nobody_with_it(open_store: OpenStore) -> None:
+async def test_cancelling_one_reader_does_not_affect_others(open_store: OpenStore) -> None:
     store = open_store()
     await store.put_many({key(1): b"1", key(2): b"2"}, ttl_s=None, overwrite=False)
     leaving = asyncio.create_task(store.get_many([key(1)], timeout_s=5.0))
@@ -131,7 +131,7 @@ async def test_thousands_at_once(open_store: OpenStore) -> None:
     assert await store.get_many(list(values), timeout_s=5.0) == values
 
 
-async def test_a_spoilt_value_gives_way_to_the_first_that_replaces_it(open_store: OpenStore) -> None:
+async def test_the_first_value_replaces_an_invalid_one(open_store: OpenStore) -> None:
     store, other = open_store(), open_store()
     await store.put_many({key(1): b"spoilt", key(2): b"good"}, ttl_s=None, overwrite=False)
     spoilt = {key(1): b"spoilt"}
@@ -142,13 +142,13 @@ async def test_a_spoilt_value_gives_way_to_the_first_that_replaces_it(open_store
     assert await other.get_many([key(1), key(2), key(3)], timeout_s=5.0) == mine | {key(2): b"good"}
 
 
-async def test_what_was_spoilt_and_is_gone_is_stored(open_store: OpenStore) -> None:
+async def test_a_value_is_stored_though_the_invalid_one_is_gone(open_store: OpenStore) -> None:
     store = open_store()
     assert await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False, spoilt={key(1): b"spoilt"}) == {}
     assert await store.get_many([key(1)], timeout_s=5.0) == {key(1): b"x"}
 
 
-async def test_caches_that_waited_for_no_answer_serve_one_vector_in_the_end(open_store: OpenStore) -> None:
+async def test_caches_that_did_not_wait_for_replies_serve_one_vector_in_the_end(open_store: OpenStore) -> None:
     caches = [make_cache(open_store(), timeout_s=0.0) for _ in range(3)]
     keys = [key(n) for n in range(200)]
     for number, cache in enumerate(caches):
@@ -156,6 +156,6 @@ async def test_caches_that_waited_for_no_answer_serve_one_vector_in_the_end(open
     await asyncio.gather(*map(written, caches))
     for cache in caches:
         cache._store._timeout_s = 60.0
-    answers = [await look_up(cache, *keys) for cache in caches]
-    assert len(answers[0]) == len(keys)
-    assert answers == answers[:1] * len(caches)
+    replies = [await look_up(cache, *keys) for cache in caches]
+    assert len(replies[0]) == len(keys)
+    assert replies == replies[:1] * len(caches)

@@ -1,4 +1,4 @@
-"""What was paid for is stored: upstream calls wait for a slow store, and what can't be stored is counted and logged."""
+"""Computed items are stored: upstream calls wait for a slow store, and unstored items are counted and logged."""
 
 import asyncio
 import sqlite3
@@ -26,8 +26,8 @@ async def test_twenty_batches_of_2048_items_at_once_are_all_stored(
     upstream.dimensions = 2
     client = await start_proxy(store=StoreSetting(path=sqlite_path), store_budget_s=0.05)
     batches = [[f"{batch}-{number}" for number in range(2048)] for batch in range(20)]
-    answers = await asyncio.gather(*(client.embed(texts) for texts in batches))
-    assert {answer.status for answer in answers} == {200}
+    responses = await asyncio.gather(*(client.embed(texts) for texts in batches))
+    assert {response.status for response in responses} == {200}
     await written(client.proxy.cache)
     with sqlite3.connect(sqlite_path) as connection:
         assert connection.execute("SELECT count(*) FROM slot").fetchone() == (20 * 2048,)
@@ -56,7 +56,7 @@ async def test_the_next_upstream_call_waits_until_the_store_has_written(
     assert await client.metric("embedding_proxy_store_pending_write_bytes") == 0
 
 
-async def test_a_store_that_hangs_is_not_waited_for_and_what_it_does_not_take_is_counted(
+async def test_calls_do_not_wait_for_a_hanging_store_and_unstored_items_are_counted(
     start_proxy: StartProxy,
     upstream: ScriptedUpstream,
     monkeypatch: pytest.MonkeyPatch,
@@ -93,7 +93,7 @@ async def until(holds: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_write_that_a_hanging_store_does_not_take_is_a_write_and_an_error(
+async def test_a_write_refused_by_a_full_backlog_counts_as_a_write_and_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("proxy.cache.guarded._MAX_PENDING_BYTES", 0)
@@ -115,7 +115,7 @@ async def test_a_write_that_a_hanging_store_does_not_take_is_a_write_and_an_erro
     await cache.aclose()
 
 
-async def test_what_the_end_of_the_process_kept_from_the_store_is_counted_and_logged(
+async def test_items_unstored_at_exit_are_counted_and_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     metrics, store = Metrics(), DictStore()
@@ -131,7 +131,7 @@ async def test_what_the_end_of_the_process_kept_from_the_store_is_counted_and_lo
     assert "items not stored: 2 (stopped)" in caplog.text
 
 
-async def test_a_probe_that_is_cancelled_before_it_begins_makes_room_for_the_next_write() -> None:
+async def test_a_probe_that_is_cancelled_before_it_begins_lets_the_next_write_probe() -> None:
     store = DictStore()
     cache = make_cache(store)
     store.write_failure = StoreError("refused", "full")
@@ -151,7 +151,7 @@ async def test_a_probe_that_is_cancelled_before_it_begins_makes_room_for_the_nex
     assert breaker.state.value == "closed"
 
 
-async def test_what_an_open_circuit_kept_from_the_store_is_counted_once() -> None:
+async def test_items_unstored_by_an_open_circuit_are_counted_once() -> None:
     metrics, store = Metrics(), DictStore()
     cache = make_cache(store, metrics=metrics)
     store.write_failure = StoreError("refused", "full")
@@ -163,7 +163,7 @@ async def test_what_an_open_circuit_kept_from_the_store_is_counted_once() -> Non
     assert counted == {"refused": 5, "open": 3}
 
 
-async def test_there_is_room_while_less_waits_than_the_bound_and_again_when_a_write_has_ended() -> None:
+async def test_there_is_room_below_the_bound_and_after_a_write_has_ended() -> None:
     backlog = Backlog(max_bytes=100, stall_s=60.0)
     backlog.began(100)
     await backlog.room()

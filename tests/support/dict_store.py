@@ -34,11 +34,11 @@ class DictStore(Unleased):
         self.write_failure: StoreError | None = None
         self.gate = opened()  # to everything
         self.writes = opened()  # a write waits here before it is done,
-        self.answers = opened()  # and here before it is answered
-        self.budgets_s: list[float] = []
+        self.replies = opened()  # and here before its reply
+        self.timeouts_s: list[float] = []
 
     async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
-        self.budgets_s.append(timeout_s)
+        self.timeouts_s.append(timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
                 await self.gate.wait()
@@ -63,7 +63,7 @@ class DictStore(Unleased):
         standing = {key: self.values[key] for key in values if key in self.values and not overwrite}
         standing = {key: value for key, value in standing.items() if spoilt.get(key) != value}
         self.values.update({key: value for key, value in values.items() if key not in standing})
-        await self.answers.wait()
+        await self.replies.wait()
         return standing
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""What is peculiar to several nodes: redirections, and nodes that fail while others work."""
+"""A cluster: redirections, and nodes that fail while others work."""
 
 import asyncio
 import signal
@@ -59,7 +59,7 @@ def of_node(cluster: RedisCluster, node: RedisServer, prefix: str = "embedding:"
     return {key for key in KEYS if slot_of(key, prefix) in slots}
 
 
-async def test_each_node_has_its_own_share(cluster: RedisCluster, stores: list[RedisStore]) -> None:
+async def test_each_node_has_the_keys_of_its_slots(cluster: RedisCluster, stores: list[RedisStore]) -> None:
     store = open_store(stores, cluster.url)
     assert await store.put_many(VALUES, ttl_s=1000.0, overwrite=False) == {}
     assert sum(ask(node, "DBSIZE") for node in cluster.masters) == len(KEYS)
@@ -67,7 +67,7 @@ async def test_each_node_has_its_own_share(cluster: RedisCluster, stores: list[R
         assert ask(node, "DBSIZE") > 50
 
 
-async def test_lookups_of_one_turn_ride_together(
+async def test_reads_of_one_turn_are_merged(
     cluster: RedisCluster, stores: list[RedisStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(stores, cluster.url)
@@ -84,7 +84,7 @@ async def test_lookups_of_one_turn_ride_together(
     assert (len(sent), sum(sent)) == (3, 100)
 
 
-async def test_a_slot_on_the_move_and_moved(cluster: RedisCluster, stores: list[RedisStore]) -> None:
+async def test_a_slot_during_and_after_its_migration(cluster: RedisCluster, stores: list[RedisStore]) -> None:
     store = open_store(stores, cluster.url)
     await store.put_many(VALUES, ttl_s=None, overwrite=False)
     slot = slot_of(KEYS[0])
@@ -124,7 +124,7 @@ def key_of_slot(slot: int, seed: int) -> bytes:
     return key
 
 
-async def test_a_dead_node_costs_the_keys_of_its_slots(frail: RedisCluster, stores: list[RedisStore]) -> None:
+async def test_a_dead_node_loses_the_keys_of_its_slots(frail: RedisCluster, stores: list[RedisStore]) -> None:
     store = open_store(stores, frail.url)
     await store.put_many(VALUES, ttl_s=None, overwrite=False)
     lost = of_node(frail, frail.masters[0])
@@ -153,7 +153,7 @@ async def test_a_dead_node_costs_the_keys_of_its_slots(frail: RedisCluster, stor
     assert (failure.value.found, failure.value.is_partial) == ({}, False)
 
 
-async def test_a_node_that_hangs_is_left_alone_after_a_while(cluster: RedisCluster, stores: list[RedisStore]) -> None:
+async def test_the_circuit_of_a_hanging_node_opens(cluster: RedisCluster, stores: list[RedisStore]) -> None:
     store = open_store(stores, cluster.url, timeout_s=0.2)
     await store.put_many(VALUES, ttl_s=None, overwrite=False)
     hung = cluster.masters[0]
@@ -182,14 +182,14 @@ async def found(store: RedisStore) -> dict[bytes, bytes]:
         return error.found
 
 
-async def test_one_seed_that_answers_is_enough(cluster: RedisCluster, stores: list[RedisStore]) -> None:
+async def test_one_seed_that_replies_is_enough(cluster: RedisCluster, stores: list[RedisStore]) -> None:
     url = f"redis+cluster://127.0.0.1:{free_port()},{cluster.addresses.rpartition(',')[2]}"
     store = open_store(stores, url)
     await store.put_many(VALUES, ttl_s=None, overwrite=False)
     assert await store.get_many(KEYS, timeout_s=5.0) == VALUES
 
 
-async def test_no_seed_that_answers_is_an_error_and_asked_again(stores: list[RedisStore]) -> None:
+async def test_without_a_seed_that_replies_reads_fail_and_seeds_are_tried_again(stores: list[RedisStore]) -> None:
     store = open_store(stores, f"redis+cluster://127.0.0.1:{free_port()}")
     for _ in range(3):
         with pytest.raises(StoreError) as failure:
@@ -197,7 +197,7 @@ async def test_no_seed_that_answers_is_an_error_and_asked_again(stores: list[Red
         assert (failure.value.reason, failure.value.is_partial) == ("connection", False)
 
 
-async def test_a_server_that_is_no_cluster_says_so(redis_server: RedisServer, stores: list[RedisStore]) -> None:
+async def test_a_server_that_is_no_cluster_is_an_error(redis_server: RedisServer, stores: list[RedisStore]) -> None:
     store = open_store(stores, redis_server.url.replace("redis", "redis+cluster", 1))
     with pytest.raises(StoreError, match="cluster support disabled"):
         await store.get_many(KEYS, timeout_s=5.0)
@@ -211,7 +211,7 @@ async def test_a_key_of_another_type_is_a_miss(cluster: RedisCluster, stores: li
     assert await store.get_many([KEYS[1]], timeout_s=5.0) == {KEYS[1]: b"x"}
 
 
-async def test_nodes_that_redirect_to_each_other_are_not_asked_for_ever() -> None:
+async def test_redirections_between_two_nodes_end() -> None:
     class Confused:
         def __init__(self, address: tuple[str, int]) -> None:
             self.address = address
@@ -237,19 +237,19 @@ async def test_nodes_that_redirect_to_each_other_are_not_asked_for_ever() -> Non
     assert sum(node.asked for node in nodes.values()) <= 6
 
 
-async def test_however_many_notice_that_something_is_wrong_one_asks() -> None:
+async def test_one_refresh_runs_however_many_requests_need_it() -> None:
     asked = 0
-    answer = asyncio.Event()
+    reply = asyncio.Event()
 
     async def refresh() -> None:
         nonlocal asked
         asked += 1
-        await answer.wait()
+        await reply.wait()
 
     refresher = TopologyRefresher(refresh)
     waiting = [asyncio.create_task(refresher.wait(timeout_s=5.0)) for _ in range(100)]
     await asyncio.sleep(0)
-    answer.set()
+    reply.set()
     await asyncio.gather(*waiting)
     for _ in range(100):
         refresher.refresh_soon()

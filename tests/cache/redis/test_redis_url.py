@@ -41,11 +41,11 @@ def test_urls(text: str, url: RedisURL) -> None:
         "redis+sentinel://a/m?db=1", "redis+sentinel://a/m?sentinel_password=x@y", "redis+ssl://a", "unix+cluster:///x",
     ],
 )  # fmt: skip
-def test_what_is_no_url(text: str) -> None:
+def test_invalid_urls(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - it says nothing on purpose: there may be a password in it
         redis_url.parse(text)
 
 
-def test_it_is_shown_without_passwords() -> None:
+def test_the_repr_has_no_passwords() -> None:
     url = redis_url.parse("redis+sentinel://u:c4nary@a/m?sentinel_password=c4nary")
     assert "c4nary" not in repr(url)

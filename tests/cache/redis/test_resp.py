@@ -1,4 +1,4 @@
-"""What a server declares is checked against what it was asked before hiredis acts on it."""
+"""The sizes that a reply declares are checked against its command before hiredis parses it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -83,7 +83,7 @@ def is_accepted(shape: Shape, *pieces: bytes) -> bool:
 
 
 @pytest.mark.parametrize(("shape", "reply"), RIGHT)
-def test_an_answer_to_what_was_asked_passes_wherever_it_is_cut(shape: Shape, reply: bytes) -> None:
+def test_a_reply_of_the_expected_shape_passes_however_it_is_split(shape: Shape, reply: bytes) -> None:
     reader = hiredis.Reader()
     reader.feed(reply)
     assert reader.gets() is not False
@@ -95,12 +95,12 @@ def test_an_answer_to_what_was_asked_passes_wherever_it_is_cut(shape: Shape, rep
 
 
 @pytest.mark.parametrize(("shape", "reply"), WRONG, ids=lambda case: str(case)[:40])
-def test_what_can_not_be_the_answer_is_refused(shape: Shape, reply: bytes) -> None:
+def test_a_reply_of_another_shape_is_refused(shape: Shape, reply: bytes) -> None:
     assert not is_accepted(shape, reply)
     assert not is_accepted(shape, *(reply[at : at + 7] for at in range(0, min(len(reply), 20_000), 7)), reply[20_000:])
 
 
-def test_many_replies_on_one_connection_are_each_what_was_asked() -> None:
+def test_replies_on_one_connection_are_matched_to_their_commands() -> None:
     guard = ReplyGuard()
     shapes, replies = zip(*RIGHT, strict=True)
     for _ in range(3):
@@ -111,7 +111,7 @@ def test_many_replies_on_one_connection_are_each_what_was_asked() -> None:
 
 
 @given(st.sampled_from(RIGHT), st.data())
-def test_hiredis_never_sees_more_elements_than_there_may_be(case: tuple[Shape, bytes], data: st.DataObject) -> None:
+def test_hiredis_never_gets_more_elements_than_expected(case: tuple[Shape, bytes], data: st.DataObject) -> None:
     """Whatever is changed in a right reply: refused, refused by hiredis, still incomplete, or within the bounds."""
     shape, reply = case
     changed = bytearray(reply)
@@ -138,13 +138,13 @@ Lie = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def lying(answer: bytes) -> AsyncIterator[tuple[str, list[int]]]:
-    """The URL of a server that answers everything with ``answer``, and a list of how often it was hung up on."""
+async def lying(reply: bytes) -> AsyncIterator[tuple[str, list[int]]]:
+    """The URL of a server that replies everything with ``reply``, and a list of how often it was hung up on."""
     hung_up: list[int] = []
 
     async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(65536):
-            writer.write(answer)
+            writer.write(reply)
         hung_up.append(1)
         writer.close()
 
@@ -154,7 +154,7 @@ async def lying(answer: bytes) -> AsyncIterator[tuple[str, list[int]]]:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "reply",
     [
         b"*1000000000\r\n",
         b"*1\r\n$1000000000\r\n",
@@ -164,8 +164,8 @@ async def lying(answer: bytes) -> AsyncIterator[tuple[str, list[int]]]:
         b":1\r\n",
     ],
 )
-async def test_a_reply_that_can_not_be_the_answer_closes_the_connection(answer: bytes) -> None:
-    async with lying(answer) as (url, hung_up):
+async def test_an_unexpected_reply_closes_the_connection(reply: bytes) -> None:
+    async with lying(reply) as (url, hung_up):
         store = RedisStore(url, timeout_s=60.0, max_connections=8)
         for times in (1, 2):
             with pytest.raises(StoreError) as failed:
@@ -179,7 +179,7 @@ async def test_a_reply_that_can_not_be_the_answer_closes_the_connection(answer: 
         await store.aclose()
 
 
-async def test_a_lie_while_connecting_closes_the_connection_too() -> None:
+async def test_an_unexpected_reply_while_connecting_closes_the_connection() -> None:
     async with lying(b"*1000000000\r\n") as (url, _):
         store = RedisStore(url.replace("redis://", "redis://user:password@"), timeout_s=60.0, max_connections=8)
         with pytest.raises(StoreError) as failed:
@@ -189,7 +189,7 @@ async def test_a_lie_while_connecting_closes_the_connection_too() -> None:
 
 
 @pytest.mark.parametrize("port", [b"0", b"65536", b"-1", b"x", b""])
-async def test_a_sentinel_that_names_no_port_is_one_that_says_nothing(port: bytes) -> None:
+async def test_a_sentinel_that_names_an_invalid_port_is_ignored(port: bytes) -> None:
     """Port 0 is how the proxy writes the path of a socket on this machine."""
     master, connected = master_of([b"/run/some.sock", port], [b"/run/some.sock", port], [b"new", b"1"])
     await master.ready(timeout_s=5.0)
@@ -197,7 +197,7 @@ async def test_a_sentinel_that_names_no_port_is_one_that_says_nothing(port: byte
 
 
 @pytest.mark.parametrize("port", [0, 65536, -1])
-async def test_a_cluster_that_names_no_port_is_not_believed(port: int) -> None:
+async def test_a_cluster_that_names_an_invalid_port_is_refused(port: int) -> None:
     connected: list[Address] = []
 
     def connect(address: Address) -> Scripted:

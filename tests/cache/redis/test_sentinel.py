@@ -1,4 +1,4 @@
-"""What Sentinel says, and who may ask it."""
+"""The master by the sentinels' replies, and credentials for them."""
 
 import asyncio
 from collections.abc import Sequence
@@ -19,34 +19,34 @@ KEY, VALUE = bytes(32), b"value"
 
 
 class Scripted:
-    """A node that has one answer to everything."""
+    """A node that has one reply to everything."""
 
-    def __init__(self, address: Address, answer: object = None) -> None:
+    def __init__(self, address: Address, reply: object = None) -> None:
         self.address = address
-        self.answer = answer
+        self.reply = reply
         self.is_retired = False
 
     def __str__(self) -> str:
         return "".join(map(str, self.address))
 
     async def run(self, commands: Sequence[Command]) -> list[object]:
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return [self.answer] * len(commands)
+        if isinstance(self.reply, Exception):
+            raise self.reply
+        return [self.reply] * len(commands)
 
     async def retire(self) -> None:
         self.is_retired = True
 
 
-def master_of(*answers: object) -> tuple[Master, list[Scripted]]:
-    """The master by these sentinels' answers, and who was connected to."""
+def master_of(*replies: object) -> tuple[Master, list[Scripted]]:
+    """The master by these sentinels' replies, and who was connected to."""
     connected: list[Scripted] = []
 
     def connect(address: Address) -> Scripted:
         connected.append(Scripted(address, RedisConnectionError("gone")))
         return connected[-1]
 
-    sentinels = [Scripted(("s", number), answer) for number, answer in enumerate(answers)]
+    sentinels = [Scripted(("s", number), reply) for number, reply in enumerate(replies)]
     return Master(MASTER, sentinels, connect), connected  # type: ignore[arg-type]
 
 
@@ -55,31 +55,31 @@ OLD, NEW = [b"old", b"1"], [b"new", b"1"]
 
 
 @pytest.mark.parametrize(
-    ("answers", "address"),
+    ("replies", "address"),
     [
         ([NEW], ("new", 1)),
         ([OLD, NEW, NEW], ("new", 1)),  # the first one is cut off from the others
         ([GONE, None, NEW], ("new", 1)),
     ],
 )
-async def test_the_master_is_whom_most_take_for_it(answers: list[object], address: Address) -> None:
-    master, connected = master_of(*answers)
+async def test_the_master_is_the_server_that_most_sentinels_name(replies: list[object], address: Address) -> None:
+    master, connected = master_of(*replies)
     await master.ready(timeout_s=5.0)
     assert [node.address for node in connected] == [address]
     assert master.server_of("x") == address
 
 
-async def test_nobody_who_names_one_is_an_error_that_says_why() -> None:
+async def test_without_a_sentinel_that_names_a_master_the_error_has_the_reasons() -> None:
     master, _ = master_of(GONE, None)
     with pytest.raises(RedisConnectionError, match=f"s0: gone; s1 has no master {MASTER}"):
         await master.ready(timeout_s=5.0)
 
 
-async def test_after_a_failure_they_are_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_a_failure_the_sentinels_are_queried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.cache.redis.topology._REFRESH_PAUSE_S", 0.0)
     master, connected = master_of(OLD)
     await master.ready(timeout_s=5.0)
-    master._sentinels[0].answer = NEW  # type: ignore[attr-defined]
+    master._sentinels[0].reply = NEW  # type: ignore[attr-defined]
     results: dict[str, object] = {}
     await master.get(("old", 1), ["x"], results)
     assert isinstance(results["x"], RedisConnectionError)

@@ -40,19 +40,19 @@ async def calls(admin: Redis, command: str) -> int:
     return int(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"])
 
 
-async def test_lookups_of_one_turn_ride_together(store: RedisStore, admin: Redis) -> None:
+async def test_reads_of_one_turn_are_merged(store: RedisStore, admin: Redis) -> None:
     before = await calls(admin, "mget")
     await asyncio.gather(*(store.get_many([key(n)], timeout_s=5.0) for n in range(100)))
     assert await calls(admin, "mget") == before + 1
 
 
-async def test_a_long_lookup_goes_in_chunks_of_128(store: RedisStore, admin: Redis) -> None:
+async def test_a_long_read_is_sent_in_chunks_of_128(store: RedisStore, admin: Redis) -> None:
     before = await calls(admin, "mget")
     await store.get_many([key(n) for n in range(300)], timeout_s=5.0)
     assert await calls(admin, "mget") == before + 3
 
 
-async def test_a_ttl_is_left_to_redis(store: RedisStore, admin: Redis) -> None:
+async def test_redis_expires_records_by_the_ttl(store: RedisStore, admin: Redis) -> None:
     await store.put_many({key(1): b"x"}, ttl_s=100.0, overwrite=False)
     await store.put_many({key(2): b"x"}, ttl_s=None, overwrite=False)
     assert 90_000 < await admin.pttl(name(1)) <= 100_000
@@ -67,14 +67,14 @@ async def test_a_key_of_another_type_is_a_miss_and_can_be_overwritten(store: Red
     assert await store.get_many([key(1)], timeout_s=5.0) == {key(1): b"x"}
 
 
-async def test_a_key_of_another_type_does_not_keep_its_item_from_being_stored(store: RedisStore, admin: Redis) -> None:
+async def test_a_key_of_another_type_is_replaced_by_the_item(store: RedisStore, admin: Redis) -> None:
     await admin.rpush(name(1), "a", "b")
     assert await store.put_many({key(1): b"x", key(2): b"x"}, ttl_s=100.0, overwrite=False) == {}
     assert await store.get_many([key(1), key(2)], timeout_s=5.0) == {key(1): b"x", key(2): b"x"}
     assert await admin.pttl(name(1)) > 0
 
 
-async def test_while_redis_is_slow_replicas_answer_and_serve_one_vector_once_it_is_not(
+async def test_replicas_respond_while_redis_is_slow_and_serve_one_vector_afterwards(
     tmp_path: Path, program: str
 ) -> None:
     server = RedisServer(tmp_path, program=program)
@@ -86,15 +86,15 @@ async def test_while_redis_is_slow_replicas_answer_and_serve_one_vector_once_it_
     assert [served(entries) for entries in mine] == [{key(1): b"[0.0,0.5]"}, {key(1): b"[1.0,0.5]"}]
     server.process.send_signal(signal.SIGCONT)
     await asyncio.gather(*map(written, caches))
-    answers = [served(cache.peek([key(1)], min_stored_at_s=0, confirmed=True)) for cache in caches]
-    assert answers[0] == answers[1] == served({key(1): mine[0][key(1)].standing})
-    assert len(answers[0]) == 1
+    results = [served(cache.peek([key(1)], min_stored_at_s=0, confirmed=True)) for cache in caches]
+    assert results[0] == results[1] == served({key(1): mine[0][key(1)].standing})
+    assert len(results[0]) == 1
     for cache in caches:
         await cache.aclose()
     server.kill()
 
 
-async def test_a_write_that_is_refused_in_part_says_what_was_stored(tmp_path: Path, program: str) -> None:
+async def test_a_partly_refused_write_reports_which_values_were_stored(tmp_path: Path, program: str) -> None:
     server = RedisServer(tmp_path, program=program)
     server.command("ACL", "SETUSER", "some", "on", ">secret", "resetkeys", f"~{name(1)}", f"~{name(2)}", "+@all")
     store = RedisStore(server.url.replace("redis://", "redis://some:secret@"), timeout_s=5.0, max_connections=8)
@@ -131,7 +131,7 @@ async def test_no_server_is_an_error_at_once(tmp_path: Path, program: str) -> No
     await store.aclose()
 
 
-async def test_a_server_that_accepts_and_says_nothing_runs_out_of_time(tmp_path: Path, program: str) -> None:
+async def test_a_server_that_accepts_and_sends_nothing_times_out(tmp_path: Path, program: str) -> None:
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
@@ -146,7 +146,7 @@ async def test_a_server_that_accepts_and_says_nothing_runs_out_of_time(tmp_path:
     silent.close()
 
 
-async def test_closing_ends_reads_whose_replies_have_not_come() -> None:
+async def test_closing_ends_reads_in_progress() -> None:
     asked = asyncio.Event()
 
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -167,13 +167,13 @@ async def test_closing_ends_reads_whose_replies_have_not_come() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "reply",
     [b"-MOVED nonsense\r\n", b"-ASK 1 x\r\n", b"-MOVED 99999 h:1\r\n", b"%1\r\n*0\r\n+b\r\n", b"+OK\r\n", b":1\r\n"],
 )
-async def test_an_answer_that_makes_no_sense_is_the_stores_failure(answer: bytes) -> None:
+async def test_an_invalid_reply_is_a_store_error(reply: bytes) -> None:
     async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(65536):
-            writer.write(answer)
+            writer.write(reply)
         writer.close()
 
     liar = await asyncio.start_server(lie, "127.0.0.1", 0)
@@ -186,7 +186,7 @@ async def test_an_answer_that_makes_no_sense_is_the_stores_failure(answer: bytes
     liar.close()
 
 
-async def test_a_server_that_went_and_came_back_is_used_again(tmp_path: Path, program: str) -> None:
+async def test_a_restarted_server_is_used_again(tmp_path: Path, program: str) -> None:
     server = RedisServer(tmp_path, program=program)
     store = RedisStore(server.url, timeout_s=5.0, max_connections=8)
     await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False)
@@ -200,7 +200,7 @@ async def test_a_server_that_went_and_came_back_is_used_again(tmp_path: Path, pr
     server.kill()
 
 
-async def test_a_server_that_became_read_only_is_connected_to_anew(tmp_path: Path, program: str) -> None:
+async def test_a_server_that_became_read_only_is_reconnected(tmp_path: Path, program: str) -> None:
     """Its name may be another server's by now."""
     server = RedisServer(tmp_path, program=program)
     store = RedisStore(server.url, timeout_s=5.0, max_connections=8)

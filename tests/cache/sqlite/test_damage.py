@@ -1,4 +1,4 @@
-"""A damaged file heals: what is whole stays, what is not is replaced, and what is beyond help is set aside."""
+"""Damaged files: readable values stay, damaged ones are replaced, and an unusable file is set aside."""
 
 import asyncio
 import os
@@ -113,7 +113,7 @@ async def test_a_slot_without_its_value_opens_no_circuit(filled: Path, open_stor
     assert metrics.store_unstored_items.labels("corrupt").value == 0
 
 
-async def test_a_slot_that_leads_to_anothers_value_displaces_nobody(
+async def test_a_slot_with_the_value_of_another_key_does_not_displace_it(
     filled: Path, open_store: Callable[..., SQLiteStore]
 ) -> None:
     change(filled, ("UPDATE slot SET id = (SELECT id FROM slot WHERE key = ?) WHERE key = ?", [B, A]))
@@ -146,7 +146,7 @@ async def test_two_slots_with_one_value_in_a_file_of_an_earlier_version_do_not_d
 
 
 @pytest.mark.parametrize("garbage", [None, b"\xff\x80", "text", 2**62, -(2**62), 0.5])
-async def test_a_time_of_last_read_that_is_garbage_is_noted_anew(
+async def test_a_damaged_time_of_last_read_is_updated(
     filled: Path, open_store: Callable[..., SQLiteStore], garbage: object
 ) -> None:
     change(
@@ -181,7 +181,7 @@ async def test_slots_without_values_do_not_keep_a_full_file_from_making_room(
     assert asides(sqlite_path) == []
 
 
-async def test_values_that_no_slot_leads_to_give_their_room_back(
+async def test_the_room_of_values_without_a_slot_is_reclaimed(
     filled: Path, open_store: Callable[..., SQLiteStore]
 ) -> None:
     change(filled, ("DELETE FROM slot", []))
@@ -230,7 +230,7 @@ BEYOND_HELP: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("how", BEYOND_HELP)
 @pytest.mark.parametrize("is_open", [False, True], ids=["before it is opened", "while it is used"])
-async def test_a_file_beyond_help_is_set_aside_and_a_new_one_begun(
+async def test_a_damaged_file_is_set_aside_and_a_new_one_created(
     filled: Path,
     open_store: Callable[..., SQLiteStore],
     caplog: pytest.LogCaptureFixture,
@@ -257,7 +257,7 @@ async def test_a_file_beyond_help_is_set_aside_and_a_new_one_begun(
         assert aside.read_bytes()[: len(damaged)] == damaged
 
 
-async def test_several_that_share_a_damaged_file_set_it_aside_once_and_share_the_new_one(
+async def test_processes_that_share_a_damaged_file_set_it_aside_once_and_share_the_new_one(
     filled: Path, open_store: Callable[..., SQLiteStore]
 ) -> None:
     stores = [open_store() for _ in range(4)]
@@ -276,7 +276,7 @@ async def test_several_that_share_a_damaged_file_set_it_aside_once_and_share_the
     assert len(asides(filled)) == 1
 
 
-async def test_one_that_did_not_notice_the_damage_uses_the_new_file_all_the_same(
+async def test_a_process_that_did_not_see_the_damage_uses_the_new_file_too(
     filled: Path, open_store: Callable[..., SQLiteStore]
 ) -> None:
     """Its log and shared memory are the old file's, and closing it must not delete those of the new one."""
@@ -295,7 +295,7 @@ async def test_one_that_did_not_notice_the_damage_uses_the_new_file_all_the_same
     assert len(asides(filled)) == 1
 
 
-async def test_what_is_whole_in_a_file_that_was_set_aside_is_in_the_new_one(
+async def test_the_readable_values_of_a_file_that_was_set_aside_are_copied(
     filled: Path, open_store: Callable[..., SQLiteStore], caplog: pytest.LogCaptureFixture
 ) -> None:
     overwritten(10 * PAGE, b"\xff" * PAGE)(filled)
@@ -310,9 +310,7 @@ async def test_what_is_whole_in_a_file_that_was_set_aside_is_in_the_new_one(
     assert f"{len(kept)} entries copied from {asides(filled)[0].name}" in caplog.text
 
 
-async def test_what_was_written_meanwhile_is_not_overwritten_by_what_is_copied(
-    filled: Path, open_store: Callable[..., SQLiteStore]
-) -> None:
+async def test_copied_values_do_not_overwrite_newer_ones(filled: Path, open_store: Callable[..., SQLiteStore]) -> None:
     overwritten(10 * PAGE, b"\xff" * PAGE)(filled)
     store = open_store()
     await store.put_many(dict.fromkeys(KEYS, b"new"), ttl_s=None, overwrite=True)
@@ -320,9 +318,7 @@ async def test_what_was_written_meanwhile_is_not_overwritten_by_what_is_copied(
     assert await get(store, *KEYS) == dict.fromkeys(KEYS, b"new")
 
 
-async def test_a_file_that_was_removed_is_begun_again_at_once(
-    filled: Path, open_store: Callable[..., SQLiteStore]
-) -> None:
+async def test_a_deleted_file_is_created_again_at_once(filled: Path, open_store: Callable[..., SQLiteStore]) -> None:
     store = open_store()
     assert await get(store, A) == {A: value(A)}
     await put(store, A)
@@ -332,9 +328,7 @@ async def test_a_file_that_was_removed_is_begun_again_at_once(
     assert await get(open_store(), A) == {A: value(A)}
 
 
-async def test_a_disk_that_damages_one_file_after_the_other_is_not_filled_with_them(
-    filled: Path, open_store: Callable[..., SQLiteStore]
-) -> None:
+async def test_damaged_files_do_not_fill_the_disk(filled: Path, open_store: Callable[..., SQLiteStore]) -> None:
     for number in range(4):
         store = open_store()
         overwritten(0, bytes(100))(filled)
@@ -351,7 +345,7 @@ async def test_a_disk_that_damages_one_file_after_the_other_is_not_filled_with_t
     await put(open_store(), *KEYS)
 
 
-async def test_a_file_of_a_later_version_is_left_untouched(
+async def test_a_file_of_a_later_version_is_left_unchanged(
     filled: Path, open_store: Callable[..., SQLiteStore]
 ) -> None:
     change(filled, ("ALTER TABLE value RENAME TO vectors", []), ("PRAGMA user_version = 2", []))
@@ -363,7 +357,7 @@ async def test_a_file_of_a_later_version_is_left_untouched(
 
 
 @pytest.mark.parametrize("pragma", ["application_id = 1", "user_version = 3"])
-async def test_a_flipped_bit_in_what_names_the_file_does_not_make_it_somebody_elses(
+async def test_a_flipped_bit_in_the_header_does_not_make_the_file_a_foreign_one(
     filled: Path, open_store: Callable[..., SQLiteStore], pragma: str
 ) -> None:
     change(filled, (f"PRAGMA {pragma}", []))
@@ -371,7 +365,7 @@ async def test_a_flipped_bit_in_what_names_the_file_does_not_make_it_somebody_el
     assert asides(filled) == []
 
 
-async def test_a_full_disk_or_a_lock_sets_nothing_aside(
+async def test_a_full_disk_or_a_lock_does_not_set_the_file_aside(
     filled: Path, open_store: Callable[..., SQLiteStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.cache.sqlite.file._BUSY_TIMEOUT_S", 0.0)
@@ -433,9 +427,7 @@ def of_400_dimensions(number: int) -> Record:
 
 
 @pytest.mark.parametrize("seed", range(3000 if IS_SLOW_PROFILE else 40))
-async def test_whatever_happens_to_the_file_an_item_that_is_asked_for_twice_is_a_hit(
-    sqlite_path: Path, seed: int
-) -> None:
+async def test_whatever_the_damage_an_item_is_a_hit_at_its_second_request(sqlite_path: Path, seed: int) -> None:
     dice = random.Random(seed)
     fresh = {key: of_400_dimensions(number) for number, key in enumerate(KEYS)}
     texts = {key: Entry(its).numbers() for key, its in fresh.items()}

@@ -49,7 +49,7 @@ async def test_the_file_stays_within_its_limit_and_keeps_the_newest(sqlite_path:
     assert len(kept) * len(VALUE) > 0.85 * 16 * MIB
 
 
-async def test_what_was_read_last_stays_longest(sqlite_path: Path) -> None:
+async def test_eviction_is_by_least_recent_read(sqlite_path: Path) -> None:
     clock = Clock()
     store = SQLiteStore(sqlite_path, limit_bytes=16 * MIB, clock=clock)
     await put(store, range(100))
@@ -108,7 +108,9 @@ async def entries(store: SQLiteStore) -> int:
     return len(await store.get_many([key(n) for n in range(1000)], timeout_s=60.0))
 
 
-async def test_the_larger_limit_holds_while_it_is_in_use(sqlite_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_larger_limit_applies_while_its_process_runs(
+    sqlite_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     clock = Clock()
     larger = await fill_by_the_larger(sqlite_path, clock)
     smaller = SQLiteStore(sqlite_path, limit_bytes=2 * MIB, clock=clock)
@@ -124,7 +126,7 @@ async def test_the_larger_limit_holds_while_it_is_in_use(sqlite_path: Path, capl
     await smaller.aclose()
 
 
-async def test_a_limit_is_in_use_while_its_process_only_reads(sqlite_path: Path) -> None:
+async def test_a_limit_applies_while_its_process_only_reads(sqlite_path: Path) -> None:
     clock = Clock()
     await (await fill_by_the_larger(sqlite_path, clock)).aclose()
     reader = SQLiteStore(sqlite_path, limit_bytes=16 * MIB, clock=clock)
@@ -138,7 +140,7 @@ async def test_a_limit_is_in_use_while_its_process_only_reads(sqlite_path: Path)
     await smaller.aclose()
 
 
-async def test_the_limit_of_a_process_that_was_killed_holds_for_a_day(sqlite_path: Path) -> None:
+async def test_the_limit_of_a_killed_process_applies_for_a_day(sqlite_path: Path) -> None:
     clock = Clock()
     killed = await fill_by_the_larger(sqlite_path, clock)
     killed._limit.registered_at_s = float("-inf")  # it does not sign out
@@ -169,7 +171,7 @@ asyncio.run(main())
 """
 
 
-async def test_what_was_answered_before_a_kill_is_there_after_it(sqlite_path: Path) -> None:
+async def test_stored_values_survive_a_kill(sqlite_path: Path) -> None:
     writer = subprocess.Popen([sys.executable, "-c", KILLED_WRITER, str(sqlite_path)], stdout=subprocess.PIPE)
     assert writer.stdout is not None
     done = [int(writer.stdout.readline()) for _ in range(300)]
@@ -199,7 +201,7 @@ asyncio.run(main())
 """
 
 
-async def test_a_process_goes_on_with_the_new_file_when_another_has_set_the_old_one_aside(sqlite_path: Path) -> None:
+async def test_a_process_uses_the_new_file_when_another_has_set_the_old_one_aside(sqlite_path: Path) -> None:
     command = [sys.executable, "-c", OBEDIENT_WRITER, str(sqlite_path)]
     writer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert writer.stdin is not None
@@ -235,7 +237,7 @@ async def test_a_process_goes_on_with_the_new_file_when_another_has_set_the_old_
     connection.close()
 
 
-async def test_somebodys_database_is_left_alone(sqlite_path: Path) -> None:
+async def test_a_foreign_database_is_left_unchanged(sqlite_path: Path) -> None:
     with sqlite3.connect(sqlite_path) as connection:
         connection.execute("CREATE TABLE customers (name)")
     connection.close()
@@ -249,7 +251,7 @@ async def test_somebodys_database_is_left_alone(sqlite_path: Path) -> None:
     assert sqlite_path.read_bytes() == before
 
 
-async def test_a_file_that_is_no_database_is_kept_under_another_name(sqlite_path: Path) -> None:
+async def test_a_file_that_is_not_a_database_is_renamed(sqlite_path: Path) -> None:
     sqlite_path.write_bytes(b"precious notes" * 1000)
     store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
     assert await store.get_many([key(1)], timeout_s=5.0) == {}
@@ -259,7 +261,7 @@ async def test_a_file_that_is_no_database_is_kept_under_another_name(sqlite_path
     assert aside.read_bytes() == b"precious notes" * 1000
 
 
-async def test_a_folder_that_cannot_be_made_is_an_error_of_the_store(tmp_path: Path) -> None:
+async def test_a_directory_that_cannot_be_created_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     store = SQLiteStore(tmp_path / "file" / "cache.sqlite3", limit_bytes=64 * MIB)
     with pytest.raises(StoreError) as refused:
@@ -268,7 +270,7 @@ async def test_a_folder_that_cannot_be_made_is_an_error_of_the_store(tmp_path: P
     assert refused.value.reason == "refused"
 
 
-async def test_a_store_that_could_not_be_opened_is_tried_again(sqlite_path: Path) -> None:
+async def test_opening_is_tried_again_after_a_failure(sqlite_path: Path) -> None:
     sqlite_path.mkdir()
     store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
     with pytest.raises(StoreError):
