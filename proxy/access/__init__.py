@@ -1,4 +1,4 @@
-"""Who may be served: the proxy's own client keys, and credentials that the upstream has accepted.
+"""Access control: the proxy's own client keys, and credentials that the upstream has accepted.
 
-No I/O but reading and writing the file of client keys.
+The only I/O is reading and writing the file of client keys.
 """

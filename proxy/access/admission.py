@@ -1,7 +1,7 @@
-"""Who may be served a cached vector, and with whose credentials the upstream is asked.
+"""Which requests may be served a cached vector, and with which credentials they go upstream.
 
-Either the client's own credentials go upstream, and the upstream says by its answers what they are worth; or the proxy
-holds the key, and a list of its own says who may ask.
+Either the client's own credentials go upstream, and the upstream's responses show whether they are valid; or the proxy
+has the upstream's key, and authenticates clients by its own list of client keys.
 """
 
 import re
@@ -19,24 +19,24 @@ from proxy.protocol.identities import Identity
 from proxy.protocol.keys import Fields
 from proxy.upstream.router import Origin
 
-# No header has an empty name, so that no credentials are like these.
+# No header field has an empty name, so a client can't send credentials that equal these.
 _EVERYBODY: Fields = [("", "share=all")]
 _OWN_KEY: Fields = [("", "upstream key of the proxy")]
 _BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
 _KEY_FIELDS = ("x-api-key", "api-key")
-# By which a tenant is known, where several fields of a request look like credentials; the first that is there.
+# The first of these that a request has identifies its tenant, if several fields look like credentials.
 _TENANT_FIELDS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 
 
 class Admission(NamedTuple):
-    """Who got in: a client of the operator's list, if there is one, in its ``keys_version``."""
+    """An admitted request: the client of the operator's list, if there is one, and the list's version."""
 
     keys_version: int = 0
     client: str | None = None
 
 
 class Access:
-    """Who gets in, whose entries a request sees, and what credentials it goes on with."""
+    """Which requests are admitted, which entries they share, and which credentials they are forwarded with."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Access:
         cors_origins: frozenset[str] = frozenset(),
         neutral_headers: frozenset[str] = frozenset(),
     ) -> None:
-        self.is_shared = shares_all or owns_key  # one scope for all
+        self.is_shared = shares_all or owns_key  # all clients share one scope
         self.owns_key = owns_key
         self._client_keys = client_keys
         self._validations = validations
@@ -58,22 +58,23 @@ class Access:
         self.neutral_headers = neutral_headers
 
     def identity(self, given: Headers, target: str, origin: Origin | None = None) -> Identity:
-        """Who the client is, by its headers and the query of its ``target``, and what else of the headers matters, to
-        ``origin`` if it is known yet."""
+        """The credentials and vector-affecting fields in the headers and in the query of ``target``. If ``origin`` is
+        known, its provider's neutral fields are left out as well."""
         neutral = self.neutral_headers if origin is None else self.neutral_headers | origin.neutral_headers
         found = identities.identity(given, self._key_headers, neutral, in_query=query.credentials(target))
         return found._replace(is_signed=True) if query.is_signed(target) else found
 
     @property
     def keys_version(self) -> int:
-        """Of the list of clients: whom `admit` let in, it lets in for as long as this stays."""
+        """The version of the list of clients. While it does not change, `admit` admits the same keys."""
         return 0 if self._client_keys is None else self._client_keys.keys_version
 
     def admit(self, given: Headers) -> Admission:
-        """Which client this is, if there is a list.
+        """Identify the client, if there is a list of clients.
 
-        Raises `Unauthorized` if the proxy has a list and this is none of them; or if it has none, and a web page may be
-        asking, which any page can make a browser on this machine do.
+        Raises `Unauthorized` if the request has no key of that list. Raises it also if there is no list, the proxy has
+        the upstream's key and the request may come from a web page: any page can make a browser on this machine send
+        requests.
         """
         self.admit_preflight(given)
         if self._client_keys is None:
@@ -81,29 +82,29 @@ class Access:
         for key in _keys_in(given):
             if (client := self._client_keys.name_of(key)) is not None:
                 return Admission(self.keys_version, client)
-        raise Unauthorized("This proxy does not know the API key. Its operator can make one: embedding-proxy keys add.")
+        raise Unauthorized("Unknown API key. The operator of this proxy can create one: embedding-proxy keys add.")
 
     def admit_preflight(self, given: Headers) -> None:
-        """Likewise for a CORS preflight, which never has a key to show. Raises `Unauthorized`."""
+        """The same check for a CORS preflight, which never has a key. Raises `Unauthorized`."""
         if self.owns_key and self._client_keys is None:
             _forbid_web_pages(given, self._cors_origins)
 
     def outgoing(self, given: Headers, own: Identity, origin: Origin | None = None) -> Identity:
-        """Who the upstream will see, and what else of the headers it will; ``own`` is the client's own identity."""
+        """The identity that the request has upstream. ``own`` is the client's own identity."""
         if not self.owns_key:
             return own
         return self.identity(headers.without_credentials(given), "", origin)._replace(credentials=_OWN_KEY)
 
     def may_serve(self, credential_id: CredentialId, credential_scope: CredentialScope) -> bool:
-        """Whether a credential gets cached entries without another question to the upstream: the proxy holds the key
-        itself, or the upstream accepted the credential for this scope a short time ago."""
+        """Whether a credential gets cached entries without asking the upstream again: the proxy has the key itself, or
+        the upstream recently accepted the credential for this scope."""
         return self.owns_key or self._validations.is_confirmed(credential_id, credential_scope)
 
     def may_read(self, upstream: Origin, given: Headers) -> bool:
-        """Whether it is known if the web page that asks, where one does, may read a response.
+        """Whether the CORS fields of a hit are known, if a web page sent the request.
 
-        If not, the page's browser would drop a hit, so the upstream is asked first, as for a credential that nobody has
-        confirmed. That is not done in a shared scope, where entries are not served while the upstream has no answer.
+        If not, the page's browser would reject a hit, so the upstream is asked first, as for a credential that is not
+        confirmed. A shared scope is exempt, because its entries are not served while the upstream does not respond.
         """
         return self.is_shared or upstream.cors.knows(origin_of(given))
 
@@ -115,13 +116,13 @@ class Access:
         return Tenant(name, is_unverified=not is_verified)
 
     def scope(self, identity: Identity) -> Fields:
-        """Whose entries these are."""
+        """The clients that share the request's entries, as part of its cache keys."""
         if self.is_shared and not self.owns_key:
             return _EVERYBODY
         return assertions.scope_of(identity.credentials)
 
     def is_shared_scope(self, identity: Identity) -> bool:
-        """Whether others, with other credentials, see the same entries."""
+        """Whether clients with other credentials share the same entries."""
         return self.is_shared or self.scope(identity) != identity.credentials
 
 
@@ -137,15 +138,18 @@ def _tenant_fields(own: Identity, admission: Admission) -> Fields:
 
 
 def _forbid_web_pages(given: Headers, allowed: frozenset[str]) -> None:
-    """Refuse web pages but those of ``allowed`` origins, and any that reaches this machine by another name: by DNS
-    rebinding, a page's own name resolves to this machine, and the browser takes the proxy for the page's own server."""
+    """Raises `Unauthorized` for web pages of origins that are not ``allowed``, and for hosts other than this machine.
+
+    The latter may be DNS rebinding: a page's own name resolves to this machine, so the browser treats the proxy as
+    the page's own server.
+    """
     if origin_of(given) not in allowed and (
         "Origin" in given or given.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}
     ):
-        raise Unauthorized("This proxy holds a key, and answers no web page that --cors-origins does not name.")
+        raise Unauthorized("This proxy has an API key, so it accepts only web pages that --cors-origins lists.")
     host = given.get("Host", "").rpartition(":")[0] or given.get("Host", "")
     if host.strip("[]").lower() not in LOOPBACK_HOSTS:
-        raise Unauthorized("This proxy holds a key, and is reached as localhost only.")
+        raise Unauthorized("This proxy has an API key and no client keys, so it accepts requests to localhost only.")
 
 
 def _keys_in(given: Headers) -> list[str]:

@@ -1,6 +1,7 @@
-"""The keys of a proxy's own clients: a file of their names and hashes.
+"""The keys of the proxy's own clients: a file of names and hashes.
 
-A key is 32 random bytes, so a plain SHA-256 of it can't be searched; a slow hash is for what people make up.
+A key is 32 random bytes, so its plain SHA-256 can't be reversed by search. Slow hashes are for passwords, which people
+choose.
 """
 
 import os
@@ -27,14 +28,14 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.@-]{0,63}")
 class ClientKey:
     name: str
     digest: bytes
-    since: str  # the date it was made
+    since: str  # the date of creation, YYYY-MM-DD
 
     def __str__(self) -> str:
         return f"{self.name} sha256:{self.digest.hex()} {self.since}"
 
 
 def read(path: Path) -> list[ClientKey]:
-    """The keys in a file. Raises `ConfigError` for one that can't be read, or has a line that is none."""
+    """The keys in a file. Raises `ConfigError` if it can't be read or has an invalid line."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -51,14 +52,15 @@ def read(path: Path) -> list[ClientKey]:
 
 
 def add(path: Path, name: str) -> str:
-    """Make a key for a client; returns it, which nobody can do again. Raises `ConfigError`."""
+    """Create a key for a client and return it. The file has only its hash, so it can't be shown again.
+
+    Raises `ConfigError`.
+    """
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} is no name; accepted: letters, digits and any of . _ @ -, up to 64")
-    with _changing(path) as file:
+        raise ConfigError(f"{name!r} is not a valid name; accepted: letters, digits and any of . _ @ -, up to 64")
+    with _locked(path) as file:
         if file.exists() and any(key.name == name for key in read(file)):
-            raise ConfigError(
-                f"client keys {path}: there is a key named {name}; revoke it first or choose another name"
-            )
+            raise ConfigError(f"client keys {path}: a key named {name} exists; revoke it first or choose another name")
         key = _PREFIX + secrets.token_urlsafe(32)
         made = ClientKey(name=name, digest=_digest(key), since=time.strftime("%Y-%m-%d", time.gmtime()))
         before = file.read_text(encoding="utf-8").rstrip("\n") + "\n" if file.exists() else ""
@@ -67,8 +69,8 @@ def add(path: Path, name: str) -> str:
 
 
 def revoke(path: Path, name: str) -> None:
-    """Take a client's key from the file. Raises `ConfigError`."""
-    with _changing(path) as file:
+    """Remove a client's key from the file. Raises `ConfigError`."""
+    with _locked(path) as file:
         known = read(file)
         gone = {str(key) for key in known if key.name == name}
         if not gone:
@@ -79,8 +81,8 @@ def revoke(path: Path, name: str) -> None:
 
 
 @contextmanager
-def _changing(path: Path) -> Iterator[Path]:
-    """The file itself where ``path`` is a link to it, and nobody else changing it."""
+def _locked(path: Path) -> Iterator[Path]:
+    """The file, with symbolic links resolved, while no other process changes it."""
     path = path.resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,7 @@ def _changing(path: Path) -> Iterator[Path]:
 
 
 def _write(path: Path, text: str) -> None:
-    """All or nothing, since a proxy may be reading it, and for whom it was."""
+    """Replace the file atomically, because a proxy may be reading it, and keep its owner and mode."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -103,10 +105,10 @@ def _write(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
             if path.exists():
-                known = path.stat()
-                os.fchmod(file.fileno(), known.st_mode)
+                status = path.stat()
+                os.fchmod(file.fileno(), status.st_mode)
                 with suppress(PermissionError):  # only root can give files away
-                    os.fchown(file.fileno(), known.st_uid, known.st_gid)
+                    os.fchown(file.fileno(), status.st_uid, status.st_gid)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink()
@@ -118,22 +120,22 @@ def _digest(key: str) -> bytes:
 
 
 class ClientKeys:
-    """Who may ask; read again when the operator says so."""
+    """The keys that the proxy accepts. `reload` reads the file again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._keys: list[ClientKey] = []
-        self.keys_version = 0  # grows with every reading
+        self.keys_version = 0  # incremented by every reload
         self.reload()
 
     def reload(self) -> int:
-        """Read the file; returns how many keys there are. Raises `ConfigError`, and then the old ones still count."""
+        """Read the file and return the number of keys. Raises `ConfigError`, and then the previous keys stay valid."""
         self._keys = read(self._path)
         self.keys_version += 1
         return len(self._keys)
 
     def name_of(self, key: str) -> str | None:
-        """Whose key it is. Compares with every one, in time that says nothing of which or how much of it agreed."""
+        """The name of the client with this key. All keys are compared in constant time, so timing reveals nothing."""
         digest = _digest(key)
         name = None
         for known in self._keys:

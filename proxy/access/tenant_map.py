@@ -1,33 +1,36 @@
-"""A number for each of what tenants name, bounded in bytes, so that no tenant's names displace another's (pure)."""
+"""A bounded map of numbers by tenant, in which no tenant displaces another's entries (pure)."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-_Place = TypeVar("_Place", bound=Hashable)
+_Scope = TypeVar("_Scope", bound=Hashable)
 
-# Measured with tracemalloc, rounded up: a tenant, and each of its names with a place.
-_TENANT_BYTES, _NAME_BYTES = 500, 250
-# The largest share of one tenant.
-_TENANTS_PART = 16
+# Measured with tracemalloc, rounded up: a tenant, and each of its entries.
+_TENANT_BYTES, _ENTRY_BYTES = 500, 250
+# One tenant has at most this fraction (1/n) of the memory.
+_MAX_TENANT_FRACTION = 16
 
 
 @dataclass(slots=True)
-class _Tenant(Generic[_Place]):
-    numbers: dict[tuple[bytes, _Place], float] = field(default_factory=dict)  # oldest first
+class _Tenant(Generic[_Scope]):
+    numbers: dict[tuple[bytes, _Scope], float] = field(default_factory=dict)  # oldest first
     weight_bytes: int = _TENANT_BYTES
 
 
-class TenantMap(Generic[_Place]):
-    """Tenant → (name, place) → number. The oldest of a tenant gives way to what is new of the same one, and the tenant
-    that has had nothing new for longest to other tenants."""
+class TenantMap(Generic[_Scope]):
+    """Tenant → (credential, scope) → number.
 
-    def __init__(self, max_bytes: int, *, weigh: Callable[[_Place], int]) -> None:
-        """``weigh`` says what a place takes besides a constant."""
+    A tenant's newest entries evict its own oldest entries. If the map is full, the tenant without new entries for the
+    longest time is evicted.
+    """
+
+    def __init__(self, max_bytes: int, *, weigh: Callable[[_Scope], int]) -> None:
+        """``weigh`` returns the bytes that a scope takes besides a constant."""
         self._max_bytes = max_bytes
         self._weigh = weigh
-        self._tenants: OrderedDict[bytes, _Tenant[_Place]] = OrderedDict()
+        self._tenants: OrderedDict[bytes, _Tenant[_Scope]] = OrderedDict()
         self.weight_bytes = 0
 
     def __contains__(self, tenant: bytes) -> bool:
@@ -36,12 +39,12 @@ class TenantMap(Generic[_Place]):
     def __len__(self) -> int:
         return sum(len(tenant.numbers) for tenant in self._tenants.values())
 
-    def get(self, tenant: bytes, name: bytes, place: _Place) -> float | None:
-        known = self._tenants.get(tenant)
-        return None if known is None else known.numbers.get((name, place))
+    def get(self, tenant: bytes, credential: bytes, scope: _Scope) -> float | None:
+        entries = self._tenants.get(tenant)
+        return None if entries is None else entries.numbers.get((credential, scope))
 
     def add(self, tenant: bytes) -> None:
-        """Know a tenant, if it is only as such."""
+        """Add a tenant, possibly without entries, or mark it as the most recent one."""
         if tenant not in self._tenants:
             self._tenants[tenant] = _Tenant()
             self.weight_bytes += _TENANT_BYTES
@@ -50,35 +53,35 @@ class TenantMap(Generic[_Place]):
             _, oldest = self._tenants.popitem(last=False)
             self.weight_bytes -= oldest.weight_bytes
 
-    def put(self, tenant: bytes, name: bytes, place: _Place, number: float) -> None:
-        self.remove(tenant, name, place)
+    def put(self, tenant: bytes, credential: bytes, scope: _Scope, number: float) -> None:
+        self.remove(tenant, credential, scope)
         self.add(tenant)
-        known = self._tenants[tenant]
-        known.numbers[name, place] = number
-        self._grow(known, self._size(place))
-        while known.weight_bytes > self._max_bytes // _TENANTS_PART:
-            self.remove(tenant, *next(iter(known.numbers)))
-        self.add(tenant)  # what was added may have been too much in all
+        entries = self._tenants[tenant]
+        entries.numbers[credential, scope] = number
+        self._grow(entries, self._size(scope))
+        while entries.weight_bytes > self._max_bytes // _MAX_TENANT_FRACTION:
+            self.remove(tenant, *next(iter(entries.numbers)))
+        self.add(tenant)  # evicts other tenants if the new entry exceeds the total
 
-    def remove(self, tenant: bytes, name: bytes, place: _Place) -> None:
-        known = self._tenants.get(tenant)
-        if known is not None and known.numbers.pop((name, place), None) is not None:
-            self._grow(known, -self._size(place))
+    def remove(self, tenant: bytes, credential: bytes, scope: _Scope) -> None:
+        entries = self._tenants.get(tenant)
+        if entries is not None and entries.numbers.pop((credential, scope), None) is not None:
+            self._grow(entries, -self._size(scope))
 
-    def clear(self, tenant: bytes, name: bytes) -> None:
-        """Forget all places of a name, and a tenant of whom nothing is left."""
-        known = self._tenants.get(tenant)
-        if known is None:
+    def clear(self, tenant: bytes, credential: bytes) -> None:
+        """Remove all scopes of a credential, and the tenant if it has no other entries."""
+        entries = self._tenants.get(tenant)
+        if entries is None:
             return
-        for place in [place for its, place in known.numbers if its == name]:
-            self.remove(tenant, name, place)
-        if not known.numbers:
+        for scope in [scope for its_credential, scope in entries.numbers if its_credential == credential]:
+            self.remove(tenant, credential, scope)
+        if not entries.numbers:
             del self._tenants[tenant]
-            self.weight_bytes -= known.weight_bytes
+            self.weight_bytes -= entries.weight_bytes
 
-    def _size(self, place: _Place) -> int:
-        return _NAME_BYTES + self._weigh(place)
+    def _size(self, scope: _Scope) -> int:
+        return _ENTRY_BYTES + self._weigh(scope)
 
-    def _grow(self, known: _Tenant[_Place], size: int) -> None:
-        known.weight_bytes += size
+    def _grow(self, entries: _Tenant[_Scope], size: int) -> None:
+        entries.weight_bytes += size
         self.weight_bytes += size

@@ -94,11 +94,11 @@ LINE = f"app sha256:{'0' * 64} 2026-01-01"
 @pytest.mark.parametrize(
     ("arguments", "content", "message"),
     [
-        (("add", "app"), LINE, "client keys FILE: there is a key named app; revoke it first or choose another name"),
+        (("add", "app"), LINE, "client keys FILE: a key named app exists; revoke it first or choose another name"),
         (("revoke", "b"), LINE, "client keys FILE: there is no key named b; accepted: app"),
         (("revoke", "b"), "", "client keys FILE: there is no key named b; accepted: none, the file is empty"),
         *[
-            (("add", name), "", f"{name!r} is no name; accepted: letters, digits and any of . _ @ -, up to 64")
+            (("add", name), "", f"{name!r} is not a valid name; accepted: letters, digits and any of . _ @ -, up to 64")
             for name in ("", " ", "a b", "-a\n", "a\n", "a:b", "../a", "#a", "a" * 65, "a\0", "ä")
         ],
         (("list",), None, "client keys FILE: No such file or directory"),
