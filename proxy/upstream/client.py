@@ -239,7 +239,7 @@ async def read_chunk(response: ClientResponse) -> bytes:
 
 
 async def _read(response: ClientResponse, flow: ResponseFlow) -> bytes:
-    body = io.BytesIO()  # which in the end needs no copy: one of a large body would keep the event loop waiting
+    body = io.BytesIO()  # `getvalue` makes no copy; copying a large body would block the event loop
     async for chunk in response.content.iter_any():
         body.write(chunk)
         await flow.received(len(chunk))
