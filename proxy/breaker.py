@@ -77,6 +77,7 @@ class Breaker:
         return attempt
 
     def succeeded(self) -> None:
+        """The result of an attempt, as `Attempt.succeeded` reports it."""
         self._failures = 0
         if self.state is State.HALF_OPEN:
             self._move(_Event.PROBE_SUCCEEDED)

@@ -126,7 +126,7 @@ class Cache:
 
         Without ``overwrite`` an existing record stays, unless it is expired or damaged. The timeout ends the waiting,
         not the write. Until the write has ended its entries are not confirmed. If another record turns out to be the
-        first, it replaces them in memory, and `Entry.standing` leads to it.
+        first, it replaces them in memory, and `Entry.current` leads to it.
         """
         if self._store.is_absent:
             return await self._write_to_memory(fresh, overwrite=overwrite)

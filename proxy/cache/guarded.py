@@ -129,13 +129,13 @@ class GuardedStore:
         *,
         overwrite: bool,
         is_repeated: bool,
-        spoilt: Mapping[bytes, bytes] = NOTHING,
+        invalid: Mapping[bytes, bytes] = NOTHING,
     ) -> Written:
         """Write ``values`` as `Store.put_many` does, as far as the store can. The caller ends ``attempt``."""
         started = time.perf_counter()
         lost, reason = len(values), "stopped"
         try:
-            existing = await self._store.put_many(values, ttl_s=self._ttl_s, overwrite=overwrite, spoilt=spoilt)
+            existing = await self._store.put_many(values, ttl_s=self._ttl_s, overwrite=overwrite, invalid=invalid)
             attempt.succeeded()
             lost = 0
         except StoreError as error:

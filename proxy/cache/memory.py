@@ -36,8 +36,8 @@ class Entry:
     """A record as the hot path uses it: with its base64 text, and the numbers' text once it has been needed."""
 
     __slots__ = (
-        "_exact", "_numbers", "_successor", "_wide", "base64", "certainty", "dtype", "epoch", "model", "stored_at_s",
-        "tokens",
+        "_exact", "_numbers", "_successor", "_wide", "base64", "certainty", "dtype", "model", "model_version",
+        "stored_at_s", "tokens",
     )  # fmt: skip
 
     def __init__(self, record: Record, certainty: Certainty = Certainty.CONFIRMED) -> None:
@@ -53,15 +53,19 @@ class Entry:
         self.tokens = record.tokens
         self._exact = record.tokens_exact
         self.stored_at_s = record.stored_at_s
-        # Entries of one answer must be of one epoch: the same model, as the upstream names it, and one length.
-        self.epoch = (record.model, vector.dimensions)
+        # Entries of one response must have one version: the same model, as the upstream names it, and one length.
+        self.model_version = (record.model, vector.dimensions)
+
+    @property
+    def dimensions(self) -> int:
+        return self.model_version[1]
 
     @property
     def is_confirmed(self) -> bool:
         return self.certainty is Certainty.CONFIRMED
 
     @property
-    def standing(self) -> "Entry":
+    def current(self) -> "Entry":
         """The entry to serve: this one, or the one that superseded it."""
         entry = self
         while entry._successor is not None:
@@ -70,7 +74,7 @@ class Entry:
 
     def set_successor(self, winner: "Entry") -> None:
         """Requests that still refer to this entry serve ``winner`` from now on."""
-        if winner.standing is not self:
+        if winner.current is not self:
             self._successor = winner
 
     def mark_stored(self, certainty: Certainty) -> None:
@@ -85,7 +89,7 @@ class Entry:
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        return f"<Entry {self.model!r} {self.epoch[1]} x {self.dtype.name}, {self.weight_bytes} bytes>"
+        return f"<Entry {self.model!r} {self.dimensions} x {self.dtype.name}, {self.weight_bytes} bytes>"
 
     @property
     def weight_bytes(self) -> int:
@@ -115,9 +119,9 @@ class Entry:
         return Vector(self.dtype, self._wide)
 
 
-def standing(entries: Mapping[bytes, Entry]) -> dict[bytes, Entry]:
+def current(entries: Mapping[bytes, Entry]) -> dict[bytes, Entry]:
     """The entries to serve for entries that were looked up before an await."""
-    return {key: entry.standing for key, entry in entries.items()}
+    return {key: entry.current for key, entry in entries.items()}
 
 
 class Memory:

@@ -35,12 +35,12 @@ class Store(Protocol):
         *,
         ttl_s: float | None,
         overwrite: bool,
-        spoilt: Mapping[bytes, bytes] = NOTHING,
+        invalid: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
         """Store the values whose keys are free, or all of them with ``overwrite``.
 
         Returns the existing values of the keys that were taken. They are to be served in place of the caller's.
-        A key is taken if `get_many` would find a value under it other than the one in ``spoilt``, which the caller has
+        A key is taken if `get_many` would find a value under it other than the one in ``invalid``, which the caller has
         read there and which can't be served. ``ttl_s`` lets a store drop values by itself; with None it keeps them as
         long as there is room.
         """
@@ -82,7 +82,7 @@ class NoStore(Unleased):
         *,
         ttl_s: float | None,
         overwrite: bool,
-        spoilt: Mapping[bytes, bytes] = NOTHING,
+        invalid: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
         return {}
 

@@ -9,7 +9,7 @@ from functools import partial
 from proxy.breaker import Attempt
 from proxy.cache.codec import RecordCodec
 from proxy.cache.guarded import GuardedStore, Written
-from proxy.cache.memory import Certainty, Entry, Memory, standing
+from proxy.cache.memory import Certainty, Entry, Memory, current
 from proxy.cache.turns import in_turns
 from proxy.protocol.records import Record
 from proxy.tasks import TaskSet, log_to
@@ -53,7 +53,7 @@ class Writer:
         """The entry in memory, or the one whose write is in progress."""
         entry = self._memory.get(key)
         if entry is None and key in self.pending:
-            entry = self.pending[key][0].standing
+            entry = self.pending[key][0].current
         return entry
 
     async def write(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:
@@ -67,11 +67,11 @@ class Writer:
             await asyncio.wait([task], timeout=self._store.timeout_for_s(mine))
         cutoff_s = self._freshness_cutoff_s()
         for key, entry in mine.items():
-            if entry.certainty is certainty and entry.standing is entry:
+            if entry.certainty is certainty and entry.current is entry:
                 self._put_unconfirmed(key, entry, cutoff_s)
             if task is not None and not task.done():
                 self.pending[key] = entry, task
-        return standing(mine)
+        return current(mine)
 
     def _put_unconfirmed(self, key: bytes, mine: Entry, cutoff_s: float) -> None:
         """The store has not replied yet. Until it does, an entry that is already in memory counts as the first."""
@@ -146,12 +146,12 @@ class Writer:
         repeated = write.is_repeated
         with write.attempt as attempt:
             written = await self._store.put(write.values, attempt, overwrite=write.overwrite, is_repeated=repeated)
-        spoilt = self._settle_all(write, written, Certainty.REPLACED if write.overwrite else Certainty.CONFIRMED)
-        if not spoilt or (again := self._store.attempt_write(len(spoilt), is_repeated=repeated)) is None:
+        invalid = self._settle_all(write, written, Certainty.REPLACED if write.overwrite else Certainty.CONFIRMED)
+        if not invalid or (again := self._store.attempt_write(len(invalid), is_repeated=repeated)) is None:
             return
-        values = {key: write.values[key] for key in spoilt}
+        values = {key: write.values[key] for key in invalid}
         with again:
-            written = await self._store.put(values, again, overwrite=False, is_repeated=repeated, spoilt=spoilt)
+            written = await self._store.put(values, again, overwrite=False, is_repeated=repeated, invalid=invalid)
         self._settle_all(write, written, Certainty.REPLACED)
 
     def _settle_all(self, write: _Write, written: Written, certainty: Certainty) -> dict[bytes, bytes]:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from proxy.cache.cache import Cache
-from proxy.cache.memory import Entry, standing
+from proxy.cache.memory import Entry, current
 
 
 class Lookup(NamedTuple):
@@ -14,9 +14,9 @@ class Lookup(NamedTuple):
     missing: list[bytes]
     from_memory: int
 
-    def standing(self) -> "Lookup":
+    def current(self) -> "Lookup":
         """The same, some awaits later: the store may have named other records the first of their keys."""
-        return self._replace(entries=standing(self.entries))
+        return self._replace(entries=current(self.entries))
 
 
 def lookup(keys: list[bytes], entries: dict[bytes, Entry], *, from_memory: int = 0) -> Lookup:
@@ -40,9 +40,9 @@ async def look_up(cache: Cache, keys: list[bytes], *, min_stored_at_s: float) ->
     return Lookup(found, missing, from_memory=len(found) - len(stored))
 
 
-def epochs(*entries: dict[bytes, Entry]) -> int:
-    """The number of epochs of entries: a response must not mix any. An entry without a model name fits each."""
-    found = {entry.epoch for some in entries for entry in some.values()}
+def model_version_count(*entries: dict[bytes, Entry]) -> int:
+    """The number of model versions of entries: a response must not mix any. An entry without a model name fits each."""
+    found = {entry.model_version for some in entries for entry in some.values()}
     if len(found) <= 1:
         return len(found)
     models, lengths = {model for model, _ in found if model}, {length for _, length in found}

@@ -9,12 +9,12 @@ from aiohttp.web import StreamResponse
 from proxy.access.admission import Access
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
-from proxy.cache.memory import standing
+from proxy.cache.memory import current
 from proxy.embeddings.failures import FailureResponses
 from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.header_watch import MANY_VALUES, HeaderWatch
 from proxy.embeddings.log_once import LogOnce
-from proxy.embeddings.lookup import Lookup, epochs, look_up, lookup
+from proxy.embeddings.lookup import Lookup, look_up, lookup, model_version_count
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.request_memo import MemoEntry
 from proxy.embeddings.responses import ResponseBuilder
@@ -75,7 +75,7 @@ class Resolver:
         found = await self._look_up(call)
         self._lookup_seconds.observe(time.perf_counter() - parsed_s)
         self._watch_headers(call, is_hit=bool(found.entries))
-        is_moved = epochs(found.entries) > 1
+        is_moved = model_version_count(found.entries) > 1
         if is_moved:
             found = lookup(call.spec.keys, {})
         progress.items, progress.cached = len(call.spec.keys), len(call.spec.keys) - len(found.missing)
@@ -175,7 +175,7 @@ class Resolver:
         timeout_s = None if is_shared or found.missing else _PROBE_TIMEOUT_S
         name = call.credential_id, call.credential_scope
         result = await self._revalidator.ask(name, probe, timeout_s=timeout_s)
-        found = found.standing()
+        found = found.current()
         failure = None if result is None else result.fetched.failure
         if result is None or (failure is not None and not failure.confirms):
             return await self._respond_unvalidated(call, probe, failure, found)
@@ -188,7 +188,7 @@ class Resolver:
             # A fallback can't validate a credential for entries that the origin computed for other clients, or before
             # it refused this one.
             return FetchPlan(lookup(call.spec.keys, {}), self._policy(call).private(), first.bill)
-        if epochs(found.entries, fetched.entries) > 1:
+        if model_version_count(found.entries, fetched.entries) > 1:
             return FetchPlan(lookup(call.spec.keys, {}), self._policy(call).refreshing(), first.bill)
         if found.missing:
             return FetchPlan(found, self._policy(call), first)
@@ -245,18 +245,18 @@ class Resolver:
         fetched = await self._fetcher.fetch(call.request(missing, policy)) if missing else NOTHING
         if first is not NOTHING:
             fetched = fetched.after(first)
-        cached = standing(found.entries)
-        epoch_count = epochs(cached, fetched.entries)
-        if fetched.failure is None and epoch_count > 1:
+        cached = current(found.entries)
+        version_count = model_version_count(cached, fetched.entries)
+        if fetched.failure is None and version_count > 1:
             # The upstream now serves another model under the same name. A response must not mix the two, and what is
             # stored is obsolete.
             cached = {}
             request = call.request(list(dict.fromkeys(call.spec.keys)), policy.refreshing())
             fetched = (await self._fetcher.fetch(request)).after(fetched.bill)
-            epoch_count = epochs(fetched.entries)
+            version_count = model_version_count(fetched.entries)
         if fetched.failure is not None:
             return await self._failures.respond(call, fetched.failure)
-        if epoch_count != 1:  # the upstream alternates between two models, or nothing can be stored
+        if version_count != 1:  # the upstream alternates between two models, or nothing can be stored
             return await self._failures.replay(call)
         if not (fetched.is_billed or self._is_valid(call)):
             return Lookup(cached | fetched.entries, [], found.from_memory)

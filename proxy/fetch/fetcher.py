@@ -117,7 +117,7 @@ def _collected(request: FetchRequest, claim: Claim[FlightResult], leader: Leader
     for key, flight in claim.flights.items():
         result = flight.result()
         if isinstance(result, Entry):
-            entries[key] = result.standing  # during the wait the store may have named another record the first
+            entries[key] = result.current  # during the wait the store may have named another record the first
         elif not (key in claim.mine or result.is_for(request)):
             foreign.append(key)
         elif _replaces_item(result.cause, request):

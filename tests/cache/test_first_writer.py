@@ -48,7 +48,7 @@ async def test_a_superseded_entry_leads_to_the_winner() -> None:
     assert served(held) == {A: SECOND}
     store.writes.set()
     await written(cache)
-    assert held[A].standing.numbers() == FIRST
+    assert held[A].current.numbers() == FIRST
 
 
 async def test_a_request_that_waits_for_other_items_serves_the_late_winner(

@@ -53,15 +53,15 @@ class SteppedStore(Unleased):
         *,
         ttl_s: float | None,
         overwrite: bool,
-        spoilt: Mapping[bytes, bytes] = NOTHING,
+        invalid: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
         await self._step()
-        standing = {
-            key: self.values[key] for key in values if key in self.values and self.values[key] != spoilt.get(key)
+        existing = {
+            key: self.values[key] for key in values if key in self.values and self.values[key] != invalid.get(key)
         }
-        self.values |= {key: value for key, value in values.items() if key not in standing}
+        self.values |= {key: value for key, value in values.items() if key not in existing}
         await self._step()  # it may go down between doing it and saying so
-        return standing
+        return existing
 
     async def aclose(self) -> None:
         return None
@@ -77,11 +77,11 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(
         timeouts_s=st.lists(st.sampled_from([0.0, 1000.0]), min_size=CACHES, max_size=CACHES),
-        spoilt=st.dictionaries(st.sampled_from(KEYS), st.sampled_from(["damaged", "expired"])),
+        invalid=st.dictionaries(st.sampled_from(KEYS), st.sampled_from(["damaged", "expired"])),
     )
-    def begin(self, timeouts_s: list[float], spoilt: dict[bytes, str]) -> None:
+    def begin(self, timeouts_s: list[float], invalid: dict[bytes, str]) -> None:
         """A cache of budget 0 waits for no write, one of 1000 s for each."""
-        for key, how in spoilt.items():
+        for key, how in invalid.items():
             self.store.values[key] = b"damaged" if how == "damaged" else records.encode(key, record(0.5, at=1.0))
 
         async def open_() -> list[Cache]:

@@ -70,8 +70,8 @@ async def test_another_process_gets_the_value(open_store: OpenStore) -> None:
 async def test_the_first_value_stays_and_the_second_writer_gets_it(open_store: OpenStore) -> None:
     store = open_store()
     await store.put_many({key(1): b"first"}, ttl_s=None, overwrite=False)
-    standing = await store.put_many({key(1): b"second", key(2): b"new"}, ttl_s=None, overwrite=False)
-    assert standing == {key(1): b"first"}
+    existing = await store.put_many({key(1): b"second", key(2): b"new"}, ttl_s=None, overwrite=False)
+    assert existing == {key(1): b"first"}
     assert await store.get_many([key(1), key(2)], timeout_s=5.0) == {key(1): b"first", key(2): b"new"}
 
 
@@ -85,12 +85,12 @@ async def test_overwrite_replaces_and_returns_nothing(open_store: OpenStore) -> 
 async def test_all_writers_at_once_agree_on_one_winner(open_store: OpenStore) -> None:
     stores = [open_store() for _ in range(4)]
     mine = [{key(n): b"%d" % i for n in range(50)} for i in range(len(stores))]
-    standing = await asyncio.gather(
+    existing = await asyncio.gather(
         *(store.put_many(values, ttl_s=None, overwrite=False) for store, values in zip(stores, mine, strict=True))
     )
     winners = await open_store().get_many([key(n) for n in range(50)], timeout_s=5.0)
     assert len(winners) == 50
-    for values, taken in zip(mine, standing, strict=True):
+    for values, taken in zip(mine, existing, strict=True):
         assert values | taken == winners
 
 
@@ -133,18 +133,18 @@ async def test_thousands_at_once(open_store: OpenStore) -> None:
 
 async def test_the_first_value_replaces_an_invalid_one(open_store: OpenStore) -> None:
     store, other = open_store(), open_store()
-    await store.put_many({key(1): b"spoilt", key(2): b"good"}, ttl_s=None, overwrite=False)
-    spoilt = {key(1): b"spoilt"}
+    await store.put_many({key(1): b"invalid", key(2): b"good"}, ttl_s=None, overwrite=False)
+    invalid = {key(1): b"invalid"}
     mine = {key(1): b"mine", key(2): b"mine", key(3): b"mine"}
-    assert await store.put_many(mine, ttl_s=None, overwrite=False, spoilt=spoilt) == {key(2): b"good"}
+    assert await store.put_many(mine, ttl_s=None, overwrite=False, invalid=invalid) == {key(2): b"good"}
     theirs = {key(1): b"theirs"}
-    assert await other.put_many(theirs, ttl_s=None, overwrite=False, spoilt=spoilt) == {key(1): b"mine"}
+    assert await other.put_many(theirs, ttl_s=None, overwrite=False, invalid=invalid) == {key(1): b"mine"}
     assert await other.get_many([key(1), key(2), key(3)], timeout_s=5.0) == mine | {key(2): b"good"}
 
 
 async def test_a_value_is_stored_though_the_invalid_one_is_gone(open_store: OpenStore) -> None:
     store = open_store()
-    assert await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False, spoilt={key(1): b"spoilt"}) == {}
+    assert await store.put_many({key(1): b"x"}, ttl_s=None, overwrite=False, invalid={key(1): b"invalid"}) == {}
     assert await store.get_many([key(1)], timeout_s=5.0) == {key(1): b"x"}
 
 

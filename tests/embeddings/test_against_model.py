@@ -91,14 +91,14 @@ class FakeStore(Unleased):
         *,
         ttl_s: float | None,
         overwrite: bool,
-        spoilt: Mapping[bytes, bytes] = NOTHING,
+        invalid: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
         await asyncio.sleep(0)
         if self.is_failing:
             raise StoreError("connection", "down")
-        standing = {} if overwrite else {key: self.values[key] for key in values if key in self.values}
-        self.values |= {key: value for key, value in values.items() if key not in standing}
-        return standing
+        existing = {} if overwrite else {key: self.values[key] for key in values if key in self.values}
+        self.values |= {key: value for key, value in values.items() if key not in existing}
+        return existing
 
     async def aclose(self) -> None:
         return None

@@ -54,17 +54,17 @@ class DictStore(Unleased):
         *,
         ttl_s: float | None,
         overwrite: bool,
-        spoilt: Mapping[bytes, bytes] = NOTHING,
+        invalid: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
         await self.gate.wait()
         await self.writes.wait()
         if failure := self.failure or self.write_failure:
             raise failure
-        standing = {key: self.values[key] for key in values if key in self.values and not overwrite}
-        standing = {key: value for key, value in standing.items() if spoilt.get(key) != value}
-        self.values.update({key: value for key, value in values.items() if key not in standing})
+        existing = {key: self.values[key] for key in values if key in self.values and not overwrite}
+        existing = {key: value for key, value in existing.items() if invalid.get(key) != value}
+        self.values.update({key: value for key, value in values.items() if key not in existing})
         await self.replies.wait()
-        return standing
+        return existing
 
     async def aclose(self) -> None:
         return None

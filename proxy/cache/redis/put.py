@@ -32,13 +32,13 @@ class Put:
         self.existing |= {key: value for key, value in read.items() if value is not None}
         return {key: values[key] for key, value in read.items() if value is None}
 
-    async def replace(self, values: Mapping[bytes, bytes], spoilt: Mapping[bytes, bytes]) -> Collection[bytes]:
-        """Store ``values`` whose keys have the values in ``spoilt``. Returns these keys.
+    async def replace(self, values: Mapping[bytes, bytes], invalid: Mapping[bytes, bytes]) -> Collection[bytes]:
+        """Store ``values`` whose keys have the values in ``invalid``. Returns these keys.
 
         Another replica may do the same between the two commands. Only a script could prevent that.
         """
-        read = await self._read(list(spoilt))
-        replaced = {key: values[key] for key, value in read.items() if value == spoilt[key]}
+        read = await self._read(list(invalid))
+        replaced = {key: values[key] for key, value in read.items() if value == invalid[key]}
         await self._set(replaced, ())
         return replaced.keys()
 

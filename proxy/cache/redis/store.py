@@ -52,13 +52,13 @@ class RedisStore:
         *,
         ttl_s: float | None,
         overwrite: bool,
-        spoilt: Mapping[bytes, bytes] = NOTHING,
+        invalid: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
         put = Put(self._run, partial(self._reads.get, timeout_s=self._timeout_s), ttl_s)
         if overwrite:
             await put.set(values)
         else:
-            replaced = await put.replace(values, spoilt) if spoilt else ()
+            replaced = await put.replace(values, invalid) if invalid else ()
             free = {key: value for key, value in values.items() if key not in replaced}
             # A key that is taken and has no value was evicted between the two commands. Or it has a value of another
             # type, which is not a record and would block the key for ever.

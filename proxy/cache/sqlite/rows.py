@@ -46,13 +46,13 @@ def put(
     values: Mapping[bytes, bytes],
     *,
     overwrite: bool,
-    spoilt: Mapping[bytes, bytes],
+    invalid: Mapping[bytes, bytes],
     limit_bytes: int,
     now: int,
 ) -> dict[bytes, bytes]:
     """`Store.put_many` in one transaction, which the caller has begun. Evicts what exceeds ``limit_bytes``."""
     existing = select(connection, list(values))
-    replaced = {key: row for key, row in existing.items() if overwrite or spoilt.get(key) == row[2]}
+    replaced = {key: row for key, row in existing.items() if overwrite or invalid.get(key) == row[2]}
     connection.executemany("DELETE FROM slot WHERE key = ?", [(key,) for key in replaced])
     fresh = {key: value for key, value in values.items() if key not in existing or key in replaced}
     replaced_bytes = sum(len(value) for _, _, value in replaced.values())

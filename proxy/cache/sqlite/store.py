@@ -78,22 +78,22 @@ class SQLiteStore(Unleased):
         *,
         ttl_s: float | None,  # unused: eviction makes room
         overwrite: bool,
-        spoilt: Mapping[bytes, bytes] = NOTHING,
+        invalid: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
-        return await self._writer.run(self._put, values, overwrite, spoilt)
+        return await self._writer.run(self._put, values, overwrite, invalid)
 
     def _put(
         self,
         connection: sqlite3.Connection,
         values: Mapping[bytes, bytes],
         overwrite: bool,
-        spoilt: Mapping[bytes, bytes],
+        invalid: Mapping[bytes, bytes],
     ) -> dict[bytes, bytes]:
         now = int(self._clock())
         with transaction(connection):
             self._limit.register(connection, now)
             limit_bytes = self._limit.effective_bytes(connection, now)
-            return rows.put(connection, values, overwrite=overwrite, spoilt=spoilt, limit_bytes=limit_bytes, now=now)
+            return rows.put(connection, values, overwrite=overwrite, invalid=invalid, limit_bytes=limit_bytes, now=now)
 
     def _begin_salvage(self, aside: Path) -> None:
         """Copy the readable values of a damaged file, renamed to ``aside``, into the new one. Called by a thread."""
@@ -124,7 +124,7 @@ class SQLiteStore(Unleased):
             _log.warning("%d entries copied from %s", salvage.values, salvage.aside.name)
             self._end_salvage()
             return
-        self._put(connection, values, overwrite=False, spoilt=NOTHING)
+        self._put(connection, values, overwrite=False, invalid=NOTHING)
         with suppress(RuntimeError):  # the thread is ending
             self._writer.submit(self._copy)
 

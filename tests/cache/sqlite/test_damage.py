@@ -138,7 +138,7 @@ async def test_two_slots_with_one_value_in_a_file_of_an_earlier_version_do_not_d
     store = open_store()
     assert await get(store, C) == {C: value(C)}
     assert (await get(store, A))[A] == value(B)  # the cache finds by the record that it is not that of A
-    assert await store.put_many({A: value(A)}, ttl_s=None, overwrite=False, spoilt={A: value(B)}) == {}
+    assert await store.put_many({A: value(A)}, ttl_s=None, overwrite=False, invalid={A: value(B)}) == {}
     await put(store, A, B)
     for _ in range(2):
         assert await get(store, A, B) == {A: value(A), B: value(B)}
