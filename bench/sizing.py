@@ -20,7 +20,8 @@ import numpy as np
 from redis import Redis
 from redis.exceptions import OutOfMemoryError
 
-from proxy.cache.memory import Entry, Memory
+from proxy.cache.entry import Entry
+from proxy.cache.memory import Memory
 from proxy.cache.redis.store import RedisStore
 from proxy.cache.sqlite.store import SQLiteStore
 from proxy.protocol import records

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from proxy.cache.codec import RecordCodec
+from proxy.cache.entry import Certainty, Entry
 from proxy.cache.guarded import GuardedStore
 from proxy.cache.lease import Lease
-from proxy.cache.memory import Certainty, Entry, Memory
+from proxy.cache.memory import Memory
 from proxy.cache.store import Store
 from proxy.cache.turns import in_turns
 from proxy.cache.writer import Writer

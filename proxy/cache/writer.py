@@ -8,8 +8,9 @@ from functools import partial
 
 from proxy.breaker import Attempt
 from proxy.cache.codec import RecordCodec
+from proxy.cache.entry import Certainty, Entry, current
 from proxy.cache.guarded import GuardedStore, Written
-from proxy.cache.memory import Certainty, Entry, Memory, current
+from proxy.cache.memory import Memory
 from proxy.cache.turns import in_turns
 from proxy.protocol.records import Record
 from proxy.tasks import TaskSet, log_to

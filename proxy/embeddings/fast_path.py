@@ -12,7 +12,7 @@ from aiohttp.web import BaseRequest
 
 from proxy.access.admission import Access
 from proxy.cache.cache import Cache
-from proxy.cache.memory import Entry
+from proxy.cache.entry import Entry
 from proxy.embeddings.lookup import model_version_count
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.embeddings.responses import ResponseBuilder

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from proxy.cache.cache import Cache
-from proxy.cache.memory import Entry, current
+from proxy.cache.entry import Entry, current
 
 
 class Lookup(NamedTuple):

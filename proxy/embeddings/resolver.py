@@ -9,7 +9,7 @@ from aiohttp.web import StreamResponse
 from proxy.access.admission import Access
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
-from proxy.cache.memory import current
+from proxy.cache.entry import current
 from proxy.embeddings.failures import FailureResponses
 from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.header_watch import MANY_VALUES, HeaderWatch

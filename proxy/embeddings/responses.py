@@ -11,7 +11,8 @@ from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.web import BaseRequest, Response, StreamResponse
 from multidict import CIMultiDict
 
-from proxy.cache.memory import Entry, Memory
+from proxy.cache.entry import Entry
+from proxy.cache.memory import Memory
 from proxy.errors import ResponseTooLarge
 from proxy.fetch.outcomes import EmbedResult, pace_fields
 from proxy.fetch.result import FetchResult

@@ -10,7 +10,7 @@ from typing import TypeGuard
 
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
-from proxy.cache.memory import Entry
+from proxy.cache.entry import Entry
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.leader import Leader
 from proxy.fetch.outcomes import CallFailure, InvalidResponse, is_success, status_of

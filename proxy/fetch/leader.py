@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
+from proxy.cache.entry import Entry
 from proxy.cache.lease import Lease
-from proxy.cache.memory import Entry
 from proxy.errors import ProxyError
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.outcomes import CallFailure, EmbedResult, ErrorResponse, InvalidResponse, Outcome, status_of

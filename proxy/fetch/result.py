@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from proxy.cache.memory import Entry
+from proxy.cache.entry import Entry
 from proxy.errors import ProxyError
 from proxy.fetch.outcomes import (
     Blame,

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from proxy.cache.memory import Entry
+from proxy.cache.entry import Entry
 from proxy.cache.redis.store import RedisStore
 from proxy.errors import StoreError
 from proxy.protocol import records

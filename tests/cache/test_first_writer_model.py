@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from proxy.cache.cache import Cache
-from proxy.cache.memory import Entry, Memory
+from proxy.cache.entry import Entry
+from proxy.cache.memory import Memory
 from proxy.cache.store import NOTHING, Unleased
 from proxy.errors import StoreError
 from proxy.protocol import records

@@ -2,7 +2,8 @@ import numpy as np
 import orjson
 import pytest
 
-from proxy.cache.memory import Entry, Memory
+from proxy.cache.entry import Entry
+from proxy.cache.memory import Memory
 from proxy.protocol import vectors
 from proxy.protocol.records import Record
 from proxy.protocol.vectors import Encoding, Vector

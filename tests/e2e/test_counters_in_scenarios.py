@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from proxy.access import client_keys
-from proxy.cache.memory import Entry
+from proxy.cache.entry import Entry
 from proxy.config.settings import SameModel, StoreSetting, UpstreamSetting
 from proxy.protocol import embedding_request
 from proxy.protocol.records import Record

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from proxy.cache.cache import Cache
-from proxy.cache.memory import Entry, Memory
+from proxy.cache.entry import Entry
+from proxy.cache.memory import Memory
 from proxy.cache.store import NOTHING, Store, Unleased
 from proxy.errors import StoreError
 from proxy.protocol import vectors

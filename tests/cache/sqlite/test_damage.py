@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from proxy.cache.memory import Entry
+from proxy.cache.entry import Entry
 from proxy.cache.sqlite.store import SQLiteStore
 from proxy.errors import StoreError
 from proxy.protocol import records, vectors
