@@ -8,7 +8,7 @@ from typing import Self
 class State(Enum):
     CLOSED = "closed"  # every attempt is permitted
     OPEN = "open"  # none is permitted until the cool-down has passed
-    HALF_OPEN = "half-open"  # one attempt, the probe, is under way; no other is permitted until it ends
+    HALF_OPEN = "half-open"  # one attempt, the probe, is in progress; no other is permitted until it ends
 
 
 class _Event(Enum):

@@ -1,4 +1,4 @@
-"""Background tasks: started in one place, awaited by nobody in particular, and never lost."""
+"""Background tasks: kept until they end, their failures reported."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ class TaskSet:
     """Background tasks of one kind, from their start to their end.
 
     The event loop keeps only weak references to tasks, so the set keeps strong ones. A task that ends with an exception
-    is reported to ``on_error``, whether or not somebody awaits it too. A cancelled task is not an error.
+    is reported to ``on_error``, whether or not another task awaits it too. A cancelled task is not an error.
     """
 
     def __init__(self, on_error: Callable[[BaseException], object]) -> None:
@@ -42,7 +42,7 @@ class TaskSet:
             self._on_error(error)
 
     async def join(self) -> None:
-        """Wait until no task is left, including tasks that are started meanwhile.
+        """Wait until no task is left, including tasks that are started during the wait.
 
         If the waiting is cancelled, all tasks are cancelled and awaited, and `CancelledError` is raised then.
         """

@@ -37,7 +37,7 @@ class _Write:
 
 
 class Writer:
-    """Writes records and keeps the entries of unfinished writes, which memory may evict meanwhile."""
+    """Writes records and keeps the entries of unfinished writes, which memory may evict before they end."""
 
     def __init__(
         self, memory: Memory, store: GuardedStore, codec: RecordCodec, *, freshness_cutoff_s: Callable[[], float]
