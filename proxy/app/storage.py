@@ -12,7 +12,7 @@ from proxy.protocol.records import RecordKey
 from proxy.telemetry.metrics import Metrics
 
 _REDIS_CONNECTIONS = 32
-# After this a connection counts as dead; a write may take as long. A request waits only for `settings.store_budget_s`.
+# After this a connection counts as dead; a write may take as long. A request waits only for `settings.store_timeout_s`.
 _REDIS_TIMEOUT_S = 1.0
 
 
@@ -29,7 +29,7 @@ def open_cache(settings: Settings, metrics: Metrics, clock: Callable[[], float])
         open_store(settings, clock),
         metrics,
         ttl_s=settings.ttl_s,
-        timeout_s=settings.store_budget_s,
+        timeout_s=settings.store_timeout_s,
         record_key=None if settings.record_key is None else RecordKey(settings.record_key),
         clock=clock,
     )

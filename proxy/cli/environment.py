@@ -12,7 +12,7 @@ from proxy.config.suggestion import suggestion
 # Kubernetes puts the address of every Service into every Pod's environment; for one named `embedding-proxy` or
 # `embedding-proxy-admin` these start with our prefix
 # (https://kubernetes.io/docs/tutorials/services/connect-applications-service/).
-_KUBERNETES_LINK = re.compile(r"EMBEDDING_PROXY_(ADMIN_)?(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
+_KUBERNETES_SERVICE = re.compile(r"EMBEDDING_PROXY_(ADMIN_)?(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
 
 
 def drop_kubernetes_service_env() -> None:
@@ -23,10 +23,10 @@ def drop_kubernetes_service_env() -> None:
 
 
 def forbid_unknown_variables(known: Collection[str]) -> None:
-    """Raises `click.UsageError`."""
+    """Refuse variables with the prefix that no option has, and empty ones of options. Raises `click.UsageError`."""
     for name, value in os.environ.items():
         if name in known and not value:
             # click would take the default, which for an upstream is the demo.
             raise click.UsageError(f"{name} is empty; give it a value or unset it")
-        if name.startswith(ENV_PREFIX) and name not in known and not _KUBERNETES_LINK.fullmatch(name):
+        if name.startswith(ENV_PREFIX) and name not in known and not _KUBERNETES_SERVICE.fullmatch(name):
             raise click.UsageError(f"unknown environment variable {name}; {suggestion(name, sorted(known))}")

@@ -28,7 +28,7 @@ _PARAMETERS = [
 @click.command(name="serve", params=_PARAMETERS)
 @click.pass_context
 def serve_command(ctx: click.Context, /, workers: int, **_: Any) -> int:
-    """Serve. Flags override environment variables, which override the file, which overrides the defaults."""
+    """Run the proxy. Flags override environment variables, which override the file, which overrides the defaults."""
     environment.forbid_unknown_variables({option.variable for option in (*OPTIONS, CONFIG)})
     settings = _settings(ctx)
     announce = partial(_announce, settings)

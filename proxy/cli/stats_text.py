@@ -21,7 +21,7 @@ Row = Sequence[str]
 def render(status: Status) -> str:
     """The screen, of at most 80 columns unless a store's URL or a circuit's name is long."""
     parts = [
-        [f"embedding-proxy {status.version}, up {_lasting(status.uptime_s)}, {status.base_url}"]
+        [f"embedding-proxy {status.version}, up {_duration(status.uptime_s)}, {status.base_url}"]
         + (["stopping: not ready, finishing in-flight requests"] if status.is_draining else []),
         _totals(status),
         _latencies(status.recent),
@@ -35,7 +35,7 @@ def render(status: Status) -> str:
 def _totals(status: Status) -> list[str]:
     windows = status.recent, status.since_start
     rows = [
-        ("", f"last {_lasting(status.recent.seconds)}", "since start"),
+        ("", f"last {_duration(status.recent.seconds)}", "since start"),
         ("items from cache", *(_percent(of.item_hit_rate) for of in windows)),
         ("requests from cache", *(_percent(of.request_hit_rate) for of in windows)),
         ("requests", *(f"{sum(of.requests.values()):,}" for of in windows)),
@@ -48,7 +48,7 @@ def _totals(status: Status) -> list[str]:
 
 
 def _latencies(window: Window) -> list[str]:
-    rows: list[Row] = [(f"last {_lasting(window.seconds)}", "requests", "p50", "p95", "p99")]
+    rows: list[Row] = [(f"last {_duration(window.seconds)}", "requests", "p50", "p95", "p99")]
     for outcome in OUTCOMES:
         of = window.latency[outcome]
         rows.append((outcome, f"{of.count:,}", *(_took(s, of) for s in (of.p50_s, of.p95_s, of.p99_s))))
@@ -61,7 +61,7 @@ def _models(status: Status) -> list[str]:
     rows = [("model", "items", "from cache", "tokens saved")]
     for model in status.models[:_MODELS]:
         saved = f"{model.tokens.get('saved', 0):,}"
-        rows.append((_cut(model.name), f"{model.items:,}", _percent(model.item_hit_rate), saved))
+        rows.append((_truncated(model.name), f"{model.items:,}", _percent(model.item_hit_rate), saved))
     return _aligned(rows)
 
 
@@ -70,7 +70,7 @@ def _upstreams(status: Status) -> list[str]:
     for own in status.upstreams:
         of = own.latency
         took = (_NONE, _NONE) if of is None else (_took(of.p50_s, of), _took(of.p99_s, of))
-        rows.append((_cut(own.name), f"{own.calls:,}", f"{own.failed:,}", *took))
+        rows.append((_truncated(own.name), f"{own.calls:,}", f"{own.failed:,}", *took))
     return _aligned(rows)
 
 
@@ -91,7 +91,7 @@ def _aligned(rows: Iterable[Row]) -> list[str]:
     return [f"{_printable(name):<{_NAME_WIDTH}}" + "".join(f"{cell:>13}" for cell in cells) for name, *cells in rows]
 
 
-def _cut(name: str) -> str:
+def _truncated(name: str) -> str:
     return name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 1] + "…"
 
 
@@ -126,7 +126,7 @@ def _size(amount: float) -> str:
     return f"{amount:.1f} {_UNITS[unit]}" if unit else f"{amount:.0f} {_UNITS[unit]}"
 
 
-def _lasting(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     whole = int(seconds)
     if whole < _MINUTE_S:
         return f"{whole} s"

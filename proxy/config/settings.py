@@ -70,7 +70,7 @@ class Settings:
     routed: tuple[UpstreamSetting, ...] = ()
     store: StoreSetting
     store_limit_bytes: int
-    store_budget_s: float = 0.05
+    store_timeout_s: float = 0.05  # how long a request waits for the store; no option sets it
     memory_bytes: int
     ttl_s: float | None  # None: for as long as there is room
     shares_all: bool  # one scope for all validated credentials

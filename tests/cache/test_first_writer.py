@@ -64,7 +64,7 @@ async def test_a_request_that_waits_for_other_items_serves_the_late_winner(
         return upstream.embed(call, data=[{"index": 0, "embedding": [number] * 16}])  # type: ignore[arg-type]
 
     gate.answer = embed  # type: ignore[assignment]
-    first, second = [await start_proxy(store_budget_s=0.001, max_batch_items=1) for _ in range(2)]
+    first, second = [await start_proxy(store_timeout_s=0.001, max_batch_items=1) for _ in range(2)]
     store.writes.clear()
     slow = asyncio.Event()
     gate.open()

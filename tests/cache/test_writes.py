@@ -24,7 +24,7 @@ async def test_twenty_batches_of_2048_items_at_once_are_all_stored(
     """With a bound that short vectors exceed as far as 1536-d vectors the real one."""
     monkeypatch.setattr("proxy.cache.guarded._MAX_PENDING_BYTES", 1024**2)
     upstream.dimensions = 2
-    client = await start_proxy(store=StoreSetting(path=sqlite_path), store_budget_s=0.05)
+    client = await start_proxy(store=StoreSetting(path=sqlite_path), store_timeout_s=0.05)
     batches = [[f"{batch}-{number}" for number in range(2048)] for batch in range(20)]
     responses = await asyncio.gather(*(client.embed(texts) for texts in batches))
     assert {response.status for response in responses} == {200}
@@ -85,7 +85,7 @@ async def slow_proxy(
     monkeypatch.setattr("proxy.cache.guarded._MAX_PENDING_BYTES", 0)
     monkeypatch.setattr("proxy.cache.guarded._STALL_S", stall_s)
     monkeypatch.setattr("proxy.app.storage.open_store", lambda *_: store)
-    return await start_proxy(store_budget_s=0.001), store
+    return await start_proxy(store_timeout_s=0.001), store
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -51,7 +51,7 @@ async def test_store_failure_under_load_fails_no_request(
     start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path, how: str
 ) -> None:
     server = RedisServer(tmp_path)
-    client = await start_proxy(store=StoreSetting(url=server.url), store_budget_s=0.05)
+    client = await start_proxy(store=StoreSetting(url=server.url), store_timeout_s=0.05)
     break_, mend = BREAKS[how]
     try:
         for number in range(60):

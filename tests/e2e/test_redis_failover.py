@@ -93,7 +93,7 @@ async def test_cluster_failover_and_slot_migration(
 ) -> None:
     store = StoreSetting(url=cluster.url)
     # Nothing to speak of in memory: what is known comes from the store.
-    clients = [await start_proxy(store=store, store_budget_s=0.05, memory_bytes=1) for _ in range(2)]
+    clients = [await start_proxy(store=store, store_timeout_s=0.05, memory_bytes=1) for _ in range(2)]
     await clients[0].embed(TEXTS)
     load = Load(clients, upstream)
     async with load.going_on():
@@ -137,7 +137,7 @@ async def test_sentinel_failover(
     start_proxy: StartProxy, upstream: ScriptedUpstream, sentinels: RedisSentinels
 ) -> None:
     store = StoreSetting(url=sentinels.url)
-    clients = [await start_proxy(store=store, store_budget_s=0.05, memory_bytes=1) for _ in range(2)]
+    clients = [await start_proxy(store=store, store_timeout_s=0.05, memory_bytes=1) for _ in range(2)]
     await clients[0].embed(TEXTS)
     load = Load(clients, upstream)
     async with load.going_on():

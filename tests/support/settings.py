@@ -14,7 +14,7 @@ DEFAULTS = replace(
         **default_fields(OPTIONS),
         upstream=UpstreamSetting(name="nowhere", base_url="http://127.0.0.1:1/v1"),
         # Generous: a test must not turn a busy machine into a store that failed.
-        store_budget_s=5.0,
+        store_timeout_s=5.0,
     ),
     port=0,
     admin_port=0,
