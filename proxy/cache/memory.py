@@ -36,8 +36,8 @@ class Entry:
     """A record as the hot path uses it: with its base64 text, and the numbers' text once it has been needed."""
 
     __slots__ = (
-        "_exact", "_numbers", "_successor", "_wide", "base64", "certainty", "dtype", "epoch", "model", "stored_at_s",
-        "tokens",
+        "_exact", "_numbers", "_successor", "_wide", "base64", "certainty", "dtype", "model", "model_version",
+        "stored_at_s", "tokens",
     )  # fmt: skip
 
     def __init__(self, record: Record, certainty: Certainty = Certainty.CONFIRMED) -> None:
@@ -53,8 +53,8 @@ class Entry:
         self.tokens = record.tokens
         self._exact = record.tokens_exact
         self.stored_at_s = record.stored_at_s
-        # Entries of one answer must be of one epoch: the same model, as the upstream names it, and one length.
-        self.epoch = (record.model, vector.dimensions)
+        # Entries of one response have the same: the model, as the upstream names it, and the vector length.
+        self.model_version = (record.model, vector.dimensions)
 
     @property
     def is_confirmed(self) -> bool:
@@ -85,7 +85,7 @@ class Entry:
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        return f"<Entry {self.model!r} {self.epoch[1]} x {self.dtype.name}, {self.weight_bytes} bytes>"
+        return f"<Entry {self.model!r} {self.model_version[1]} x {self.dtype.name}, {self.weight_bytes} bytes>"
 
     @property
     def weight_bytes(self) -> int:

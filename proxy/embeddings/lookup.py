@@ -40,9 +40,9 @@ async def look_up(cache: Cache, keys: list[bytes], *, min_stored_at_s: float) ->
     return Lookup(found, missing, from_memory=len(found) - len(stored))
 
 
-def epochs(*entries: dict[bytes, Entry]) -> int:
-    """The number of epochs of entries: a response must not mix any. An entry without a model name fits each."""
-    found = {entry.epoch for some in entries for entry in some.values()}
+def count_model_versions(*entries: dict[bytes, Entry]) -> int:
+    """The number of model versions of entries: a response must not mix any. An entry without a model name fits each."""
+    found = {entry.model_version for some in entries for entry in some.values()}
     if len(found) <= 1:
         return len(found)
     models, lengths = {model for model, _ in found if model}, {length for _, length in found}

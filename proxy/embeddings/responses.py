@@ -129,7 +129,7 @@ class ResponseBuilder:
         key = spec.keys[0]
         if key not in entries:
             key = next(iter(entries), b"")
-        if not entries or entries[key].epoch[1] * len(spec.keys) < _FEW_NUMBERS:
+        if not entries or entries[key].model_version[1] * len(spec.keys) < _FEW_NUMBERS:
             return 0
         size = len(spec.keys) * len(self._memory.text(key, entries[key], spec.encoding))
         if size > _MAX_BODY_BYTES and len(spec.keys) > _MANY_ITEMS:
@@ -215,7 +215,7 @@ class ResponseBuilder:
     def _count_items(
         self, spec: ResponseSpec, found: dict[bytes, Entry], from_memory: int, *, own: int, joined: int
     ) -> None:
-        """``found`` is empty if the entries were of different epochs and all items were fetched again."""
+        """``found`` is empty if the entries were of different model versions and all items were fetched again."""
         items = self._metrics.of_model(spec.model).items
         from_memory = min(from_memory, len(found))
         items[ItemResult.MEMORY].inc(from_memory)
