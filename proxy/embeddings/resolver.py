@@ -80,10 +80,8 @@ class Resolver:
         is_moved = count_model_versions(found.entries) > 1
         if is_moved:
             found = lookup(client_request.spec.keys, {})
-        progress.items, progress.cached = (
-            len(client_request.spec.keys),
-            len(client_request.spec.keys) - len(found.missing),
-        )
+        progress.items = len(client_request.spec.keys)
+        progress.cached = progress.items - len(found.missing)
         progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
         is_valid = self._is_valid(client_request)
         if is_valid and not found.missing:

@@ -43,7 +43,6 @@ class ClientRequest:
     span: Span
     _headers: CIMultiDict[str] | None = field(default=None, init=False)
     _group: bytes | None = field(default=None, init=False)
-    _items: dict[bytes, Any] | None = field(default=None, init=False)
 
     @property
     def tenant(self) -> Tenant:
@@ -83,9 +82,8 @@ class ClientRequest:
 
     def items(self, wanted: Sequence[bytes]) -> list[Any]:
         """The items with the ``wanted`` keys. Of items with equal keys, the first in input order."""
-        if self._items is None:
-            self._items = dict(zip(reversed(self.spec.keys), reversed(self.parsed.items), strict=True))
-        return [self._items[key] for key in wanted]
+        by_key = dict(zip(reversed(self.spec.keys), reversed(self.parsed.items), strict=True))
+        return [by_key[key] for key in wanted]
 
     def is_own_body(self, body: bytes) -> bool:
         """Whether ``body``, which was sent upstream, is the client's own to the byte.
@@ -153,7 +151,10 @@ class FetchRequest:
         """The part for the ``wanted`` keys. What is keyed as a whole has no smaller part than all of it."""
         if len(wanted) == len(self.keys) or (wanted and self.client_request.spec.is_keyed_whole):
             return self
-        return replace(self, keys=wanted)
+        part = replace(self, keys=wanted)
+        by_key = dict(zip(self.keys, self.items, strict=True))
+        part._items = [by_key[key] for key in wanted]  # noqa: SLF001 - of the same class
+        return part
 
     def alone(self, key: bytes) -> "FetchRequest":
         """The part for one key, to be sent in a call of its own."""
