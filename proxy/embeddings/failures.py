@@ -8,7 +8,7 @@ from proxy.embeddings.responses import relayed
 from proxy.errors import KeyRefused, ProxyError
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.outcomes import Blame, ErrorResponse, InvalidResponse, blame, in_own_words, is_success, status_of
-from proxy.fetch.request import Call
+from proxy.fetch.request import ClientRequest
 from proxy.fetch.result import Failure
 from proxy.labels import ItemResult, RequestOutcome
 from proxy.telemetry.metrics import Metrics
@@ -23,7 +23,7 @@ class FailureResponses:
         self._metrics = metrics
         self._log_once = log_once
 
-    async def respond(self, call: Call, failure: Failure) -> tuple[RequestOutcome, StreamResponse]:
+    async def respond(self, client_request: ClientRequest, failure: Failure) -> tuple[RequestOutcome, StreamResponse]:
         """The upstream's response to the client's own body, or the failure that this client would have had alone.
 
         Raises `ProxyError`.
@@ -31,26 +31,28 @@ class FailureResponses:
         cause = failure.cause
         if isinstance(cause, ProxyError):
             is_of_part = failure.request is not None and not failure.request.is_whole
-            if is_of_part and cause.may_be_about_call and self._fetcher.takes_retry(call.origin):
-                return await self.replay(call)
+            if is_of_part and cause.may_be_about_call and self._fetcher.takes_retry(client_request.origin):
+                return await self.replay(client_request)
             raise cause.again()
         if isinstance(cause, InvalidResponse):
             self._log_once.warn(cause.reason, "a response of the upstream is relayed and not stored")
         is_everybodys = isinstance(cause, ErrorResponse) and blame(cause) is Blame.EVERYBODY
-        if is_everybodys or call.is_own_body(cause.body):
-            return self._relayed(call, cause.response)
+        if is_everybodys or client_request.is_own_body(cause.body):
+            return self._relayed(client_request, cause.response)
         # It may refer to an item by its index, which is another one in the client's list; and part of a response can't
         # be relayed as the whole.
-        if blame(cause) is Blame.UNKNOWN and not self._fetcher.takes_retry(call.origin):
-            return self._relayed(call, in_own_words(cause.response))
-        return await self.replay(call)
+        if blame(cause) is Blame.UNKNOWN and not self._fetcher.takes_retry(client_request.origin):
+            return self._relayed(client_request, in_own_words(cause.response))
+        return await self.replay(client_request)
 
-    async def replay(self, call: Call) -> tuple[RequestOutcome, StreamResponse]:
+    async def replay(self, client_request: ClientRequest) -> tuple[RequestOutcome, StreamResponse]:
         """Send the client's own body, and relay the response. Raises `ProxyError`."""
-        return self._relayed(call, await self._fetcher.replay(call))
+        return self._relayed(client_request, await self._fetcher.replay(client_request))
 
-    def _relayed(self, call: Call, response: UpstreamResponse) -> tuple[RequestOutcome, StreamResponse]:
-        origin, status = call.origin, response.status
+    def _relayed(
+        self, client_request: ClientRequest, response: UpstreamResponse
+    ) -> tuple[RequestOutcome, StreamResponse]:
+        origin, status = client_request.origin, response.status
         error_status = status_of(response)  # inside a 200 as well
         if origin.key is not None and error_status in CREDENTIAL_REFUSALS:
             self._log_once.warn(
@@ -58,9 +60,11 @@ class FailureResponses:
             )
             raise KeyRefused
         if status in _WRONG_URL and not origin.client.has_succeeded:
-            url = call.url.partition("?")[0]
+            url = client_request.url.partition("?")[0]
             self._log_once.warn(f"{status} from {url}", "perhaps the base URL is wrong, or the model's name")
         if not is_success(error_status):
-            return RequestOutcome.ERROR, relayed(response, call.reservation)
-        self._metrics.of_model(call.parsed.model).items[ItemResult.UPSTREAM].inc(len(call.spec.keys))
-        return RequestOutcome.MISS, relayed(response, call.reservation)
+            return RequestOutcome.ERROR, relayed(response, client_request.reservation)
+        self._metrics.of_model(client_request.parsed.model).items[ItemResult.UPSTREAM].inc(
+            len(client_request.spec.keys)
+        )
+        return RequestOutcome.MISS, relayed(response, client_request.reservation)

@@ -13,7 +13,7 @@ from aiohttp.web import BaseRequest
 from proxy.access.admission import Access
 from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
-from proxy.embeddings.lookup import model_version_count
+from proxy.embeddings.lookup import count_model_versions
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.http.connection import Connection
@@ -92,7 +92,7 @@ class FastPath:
         parsed_s = time.perf_counter()
         spec = known.spec
         found = self._cache.peek(spec.keys, min_stored_at_s=self._cache.freshness_cutoff_s(None), confirmed=True)
-        if not all(map(found.__contains__, spec.keys)) or model_version_count(found) > 1:
+        if not all(map(found.__contains__, spec.keys)) or count_model_versions(found) > 1:
             return None
         if not may_be_large and len(spec.keys) > 1 and self._responses.is_large(spec, found):
             return None

@@ -40,7 +40,7 @@ async def look_up(cache: Cache, keys: list[bytes], *, min_stored_at_s: float) ->
     return Lookup(found, missing, from_memory=len(found) - len(stored))
 
 
-def model_version_count(*entries: dict[bytes, Entry]) -> int:
+def count_model_versions(*entries: dict[bytes, Entry]) -> int:
     """The number of model versions of entries: a response must not mix any. An entry without a model name fits each."""
     found = {entry.model_version for some in entries for entry in some.values()}
     if len(found) <= 1:

@@ -9,7 +9,7 @@ from aiohttp.web import BaseRequest
 
 from proxy.access.admission import Access
 from proxy.access.validations import CredentialId, CredentialScope, Validations
-from proxy.fetch.request import Call
+from proxy.fetch.request import ClientRequest
 from proxy.http.bodies import Body, BodyReader, BodyReservation
 from proxy.protocol import embedding_request, keys, query, request_body
 from proxy.protocol.bypass import Bypass
@@ -72,7 +72,7 @@ class Reader:
 
     async def read(
         self, request: BaseRequest, sent: Body, own: Identity, reservation: BodyReservation, span: Span
-    ) -> Call | Unread:
+    ) -> ClientRequest | Unread:
         """Parse a request whose body was ``sent`` by a client of ``own`` identity.
 
         Before it is parsed, ``reservation`` takes the memory for parsing; in the end, it has that of the result.
@@ -103,7 +103,7 @@ class Reader:
 
     def _read(
         self, request: BaseRequest, body: bytes, own: Identity, reservation: BodyReservation, span: Span
-    ) -> Call | Unread:
+    ) -> ClientRequest | Unread:
         fields: dict[str, Any] = {}
         origin = None
         try:
@@ -127,7 +127,7 @@ class Reader:
         keyed_url, scope = query.keyed(url), self._access.scope(identity)
         derived = keys.derive(parsed, url=keyed_url, scope=scope, vector_headers=identity.vector_affecting)
         has_id = origin.provider.responses_have_id
-        return Call(
+        return ClientRequest(
             parsed=parsed,
             spec=ResponseSpec(model, parsed.encoding, derived, has_id, is_keyed_whole=parsed.is_keyed_whole),
             origin=origin,

@@ -8,7 +8,7 @@ from moka_py import Moka
 
 from proxy.access.validations import CredentialId, CredentialScope
 from proxy.budget import Tenant
-from proxy.fetch.request import Call
+from proxy.fetch.request import ClientRequest
 from proxy.http.recorder import head_of
 from proxy.protocol.identities import Identity
 from proxy.protocol.keys import pack
@@ -32,9 +32,15 @@ class MemoEntry(NamedTuple):
     keys_version: int = 0  # of the client keys that admitted it (`proxy.access.admission.Access.keys_version`)
 
     @classmethod
-    def of(cls, call: Call) -> "MemoEntry":
-        tenant = Tenant(call.credential_id.tenant)
-        return cls(call.spec, call.credential_id, call.credential_scope, call.origin, tenant)
+    def of(cls, client_request: ClientRequest) -> "MemoEntry":
+        tenant = Tenant(client_request.credential_id.tenant)
+        return cls(
+            client_request.spec,
+            client_request.credential_id,
+            client_request.credential_scope,
+            client_request.origin,
+            tenant,
+        )
 
     @property
     def weight_bytes(self) -> int:

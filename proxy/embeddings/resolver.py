@@ -14,7 +14,7 @@ from proxy.embeddings.failures import FailureResponses
 from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.header_watch import MANY_VALUES, HeaderWatch
 from proxy.embeddings.log_once import LogOnce
-from proxy.embeddings.lookup import Lookup, look_up, lookup, model_version_count
+from proxy.embeddings.lookup import Lookup, count_model_versions, look_up, lookup
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.request_memo import MemoEntry
 from proxy.embeddings.responses import ResponseBuilder
@@ -22,7 +22,7 @@ from proxy.embeddings.revalidation import Revalidator
 from proxy.errors import CredentialRefused, NotCached
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.outcomes import Blame, blame
-from proxy.fetch.request import Call, FetchRequest, Policy
+from proxy.fetch.request import ClientRequest, FetchRequest, Policy
 from proxy.fetch.result import NOTHING, Failure, FetchResult
 from proxy.labels import RequestOutcome
 from proxy.protocol import tokens
@@ -69,31 +69,34 @@ class Resolver:
         self._log_once = log_once
         self._header_watch = HeaderWatch()
 
-    async def respond(self, call: Call, fingerprint: bytes | None, progress: Progress, parsed_s: float) -> Outcome:
+    async def respond(
+        self, client_request: ClientRequest, fingerprint: bytes | None, progress: Progress, parsed_s: float
+    ) -> Outcome:
         """The outcome and response of a request that was parsed at ``parsed_s``. With a ``fingerprint``, a hit from
         memory is remembered for the fast path. Raises `ProxyError`."""
-        found = await self._look_up(call)
+        found = await self._look_up(client_request)
         self._lookup_seconds.observe(time.perf_counter() - parsed_s)
-        self._watch_headers(call, is_hit=bool(found.entries))
-        is_moved = model_version_count(found.entries) > 1
+        self._watch_headers(client_request, is_hit=bool(found.entries))
+        is_moved = count_model_versions(found.entries) > 1
         if is_moved:
-            found = lookup(call.spec.keys, {})
-        progress.items, progress.cached = len(call.spec.keys), len(call.spec.keys) - len(found.missing)
+            found = lookup(client_request.spec.keys, {})
+        progress.items = len(client_request.spec.keys)
+        progress.cached = progress.items - len(found.missing)
         progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
-        is_valid = self._is_valid(call)
+        is_valid = self._is_valid(client_request)
         if is_valid and not found.missing:
             if fingerprint is not None and found.from_memory == len(found.entries):
-                self._fast_path.remember(fingerprint, MemoEntry.of(call))
-            return self._hit(call, found)
-        if call.directives.only_if_cached:
-            raise self._not_cached(call, found, is_valid=is_valid)
+                self._fast_path.remember(fingerprint, MemoEntry.of(client_request))
+            return self._hit(client_request, found)
+        if client_request.directives.only_if_cached:
+            raise self._not_cached(client_request, found, is_valid=is_valid)
         if is_moved:
-            return await self._resolve(call, FetchPlan(found, self._policy(call).refreshing()))
-        if is_valid or call.directives.no_cache or not self._must_validate(call, found):
-            return await self._resolve(call, FetchPlan(found, self._policy(call)))
-        return await self._resolve(call, found)
+            return await self._resolve(client_request, FetchPlan(found, self._policy(client_request).refreshing()))
+        if is_valid or client_request.directives.no_cache or not self._must_validate(client_request, found):
+            return await self._resolve(client_request, FetchPlan(found, self._policy(client_request)))
+        return await self._resolve(client_request, found)
 
-    async def _resolve(self, call: Call, step: Lookup | FetchPlan) -> Outcome:
+    async def _resolve(self, client_request: ClientRequest, step: Lookup | FetchPlan) -> Outcome:
         """Take the steps that lead to a response: a `Lookup` is to be validated first, a `FetchPlan` to be fetched.
 
         There are at most four. A fetch leads back to a validation only if it has all the items and was not billed. Then
@@ -104,29 +107,29 @@ class Resolver:
         while True:
             match next_step:
                 case Lookup():
-                    next_step = await self._validate(call, next_step)
+                    next_step = await self._validate(client_request, next_step)
                 case FetchPlan():
-                    next_step = await self._fetch(call, next_step)
+                    next_step = await self._fetch(client_request, next_step)
                 case _:
                     return next_step
 
-    async def _look_up(self, call: Call) -> Lookup:
-        keys, directives = call.spec.keys, call.directives
+    async def _look_up(self, client_request: ClientRequest) -> Lookup:
+        keys, directives = client_request.spec.keys, client_request.directives
         if directives.no_cache:
             return lookup(keys, {})
         min_stored_at_s = self._cache.freshness_cutoff_s(directives.max_age_s)
         found = await look_up(self._cache, keys, min_stored_at_s=min_stored_at_s)
-        if found.missing and call.spec.is_keyed_whole:
+        if found.missing and client_request.spec.is_keyed_whole:
             return lookup(keys, {})
         if found.entries:  # which another process may have stored
-            self._metrics.admit_model(call.spec.model)
+            self._metrics.admit_model(client_request.spec.model)
         return found
 
-    def _watch_headers(self, call: Call, *, is_hit: bool) -> None:
+    def _watch_headers(self, client_request: ClientRequest, *, is_hit: bool) -> None:
         if is_hit:
-            self._header_watch.hit(call.identity, call.parsed.model)
-        elif call.directives == NO_DIRECTIVES:
-            for name in self._header_watch.missed(call.identity, call.parsed.model):
+            self._header_watch.hit(client_request.identity, client_request.parsed.model)
+        elif client_request.directives == NO_DIRECTIVES:
+            for name in self._header_watch.missed(client_request.identity, client_request.parsed.model):
                 self._metrics.varying_header(name, MANY_VALUES)
                 self._log_once.warn(
                     f"{MANY_VALUES} values of {name} from one credential for one model, and no hit; if it does not"
@@ -134,107 +137,113 @@ class Resolver:
                     "a header field that is part of the key costs hits",
                 )
 
-    def _not_cached(self, call: Call, found: Lookup, *, is_valid: bool) -> NotCached:
-        if not is_valid and (self._access.is_shared_scope(call.identity) or not found.missing):
+    def _not_cached(self, client_request: ClientRequest, found: Lookup, *, is_valid: bool) -> NotCached:
+        if not is_valid and (self._access.is_shared_scope(client_request.identity) or not found.missing):
             # Other clients' items may be cached, which this credential must not reveal.
             return NotCached("The upstream has not accepted this API key recently, so cached items are not served.")
-        return NotCached(f"{len(found.missing)} of {len(call.spec.keys)} items are not cached.")
+        return NotCached(f"{len(found.missing)} of {len(client_request.spec.keys)} items are not cached.")
 
-    def _hit(self, call: Call, found: Lookup, first: FetchResult = NOTHING, *, detail: str = "") -> Outcome:
+    def _hit(
+        self, client_request: ClientRequest, found: Lookup, first: FetchResult = NOTHING, *, detail: str = ""
+    ) -> Outcome:
         return RequestOutcome.HIT, self._responses.hit(
-            call.spec,
+            client_request.spec,
             found.entries,
             from_memory=found.from_memory,
-            reservation=call.reservation,
+            reservation=client_request.reservation,
             deliveries=first.deliveries,
             detail=detail,
         )
 
     # --- validation
 
-    def _is_valid(self, call: Call) -> bool:
-        may_serve = self._access.may_serve(call.credential_id, call.credential_scope)
-        return may_serve and self._access.may_read(call.origin, call.received)
+    def _is_valid(self, client_request: ClientRequest) -> bool:
+        may_serve = self._access.may_serve(client_request.credential_id, client_request.credential_scope)
+        return may_serve and self._access.may_read(client_request.origin, client_request.received)
 
-    def _is_refused(self, call: Call) -> bool:
-        return self._validations.is_refused(call.credential_id, call.credential_scope)
+    def _is_refused(self, client_request: ClientRequest) -> bool:
+        return self._validations.is_refused(client_request.credential_id, client_request.credential_scope)
 
-    def _must_validate(self, call: Call, found: Lookup) -> bool:
+    def _must_validate(self, client_request: ClientRequest, found: Lookup) -> bool:
         """Whether to validate a credential before the missing items are fetched, which would validate it as well."""
-        is_shared = self._access.is_shared_scope(call.identity)
-        return is_shared or not found.missing or (bool(found.entries) and self._is_refused(call))
+        is_shared = self._access.is_shared_scope(client_request.identity)
+        return is_shared or not found.missing or (bool(found.entries) and self._is_refused(client_request))
 
-    async def _validate(self, call: Call, found: Lookup) -> FetchPlan | Outcome:
+    async def _validate(self, client_request: ClientRequest, found: Lookup) -> FetchPlan | Outcome:
         """Credential not recently validated: probe the upstream with the cheapest item first.
 
         Entries in a credential's own scope are there because the upstream once accepted it. So these are served while
         the upstream does not respond; entries in a shared scope are not.
         """
-        probe = self._probe(call, found)
-        is_shared = self._access.is_shared_scope(call.identity)
+        probe = self._probe(client_request, found)
+        is_shared = self._access.is_shared_scope(client_request.identity)
         timeout_s = None if is_shared or found.missing else _PROBE_TIMEOUT_S
-        name = call.credential_id, call.credential_scope
+        name = client_request.credential_id, client_request.credential_scope
         result = await self._revalidator.ask(name, probe, timeout_s=timeout_s)
         found = found.current()
         failure = None if result is None else result.fetched.failure
         if result is None or (failure is not None and not failure.confirms):
-            return await self._respond_unvalidated(call, probe, failure, found)
+            return await self._respond_unvalidated(client_request, probe, failure, found)
         if failure is not None and found.missing and probe.is_whole:
-            return await self._failures.respond(call, failure)  # the response to this very body
+            return await self._failures.respond(client_request, failure)  # the response to this very body
         fetched = replace(result.fetched, failure=None)
         is_confirmed = failure is not None or fetched.is_by_origin
         first = fetched if result.is_own else NOTHING
-        if not is_confirmed and (is_shared or self._is_refused(call)):
+        if not is_confirmed and (is_shared or self._is_refused(client_request)):
             # A fallback can't validate a credential for entries that the origin computed for other clients, or before
             # it refused this one.
-            return FetchPlan(lookup(call.spec.keys, {}), self._policy(call).private(), first.bill)
-        if model_version_count(found.entries, fetched.entries) > 1:
-            return FetchPlan(lookup(call.spec.keys, {}), self._policy(call).refreshing(), first.bill)
+            return FetchPlan(lookup(client_request.spec.keys, {}), self._policy(client_request).private(), first.bill)
+        if count_model_versions(found.entries, fetched.entries) > 1:
+            return FetchPlan(
+                lookup(client_request.spec.keys, {}), self._policy(client_request).refreshing(), first.bill
+            )
         if found.missing:
-            return FetchPlan(found, self._policy(call), first)
-        return self._hit(call, found, first, detail="validated")
+            return FetchPlan(found, self._policy(client_request), first)
+        return self._hit(client_request, found, first, detail="validated")
 
-    def _probe(self, call: Call, found: Lookup) -> FetchRequest:
+    def _probe(self, client_request: ClientRequest, found: Lookup) -> FetchRequest:
         """A request for the cheapest item: of the missing ones, or if there is none, of all."""
-        kind, keys = call.parsed.kind, list(dict.fromkeys(call.spec.keys))
+        kind, keys = client_request.parsed.kind, list(dict.fromkeys(client_request.spec.keys))
         candidates = found.missing or keys
-        items = zip(candidates, call.items(candidates), strict=True)
+        items = zip(candidates, client_request.items(candidates), strict=True)
         cheapest, _ = min(items, key=lambda item: tokens.weight(kind, item[1]))
-        policy = self._policy(call)
+        policy = self._policy(client_request)
         policy = policy._replace(may_join=False, is_stored=policy.is_stored and bool(found.missing))
-        return call.request(keys, policy).only([cheapest])
+        return client_request.request(keys, policy).only([cheapest])
 
     async def _respond_unvalidated(
-        self, call: Call, probe: FetchRequest, failure: Failure | None, found: Lookup
+        self, client_request: ClientRequest, probe: FetchRequest, failure: Failure | None, found: Lookup
     ) -> Outcome:
         """The response if the upstream failed, or did not respond in time."""
         if failure is not None and failure.is_rejection and found.entries.keys() >= set(probe.keys):
             # The upstream accepted the credential for the same item before.
-            self._validations.refuse(call.credential_id, call.credential_scope)
+            self._validations.refuse(client_request.credential_id, client_request.credential_scope)
         if failure is not None and (
-            self._access.is_shared_scope(call.identity) or failure.is_verdict or blame(failure.cause) is Blame.CALL
+            self._access.is_shared_scope(client_request.identity)
+            or failure.is_verdict
+            or blame(failure.cause) is Blame.CALL
         ):
-            return await self._failures.respond(call, failure)
-        if self._is_refused(call):  # no response is no permission
+            return await self._failures.respond(client_request, failure)
+        if self._is_refused(client_request):  # no response is no permission
             if failure is not None:
-                return await self._failures.respond(call, failure)
+                return await self._failures.respond(client_request, failure)
             raise CredentialRefused("The upstream refused this API key, and has not accepted it since.")
-        return self._hit(call, found, detail="unvalidated")
+        return self._hit(client_request, found, detail="unvalidated")
 
     # --- upstream
 
-    def _policy(self, call: Call) -> Policy:
-        directives = call.directives
-        is_fused = call.origin.provider.is_fused_model(call.parsed.model)
+    def _policy(self, client_request: ClientRequest) -> Policy:
+        directives = client_request.directives
+        is_fused = client_request.origin.provider.is_fused_model(client_request.parsed.model)
         return Policy(
             min_stored_at_s=self._cache.freshness_cutoff_s(directives.max_age_s),
             may_join=not (directives.no_cache or directives.no_store),
             is_stored=not directives.no_store,
             overwrite=directives.no_cache or directives.max_age_s is not None,
-            may_merge=not (call.spec.is_keyed_whole or is_fused),
+            may_merge=not (client_request.spec.is_keyed_whole or is_fused),
         )
 
-    async def _fetch(self, call: Call, plan: FetchPlan) -> Lookup | Outcome:
+    async def _fetch(self, client_request: ClientRequest, plan: FetchPlan) -> Lookup | Outcome:
         """Fetch what is missing. The result is a `Lookup` if all of it was in the store after all, or was fetched by
         other requests or replicas: then the credential is not validated yet."""
         found, policy, first = plan
@@ -242,30 +251,30 @@ class Resolver:
         if first is not NOTHING:
             settled = first.settled
             missing = [key for key in missing if key not in settled]
-        fetched = await self._fetcher.fetch(call.request(missing, policy)) if missing else NOTHING
+        fetched = await self._fetcher.fetch(client_request.request(missing, policy)) if missing else NOTHING
         if first is not NOTHING:
             fetched = fetched.after(first)
         cached = current(found.entries)
-        version_count = model_version_count(cached, fetched.entries)
-        if fetched.failure is None and version_count > 1:
+        versions = count_model_versions(cached, fetched.entries)
+        if fetched.failure is None and versions > 1:
             # The upstream now serves another model under the same name. A response must not mix the two, and what is
             # stored is obsolete.
             cached = {}
-            request = call.request(list(dict.fromkeys(call.spec.keys)), policy.refreshing())
+            request = client_request.request(list(dict.fromkeys(client_request.spec.keys)), policy.refreshing())
             fetched = (await self._fetcher.fetch(request)).after(fetched.bill)
-            version_count = model_version_count(fetched.entries)
+            versions = count_model_versions(fetched.entries)
         if fetched.failure is not None:
-            return await self._failures.respond(call, fetched.failure)
-        if version_count != 1:  # the upstream alternates between two models, or nothing can be stored
-            return await self._failures.replay(call)
-        if not (fetched.is_billed or self._is_valid(call)):
+            return await self._failures.respond(client_request, fetched.failure)
+        if versions != 1:  # the upstream alternates between two models, or nothing can be stored
+            return await self._failures.replay(client_request)
+        if not (fetched.is_billed or self._is_valid(client_request)):
             return Lookup(cached | fetched.entries, [], found.from_memory)
         response = self._responses.fetched(
-            call.spec,
+            client_request.spec,
             cached,
             fetched,
             from_memory=found.from_memory,
-            reservation=call.reservation,
+            reservation=client_request.reservation,
             is_stored=policy.is_stored,
         )
         return (RequestOutcome.PARTIAL if cached else RequestOutcome.MISS), response

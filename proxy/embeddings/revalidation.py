@@ -44,7 +44,7 @@ class Revalidator:
         each of them.
         """
         items = len(request.keys)
-        probe, is_own, span = self._shared.get(name), False, request.call.span
+        probe, is_own, span = self._shared.get(name), False, request.client_request.span
         if probe is None:
             probe, is_own, span = self._begin(name, request), True, NO_SPAN  # the fetch has a span of its own
         fetched = await self._wait(name, probe, span, items=items, timeout_s=timeout_s)
@@ -79,7 +79,7 @@ class Revalidator:
 
     def _start(self, request: FetchRequest) -> _Probe:
         probe = _Probe(self._probes.start(self._fetcher.fetch(request)), asyncio.get_running_loop().time())
-        request.call.reservation.lasts_until(probe.result)
+        request.client_request.reservation.lasts_until(probe.result)
         probe.result.add_done_callback(self._count)
         return probe
 

@@ -1,4 +1,4 @@
 """Gets missing items from the upstream: single-flight, merged calls, failover, concurrency limits.
 
-Nothing here sees a client's HTTP request or builds its response.
+Nothing here reads a client's connection or builds its response.
 """

@@ -16,7 +16,7 @@ from proxy.fetch.failover import Failover
 from proxy.fetch.isolation import MergeLimits, RetryBudget
 from proxy.fetch.merged_call import MergedCalls
 from proxy.fetch.outcomes import Outcome
-from proxy.fetch.request import Call, FetchRequest
+from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.slots import Slots
 from proxy.fetch.upstream_call import UpstreamCalls
 from proxy.protocol.provider import Limits
@@ -86,11 +86,11 @@ class Batcher:
         """Cut a request into parts that each fit into a call. What is keyed as a whole is not cut."""
         if not request.keys:
             return []
-        if request.call.spec.is_keyed_whole:
+        if request.client_request.spec.is_keyed_whole:
             return [request]
-        kind = request.call.parsed.kind
+        kind = request.client_request.parsed.kind
         sizes = [(1, estimated_tokens(kind, item), weight(kind, item)) for item in request.items]
-        limits = request.call.origin.limits
+        limits = request.client_request.origin.limits
         if all(map(le, map(sum, zip(*sizes, strict=True)), limits)):  # the usual case
             return [request]
         return [request.only(request.keys[run]) for run in _runs(sizes, limits)]
@@ -98,7 +98,7 @@ class Batcher:
     async def submit(self, request: FetchRequest) -> Outcome:
         """The outcome of a request that fits into a call. Raises `ProxyError`; `Overloaded` if too much waits."""
         with self._queued(request):
-            self._budgets[request.call.origin].requested()
+            self._budgets[request.client_request.origin].requested()
             waiting = _Waiting(request, asyncio.get_running_loop().create_future(), time.perf_counter())
             self._enqueue(waiting)
             outcome = await waiting.outcome
@@ -109,7 +109,10 @@ class Batcher:
     @contextmanager
     def _queued(self, request: FetchRequest) -> Iterator[None]:
         """Count a request while it waits. Raises `Overloaded`."""
-        tenant, name = request.call.tenant, id(request.call)  # the parts of a large request count as one
+        tenant, name = (
+            request.client_request.tenant,
+            id(request.client_request),
+        )  # the parts of a large request count as one
         with ExitStack() as stack:
             for budget, amount in ((self._queued_items, len(request.keys)), (self._queued_bytes, len(request.body))):
                 budget.take(tenant, name, amount)
@@ -125,12 +128,12 @@ class Batcher:
         budget.spend(1)
         return True
 
-    async def replay(self, call: Call) -> tuple[UpstreamResponse, bool]:
+    async def replay(self, client_request: ClientRequest) -> tuple[UpstreamResponse, bool]:
         """The response to the client's own body, to be relayed, and whether the origin itself gave it.
 
         Raises `ProxyError`.
         """
-        return await self._upstream.replay(call)
+        return await self._upstream.replay(client_request)
 
     def abandon(self) -> None:
         """Cancel the calls under way. Their waiters get an error."""
@@ -142,20 +145,22 @@ class Batcher:
         if not request.policy.may_merge:
             self._start(None, _Group(), [waiting])
             return
-        name = request.call.group
+        name = request.client_request.group
         group = self._groups.setdefault(name, _Group())
         group.waiting.append(waiting)
         if group.calls >= self._max_calls_a_tenant:
             return  # the next call that returns takes it along
-        if not group.calls or _items(group.waiting) >= self._merge_limit(request.call).items:
+        if not group.calls or _items(group.waiting) >= self._merge_limit(request.client_request).items:
             self._send_waiting(name, group)
         elif group.timer is None:
             loop = asyncio.get_running_loop()
             group.timer = loop.call_later(self._window_s, self._send_waiting, name, group)
 
-    def _merge_limit(self, call: Call) -> Limits:
-        limits = call.origin.merge_limits
-        return limits._replace(items=self._merge_limits.items(call.origin.name, call.parsed.model, limits.items))
+    def _merge_limit(self, client_request: ClientRequest) -> Limits:
+        limits = client_request.origin.merge_limits
+        return limits._replace(
+            items=self._merge_limits.items(client_request.origin.name, client_request.parsed.model, limits.items)
+        )
 
     def _send_waiting(self, name: bytes, group: _Group) -> None:
         if group.timer is not None:
@@ -167,7 +172,7 @@ class Batcher:
             return
         # Measured lazily, and only for as many calls as may start: a great many may wait.
         sizes = ((len(one.request.keys), one.request.tokens, len(one.request.body)) for one in waiting)
-        for run in _runs(sizes, self._merge_limit(waiting[0].request.call)):
+        for run in _runs(sizes, self._merge_limit(waiting[0].request.client_request)):
             if group.calls >= self._max_calls_a_tenant:
                 group.waiting = waiting[run.start :]
                 break

@@ -7,7 +7,7 @@ from multidict import CIMultiDict
 
 from proxy.errors import ProxyError
 from proxy.fetch.outcomes import is_outage, is_success, status_of
-from proxy.fetch.request import Call
+from proxy.fetch.request import ClientRequest
 from proxy.fetch.slots import Slots
 from proxy.protocol import embedding_request, query, request_body
 from proxy.protocol.cors import origin_of
@@ -29,11 +29,11 @@ class Failover:
         self._logged_at_s: dict[tuple[str, str], float] = {}
 
     async def embed(
-        self, call: Call, body: bytes, items: int, calls: Calls, *, flow: ResponseFlow
+        self, client_request: ClientRequest, body: bytes, items: int, calls: Calls, *, flow: ResponseFlow
     ) -> tuple[UpstreamResponse, Origin]:
         """The response, and the upstream that gave it; if all of them fail, the origin's own. Raises `ProxyError`."""
         failure: UpstreamResponse | ProxyError | None = None
-        origin = call.origin
+        origin = client_request.origin
         for candidate in origin.candidates:
             if failure is not None:
                 other = candidate.origin
@@ -42,7 +42,7 @@ class Failover:
                 self._metrics.upstream_fallbacks.labels(other.name).inc()
                 self._log_fallback(origin.name, other.name, failure)
             try:
-                response = await self._send(call, candidate, body, items, calls, flow=flow)
+                response = await self._send(client_request, candidate, body, items, calls, flow=flow)
             except ProxyError as error:
                 failure = failure or error
                 continue
@@ -63,32 +63,43 @@ class Failover:
             _log.warning("upstream %s failed (%s); using fallback %s", name, why, other)
 
     async def _send(
-        self, call: Call, candidate: Fallback, body: bytes, items: int, calls: Calls, *, flow: ResponseFlow
+        self,
+        client_request: ClientRequest,
+        candidate: Fallback,
+        body: bytes,
+        items: int,
+        calls: Calls,
+        *,
+        flow: ResponseFlow,
     ) -> UpstreamResponse:
         origin = candidate.origin
         if candidate.model is not None:
             body = request_body.renamed_body(body, candidate.model)
-        headers = origin.outbound(_headers_for(call, body))
+        headers = origin.outbound(_headers_for(client_request, body))
         # A credential in the query is meant for the upstream that the client chose, and for no other.
-        target = call.target if origin is call.origin else query.without_credentials(call.target)
+        target = (
+            client_request.target
+            if origin is client_request.origin
+            else query.without_credentials(client_request.target)
+        )
         url = origin.routes.embeddings(target, model=candidate.model)
-        async with self._slots.slot(origin, call.tenant.name):
+        async with self._slots.slot(origin, client_request.tenant.name):
             with calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=items) as span:
                 response = await origin.client.embed(url, span.outbound(headers), body, items=items, flow=flow)
                 span.answered(response.status)
-        call.origin.cors.learn(origin_of(headers), response.status, response.headers)
+        client_request.origin.cors.learn(origin_of(headers), response.status, response.headers)
         return response
 
 
-def _headers_for(call: Call, body: bytes) -> CIMultiDict[str]:
+def _headers_for(client_request: ClientRequest, body: bytes) -> CIMultiDict[str]:
     """The headers to send with ``body``.
 
     An idempotency key identifies the client's own body: for another body, an upstream that honors it would return the
     response to the first. So does a request ID: vLLM's scheduler fails if two requests under way have the same.
     """
-    if call.is_own_body(body):
-        return call.headers
-    headers = call.headers.copy()
+    if client_request.is_own_body(body):
+        return client_request.headers
+    headers = client_request.headers.copy()
     for name in ("Idempotency-Key", "X-Idempotency-Key", "X-Request-Id"):
         headers.popall(name, None)
     return headers

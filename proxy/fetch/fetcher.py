@@ -14,7 +14,7 @@ from proxy.cache.entry import Entry
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.leader import Leader
 from proxy.fetch.outcomes import CallFailure, InvalidResponse, is_success, status_of
-from proxy.fetch.request import Call, FetchRequest
+from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.result import FetchResult, FlightResult
 from proxy.fetch.singleflight import Claim, Flights
 from proxy.tasks import TaskSet, log_to
@@ -65,8 +65,8 @@ class Fetcher:
         )
         if claim.mine:
             fetch = self._fetches.start(leader.fetch(request.only(list(claim.mine))))
-            request.call.reservation.lasts_until(fetch)
-        with request.call.span.flight(items=len(claim.flights), joined=len(claim.flights) - len(claim.mine)):
+            request.client_request.reservation.lasts_until(fetch)
+        with request.client_request.span.flight(items=len(claim.flights), joined=len(claim.flights) - len(claim.mine)):
             # When this request is cancelled, this does not cancel the flights.
             await asyncio.wait(claim.flights.values())
         fetched, foreign = _collected(request, claim, leader)
@@ -84,22 +84,24 @@ class Fetcher:
             return {}
         entries = self._cache.peek(request.keys, min_stored_at_s=request.policy.min_stored_at_s)
         is_partial = len(entries) < len(request.keys)
-        return {} if request.call.spec.is_keyed_whole and is_partial else entries
+        return {} if request.client_request.spec.is_keyed_whole and is_partial else entries
 
     def takes_retry(self, origin: Origin) -> bool:
         """Whether `replay` may be tried after a failure that may be an outage."""
         return self._batcher.takes_retry(origin)
 
-    async def replay(self, call: Call) -> UpstreamResponse:
+    async def replay(self, client_request: ClientRequest) -> UpstreamResponse:
         """The upstream's response to the client's own body, to be relayed. Raises `ProxyError`."""
         asked_at_s = self._validations.now()
-        response, by_origin = await self._batcher.replay(call)
+        response, by_origin = await self._batcher.replay(client_request)
         if by_origin:
             status = status_of(response)
             if is_success(status):
-                self._validations.confirm(call.credential_id, call.credential_scope, asked_at_s=asked_at_s)
+                self._validations.confirm(
+                    client_request.credential_id, client_request.credential_scope, asked_at_s=asked_at_s
+                )
             else:
-                self._validations.note(call.credential_id, call.credential_scope, status)
+                self._validations.note(client_request.credential_id, client_request.credential_scope, status)
         return response
 
     async def drain(self) -> None:
@@ -138,5 +140,7 @@ def _replaces_item(cause: CallFailure, request: FetchRequest) -> TypeGuard[Inval
     """Whether a response has something in place of an item's embedding, and is not the one to the client's own body,
     which is relayed. All items of a body may have been asked for in several calls."""
     return (
-        isinstance(cause, InvalidResponse) and cause.embedding is not None and not request.call.is_own_body(cause.body)
+        isinstance(cause, InvalidResponse)
+        and cause.embedding is not None
+        and not request.client_request.is_own_body(cause.body)
     )

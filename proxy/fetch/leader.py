@@ -149,14 +149,20 @@ class Leader:
 
     def _note(self, part: FetchRequest, outcome: Outcome | ProxyError, asked_at_s: float) -> None:
         """Record what the response says about the credential, even if the client has disconnected."""
-        call = part.call
+        client_request = part.client_request
         match outcome:
             case EmbedResult(by_origin=True):
-                self._validations.confirm(call.credential_id, call.credential_scope, asked_at_s=asked_at_s)
+                self._validations.confirm(
+                    client_request.credential_id, client_request.credential_scope, asked_at_s=asked_at_s
+                )
             case InvalidResponse() if outcome.confirms:
-                self._validations.confirm(call.credential_id, call.credential_scope, asked_at_s=asked_at_s)
+                self._validations.confirm(
+                    client_request.credential_id, client_request.credential_scope, asked_at_s=asked_at_s
+                )
             case ErrorResponse() | InvalidResponse() if Failure(outcome, part).is_verdict:
-                self._validations.note(call.credential_id, call.credential_scope, status_of(outcome.response))
+                self._validations.note(
+                    client_request.credential_id, client_request.credential_scope, status_of(outcome.response)
+                )
 
     async def _keep(self, part: FetchRequest, result: EmbedResult) -> Mapping[bytes, Entry]:
         now = int(self._clock())

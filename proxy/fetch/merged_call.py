@@ -66,20 +66,24 @@ class MergedCalls:
     async def _alone(self, request: FetchRequest) -> Outcome | ProxyError:
         """One request's own call."""
         self._merged_requests.observe(1)
-        sent = await self._calls.send(request.call, [request], request.body, len(request.keys))
+        sent = await self._calls.send(request.client_request, [request], request.body, len(request.keys))
         return next(_split([request], request.items, sent)) if isinstance(sent, ValidResponse) else sent
 
     async def _together(self, requests: Sequence[FetchRequest]) -> list[EmbedResult] | CallFailure:
         """One call for several requests."""
         # Two parts of one large request may be in one call.
-        self._merged_requests.observe(len({id(request.call) for request in requests}))
+        self._merged_requests.observe(len({id(request.client_request) for request in requests}))
         items = [item for request in requests for item in request.items]
-        call = requests[0].call
-        call = call.with_headers(_common_headers([request.call.headers for request in requests]))
-        sent = await self._calls.send(call, requests, embedding_request.reduced_body(call.parsed, items), len(items))
+        client_request = requests[0].client_request
+        client_request = client_request.with_headers(
+            _common_headers([request.client_request.headers for request in requests])
+        )
+        sent = await self._calls.send(
+            client_request, requests, embedding_request.reduced_body(client_request.parsed, items), len(items)
+        )
         if not isinstance(sent, ValidResponse):
             return sent
-        self._merge_limits.merging_worked(call.origin.name, call.parsed.model)
+        self._merge_limits.merging_worked(client_request.origin.name, client_request.parsed.model)
         return list(_split(requests, items, sent))
 
     async def _isolated(self, requests: Sequence[FetchRequest], failure: CallFailure) -> Sequence[Outcome | ProxyError]:
@@ -94,7 +98,7 @@ class MergedCalls:
         about = Blame.CALL if is_about_first else blame(failure)
         if about is Blame.EVERYBODY:
             return outcomes
-        budget = self._budgets[requests[0].call.origin]
+        budget = self._budgets[requests[0].client_request.origin]
         start, size = 0, len(requests) if about is Blame.CALL else _FIRST_PROBES
         saved = len(requests) - 1  # calls, by merging
         while start < len(requests):
@@ -118,15 +122,17 @@ class MergedCalls:
         return outcomes
 
     def _note_merging_failed(self, requests: Sequence[FetchRequest], *, is_certain: bool) -> None:
-        call, items = requests[0].call, sum(len(request.keys) for request in requests)
-        self._merge_limits.merging_failed(call.origin.name, call.parsed.model, items, is_certain=is_certain)
+        client_request, items = requests[0].client_request, sum(len(request.keys) for request in requests)
+        self._merge_limits.merging_failed(
+            client_request.origin.name, client_request.parsed.model, items, is_certain=is_certain
+        )
 
 
 def _is_about_first(failure: CallFailure, requests: Sequence[FetchRequest]) -> bool:
     """Whether the upstream may have rejected only the assertion of the first request, which was sent for all."""
     if not isinstance(failure, ErrorResponse) or failure.response.status != HTTPStatus.UNAUTHORIZED:
         return False
-    return len({tuple(_assertions(request.call.headers)) for request in requests}) > 1
+    return len({tuple(_assertions(request.client_request.headers)) for request in requests}) > 1
 
 
 def _assertions(headers: CIMultiDict[str]) -> Iterator[tuple[str, str]]:
@@ -166,7 +172,7 @@ def _common_headers(headers: list[CIMultiDict[str]]) -> CIMultiDict[str]:
 def _split(requests: Sequence[FetchRequest], items: list[Any], sent: ValidResponse) -> Iterator[EmbedResult]:
     """Each request's part of one response."""
     parsed, response = sent.parsed, sent.response
-    kind = requests[0].call.parsed.kind
+    kind = requests[0].client_request.parsed.kind
     tokens = share_tokens(parsed.usage["prompt_tokens"], [weight(kind, item) for item in items])
     is_unmerged = len(requests) == 1
     ends = accumulate([len(request.keys) for request in requests], initial=0)
@@ -185,7 +191,7 @@ def _split(requests: Sequence[FetchRequest], items: list[Any], sent: ValidRespon
             status=response.status,
             headers=response.headers,
             is_unmerged=is_unmerged,
-            is_own_body=is_unmerged and requests[0].call.is_own_body(sent.body),
+            is_own_body=is_unmerged and requests[0].client_request.is_own_body(sent.body),
             by_origin=sent.by_origin,
             unusable=unusable,
         )

@@ -23,8 +23,8 @@ from proxy.upstream.router import Origin
 
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)
-class Call:
-    """One understood client request: what every upstream call for its items has in common.
+class ClientRequest:
+    """A client's request as the proxy understood it: what every upstream call for its items has in common.
 
     What only a miss needs is computed when it is first used.
     """
@@ -43,7 +43,6 @@ class Call:
     span: Span
     _headers: CIMultiDict[str] | None = field(default=None, init=False)
     _group: bytes | None = field(default=None, init=False)
-    _items: dict[bytes, Any] | None = field(default=None, init=False)
 
     @property
     def tenant(self) -> Tenant:
@@ -57,11 +56,11 @@ class Call:
             self._headers.popall("Content-Encoding", None)
         return self._headers
 
-    def with_headers(self, fields: CIMultiDict[str]) -> "Call":
-        """The same call with other header fields."""
-        call = copy(self)
-        call._headers = fields  # noqa: SLF001 - of the same class
-        return call
+    def with_headers(self, fields: CIMultiDict[str]) -> "ClientRequest":
+        """The same with other header fields."""
+        client_request = copy(self)
+        client_request._headers = fields  # noqa: SLF001 - of the same class
+        return client_request
 
     @property
     def group(self) -> bytes:
@@ -83,9 +82,8 @@ class Call:
 
     def items(self, wanted: Sequence[bytes]) -> list[Any]:
         """The items with the ``wanted`` keys. Of items with equal keys, the first in input order."""
-        if self._items is None:
-            self._items = dict(zip(reversed(self.spec.keys), reversed(self.parsed.items), strict=True))
-        return [self._items[key] for key in wanted]
+        by_key = dict(zip(reversed(self.spec.keys), reversed(self.parsed.items), strict=True))
+        return [by_key[key] for key in wanted]
 
     def is_own_body(self, body: bytes) -> bool:
         """Whether ``body``, which was sent upstream, is the client's own to the byte.
@@ -115,12 +113,12 @@ class Policy(NamedTuple):
 
 @dataclass(slots=True, eq=False, repr=False)
 class FetchRequest:
-    """``keys`` are distinct, and some or all of those of ``call``, in input order.
+    """``keys`` are distinct, and some or all of those of ``client_request``, in input order.
 
-    It goes from the route to the upstream as it is: the batcher merges those of equal `Call.group`.
+    It goes from the route to the upstream as it is: the batcher merges those of equal `ClientRequest.group`.
     """
 
-    call: Call
+    client_request: ClientRequest
     keys: list[bytes]
     policy: Policy
     _items: list[Any] | None = field(default=None, init=False)
@@ -129,31 +127,34 @@ class FetchRequest:
     @property
     def is_whole(self) -> bool:
         """Whether it is for all items of the client's body, each of them once: then that body itself is sent."""
-        return len(self.keys) == len(self.call.spec.keys)
+        return len(self.keys) == len(self.client_request.spec.keys)
 
     @property
     def items(self) -> list[Any]:
         if self._items is None:
-            self._items = self.call.parsed.items if self.is_whole else self.call.items(self.keys)
+            self._items = self.client_request.parsed.items if self.is_whole else self.client_request.items(self.keys)
         return self._items
 
     @property
     def body(self) -> bytes:
         """Requests just these items."""
         if self._body is None:
-            parsed = self.call.parsed
+            parsed = self.client_request.parsed
             self._body = parsed.body if self.is_whole else embedding_request.reduced_body(parsed, self.items)
         return self._body
 
     @property
     def tokens(self) -> int:
-        return sum([estimated_tokens(self.call.parsed.kind, item) for item in self.items])
+        return sum([estimated_tokens(self.client_request.parsed.kind, item) for item in self.items])
 
     def only(self, wanted: list[bytes]) -> "FetchRequest":
         """The part for the ``wanted`` keys. What is keyed as a whole has no smaller part than all of it."""
-        if len(wanted) == len(self.keys) or (wanted and self.call.spec.is_keyed_whole):
+        if len(wanted) == len(self.keys) or (wanted and self.client_request.spec.is_keyed_whole):
             return self
-        return replace(self, keys=wanted)
+        part = replace(self, keys=wanted)
+        by_key = dict(zip(self.keys, self.items, strict=True))
+        part._items = [by_key[key] for key in wanted]  # noqa: SLF001 - of the same class
+        return part
 
     def alone(self, key: bytes) -> "FetchRequest":
         """The part for one key, to be sent in a call of its own."""
@@ -162,8 +163,8 @@ class FetchRequest:
     @property
     def lease_keys(self) -> list[bytes]:
         """The keys to lease. What is keyed as a whole is fetched as a whole, so its first key represents all."""
-        return self.keys[:1] if self.call.spec.is_keyed_whole else self.keys
+        return self.keys[:1] if self.client_request.spec.is_keyed_whole else self.keys
 
     def covered_by(self, leased: list[bytes]) -> list[bytes]:
         """The keys that may be fetched under leases on ``leased``, which are some of `lease_keys`."""
-        return self.keys if leased and self.call.spec.is_keyed_whole else leased
+        return self.keys if leased and self.client_request.spec.is_keyed_whole else leased

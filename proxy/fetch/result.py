@@ -32,7 +32,7 @@ class Failure:
         """Whether the upstream refused the credential, or refused it the model."""
         if self.request is None or isinstance(self.cause, ProxyError):
             return False
-        return is_verdict(self.cause, is_own_body=self.request.call.is_own_body(self.cause.body))
+        return is_verdict(self.cause, is_own_body=self.request.client_request.is_own_body(self.cause.body))
 
     @property
     def is_rejection(self) -> bool:
@@ -53,7 +53,8 @@ class Failure:
         match blame(self.cause):
             case Blame.EVERYBODY:
                 return not is_about_credential(self.cause) or (
-                    self.request is not None and self.request.call.credential_id == waiter.call.credential_id
+                    self.request is not None
+                    and self.request.client_request.credential_id == waiter.client_request.credential_id
                 )
             case Blame.CALL:
                 return self._is_as_if_by(waiter)
@@ -72,7 +73,9 @@ class Failure:
         """Whether the call was the same but for its items, and had no other items than the waiter."""
         request = self.request
         return (
-            request is not None and request.call.group == waiter.call.group and set(request.keys).issubset(waiter.keys)
+            request is not None
+            and request.client_request.group == waiter.client_request.group
+            and set(request.keys).issubset(waiter.keys)
         )
 
     def _is_as_if_by(self, waiter: FetchRequest) -> bool:
@@ -80,8 +83,8 @@ class Failure:
         request = self.request
         return (
             request is not None
-            and request.call.credential_id == waiter.call.credential_id
-            and request.call.headers == waiter.call.headers
+            and request.client_request.credential_id == waiter.client_request.credential_id
+            and request.client_request.headers == waiter.client_request.headers
             and self._is_for_items_of(waiter)
         )
 

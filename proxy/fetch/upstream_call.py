@@ -10,7 +10,7 @@ from proxy.errors import ProxyError
 from proxy.fetch.failover import Failover
 from proxy.fetch.isolation import RetryBudget
 from proxy.fetch.outcomes import CallFailure, ErrorResponse, InvalidResponse, is_outage, is_success
-from proxy.fetch.request import Call, FetchRequest
+from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.protocol import embedding_response
 from proxy.protocol.embedding_response import EmbeddingResponse, InvalidEmbeddingResponse
 from proxy.protocol.json_parts import LARGE_BYTES
@@ -56,48 +56,52 @@ class UpstreamCalls:
         self._worker.close()
 
     async def send(
-        self, call: Call, requests: Sequence[FetchRequest], body: bytes, items: int
+        self, client_request: ClientRequest, requests: Sequence[FetchRequest], body: bytes, items: int
     ) -> ValidResponse | CallFailure:
-        """Send ``body``, which has the items of ``requests``, in a call that is otherwise like ``call``."""
-        with self._spans(call, requests) as calls, self._flow_control.response() as flow:
+        """Send ``body``, which has the items of ``requests``, in a call that is otherwise for ``client_request``."""
+        with self._spans(client_request, requests) as calls, self._flow_control.response() as flow:
             try:
-                response, origin = await self._failover.embed(call, body, items, calls, flow=flow)
+                response, origin = await self._failover.embed(client_request, body, items, calls, flow=flow)
             except ProxyError as error:
                 return error
             if not is_success(response.status):
                 return ErrorResponse(response, body)
-            by_origin = origin is call.origin
+            by_origin = origin is client_request.origin
             try:
-                parsed = await self._with(response, _validated, call, origin, response, items)
+                parsed = await self._with(response, _validated, client_request, origin, response, items)
             except InvalidEmbeddingResponse as invalid:
                 self._metrics.upstream_rejected.labels(invalid.reason).inc()
-                self._bill(call, calls, await self._with(response, embedding_response.billed_tokens, response.body))
+                self._bill(
+                    client_request, calls, await self._with(response, embedding_response.billed_tokens, response.body)
+                )
                 return InvalidResponse(response, body, invalid.reason, by_origin, invalid.embedding_text)
-            self._metrics.admit_model(call.spec.model)
-            self._bill(call, calls, parsed.usage["prompt_tokens"])
-        self._budgets[call.origin].succeeded()
+            self._metrics.admit_model(client_request.spec.model)
+            self._bill(client_request, calls, parsed.usage["prompt_tokens"])
+        self._budgets[client_request.origin].succeeded()
         if parsed.unusable is not None:
             self._metrics.upstream_rejected.labels(parsed.unusable).inc()
         return ValidResponse(parsed, response, body, by_origin)
 
-    async def replay(self, call: Call) -> tuple[UpstreamResponse, bool]:
+    async def replay(self, client_request: ClientRequest) -> tuple[UpstreamResponse, bool]:
         """The response to the client's own body, to be relayed, and whether the origin itself gave it.
 
         Raises `ProxyError`.
         """
         self._metrics.upstream_merged_requests.observe(1)
-        body, items = call.parsed.body, len(call.parsed.items)
-        with self._spans(call) as calls, self._flow_control.response() as flow:
-            response, origin = await self._failover.embed(call, body, items, calls, flow=flow)
+        body, items = client_request.parsed.body, len(client_request.parsed.items)
+        with self._spans(client_request) as calls, self._flow_control.response() as flow:
+            response, origin = await self._failover.embed(client_request, body, items, calls, flow=flow)
             if is_success(response.status):
-                self._bill(call, calls, await self._with(response, embedding_response.billed_tokens, response.body))
+                self._bill(
+                    client_request, calls, await self._with(response, embedding_response.billed_tokens, response.body)
+                )
         if not is_outage(response):
-            self._budgets[call.origin].succeeded()
-        return response, origin is call.origin
+            self._budgets[client_request.origin].succeeded()
+        return response, origin is client_request.origin
 
-    def _spans(self, call: Call, requests: Sequence[FetchRequest] = ()) -> Calls:
-        spans = [request.call.span for request in requests] or [call.span]
-        return call.span.calls(spans, model=lambda: self._metrics.label_of(call.spec.model))
+    def _spans(self, client_request: ClientRequest, requests: Sequence[FetchRequest] = ()) -> Calls:
+        spans = [request.client_request.span for request in requests] or [client_request.span]
+        return client_request.span.calls(spans, model=lambda: self._metrics.label_of(client_request.spec.model))
 
     async def _with(self, response: UpstreamResponse, function: Callable[..., _T], *arguments: Any) -> _T:
         """Call ``function``, which parses ``response``: in a thread if that takes long."""
@@ -105,16 +109,18 @@ class UpstreamCalls:
             return await self._worker.run(function, *arguments)
         return function(*arguments)
 
-    def _bill(self, call: Call, calls: Calls, tokens: int) -> None:
+    def _bill(self, client_request: ClientRequest, calls: Calls, tokens: int) -> None:
         if tokens:
-            self._metrics.admit_model(call.spec.model)
-        self._metrics.of_model(call.spec.model).bill(tokens)
+            self._metrics.admit_model(client_request.spec.model)
+        self._metrics.of_model(client_request.spec.model).bill(tokens)
         calls.billed(tokens)
 
 
-def _validated(call: Call, origin: Origin, response: UpstreamResponse, items: int) -> EmbeddingResponse:
+def _validated(
+    client_request: ClientRequest, origin: Origin, response: UpstreamResponse, items: int
+) -> EmbeddingResponse:
     """The response of ``origin`` to a call for so many items. Raises `InvalidEmbeddingResponse`."""
-    parsed, provider = call.parsed, origin.provider
+    parsed, provider = client_request.parsed, origin.provider
     if response.status not in _STORABLE:
         raise InvalidEmbeddingResponse("status")
     for name, pattern in provider.fallback_markers.items():
@@ -126,9 +132,11 @@ def _validated(call: Call, origin: Origin, response: UpstreamResponse, items: in
     # A server of a single model may accept any model name, and none.
     if provider.is_multi_vector_model(embeddings.model):
         raise InvalidEmbeddingResponse("multi-vector")
-    if origin is call.origin:
-        origin.remember(call.credential_id.credentials_mac, parsed.model, embeddings.model)
+    if origin is client_request.origin:
+        origin.remember(client_request.credential_id.credentials_mac, parsed.model, embeddings.model)
         return embeddings if embeddings.model else replace(embeddings, model=parsed.model or "")
     # The operator declared it to be the same model, which has one name in a response and in the store: the origin's
     # own, or none until that is known.
-    return replace(embeddings, model=call.origin.name_of(call.credential_id.credentials_mac, parsed.model))
+    return replace(
+        embeddings, model=client_request.origin.name_of(client_request.credential_id.credentials_mac, parsed.model)
+    )

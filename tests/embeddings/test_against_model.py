@@ -28,7 +28,7 @@ from proxy.embeddings.route import EmbeddingsRoute
 from proxy.errors import ProxyError, StoreError, UpstreamUnreachable
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.fetcher import ATTEMPTS, Fetcher
-from proxy.fetch.request import Call, FetchRequest
+from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.result import FetchResult
 from proxy.http.bodies import BodyReader
 from proxy.protocol import embedding_request, identities, keys
@@ -353,9 +353,9 @@ class WatchedFetcher(Fetcher):
             self._machine.apart |= set(request.only([key for key in request.keys if key not in in_memory]).items)
         return await super().fetch(request, attempt=attempt)
 
-    async def replay(self, call: Call) -> UpstreamResponse:
-        self._machine.apart |= set(call.parsed.items)
-        return await super().replay(call)
+    async def replay(self, client_request: ClientRequest) -> UpstreamResponse:
+        self._machine.apart |= set(client_request.parsed.items)
+        return await super().replay(client_request)
 
 
 TestModel = Machine.TestCase

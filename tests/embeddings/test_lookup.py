@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from proxy.embeddings.lookup import lookup
 from proxy.fetch.request import FetchRequest, Policy
-from tests.support.calls import call_for
+from tests.support.client_requests import client_request_for
 
 KEYS = st.lists(st.sampled_from([bytes([letter]) for letter in b"abcdefgh"]), min_size=1)
 FOUND = st.sets(st.sampled_from([bytes([letter]) for letter in b"abcdefgh"]))
@@ -30,7 +30,7 @@ def test_missing_keys_are_in_input_order(keys: list[bytes], found: set[bytes]) -
 @given(KEYS, FOUND)
 def test_a_request_is_whole_only_if_it_has_all_items_of_the_client(keys: list[bytes], found: set[bytes]) -> None:
     missing = lookup(keys, dict.fromkeys(found, ENTRY)).missing
-    request = FetchRequest(call_for([key.decode() for key in keys], keys), missing, Policy(0.0))
+    request = FetchRequest(client_request_for([key.decode() for key in keys], keys), missing, Policy(0.0))
     assert request.is_whole == (missing == keys)
     assert request.items == [key.decode() for key in missing]
 
