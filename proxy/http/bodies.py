@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,13 +11,14 @@ from aiohttp.web import BaseRequest, RequestPayloadError
 from proxy.budget import Budget, Tenant
 from proxy.errors import BodyTooComplex, BodyTooLarge, InvalidRequest
 from proxy.http.pacing import paced
+from proxy.protocol import content_coding
 from proxy.protocol.bypass import Bypass
+from proxy.protocol.content_coding import InvalidCoding
 from proxy.protocol.json_structure import MAX_MEMBERS, MAX_VALUES, Structure
 from proxy.telemetry.metrics import Metrics
 from proxy.worker_thread import Worker
 
 _MAX_RATIO, _LEAST_BOUND_BYTES = 100, 1024 * 1024
-_COMPRESSED_STEP_BYTES, _PIECE_BYTES = 16 * 1024, 256 * 1024
 _COUNTED_STEP_BYTES = 16 * 1024  # its structure takes up to half a millisecond to count
 
 
@@ -83,12 +83,12 @@ class BodyReader:
         Raises `Bypass` if it can't be decompressed, `ProxyError` if it exceeds a limit. Then it reserves nothing.
         """
         codings = request.headers.getall("Content-Encoding")
-        if len(codings) != 1 or codings[0].lower() not in {"gzip", "deflate"}:
+        if len(codings) != 1 or codings[0].lower() not in content_coding.CODINGS:
             raise Bypass("content-encoding")
         # JSON of texts never compresses to a hundredth of its size. A body that seems to is a decompression bomb.
         max_bytes = min(self._max_bytes, max(_LEAST_BOUND_BYTES, _MAX_RATIO * len(body)))
         before_bytes = reservation.bytes
-        pieces, plain, structure = _inflate(body), io.BytesIO(), Structure()
+        pieces, plain, structure = content_coding.decode_in_pieces(body), io.BytesIO(), Structure()
         try:
             while piece := await self.worker.run(_next, pieces, structure, held=reservation):
                 reservation.take(len(piece))
@@ -147,29 +147,14 @@ def _require_simple(structure: Structure) -> None:
 
 
 def _next(pieces: Iterator[bytes], structure: Structure) -> bytes:
-    """The next piece, counted in ``structure``."""
-    piece = next(pieces, b"")
+    """The next piece, counted in ``structure``. Raises `Bypass`."""
+    try:
+        piece = next(pieces, b"")
+    except InvalidCoding:
+        raise Bypass("content-encoding") from None
     for start in range(0, len(piece), _COUNTED_STEP_BYTES):
         structure.feed(piece[start : start + _COUNTED_STEP_BYTES])
     return piece
-
-
-def _inflate(body: bytes) -> Iterator[bytes]:
-    """The decompressed body in pieces. Raises `Bypass`."""
-    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by its header
-    start = 0
-    try:
-        while not inflater.eof and start < len(body):
-            compressed = body[start : start + _COMPRESSED_STEP_BYTES]
-            start += _COMPRESSED_STEP_BYTES
-            # One step of input may give more than one piece of output.
-            while piece := inflater.decompress(compressed, _PIECE_BYTES):
-                yield piece
-                compressed = inflater.unconsumed_tail
-    except zlib.error:
-        raise Bypass("content-encoding") from None
-    if not inflater.eof or inflater.unused_data or start < len(body):
-        raise Bypass("content-encoding")
 
 
 async def send_continue(request: BaseRequest) -> None:

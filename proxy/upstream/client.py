@@ -7,7 +7,6 @@ a call.
 import asyncio
 import io
 import time
-import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +23,8 @@ from aiohttp import (
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.errors import Overloaded, ProxyError, UpstreamUnreachable
-from proxy.protocol import embedding_response
+from proxy.protocol import content_coding, embedding_response
+from proxy.protocol.content_coding import InvalidCoding
 from proxy.protocol.embedding_response import InvalidEmbeddingResponse
 from proxy.protocol.headers import reason_phrase
 from proxy.telemetry.metrics import Metrics
@@ -42,7 +42,6 @@ _MAX_STREAMS = 512
 # 2048 items of 4096 numbers, written out at full length, are 180 MiB.
 _MAX_RESPONSE_BYTES = 512 * 1024 * 1024
 _LAST_STATUS = 599  # RFC 9110 §15
-_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,16 +66,12 @@ class UpstreamResponse:
         coding = self.headers.get("Content-Encoding", "identity").lower()
         if coding == "identity":
             return self.body
-        if coding not in {"gzip", "deflate"}:
+        if coding not in content_coding.CODINGS:
             raise InvalidEmbeddingResponse("content-encoding")
         try:
-            inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
-            plain = inflater.decompress(self.body, _MAX_RESPONSE_BYTES)
-        except zlib.error:
+            return content_coding.decode(self.body, max_bytes=_MAX_RESPONSE_BYTES)
+        except InvalidCoding:
             raise InvalidEmbeddingResponse("content-encoding") from None
-        if not inflater.eof:
-            raise InvalidEmbeddingResponse("content-encoding")
-        return plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Who is served what: a cell for every kind of key, of hit and of sharing, with the upstream up and down."""
+"""Which requests are served: a matrix of keys, hits and scopes, with the upstream up and down."""
 
 import asyncio
 import itertools
@@ -23,7 +23,7 @@ from tests.support.scripted import Call, ScriptedUpstream, error_reply
 
 REVALIDATE_S = 600.0
 INVALID = b'{"error":{"message":"Incorrect API key"}}'
-WHO = CredentialId(b"tenant", b"name")
+CREDENTIAL_ID = CredentialId(b"tenant", b"name")
 KINDS = ("valid", "invalid", "revoked", "other tenant", "none", "expired validation")
 HITS = ("miss", "partial", "all-hit")
 SHARINGS = ("credential", "all", "owned")
@@ -39,7 +39,7 @@ class Clock:
 
 
 class Guarded:
-    """An upstream that knows some keys, and takes no connection while it is down."""
+    """An upstream that accepts some keys, and refuses connections while it is down."""
 
     def __init__(self, upstream: ScriptedUpstream) -> None:
         self._upstream = upstream
@@ -69,7 +69,7 @@ def guarded(upstream: ScriptedUpstream) -> Guarded:
 
 
 def expected(kind: str, hit: str, sharing: str, state: str) -> int:  # noqa: PLR0911 - it is the table
-    """The status that the rules ask for."""
+    """The status that the rules require."""
     if sharing == "owned":
         if kind in {"invalid", "revoked", "none"}:
             return 401  # the proxy's own list says so, whatever the upstream does
@@ -156,14 +156,14 @@ class Setup:
         return await self._client.post({"model": "m", "input": items}, key=None if key is None else f"Bearer {key}")
 
 
-# --- what is asked before stored items are served
+# --- probes before stored items are served
 
 
 def sent(upstream: ScriptedUpstream) -> list[list[str]]:
     return [call.items for call in upstream.calls]
 
 
-async def test_a_credential_nobody_has_vouched_for_is_asked_about_by_the_smallest_item(
+async def test_an_unconfirmed_credential_is_probed_with_the_smallest_item(
     start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock
 ) -> None:
     client = await start_proxy(monotonic=clock, revalidate_s=REVALIDATE_S)
@@ -178,7 +178,9 @@ async def test_a_credential_nobody_has_vouched_for_is_asked_about_by_the_smalles
     assert (again.headers["Cache-Status"], len(upstream.calls)) == ("embedding-proxy; hit", 2)
 
 
-async def test_many_requests_ask_once(start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock) -> None:
+async def test_concurrent_requests_share_one_probe(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock
+) -> None:
     client = await start_proxy(monotonic=clock, revalidate_s=REVALIDATE_S)
     await client.embed(["a", "b"])
     clock.now += REVALIDATE_S
@@ -188,16 +190,14 @@ async def test_many_requests_ask_once(start_proxy: StartProxy, upstream: Scripte
     assert sorted(answer.json["usage"]["total_tokens"] for answer in answers) == [0] * 49 + [1]
 
 
-async def test_in_a_shared_scope_the_first_question_is_no_waste(
-    start_proxy: StartProxy, upstream: ScriptedUpstream
-) -> None:
+async def test_in_a_shared_scope_the_probe_result_is_used(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy(shares_all=True)
     answers = await asyncio.gather(*(client.embed(["long", "a", "longer"]) for _ in range(20)))
     assert len({str(answer.embeddings) for answer in answers}) == 1
     assert sorted(item for call in upstream.calls for item in call.items) == ["a", "long", "longer"]
 
 
-async def test_in_a_shared_scope_nobody_is_served_by_anothers_good_name(
+async def test_in_a_shared_scope_another_clients_validation_does_not_count(
     start_proxy: StartProxy, upstream: ScriptedUpstream, guarded: Guarded
 ) -> None:
     client = await start_proxy(shares_all=True)
@@ -209,7 +209,7 @@ async def test_in_a_shared_scope_nobody_is_served_by_anothers_good_name(
 
 
 @pytest.mark.parametrize(("status", "purges"), [(401, True), (403, True), (404, True), (429, False), (500, False)])
-async def test_what_ends_a_validation_at_once(
+async def test_which_statuses_end_a_validation(
     start_proxy: StartProxy, upstream: ScriptedUpstream, status: int, purges: bool
 ) -> None:
     client = await start_proxy()
@@ -223,9 +223,7 @@ async def test_what_ends_a_validation_at_once(
     assert answer.status == (status if purges else 200)
 
 
-async def test_a_model_that_is_refused_says_nothing_of_others(
-    start_proxy: StartProxy, upstream: ScriptedUpstream
-) -> None:
+async def test_a_refused_model_does_not_affect_others(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy()
     for model in ("m", "n"):
         await client.embed("a", model=model)
@@ -261,7 +259,7 @@ async def test_an_upstream_that_hangs_delays_stored_items_once(
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("then", [429, 500, 503, "hangs", "down"])
-async def test_a_key_that_was_refused_stays_so_until_the_upstream_takes_it_again(
+async def test_a_refused_key_stays_refused_until_the_upstream_accepts_it_again(
     start_proxy: StartProxy, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, status: int, then: object
 ) -> None:
     if then == "hangs":
@@ -291,7 +289,7 @@ async def test_a_key_that_was_refused_stays_so_until_the_upstream_takes_it_again
     assert answer.cache == "HIT"
 
 
-async def test_requests_with_an_item_that_is_refused_do_not_queue_one_behind_the_other(
+async def test_requests_with_a_refused_item_are_not_serialized(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     client = await start_proxy(shares_all=True)
@@ -308,7 +306,7 @@ async def test_requests_with_an_item_that_is_refused_do_not_queue_one_behind_the
     assert sorted(call.items for call in upstream.calls[1:]) == sorted([f"text {i}", "x"] for i in range(20))
 
 
-async def test_a_model_that_has_moved_is_noticed_by_the_question(
+async def test_the_probe_detects_a_changed_model(
     start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock
 ) -> None:
     client = await start_proxy(monotonic=clock, revalidate_s=REVALIDATE_S)
@@ -320,7 +318,9 @@ async def test_a_model_that_has_moved_is_noticed_by_the_question(
     assert sent(upstream)[1:] == [["a"], ["a", "bb"]]
 
 
-async def test_only_if_cached_asks_nobody(start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock) -> None:
+async def test_only_if_cached_makes_no_upstream_call(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock
+) -> None:
     client = await start_proxy(monotonic=clock, revalidate_s=REVALIDATE_S)
     await client.embed("a")
     asked = {"Cache_Control": "only-if-cached"}
@@ -330,7 +330,7 @@ async def test_only_if_cached_asks_nobody(start_proxy: StartProxy, upstream: Scr
     assert len(upstream.calls) == 1
 
 
-# --- a key of the proxy's own
+# --- the proxy has the upstream's key
 
 
 async def owning(
@@ -364,7 +364,7 @@ async def test_the_upstream_sees_the_proxys_key_and_nothing_of_the_clients(
 
 
 @pytest.mark.parametrize("target", ["/v1/embeddings", "/v1/models", "/v1/realtime"])
-async def test_nothing_passes_without_a_key_of_the_list(
+async def test_requests_without_a_listed_key_are_refused(
     start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path, target: str
 ) -> None:
     client, key = await owning(start_proxy, upstream, tmp_path)
@@ -377,7 +377,7 @@ async def test_nothing_passes_without_a_key_of_the_list(
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("kind", ["embeddings", "bypass", "other"])
-async def test_what_the_upstream_says_of_the_proxys_key_stays_here(
+async def test_the_upstreams_refusal_of_the_proxys_key_is_not_relayed(
     start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path, status: int, kind: str
 ) -> None:
     client, key = await owning(start_proxy, upstream, tmp_path)
@@ -401,10 +401,10 @@ async def test_clients_of_one_proxy_share_entries(
 
 
 @pytest.mark.parametrize("status", [200, 400, 500])
-async def test_the_upstreams_cookies_are_for_whoevers_key_it_was(
+async def test_the_upstreams_cookies_go_only_to_the_holder_of_the_key(
     start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path, status: int
 ) -> None:
-    """They may be a session in place of the key."""
+    """They may be a session that replaces the key."""
     owner, key = await owning(start_proxy, upstream, tmp_path)
 
     def reply(call: Call) -> web.Response:
@@ -426,10 +426,10 @@ async def test_the_upstreams_cookies_are_for_whoevers_key_it_was(
         assert ("Set-Cookie" in (refused.value.headers or {})) == (client is not owner)
 
 
-# --- what is remembered of credentials
+# --- memory of credentials
 
 
-def test_validations_are_bounded_and_not_to_be_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validations_are_bounded_and_contain_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.access.validations._MAX_ACCEPTED_BYTES", 50_000)
     monkeypatch.setattr("proxy.access.validations._MAX_REFUSED_BYTES", 50_000)
     validations = Validations(ttl_s=10, clock=lambda: 0.0)
@@ -456,25 +456,25 @@ def test_validations_are_bounded_and_not_to_be_read_back(monkeypatch: pytest.Mon
     assert b"secret" not in credential_id.tenant + credential_id.credentials_mac
 
 
-def test_an_answer_to_an_earlier_question_says_nothing_after_a_refusal() -> None:
+def test_a_response_to_a_call_sent_before_a_refusal_confirms_nothing() -> None:
     clock = Clock()
     validations = Validations(ttl_s=100, clock=clock)
     asked_at_s = validations.now()
     clock.now += 1
-    validations.note(WHO, CredentialScope("u", "m"), 401)
+    validations.note(CREDENTIAL_ID, CredentialScope("u", "m"), 401)
     clock.now += 1
-    validations.confirm(WHO, CredentialScope("u", "m"), asked_at_s=asked_at_s)
-    assert not validations.is_confirmed(WHO, CredentialScope("u", "m"))
-    validations.confirm(WHO, CredentialScope("u", "m"), asked_at_s=validations.now())
-    assert validations.is_confirmed(WHO, CredentialScope("u", "m"))
+    validations.confirm(CREDENTIAL_ID, CredentialScope("u", "m"), asked_at_s=asked_at_s)
+    assert not validations.is_confirmed(CREDENTIAL_ID, CredentialScope("u", "m"))
+    validations.confirm(CREDENTIAL_ID, CredentialScope("u", "m"), asked_at_s=validations.now())
+    assert validations.is_confirmed(CREDENTIAL_ID, CredentialScope("u", "m"))
     clock.now += 100
-    assert not validations.is_confirmed(WHO, CredentialScope("u", "m"))
+    assert not validations.is_confirmed(CREDENTIAL_ID, CredentialScope("u", "m"))
 
 
-# --- what a validation is for, and what it is not for
+# --- the scope of a validation
 
 
-async def test_a_deployment_vouches_for_itself_alone(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+async def test_a_deployment_is_validated_separately(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy(shares_all=True, provider="azure")
     targets = {name: f"/openai/deployments/{name}/embeddings?api-version=1" for name in ("a", "b")}
 
@@ -491,7 +491,7 @@ async def test_a_deployment_vouches_for_itself_alone(start_proxy: StartProxy, up
     assert (await client.post(body, target=targets["b"], key=None, api_key="second")).status == 401
 
 
-async def test_a_credential_in_the_query_vouches_for_itself_alone(
+async def test_a_credential_in_the_query_is_validated_separately(
     start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock
 ) -> None:
     client = await start_proxy(monotonic=clock, revalidate_s=REVALIDATE_S)
@@ -504,7 +504,7 @@ async def test_a_credential_in_the_query_vouches_for_itself_alone(
     assert (await client.post(body, target="/v1/embeddings?key=2", key=None)).status == 401
 
 
-async def test_who_stands_in_vouches_for_nobody(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+async def test_a_fallback_validates_no_credential(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     async with ScriptedUpstream().serving() as other:
         first = UpstreamSetting(
             name="one", base_url=upstream.base_url, models=("m",), same_model=(SameModel(upstream="two"),)
@@ -519,7 +519,7 @@ async def test_who_stands_in_vouches_for_nobody(start_proxy: StartProxy, upstrea
         assert (await client.post(body, key="Bearer second")).status == 401
 
 
-async def test_a_200_that_is_an_error_vouches_for_nobody(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+async def test_an_error_in_a_200_validates_no_credential(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy(shares_all=True)
     body = {"model": "m", "input": "x"}
     assert (await client.post(body, key="Bearer first")).status == 200
@@ -529,10 +529,10 @@ async def test_a_200_that_is_an_error_vouches_for_nobody(start_proxy: StartProxy
 
 
 @pytest.mark.parametrize("status", [302, 400, 402, 407, 410])
-async def test_any_answer_but_a_2xx_is_one(
+async def test_any_status_but_2xx_is_a_refusal(
     start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock, status: int
 ) -> None:
-    """Gemini answers 400 to a key it does not know."""
+    """Gemini responds 400 to an unknown key."""
     client = await start_proxy(monotonic=clock, revalidate_s=REVALIDATE_S)
     await client.embed(["a", "b"])
     clock.now += REVALIDATE_S
@@ -550,7 +550,7 @@ async def test_a_refusal_of_a_relayed_request_counts(start_proxy: StartProxy, up
     assert (await client.embed("a")).status == 401
 
 
-async def test_a_single_item_notices_that_its_model_has_moved(
+async def test_a_single_item_detects_a_changed_model(
     start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock
 ) -> None:
     client = await start_proxy(monotonic=clock, revalidate_s=REVALIDATE_S)
@@ -562,7 +562,7 @@ async def test_a_single_item_notices_that_its_model_has_moved(
     assert answer.json["usage"]["total_tokens"] == 2  # it was asked twice
 
 
-async def test_no_cache_is_obeyed_whoever_asks(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
+async def test_no_cache_is_obeyed_for_every_client(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy(shares_all=True)
     body = {"model": "m", "input": ["a", "bb", "ccc"]}
     await client.post(body, key="Bearer first")
@@ -571,7 +571,7 @@ async def test_no_cache_is_obeyed_whoever_asks(start_proxy: StartProxy, upstream
     assert sent(upstream)[-1] == ["a", "bb", "ccc"]
 
 
-async def test_a_field_that_connection_names_identifies_nothing(
+async def test_a_field_listed_in_connection_is_no_credential(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     client = await start_proxy(shares_all=True)
@@ -593,7 +593,7 @@ async def test_a_field_that_connection_names_identifies_nothing(
         {"Sec-Fetch-Site": "cross-site"},
     ],
 )
-async def test_a_proxy_that_holds_a_key_for_this_machine_answers_no_web_page(
+async def test_a_proxy_with_a_key_and_no_client_keys_refuses_web_pages(
     start_proxy: StartProxy, upstream: ScriptedUpstream, fields: dict[str, str]
 ) -> None:
     own = UpstreamSetting(name="scripted", base_url=upstream.base_url, key="sk-owned")
@@ -604,9 +604,7 @@ async def test_a_proxy_that_holds_a_key_for_this_machine_answers_no_web_page(
     assert len(upstream.calls) == 1
 
 
-async def test_a_header_that_the_operator_names_keeps_callers_apart(
-    start_proxy: StartProxy, upstream: ScriptedUpstream
-) -> None:
+async def test_a_key_header_separates_callers(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy(shares_all=True, key_headers=frozenset({"x-user"}))
     upstream.reply = lambda call: (
         upstream.embed(call) if call.headers["X-User"] == "A" else web.json_response({}, status=403)

@@ -1,4 +1,4 @@
-"""The keys of the proxy's own clients: made, listed, taken back, and read again while it runs."""
+"""The keys of the proxy's own clients: created, listed, revoked, and reloaded while it runs."""
 
 import asyncio
 import re
@@ -54,16 +54,16 @@ def test_a_key_is_printed_once_and_only_its_hash_is_kept(
     assert digest not in out + err
 
 
-def test_only_the_owner_can_read_a_new_file_and_whoever_could_an_old_one(path: Path) -> None:
+def test_a_new_file_is_private_and_an_existing_one_keeps_its_mode(path: Path) -> None:
     client_keys.add(path, "app")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    path.chmod(0o640)  # for a proxy that runs as somebody else of the group
+    path.chmod(0o640)  # for a proxy that runs as another user of the group
     client_keys.add(path, "other")
     client_keys.revoke(path, "app")
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-def test_a_link_stays_one_and_what_people_wrote_stays_too(path: Path) -> None:
+def test_a_symlink_and_comments_are_preserved(path: Path) -> None:
     real = path.with_name("real")
     path.symlink_to(real)
     client_keys.add(path, "a")
@@ -74,7 +74,7 @@ def test_a_link_stays_one_and_what_people_wrote_stays_too(path: Path) -> None:
     assert real.read_text().startswith("# made by hand\nb sha256:")
 
 
-def test_a_revoked_key_is_known_no_more_and_the_others_are(
+def test_a_revoked_key_is_invalid_and_the_others_stay_valid(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: Path
 ) -> None:
     made = {name: client_keys.add(path, name) for name in ("a", "b", "c")}
@@ -133,16 +133,14 @@ def test_a_mistake_is_one_line_and_changes_nothing(
     assert (path.read_bytes() if path.exists() else None) == before
 
 
-def test_a_folder_that_takes_no_file_is_said_to_be_one(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_read_only_folder_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "add", "app", "--client-keys", "/proc/clients") == 2
     out, err = capsys.readouterr()
-    assert not out  # no key of which nobody knows
+    assert not out  # no key is printed that was not stored
     assert err.startswith("embedding-proxy: client keys /proc/clients: ")
 
 
-def test_the_file_is_replaced_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+def test_the_file_is_replaced_atomically(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     key = client_keys.add(path, "app")
     before = path.read_bytes()
 
@@ -154,14 +152,14 @@ def test_the_file_is_replaced_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(ConfigError, match="No space left on device"):
             client_keys.add(path, "other")
     assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]  # and leaves nothing lying about
-    with path.open("rb") as reading:  # as a proxy does meanwhile
+    assert list(path.parent.iterdir()) == [path]  # no temporary file is left
+    with path.open("rb") as reading:  # as a running proxy may
         client_keys.add(path, "other")
         assert reading.read() == before
     assert ClientKeys(path).knows(key)
 
 
-def test_what_is_no_text_is_no_key(path: Path) -> None:
+def test_only_the_exact_key_is_known(path: Path) -> None:
     key = client_keys.add(path, "app")
     keys = ClientKeys(path)
     assert keys.knows(key)
@@ -172,7 +170,7 @@ def test_what_is_no_text_is_no_key(path: Path) -> None:
 # --- a running proxy
 
 
-async def test_a_running_proxy_reads_them_again_when_told(
+async def test_a_running_proxy_reloads_the_keys_on_a_signal(
     upstream: ScriptedUpstream, tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UPSTREAM_KEY", "sk-owned")

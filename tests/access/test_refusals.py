@@ -1,4 +1,4 @@
-"""A refusal that the proxy has seen stays one, in whatever form it came, until the upstream accepts the key again."""
+"""A refusal in any form lasts until the upstream accepts the key again."""
 
 from collections.abc import AsyncIterator
 from typing import NamedTuple
@@ -32,7 +32,7 @@ async def client(start_proxy: StartProxy, clock: Clock) -> Client:
 
 
 @pytest.mark.parametrize("status", [403, 404])
-async def test_a_model_that_was_refused_stays_so_though_another_is_accepted(
+async def test_a_refused_model_stays_refused_although_another_is_accepted(
     client: Client, upstream: ScriptedUpstream, status: int
 ) -> None:
     for model in ("a", "b"):
@@ -49,7 +49,7 @@ async def test_a_model_that_was_refused_stays_so_though_another_is_accepted(
     assert (await client.embed("x", model="b")).cache == "HIT"
 
 
-async def test_a_key_that_was_refused_is_refused_every_model_it_was_accepted_for(
+async def test_a_refused_key_is_refused_every_model_it_was_accepted_for(
     client: Client, upstream: ScriptedUpstream
 ) -> None:
     for model in ("a", "b"):
@@ -61,10 +61,10 @@ async def test_a_key_that_was_refused_is_refused_every_model_it_was_accepted_for
 
 
 @pytest.mark.parametrize("status", [302, 400, 402, 410])
-async def test_any_answer_but_a_success_to_a_stored_item_is_a_refusal(
+async def test_any_error_response_to_a_stored_item_is_a_refusal(
     client: Client, upstream: ScriptedUpstream, clock: Clock, status: int
 ) -> None:
-    """Gemini answers 400 to a key that it does not know."""
+    """Gemini responds 400 to an unknown key."""
     await client.embed("x")
     clock.now += REVALIDATE_S
     upstream.reply = error_reply(status, {"error": {"message": "API key not valid"}})
@@ -76,10 +76,10 @@ async def test_any_answer_but_a_success_to_a_stored_item_is_a_refusal(
 
 
 @pytest.mark.parametrize("code", [401, 403])
-async def test_a_refusal_inside_a_200_is_one(
+async def test_a_refusal_inside_a_200_counts(
     client: Client, upstream: ScriptedUpstream, clock: Clock, code: int
 ) -> None:
-    """As OpenRouter answers."""
+    """As OpenRouter responds."""
     await client.embed("x")
     refusal = {"error": {"code": code, "message": "No auth credentials found"}}
     upstream.reply = error_reply(200, refusal)
@@ -102,7 +102,7 @@ async def test_a_refusal_of_the_proxys_key_inside_a_200_is_not_relayed(
     assert "held" not in answer.text
 
 
-async def test_a_stranger_does_not_learn_what_others_have_cached(
+async def test_an_unverified_client_does_not_learn_what_others_have_cached(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
     client = await start_proxy(shares_all=True)
@@ -123,7 +123,7 @@ async def test_a_stranger_does_not_learn_what_others_have_cached(
     assert (good.status, good.json["error"]["message"]) == (504, "1 of 2 items are not cached.")
 
 
-# --- beside an upstream that stands in
+# --- with a fallback upstream
 
 
 class Pair(NamedTuple):
@@ -142,7 +142,7 @@ async def pair(start_proxy: StartProxy, upstream: ScriptedUpstream) -> AsyncIter
 
 
 @pytest.mark.parametrize("given", [["a"], ["a", "c"]], ids=["hit", "partial"])
-async def test_a_key_that_was_refused_gets_from_who_stands_in_what_that_computes_and_nothing_stored(
+async def test_a_refused_key_gets_what_a_fallback_computes_and_no_stored_item(
     pair: Pair, upstream: ScriptedUpstream, given: list[str]
 ) -> None:
     stored = (await pair.client.embed("a")).embeddings
@@ -157,7 +157,7 @@ async def test_a_key_that_was_refused_gets_from_who_stands_in_what_that_computes
     assert (await pair.client.embed("a")).embeddings == stored
 
 
-async def test_who_stands_in_tells_nobody_by_what_name_another_knows_the_model(
+async def test_a_fallback_does_not_reveal_another_clients_name_of_the_model(
     pair: Pair, upstream: ScriptedUpstream
 ) -> None:
     upstream.reply = lambda call: upstream.embed(call, model=f"model of {call.headers['Authorization']}")

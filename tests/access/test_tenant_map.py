@@ -1,4 +1,4 @@
-"""What is known of tenants is bounded in bytes, and no tenant displaces what is known of another."""
+"""The map is bounded in bytes, and no tenant displaces another's entries."""
 
 import tracemalloc
 from sys import getsizeof
@@ -15,7 +15,7 @@ def new() -> TenantMap[str]:
     return TenantMap(LIMIT, weigh=getsizeof)
 
 
-def test_the_oldest_of_a_tenant_gives_way_to_what_is_new_of_it() -> None:
+def test_a_tenants_oldest_entries_are_evicted_by_its_new_ones() -> None:
     known = new()
     known.put(b"other", b"name", "place", 1.0)
     for number in range(1000):
@@ -26,7 +26,7 @@ def test_the_oldest_of_a_tenant_gives_way_to_what_is_new_of_it() -> None:
     assert known.weight_bytes < LIMIT // 8
 
 
-def test_the_oldest_tenant_gives_way_to_others() -> None:
+def test_the_oldest_tenant_is_evicted() -> None:
     known = new()
     for number in range(1000):
         known.put(b"%d" % number, b"name", "place", 1.0)
@@ -37,7 +37,7 @@ def test_the_oldest_tenant_gives_way_to_others() -> None:
     assert known.get(b"steady", b"name", "place") == 999.0
 
 
-def test_a_name_is_forgotten_and_with_its_last_one_the_tenant() -> None:
+def test_clearing_the_last_credential_removes_the_tenant() -> None:
     known = new()
     for place in "abc":
         known.put(b"tenant", b"first", place, 1.0)
@@ -53,7 +53,7 @@ def test_a_name_is_forgotten_and_with_its_last_one_the_tenant() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["put", "remove", "clear", "add"]), *[st.integers(0, 3)] * 3), max_size=50))
-def test_it_weighs_what_is_in_it(steps: list[tuple[str, int, int, int]]) -> None:
+def test_the_weight_is_that_of_the_entries(steps: list[tuple[str, int, int, int]]) -> None:
     known = new()
     for step, tenant, name, place in steps:
         names = bytes([tenant]), bytes([name])
@@ -74,7 +74,7 @@ def test_it_weighs_what_is_in_it(steps: list[tuple[str, int, int, int]]) -> None
     assert known.weight_bytes == empty.weight_bytes
 
 
-def test_it_takes_no_more_memory_than_it_says() -> None:
+def test_it_takes_no_more_memory_than_its_weight() -> None:
     known: TenantMap[str] = TenantMap(10**9, weigh=getsizeof)
     tracemalloc.start()
     try:

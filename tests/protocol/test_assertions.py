@@ -1,4 +1,4 @@
-"""Whom an assertion names: what stays when a proxy in front renews it, and what must not become one."""
+"""The identity in an assertion stays the same when a proxy in front renews it."""
 
 import json
 
@@ -69,7 +69,7 @@ def test_certificates_of_two_clients_name_two(one: str, other: str) -> None:
         "=a",
     ],
 )
-def test_a_certificate_that_names_nobody_stands_for_itself(value: str) -> None:
+def test_a_certificate_without_identity_is_unchanged(value: str) -> None:
     assert stands_for_itself(_CERTIFICATE, value)
 
 
@@ -83,7 +83,7 @@ LATER = {"exp": 2, "iat": 2, "nbf": 2, "jti": "b"}
     ["x-goog-iap-jwt-assertion", "x-amzn-oidc-data", "cf-access-jwt-assertion", "x-pomerium-jwt-assertion",
      "teleport-jwt-assertion", "x-forwarded-access-token"],
 )  # fmt: skip
-def test_a_token_signed_anew_names_the_same_client(name: str) -> None:
+def test_a_renewed_token_names_the_same_client(name: str) -> None:
     renewed = jwt({**LATER, **dict(reversed(CLAIMS.items()))}, signature="other")
     assert scope(name, jwt({**CLAIMS, **TIMES})) == scope(name, renewed)
 
@@ -100,7 +100,7 @@ def test_tokens_that_differ_in_a_claim_name_two(changed: dict[str, object]) -> N
     assert scope(_TOKEN, jwt({**CLAIMS, **TIMES})) != scope(_TOKEN, jwt({**CLAIMS, **changed, **TIMES}))
 
 
-def test_service_tokens_without_a_subject_are_told_apart_by_their_name() -> None:
+def test_service_tokens_without_a_subject_differ_by_their_name() -> None:
     one, other = ({"sub": "", "common_name": name, **TIMES} for name in ("a.access", "b.access"))
     assert scope("cf-access-jwt-assertion", jwt(one)) != scope("cf-access-jwt-assertion", jwt(other))
 
@@ -115,17 +115,17 @@ def test_large_numbers_in_a_token_keep_their_digits() -> None:
      "a.\udcff.c", "a.é.c", f"a.{pybase64.b64encode(b'[' * 60_000).decode()}.c", jwt(CLAIMS).replace(".", ".!")],
     ids=range(13),
 )  # fmt: skip
-def test_a_token_that_names_nobody_stands_for_itself(value: str) -> None:
+def test_a_token_without_identity_is_unchanged(value: str) -> None:
     assert stands_for_itself(_TOKEN, value)
 
 
-def test_nobody_can_send_what_an_assertion_becomes() -> None:
+def test_a_client_can_not_send_an_extracted_identity() -> None:
     ((name, value),) = scope(_TOKEN, jwt(CLAIMS))
     assert " " in name
     assert scope(_TOKEN, value) != [(name, value)]
 
 
 @pytest.mark.parametrize("name", ["authorization", "api-key", "x-forwarded-user", "cookie", "", "x-amzn-oidc-identity"])
-def test_what_is_no_assertion_stays_as_it_is(name: str) -> None:
+def test_other_fields_are_unchanged(name: str) -> None:
     assert stands_for_itself(name, jwt(CLAIMS))
     assert stands_for_itself(name, "Hash=1;URI=a")

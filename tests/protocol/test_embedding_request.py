@@ -1,4 +1,4 @@
-"""Requests whose meaning is certain are understood, all others are let by; answers are believed only if whole."""
+"""Requests with a certain meaning are parsed, all others are bypassed."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ ANY_FORM = replace(GENERIC, inputs=frozenset(InputFormat))
 
 
 def parse(body: str | bytes, provider: Provider = ANY_FORM) -> EmbeddingRequest:
-    """Understand a body as one that is small and as one that is large, which is the same."""
+    """Parse a body as a small and as a large one, with the same result."""
     content = body.encode() if isinstance(body, str) else body
     small = understood(content, provider)
     with pytest.MonkeyPatch.context() as patched:
@@ -77,7 +77,7 @@ def test_key_fields_are_parameters_and_neutral_ones_are_not() -> None:
     assert request.parameters == {"dimensions": 256, "input_type": None}
 
 
-# What is uncertain for an item is certain for a body.
+# The meaning of an item is uncertain, that of the body is not.
 WHOLES = [
     ("model", b'{"input":"x"}', b'{"model":null,"input":"x"}', b'{"model":["m"],"input":"x"}'),
     ("input-form", b'{"model":"m"}', b'{"model":"m","input":null}', b'{"model":"m","input":[]}'),
@@ -106,7 +106,7 @@ WHOLES = [
     [(reason, body) for reason, *bodies in WHOLES for body in bodies],
     ids=lambda value: repr(value)[:60],
 )
-def test_what_is_not_certain_for_an_item_is_keyed_as_a_whole(reason: str, body: bytes) -> None:
+def test_requests_that_are_keyed_by_their_whole_body(reason: str, body: bytes) -> None:
     request = parse(body)
     assert (request.kind, len(request.items)) == (ItemKind.WHOLE, request_body.count_items(request.fields))
     assert request.doubt is not None
@@ -163,13 +163,13 @@ BYPASSES = [
     [(reason, body) for reason, *bodies in BYPASSES for body in bodies],
     ids=lambda value: repr(value)[:60],
 )
-def test_what_is_not_certain_is_bypassed(reason: str, body: bytes) -> None:
+def test_requests_that_are_bypassed(reason: str, body: bytes) -> None:
     with pytest.raises(Bypass) as bypass:
         parse(body)
     assert bypass.value.reason == reason
 
 
-def test_null_in_a_field_of_encoding_is_absent_whatever_the_row() -> None:
+def test_null_in_an_encoding_field_is_absent_for_every_provider() -> None:
     for row in (GENERIC, PROVIDERS["openai"], PROVIDERS["voyage"], PROVIDERS["vllm"]):
         request = parse(
             '{"model":"m","input":"x","encoding_format":null,"embed_dtype":null}'
@@ -193,7 +193,7 @@ def test_a_list_of_any_length_is_cached() -> None:
     "change",
     [{"foo": 2}, {"input": ["b", "a"]}, {"input": ["a"]}, {"encoding_format": "base64"}, {"model": "n"}, {"bar": None}],
 )
-def test_a_whole_shares_no_key_with_another(change: dict[str, Any]) -> None:
+def test_different_whole_bodies_share_no_key(change: dict[str, Any]) -> None:
     def keys_of(fields: dict[str, Any]) -> list[bytes]:
         return keys.derive(parse(orjson.dumps(fields)), url="u", scope=[], vector_headers=[])
 
@@ -214,7 +214,7 @@ def test_a_whole_shares_no_key_with_another(change: dict[str, Any]) -> None:
         IMAGE.join(['{"model":"m","input":[', "]}"]).encode(),
     ],
 )
-def test_colons_in_odd_places_are_no_duplicate_keys(body: bytes) -> None:
+def test_colons_elsewhere_are_not_duplicate_names(body: bytes) -> None:
     assert parse(body).model
 
 
@@ -229,7 +229,7 @@ JSON = st.recursive(
     st.lists(st.tuples(st.sampled_from(["model", "input", "provider", "user", "task"]), JSON), max_size=6),
     st.booleans(),
 )
-def test_a_body_with_a_duplicate_key_never_parses(pairs: list[tuple[str, Any]], ascii_only: bool) -> None:
+def test_a_body_with_a_duplicate_name_is_never_accepted(pairs: list[tuple[str, Any]], ascii_only: bool) -> None:
     members = [("model", "m"), ("input", "x:y"), *pairs]
     written = ",".join(f"{json.dumps(k)}:{json.dumps(v, ensure_ascii=ascii_only)}" for k, v in members)
     try:
@@ -247,7 +247,7 @@ def test_a_reduced_body_changes_nothing_but_the_input() -> None:
     assert list(reduced) == list(request.fields)
 
 
-def test_a_reduced_body_does_not_go_by_the_id_of_the_whole_one() -> None:
+def test_a_reduced_body_has_no_request_id() -> None:
     request = parse('{"input":["a","b"],"model":"m","request_id":"r","priority":1}', PROVIDERS["vllm"])
     assert orjson.loads(embedding_request.reduced_body(request, ["b"])) == {"input": ["b"], "model": "m", "priority": 1}
     keyed = replace(PROVIDERS["vllm"], key=frozenset({"request_id"}), neutral=frozenset({"priority"}))
@@ -256,7 +256,7 @@ def test_a_reduced_body_does_not_go_by_the_id_of_the_whole_one() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["Acme/*Fusion*", "acme/*fusion*"])
-def test_a_pattern_of_models_fits_in_any_case(pattern: str) -> None:
+def test_model_patterns_ignore_case(pattern: str) -> None:
     row = replace(GENERIC, fused_models=(pattern,), multi_vector_models=())
     for model in ("Acme/A-Fusion-2", "ACME/a-fusion-2"):
         doubt = parse(orjson.dumps({"model": model, "input": ["a", "b"]}), row).doubt
@@ -268,7 +268,7 @@ def test_an_item_of_many_tokens_is_one_item() -> None:
     assert len(parse(orjson.dumps({"model": "m", "input": [1] * 100_000})).items) == 1
 
 
-def test_a_long_name_of_a_model_is_not_remembered() -> None:
+def test_matches_of_long_model_names_are_not_cached() -> None:
     before = provider.matches_model.cache_info().misses
     for length in (1, 10**6):
         provider.matches_model("unheard of " + "x" * length, ("*embed-v4*",))

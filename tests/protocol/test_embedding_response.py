@@ -33,7 +33,7 @@ def test_vectors_go_by_index_not_by_position() -> None:
     assert [vector and vector.array().tolist() for vector in parsed.vectors] == [[1.0], [2.0]]
 
 
-def test_without_any_index_position_will_do() -> None:
+def test_without_any_index_the_position_counts() -> None:
     body = answer(data=[{"embedding": [1.0]}, {"embedding": [2.0]}])
     parsed = embedding_response.parse_response(body, GENERIC, items=2)
     assert [vector and vector.array().tolist() for vector in parsed.vectors] == [[1.0], [2.0]]
@@ -45,7 +45,7 @@ def test_a_bare_data_array_is_enough() -> None:
     assert parsed.usage == {"prompt_tokens": 0, "total_tokens": 0}
 
 
-def test_an_error_that_is_null_is_none() -> None:
+def test_an_error_that_is_null_is_ignored() -> None:
     assert embedding_response.parse_response(answer(error=None), GENERIC, items=1).model == "m"
 
 
@@ -98,7 +98,7 @@ def test_usage_always_has_both_integers(usage: Any, expected: dict[str, Any]) ->
         ("not-json", answer().replace(b"0.5", b"1e999")),
     ],
 )
-def test_what_does_not_check_out_is_refused(reason: str, body: bytes) -> None:
+def test_invalid_responses(reason: str, body: bytes) -> None:
     with pytest.raises(InvalidEmbeddingResponse) as invalid:
         embedding_response.parse_response(body, GENERIC, items=2)
     assert invalid.value.reason == reason
@@ -108,7 +108,7 @@ def test_what_does_not_check_out_is_refused(reason: str, body: bytes) -> None:
     ("reason", "embedding"),
     [("no-embedding", None), ("no-embedding", 1), ("vector", [0.0, 0.0]), ("vector", [[1.0], [2.0]]), ("vector", "%")],
 )
-def test_what_can_not_be_stored_does_not_spoil_the_others(reason: str, embedding: Any) -> None:
+def test_an_unusable_vector_does_not_affect_the_others(reason: str, embedding: Any) -> None:
     body = answer(data=data({"index": 0}, {"index": 1, "embedding": embedding}))
     parsed = embedding_response.parse_response(body, GENERIC, items=2)
     assert [vector and vector.array().tolist() for vector in parsed.vectors] == [[0.5, 1.0], None]
@@ -116,18 +116,18 @@ def test_what_can_not_be_stored_does_not_spoil_the_others(reason: str, embedding
 
 
 @pytest.mark.parametrize("embedding", [None, [0.0, 0.0], "%", {}])
-def test_what_stands_for_the_only_embedding_is_kept(embedding: Any) -> None:
+def test_the_value_in_place_of_the_only_embedding_is_kept(embedding: Any) -> None:
     with pytest.raises(InvalidEmbeddingResponse) as invalid:
         embedding_response.parse_response(answer(data=data({"embedding": embedding})), GENERIC, items=1)
     assert invalid.value.embedding_text == orjson.dumps(embedding)
 
 
-def test_a_further_field_that_is_null_is_none() -> None:
+def test_a_further_field_that_is_null_is_ignored() -> None:
     assert embedding_response.parse_response(answer(data=data({"weights": None})), GENERIC, items=1).unusable is None
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=50), st.text(), st.integers(0, 2**40))
-def test_what_is_assembled_is_what_openai_documents(numbers: list[int], model: str, tokens: int) -> None:
+def test_assembled_responses_have_the_fields_that_openai_documents(numbers: list[int], model: str, tokens: int) -> None:
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     texts = [b"[%d]" % number for number in numbers]
     body = b"".join(embedding_response.parts(texts, embedding_response.ending(model, usage, {})))

@@ -5,7 +5,7 @@ from proxy.protocol import header_fields, headers, identities
 from proxy.protocol.directives import NO_DIRECTIVES, Directives, cache_control
 
 
-def test_what_belongs_to_one_connection_does_not_travel() -> None:
+def test_hop_by_hop_fields_are_not_forwarded() -> None:
     given = CIMultiDict(
         [
             ("Connection", "keep-alive, X-Hop"),
@@ -29,7 +29,7 @@ def test_what_belongs_to_one_connection_does_not_travel() -> None:
     ]
 
 
-def test_towards_the_upstream_host_length_and_expect_are_the_clients_to_write() -> None:
+def test_host_content_length_and_expect_are_not_forwarded() -> None:
     given = CIMultiDict({"Host": "proxy", "Content-Length": "5", "Expect": "100-continue", "X-Custom": "1"})
     assert dict(headers.to_upstream(given)) == {"X-Custom": "1"}
 
@@ -83,12 +83,12 @@ def test_identity_does_not_depend_on_the_order_or_case_of_names() -> None:
         "Uberctx-Region",
     ],
 )
-def test_what_says_where_a_request_goes_counts_in_whatever_scope(name: str) -> None:
+def test_routing_fields_are_vector_affecting(name: str) -> None:
     assert identities.identity(CIMultiDict({name: "v"})) == ([], [(name.lower(), "v")], False)
 
 
 @pytest.mark.parametrize("name", ["X-Portkey-Api-Key", "X-Provider-Api-Key", "X-Model-Token", "X-Target-Authorization"])
-def test_a_credential_for_where_it_goes_is_a_credential_and_ends_where_the_proxy_has_the_key(name: str) -> None:
+def test_a_routing_credential_is_a_credential_and_is_not_forwarded_with_the_proxys_key(name: str) -> None:
     given = CIMultiDict({name: "v"})
     assert identities.identity(given) == ([(name.lower(), "v")], [], False)
     assert not headers.without_credentials(given)
@@ -124,12 +124,12 @@ def test_a_credential_for_where_it_goes_is_a_credential_and_ends_where_the_proxy
         "Connection",
     ],
 )
-def test_what_is_new_for_every_call_does_not_count(name: str) -> None:
+def test_fields_that_differ_in_every_call_are_neutral(name: str) -> None:
     assert identities.identity(CIMultiDict({name: "v"})) == ([], [], False)
 
 
 @pytest.mark.parametrize("document", [*header_fields.REQUEST_FIELDS, *header_fields.PROXY_FIELDS], ids=str)
-def test_a_documented_neutral_field_does_not_count(document: str) -> None:
+def test_documented_neutral_fields_are_neutral(document: str) -> None:
     assert document.startswith("https://")
     names = {**header_fields.REQUEST_FIELDS, **header_fields.PROXY_FIELDS}[document].split()
     given = CIMultiDict({name.replace("*", "any-region"): "v" for name in names})
@@ -142,59 +142,59 @@ ASSERTIONS = [name for names in header_fields.ASSERTION_FIELDS.values() for name
 
 @pytest.mark.parametrize("name", ASSERTIONS)
 @pytest.mark.parametrize("secret", ["Authorization", "API-Key", "X-Goog-Api-Key"])
-def test_what_a_proxy_in_front_asserts_does_not_count_beside_a_secret(name: str, secret: str) -> None:
+def test_assertions_are_neutral_beside_a_secret(name: str, secret: str) -> None:
     given = CIMultiDict({secret: "k", name: "v"})
     assert identities.identity(given) == ([(secret.lower(), "k")], [], False)
 
 
 @pytest.mark.parametrize("name", ASSERTIONS)
 @pytest.mark.parametrize("other", ["X-Tenant-Id", "X-BF-Api-Key", "X-Goog-Authenticated-User-Id", "Cookie"])
-def test_what_a_proxy_in_front_asserts_counts_where_nothing_else_proves_anything(name: str, other: str) -> None:
+def test_assertions_are_credentials_without_a_secret(name: str, other: str) -> None:
     credentials = identities.identity(CIMultiDict({other: "v", name: "v"})).credentials
     assert (name, "v") in credentials
     assert credentials == sorted(credentials)
 
 
 @pytest.mark.parametrize("name", ASSERTIONS)
-def test_what_a_proxy_in_front_asserts_ends_where_the_proxy_has_the_key(name: str) -> None:
+def test_assertions_are_not_forwarded_with_the_proxys_key(name: str) -> None:
     assert not headers.without_credentials(CIMultiDict({name: "v"}))
 
 
-def test_what_the_operator_says_goes_before_what_is_known() -> None:
+def test_the_operators_names_take_precedence() -> None:
     given = CIMultiDict({"X-Datadog-Tags": "t", "X-Portkey-Metadata": "m", "X-Tenant-Id": "a", "Authorization": "k"})
     said = identities.identity(given, frozenset({"x-datadog-tags"}), frozenset({"x-portkey-metadata", "x-tenant-id"}))
     assert said == ([("authorization", "k")], [("x-datadog-tags", "t")], False)
 
 
 @pytest.mark.parametrize("name", ["X-Tenant-Id", "X-Consumer-Username", "X-Auth-Request-User", "X-Remote-User"])
-def test_cookies_count_beside_a_name_that_anyone_can_write(name: str) -> None:
+def test_cookies_are_credentials_beside_an_unproven_name(name: str) -> None:
     given = CIMultiDict({name: "u", "Cookie": "c"})
     assert identities.identity(given).credentials == sorted([(name.lower(), "u"), ("cookie", "c")])
 
 
 @pytest.mark.parametrize("name", ["Authorization", "X-Api-Key", "X-Custom-Token", "X-Auth", "X-My-Pat", "Api-Secret"])
-def test_cookies_do_not_count_beside_a_proof(name: str) -> None:
+def test_cookies_are_neutral_beside_a_proof(name: str) -> None:
     given = CIMultiDict({name: "u", "Cookie": "c", "X-Tenant-Id": "t"})
     assert identities.identity(given).credentials == sorted([(name.lower(), "u"), ("x-tenant-id", "t")])
 
 
-def test_where_the_only_credential_is_declared_neutral_cookies_count() -> None:
+def test_cookies_are_credentials_if_the_only_other_is_declared_neutral() -> None:
     given = CIMultiDict({"X-Forwarded-User": "u", "Cookie": "c"})
     assert identities.identity(given, neutral_headers=frozenset({"x-forwarded-user"})).credentials == [("cookie", "c")]
 
 
-def test_what_the_operator_adds_counts_in_whatever_scope() -> None:
+def test_key_headers_are_vector_affecting() -> None:
     given = CIMultiDict({"X-User": "v", "Authorization": "k", "X-Pool": "a"})
     assert identities.identity(given, frozenset({"x-user"})) == ([("authorization", "k")], [("x-user", "v")], False)
     assert identities.identity(given) == ([("authorization", "k")], [], False)
 
 
 @pytest.mark.parametrize("fields", [{"Repr-Digest": "x"}, {"Authorization": "AWS4-HMAC-SHA256 Credential=a"}])
-def test_a_body_that_is_vouched_for(fields: dict[str, str]) -> None:
+def test_signed_bodies(fields: dict[str, str]) -> None:
     assert identities.identity(CIMultiDict(fields)).is_signed
 
 
-def test_repeated_credentials_all_count_in_their_order() -> None:
+def test_repeated_credentials_keep_their_order() -> None:
     both = CIMultiDict([("Authorization", "a"), ("Authorization", "b")])
     turned = CIMultiDict([("Authorization", "b"), ("Authorization", "a")])
     assert identities.identity(both)[0] == [("authorization", "a"), ("authorization", "b")]
@@ -235,7 +235,7 @@ def test_cache_control_in_several_fields_is_one_list() -> None:
      "X-SSL-Client-S-DN", "X-Forwarded-Email", "X-Forwarded-Preferred-Username", "X-PAT", "Ocp-Apim-Subscription-Key",
      "x-subscriptionkey", "X-Routing-Key", "x-correlation-key", "Uberctx-Tenant"],
 )  # fmt: skip
-def test_whatever_sounds_like_a_credential_is_one(name: str) -> None:
+def test_names_of_credentials(name: str) -> None:
     assert identities.identity(CIMultiDict({name: "v"})) == ([(name.lower(), "v")], [], False)
 
 
@@ -245,27 +245,27 @@ def test_whatever_sounds_like_a_credential_is_one(name: str) -> None:
      "X-Request-Id", "Content-Length", "x-author", "x-request-token-count", "x-csrf-token", "X-CSRFToken",
      "x-vercel-proxy-signature", "signature-input", "Postman-Token", "X-Forwarded-For"],
 )  # fmt: skip
-def test_what_varies_from_call_to_call_is_none(name: str) -> None:
+def test_names_that_are_no_credentials(name: str) -> None:
     assert identities.identity(CIMultiDict({name: "v"})) == ([], [], False)
 
 
-def test_cookies_are_a_credential_only_where_there_is_no_other() -> None:
+def test_cookies_are_credentials_only_without_others() -> None:
     assert identities.identity(CIMultiDict({"Cookie": "AWSALB=1"})) == ([("cookie", "AWSALB=1")], [], False)
     both = CIMultiDict({"Cookie": "AWSALB=1", "Authorization": "k"})
     assert identities.identity(both) == ([("authorization", "k")], [], False)
 
 
-def test_what_the_upstream_does_not_see_identifies_nothing() -> None:
+def test_fields_that_are_not_forwarded_do_not_count() -> None:
     given = CIMultiDict({"Connection": "azureml-model-deployment", "azureml-model-deployment": "blue"})
     assert identities.identity(given) == ([], [], False)
 
 
-def test_an_absurd_max_age_is_none() -> None:
+def test_an_absurd_max_age_is_ignored() -> None:
     assert cache_control(CIMultiDict({"Cache-Control": "max-age=" + "9" * 5000})) == NO_DIRECTIVES
 
 
 @pytest.mark.parametrize("name", ["Content-Digest", "Digest", "content-md5", "X-Amz-Content-Sha256", "x-component-sig"])
-def test_what_vouches_for_the_body_allows_no_other(name: str) -> None:
+def test_a_signature_of_the_body_allows_no_other_body(name: str) -> None:
     assert identities.identity(CIMultiDict({name: "v"})).is_signed
 
 
@@ -273,5 +273,5 @@ def test_what_vouches_for_the_body_allows_no_other(name: str) -> None:
     "name",
     ["X-Portkey-Config", "x-portkey-provider", "Helicone-Target-Url", "OpenAI-Project", "X-Goog-User-Project"],
 )
-def test_what_chooses_the_model_is_part_of_the_identity(name: str) -> None:
+def test_fields_that_select_the_model_are_vector_affecting(name: str) -> None:
     assert identities.identity(CIMultiDict({name: "v"})) == ([], [(name.lower(), "v")], False)

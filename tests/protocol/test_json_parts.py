@@ -64,7 +64,7 @@ def test_the_edges_of_windows_make_no_difference(
 ) -> None:
     body = json.dumps(fields | {"input": given_input}, ensure_ascii=ascii_only).encode()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("proxy.protocol.extents._WINDOW", window)
+        patched.setattr("proxy.protocol.json_extents._WINDOW", window)
         assert in_parts(body) == as_a_whole(body)
 
 

@@ -1,4 +1,4 @@
-"""What JSON will cost is counted before it is parsed, exactly and however it is cut."""
+"""The cost of JSON is counted exactly before it is parsed, in pieces of any length."""
 
 import json
 import tracemalloc
@@ -75,7 +75,7 @@ def test_objects_take_no_more_than_was_reserved(name: str, ascii_only: bool) -> 
     assert taken <= json_structure.of(body).objects_bytes
 
 
-def test_texts_are_not_taken_for_structure() -> None:
+def test_brackets_inside_strings_do_not_count() -> None:
     counted = json_structure.of(orjson.dumps({"model": "m", "input": ['1,2,[3],{4:5}\\"' * 100_000]}))
     assert (counted.values, counted.containers, counted.members) == (3, 2, 2)
     assert not counted.is_too_complex
@@ -83,14 +83,14 @@ def test_texts_are_not_taken_for_structure() -> None:
 
 
 @pytest.mark.parametrize("value", ["{}", "[]", "[[]]"])
-def test_containers_are_looked_for_as_far_as_is_needed(value: str) -> None:
+def test_containers_are_counted_up_to_the_limit(value: str) -> None:
     body = f"[{','.join([value] * 1000)}]".encode()
     assert json_structure.has_more_containers(body, 1000)
     assert not json_structure.has_more_containers(body, 2001)
     assert not json_structure.has_more_containers(orjson.dumps([body.decode()] * 10), 11)
 
 
-def test_most_of_what_is_too_much_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_stops_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     fed: list[int] = []
     feed = Structure.feed
 

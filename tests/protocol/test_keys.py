@@ -1,4 +1,4 @@
-"""Equal keys mean equal identity, and the other way round."""
+"""Keys are equal if and only if the identities are equal."""
 
 import json
 from dataclasses import replace

@@ -1,7 +1,7 @@
 from proxy.protocol.memo import memoized
 
 
-def test_short_texts_are_worked_out_once_and_long_ones_each_time() -> None:
+def test_results_for_short_texts_are_cached() -> None:
     worked_out: list[str] = []
 
     @memoized(max_length=3)

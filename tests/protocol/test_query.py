@@ -1,4 +1,4 @@
-"""Query fields are credentials by the rule for header fields, however they are written."""
+"""Query fields are credentials by the rule for header fields, in any spelling."""
 
 from urllib.parse import quote
 
@@ -43,7 +43,7 @@ def test_a_field_that_is_a_credential_is_left_out(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_field_that_is_none_stays(name: str) -> None:
+def test_other_fields_stay(name: str) -> None:
     target = f"/v1/x?{name}=key&a=1"
     assert query.without_credentials(target) is target
     assert query.keyed(target) is target
@@ -56,12 +56,12 @@ def test_a_target_without_such_fields_stays_as_it_is(target: str) -> None:
     assert query.credentials(target) == []
 
 
-def test_a_name_that_may_be_anything_counts_in_keys_as_it_was_sent() -> None:
+def test_an_ambiguous_name_is_part_of_keys_unchanged() -> None:
     assert query.keyed("https://h/x?code=fr&key=1&sig=2&a=3") == "https://h/x?code=fr&sig=2&a=3"
 
 
 @given(st.from_regex(r"[a-z][a-z0-9-]{0,20}", fullmatch=True).filter(lambda name: not name.endswith("-")))
-def test_whatever_is_a_credential_as_a_header_field_is_one_in_the_query(name: str) -> None:
+def test_names_of_credential_header_fields_are_credentials_in_the_query(name: str) -> None:
     if is_credential(name) and not query._PAGE_TOKENS.fullmatch(name):
         for written in (name, name.upper(), name.replace("-", "_"), "".join(f"%{ord(letter):02X}" for letter in name)):
             assert query.without_credentials(f"/x?{written}=v") == "/x"
@@ -72,7 +72,7 @@ def test_whatever_is_a_credential_as_a_header_field_is_one_in_the_query(name: st
         st.sampled_from([*NAMES, *OTHERS]).map(lambda name: f"{name}={quote(name)}") | st.text("a&;=%?+#"), max_size=6
     )
 )
-def test_what_is_left_is_the_other_fields_in_their_order(fields: list[str]) -> None:
+def test_the_other_fields_keep_their_order(fields: list[str]) -> None:
     target = "/v1/x?" + "&".join(fields)
     rest = query.without_credentials(target)
     assert query.credentials(rest) == []
@@ -82,6 +82,6 @@ def test_what_is_left_is_the_other_fields_in_their_order(fields: list[str]) -> N
     assert all(f"{name}=" in rest for name in kept)
 
 
-def test_a_query_that_signs_the_body_is_known() -> None:
+def test_a_query_that_signs_the_body_is_detected() -> None:
     assert query.is_signed("/x?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=1")
     assert not query.is_signed("/x?X-Amz-Date=1")

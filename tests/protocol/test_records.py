@@ -1,4 +1,4 @@
-"""A record comes back whole or not at all."""
+"""A record is decoded completely or not at all."""
 
 from hashlib import blake2b
 
@@ -53,7 +53,7 @@ def test_round_trip(key: bytes, record: Record) -> None:
 
 
 @given(st.data())
-def test_no_changed_byte_goes_unnoticed(data: st.DataObject) -> None:
+def test_every_changed_byte_is_detected(data: st.DataObject) -> None:
     good = records.encode(KEY, RECORD)
     position = data.draw(st.integers(0, len(good) - 1))
     bad = bytearray(good)
@@ -63,7 +63,7 @@ def test_no_changed_byte_goes_unnoticed(data: st.DataObject) -> None:
 
 
 @given(st.integers(0, 6000))
-def test_no_missing_tail_goes_unnoticed(length: int) -> None:
+def test_truncation_is_detected(length: int) -> None:
     with pytest.raises(InvalidRecord):
         records.decode(KEY, records.encode(KEY, RECORD)[:length])
 
@@ -160,7 +160,7 @@ def test_round_trip_with_a_record_key(key: bytes, record: Record, secret: bytes)
 
 
 @given(any_record())
-def test_what_an_earlier_version_stored_is_still_read(record: Record) -> None:
+def test_records_of_earlier_versions_are_still_read(record: Record) -> None:
     assert records.decode(KEY, tagged_by_an_earlier_version(KEY, record, SECRET), RECORD_KEY) == record
     assert records.decode(KEY, records.encode(KEY, record), None) == record
 

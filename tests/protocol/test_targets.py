@@ -41,7 +41,7 @@ UNRESERVED = string.ascii_letters + string.digits + "-._~"
 
 
 @given(st.lists(st.tuples(st.sampled_from(UNRESERVED + "/"), st.sampled_from(["{}", "%{:02x}", "%{:02X}"]))))
-def test_no_way_to_write_unreserved_characters_makes_a_difference(letters: list[tuple[str, str]]) -> None:
+def test_percent_encoding_of_unreserved_characters_makes_no_difference(letters: list[tuple[str, str]]) -> None:
     path = "/" + "".join(letter for letter, _ in letters)
     written = "/" + "".join(
         letter if form == "{}" or letter == "/" else form.format(ord(letter)) for letter, form in letters
@@ -101,12 +101,12 @@ def test_an_origin_is_scheme_host_and_port(url: str) -> None:
 
 
 @given(st.text())
-def test_no_reference_is_too_odd_to_be_read(reference: str) -> None:
+def test_any_text_is_parsed_as_a_reference(reference: str) -> None:
     assert targets.resolve("https://h/a", reference).origin
     assert targets.resolve("https://h/a", reference).address.isascii()
 
 
-def test_neither_query_nor_user_of_a_location_is_shown() -> None:
+def test_neither_query_nor_user_of_a_location_is_logged() -> None:
     assert targets.resolve("https://h/", "https://u:secret@g:1/ü?code=secret#secret").address == "https://g:1/?"
 
 
@@ -126,12 +126,12 @@ def test_neither_query_nor_user_of_a_location_is_shown() -> None:
         ("/v1/embeddings", None),
     ],
 )
-def test_what_a_path_names(target: str, named: PathModel | None) -> None:
+def test_models_in_embeddings_paths(target: str, named: PathModel | None) -> None:
     assert targets.parse_path_model(target) == named
 
 
 @given(st.text(min_size=1).filter(lambda name: not name.startswith("v")), st.sampled_from(["deployments", "engines"]))
-def test_another_name_takes_the_place_of_the_first(name: str, where: str) -> None:
+def test_the_model_in_a_path_is_replaced(name: str, where: str) -> None:
     target = targets.with_path_model(f"/openai/{where}/old/embeddings?api-version=1", name)
     found = targets.parse_path_model(target)
     assert found is not None
@@ -154,7 +154,7 @@ def test_another_name_takes_the_place_of_the_first(name: str, where: str) -> Non
         ("/v1/embeddings", None),
     ],
 )
-def test_other_apis_name_their_models_in_the_path(target: str, model: str | None) -> None:
+def test_models_in_the_paths_of_other_apis(target: str, model: str | None) -> None:
     assert targets.model_in_path(target) == model
 
 
@@ -190,12 +190,12 @@ CARRY_TEXTS = [
 
 
 @pytest.mark.parametrize("target", CARRY_TEXTS)
-def test_paths_that_carry_texts_to_embed(target: str) -> None:
+def test_paths_of_embeddings_calls(target: str) -> None:
     assert targets.is_embeddings_like(target)
 
 
 @pytest.mark.parametrize("target", ["/v1/chat/completions", "/v1/files", "/v1/embedded", "/v1/x?next=/v1/embeddings"])
-def test_paths_that_do_not(target: str) -> None:
+def test_paths_of_other_calls(target: str) -> None:
     assert not targets.is_embeddings_like(target)
 
 
@@ -209,5 +209,5 @@ def test_paths_that_do_not(target: str) -> None:
         ("/api" * 100 + "/embed", "/api" * 7 + "/embed"),
     ],
 )
-def test_a_path_is_logged_without_what_may_be_secret(target: str, logged: str) -> None:
+def test_a_path_is_logged_without_possible_secrets(target: str, logged: str) -> None:
     assert targets.loggable_path(target) == logged

@@ -1,4 +1,4 @@
-"""Every number an upstream can write comes back as the same double, whichever of the forms it was written in."""
+"""Every number that an upstream can write is returned as the same double, in every encoding."""
 
 import struct
 
@@ -41,7 +41,7 @@ def test_shortest_float32_text_keeps_its_doubles_and_is_stored_in_four_bytes(num
     assert bits(orjson.loads(vectors.numbers_json(vector))) == bits(numbers)
 
 
-def test_a_shortest_text_halfway_between_two_float32_is_the_one_it_stands_for() -> None:
+def test_a_shortest_text_halfway_between_two_float32_keeps_its_value() -> None:
     numbers = np.array([0x15AE43FD, 0x3DCCCCCD], np.uint32).view(np.float32)  # 7.038531e-26, 0.1
     texts = [shortest(number) for number in numbers]
     assert np.float32(texts[0]) != numbers[0]
@@ -115,7 +115,7 @@ def test_negative_zero_keeps_its_sign() -> None:
         [-(2**63) - 1],
     ],
 )
-def test_what_is_no_vector_is_refused(numbers: list[object]) -> None:
+def test_invalid_arrays(numbers: list[object]) -> None:
     with pytest.raises(InvalidVector):
         vectors.from_numbers(numbers)
 
@@ -134,6 +134,6 @@ def test_what_is_no_vector_is_refused(numbers: list[object]) -> None:
         pybase64.b64encode(b"12345").decode(),
     ],
 )
-def test_what_is_no_base64_vector_is_refused(text: str) -> None:
+def test_invalid_base64(text: str) -> None:
     with pytest.raises(InvalidVector):
         vectors.from_base64(text)
