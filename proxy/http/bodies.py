@@ -12,6 +12,7 @@ from aiohttp.web import BaseRequest, RequestPayloadError
 from proxy.budget import Budget, Tenant
 from proxy.errors import BodyTooComplex, BodyTooLarge, InvalidRequest
 from proxy.http.pacing import paced
+from proxy.labels import BypassReason
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.json_structure import MAX_MEMBERS, MAX_VALUES, Structure
 from proxy.telemetry.metrics import Metrics
@@ -84,7 +85,7 @@ class BodyReader:
         """
         codings = request.headers.getall("Content-Encoding")
         if len(codings) != 1 or codings[0].lower() not in {"gzip", "deflate"}:
-            raise Bypass("content-encoding")
+            raise Bypass(BypassReason.CONTENT_ENCODING)
         # JSON of texts never compresses to a hundredth of its size. A body that seems to is a decompression bomb.
         max_bytes = min(self._max_bytes, max(_LEAST_BOUND_BYTES, _MAX_RATIO * len(body)))
         before_bytes = reservation.bytes
@@ -167,9 +168,9 @@ def _inflate(body: bytes) -> Iterator[bytes]:
                 yield piece
                 compressed = inflater.unconsumed_tail
     except zlib.error:
-        raise Bypass("content-encoding") from None
+        raise Bypass(BypassReason.CONTENT_ENCODING) from None
     if not inflater.eof or inflater.unused_data or start < len(body):
-        raise Bypass("content-encoding")
+        raise Bypass(BypassReason.CONTENT_ENCODING)
 
 
 async def send_continue(request: BaseRequest) -> None:
