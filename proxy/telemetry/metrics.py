@@ -72,7 +72,7 @@ class Metrics:
         self.upstream_seconds = self._histogram(definitions.UPSTREAM_SECONDS)
         self.upstream_batch_items = self._histogram(definitions.UPSTREAM_BATCH_ITEMS)
         self.upstream_merged_requests = self._histogram(definitions.UPSTREAM_MERGED_REQUESTS)
-        self.upstream_answers = self._counter(definitions.UPSTREAM_RESPONSES)
+        self.upstream_responses = self._counter(definitions.UPSTREAM_RESPONSES)
         self.upstream_rejected = self._counter(definitions.UPSTREAM_REJECTED)
         self.upstream_fallbacks = self._counter(definitions.UPSTREAM_FALLBACKS)
         self.queued_items = self._gauge(definitions.QUEUED_ITEMS)

@@ -93,8 +93,8 @@ def test_every_number() -> None:  # noqa: PLR0915 - there are many
     metrics.breaker("store_write", "open")
     metrics.breaker("upstream openai", "half-open")
     metrics.upstream_seconds.labels("openai").observe(0.15)
-    for answer, times in {"200": 1, "429": 2, "timeout": 1}.items():
-        metrics.upstream_answers.labels("openai", answer).inc(times)
+    for response, times in {"200": 1, "429": 2, "timeout": 1}.items():
+        metrics.upstream_responses.labels("openai", response).inc(times)
     metrics.store_seconds["read"].observe(0.0001)
     metrics.store_errors.labels("read", "timeout").inc(2)
     metrics.store_errors.labels("write", "full").inc(3)
