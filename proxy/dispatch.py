@@ -22,7 +22,7 @@ from proxy.passthrough.relay import is_websocket, relay, relay_websocket
 from proxy.protocol import headers
 from proxy.protocol.cors import is_preflight, origin_of
 from proxy.protocol.targets import is_embeddings_like, loggable_path
-from proxy.telemetry.access_log import Line, RequestIds, RequestLog, trace_id
+from proxy.telemetry.access_log import AccessLog, AccessLogLine, RequestIds, trace_id
 from proxy.telemetry.tracing import Traces
 from proxy.upstream.router import Origin, Router
 
@@ -51,7 +51,7 @@ class Dispatcher:
         fast_path: FastPath,
         access: Access,
         *,
-        log: RequestLog,
+        log: AccessLog,
         traces: Traces,
         is_draining: Callable[[], bool],
     ) -> None:
@@ -124,7 +124,7 @@ class Dispatcher:
 
     def _end(self, progress: Progress, trace: str | None, status: int, started_s: float) -> None:
         # Positional arguments: one is made for every request, and keywords take twice as long.
-        line = Line(
+        line = AccessLogLine(
             progress.request_id,
             trace,
             progress.outcome,
@@ -225,7 +225,7 @@ class Dispatcher:
                 owns_key=owns_key,
                 on_head=on_head,
             )
-            call.answered(response.status)
+            call.responded(response.status)
         return response
 
     def _warn_uncached(self, target: str) -> None:

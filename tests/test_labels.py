@@ -87,7 +87,7 @@ def test_metrics_have_a_series_for_every_value_from_the_start() -> None:
 def test_label_values_are_plain_strings() -> None:
     """orjson does not take others as the keys of ``status.json``."""
     metrics = Metrics()
-    metrics.of_model(None).answered(RequestOutcome.HIT, 200)
+    metrics.of_model(None).count_request(RequestOutcome.HIT, 200)
     samples = [sample for family in metrics.families() for sample in family.samples]
     assert {type(value) for sample in samples for value in sample.labels.values()} == {str}
 

@@ -20,7 +20,7 @@ from proxy.config.settings import Settings
 from proxy.fetch.fetcher import Fetcher
 from proxy.http import listeners
 from proxy.http.listeners import Listeners, Sockets
-from proxy.telemetry.access_log import RequestLog
+from proxy.telemetry.access_log import AccessLog
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.router import Router
 
@@ -35,7 +35,7 @@ class Running:
     lifecycle: Lifecycle
     origins: Router
     client_keys: ClientKeys | None
-    log: RequestLog
+    log: AccessLog
     cache: Cache
     fetcher: Fetcher
     status_page: StatusPage

@@ -14,14 +14,14 @@ from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.route import EmbeddingsRoute
 from proxy.http.bodies import BodyReader
 from proxy.periodic import every
-from proxy.telemetry.access_log import FLUSH_S, RequestLog
+from proxy.telemetry.access_log import FLUSH_S, AccessLog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestPath:
     client_keys: ClientKeys | None  # None: clients need no key of the proxy's own
     bodies: BodyReader
-    log: RequestLog
+    log: AccessLog
     dispatcher: Dispatcher
 
 
@@ -38,7 +38,7 @@ async def open_request_path(
     access = _make_access(settings, core, client_keys)
     bodies = BodyReader(core.metrics, max_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
     stack.callback(bodies.close)
-    log = RequestLog(write_log, is_json=settings.log_format == "json", clock=clock)
+    log = AccessLog(write_log, is_json=settings.log_format == "json", clock=clock)
     stack.callback(log.flush)
     await stack.enter_async_context(every(FLUSH_S, lambda _: log.flush()))
     dispatcher = _make_dispatcher(settings, core, access, bodies, log)
@@ -59,7 +59,7 @@ def _make_access(settings: Settings, core: Core, client_keys: ClientKeys | None)
     )
 
 
-def _make_dispatcher(settings: Settings, core: Core, access: Access, bodies: BodyReader, log: RequestLog) -> Dispatcher:
+def _make_dispatcher(settings: Settings, core: Core, access: Access, bodies: BodyReader, log: AccessLog) -> Dispatcher:
     def is_draining() -> bool:
         return core.lifecycle.is_draining
 

@@ -54,8 +54,8 @@ class BypassRelay:
                 owns_key=bool(origin.key),
                 on_head=partial(origin.cors.relayed, origin_of(request.headers)),
             )
-            call.answered(response.status)
-        self._metrics.bypasses.labels(reason).inc()
+            call.responded(response.status)
+        self._metrics.bypasses.labels(reason.value).inc()
         self._metrics.of_model(progress.model).items[ItemResult.BYPASS].inc(progress.items)
         if response.status in CREDENTIAL_REFUSALS:
             self._validations.note(unread.credential_id, CredentialScope(url, None), response.status)

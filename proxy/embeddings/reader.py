@@ -11,6 +11,7 @@ from proxy.access.admission import Access
 from proxy.access.validations import CredentialId, CredentialScope, Validations
 from proxy.fetch.request import ClientRequest
 from proxy.http.bodies import Body, BodyReader, BodyReservation
+from proxy.labels import BypassReason
 from proxy.protocol import embedding_request, keys, query, request_body
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.directives import cache_control
@@ -162,16 +163,16 @@ class Reader:
 def _require_json(request: BaseRequest, *, is_signed: bool) -> None:
     """Raises `Bypass`."""
     if is_signed:  # the upstream would reject any other body
-        raise Bypass("signed-body")
+        raise Bypass(BypassReason.SIGNED_BODY)
     content_type = request.headers.get("Content-Type", "application/json")
     # In another charset the same bytes are another text.
     if content_type != "application/json" and not _PLAIN_JSON.fullmatch(content_type):
-        raise Bypass("content-type")
+        raise Bypass(BypassReason.CONTENT_TYPE)
 
 
 def _embeddings_url(origin: Origin, target: str) -> str:
     """Raises `Bypass`."""
     route = origin.routes.find(target)
     if route is None or not route.is_embeddings:  # where the model's upstream has another API
-        raise Bypass("other-route")
+        raise Bypass(BypassReason.OTHER_ROUTE)
     return route.url

@@ -94,7 +94,7 @@ class EmbeddingsRoute:
 
     def count(self, progress: Progress, status: int, started_s: float) -> None:
         """Count a request that began at ``started_s`` and has ended."""
-        self._metrics.of_model(progress.model).answered(progress.outcome, status)
+        self._metrics.of_model(progress.model).count_request(progress.outcome, status)
         progress.model_label = self._metrics.label_of(progress.model)
         self._metrics.request_seconds[progress.outcome].observe(time.perf_counter() - started_s)
 
@@ -120,7 +120,7 @@ class EmbeddingsRoute:
         progress.model = read.spec.model
         doubt = read.parsed.doubt
         if doubt is not None:
-            self._metrics.whole_bodies.labels(doubt.reason).inc()
+            self._metrics.whole_bodies.labels(doubt.reason.value).inc()
             self._log_once.warn(reason_of(doubt), f"requests to {read.origin.name} are cached by their whole body")
         parsed_s = time.perf_counter()
         self._parse_seconds.observe(parsed_s - began_s)

@@ -86,7 +86,7 @@ class Failover:
         async with self._slots.slot(origin, client_request.tenant.name):
             with calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=items) as span:
                 response = await origin.client.embed(url, span.outbound(headers), body, items=items, flow=flow)
-                span.answered(response.status)
+                span.responded(response.status)
         client_request.origin.cors.learn(origin_of(headers), response.status, response.headers)
         return response
 

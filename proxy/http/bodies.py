@@ -11,6 +11,7 @@ from aiohttp.web import BaseRequest, RequestPayloadError
 from proxy.budget import Budget, Tenant
 from proxy.errors import BodyTooComplex, BodyTooLarge, InvalidRequest
 from proxy.http.pacing import paced
+from proxy.labels import BypassReason
 from proxy.protocol import content_coding
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.content_coding import InvalidCoding
@@ -84,7 +85,7 @@ class BodyReader:
         """
         codings = request.headers.getall("Content-Encoding")
         if len(codings) != 1 or codings[0].lower() not in content_coding.CODINGS:
-            raise Bypass("content-encoding")
+            raise Bypass(BypassReason.CONTENT_ENCODING)
         # JSON of texts never compresses to a hundredth of its size. A body that seems to is a decompression bomb.
         max_bytes = min(self._max_bytes, max(_LEAST_BOUND_BYTES, _MAX_RATIO * len(body)))
         before_bytes = reservation.bytes

@@ -7,6 +7,7 @@ first.
 import re
 from typing import Any
 
+from proxy.labels import BypassReason
 from proxy.protocol import json_structure
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.items import ItemKind
@@ -36,7 +37,7 @@ def forbid_duplicate_names(body: bytes, fields: dict[str, Any], kind: ItemKind, 
         accounted += _count_colons(items)
     is_in_doubt = body.count(b":") != accounted or _ESCAPED_COLON.search(body)
     if is_in_doubt and json_structure.of(body).members != _count_members(fields):
-        raise Bypass("duplicate-key")
+        raise Bypass(BypassReason.DUPLICATE_KEY)
 
 
 def _count_colons(value: Any, depth: int = _MAX_DEPTH) -> int:
@@ -46,7 +47,7 @@ def _count_colons(value: Any, depth: int = _MAX_DEPTH) -> int:
     if type(value) not in {dict, list}:
         return 0
     if depth == 0:
-        raise Bypass("too-deep")
+        raise Bypass(BypassReason.TOO_DEEP)
     if type(value) is dict:
         return sum(1 + name.count(":") + _count_colons(inner, depth - 1) for name, inner in value.items())
     return sum(_count_colons(inner, depth - 1) for inner in value)
@@ -57,7 +58,7 @@ def _count_members(value: Any, depth: int = _MAX_DEPTH + 1) -> int:
     if type(value) not in {dict, list}:
         return 0
     if depth == 0:
-        raise Bypass("too-deep")
+        raise Bypass(BypassReason.TOO_DEEP)
     if type(value) is dict:
         return len(value) + sum(_count_members(inner, depth - 1) for inner in value.values())
     return sum(_count_members(inner, depth - 1) for inner in value)

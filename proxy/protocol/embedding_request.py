@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from proxy.labels import BypassReason
 from proxy.protocol import json_structure
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.duplicate_names import forbid_duplicate_names
@@ -26,9 +27,18 @@ from proxy.protocol.volatile_input import forbid_references, forbid_remote_media
 
 _TOKEN_BYTES = 32  # an integer object
 # Reasons why a request can't be keyed item by item that allow keying it by its whole body.
-_WHOLE_REASONS = frozenset({"cross-item", "empty-item", "input-form", "list-parameter", "model", "unknown-field"})
+_WHOLE_REASONS = frozenset(
+    {
+        BypassReason.CROSS_ITEM,
+        BypassReason.EMPTY_ITEM,
+        BypassReason.INPUT_FORM,
+        BypassReason.LIST_PARAMETER,
+        BypassReason.MODEL,
+        BypassReason.UNKNOWN_FIELD,
+    }
+)
 # With these of them the meaning of `input` is known; with the others, a text in it may be the URL of an image.
-_INPUT_IS_KNOWN = frozenset({"cross-item", "empty-item", "model"})
+_INPUT_IS_KNOWN = frozenset({BypassReason.CROSS_ITEM, BypassReason.EMPTY_ITEM, BypassReason.MODEL})
 
 
 class EmbeddingRequest(NamedTuple):  # a frozen dataclass takes three times as long to construct
@@ -88,9 +98,9 @@ def _parse_items_apart(
     forbid_references(kind, items, provider)
     if type(model) is str:
         if len(items) > 1 and provider.is_fused_model(model):
-            raise Bypass("cross-item")
+            raise Bypass(BypassReason.CROSS_ITEM)
         if provider.is_multi_vector_model(model):
-            raise Bypass("multi-vector")
+            raise Bypass(BypassReason.MULTI_VECTOR)
     return EmbeddingRequest(
         model=model,
         kind=kind,
@@ -107,9 +117,9 @@ def _parse_model(fields: dict[str, Any], provider: Provider, path_model: PathMod
     engine = path_model.model if path_model is not None else None
     model = fields.get("model", engine)
     if type(model) is not str and ((provider.needs_model and path_model is None) or "model" in fields):
-        raise Bypass("model")
+        raise Bypass(BypassReason.MODEL)
     if engine is not None and model != engine:  # some servers use the path's, others the body's
-        raise Bypass("model")
+        raise Bypass(BypassReason.MODEL)
     return model
 
 
@@ -130,7 +140,7 @@ def _parse_whole(
     output, parameters = parse_whole_parameters(fields, provider, may_rewrite=may_rewrite)
     models = list(filter(None, (model_of(fields), path_model.model if path_model is not None else None)))
     if any(map(provider.is_multi_vector_model, models)):
-        raise Bypass("multi-vector")
+        raise Bypass(BypassReason.MULTI_VECTOR)
     given = fields.get("input")
     is_one = count_items(fields) == 1 or any(map(provider.is_fused_model, models))
     return EmbeddingRequest(

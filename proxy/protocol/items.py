@@ -5,6 +5,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
+from proxy.labels import BypassReason
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.json_numbers import MAX_EXACT_INTEGER
 from proxy.protocol.provider import InputFormat
@@ -25,10 +26,10 @@ def parse_items(given: Any, accepted: frozenset[InputFormat]) -> tuple[ItemKind,
     """The items of an ``input``, in order. Raises `Bypass`."""
     input_format, items = _parse_format(given)
     if input_format not in accepted:
-        raise Bypass("input-form")
+        raise Bypass(BypassReason.INPUT_FORM)
     if input_format is InputFormat.TEXT or input_format is InputFormat.TEXTS:
         if "" in items:
-            raise Bypass("empty-item")
+            raise Bypass(BypassReason.EMPTY_ITEM)
         return ItemKind.TEXT, items
     kind, require = _CHECKS[input_format]
     for item in items:
@@ -49,16 +50,16 @@ def _parse_format(given: Any) -> tuple[InputFormat, list[Any]]:
             return InputFormat.TOKENS, [given]
         if types == {dict}:
             return InputFormat.CONTENT if "content" in given[0] else InputFormat.MEDIA, given
-    raise Bypass("input-form")
+    raise Bypass(BypassReason.INPUT_FORM)
 
 
 def _require_tokens(tokens: list[Any]) -> None:
     if not tokens:
-        raise Bypass("empty-item")
+        raise Bypass(BypassReason.EMPTY_ITEM)
     if set(map(type, tokens)) != {int}:
-        raise Bypass("input-form")
+        raise Bypass(BypassReason.INPUT_FORM)
     if min(tokens) < 0 or max(tokens) > MAX_EXACT_INTEGER:
-        raise Bypass("token-range")
+        raise Bypass(BypassReason.TOKEN_RANGE)
 
 
 def _require_content(item: dict[str, Any]) -> None:
@@ -70,7 +71,7 @@ def _require_content(item: dict[str, Any]) -> None:
     """
     parts = item.get("content")
     if len(item) != 1 or type(parts) is not list or not parts:
-        raise Bypass("input-form")
+        raise Bypass(BypassReason.INPUT_FORM)
     for part in parts:
         match part:
             case {"type": "text", "text": str(), **rest} if not rest:
@@ -78,7 +79,7 @@ def _require_content(item: dict[str, Any]) -> None:
             case {"type": "image_url", "image_url": {"url": str(url), **more}, **rest} if not (rest or more):
                 require_data_url(url)
             case _:
-                raise Bypass("input-form")
+                raise Bypass(BypassReason.INPUT_FORM)
 
 
 def _require_media(item: dict[str, Any]) -> None:
@@ -93,7 +94,7 @@ def _require_media(item: dict[str, Any]) -> None:
             if not _BASE64.fullmatch(image):
                 require_data_url(image)
         case _:
-            raise Bypass("input-form")
+            raise Bypass(BypassReason.INPUT_FORM)
 
 
 _CHECKS: dict[InputFormat, tuple[ItemKind, Callable[[Any], None]]] = {
@@ -107,4 +108,4 @@ _CHECKS: dict[InputFormat, tuple[ItemKind, Callable[[Any], None]]] = {
 def require_data_url(url: str) -> None:
     """Raises `Bypass` for a URL that does not contain its data (RFC 2397)."""
     if url[:5].lower() != "data:":
-        raise Bypass("remote-media")
+        raise Bypass(BypassReason.REMOTE_MEDIA)

@@ -6,6 +6,7 @@ an item's vector depend on the other items.
 
 from typing import Any, NamedTuple
 
+from proxy.labels import BypassReason
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.json_numbers import is_exact
 from proxy.protocol.provider import Provider
@@ -40,16 +41,16 @@ def parse_output_format(fields: dict[str, Any], provider: Provider) -> OutputFor
         if value is None:
             continue
         if type(value) is not str or value not in accepted:
-            raise Bypass("encoding", name)
+            raise Bypass(BypassReason.ENCODING, name)
         if value == "base64":
             output = output._replace(encoding=Encoding.BASE64)
         elif value != "float":
             output = output._replace(packed=_PACKED[value])
     for name, value in provider.fixed.items():
         if fields.get(name) not in (None, value):
-            raise Bypass("encoding", name)
+            raise Bypass(BypassReason.ENCODING, name)
     if output.packed is not None and output.encoding is Encoding.BASE64 and not provider.packs_base64:
-        raise Bypass("encoding")
+        raise Bypass(BypassReason.ENCODING)
     return output
 
 
@@ -59,7 +60,7 @@ def forbid_two_encodings(fields: dict[str, Any], provider: Provider) -> None:
     if len(provider.encoding) > 1:
         chosen = [values for name, values in provider.encoding.items() if fields.get(name) is not None]
         if len(chosen) > len(set(chosen)):
-            raise Bypass("duplicate-key")
+            raise Bypass(BypassReason.DUPLICATE_KEY)
 
 
 def parse_parameters(fields: dict[str, Any], provider: Provider) -> tuple[OutputFormat, dict[str, Any]]:
@@ -92,7 +93,7 @@ def parse_whole_parameters(
         if is_model or name in provider.encoding or is_neutral(name, value, provider):
             continue
         if not is_exact(value):
-            raise Bypass("inexact-number", name)
+            raise Bypass(BypassReason.INEXACT_NUMBER, name)
         parameters[name] = value
     if output.packed is not None or may_rewrite:
         parameters |= {name: fields[name] for name in provider.encoding if fields.get(name) not in (None, "float")}
@@ -106,7 +107,7 @@ def is_neutral(name: str, value: Any, provider: Provider) -> bool:
     """
     if name == "stream":
         if value:
-            raise Bypass("stream", name)
+            raise Bypass(BypassReason.STREAM, name)
         return value is None or value is False
     return name in provider.neutral or (name in provider.fixed and value in (None, provider.fixed[name]))
 
@@ -123,22 +124,22 @@ def find_undescribed(fields: dict[str, Any], provider: Provider) -> tuple[bool, 
                 require_harmless(name, value, provider)
             except Bypass as bypass:
                 reasons.add(bypass.reason)
-    return "unknown-field" in reasons, bool(reasons)
+    return BypassReason.UNKNOWN_FIELD in reasons, bool(reasons)
 
 
 def require_harmless(name: str, value: Any, provider: Provider) -> None:
     """Raises `Bypass` for a field by which an item's vector can depend on the other items, or whose meaning is
     unknown."""
     if name not in provider.cross_item:
-        raise Bypass("unknown-field", name)
+        raise Bypass(BypassReason.UNKNOWN_FIELD, name)
     harmless = provider.cross_item[name]
     if not (type(value) is type(harmless) and value == harmless) and not (value is None and provider.accepts_null):
-        raise Bypass("cross-item", name)
+        raise Bypass(BypassReason.CROSS_ITEM, name)
 
 
 def _require_scalar(name: str, value: Any) -> None:
     if type(value) is list:
         # A list may apply to the items by position (NVIDIA's `modality`), so it can't be part of each item's key.
-        raise Bypass("list-parameter", name)
+        raise Bypass(BypassReason.LIST_PARAMETER, name)
     if not is_exact(value):
-        raise Bypass("inexact-number", name)
+        raise Bypass(BypassReason.INEXACT_NUMBER, name)

@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from proxy.labels import BypassReason
 from proxy.protocol import json_parts
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.json_parts import JSONParseError
@@ -21,9 +22,9 @@ def parse_object(body: bytes) -> dict[str, Any]:
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError:  # also for invalid UTF-8, lone surrogates and NaN
-        raise Bypass("not-json") from None
+        raise Bypass(BypassReason.NOT_JSON) from None
     if type(fields) is not dict:
-        raise Bypass("not-an-object")
+        raise Bypass(BypassReason.NOT_AN_OBJECT)
     return fields
 
 
@@ -36,7 +37,7 @@ def parse_large_object(body: bytes) -> dict[str, Any]:
             items = json_parts.elements(part, max_elements=MAX_ITEMS) if name == "input" else None
             fields[name] = json_parts.value(part) if items is None else list(items)
     except JSONParseError as error:
-        raise Bypass(error.reason) from None
+        raise Bypass(BypassReason(error.reason)) from None
     return fields
 
 
@@ -55,7 +56,7 @@ def count_items(fields: dict[str, Any]) -> int:
 def forbid_many_items(fields: dict[str, Any]) -> None:
     """Raises `Bypass` for a request with more than `MAX_ITEMS` items."""
     if count_items(fields) > MAX_ITEMS:
-        raise Bypass("too-many-items")
+        raise Bypass(BypassReason.TOO_MANY_ITEMS)
 
 
 def peek_model(body: bytes) -> str | None:

@@ -6,6 +6,7 @@ A URL can have other content the next time; a field can ask the upstream to comp
 import re
 from typing import Any
 
+from proxy.labels import BypassReason
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.items import ItemKind, require_data_url
 from proxy.protocol.provider import Provider
@@ -21,7 +22,7 @@ def forbid_references(kind: ItemKind, items: list[Any], provider: Provider) -> N
     """Raises `Bypass` for texts that refer to an asset stored at ``provider``."""
     for mark in provider.references:
         if kind is ItemKind.TEXT and any(mark in item for item in items):
-            raise Bypass("remote-media")
+            raise Bypass(BypassReason.REMOTE_MEDIA)
 
 
 def forbid_remote_media(modality: Any, items: list[Any]) -> None:
@@ -45,10 +46,10 @@ def forbid_volatile(fields: dict[str, Any], provider: Provider, *, are_texts: bo
 
 def _forbid_volatile_value(name: str, value: Any, references: tuple[str, ...], *, is_text: bool = False) -> None:
     if _UPSTREAM_CACHE.search(name):
-        raise Bypass("upstream-cache", name)
+        raise Bypass(BypassReason.UPSTREAM_CACHE, name)
     if type(value) is str:
         if (not is_text and _URL.match(value)) or any(mark in value for mark in references):
-            raise Bypass("remote-media", name)
+            raise Bypass(BypassReason.REMOTE_MEDIA, name)
     elif type(value) is dict:
         for inner_name, inner in value.items():
             _forbid_volatile_value(inner_name, inner, references)

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import orjson
 
+from proxy.labels import RequestOutcome
+
 FLUSH_S = 0.2
 _MAX_LINES = 4096  # buffered lines; one more writes them at once
 _MAX_NAME = 128
@@ -20,12 +22,12 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
-class Line(NamedTuple):
+class AccessLogLine(NamedTuple):
     """A request whose response has ended. Nothing here comes from a body, except the model, or from a credential."""
 
     request_id: str
     trace_id: str | None
-    outcome: str
+    outcome: RequestOutcome
     status: int
     model: str | None
     items: int
@@ -36,7 +38,7 @@ class Line(NamedTuple):
 Write = Callable[[str], object]
 
 
-class RequestLog:
+class AccessLog:
     """Buffers lines for ``write``; None: there is no access log."""
 
     def __init__(self, write: Write | None, *, is_json: bool, clock: Callable[[], float] = time.time) -> None:
@@ -45,7 +47,7 @@ class RequestLog:
         self._clock = clock
         self._lines: list[str] = []
 
-    def add(self, line: Line) -> None:
+    def add(self, line: AccessLogLine) -> None:
         if self._write is None:
             return
         self._lines.append(self._format(line, self._clock()))
@@ -58,7 +60,7 @@ class RequestLog:
             self._write("\n".join(lines) + "\n")
 
 
-def _json(line: Line, now: float) -> str:
+def _json(line: AccessLogLine, now: float) -> str:
     fields: dict[str, object] = {
         "time": _formatted_time(int(now), "%Y-%m-%dT%H:%M:%S") + f".{int(now % 1 * 1000):03}Z",
         "level": "info",
@@ -77,7 +79,7 @@ def _json(line: Line, now: float) -> str:
     return orjson.dumps(fields).decode()
 
 
-def _console(line: Line, now: float) -> str:
+def _console(line: AccessLogLine, now: float) -> str:
     return (
         f"{_formatted_time(int(now), '%H:%M:%S')} {_outcome_columns(line.outcome, line.status)}"
         f" {line.duration_s * 1000:9.2f} ms {_item_columns(line.cached, line.items, line.model)}  {line.request_id}"
@@ -85,7 +87,7 @@ def _console(line: Line, now: float) -> str:
 
 
 @lru_cache(maxsize=256)
-def _outcome_columns(outcome: str, status: int) -> str:
+def _outcome_columns(outcome: RequestOutcome, status: int) -> str:
     return f"{outcome:<7} {status}"
 
 

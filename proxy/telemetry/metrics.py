@@ -9,10 +9,10 @@ from prometheus_client.exposition import generate_latest
 
 from proxy import __version__
 from proxy.breaker import State
-from proxy.labels import BREAKER_STATES, OUTCOMES
+from proxy.labels import BREAKER_STATES, OUTCOMES, RequestOutcome
 from proxy.protocol.records import Flaw
 from proxy.telemetry import definitions
-from proxy.telemetry.counters import Counter, CounterChild, Histogram, HistogramChild
+from proxy.telemetry.counters import Counter, CounterChild, Histogram
 from proxy.telemetry.definitions import Definition
 from proxy.telemetry.model_counters import ModelCounters
 
@@ -47,11 +47,9 @@ class Metrics:
 
     def _add_requests(self) -> None:
         self._requests = self._counter(definitions.REQUESTS)
-        self._request_children: dict[tuple[str, int, str], CounterChild] = {}
+        self._request_children: dict[tuple[RequestOutcome, int, str], CounterChild] = {}
         durations = self._histogram(definitions.REQUEST_SECONDS)
-        self.request_seconds: dict[str, HistogramChild] = {
-            outcome: durations.labels(outcome.value) for outcome in OUTCOMES
-        }
+        self.request_seconds = {outcome: durations.labels(outcome.value) for outcome in OUTCOMES}
         stages = self._histogram(definitions.STAGE_SECONDS)
         self.stage_seconds = {stage: stages.labels(stage) for stage in STAGES}
         self.bypasses = self._counter(definitions.BYPASSES)
@@ -74,7 +72,7 @@ class Metrics:
         self.upstream_seconds = self._histogram(definitions.UPSTREAM_SECONDS)
         self.upstream_batch_items = self._histogram(definitions.UPSTREAM_BATCH_ITEMS)
         self.upstream_merged_requests = self._histogram(definitions.UPSTREAM_MERGED_REQUESTS)
-        self.upstream_answers = self._counter(definitions.UPSTREAM_RESPONSES)
+        self.upstream_responses = self._counter(definitions.UPSTREAM_RESPONSES)
         self.upstream_rejected = self._counter(definitions.UPSTREAM_REJECTED)
         self.upstream_fallbacks = self._counter(definitions.UPSTREAM_FALLBACKS)
         self.queued_items = self._gauge(definitions.QUEUED_ITEMS)
@@ -119,11 +117,11 @@ class Metrics:
             label, requests=self._requests_child, items=self._items, tokens=self._tokens, cost=self._cost, price=price
         )
 
-    def _requests_child(self, outcome: str, status: int, model: str) -> CounterChild:
+    def _requests_child(self, outcome: RequestOutcome, status: int, model: str) -> CounterChild:
         labels = outcome, status, model
         child = self._request_children.get(labels)
         if child is None:
-            child = self._request_children[labels] = self._requests.labels(str(outcome), str(status), model)
+            child = self._request_children[labels] = self._requests.labels(outcome.value, str(status), model)
         return child
 
     def varying_header(self, name: str, misses: int) -> None:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from proxy.labels import ItemResult
+from proxy.labels import ItemResult, RequestOutcome
 from proxy.telemetry.counters import Counter, CounterChild
 
 _MILLION = 1_000_000
 
 # A counter of requests by outcome, status and model.
-RequestCounter = Callable[[str, int, str], CounterChild]
+RequestCounter = Callable[[RequestOutcome, int, str], CounterChild]
 
 
 class ModelCounters:
@@ -30,12 +30,12 @@ class ModelCounters:
         self._label = label
         self._price = price
         self._requests = requests
-        self.items: dict[str, CounterChild] = {result: items.labels(result.value, label) for result in ItemResult}
+        self.items = {result: items.labels(result.value, label) for result in ItemResult}
         self.tokens = {kind: tokens.labels(kind, label) for kind in ("billed", "saved")}
         if price is not None:
             self._cost_billed, self._cost_saved = (cost.labels(kind, label) for kind in ("billed", "saved"))
 
-    def answered(self, outcome: str, status: int) -> None:
+    def count_request(self, outcome: RequestOutcome, status: int) -> None:
         self._requests(outcome, status, self._label).inc()
 
     def bill(self, tokens: int) -> None:

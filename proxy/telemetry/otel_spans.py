@@ -21,6 +21,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from proxy.errors import ProxyError
+from proxy.labels import RequestOutcome
 from proxy.protocol.headers import Headers
 from proxy.telemetry.tracing import Call, Calls, Span
 
@@ -109,12 +110,12 @@ class _Span(Span):
         links = [Link(span.get_span_context()) for span in spans] if len(spans) > 1 else []
         return _Calls(self._tracer, parent, links, model)
 
-    def end(self, status: int, outcome: str, model: str | None, *, items: int, cached: int) -> None:
+    def end(self, status: int, outcome: RequestOutcome, model: str | None, *, items: int, cached: int) -> None:
         if not self.recorded.is_recording():
             return
         attributes: dict[str, AttributeValue] = {
             "http.response.status_code": status,
-            "embedding_proxy.outcome": outcome,
+            "embedding_proxy.outcome": outcome.value,
             "embedding_proxy.items": items,
             "embedding_proxy.cached": cached,
         }
@@ -188,7 +189,7 @@ class _Call(Call):
         _propagator.inject(outbound, trace.set_span_in_context(self._span, Context()))
         return outbound
 
-    def answered(self, status: int) -> None:
+    def responded(self, status: int) -> None:
         self._span.set_attribute("http.response.status_code", status)
         if status >= _CLIENT_ERROR:
             self._failed(str(status))

@@ -10,6 +10,7 @@ from typing import Self
 
 from multidict import CIMultiDict
 
+from proxy.labels import RequestOutcome
 from proxy.protocol.headers import Headers
 
 _NO_CONTEXT = nullcontext()
@@ -36,7 +37,7 @@ class Call(_Block):
         """``headers`` with the trace context of this span, so that the upstream's spans become its children."""
         return headers
 
-    def answered(self, status: int) -> None:
+    def responded(self, status: int) -> None:
         pass
 
 
@@ -76,7 +77,7 @@ class Span:
         """``requests`` are all the requests that the calls are for, if not this one alone."""
         return NO_CALLS
 
-    def end(self, status: int, outcome: str, model: str | None, *, items: int, cached: int) -> None:
+    def end(self, status: int, outcome: RequestOutcome, model: str | None, *, items: int, cached: int) -> None:
         pass
 
 

@@ -145,7 +145,7 @@ class UpstreamClient:
         took_s = time.perf_counter() - started_s
         self._seconds.observe(took_s)
         self._metrics.stage_seconds["upstream"].observe(took_s)
-        self._metrics.upstream_answers.labels(self._name, _status_label(response.status, content)).inc()
+        self._metrics.upstream_responses.labels(self._name, _status_label(response.status, content)).inc()
         return UpstreamResponse(
             status=response.status,
             reason=reason_phrase(response.reason),
@@ -220,7 +220,7 @@ class UpstreamClient:
             self._circuit.refused(self._failures.describe(error))
 
     def _counted(self, error: ProxyError) -> ProxyError:
-        self._metrics.upstream_answers.labels(self._name, error.code.removeprefix("upstream_")).inc()
+        self._metrics.upstream_responses.labels(self._name, error.code.removeprefix("upstream_")).inc()
         return error
 
 

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.admin.aggregate import Workers, add_up
+from proxy.labels import RequestOutcome
 from proxy.telemetry import counters
 from proxy.telemetry.metrics import Metrics, text_of
 
@@ -58,7 +59,7 @@ def test_states_are_not_added_up() -> None:
 
 async def test_an_unreachable_worker_loses_only_its_gauges(tmp_path: Path) -> None:
     metrics = Metrics()
-    metrics.of_model(None).answered("hit", 200)
+    metrics.of_model(None).count_request(RequestOutcome.HIT, 200)
     metrics.queued_items.set(5)
     app = web.Application()
 

@@ -17,6 +17,7 @@ from proxy.admin.history import STEP_S, History
 from proxy.admin.status import About, status_of
 from proxy.cli import stats_text
 from proxy.config.settings import StoreSetting, UpstreamSetting
+from proxy.labels import ItemResult
 from proxy.protocol.providers import GENERIC
 from proxy.telemetry.metrics import Metrics
 from tests.conftest import StartProxy
@@ -187,7 +188,7 @@ def test_a_models_name_can_not_control_the_terminal() -> None:
     metrics = Metrics(prices={"*": 1.0})
     name = "\x1b]0;owned\x07\x9b2J\r\n" + "x" * 100
     metrics.admit_model(name)
-    metrics.of_model(name).items["memory"].inc()
+    metrics.of_model(name).items[ItemResult.MEMORY].inc()
     metrics.of_model(name).save(2_000_000)
     about = About(version="1", base_url="http://x/v1", upstreams=(), store_url="memory:")
     shown = status_of(metrics.families(), about, History(0.0), now_s=STEP_S, uptime_s=93784.0, is_draining=True)

@@ -11,7 +11,7 @@ from proxy.admin.latency import Latency, quantile
 from proxy.admin.samples import Samples
 from proxy.admin.status import About, MemoryStatus, ModelStatus, Status, UpstreamStatus, status_of
 from proxy.admin.window import counts_of
-from proxy.labels import OUTCOMES
+from proxy.labels import OUTCOMES, ItemResult, RequestOutcome
 from proxy.telemetry.metrics import Metrics
 
 ABOUT = About(
@@ -80,21 +80,21 @@ def test_every_number() -> None:  # noqa: PLR0915 - there are many
     priced, free, other = (metrics.of_model(model) for model in ("priced", "free", "never answered"))
     for outcome, seconds in {"hit": [0.0001] * 3, "miss": [0.15], "error": [0.15, 400.0]}.items():
         for one in seconds:
-            metrics.request_seconds[outcome].observe(one)
-    priced.items["memory"].inc(4)
-    priced.items["duplicate"].inc(1)
-    priced.items["upstream"].inc(3)
-    free.items["store"].inc(1)
-    free.items["joined"].inc(1)
-    other.items["bypass"].inc(2)
+            metrics.request_seconds[RequestOutcome(outcome)].observe(one)
+    priced.items[ItemResult.MEMORY].inc(4)
+    priced.items[ItemResult.DUPLICATE].inc(1)
+    priced.items[ItemResult.UPSTREAM].inc(3)
+    free.items[ItemResult.STORE].inc(1)
+    free.items[ItemResult.JOINED].inc(1)
+    other.items[ItemResult.BYPASS].inc(2)
     priced.bill(500_000)
     priced.save(1_000_000)
     free.save(10)
     metrics.breaker("store_write", "open")
     metrics.breaker("upstream openai", "half-open")
     metrics.upstream_seconds.labels("openai").observe(0.15)
-    for answer, times in {"200": 1, "429": 2, "timeout": 1}.items():
-        metrics.upstream_answers.labels("openai", answer).inc(times)
+    for response, times in {"200": 1, "429": 2, "timeout": 1}.items():
+        metrics.upstream_responses.labels("openai", response).inc(times)
     metrics.store_seconds["read"].observe(0.0001)
     metrics.store_errors.labels("read", "timeout").inc(2)
     metrics.store_errors.labels("write", "full").inc(3)
@@ -152,7 +152,7 @@ def test_the_models_with_the_most_items_are_shown() -> None:
     metrics = Metrics()
     for n in range(20):
         metrics.admit_model(f"m{n:02}")
-        metrics.of_model(f"m{n:02}").items["memory"].inc(n)
+        metrics.of_model(f"m{n:02}").items[ItemResult.MEMORY].inc(n)
     assert [model.name for model in status(metrics).models] == [f"m{n:02}" for n in range(19, 9, -1)]
 
 
@@ -165,8 +165,8 @@ class Traffic:
 
     def hits(self, n: int) -> None:
         for _ in range(n):
-            self.metrics.request_seconds["hit"].observe(0.0001)
-            self.metrics.of_model("m").items["memory"].inc()
+            self.metrics.request_seconds[RequestOutcome.HIT].observe(0.0001)
+            self.metrics.of_model("m").items[ItemResult.MEMORY].inc()
 
     def sample(self, now_s: float) -> None:
         self.history.note(now_s, counts_of(Samples(self.metrics.families())))
@@ -177,7 +177,7 @@ def test_the_history_has_a_step_for_each_sample_and_one_that_grows() -> None:
     traffic.hits(3)
     traffic.sample(STEP_S)
     traffic.hits(1)
-    traffic.metrics.of_model("m").items["upstream"].inc(2)
+    traffic.metrics.of_model("m").items[ItemResult.UPSTREAM].inc(2)
     shown = status(traffic.metrics, traffic.history, now_s=STEP_S + 4)
     assert shown.history == [
         Step(seconds=STEP_S, requests=3, from_cache=3, asked=0),

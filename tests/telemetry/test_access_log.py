@@ -4,19 +4,27 @@ import orjson
 import pytest
 from aiohttp import ClientPayloadError, web
 
-from proxy.telemetry.access_log import Line, RequestIds, RequestLog, trace_id
+from proxy.labels import RequestOutcome
+from proxy.telemetry.access_log import AccessLog, AccessLogLine, RequestIds, trace_id
 from tests.conftest import StartProxy
 from tests.support.scripted import Call, ScriptedUpstream, error_reply
 
-LINE = Line(
-    request_id="id-1", trace_id=None, outcome="hit", status=200, model="m", items=3, cached=3, duration_s=0.00021
+LINE = AccessLogLine(
+    request_id="id-1",
+    trace_id=None,
+    outcome=RequestOutcome.HIT,
+    status=200,
+    model="m",
+    items=3,
+    cached=3,
+    duration_s=0.00021,
 )
 NOW = 1_700_000_000.25
 
 
-def text_of(line: Line, *, is_json: bool = True) -> str:
+def text_of(line: AccessLogLine, *, is_json: bool = True) -> str:
     written: list[str] = []
-    log = RequestLog(written.append, is_json=is_json, clock=lambda: NOW)
+    log = AccessLog(written.append, is_json=is_json, clock=lambda: NOW)
     log.add(line)
     log.flush()
     (text,) = written
@@ -56,7 +64,7 @@ def test_a_models_name_can_not_forge_lines(is_json: bool) -> None:
 
 def test_lines_are_buffered_up_to_a_limit() -> None:
     written: list[str] = []
-    log = RequestLog(written.append, is_json=False)
+    log = AccessLog(written.append, is_json=False)
     for _ in range(5000):
         log.add(LINE)
     assert [text.count("\n") for text in written] == [4096]
@@ -66,7 +74,7 @@ def test_lines_are_buffered_up_to_a_limit() -> None:
 
 
 def test_nothing_is_buffered_without_an_access_log() -> None:
-    log = RequestLog(None, is_json=False)
+    log = AccessLog(None, is_json=False)
     log.add(LINE)
     assert not log._lines
 
