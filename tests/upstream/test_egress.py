@@ -583,7 +583,7 @@ async def test_process_applies_flags_and_reloads_certificates_on_sighup(
             Process, tmp_path, 0, "--upstream", upstream.base_url, "--store", "memory:", *map(str, flags)
         )
         try:
-            assert f"through https://127.0.0.1:{through.port}" in process.banner
+            assert f"via https://127.0.0.1:{through.port}" in process.banner
             async with aiohttp.ClientSession() as session:
 
                 async def ask(item: str) -> str:
