@@ -152,7 +152,7 @@ def _next(pieces: Iterator[bytes], structure: Structure) -> bytes:
     try:
         piece = next(pieces, b"")
     except InvalidCoding:
-        raise Bypass("content-encoding") from None
+        raise Bypass(BypassReason.CONTENT_ENCODING) from None
     for start in range(0, len(piece), _COUNTED_STEP_BYTES):
         structure.feed(piece[start : start + _COUNTED_STEP_BYTES])
     return piece
