@@ -240,7 +240,7 @@ class Dispatcher:
             hint = f", or --upstream (base_url) to the part of the upstream's URL before {own}"
         _log.warning(
             "POST %s looks like an embeddings call and is relayed uncached; POST /v1%s is cached. Set the client's base"
-            " URL to this proxy's /v1%s (said once)",
+            " URL to this proxy's /v1%s (logged once)",
             path,
             own,
             hint,

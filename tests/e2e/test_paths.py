@@ -318,9 +318,9 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.parametrize(
     ("target", "shown", "hint"),
     [
-        ("/api/embed", "/api/embed", "Set the client's base URL to this proxy's /v1 (said once)"),
-        ("/v2/embed?key=secret", "/v2/embed", "Set the client's base URL to this proxy's /v1 (said once)"),
-        ("/secret/v1/embeddings", "/…/v1/embeddings", "part of the upstream's URL before /embeddings (said once)"),
+        ("/api/embed", "/api/embed", "Set the client's base URL to this proxy's /v1 (logged once)"),
+        ("/v2/embed?key=secret", "/v2/embed", "Set the client's base URL to this proxy's /v1 (logged once)"),
+        ("/secret/v1/embeddings", "/…/v1/embeddings", "part of the upstream's URL before /embeddings (logged once)"),
         ("/v1/../v1/embeddings", "/v1/…/v1/embeddings", "or --upstream (base_url) to the part"),
     ],
 )
