@@ -11,7 +11,7 @@ from proxy.errors import Overloaded
 
 LIMIT = 1000
 KNOWN = [Tenant(bytes([n])) for n in range(200)]
-STRANGERS = [Tenant(bytes([n]), is_unverified=True) for n in range(200)]
+UNVERIFIED = [Tenant(bytes([n]), is_unverified=True) for n in range(200)]
 
 
 def new() -> Budget:
@@ -59,21 +59,21 @@ def test_one_request_may_use_all_that_is_free() -> None:
 
 def test_unverified_tenants_get_half_together() -> None:
     budget = new()
-    taken = sum(fill(budget, stranger) for stranger in STRANGERS)
+    taken = sum(fill(budget, tenant) for tenant in UNVERIFIED)
     assert taken <= LIMIT // 2
     assert fill(budget, KNOWN[0]) >= LIMIT // 4
     # Those that are made up can't keep out the first of a client that is new, either.
     budget = new()
-    fill(budget, STRANGERS[0])
-    budget.take(STRANGERS[1], "first", LIMIT // 8)
+    fill(budget, UNVERIFIED[0])
+    budget.take(UNVERIFIED[1], "first", LIMIT // 8)
 
 
-def test_the_first_request_of_a_new_client_may_be_larger_than_the_strangers_half() -> None:
+def test_the_first_request_of_a_new_client_may_be_larger_than_the_unverified_half() -> None:
     budget = new()
     for _ in range(9):
-        budget.take(STRANGERS[0], "large", LIMIT // 10)
+        budget.take(UNVERIFIED[0], "large", LIMIT // 10)
     with pytest.raises(Overloaded):
-        budget.take(STRANGERS[1], "other", 1)
+        budget.take(UNVERIFIED[1], "other", 1)
     budget.take(KNOWN[0], "known", LIMIT // 10)
 
 
