@@ -1,0 +1,90 @@
+"""The fetcher looks into memory itself, with no await before it claims what is missing."""
+
+from typing import Any
+
+import pytest
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from proxy.access.validations import Validations
+from proxy.cache.cache import Cache
+from proxy.cache.memory import Memory
+from proxy.cache.store import NoStore
+from proxy.fetch.fetcher import Fetcher
+from proxy.fetch.outcomes import EmbedResult
+from proxy.fetch.request import FetchRequest, Policy
+from proxy.protocol.records import Record
+from proxy.protocol.vectors import DType, Vector
+from proxy.telemetry.metrics import Metrics
+from tests.support.client_requests import client_request_for
+
+A, B = b"a" * 32, b"b" * 32
+VECTOR = Vector(DType.FLOAT32, b"\0\0\x80?")
+
+
+class FakeBatcher:
+    """Responds to every call at once, and keeps the items that it was given."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def split(self, request: FetchRequest) -> list[FetchRequest]:
+        return [request]
+
+    async def submit(self, request: FetchRequest) -> EmbedResult:
+        self.calls.append(request.items)
+        return EmbedResult(
+            vectors=[VECTOR for _ in request.keys],
+            tokens=[1 for _ in request.keys],
+            model="m",
+            usage={"prompt_tokens": len(request.keys), "total_tokens": len(request.keys)},
+            extra_fields={},
+            status=200,
+            headers=CIMultiDictProxy(CIMultiDict()),
+            is_unmerged=True,
+            is_own_body=request.is_whole,
+            by_origin=True,
+        )
+
+
+@pytest.fixture
+def batcher() -> FakeBatcher:
+    return FakeBatcher()
+
+
+@pytest.fixture
+async def fetcher(batcher: FakeBatcher) -> Fetcher:
+    """A fetcher whose memory has `A`."""
+    cache = Cache(Memory(10**6), NoStore(), Metrics(), ttl_s=None, timeout_s=1)
+    record = Record(vector=VECTOR, model="m", tokens=1, tokens_exact=True, stored_at_s=1)
+    await cache.write({A: record}, overwrite=False)
+    validations = Validations(ttl_s=60, clock=lambda: 0.0)
+    as_batcher: Any = batcher
+    return Fetcher(cache, as_batcher, validations, timeout_s=1, clock=lambda: 1.0)
+
+
+def request(policy: Policy, *, is_keyed_whole: bool = False) -> FetchRequest:
+    client_request = client_request_for(["text a", "text b"], [A, B], is_keyed_whole=is_keyed_whole)
+    return FetchRequest(client_request, [A, B], policy)
+
+
+async def test_what_is_in_memory_is_not_fetched(fetcher: Fetcher, batcher: FakeBatcher) -> None:
+    fetched = await fetcher.fetch(request(Policy(0.0)))
+    assert batcher.calls == [["text b"]]
+    assert (set(fetched.entries), set(fetched.asked)) == ({A, B}, {B})
+    again = await fetcher.fetch(request(Policy(0.0)))
+    assert (again.entries, again.is_billed) == (fetched.entries, False)
+    assert len(batcher.calls) == 1
+
+
+@pytest.mark.parametrize("policy", [Policy(0.0).refreshing(), Policy(0.0).private(), Policy(2.0)])
+async def test_unless_the_request_needs_newer_entries_or_its_own(
+    fetcher: Fetcher, batcher: FakeBatcher, policy: Policy
+) -> None:
+    fetched = await fetcher.fetch(request(policy))
+    assert batcher.calls == [["text a", "text b"]]
+    assert set(fetched.asked) == {A, B}
+
+
+async def test_what_is_keyed_as_a_whole_is_fetched_as_a_whole(fetcher: Fetcher, batcher: FakeBatcher) -> None:
+    await fetcher.fetch(request(Policy(0.0), is_keyed_whole=True))
+    assert batcher.calls == [["text a", "text b"]]
