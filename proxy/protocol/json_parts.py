@@ -42,6 +42,7 @@ def members(body: bytes) -> dict[str, Any]:
         raise JSONParseError("too-complex") from None
     if type(cut.outline) is not dict:
         raise JSONParseError("not-an-object")
+    cut.forbid_invalid_leftovers()
     return {name: cut.whole(member) for name, member in cut.outline.items()}
 
 
@@ -80,6 +81,17 @@ class _Cut(NamedTuple):
 
     def whole(self, member: Any) -> Any:
         return self.values[member[0]] if type(member) is list else member
+
+    def forbid_invalid_leftovers(self) -> None:
+        """Parse the values that are not in the outline of an object, because a later member has the same name.
+
+        Otherwise nothing parses them, and an invalid document might seem valid. Raises `JSONParseError`.
+        """
+        kept = {member[0] for member in self.outline.values() if type(member) is list}
+        if len(kept) < len(self.values):
+            for index, part in enumerate(self.values):
+                if index not in kept:
+                    value(part)
 
 
 def _cut(text: Raw, *, limit: int, min_string_bytes: int = 0) -> _Cut:
