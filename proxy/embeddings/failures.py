@@ -28,7 +28,7 @@ class FailureResponses:
 
         Raises `ProxyError`.
         """
-        cause = failure.cause
+        cause = failure.for_client(client_request)
         if isinstance(cause, ProxyError):
             is_of_part = failure.request is not None and not failure.request.is_whole
             if is_of_part and cause.may_be_about_call and self._fetcher.takes_retry(client_request.origin):

@@ -180,25 +180,29 @@ class Batcher:
 
     def _start(self, name: bytes | None, group: _Group, batch: Sequence[_Waiting]) -> None:
         group.calls += 1
-        self._calls.start(self._call(name, group, batch))
+        call = self._calls.start(self._call(name, group, batch))
+        # However it ends, even if it is cancelled before its first step.
+        call.add_done_callback(lambda _: _resolve(batch, [ProxyError("The call was abandoned.")] * len(batch)))
 
     async def _call(self, name: bytes | None, group: _Group, batch: Sequence[_Waiting]) -> None:
-        """Make one call. Every code path resolves every future. A ``group`` without name is of a single request."""
+        """Make one call. A ``group`` without name is of a single request."""
         now_s = time.perf_counter()
         for waiting in batch:
             self._wait_seconds.observe(now_s - waiting.since_s)
-        outcomes: Sequence[Outcome | ProxyError] = [ProxyError("The call was abandoned.")] * len(batch)
         try:
-            outcomes = await self._merged.outcomes([waiting.request for waiting in batch])
+            _resolve(batch, await self._merged.outcomes([waiting.request for waiting in batch]))
         finally:
-            for waiting, outcome in zip(batch, outcomes, strict=True):
-                if not waiting.outcome.done():
-                    waiting.outcome.set_result(outcome)
             group.calls -= 1
             if name is not None and group.waiting:
                 self._send_waiting(name, group)
             elif name is not None and not group.calls:
                 self._groups.pop(name, None)
+
+
+def _resolve(batch: Sequence[_Waiting], outcomes: Sequence[Outcome | ProxyError]) -> None:
+    for waiting, outcome in zip(batch, outcomes, strict=True):
+        if not waiting.outcome.done():
+            waiting.outcome.set_result(outcome)
 
 
 def _items(waiting: Sequence[_Waiting]) -> int:

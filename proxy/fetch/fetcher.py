@@ -11,11 +11,12 @@ from typing import TypeGuard
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
+from proxy.errors import ProxyError
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.leader import Leader
 from proxy.fetch.outcomes import CallFailure, InvalidResponse, is_success, status_of
 from proxy.fetch.request import ClientRequest, FetchRequest
-from proxy.fetch.result import FetchResult, FlightResult
+from proxy.fetch.result import Failure, FetchResult, FlightResult
 from proxy.fetch.singleflight import Claim, Flights
 from proxy.tasks import TaskSet, log_to
 from proxy.upstream.client import UpstreamResponse
@@ -24,6 +25,7 @@ from proxy.upstream.router import Origin
 _log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
+_ABANDONED = Failure(ProxyError("The fetch was abandoned."))
 
 
 class Fetcher:
@@ -65,6 +67,8 @@ class Fetcher:
         )
         if claim.mine:
             fetch = self._fetches.start(leader.fetch(request.only(list(claim.mine))))
+            # However it ends, even if it is cancelled before its first step.
+            fetch.add_done_callback(lambda _: claim.settle_rest(_ABANDONED))
             request.client_request.reservation.lasts_until(fetch)
         with request.client_request.span.flight(items=len(claim.flights), joined=len(claim.flights) - len(claim.mine)):
             # When this request is cancelled, this does not cancel the flights.

@@ -3,7 +3,8 @@
 from collections import OrderedDict
 from collections.abc import Callable
 
-# Attempts, and how many of them may exceed one for each request; and what each request adds to these.
+# At most so many attempts after failures, to which each request adds a tenth of one. Extra calls are attempts beyond
+# what merging saved.
 _ATTEMPTS, _ATTEMPTS_PER_REQUEST = 16.0, 0.1
 _EXTRA, _EXTRA_PER_REQUEST = 2.0, 0.05
 _MAX_LIMITS, _LIMIT_TTL_S = 1024, 600.0

@@ -44,26 +44,21 @@ class Leader:
         self.asked: set[bytes] = set()
 
     async def fetch(self, request: FetchRequest) -> None:
-        """Fetch claimed keys. Every code path settles every one of them."""
-        try:
-            if not request.policy.may_join:
-                await self._ask(request)
+        """Fetch claimed keys and settle them. The caller settles what is left if this ends early."""
+        if not request.policy.may_join:
+            await self._ask(request)
+            return
+        async with self._cache.leasing() as lease:
+            ours = request.covered_by(await lease.acquire(request.lease_keys))
+            granted = set(ours)
+            others = [key for key in request.keys if key not in granted]
+            ask = self._ask_unless_stored if lease.is_real else self._ask
+            if not others:
+                await ask(request)
                 return
-            async with self._cache.leasing() as lease:
-                ours = request.covered_by(await lease.acquire(request.lease_keys))
-                granted = set(ours)
-                others = [key for key in request.keys if key not in granted]
-                ask = self._ask_unless_stored if lease.is_real else self._ask
-                if not others:
-                    await ask(request)
-                    return
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(ask(request.only(ours)))
-                    tasks.create_task(self._await_others(request.only(others), lease))
-        finally:
-            lost = Failure(ProxyError("The fetch was abandoned."))
-            for key in request.keys:
-                self._claim.settle(key, lost)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(ask(request.only(ours)))
+                tasks.create_task(self._await_others(request.only(others), lease))
 
     async def _ask_unless_stored(self, request: FetchRequest) -> None:
         """Read the store again: another replica may have stored what it fetched between our read and our lease."""
@@ -130,7 +125,7 @@ class Leader:
             await self._settle_unusable(part, unusable, outcome.unusable)
 
     def _settle_failed(self, part: FetchRequest, keys: list[bytes], cause: CallFailure) -> None:
-        failure = Failure(cause, part)
+        failure = Failure(cause, part, reader=part.client_request)
         for key in keys:
             self._claim.settle(key, failure)
 

@@ -17,15 +17,24 @@ from proxy.fetch.outcomes import (
     status_of,
     without_quotes,
 )
-from proxy.fetch.request import FetchRequest
+from proxy.fetch.request import ClientRequest, FetchRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a key could not be fetched, and the ``request`` whose call failed; None for what failed without a call."""
+    """Why a key could not be fetched, and the ``request`` whose call failed; None for what failed without a call.
+
+    ``reader`` is the one client request whose client may read the upstream's response as it is in ``cause``: the
+    request that made the call, or the one that `seen_by` is for. All others get it without quotes (`for_client`).
+    """
 
     cause: CallFailure
     request: FetchRequest | None = None
+    reader: ClientRequest | None = None
+
+    def for_client(self, client_request: ClientRequest) -> CallFailure:
+        """The cause, as the client of this request may read it."""
+        return self.cause if self.reader is client_request else without_quotes(self.cause)
 
     @property
     def is_verdict(self) -> bool:
@@ -63,11 +72,12 @@ class Failure:
 
     def seen_by(self, waiter: FetchRequest) -> "Failure":
         """The failure as a waiter may see it that did not make the call."""
+        cause = self.cause
         if not self._is_as_if_by(waiter):
-            return replace(self, cause=without_quotes(self.cause))
-        if isinstance(self.cause, ErrorResponse):
-            return replace(self, cause=replace(self.cause, response=self.cause.response.without_cookies()))
-        return self
+            cause = without_quotes(cause)
+        elif isinstance(cause, ErrorResponse):
+            cause = replace(cause, response=cause.response.without_cookies())
+        return replace(self, cause=cause, reader=waiter.client_request)
 
     def _is_for_items_of(self, waiter: FetchRequest) -> bool:
         """Whether the call was the same but for its items, and had no other items than the waiter."""

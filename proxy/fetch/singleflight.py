@@ -58,3 +58,8 @@ class Claim(Generic[T]):
         if not flight.done():
             del self._all[key]
             flight.set_result(result)
+
+    def settle_rest(self, result: T) -> None:
+        """End all of this caller's flights that have not ended."""
+        for key in self.mine:
+            self.settle(key, result)

@@ -1,5 +1,6 @@
 """The fetcher looks into memory itself, with no await before it claims what is missing."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.cache.memory import Memory
 from proxy.cache.store import NoStore
+from proxy.errors import ProxyError
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.outcomes import EmbedResult
 from proxy.fetch.request import FetchRequest, Policy
@@ -88,3 +90,13 @@ async def test_unless_the_request_needs_newer_entries_or_its_own(
 async def test_what_is_keyed_as_a_whole_is_fetched_as_a_whole(fetcher: Fetcher, batcher: FakeBatcher) -> None:
     await fetcher.fetch(request(Policy(0.0), is_keyed_whole=True))
     assert batcher.calls == [["text a", "text b"]]
+
+
+async def test_fetch_that_is_cancelled_before_its_first_step_fails_its_waiters(fetcher: Fetcher) -> None:
+    fetching = asyncio.create_task(fetcher.fetch(request(Policy(min_stored_at_s=0))))
+    await asyncio.sleep(0)  # it has started the fetch, whose turn comes after this task's
+    fetcher._fetches.cancel()
+    fetched = await fetching
+    assert fetched.failure is not None
+    assert isinstance(fetched.failure.cause, ProxyError)
+    assert repr(fetcher).startswith("<Fetcher <Flights 0 under way>")
