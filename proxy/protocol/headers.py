@@ -24,9 +24,9 @@ HOP_BY_HOP = frozenset(
     }
 )
 
-# The HTTP client writes Host and Content-Length itself. The server has already answered Expect with 100 Continue on
-# this hop (RFC 9110 §10.1.1).
-_REWRITTEN = frozenset({"host", "content-length", "expect"})
+# Request fields that are not forwarded, besides hop-by-hop fields. The HTTP client writes Host and Content-Length
+# itself; the server has already answered Expect with 100 Continue on this hop (RFC 9110 §10.1.1).
+_NOT_FORWARDED = frozenset({"host", "content-length", "expect"})
 
 # AWS Signature Version 4 signs the body of every request; the credential begins with this.
 AWS_SIGNATURE = "AWS4-HMAC-"
@@ -56,7 +56,7 @@ def to_upstream(headers: Headers) -> CIMultiDict[str]:
     Raises `InvalidRequest` for bytes that can't be forwarded unchanged.
     """
     forwarded = end_to_end(headers)
-    for name in _REWRITTEN:
+    for name in _NOT_FORWARDED:
         forwarded.popall(name, None)
     for name, value in forwarded.items():
         if not value.isascii() and _NOT_UTF8.search(value):
