@@ -12,6 +12,9 @@ from proxy.breaker import State
 class RequestOutcome(StrEnum):
     """Outcome of one request on the data port."""
 
+    # Enum's own is written in Python, and outcomes are looked up for every request.
+    __hash__ = str.__hash__
+
     HIT = "hit"  # no item was fetched, except to validate a credential
     PARTIAL = "partial"  # some items were fetched
     MISS = "miss"  # all items were fetched
@@ -34,6 +37,8 @@ OUTCOMES = (
 
 class ItemResult(StrEnum):
     """Where the vector of one input item came from."""
+
+    __hash__ = str.__hash__
 
     MEMORY = "memory"
     STORE = "store"
