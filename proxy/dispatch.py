@@ -18,7 +18,7 @@ from proxy.errors import InvalidRequest, OriginNotAllowed, ProxyError
 from proxy.http.connection import Connection
 from proxy.http.error_responses import error_response
 from proxy.labels import RequestOutcome
-from proxy.passthrough.relay import is_websocket, relay, relay_websocket
+from proxy.passthrough.relay import relay
 from proxy.protocol import headers
 from proxy.protocol.cors import is_preflight, origin_of
 from proxy.protocol.targets import is_embeddings_like, loggable_path
@@ -213,13 +213,11 @@ class Dispatcher:
     ) -> web.StreamResponse:
         origin = self._origins.default
         with progress.span.calls() as calls, calls.call(request.method, url, upstream=origin.name) as call:
-            forwarded = call.outbound(forwarded)
-            forward = relay_websocket if is_websocket(request) else relay
-            response = await forward(
+            response = await relay(
                 request,
                 origin.client,
                 url,
-                forwarded,
+                call.outbound(forwarded),
                 request_id=progress.request_id,
                 is_draining=self._is_draining,
                 owns_key=owns_key,

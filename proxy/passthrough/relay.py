@@ -38,9 +38,9 @@ async def relay(
     request_id: str,
     body: bytes | None = None,
     extra_headers: CIMultiDict[str] | None = None,
-    is_draining: Callable[[], bool] = lambda: False,
-    owns_key: bool = False,
-    on_head: Callable[[int, CIMultiDict[str]], None] = lambda _status, _fields: None,
+    is_draining: Callable[[], bool],
+    owns_key: bool,
+    on_head: Callable[[int, CIMultiDict[str]], None],
 ) -> StreamResponse:
     """Send ``request`` to ``url`` with the header fields ``forwarded``, and stream the response back.
 
@@ -49,53 +49,37 @@ async def relay(
     client's connection is closed after the response. If the proxy ``owns_key``, a refusal of the key becomes the
     proxy's own error, and cookies of the upstream are removed. ``on_head`` is called with the response's status and
     fields before they are sent, and may change the fields. Raises `ProxyError`.
+
+    For a WebSocket the client's opening handshake is forwarded, and the two connections are joined if the upstream
+    accepts (RFC 6455 §4). Key, version, extensions and subprotocols are negotiated between the client and the upstream.
+    If the proxy ``owns_key``, credentials among the subprotocols are removed.
     """
-    if body is None:
+    is_handshake = _is_handshake(request)
+    if is_handshake:
+        _add_handshake(forwarded, request.headers, owns_key=owns_key)
+    elif body is None:
         await send_continue(request)
     content = body if body is not None or not request.body_exists else await _content_of(request, forwarded)
     async with upstream.stream(request.method, url, forwarded, content) as response:
-        return await _respond(
-            request,
-            response,
-            upstream,
-            url,
-            request_id=request_id,
-            extra_headers=extra_headers,
-            is_draining=is_draining,
-            owns_key=owns_key,
-            on_head=on_head,
-        )
-
-
-async def _respond(
-    request: BaseRequest,
-    response: ClientResponse,
-    upstream: UpstreamClient,
-    url: str,
-    *,
-    request_id: str,
-    extra_headers: CIMultiDict[str] | None = None,
-    is_draining: Callable[[], bool],
-    owns_key: bool,
-    on_head: Callable[[int, CIMultiDict[str]], None],
-) -> StreamResponse:
-    if owns_key and response.status in CREDENTIAL_REFUSALS:
-        raise KeyRefused
-    fields = _for_client(response.headers, owns_key=owns_key)
-    upstream.relocate(url, fields)
-    relayed = StreamResponse(status=response.status, reason=headers.reason_phrase(response.reason), headers=fields)
-    relayed.headers.extend(extra_headers or ())
-    on_head(relayed.status, relayed.headers)
-    relayed.headers.setdefault("X-Request-Id", request_id)
-    if is_draining():
-        relayed.force_close()
-    await relayed.prepare(request)
-    # The status is sent, so a failure from here on is raised, and the server cuts the connection: the client sees that
-    # the response is incomplete.
-    while chunk := await read_chunk(response):
-        await relayed.write(chunk)
-    await relayed.write_eof()
-    return relayed
+        if is_handshake and response.status == HTTPStatus.SWITCHING_PROTOCOLS:
+            return await _join(request, response, owns_key=owns_key)
+        if owns_key and response.status in CREDENTIAL_REFUSALS:
+            raise KeyRefused
+        fields = _for_client(response.headers, owns_key=owns_key)
+        upstream.relocate(url, fields)
+        relayed = StreamResponse(status=response.status, reason=headers.reason_phrase(response.reason), headers=fields)
+        relayed.headers.extend(extra_headers or ())
+        on_head(relayed.status, relayed.headers)
+        relayed.headers.setdefault("X-Request-Id", request_id)
+        if is_draining():
+            relayed.force_close()
+        await relayed.prepare(request)
+        # The status is sent, so a failure from here on is raised, and the server cuts the connection: the client sees
+        # that the response is incomplete.
+        while chunk := await read_chunk(response):
+            await relayed.write(chunk)
+        await relayed.write_eof()
+        return relayed
 
 
 def _for_client(received: Headers, *, owns_key: bool) -> CIMultiDict[str]:
@@ -119,7 +103,7 @@ async def _content_of(request: BaseRequest, forwarded: CIMultiDict[str]) -> byte
     return b"".join([chunk async for chunk in chunks]) if length <= _MAX_REPEATABLE_BYTES else chunks
 
 
-def is_websocket(request: BaseRequest) -> bool:
+def _is_handshake(request: BaseRequest) -> bool:
     """Whether the client asks for a WebSocket and its connection can become one."""
     return (
         request.method == "GET"
@@ -130,40 +114,12 @@ def is_websocket(request: BaseRequest) -> bool:
     )
 
 
-async def relay_websocket(
-    request: BaseRequest,
-    upstream: UpstreamClient,
-    url: str,
-    forwarded: CIMultiDict[str],
-    *,
-    request_id: str,
-    is_draining: Callable[[], bool] = lambda: False,
-    owns_key: bool = False,
-    on_head: Callable[[int, CIMultiDict[str]], None],
-) -> StreamResponse:
-    """Forward the client's opening handshake, and join the two connections if the upstream accepts (RFC 6455 §4).
-
-    Key, version, extensions and subprotocols are negotiated between the client and the upstream. If the proxy
-    ``owns_key``, credentials among the subprotocols are removed. A response other than 101 is relayed as by `relay`.
-    """
-    _add_handshake(forwarded, request.headers, owns_key=owns_key)
-    async with upstream.stream("GET", url, forwarded, None) as response:
-        if response.status != HTTPStatus.SWITCHING_PROTOCOLS:
-            return await _respond(
-                request,
-                response,
-                upstream,
-                url,
-                request_id=request_id,
-                is_draining=is_draining,
-                owns_key=owns_key,
-                on_head=on_head,
-            )
-        if not _is_open(response, request.headers.get("Sec-WebSocket-Key", "")):
-            raise UpstreamUnreachable("The upstream's WebSocket handshake is not valid (RFC 6455).")
-        relayed = StreamResponse(status=response.status, headers=_for_client(response.headers, owns_key=owns_key))
-        relayed.headers.update({"Connection": "Upgrade", "Upgrade": "websocket"})
-        await tunnel.join(request, relayed, response)
+async def _join(request: BaseRequest, response: ClientResponse, *, owns_key: bool) -> StreamResponse:
+    if not _is_open(response, request.headers.get("Sec-WebSocket-Key", "")):
+        raise UpstreamUnreachable("The upstream's WebSocket handshake is not valid (RFC 6455).")
+    relayed = StreamResponse(status=response.status, headers=_for_client(response.headers, owns_key=owns_key))
+    relayed.headers.update({"Connection": "Upgrade", "Upgrade": "websocket"})
+    await tunnel.join(request, relayed, response)
     return relayed
 
 

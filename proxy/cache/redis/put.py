@@ -46,13 +46,14 @@ class Put:
         """Returns the keys that are taken."""
         if not values:
             return []
+        names = {key: record_name(key) for key in values}
         commands: dict[str, Command] = {
-            record_name(key): ("SET", record_name(key), value, *self._ttl, *options) for key, value in values.items()
+            name: ("SET", name, values[key], *self._ttl, *options) for key, name in names.items()
         }
         results = await self._run(commands)
         self.results += results.values()
-        self.accepted |= {key for key in values if results[record_name(key)] == b"OK"}
-        return [key for key in values if results[record_name(key)] is None]
+        self.accepted |= {key for key, name in names.items() if results[name] == b"OK"}
+        return [key for key, name in names.items() if results[name] is None]
 
     async def _read(self, keys: list[bytes]) -> dict[bytes, bytes | None]:
         """The values of ``keys``, None where there is none. Keys that could not be read are left out."""

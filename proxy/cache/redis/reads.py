@@ -42,12 +42,13 @@ class MergedReads:
             if command.task.done() and not command.task.cancelled():
                 command.task.result()  # raises an unexpected error
             missing = RedisTimeoutError(f"no reply in {timeout_s * 1000:.0f} ms")
-            results.update((key, command.results.get(record_name(key), missing)) for key in asked)
+            results.update((key, command.results.get(name, missing)) for key, name in asked)
         return results
 
-    def _add(self, keys: Sequence[bytes]) -> "dict[_Command, list[bytes]]":
-        """Add ``keys`` to commands that are sent at the end of this turn. Returns the keys of each command."""
-        added: dict[_Command, list[bytes]] = {}
+    def _add(self, keys: Sequence[bytes]) -> "dict[_Command, list[tuple[bytes, str]]]":
+        """Add ``keys`` to commands that are sent at the end of this turn. Returns the keys of each command, and their
+        names."""
+        added: dict[_Command, list[tuple[bytes, str]]] = {}
         for key in keys:
             name = record_name(key)
             server = self._servers.server_of(name)
@@ -58,7 +59,7 @@ class MergedReads:
                 command = self._open[server] = _Command()
                 command.task = self._tasks.start(self._send(server, command))
             command.names[name] = None
-            added.setdefault(command, []).append(key)
+            added.setdefault(command, []).append((key, name))
         return added
 
     async def _send(self, server: Address, command: "_Command") -> None:

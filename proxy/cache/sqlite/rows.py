@@ -6,7 +6,7 @@ such a slot is a miss, and a write replaces the slot and does not touch the othe
 """
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from proxy.cache.sqlite.file import PAGE_BYTES, DamagedFile
 
@@ -32,10 +32,8 @@ _OLDEST = (
 def select(connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, tuple[int, int, bytes]]:
     """key → (id, read_at, value) of the keys that have a value."""
     found = {}
-    for start in range(0, len(keys), _CHUNK):
-        chunk = keys[start : start + _CHUNK]
-        marks = ",".join("?" * len(chunk))
-        for key, id_, read_at, value in connection.execute(f"{_SELECT}{marks})", chunk):
+    for query, chunk in _statements(_SELECT, keys):
+        for key, id_, read_at, value in connection.execute(query, chunk):
             # A damaged field may have another type. An empty value fails the record's checks; a time of 0 is updated.
             found[key] = id_, read_at if isinstance(read_at, int) else 0, value if isinstance(value, bytes) else b""
     return found
@@ -90,11 +88,17 @@ def _insert(connection: sqlite3.Connection, fresh: Mapping[bytes, bytes], freed:
 
 def _require(connection: sqlite3.Connection, keys: Sequence[bytes]) -> None:
     """Raises `DamagedFile` if a row just written is not found: SQLite does not notice keys that are out of order."""
-    for start in range(0, len(keys), _CHUNK):
-        chunk = keys[start : start + _CHUNK]
-        (found,) = connection.execute(f"{_COUNT}{','.join('?' * len(chunk))})", chunk).fetchone()
+    for query, chunk in _statements(_COUNT, keys):
+        (found,) = connection.execute(query, chunk).fetchone()
         if found != len(chunk):
             raise DamagedFile("what was written is not found")
+
+
+def _statements(query: str, keys: Sequence[bytes]) -> Iterator[tuple[str, Sequence[bytes]]]:
+    """``query`` completed for a chunk of ``keys`` at a time, each with its chunk."""
+    for start in range(0, len(keys), _CHUNK):
+        chunk = keys[start : start + _CHUNK]
+        yield f"{query}{','.join('?' * len(chunk))})", chunk
 
 
 def _evict(connection: sqlite3.Connection, excess_bytes: int, now: int) -> list[int]:
