@@ -196,8 +196,7 @@ class Dispatcher:
         forwarded = headers.to_upstream(request.headers)
         if origin.key:  # a preflight proves no right to use it
             forwarded = headers.without_credentials(forwarded)
-        route = origin.routes.find(request.raw_path)
-        learns = route is not None and route.is_embeddings
+        learns = origin.routes.is_embeddings(request.raw_path)
         on_head = partial(origin.cors.learn_preflight if learns else origin.cors.passed_through, page)
         return await self._relay(request, progress, url, forwarded, owns_key=False, on_head=on_head)
 

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from aiohttp.web import BaseRequest
@@ -81,7 +82,8 @@ class Reader:
         """
         body, sent_bytes = sent, reservation.bytes
         try:
-            _require_json(request, is_signed=self._access.outgoing(request.headers, own).is_signed)
+            identity = self._access.outgoing(request.headers, own)
+            _require_json(request, is_signed=identity.is_signed)
             if "Content-Encoding" in request.headers:
                 body = await self._bodies.inflated(request, sent.content, reservation)
         except Bypass as bypass:
@@ -90,7 +92,8 @@ class Reader:
         reservation.take(objects_bytes)
         if body.structure.values > _MANY_VALUES:
             await self._turns.next()
-        read = await self._run(body, reservation, self._read, request, body.content, own, reservation, span)
+        parse = partial(self._read, request, body.content, own, identity, reservation=reservation, span=span)
+        read = await self._run(body, reservation, parse)
         if isinstance(read, Unread):
             reservation.give_back(reservation.bytes - sent_bytes)
         elif objects_bytes > _SMALL_BYTES:
@@ -103,8 +106,16 @@ class Reader:
         return function(*arguments)
 
     def _read(
-        self, request: BaseRequest, body: bytes, own: Identity, reservation: BodyReservation, span: Span
+        self,
+        request: BaseRequest,
+        body: bytes,
+        own: Identity,
+        identity: Identity,
+        *,
+        reservation: BodyReservation,
+        span: Span,
     ) -> ClientRequest | Unread:
+        """``identity`` is the one that the request has upstream, as far as it is known without the upstream."""
         fields: dict[str, Any] = {}
         origin = None
         try:
@@ -112,7 +123,9 @@ class Reader:
             named = parse_path_model(request.raw_path)
             model = request_body.model_of(fields) or (named.name if named else None)
             origin = self._origins.choose(request.raw_path, model)
-            own = self._own(request, origin, own)
+            if not origin.neutral_headers <= self._access.neutral_headers:
+                own = self._access.identity(request.headers, request.raw_path, origin)
+                identity = self._access.outgoing(request.headers, own, origin)
             target = origin.target(request.raw_path)
             url = _embeddings_url(origin, target)
             parsed = embedding_request.parse_request(body, fields, origin.provider, named)
@@ -121,7 +134,6 @@ class Reader:
                 return self._unread(request, body, bypass, reservation)
             items = request_body.count_items(fields)
             return Unread(bypass, origin, self._credential_id(reservation, origin, own), model, items)
-        identity = self._access.outgoing(request.headers, own, origin)
         if "Content-Type" not in request.headers:
             # The upstream decides how to read such a body. Where it reads it as JSON, so does the proxy.
             identity = identity._replace(vector_affecting=[*identity.vector_affecting, ("content-type", "")])
@@ -152,12 +164,6 @@ class Reader:
 
     def _credential_id(self, reservation: BodyReservation, origin: Origin, own: Identity) -> CredentialId:
         return self._validations.credential_id(reservation.tenant.name, origin, own)
-
-    def _own(self, request: BaseRequest, origin: Origin, own: Identity) -> Identity:
-        """The client's own identity, as far as it depends on the upstream."""
-        if origin.neutral_headers <= self._access.neutral_headers:
-            return own
-        return self._access.identity(request.headers, request.raw_path, origin)
 
 
 def _require_json(request: BaseRequest, *, is_signed: bool) -> None:

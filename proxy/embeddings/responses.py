@@ -67,9 +67,10 @@ class ResponseBuilder:
         detail = detail or detail_of(spec)
         extra = cache_headers("HIT", f"hit; detail={detail}" if detail else "hit", saved_tokens=saved)
         extra["Content-Type"] = "application/json"
+        end = self._end(spec, found, usage, saved)
         if is_large:
-            return self._streamed(spec, found, self._end(spec, found, usage, saved), headers=extra)
-        return Response(body=self._body(spec, found, usage, saved), headers=extra)
+            return self._streamed(spec, found, end, headers=extra)
+        return Response(body=self._body(spec, found, end), headers=extra)
 
     def is_large(self, spec: ResponseSpec, found: dict[bytes, Entry]) -> bool:
         """Whether `body_of_hit` would be too large to be written at once. Raises `ResponseTooLarge`."""
@@ -79,7 +80,8 @@ class ResponseBuilder:
         """The body of a hit that is not large, all of it from memory, and how many tokens it saves."""
         saved = sum([found[key].tokens for key in spec.keys])
         self._count_items(spec, found, len(found), own=0, joined=0)
-        return self._body(spec, found, {"prompt_tokens": 0, "total_tokens": 0}, saved), saved
+        end = self._end(spec, found, {"prompt_tokens": 0, "total_tokens": 0}, saved)
+        return self._body(spec, found, end), saved
 
     def fetched(
         self,
@@ -117,11 +119,10 @@ class ResponseBuilder:
         extra["Content-Type"] = "application/json"
         extra_fields = deliveries[0].extra_fields if len(deliveries) == 1 and deliveries[0].is_own_body else _NOTHING
         unusable = {key: response.embedding or b"null" for key, response in fetched.unusable.items()}
-        usage = _added_up(deliveries)
+        end = self._end(spec, entries, _added_up(deliveries), saved, extra_fields)
         if is_large:
-            end = self._end(spec, entries, usage, saved, extra_fields)
             return self._streamed(spec, entries, end, headers=extra, status=upstream_status)
-        body = self._body(spec, entries, usage, saved, extra_fields=extra_fields, unusable=unusable)
+        body = self._body(spec, entries, end, unusable=unusable)
         return Response(status=upstream_status, body=body, headers=extra)
 
     def _size_bytes(self, spec: ResponseSpec, entries: dict[bytes, Entry]) -> int:
@@ -162,12 +163,12 @@ class ResponseBuilder:
         texts = self._texts([(key, entries[key]) for key in spec.keys])
         return Streamed(embedding_response.stream_parts(texts, len(spec.keys), end), status=status, headers=headers)
 
-    def _texts(self, spec: list[tuple[bytes, Entry]]) -> Iterator[bytes]:
+    def _texts(self, remaining: list[tuple[bytes, Entry]]) -> Iterator[bytes]:
         """Each embedding as numbers, made when it is written: their text takes four times the memory."""
-        spec.reverse()
+        remaining.reverse()
         last, text = b"", b""
-        while spec:
-            key, entry = spec.pop()
+        while remaining:
+            key, entry = remaining.pop()
             if key != last:
                 last, text = key, self._memory.text(key, entry, Encoding.FLOAT)
             yield text
@@ -176,14 +177,11 @@ class ResponseBuilder:
         self,
         spec: ResponseSpec,
         entries: dict[bytes, Entry],
-        usage: dict[str, Any],
-        saved: int,
+        end: bytes,
         *,
-        extra_fields: Mapping[str, Any] = _NOTHING,
         unusable: Mapping[bytes, bytes] = _NOTHING,
     ) -> bytes:
-        """``extra_fields`` are those of the upstream's own response; ``unusable`` is in place of embeddings."""
-        end = self._end(spec, entries, usage, saved, extra_fields)
+        """``unusable`` is in place of embeddings."""
         began_s = time.perf_counter()
         text = self._memory.text
         encoding = spec.encoding
@@ -203,7 +201,7 @@ class ResponseBuilder:
         saved: int,
         extra_fields: Mapping[str, Any] = _NOTHING,
     ) -> bytes:
-        """What follows the last embedding."""
+        """What follows the last embedding; ``extra_fields`` are those of the upstream's own response."""
         extra = {"id": uuid4().hex, **extra_fields} if spec.has_id else extra_fields
         self._metrics.of_model(spec.model).save(saved)
         if self._reports_full_usage:

@@ -47,7 +47,7 @@ class Revalidator:
         probe, is_own, span = self._shared.get(name), False, request.client_request.span
         if probe is None:
             probe, is_own, span = self._begin(name, request), True, NO_SPAN  # the fetch has a span of its own
-        fetched = await self._wait(name, probe, span, items=items, timeout_s=timeout_s)
+        fetched = await self._wait(probe, span, items=items, timeout_s=timeout_s)
         if fetched is None or is_own:
             return None if fetched is None else ProbeResult(fetched, is_own)
         failure = fetched.failure
@@ -57,12 +57,10 @@ class Revalidator:
         # It failed because of the other request's item. No other request waits for this one's own probe: of many
         # requests with an item that the upstream rejects, each would wait for all before it.
         probe = self._start(request)
-        fetched = await self._wait(name, probe, NO_SPAN, items=items, timeout_s=timeout_s)
+        fetched = await self._wait(probe, NO_SPAN, items=items, timeout_s=timeout_s)
         return None if fetched is None else ProbeResult(fetched, is_own=True)
 
-    async def _wait(
-        self, name: _Name, probe: _Probe, span: Span, *, items: int, timeout_s: float | None
-    ) -> FetchResult | None:
+    async def _wait(self, probe: _Probe, span: Span, *, items: int, timeout_s: float | None) -> FetchResult | None:
         """The result of a probe; None if that takes too long.
 
         Neither a disconnect nor a timeout of this request ends the probe: others wait for it, and later ones will.
@@ -72,10 +70,7 @@ class Revalidator:
             left_s = max(0.0, probe.asked_at_s + timeout_s - asyncio.get_running_loop().time())
         with span.flight(items=items, joined=items):
             await asyncio.wait([probe.result], timeout=left_s)
-        if not probe.result.done():
-            return None
-        self._forget(name, probe)
-        return _result_of(probe.result)
+        return _result_of(probe.result) if probe.result.done() else None
 
     def _start(self, request: FetchRequest) -> _Probe:
         probe = _Probe(self._probes.start(self._fetcher.fetch(request)), asyncio.get_running_loop().time())

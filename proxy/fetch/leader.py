@@ -146,11 +146,7 @@ class Leader:
         """Record what the response says about the credential, even if the client has disconnected."""
         client_request = part.client_request
         match outcome:
-            case EmbedResult(by_origin=True):
-                self._validations.confirm(
-                    client_request.credential_id, client_request.credential_scope, asked_at_s=asked_at_s
-                )
-            case InvalidResponse() if outcome.confirms:
+            case EmbedResult(by_origin=True) | InvalidResponse(confirms=True):
                 self._validations.confirm(
                     client_request.credential_id, client_request.credential_scope, asked_at_s=asked_at_s
                 )

@@ -100,7 +100,7 @@ class UpstreamCalls:
         return response, origin is client_request.origin
 
     def _spans(self, client_request: ClientRequest, requests: Sequence[FetchRequest] = ()) -> Calls:
-        spans = [request.client_request.span for request in requests] or [client_request.span]
+        spans = [request.client_request.span for request in requests]
         return client_request.span.calls(spans, model=lambda: self._metrics.label_of(client_request.spec.model))
 
     async def _with(self, response: UpstreamResponse, function: Callable[..., _T], *arguments: Any) -> _T:
