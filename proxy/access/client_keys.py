@@ -20,8 +20,8 @@ from pathlib import Path
 from proxy.errors import ConfigError
 
 _PREFIX = "ep-"
-_LINE = re.compile(r"(?P<name>[A-Za-z0-9][\w.@-]{0,63}) +sha256:(?P<digest>[0-9a-f]{64}) +(?P<since>\d{4}-\d\d-\d\d)")
 _NAME = re.compile(r"[A-Za-z0-9][\w.@-]{0,63}")
+_LINE = re.compile(rf"(?P<name>{_NAME.pattern})" r" +sha256:(?P<digest>[0-9a-f]{64}) +(?P<since>\d{4}-\d\d-\d\d)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

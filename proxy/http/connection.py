@@ -87,8 +87,7 @@ class Connection(LimitedConnection):
                 self._time_head(data)
                 self._pending_head = data
                 return
-        if self._pending_head:
-            self.parse_pending()
+        self.parse_pending()
         self._parse(data)
 
     def parse_pending(self) -> None:

@@ -39,7 +39,7 @@ def fields_of(response: Headers) -> Fields:
         for name, value in headers.end_to_end(response).items()
         if name.lower() in _OF_RESPONSES and value.isascii()
     ]
-    if "origin" in _tokens(response, "Vary"):
+    if "origin" in headers.tokens(response, "Vary"):
         found.append(("Vary", "Origin"))
     return tuple(found)
 
@@ -65,11 +65,7 @@ def add(response: CIMultiDict[str], fields: Fields) -> None:
 
 def add_vary(response: CIMultiDict[str], *names: str) -> None:
     """Add the names that Vary lacks (RFC 9110 §12.5.5)."""
-    present = _tokens(response, "Vary")
+    present = headers.tokens(response, "Vary")
     missing = [name for name in names if name.lower() not in present]
     if missing and "*" not in present:
         response["Vary"] = ", ".join([*response.getall("Vary", ()), *missing])
-
-
-def _tokens(given: Headers, name: str) -> set[str]:
-    return {token.strip().lower() for value in given.getall(name, ()) for token in value.split(",")}

@@ -214,8 +214,7 @@ def _parse_vectors(
             elif type(embedding) is Vector:
                 found.append(embedding)
             elif type(embedding) is InvalidVector:
-                unusable = unusable or "vector"
-                found.append(None)
+                raise embedding
             else:
                 unusable = unusable or "no-embedding"
                 found.append(None)

@@ -38,13 +38,17 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # Python decodes such bytes to lone surrogates
 
 
+def tokens(headers: Headers, name: str) -> set[str]:
+    """The members of a field that is a list of tokens (RFC 9110 §5.6.1), in lower case."""
+    return {token.strip().lower() for value in headers.getall(name, ()) for token in value.split(",")}
+
+
 def end_to_end(headers: Headers) -> CIMultiDict[str]:
     """A copy without hop-by-hop fields: the fixed ones and those that ``Connection`` lists (RFC 9110 §7.6.1).
 
     Fields with control characters are dropped too. RFC 9110 §5.5 forbids them, but some upstreams send them.
     """
-    named = {token.strip().lower() for value in headers.getall("Connection", ()) for token in value.split(",")}
-    dropped = HOP_BY_HOP | named
+    dropped = HOP_BY_HOP | tokens(headers, "Connection")
     return CIMultiDict(
         (name, value) for name, value in headers.items() if name.lower() not in dropped and not _CONTROL.search(value)
     )
