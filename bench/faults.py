@@ -60,11 +60,12 @@ async def session() -> AsyncIterator[ClientSession]:
         yield opened
 
 
-async def ask(opened: ClientSession, base_url: str, text: str) -> tuple[int, float, str]:
+async def ask(opened: ClientSession, base_url: str, text: str, *, key: str | None = None) -> tuple[int, float, str]:
     """``(status, seconds, X-Cache)``; status 0 if there was no response."""
+    body, headers = {"model": "m", "input": text}, None if key is None else {"Authorization": f"Bearer {key}"}
     started = time.perf_counter()
     try:
-        async with opened.post(f"{base_url}/embeddings", json={"model": "m", "input": text}) as response:
+        async with opened.post(f"{base_url}/embeddings", json=body, headers=headers) as response:
             await response.read()
             return response.status, time.perf_counter() - started, response.headers.get("X-Cache", "")
     except ClientError:
@@ -87,8 +88,13 @@ async def resources(opened: ClientSession, process: Process) -> tuple[int, int]:
     """(open file descriptors, resident KiB) of a process, at rest."""
     await asyncio.sleep(1)
     folder = Path(f"/proc/{process.popen.pid}")
-    status = (folder / "status").read_text()
-    return len(list((folder / "fd").iterdir())), int(status.split("VmRSS:")[1].split()[0])
+    return len(list((folder / "fd").iterdir())), memory_kib(process, "VmRSS")
+
+
+def memory_kib(process: Process, field: str) -> int:
+    """``VmRSS``, what is resident now, or ``VmHWM``, the most that ever was."""
+    status = Path(f"/proc/{process.popen.pid}/status").read_text(encoding="ascii")
+    return int(status.split(f"{field}:")[1].split()[0])
 
 
 # --- scenarios; each returns what the table says

@@ -2,44 +2,35 @@
 
     python -m bench.hostile [--quick]
 
-The proxy is a process of its own on core 0; everything else is on the other cores.
+The proxy is a process of its own on core 0; everything else is on the other cores. Here are the rows and what they
+measure; what attacks is in `bench.hostile_load`, what is behind the proxy in `bench.hostile_backends`.
 """
 
 import argparse
 import asyncio
-import base64
-import gzip
-import hashlib
-import io
-import itertools
 import os
-import socket
 import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import orjson
-from aiohttp import ClientError, ClientSession, web
+from aiohttp import ClientSession
 
-from bench.faults import ask, ms, proxy, session, slow
+from bench.faults import ask, memory_kib, ms, proxy, session, slow
+from bench.hostile_backends import relaying, serve_upstream
+from bench.hostile_load import attack, be_slow
 from tests.support.process import Process
 from tests.support.redis_server import RedisServer
-from tests.support.scripted import Call, ScriptedUpstream
+from tests.support.scripted import ScriptedUpstream
 
 PROXY_CORE = 0
 SLOW_CLIENTS = 1000
-DRIP_S = 3.0
-ARRIVAL_S = 0.001
-PATIENCE_S = 15.0
 HEALTHY = 4
-GIVE_UP_S = 60.0
 
 
 def main() -> None:
@@ -76,9 +67,32 @@ async def run(only: set[str], *, quick: bool) -> None:
                 print(await row(Path(folder), upstream, quick=quick), flush=True)
 
 
+# --- tools
+
+
 def pin(process: Process) -> None:
     for thread in Path(f"/proc/{process.popen.pid}/task").iterdir():
         os.sched_setaffinity(int(thread.name), {PROXY_CORE})
+
+
+async def start(*flags: str) -> asyncio.subprocess.Process:
+    """What a hidden flag runs, in a process of its own, or the client that measures would wait for it itself."""
+    command = [sys.executable, "-m", "bench.hostile", *flags]
+    return await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+
+
+async def repeated(
+    call: Callable[[], Awaitable[tuple[int, float, str]]], until: "float | asyncio.Task[Any]"
+) -> list[float]:
+    """The seconds that each call took, one after another, for so many seconds or until a task has ended."""
+    taken: list[float] = []
+    started = time.perf_counter()
+    while not (until.done() if isinstance(until, asyncio.Task) else time.perf_counter() > started + until):
+        status, took, _ = await call()
+        assert status == 200, status
+        taken.append(took)
+        await asyncio.sleep(0.005)
+    return taken
 
 
 # --- slow clients
@@ -110,9 +124,7 @@ async def one_run(folder: Path, upstream: ScriptedUpstream, *, quick: bool) -> R
         before = await hits(opened, process, 2.0 if quick else 20.0)
         port = process.base_url.split(":")[2].split("/")[0]
         count = SLOW_CLIENTS // (10 if quick else 1)
-        # In a process of their own, or the client that measures would wait for them itself.
-        command = [sys.executable, "-m", "bench.hostile", "--slow-clients", str(count), port]
-        others = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        others = await start("--slow-clients", str(count), port)
         ended = asyncio.create_task(others.communicate())
         during = await hits(opened, process, ended)
         shown, _ = await ended
@@ -121,57 +133,9 @@ async def one_run(folder: Path, upstream: ScriptedUpstream, *, quick: bool) -> R
 
 
 async def hits(opened: ClientSession, process: Process, until: "float | asyncio.Task[Any]") -> list[float]:
-    """The seconds that each took, for so many seconds or until a task has ended."""
-    taken: list[float] = []
-    started = time.perf_counter()
-
-    def is_over() -> bool:
-        return until.done() if isinstance(until, asyncio.Task) else time.perf_counter() > started + until
-
-    async def work() -> None:
-        while not is_over():
-            status, took, _ = await ask(opened, process.base_url, "x")
-            assert status == 200, status
-            taken.append(took)
-            await asyncio.sleep(0.005)
-
-    await asyncio.gather(*(work() for _ in range(HEALTHY)))
-    return taken
-
-
-async def be_slow(count: int, port: int) -> None:
-    """Print the seconds until the proxy had closed them all."""
-    os.nice(10)  # the healthy client is on the same core
-    started = time.perf_counter()
-    ends = await asyncio.gather(*(slow_client(port, number) for number in range(count)))
-    assert min(ends) - started > PATIENCE_S, "one was closed before its time"
-    print(max(ends) - started)
-
-
-async def slow_client(port: int, number: int) -> float:
-    """A third each drips a head, drips a body, says nothing; returns when the proxy had closed the connection."""
-    await asyncio.sleep(number * ARRIVAL_S)
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    at_once, drips = [(head, b"X"), (head + b"Content-Length: 100000\r\n\r\n", b" "), (b"", b"")][number % 3]
-    writer.write(at_once)
-
-    async def drip() -> None:
-        while drips:
-            await asyncio.sleep(DRIP_S)
-            writer.write(drips)
-
-    dripping = asyncio.create_task(drip())
-    try:
-        async with asyncio.timeout(GIVE_UP_S):
-            while await reader.read(65536):
-                pass
-    except ConnectionError:
-        pass
-    finally:
-        dripping.cancel()
-        writer.close()
-    return time.perf_counter()
+    """The seconds that each took, of all healthy clients."""
+    clients = (repeated(lambda: ask(opened, process.base_url, "x"), until) for _ in range(HEALTHY))
+    return [took for taken in await asyncio.gather(*clients) for took in taken]
 
 
 # --- overload
@@ -194,7 +158,7 @@ async def overload(folder: Path, upstream: ScriptedUpstream, *, quick: bool) -> 
             async def work(tenant: int) -> None:
                 nonlocal good
                 while time.perf_counter() < started + seconds:
-                    status, took, _ = await ask_as(opened, process.base_url, next(serial), tenant)
+                    status, took, _ = await ask(opened, process.base_url, f"text {next(serial)}", key=str(tenant))
                     if status == 200:
                         good += 1
                     else:
@@ -215,24 +179,10 @@ async def overload(folder: Path, upstream: ScriptedUpstream, *, quick: bool) -> 
     )
 
 
-async def ask_as(opened: ClientSession, base_url: str, number: int, tenant: int) -> tuple[int, float, str]:
-    started = time.perf_counter()
-    async with opened.post(
-        f"{base_url}/embeddings",
-        json={"model": "m", "input": f"text {number}"},
-        headers={"Authorization": f"Bearer {tenant}"},
-    ) as response:
-        await response.read()
-        return response.status, time.perf_counter() - started, response.headers.get("X-Cache", "")
-
-
 # --- what costs more than it weighs
 
 MEMORY_MIB, HELD_MIB = 128, 128
 BOUNDED = ("--memory", f"{MEMORY_MIB}MiB", "--max-held", f"{HELD_MIB}MiB")
-MIB = 1024 * 1024
-BATCH = 2048
-WEBSOCKET_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 
 
 async def bodies(folder: Path, _: ScriptedUpstream, *, quick: bool) -> str:
@@ -275,79 +225,8 @@ async def redis(folder: Path, _: ScriptedUpstream, *, quick: bool) -> str:
 
 
 @asynccontextmanager
-async def relaying(port: int, lies: asyncio.Event) -> AsyncIterator[str]:
-    """The URL of a Redis that passes everything on to the one at ``port``, until it ``lies``."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        behind, to_behind = await asyncio.open_connection("127.0.0.1", port)
-        answering = asyncio.create_task(copy(behind, writer))
-        while data := await reader.read(65536):
-            (writer if lies.is_set() else to_behind).write(b"*1000000000\r\n" if lies.is_set() else data)
-        answering.cancel()
-        to_behind.close()
-        writer.close()
-
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data)
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
-    finally:
-        server.close()
-
-
-class Discard:
-    """A parser to which everything is of no interest."""
-
-    def feed_data(self, _: bytes) -> tuple[bool, bytes]:
-        return False, b""
-
-    def feed_eof(self) -> None: ...
-
-
-async def swallow(request: web.BaseRequest) -> web.StreamResponse:
-    """Take a WebSocket handshake, and whatever follows."""
-    key = request.headers["Sec-WebSocket-Key"] + WEBSOCKET_GUID
-    accept = base64.b64encode(hashlib.sha1(key.encode(), usedforsecurity=False).digest())
-    fields = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": accept.decode()}
-    response = web.StreamResponse(status=101, headers=fields)
-    await response.prepare(request)
-    request.protocol.set_parser(Discard())  # type: ignore[arg-type] # of which it calls just these methods
-    await asyncio.Event().wait()
-    return response
-
-
-async def serve_upstream(name: str) -> None:
-    """The upstream of an attack, which spends no time on making numbers or on reading large bodies."""
-    upstream = ScriptedUpstream(dimensions={"unread": 3072, "batches": 1536}.get(name, 256))
-    made = {
-        count: orjson.dumps(upstream.answer_to({"model": "m", "input": [f"{n}" for n in range(count)]}))
-        for count in (1, *([BATCH] if name == "batches" else []))
-    }
-
-    async def reply(call: Call) -> web.StreamResponse:
-        if "Upgrade" in call.headers:
-            return await swallow(call.request)
-        if "made-up" in call.headers.get("Authorization", ""):
-            return web.Response(status=401)
-        if b'"hangs"' in call.body:
-            await asyncio.Event().wait()
-        count = 1 if len(call.body) < 200 else BATCH
-        return web.Response(body=made[count], content_type="application/json")
-
-    upstream.reply = reply
-    async with upstream.serving():
-        print(upstream.base_url, flush=True)
-        await asyncio.Event().wait()
-
-
-@asynccontextmanager
 async def upstream_of(name: str) -> AsyncIterator[ScriptedUpstream]:
-    """In a process of its own, or the client that measures would wait for it itself."""
-    command = [sys.executable, "-m", "bench.hostile", "--upstream", name]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    process = await start("--upstream", name)
     assert process.stdout is not None
     try:
         yield ScriptedUpstream(base_url=(await process.stdout.readline()).decode().strip())
@@ -370,149 +249,28 @@ async def attacked(
     serial = iter(range(10**9))
 
     async def healthy(opened: ClientSession, process: Process, until: "float | asyncio.Task[Any]") -> list[float]:
-        taken: list[float] = []
-        started = time.perf_counter()
-        while not (until.done() if isinstance(until, asyncio.Task) else time.perf_counter() > started + until):
-            status, took, _ = await ask_as(opened, process.base_url, next(serial) if misses else 0, 7)
-            assert status == 200, status
-            taken.append(took)
-            await asyncio.sleep(0.005)
-        return taken
+        return await repeated(
+            lambda: ask(opened, process.base_url, f"text {next(serial) if misses else 0}", key="7"), until
+        )
 
     limits = ("--store", store, *BOUNDED)
     async with upstream_of(name) as upstream, proxy(folder, upstream, *limits) as process, session() as opened:
         pin(process)
         await healthy(opened, process, 1.0)
-        start_mib = memory_mib(process, "VmRSS")
+        start_mib = memory_kib(process, "VmRSS") / 1024
         before = await healthy(opened, process, seconds)
         begin()
-        command = [sys.executable, "-m", "bench.hostile", "--attack", name, process.base_url, str(seconds)]
-        others = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        others = await start("--attack", name, process.base_url, str(seconds))
         ended = asyncio.create_task(others.communicate())
         during = await healthy(opened, process, ended)
         shown, _ = await ended
-        peak_mib = memory_mib(process, "VmHWM")
+        peak_mib = memory_kib(process, "VmHWM") / 1024
     before_s, during_s = (float(np.percentile(taken, 99)) for taken in (before, during))
     allowed_mib = start_mib + 1.3 * MEMORY_MIB + 2 * HELD_MIB
     return (
         f"{name}: p99 of a {'miss' if misses else 'hit'} {before_s * 1000:.2f} ms before, {during_s * 1000:.2f} ms"
         f" during, ratio {during_s / before_s:.2f}, longest {max(during) * 1000:.0f} ms; memory {start_mib:.0f} MiB at"
         f" start, {peak_mib:.0f} MiB at most, {allowed_mib:.0f} MiB allowed; {shown.decode().strip()}"
-    )
-
-
-def memory_mib(process: Process, field: str) -> float:
-    status = Path(f"/proc/{process.popen.pid}/status").read_text(encoding="ascii")
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field)) / 1024
-
-
-async def attack(name: str, base_url: str, seconds: float) -> None:
-    """Attack for so long, and print what became of it."""
-    os.nice(10)  # the healthy client is on the same core
-    statuses: Counter[str] = Counter()
-    until = time.perf_counter() + seconds
-    async with session() as opened:
-        match name:
-            case "bodies":
-                works = [send_bodies(opened, base_url, until, statuses) for _ in range(2)]
-            case "unread":
-                works = [leave_unread(base_url, until, statuses)]
-            case "batches":
-                works = [send_batches(opened, base_url, until, statuses, tenant) for tenant in range(4)]
-            case "message":
-                works = [send_message(base_url, until, statuses)]
-            case "redis":
-                works = [asyncio.sleep(seconds)]
-            case _:
-                works = [fill_queue(opened, base_url, until, statuses)]
-        await asyncio.gather(*works)
-    print(", ".join(f"{count} {status}" for status, count in statuses.most_common()))
-
-
-async def send_bodies(opened: ClientSession, base_url: str, until: float, statuses: "Counter[str]") -> None:
-    escaped = b'{"model":"m","input":"x","user":[' + b'{"a":0},' * (60 * MIB // 8) + b'{"\\u003a":0}]}'
-    arrays = b'{"model":"m","input":"x","user":[' + b"[]," * (20 * MIB) + b"0]}"
-    texts = orjson.dumps({"model": "m", "input": ["x" * 30_000 + str(n) for n in range(BATCH)]})
-    tokens = orjson.dumps({"model": "m", "input": [[number] * 300 for number in range(BATCH)]})
-    kinds: list[tuple[bytes, dict[str, str]]] = [(escaped, {}), (arrays, {}), (texts, {}), (tokens, {})]
-    kinds += [(gzip.compress(body, 9), {"Content-Encoding": "gzip"}) for body in (escaped, arrays)]
-    for number in itertools.count():
-        body, fields = kinds[number % len(kinds)]
-        headers = fields | {"Content-Type": "application/json", "Authorization": f"Bearer made-up-{number}"}
-        try:
-            async with opened.post(f"{base_url}/embeddings", data=io.BytesIO(body), headers=headers) as response:
-                await response.read()
-                statuses[str(response.status)] += 1
-        except (ClientError, OSError):  # it was answered and cut before all of the body was sent
-            statuses["cut"] += 1
-        if time.perf_counter() > until:
-            return
-
-
-async def leave_unread(base_url: str, until: float, statuses: "Counter[str]") -> None:
-    """Requests of 10 kB, for one cached item 2,048 times."""
-    host, port = base_url.split("/")[2].split(":")
-    body = orjson.dumps({"model": "m", "input": ["text 0"] * BATCH})
-    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer 7\r\nContent-Length: {len(body)}\r\n"
-    connections = []
-    for _ in range(50):
-        plain = socket.socket()
-        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        plain.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(plain, (host, int(port)))
-        plain.send(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
-        connections.append(plain)
-        statuses["unread"] += 1
-    await asyncio.sleep(max(0.0, until - time.perf_counter()))
-    for plain in connections:
-        plain.close()
-
-
-async def send_batches(
-    opened: ClientSession, base_url: str, until: float, statuses: "Counter[str]", tenant: int
-) -> None:
-    for number in itertools.count():
-        body = {"model": "m", "input": [f"{tenant} {number} {n}" for n in range(BATCH)], "encoding_format": "float"}
-        headers = {"Authorization": f"Bearer tenant-{tenant}"}
-        async with opened.post(f"{base_url}/embeddings", json=body, headers=headers) as response:
-            async for _ in response.content.iter_any():
-                pass
-            statuses[str(response.status)] += 1
-        if time.perf_counter() > until:
-            return
-
-
-async def send_message(base_url: str, until: float, statuses: "Counter[str]") -> None:
-    host, port = base_url.split("/")[2].split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    key = base64.b64encode(bytes(16)).decode()
-    writer.write(
-        f"GET /v1/realtime HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer 7\r\nUpgrade: websocket\r\n"
-        f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
-    )
-    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
-    opcode = 2  # binary; all that follow are continuations, and none is the last
-    while time.perf_counter() < until:
-        writer.write(bytes([opcode, 0x80 | 127]) + MIB.to_bytes(8) + bytes(4) + bytes(MIB))
-        await writer.drain()
-        statuses["MiB of a message"] += 1
-        opcode = 0
-    writer.close()
-
-
-async def fill_queue(opened: ClientSession, base_url: str, until: float, statuses: "Counter[str]") -> None:
-    async def ask_for(number: int) -> None:
-        body = {"model": "hangs", "input": [f"{number} {n}" for n in range(BATCH)]}
-        headers = {"Authorization": "Bearer greedy", "X-Region": f"r{number}"}
-        async with opened.post(f"{base_url}/embeddings", json=body, headers=headers) as response:
-            statuses[str(response.status)] += 1
-
-    asked = [asyncio.create_task(ask_for(number)) for number in range(49)]
-    await asyncio.sleep(max(0.0, until - time.perf_counter()))
-    for one in asked:
-        one.cancel()
-    statuses["waiting"] += sum(
-        isinstance(end, BaseException) for end in await asyncio.gather(*asked, return_exceptions=True)
     )
 
 

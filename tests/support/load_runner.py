@@ -49,8 +49,7 @@ class ReferenceServer:
         self.calls.clear()
 
     def reply_to(self, call: Call) -> Reply:
-        headers = {name.lower(): value for name, value in call.headers.items()}
-        return self.reference.reply(Asked(target=call.target, headers=headers, body=call.body), self.regime)
+        return self.reference.reply(asked_by(call), self.regime)
 
     async def __call__(self, call: Call) -> web.StreamResponse:
         reply = self.reply_to(call)
@@ -67,6 +66,12 @@ class ReferenceServer:
         assert call.request.transport is not None
         call.request.transport.close()
         return web.Response()
+
+
+def asked_by(call: Call) -> Asked:
+    """What a call asks of the reference."""
+    headers = {name.lower(): value for name, value in call.headers.items()}
+    return Asked(target=call.target, headers=headers, body=call.body)
 
 
 @dataclass(kw_only=True)

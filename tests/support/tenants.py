@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import orjson
 from aiohttp import WSMsgType, web
 
-from tests.support.load_runner import ReferenceServer
+from tests.support.load_runner import ReferenceServer, asked_by
 from tests.support.oracle import Request
 from tests.support.reference import Asked, Reply
 from tests.support.scenarios import Scenario, random_scenario
@@ -155,7 +155,7 @@ class LoudServer(ReferenceServer):
     told_secrets: list[str] = field(default_factory=list)
 
     def reply_to(self, call: Call) -> Reply:
-        reply = self.reference.reply(known(_asked(call)), self.regime)
+        reply = self.reference.reply(known(asked_by(call)), self.regime)
         if reply.cut is not None:
             return reply
         return replace(reply, headers={**reply.headers, **_head(call, reply.status)}, body=_loud(reply.body, call))
@@ -174,11 +174,6 @@ class LoudServer(ReferenceServer):
             return await _talk(call)
         body = orjson.dumps({"said": f"{told} {call.body.decode(errors='replace')}"})
         return web.Response(status=status, body=body, headers=_head(call, status), reason=f"OK {_heard(call)}")
-
-
-def _asked(call: Call) -> Asked:
-    headers = {name.lower(): value for name, value in call.headers.items()}
-    return Asked(target=call.target, headers=headers, body=call.body)
 
 
 def known(asked: Asked) -> Asked:
