@@ -17,12 +17,12 @@ from proxy.telemetry.metrics import Families
 
 
 class StatusPage:
-    """The page and its JSON. ``about`` is called for each status; ``now`` is a monotonic clock, in seconds."""
+    """The page and its JSON. ``now`` is a monotonic clock, in seconds."""
 
     def __init__(
         self,
         families: Families,
-        about: Callable[[], About],
+        about: About,
         *,
         is_draining: Callable[[], bool],
         now: Callable[[], float],
@@ -45,7 +45,7 @@ class StatusPage:
         now_s = self._now()
         return status_of(
             families,
-            self._about(),
+            self._about,
             self._history,
             now_s=now_s,
             uptime_s=now_s - self._started_s,

@@ -31,7 +31,7 @@ async def open_port(
     now: Callable[[], float],
 ) -> StatusPage:
     """Serve the admin port on ``sockets`` until ``stack`` is closed."""
-    page = StatusPage(families, lambda: _about(settings, base_url), is_draining=is_draining, now=now)
+    page = StatusPage(families, _about(settings, base_url), is_draining=is_draining, now=now)
     await stack.enter_async_context(every(STEP_S, lambda _: page.sample()))
     app = _make_app(
         families, page, is_ready=is_ready, describe=lambda: openapi.describe(settings.upstream.provider, base_url)

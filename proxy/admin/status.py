@@ -1,11 +1,11 @@
 """The status that the status page and ``embedding-proxy stats`` show, read from the metrics (pure)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from proxy.admin.history import History, Step
 from proxy.admin.latency import Latency, latency_of
-from proxy.admin.samples import Family, Samples
+from proxy.admin.samples import Buckets, Family, Samples
 from proxy.admin.window import Window, counts_of, integers, item_hit_rate, window_of
 from proxy.labels import BREAKER_STATES
 from proxy.protocol.records import FORGED
@@ -103,7 +103,7 @@ def status_of(
         history=history.steps(now_s, counts),
         models=_models(samples),
         breakers={circuit: BREAKER_STATES[int(gauge)].value for circuit, gauge in breakers.items()},
-        upstreams=[_upstream(samples, upstream) for upstream in about.upstreams],
+        upstreams=_upstreams(samples, about.upstreams),
         store=_store(samples, about.store_url),
         memory=MemoryStatus(
             bytes=samples.gauge(definitions.MEMORY_BYTES),
@@ -136,10 +136,14 @@ def _models(samples: Samples) -> list[ModelStatus]:
     return sorted(used, key=lambda model: (-model.items, model.name))[:_MAX_MODELS]
 
 
-def _upstream(samples: Samples, upstream: UpstreamStatus) -> UpstreamStatus:
-    """``upstream`` with its numbers filled in."""
-    calls = samples.counters_by(definitions.UPSTREAM_RESPONSES, "upstream", "status").get(upstream.name, {})
-    buckets = samples.buckets(definitions.UPSTREAM_SECONDS, "upstream").get(upstream.name)
+def _upstreams(samples: Samples, upstreams: Iterable[UpstreamStatus]) -> list[UpstreamStatus]:
+    """``upstreams`` with their numbers filled in."""
+    calls = samples.counters_by(definitions.UPSTREAM_RESPONSES, "upstream", "status")
+    buckets = samples.buckets(definitions.UPSTREAM_SECONDS, "upstream")
+    return [_upstream(upstream, calls.get(upstream.name, {}), buckets.get(upstream.name)) for upstream in upstreams]
+
+
+def _upstream(upstream: UpstreamStatus, calls: Mapping[str, float], buckets: Buckets | None) -> UpstreamStatus:
     return replace(
         upstream,
         calls=int(sum(calls.values())),

@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from proxy.config.header_names import parse_neutral_headers
 from proxy.config.suggestion import suggestion
 from proxy.config.tables import Name, NonEmpty, Output, read_table
-from proxy.config.upstream_urls import parse_upstream
+from proxy.config.upstream_urls import parse_base_url
 from proxy.errors import ConfigError
 from proxy.protocol.provider import InputFormat, Limits, Provider
 from proxy.protocol.providers import GENERIC, PROVIDERS
@@ -112,7 +112,7 @@ def _changed(row: Provider, name: str, table: _ProviderTable, where: str) -> Pro
         if (value := getattr(table, attribute)) is not UNSET:
             changes[attribute] = value
     if table.base_url is not UNSET:
-        changes["base_url"] = _base_url(table.base_url, row, where)
+        changes["base_url"] = parse_base_url(table.base_url, row, where).base_url
     if table.inputs is not UNSET:
         changes["inputs"] = frozenset(table.inputs)
     for attribute in ("fused_models", "multi_vector_models"):
@@ -125,10 +125,3 @@ def _header_names(names: Sequence[str], where: str) -> frozenset[str]:
         return frozenset().union(*map(parse_neutral_headers, names))
     except ConfigError as error:
         raise ConfigError(f"{where} neutral_headers: {error}") from error
-
-
-def _base_url(text: str, row: Provider, where: str) -> str:
-    try:
-        return parse_upstream(text, row=row, rows={}).base_url
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error

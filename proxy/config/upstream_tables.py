@@ -11,7 +11,7 @@ from proxy.config.secrets import read_secret
 from proxy.config.settings import SameModel, UpstreamSetting
 from proxy.config.suggestion import suggestion
 from proxy.config.tables import Name, NonEmpty, read_table
-from proxy.config.upstream_urls import parse_upstream
+from proxy.config.upstream_urls import parse_base_url
 from proxy.errors import ConfigError
 from proxy.protocol.provider import Provider
 from proxy.protocol.providers import GENERIC
@@ -98,7 +98,7 @@ def _upstream(table: _UpstreamTable, rows: Mapping[str, Provider], where: str) -
     text = row.base_url if table.base_url is UNSET else table.base_url
     if text is None:
         raise ConfigError(f"{where}: [[upstream]] with provider {row.name!r} needs a base_url, as https://host/path")
-    setting = _parse_base_url(text, row, f"{where}: [[upstream]]")
+    setting = parse_base_url(text, row, f"{where}: [[upstream]]")
     name = table.name if isinstance(table.name, str) else setting.name if row.name == GENERIC.name else row.name
     models = () if table.models is UNSET else tuple(table.models)
     others = tuple(
@@ -130,13 +130,6 @@ def _egress(table: _UpstreamTable, default: Egress, where: str) -> Egress:
         # A key belongs to its certificate.
         cert_key=own("cert_key", parse_file, default.cert_key if table.cert is UNSET else None),
     )
-
-
-def _parse_base_url(text: str, row: Provider, where: str) -> UpstreamSetting:
-    try:
-        return parse_upstream(text, row=row, rows={})
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
 
 
 def _is_exact_name(pattern: str) -> bool:

@@ -15,14 +15,13 @@ def parse_upstream(
 ) -> UpstreamSetting:
     """The upstream that ``text`` names: a provider of ``rows``, ``demo``, or a base URL as an SDK takes it.
 
-    ``row`` describes the API at a base URL; without it, `GENERIC` does. Without ``rows`` only a base URL is accepted.
-    Raises `ConfigError`.
+    ``row`` describes the API at a base URL; without it, `GENERIC` does. Raises `ConfigError`.
     """
     name = text.strip()
-    if name == "demo" and rows:
+    if name == "demo":
         return UpstreamSetting(name=name, base_url=DEMO_BASE_URL)
     if name not in rows:
-        return _parse_base_url(text, row, rows)
+        return _upstream_at(text, row, rows)
     base_url = rows[name].base_url
     if base_url is None:
         raise ConfigError(
@@ -31,7 +30,15 @@ def parse_upstream(
     return UpstreamSetting(name=name, base_url=base_url, provider=rows[name])
 
 
-def _parse_base_url(text: str, row: Provider | None, rows: Mapping[str, Provider]) -> UpstreamSetting:
+def parse_base_url(text: str, row: Provider, where: str) -> UpstreamSetting:
+    """The upstream at a base URL, whose API ``row`` describes. Raises `ConfigError`, which begins with ``where``."""
+    try:
+        return _upstream_at(text, row, {})
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _upstream_at(text: str, row: Provider | None, rows: Mapping[str, Provider]) -> UpstreamSetting:
     url = text.strip()
     known = {own.name: own.base_url for own in rows.values() if own.base_url is not None}
     accepted = "accepted: a base URL as https://api.example.com/v1" + (f", or {', '.join(known)}, demo" if rows else "")
