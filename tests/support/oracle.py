@@ -11,8 +11,8 @@ The differences, each with its function below or its place in `Oracle.fault`:
   status and the upstream's Retry-After; all of these but plain 5xx in the upstream's words about a call for nothing but
   a part of the client's own items. A cut connection is the proxy's 502.
 - ``only-if-cached`` may be answered 504. A refusal of the key that the proxy holds is its 502.
-- Where the upstream failed for two or more other requests for the model, the proxy may have stopped retrying alone: a
-  good request may get the 5xx, in the proxy's own words.
+- Where the upstream failed for two or more other requests for the model, the proxy may have stopped retrying alone: any
+  request may get the 5xx, in the proxy's own words.
 """
 
 import re
@@ -122,12 +122,13 @@ class Oracle:
             return False
         if got.status == 504:
             return "only-if-cached" in request.headers.get("Cache-Control", "")
+        if got.status >= 500 and others_failing >= _MOST_STOPPED_AFTER:
+            return True
         if expected.cut is not None or (self.owns_key and expected.status in {401, 403}):
             return got.status == 502
-        if got.status == expected.status:
-            is_everybodys = expected.status in {401, 429} or expected.status >= 500 or "Retry-After" in expected.headers
-            return is_everybodys and got.header("Retry-After") == expected.headers.get("Retry-After")
-        return got.status >= 500 and others_failing >= _MOST_STOPPED_AFTER
+        is_everybodys = expected.status in {401, 429} or expected.status >= 500 or "Retry-After" in expected.headers
+        is_same = got.status == expected.status and got.header("Retry-After") == expected.headers.get("Retry-After")
+        return is_everybodys and is_same
 
 
 def fails_for_all(expected: Reply) -> bool:
