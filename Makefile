@@ -137,8 +137,8 @@ lock: $(LOCKER)/ok ## pin what the container installs and is built with, by hash
 audit: $(LOCKER)/ok ## known vulnerabilities of what the container installs; asks PyPI, with ARGS="-s osv" OSV
 	@$(LOCKER)/bin/pip-audit --disable-pip --require-hashes -r $(LOCK) $(ARGS)
 
-bench: $(VENV)/dev-ok ## hit throughput against bare aiohttp; needs wrk
-	@$(BIN)/python bench/hot.py $(ARGS)
+bench: $(VENV)/dev-ok ## CPU time of every path against bare aiohttp; needs wrk; ROWS=fresh,miss/1: only those
+	@$(BIN)/python -m bench.paths --rows "$(ROWS)" $(ARGS)
 
 cost: $(VENV)/dev-ok ## what metrics, the log of requests and traces take off hit throughput; needs wrk
 	@$(BIN)/python -m bench.cost $(ARGS)

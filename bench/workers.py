@@ -10,20 +10,19 @@ import asyncio
 import os
 import signal
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from aiohttp import ClientError, ClientSession, TCPConnector
 
-from bench import hot
+from bench import wrk
+from bench.servers import Server, proxy_server
 
-ROWS = [hot.Row(1, "base64", 32, 0, None), hot.Row(16, "base64", 32, 0, None), hot.Row(64, "base64", 32, 0, None)]
+ROWS = (1, 16, 64)  # items
+CONNECTIONS = 32
 CLIENTS = 16
+_MEMORY = ("--store", "memory:", "--memory", "2GiB")
 
 
 def main() -> None:
@@ -32,49 +31,37 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=3, help="length of one run")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each; the median is shown")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        with proxy(18096, 1) as one, proxy(18098, given.workers) as many:
-            print(f"{'items':>5} {'one':>8} {given.workers:>5} workers {'ratio':>6}   aim 1.7")
-            for row in ROWS:
-                compare(row, url_of(one), url_of(many), Path(folder), given)
-        print(asyncio.run(kill_one(given.workers)))
+    wrk.require_tools()
+    with proxy_server(*_MEMORY, core=None) as one, several(given.workers) as many:
+        print(f"{'items':>5} {'one':>8} {given.workers:>5} workers {'ratio':>6}   aim 1.7")
+        for items in ROWS:
+            compare(items, one, many, given)
+    print(asyncio.run(kill_one(given.workers)))
 
 
-@contextmanager
-def proxy(port: int, workers: int) -> Iterator[subprocess.Popen[str]]:
-    flags = ["--port", str(port), "--admin-port", str(port + 1), "--workers", str(workers), "--memory", "2GiB"]
-    command = [sys.executable, "-m", "proxy", "serve", "--store", "memory:", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        assert any("Ctrl-C" in line for line in process.stdout)
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
+def several(count: int) -> AbstractContextManager[Server]:
+    return proxy_server(*_MEMORY, "--workers", str(count), core=None)
 
 
-def url_of(process: subprocess.Popen[str]) -> str:
-    assert isinstance(process.args, list)
-    return f"http://127.0.0.1:{process.args[process.args.index('--port') + 1]}/v1/embeddings"
-
-
-def compare(row: hot.Row, one: str, many: str, folder: Path, given: argparse.Namespace) -> None:
-    script = hot.write_script(row, folder)
-    runs: dict[str, list[float]] = {one: [], many: []}
-    for url in runs:
-        while not all(hot.ask(url, row) == "HIT" for _ in range(40)):
+def compare(items: int, one: Server, many: Server, given: argparse.Namespace) -> None:
+    sent = wrk.Requests(items=items, encoding="base64")
+    body = wrk.body_of(range(1, items + 1), "base64")
+    runs: dict[Server, list[float]] = {one: [], many: []}
+    for server in runs:
+        while not all(wrk.post(server, body) == "HIT" for _ in range(40)):
             pass  # every worker must have it in memory
     for _ in range(given.rounds):
-        for url, counts in runs.items():
-            counts.append(hot.load(url, script, row.connections, given.seconds, core=None))
-    before, after = (statistics.median(counts) for counts in runs.values())
-    print(f"{row.items:>5} {before:>8.0f} {after:>13.0f} {after / before:>6.2f}", flush=True)
+        for server, rates in runs.items():
+            rate = wrk.load(server, sent, connections=CONNECTIONS, seconds=given.seconds, core=None)
+            rates.append(rate.requests_per_s)
+    before, after = (statistics.median(rates) for rates in runs.values())
+    print(f"{items:>5} {before:>8.0f} {after:>13.0f} {after / before:>6.2f}", flush=True)
 
 
 async def kill_one(workers: int) -> str:
     """Requests that fail when a worker is killed, and the time until it is replaced."""
-    with proxy(18096, workers) as process:
-        url, pid = url_of(process), process.pid
+    with several(workers) as proxy:
+        url, pid = proxy.url, proxy.pid
         failed = answered = 0
         first_seen_s: dict[str, float] = {}  # of each worker, by the part of its requests' ids that is its own
         is_over = asyncio.Event()
