@@ -58,7 +58,7 @@ async def weigh() -> None:
         value = len(next(iter(values.values())))
         redis, one = await in_redis(values)
         sqlite = await in_sqlite(values)
-        entry = Entry(next(iter(items.values())))
+        entry = Entry.of(next(iter(items.values())))
         row = f"{dimensions:>5} {value:>6} {redis:>6.0f} {one:>13} {sqlite:>7.0f} {entry.weight_bytes:>7}"
         entry.numbers()
         print(f"{row} {entry.weight_bytes:>12}", flush=True)

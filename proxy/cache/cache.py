@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from proxy.cache.codec import RecordCodec
-from proxy.cache.entry import Certainty, Entry
+from proxy.cache.entry import Entry
 from proxy.cache.guarded import GuardedStore
 from proxy.cache.lease import Lease
 from proxy.cache.memory import Memory
@@ -20,7 +20,7 @@ class Cache:
     """Records under their keys. The first record stored under a key is the one that every replica serves.
 
     The store decides which record was first. Until it has replied, and while it is down, an entry in memory is not
-    confirmed (`Certainty`): whatever the store turns out to have replaces it.
+    confirmed (`proxy.cache.entry.Certainty`): whatever the store turns out to have replaces it.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Cache:
                 entry = self._writer.get(key)
             if entry is None or entry.stored_at_s < min_stored_at_s:
                 continue
-            if confirmed and entry.certainty is not Certainty.CONFIRMED and not self._store.is_down:
+            if confirmed and not entry.is_confirmed and not self._store.is_down:
                 continue
             found[key] = entry
         return found
@@ -113,10 +113,9 @@ class Cache:
             # The write of an entry that arrived during the read may have replaced in the store the record just read.
             if cached is not before:
                 return cached
-            is_unsure = cached.certainty in (Certainty.INSERTING, Certainty.REPLACED)
-            if not is_unsure and cached.stored_at_s >= record.stored_at_s:
+            if not cached.yields_to_read and cached.stored_at_s >= record.stored_at_s:
                 return cached
-        entry = Entry(record)
+        entry = Entry.of(record)
         self.memory.put(key, entry)
         if cached is not None:
             cached.set_successor(entry)
@@ -141,6 +140,6 @@ class Cache:
                 entries |= self.peek(some, min_stored_at_s=self.freshness_cutoff_s(None))
             for key in some:
                 if key not in entries:
-                    entries[key] = Entry(fresh[key])
+                    entries[key] = Entry.of(fresh[key])
                     self.memory.put(key, entries[key])
         return entries

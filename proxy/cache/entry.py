@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping
 from enum import Enum
+from typing import Self
+
+from msgspec import Struct
 
 from proxy.protocol import vectors
+from proxy.protocol.memo import memoized
 from proxy.protocol.records import Record
 from proxy.protocol.vectors import DType, Vector
 
-# An entry's Python objects, its key and its slot in the cache: measured with tracemalloc and RSS, rounded up.
+# An entry's Python objects, its key and its slot in the cache: measured by RSS, rounded up.
 _OVERHEAD_BYTES = 600
+_MAX_MODEL_LENGTH = 256  # of a name that is kept once for all entries
 
 
 class Certainty(Enum):
@@ -27,37 +32,82 @@ class Certainty(Enum):
     REPLACING = "replacing"
 
 
-class Entry:
-    """A record as the hot path uses it: with its base64 text, and the numbers' text once it has been needed."""
+class _Source(Struct, frozen=True, eq=False, gc=False):
+    """What the entries of one upstream call have in common, so that they share it."""
 
-    __slots__ = (
-        "_exact", "_numbers", "_successor", "_wide", "base64", "certainty", "dtype", "model", "model_version",
-        "stored_at_s", "tokens",
-    )  # fmt: skip
+    model: str
+    dtype: DType
+    dimensions: int
+    tokens_exact: bool
+    stored_at_s: int
+    # Entries of one response must have one version: the same model, as the upstream names it, and one length.
+    model_version: tuple[str, int]
 
-    def __init__(self, record: Record, certainty: Certainty = Certainty.CONFIRMED) -> None:
+
+@memoized(max_length=_MAX_MODEL_LENGTH)
+def _source(model: str, dtype: DType, dimensions: int, tokens_exact: bool, stored_at_s: int) -> _Source:
+    return _Source(model, dtype, dimensions, tokens_exact, stored_at_s, (model, dimensions))
+
+
+class Entry(Struct, eq=False, gc=False):
+    """A record as the hot path uses it, with the text of its numbers once that has been needed.
+
+    The garbage collector does not visit entries (``gc=False``): there may be a million, and all would stop while it
+    does. So no entry may be part of a cycle of references.
+    """
+
+    _payload: bytes
+    _source: _Source
+    tokens: int
+    certainty: Certainty
+    _successor: "Entry | None" = None
+    _numbers: bytes | None = None
+
+    @classmethod
+    def of(cls, record: Record, certainty: Certainty = Certainty.CONFIRMED) -> Self:
         vector = record.vector
-        self.certainty = certainty
-        self._successor: Entry | None = None
-        self.base64 = vectors.base64_json(vector)
-        self._numbers: bytes | None = None
-        self.dtype = vector.dtype
-        # A float32 vector can be restored from the base64 text; other types keep their payload to write numbers.
-        self._wide = None if vector.dtype in (DType.FLOAT32, DType.FLOAT32_SHORTEST) else vector.payload
-        self.model = record.model
-        self.tokens = record.tokens
-        self._exact = record.tokens_exact
-        self.stored_at_s = record.stored_at_s
-        # Entries of one response must have one version: the same model, as the upstream names it, and one length.
-        self.model_version = (record.model, vector.dimensions)
+        source = _source(record.model, vector.dtype, vector.dimensions, record.tokens_exact, record.stored_at_s)
+        return cls(vector.payload, source, record.tokens, certainty)
+
+    @property
+    def model(self) -> str:
+        return self._source.model
+
+    @property
+    def model_version(self) -> tuple[str, int]:
+        return self._source.model_version
 
     @property
     def dimensions(self) -> int:
-        return self.model_version[1]
+        return self._source.dimensions
+
+    @property
+    def stored_at_s(self) -> int:
+        return self._source.stored_at_s
 
     @property
     def is_confirmed(self) -> bool:
         return self.certainty is Certainty.CONFIRMED
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether the store is yet to reply whether it takes this entry's record."""
+        return self.certainty in (Certainty.INSERTING, Certainty.REPLACING)
+
+    @property
+    def overwrites(self) -> bool:
+        """Whether the store is to replace an older record by this one."""
+        return self.certainty is Certainty.REPLACING
+
+    @property
+    def yields_to_read(self) -> bool:
+        """Whether any record that is read from the store supersedes this entry, however old it is."""
+        return self.certainty in (Certainty.INSERTING, Certainty.REPLACED)
+
+    @property
+    def yields_to_insert(self) -> bool:
+        """Whether a record that was inserted before supersedes this entry."""
+        return self.certainty is Certainty.INSERTING
 
     @property
     def current(self) -> "Entry":
@@ -78,40 +128,51 @@ class Entry:
         self.certainty = certainty
 
     def record(self) -> Record:
+        source = self._source
         return Record(
-            vector=self._vector(), model=self.model, tokens=self.tokens, tokens_exact=self._exact,
-            stored_at_s=self.stored_at_s,
+            vector=self._vector, model=source.model, tokens=self.tokens, tokens_exact=source.tokens_exact,
+            stored_at_s=source.stored_at_s,
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        return f"<Entry {self.model!r} {self.dimensions} x {self.dtype.name}, {self.weight_bytes} bytes>"
+        source = self._source
+        return f"<Entry {source.model!r} {source.dimensions} x {source.dtype.name}, {self.weight_bytes} bytes>"
 
     @property
     def weight_bytes(self) -> int:
-        return _OVERHEAD_BYTES + len(self.base64) + len(self._numbers or b"") + len(self._wide or b"")
+        return _OVERHEAD_BYTES + len(self._payload) + len(self._numbers or b"")
 
     @property
     def packed_bytes(self) -> int:
         """The weight after `pack`, without the overhead."""
-        return len(self.base64) + len(self._wide or b"")
+        return len(self._payload)
 
     def pack(self) -> None:
         """Drop the numbers' text, which `numbers` can make again."""
         self._numbers = None
 
     @property
+    def base64(self) -> bytes:
+        """The embedding as base64. It is made each time: holding it would take more memory than the vector."""
+        return vectors.base64_text(self._source.dtype, self._payload)
+
+    @property
+    def base64_length(self) -> int:
+        return vectors.base64_length(self._vector)
+
+    @property
     def has_numbers(self) -> bool:
         return self._numbers is not None
 
     def numbers(self) -> bytes:
+        """The embedding as a JSON array. It is kept: making it takes fifty times as long as base64."""
         if self._numbers is None:
-            self._numbers = vectors.numbers_json(self._vector())
+            self._numbers = vectors.numbers_json(self._vector)
         return self._numbers
 
+    @property
     def _vector(self) -> Vector:
-        if self._wide is None:
-            return vectors.from_base64_json(self.base64, self.dtype)
-        return Vector(self.dtype, self._wide)
+        return Vector(self._source.dtype, self._payload)
 
 
 def current(entries: Mapping[bytes, Entry]) -> dict[bytes, Entry]:

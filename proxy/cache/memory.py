@@ -33,7 +33,7 @@ class Memory:
         self._entries.set(key, entry)
 
     def text(self, key: bytes, entry: Entry, encoding: Encoding) -> bytes:
-        """The entry's embedding as JSON."""
+        """The entry's embedding: its base64, or a JSON array."""
         if encoding is Encoding.BASE64:
             return entry.base64
         if entry.has_numbers:

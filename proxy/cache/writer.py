@@ -62,13 +62,13 @@ class Writer:
         certainty = Certainty.REPLACING if overwrite else Certainty.INSERTING
         mine: dict[bytes, Entry] = {}
         async for some in in_turns(list(fresh)):
-            mine |= {key: Entry(fresh[key], certainty) for key in some}
+            mine |= {key: Entry.of(fresh[key], certainty) for key in some}
         task = self._start(mine, fresh, overwrite=overwrite)
         if task is not None and not self._store.has_failed_read:
             await asyncio.wait([task], timeout=self._store.timeout_for_s(mine))
         cutoff_s = self._freshness_cutoff_s()
         for key, entry in mine.items():
-            if entry.certainty is certainty and entry.current is entry:
+            if entry.is_undecided and entry.current is entry:
                 self._put_unconfirmed(key, entry, cutoff_s)
             if task is not None and not task.done():
                 self.pending[key] = entry, task
@@ -77,7 +77,7 @@ class Writer:
     def _put_unconfirmed(self, key: bytes, mine: Entry, cutoff_s: float) -> None:
         """The store has not replied yet. Until it does, an entry that is already in memory counts as the first."""
         cached = self.get(key)
-        if mine.certainty is Certainty.INSERTING and cached is not None and cached.stored_at_s >= cutoff_s:
+        if mine.yields_to_insert and cached is not None and cached.stored_at_s >= cutoff_s:
             mine.set_successor(cached)
         else:
             self._memory.put(key, mine)
@@ -96,9 +96,7 @@ class Writer:
             and self._memory.get(key) is entry  # the read has not replaced it
         }
         for overwrite in (False, True):
-            entries = {
-                key: entry for key, entry in unstored.items() if (entry.certainty is Certainty.REPLACING) is overwrite
-            }
+            entries = {key: entry for key, entry in unstored.items() if entry.overwrites is overwrite}
             fresh = {key: entry.record() for key, entry in entries.items()}
             if fresh and (task := self._start(entries, fresh, overwrite=overwrite, is_repeated=True)):
                 self.pending.update((key, (entry, task)) for key, entry in entries.items())
@@ -164,7 +162,7 @@ class Writer:
         existing = self._codec.decode(written.existing)
         winners = {key: record for key, record in existing.items() if record.stored_at_s >= cutoff_s}
         for key, record in winners.items():
-            self._settle(key, write, Entry(record))
+            self._settle(key, write, Entry.of(record))
         for key in written.accepted:
             write.entries[key].mark_stored(certainty)
             self._settle(key, write, write.entries[key])
@@ -175,7 +173,7 @@ class Writer:
         """By the reply to ``write``, the store has ``final`` under ``key``."""
         mine, cached = write.entries[key], self.get(key)
         is_newer = cached not in (mine, write.before[key])
-        if cached is not None and is_newer and cached.certainty is not Certainty.INSERTING and final.is_confirmed:
+        if cached is not None and is_newer and not cached.yields_to_insert and final.is_confirmed:
             # A read or a refresh has put it into memory since the write began, so the reply may be older.
             mine.set_successor(cached)
             return

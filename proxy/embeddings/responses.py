@@ -157,20 +157,22 @@ class ResponseBuilder:
         headers: CIMultiDict[str],
         status: int = HTTPStatus.OK,
     ) -> Streamed:
-        if spec.encoding is Encoding.BASE64:
-            parts = embedding_response.parts([entries[key].base64 for key in spec.keys], end)
-            return Streamed(parts, length=sum(map(len, parts)), status=status, headers=headers)
-        texts = self._texts([(key, entries[key]) for key in spec.keys])
-        return Streamed(embedding_response.stream_parts(texts, len(spec.keys), end), status=status, headers=headers)
+        count, length = len(spec.keys), None
+        is_base64 = spec.encoding is Encoding.BASE64
+        if is_base64:
+            length = embedding_response.base64_length([entries[key].base64_length for key in spec.keys], end)
+        texts = self._texts([(key, entries[key]) for key in spec.keys], spec.encoding)
+        parts = embedding_response.stream_parts(texts, count, end, are_base64=is_base64)
+        return Streamed(parts, length=length, status=status, headers=headers)
 
-    def _texts(self, remaining: list[tuple[bytes, Entry]]) -> Iterator[bytes]:
-        """Each embedding as numbers, made when it is written: their text takes four times the memory."""
+    def _texts(self, remaining: list[tuple[bytes, Entry]], encoding: Encoding) -> Iterator[bytes]:
+        """The text of each embedding, made when it is written: it takes more memory than the vector."""
         remaining.reverse()
         last, text = b"", b""
         while remaining:
             key, entry = remaining.pop()
             if key != last:
-                last, text = key, self._memory.text(key, entry, Encoding.FLOAT)
+                last, text = key, self._memory.text(key, entry, encoding)
             yield text
 
     def _body(
@@ -185,11 +187,13 @@ class ResponseBuilder:
         began_s = time.perf_counter()
         text = self._memory.text
         encoding = spec.encoding
+        is_base64 = encoding is Encoding.BASE64
         if unusable:
-            texts = [unusable.get(key) or text(key, entries[key], encoding) for key in spec.keys]
+            quote = b'"' if is_base64 else b""
+            texts = [unusable.get(key) or quote + text(key, entries[key], encoding) + quote for key in spec.keys]
         else:
             texts = [text(key, entries[key], encoding) for key in spec.keys]
-        body = b"".join(embedding_response.parts(texts, end))
+        body = b"".join(embedding_response.parts(texts, end, are_base64=is_base64 and not unusable))
         self._metrics.stage_seconds["assemble"].observe(time.perf_counter() - began_s)
         return body
 

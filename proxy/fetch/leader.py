@@ -169,5 +169,5 @@ class Leader:
             if vector is not None
         }
         if not part.policy.is_stored:
-            return {key: Entry(record) for key, record in records.items()}
+            return {key: Entry.of(record) for key, record in records.items()}
         return await self._cache.write(records, overwrite=part.policy.overwrite)

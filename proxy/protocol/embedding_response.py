@@ -248,18 +248,20 @@ def _is_writable(value: Any) -> bool:
 
 
 class _Openings:
-    """The JSON before the i-th embedding of a response, built once for each i."""
+    """The JSON before the i-th embedding of a response, built once for each i. ``quote`` is around each embedding."""
 
-    def __init__(self) -> None:
-        self._texts = [b'{"object":"list","data":[{"object":"embedding","index":0,"embedding":']
+    def __init__(self, quote: bytes) -> None:
+        self.quote = quote
+        self._texts = [b'{"object":"list","data":[{"object":"embedding","index":0,"embedding":' + quote]
 
     def first(self, count: int) -> list[bytes]:
         for index in range(len(self._texts), count):
-            self._texts.append(b'},{"object":"embedding","index":%d,"embedding":' % index)
+            opening = b'},{"object":"embedding","index":%d,"embedding":' % index
+            self._texts.append(self.quote + opening + self.quote)
         return self._texts[:count]
 
 
-_OPENINGS = _Openings()
+_OF_JSON, _OF_BASE64 = _Openings(b""), _Openings(b'"')
 
 
 def ending(model: str, usage: dict[str, Any], extra_fields: Mapping[str, Any]) -> bytes:
@@ -268,18 +270,29 @@ def ending(model: str, usage: dict[str, Any], extra_fields: Mapping[str, Any]) -
     return text + (b",%b}" % orjson.dumps(extra_fields)[1:-1] if extra_fields else b"}")
 
 
-def parts(embeddings: Sequence[bytes], end: bytes) -> list[bytes]:
-    """The parts of a response's body: at least one embedding's JSON, in index order, and the `ending`."""
+def parts(embeddings: Sequence[bytes], end: bytes, *, are_base64: bool = False) -> list[bytes]:
+    """The parts of a response's body: at least one embedding, in index order, and the `ending`.
+
+    The embeddings are JSON, or all of them base64 without quotes.
+    """
+    openings = _OF_BASE64 if are_base64 else _OF_JSON
     count = len(embeddings)
-    texts: list[bytes] = [end] * (2 * count + 1)
-    texts[0:-1:2] = _OPENINGS.first(count)
+    texts: list[bytes] = [openings.quote + end] * (2 * count + 1)
+    texts[0:-1:2] = openings.first(count)
     texts[1::2] = embeddings
     return texts
 
 
-def stream_parts(embeddings: Iterable[bytes], count: int, end: bytes) -> Iterator[bytes]:
-    """The same for ``count`` embeddings whose JSON is generated during the iteration."""
-    for opening, embedding in zip(_OPENINGS.first(count), embeddings, strict=True):
+def stream_parts(embeddings: Iterable[bytes], count: int, end: bytes, *, are_base64: bool = False) -> Iterator[bytes]:
+    """The same for ``count`` embeddings that are generated during the iteration."""
+    openings = _OF_BASE64 if are_base64 else _OF_JSON
+    for opening, embedding in zip(openings.first(count), embeddings, strict=True):
         yield opening
         yield embedding
-    yield end
+    yield openings.quote + end
+
+
+def base64_length(embeddings: Sequence[int], end: bytes) -> int:
+    """The length of the same with base64, from the lengths of the ``embeddings``."""
+    openings = _OF_BASE64.first(len(embeddings))
+    return sum(map(len, openings)) + sum(embeddings) + len(_OF_BASE64.quote) + len(end)

@@ -11,13 +11,13 @@ that, the operator can configure a record key. Then the array is followed by an 
 Earlier versions wrote the tag after the checksum of a format 1 record, without a key ID. Such records are still read.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
 from hmac import compare_digest
 
 import msgpack
 import xxhash
+from msgspec import Struct
 
 from proxy.protocol.vectors import DType, Vector, is_whole
 
@@ -79,8 +79,7 @@ class RecordKey:
         return compare_digest(tag, self.tag(data))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Record(Struct, frozen=True, kw_only=True, gc=False):
     """One item's vector and the metadata that a response needs.
 
     The key that a record is stored under must determine everything that can change its vector (`proxy.protocol.keys`).

@@ -5,13 +5,13 @@ shortest text of the same number widened to float64 (vLLM, Infinity, AIGNE). A c
 different doubles, so each vector records which of the two it was.
 """
 
-from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Any
 
 import numpy as np
 import orjson
 import pybase64
+from msgspec import Struct
 from numpy.typing import NDArray
 
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
@@ -51,6 +51,7 @@ _NUMPY_TYPES: dict[DType, np.dtype[Any]] = {
     DType.UINT8_PACKED: np.dtype("u1"),
 }
 _PACKED = (DType.INT8_PACKED, DType.UINT8_PACKED)
+_IN_BASE64_AS_STORED = (DType.FLOAT32, DType.FLOAT32_SHORTEST, *_PACKED)
 _INTEGERS = (DType.INT8, DType.UINT8, DType.INT32, DType.INT64)
 # A base64 response is always float32, so only integers that float32 represents exactly can be stored.
 _LARGEST_EXACT_IN_FLOAT32 = 2**24
@@ -60,8 +61,7 @@ class InvalidVector(ValueError):
     """Not a vector that can be stored. The message is a fixed phrase, fit for a log and a metric."""
 
 
-@dataclass(frozen=True, slots=True)
-class Vector:
+class Vector(Struct, frozen=True, gc=False):
     """``dimensions`` numbers of ``dtype``, packed little-endian in ``payload``."""
 
     dtype: DType
@@ -165,12 +165,17 @@ def _shortest(values: NDArray[Any]) -> NDArray[Any]:
     return np.array(orjson.loads(orjson.dumps(values, option=_NUMPY)), np.float64)
 
 
-def base64_json(vector: Vector) -> bytes:
-    """The vector as a JSON string, quotes included: base64 of little-endian float32, or the bytes of a packed type."""
-    payload = vector.payload
-    if vector.dtype not in _PACKED and _NUMPY_TYPES[vector.dtype] != _NUMPY_TYPES[DType.FLOAT32]:
-        payload = vector.array().astype("<f4").tobytes()
-    return b'"%b"' % pybase64.b64encode(payload)
+def base64_text(dtype: DType, payload: bytes) -> bytes:
+    """A vector as base64 of little-endian float32, or of the bytes of a packed type."""
+    if dtype not in _IN_BASE64_AS_STORED:
+        payload = Vector(dtype, payload).array().astype("<f4").tobytes()
+    return pybase64.b64encode(payload)
+
+
+def base64_length(vector: Vector) -> int:
+    """The length of `base64_text`."""
+    size = len(vector.payload) if vector.dtype in _IN_BASE64_AS_STORED else 4 * vector.dimensions
+    return 4 * -(-size // 3)
 
 
 def numbers_json(vector: Vector) -> bytes:
@@ -179,8 +184,3 @@ def numbers_json(vector: Vector) -> bytes:
     if vector.dtype is DType.FLOAT32:
         values = values.astype(np.float64)
     return orjson.dumps(values, option=_NUMPY)
-
-
-def from_base64_json(text: bytes, dtype: DType) -> Vector:
-    """The inverse of `base64_json` for the two float32 types, for which it is lossless."""
-    return Vector(dtype, pybase64.b64decode(text[1:-1]))

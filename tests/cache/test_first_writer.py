@@ -187,7 +187,7 @@ async def test_two_caches_that_replace_one_damaged_record_agree_on_the_next_requ
         await asyncio.sleep(0)
     store.replies.set()
     await asyncio.gather(*writing)
-    stands = {A: Entry(records.decode(A, store.values[A])).numbers()}
+    stands = {A: Entry.of(records.decode(A, store.values[A])).numbers()}
     assert [await look_up(cache, A) for cache in caches] == [stands, stands]
 
 

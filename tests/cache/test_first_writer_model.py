@@ -166,7 +166,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def text_of(key: bytes, value: bytes) -> bytes:
-    return Entry(records.decode(key, value)).numbers()
+    return Entry.of(records.decode(key, value)).numbers()
 
 
 TestFirstWriter = Machine.TestCase

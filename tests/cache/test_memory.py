@@ -1,3 +1,5 @@
+import gc
+
 import numpy as np
 import orjson
 import pytest
@@ -6,23 +8,27 @@ from proxy.cache.entry import Entry
 from proxy.cache.memory import Memory
 from proxy.protocol import vectors
 from proxy.protocol.records import Record
-from proxy.protocol.vectors import Encoding, Vector
+from proxy.protocol.vectors import DType, Encoding, Vector
 
 
 def key(number: int) -> bytes:
     return number.to_bytes(32, "big")
 
 
-def entry(vector: Vector | None = None, tokens: int = 1) -> Entry:
+def record(vector: Vector | None = None, tokens: int = 1) -> Record:
     vector = vector or vectors.from_numbers(np.linspace(-1, 1, 1536, dtype=np.float32).astype(np.float64).tolist())
-    return Entry(Record(vector=vector, model="m", tokens=tokens, tokens_exact=True, stored_at_s=0))
+    return Record(vector=vector, model="m", tokens=tokens, tokens_exact=True, stored_at_s=0)
+
+
+def entry(vector: Vector | None = None, tokens: int = 1) -> Entry:
+    return Entry.of(record(vector, tokens))
 
 
 def test_memory_stays_within_its_bytes() -> None:
     memory = Memory(max_bytes=1_000_000)
     for number in range(1000):
         memory.put(key(number), entry())
-    assert 0 < memory.entries <= 1_000_000 // 8192
+    assert 0 < memory.entries <= 1_000_000 // 6144
     assert memory.bytes <= 1_000_000
 
 
@@ -58,8 +64,25 @@ def test_a_newer_entry_is_not_displaced_by_an_older_ones_text() -> None:
 def test_both_texts_are_those_of_the_vector(numbers: list[float]) -> None:
     vector = vectors.from_numbers(numbers)
     memory, held = Memory(max_bytes=1000), entry(vector)
-    assert memory.text(key(1), held, Encoding.BASE64) == vectors.base64_json(vector)
+    assert memory.text(key(1), held, Encoding.BASE64) == vectors.base64_text(vector.dtype, vector.payload)
     assert orjson.loads(memory.text(key(1), held, Encoding.FLOAT)) == numbers
+
+
+@pytest.mark.parametrize("dtype", DType, ids=lambda dtype: dtype.name)
+def test_an_entry_has_all_of_its_record(dtype: DType) -> None:
+    original = record(Vector(dtype, bytes(range(16))))
+    held = Entry.of(original)
+    held.numbers()
+    assert held.record() == original
+    assert (held.dimensions, held.model_version) == (original.vector.dimensions, ("m", original.vector.dimensions))
+    assert held.base64_length == len(held.base64)
+
+
+def test_the_garbage_collector_does_not_visit_entries() -> None:
+    held = entry()
+    held.numbers()
+    assert not gc.is_tracked(held)
+    assert not gc.is_tracked(held._source)
 
 
 def test_an_entry_shows_what_it_is() -> None:

@@ -533,7 +533,7 @@ async def test_item_cached_during_a_store_read_counts_as_memory(
     client = await restarts.start("a")
     cache = client.proxy.cache
     vector = Vector(DType.FLOAT32, b"\0\0\x80\x3f" * 16)
-    entry = Entry(Record(vector=vector, model="m", tokens=1, tokens_exact=True, stored_at_s=2**31))
+    entry = Entry.of(Record(vector=vector, model="m", tokens=1, tokens_exact=True, stored_at_s=2**31))
     read = cache.read
 
     async def read_late(keys: Sequence[bytes], *, min_stored_at_s: float) -> dict[bytes, Entry]:

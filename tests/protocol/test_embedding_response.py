@@ -1,3 +1,4 @@
+import base64
 from typing import Any
 
 import orjson
@@ -142,6 +143,17 @@ def test_assembled_responses_have_the_fields_that_openai_documents(numbers: list
         "model": model,
         "usage": usage,
     }
+
+
+@given(st.lists(st.binary(min_size=1), min_size=1, max_size=50))
+def test_base64_is_quoted_and_its_length_is_known(embeddings: list[bytes]) -> None:
+    end = embedding_response.ending("m", {}, {})
+    texts = [base64.b64encode(embedding) for embedding in embeddings]
+    body = b"".join(embedding_response.parts(texts, end, are_base64=True))
+    quoted = [b'"%b"' % text for text in texts]
+    assert body == b"".join(embedding_response.parts(quoted, end))
+    assert body == b"".join(embedding_response.stream_parts(iter(texts), len(texts), end, are_base64=True))
+    assert embedding_response.base64_length(list(map(len, texts)), end) == len(body)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_integers_stay_integers_in_the_smallest_type_that_holds_them(numbers: li
     assert all(type(number) is int for number in back)
     if all(-128 <= number <= 127 for number in numbers):
         assert len(vector.payload) == len(numbers)
-    decoded = np.frombuffer(pybase64.b64decode(orjson.loads(vectors.base64_json(vector))), "<f4")
+    decoded = np.frombuffer(pybase64.b64decode(vectors.base64_text(vector.dtype, vector.payload)), "<f4")
     assert decoded.tolist() == numbers
 
 
@@ -72,9 +72,9 @@ def test_integers_stay_integers_in_the_smallest_type_that_holds_them(numbers: li
 def test_base64_is_kept_to_the_byte(numbers: list[float]) -> None:
     text = pybase64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
     vector = vectors.from_base64(text)
-    assert orjson.loads(vectors.base64_json(vector)) == text
+    assert vectors.base64_text(vector.dtype, vector.payload).decode() == text
     assert bits(orjson.loads(vectors.numbers_json(vector))) == bits(numbers)
-    assert vectors.from_base64_json(vectors.base64_json(vector), vector.dtype) == vector
+    assert vectors.base64_length(vector) == len(text)
 
 
 def test_a_mixed_array_of_integers_and_floats_is_floats() -> None:

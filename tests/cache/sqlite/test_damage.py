@@ -8,11 +8,11 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from proxy.cache.entry import Entry
 from proxy.cache.sqlite.store import SQLiteStore
@@ -430,7 +430,7 @@ def of_400_dimensions(number: int) -> Record:
 async def test_whatever_the_damage_an_item_is_a_hit_at_its_second_request(sqlite_path: Path, seed: int) -> None:
     dice = random.Random(seed)
     fresh = {key: of_400_dimensions(number) for number, key in enumerate(KEYS)}
-    texts = {key: Entry(its).numbers() for key, its in fresh.items()}
+    texts = {key: Entry.of(its).numbers() for key, its in fresh.items()}
     clock = Clock()
     store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB, clock=clock)
     await store.put_many({key: records.encode(key, its) for key, its in fresh.items()}, ttl_s=None, overwrite=False)
