@@ -58,6 +58,13 @@ class Cluster:
             self._refresher.refresh_soon()
         return address
 
+    def by_server(self, names: Sequence[str]) -> Mapping[Address, Sequence[str]]:
+        found: dict[Address, list[str]] = {}
+        for name in names:
+            if (server := self.server_of(name)) is not None:
+                found.setdefault(server, []).append(name)
+        return found
+
     @property
     def is_partially_up(self) -> bool:
         return any(not member.breaker.has_recent_failure for member in self._members.values())

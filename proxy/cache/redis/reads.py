@@ -5,11 +5,13 @@ import logging
 from collections.abc import Sequence
 
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from proxy.cache.redis.names import record_name
 from proxy.cache.redis.redis_url import Address
 from proxy.cache.redis.topology import Servers, require_ready
+from proxy.cache.shared_read import SharedRead, wait_for
 from proxy.tasks import TaskSet, log_to
 
 _log = logging.getLogger(__name__)
@@ -30,56 +32,63 @@ class MergedReads:
         loop = asyncio.get_running_loop()
         end_s = loop.time() + timeout_s
         await require_ready(self._servers, timeout_s=timeout_s)
-        commands = self._add(keys)
+        names = list(map(record_name, keys))
+        commands = self._add(names)
         if commands:
             # The timeout does not cancel the commands: other requests wait for them too.
-            tasks = [command.task for command in commands]
-            _, unfinished = await asyncio.wait(tasks, timeout=max(0.0, end_s - loop.time()))
-            if unfinished:
-                await asyncio.sleep(0)  # the loop itself may be late, and have received the replies already
-        results: dict[bytes, object] = dict.fromkeys(keys, RedisConnectionError("no server is known to have it"))
-        for command, asked in commands.items():
-            if command.task.done() and not command.task.cancelled():
+            await wait_for(commands, timeout_s=max(0.0, end_s - loop.time()))
+        results: dict[str, object] = {}
+        failure: RedisError = RedisConnectionError("no server is known to have it")
+        for command in commands:
+            if not command.task.done():
+                failure = RedisTimeoutError(f"no reply in {timeout_s * 1000:.0f} ms")
+            elif command.task.cancelled():
+                failure = RedisConnectionError("the store is closed")
+            else:
                 command.task.result()  # raises an unexpected error
-            missing = RedisTimeoutError(f"no reply in {timeout_s * 1000:.0f} ms")
-            results.update((key, command.results.get(name, missing)) for key, name in asked)
-        return results
+            results = results | command.results if results else command.results
+        return {key: results.get(name, failure) for key, name in zip(keys, names, strict=True)}
 
-    def _add(self, keys: Sequence[bytes]) -> "dict[_Command, list[tuple[bytes, str]]]":
-        """Add ``keys`` to commands that are sent at the end of this turn. Returns the keys of each command, and their
-        names."""
-        added: dict[_Command, list[tuple[bytes, str]]] = {}
-        for key in keys:
-            name = record_name(key)
-            server = self._servers.server_of(name)
-            if server is None:
-                continue
-            command = self._open.get(server)
-            if command is None or len(command.names) >= self._max_names:
-                command = self._open[server] = _Command()
-                command.task = self._tasks.start(self._send(server, command))
-            command.names[name] = None
-            added.setdefault(command, []).append((key, name))
-        return added
+    def _add(self, names: Sequence[str]) -> list["_Command"]:
+        """Add ``names`` to commands that are sent at the end of this turn. Returns these commands."""
+        commands = []
+        for server, its in self._servers.by_server(names).items():
+            rest = its
+            while rest:
+                command = self._open.get(server)
+                if command is None or len(command.names) >= self._max_names:
+                    command = self._open[server] = _Command()
+                    command.task = self._tasks.start(self._send(server, command))
+                room = self._max_names - len(command.names)
+                command.names += rest[:room]
+                rest = rest[room:]
+                commands.append(command)
+        return commands
 
     async def _send(self, server: Address, command: "_Command") -> None:
         # A task's first step runs after everything that was ready when it was made: by then the other requests of this
         # turn have added their keys.
         if self._open.get(server) is command:
             del self._open[server]
-        await self._servers.get(server, list(command.names), command.results)
+        try:
+            await self._servers.get(server, list(dict.fromkeys(command.names)), command.results)
+        finally:
+            command.end()
 
     async def aclose(self) -> None:
         """Cancel the commands in progress: their requests have ended."""
         await self._tasks.aclose()
+        for command in self._open.values():  # a task that is cancelled before its first step does not run at all
+            command.end()
 
 
-class _Command:
+class _Command(SharedRead):
     """A read of several names from one server, and its results so far."""
 
     __slots__ = ("names", "results", "task")
 
     def __init__(self) -> None:
-        self.names: dict[str, None] = {}
+        super().__init__()
+        self.names: list[str] = []
         self.results: dict[str, object] = {}
         self.task: asyncio.Task[None]

@@ -43,7 +43,8 @@ class RedisStore:
     async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
         results = await self._reads.get(keys, timeout_s=timeout_s)
         found = {key: value for key, value in results.items() if isinstance(value, bytes)}
-        self._raise_failure(results.values(), found)
+        if len(found) < len(results):
+            self._raise_failure(results.values(), found)
         return found
 
     async def put_many(
@@ -87,10 +88,7 @@ class RedisStore:
         """By name the reply to its command, or a `RedisError`."""
         await require_ready(self._servers, timeout_s=self._timeout_s)
         results: dict[str, object] = dict.fromkeys(commands, RedisConnectionError("no server is known to have it"))
-        names: dict[Address, list[str]] = {}
-        for name in commands:
-            if (server := self._servers.server_of(name)) is not None:
-                names.setdefault(server, []).append(name)
+        names = self._servers.by_server(list(commands))
         await asyncio.gather(*(self._run_on(server, its, commands, results) for server, its in names.items()))
         return results
 

@@ -33,8 +33,8 @@ class Servers(Protocol):
         """Wait until servers are known. Raises `RedisError` if that fails or takes longer."""
         ...
 
-    def server_of(self, name: str) -> Address | None:
-        """The address of the server that has ``name``, None if it is not known."""
+    def by_server(self, names: Sequence[str]) -> Mapping[Address, Sequence[str]]:
+        """``names`` by the address of the server that has them; without those of which it is not known."""
         ...
 
     async def get(self, server: Address, names: Sequence[str], results: dict[str, object]) -> None:
@@ -74,6 +74,9 @@ class OneServer:
 
     def server_of(self, name: str) -> Address | None:
         return None if self._node is None else self._node.address
+
+    def by_server(self, names: Sequence[str]) -> Mapping[Address, Sequence[str]]:
+        return {} if self._node is None else {self._node.address: names}
 
     async def get(self, server: Address, names: Sequence[str], results: dict[str, object]) -> None:
         (values,) = await self._run([("MGET", *names)])

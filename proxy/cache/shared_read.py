@@ -1,0 +1,56 @@
+"""One read of the store that several requests wait for."""
+
+import asyncio
+from collections.abc import Collection
+
+
+class SharedRead:
+    """Ends once, for all that wait for it. That one of them waits no longer is nothing to the others."""
+
+    __slots__ = ("_waiters", "is_done")
+
+    def __init__(self) -> None:
+        self._waiters: list[_Waiter] = []
+        self.is_done = False
+
+    def end(self) -> None:
+        self.is_done = True
+        for waiter in self._waiters:
+            waiter.one_ended()
+        self._waiters.clear()
+
+    def add(self, waiter: "_Waiter") -> None:
+        self._waiters.append(waiter)
+
+
+class _Waiter:
+    __slots__ = ("_missing", "future")
+
+    def __init__(self, missing: int) -> None:
+        self._missing = missing
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def one_ended(self) -> None:
+        self._missing -= 1
+        if not self._missing:
+            self.stop()
+
+    def expire(self) -> None:
+        # The loop itself may be late, and have received the replies already: it looks once more before it gives up.
+        asyncio.get_running_loop().call_later(0, self.stop)
+
+    def stop(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+async def wait_for(reads: Collection[SharedRead], *, timeout_s: float) -> None:
+    """Wait until all ``reads``, none of which is done, have ended, or ``timeout_s`` have passed."""
+    waiter = _Waiter(len(reads))
+    for read in reads:
+        read.add(waiter)
+    timer = asyncio.get_running_loop().call_later(timeout_s, waiter.expire)
+    try:
+        await waiter.future
+    finally:
+        timer.cancel()
