@@ -19,8 +19,17 @@ class SharedRead:
             waiter.one_ended()
         self._waiters.clear()
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether something waits for it."""
+        return bool(self._waiters)
+
     def add(self, waiter: "_Waiter") -> None:
         self._waiters.append(waiter)
+
+    def leave(self, waiter: "_Waiter") -> None:
+        if not self.is_done:
+            self._waiters.remove(waiter)
 
 
 class _Waiter:
@@ -54,3 +63,5 @@ async def wait_for(reads: Collection[SharedRead], *, timeout_s: float) -> None:
         await waiter.future
     finally:
         timer.cancel()
+        for read in reads:
+            read.leave(waiter)

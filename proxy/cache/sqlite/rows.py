@@ -19,7 +19,8 @@ _SPARE_BYTES = 64 * PAGE_BYTES  # for SQLite's own pages
 _OF_KEYS = (
     " FROM slot JOIN value ON value.id = slot.id AND (value.key = slot.key OR value.key IS NULL) WHERE slot.key IN ("
 )
-_SELECT = f"SELECT slot.key, slot.id, read_at, value{_OF_KEYS}"
+_SELECT = f"SELECT slot.key, slot.id, value{_OF_KEYS}"
+_READ = f"SELECT slot.key, read_at, value{_OF_KEYS}"
 _COUNT = f"SELECT count(*){_OF_KEYS}"
 # A damaged time of last read must not keep its slot for ever.
 _OLDEST = (
@@ -29,13 +30,26 @@ _OLDEST = (
 )
 
 
-def select(connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, tuple[int, int, bytes]]:
-    """key → (id, read_at, value) of the keys that have a value."""
+def read(
+    connection: sqlite3.Connection, keys: Sequence[bytes], stale_s: float
+) -> tuple[dict[bytes, bytes], set[bytes]]:
+    """The values of the keys that have one, and the keys whose time of last read is before ``stale_s``."""
+    found, stale = {}, set()
+    for query, chunk in _statements(_READ, keys):
+        for key, read_at, value in connection.execute(query, chunk):
+            # A damaged field may have another type. An empty value fails the record's checks.
+            found[key] = value if isinstance(value, bytes) else b""
+            if not isinstance(read_at, int) or read_at < stale_s:
+                stale.add(key)
+    return found, stale
+
+
+def _select(connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, tuple[int, bytes]]:
+    """key → (id, value) of the keys that have a value."""
     found = {}
     for query, chunk in _statements(_SELECT, keys):
-        for key, id_, read_at, value in connection.execute(query, chunk):
-            # A damaged field may have another type. An empty value fails the record's checks; a time of 0 is updated.
-            found[key] = id_, read_at if isinstance(read_at, int) else 0, value if isinstance(value, bytes) else b""
+        for key, id_, value in connection.execute(query, chunk):
+            found[key] = id_, value if isinstance(value, bytes) else b""
     return found
 
 
@@ -49,18 +63,18 @@ def put(
     now: int,
 ) -> dict[bytes, bytes]:
     """`Store.put_many` in one transaction, which the caller has begun. Evicts what exceeds ``limit_bytes``."""
-    existing = select(connection, list(values))
-    replaced = {key: row for key, row in existing.items() if overwrite or invalid.get(key) == row[2]}
+    existing = _select(connection, list(values))
+    replaced = {key: row for key, row in existing.items() if overwrite or invalid.get(key) == row[1]}
     connection.executemany("DELETE FROM slot WHERE key = ?", [(key,) for key in replaced])
     fresh = {key: value for key, value in values.items() if key not in existing or key in replaced}
-    replaced_bytes = sum(len(value) for _, _, value in replaced.values())
+    replaced_bytes = sum(len(value) for _, value in replaced.values())
     # New values reuse the ids of replaced and evicted ones, so that a full file does not fill with partly free pages.
     excess = bytes_used(connection) + sum(map(len, fresh.values())) - replaced_bytes - limit_bytes
-    freed = dict.fromkeys([*(id_ for id_, _, _ in replaced.values()), *_evict(connection, excess, now)])
+    freed = dict.fromkeys([*(id_ for id_, _ in replaced.values()), *_evict(connection, excess, now)])
     _insert(connection, fresh, freed, now)
     _keep_within(connection, limit_bytes, fresh, now)
     _require(connection, list(fresh))
-    return {key: value for key, (_, _, value) in existing.items() if key not in replaced}
+    return {key: value for key, (_, value) in existing.items() if key not in replaced}
 
 
 def bytes_used(connection: sqlite3.Connection) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from proxy.cache.sqlite import rows
 from proxy.cache.sqlite.file import FAILURES, DatabaseThread, transaction
+from proxy.cache.sqlite.reads import MergedReads
 from proxy.cache.sqlite.salvage import Salvage
 from proxy.cache.sqlite.size_limit import SharedLimit
 from proxy.cache.store import NOTHING, Unleased
@@ -25,6 +26,7 @@ _log = logging.getLogger(__name__)
 
 # The precision of a value's time of last read, so that a busy value is not updated at every read.
 _READ_AT_PRECISION_S = 60
+_KEYS_PER_READ = 256
 
 
 class SQLiteStore(Unleased):
@@ -37,6 +39,7 @@ class SQLiteStore(Unleased):
         # A connection and a thread each for reading and writing: in WAL mode neither waits for the other.
         self._reader = DatabaseThread("sqlite-read", path, on_set_aside=self._begin_salvage)
         self._writer = DatabaseThread("sqlite-write", path, on_set_aside=self._begin_salvage)
+        self._reads = MergedReads(self._reader, self._read, max_keys=_KEYS_PER_READ)
         self._touched: set[bytes] = set()
         self._touching: Future[None] | None = None
         self._salvage: Salvage | None = None
@@ -46,24 +49,25 @@ class SQLiteStore(Unleased):
         return f"<SQLiteStore {self._path}, limit {self._limit_bytes} bytes>"
 
     async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
-        try:
-            async with asyncio.timeout(timeout_s):
-                found = await self._reader.run(rows.select, keys)
-        except TimeoutError:
-            raise StoreError("timeout", f"{self._path}: no result in {timeout_s * 1000:.0f} ms") from None
+        return await self._reads.get(keys, timeout_s=timeout_s)
+
+    def _read(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         now_s = self._clock()
-        stale_s = now_s - _READ_AT_PRECISION_S
-        touched = {key for key, (_, read_at, _) in found.items() if read_at < stale_s}
-        if touched or self._limit.is_due(now_s):
+        found, stale = rows.read(connection, keys, now_s - _READ_AT_PRECISION_S)
+        if stale or self._limit.is_due(now_s):
             self._limit.registered_at_s = now_s
-            self._touch(touched)
-        return {key: value for key, (_, _, value) in found.items()}
+            self._touch(stale)
+        return found
 
     def _touch(self, keys: set[bytes]) -> None:
-        """Update the time of last read of ``keys`` soon. While one update runs, the next keys are collected."""
+        """Update the time of last read of ``keys`` soon. While one update runs, the next keys are collected.
+
+        Called by the reading thread.
+        """
         self._touched |= keys
         if not self._closed and (self._touching is None or self._touching.done()):
-            self._touching = self._writer.submit(self._write_touched)
+            with suppress(RuntimeError):  # the thread is ending
+                self._touching = self._writer.submit(self._write_touched)
 
     def _write_touched(self, connection: sqlite3.Connection) -> None:
         touched, self._touched = self._touched, set()

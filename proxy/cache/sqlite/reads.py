@@ -1,0 +1,99 @@
+"""Reads of concurrent requests, merged: what is asked while the thread reads is read together next."""
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+
+from proxy.cache.shared_read import SharedRead, wait_for
+from proxy.cache.sqlite.file import DatabaseThread
+from proxy.errors import StoreError
+
+_Values = dict[bytes, bytes]
+
+
+class MergedReads:
+    def __init__(
+        self,
+        thread: DatabaseThread,
+        select: Callable[[sqlite3.Connection, Sequence[bytes]], _Values],
+        *,
+        max_keys: int,
+    ) -> None:
+        """``select`` is called in ``thread``, with at most ``max_keys`` keys: other requests have their turn between
+        the reads of one that asks for thousands."""
+        self._thread = thread
+        self._select = select
+        self._max_keys = max_keys
+        self._waiting: deque[_Read] = deque()
+        self._is_running = False
+
+    async def get(self, keys: Sequence[bytes], *, timeout_s: float) -> _Values:
+        """The values of ``keys`` that have one. Raises `StoreError`."""
+        reads = self._add(keys)
+        await wait_for(reads, timeout_s=timeout_s)
+        found: _Values = {}
+        for read in reads:
+            if read.failure is not None:
+                raise StoreError(read.failure.reason, str(read.failure), found=found) from read.failure
+            if not read.is_done:
+                raise StoreError("timeout", f"no result in {timeout_s * 1000:.0f} ms", found=found)
+            values = read.values
+            if len(read.keys) == len(keys):
+                return values  # they are this request's alone
+            found.update((key, values[key]) for key in keys if key in values)
+        return found
+
+    def _add(self, keys: Sequence[bytes]) -> list["_Read"]:
+        """Add ``keys`` to reads that begin after this turn of the event loop. Returns these reads."""
+        reads, rest = [], keys
+        while rest:
+            if not self._waiting or len(self._waiting[-1].keys) >= self._max_keys:
+                self._waiting.append(_Read())
+            read = self._waiting[-1]
+            room = self._max_keys - len(read.keys)
+            read.keys += rest[:room]
+            rest = rest[room:]
+            reads.append(read)
+        if not self._is_running:
+            self._is_running = True
+            asyncio.get_running_loop().call_soon(self._start)
+        return reads
+
+    def _start(self) -> None:
+        while self._waiting:
+            read = self._waiting.popleft()
+            if read.is_wanted:
+                future = self._thread.submit(self._select, list(dict.fromkeys(read.keys)))
+                future.add_done_callback(partial(self._hand_over, asyncio.get_running_loop(), read))
+                return
+        self._is_running = False
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop, read: "_Read", future: "Future[_Values]") -> None:
+        """Called by the thread."""
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(self._ended, read, future)
+
+    def _ended(self, read: "_Read", future: "Future[_Values]") -> None:
+        self._start()
+        try:
+            read.values = future.result()
+        except StoreError as failure:
+            read.failure = failure
+        finally:
+            read.end()
+
+
+class _Read(SharedRead):
+    """A read of several keys, and its result."""
+
+    __slots__ = ("failure", "keys", "values")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: list[bytes] = []
+        self.values: _Values = {}
+        self.failure: StoreError | None = None
