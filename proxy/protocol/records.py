@@ -14,8 +14,10 @@ Earlier versions wrote the tag after the checksum of a format 1 record, without 
 from enum import StrEnum
 from hashlib import blake2b
 from hmac import compare_digest
+from typing import Literal
 
 import msgpack
+import msgspec
 import xxhash
 from msgspec import Struct
 
@@ -26,7 +28,6 @@ _CHECKSUM_BYTES = 8
 _KEY_ID_BYTES = 8
 _TAG_BYTES = 16
 _FIELDS = 9
-_DTYPES = frozenset(DType)
 # The first bytes of the array of a format 2 record: its number of elements and the first element.
 _TAGGED_HEAD: bytes = msgpack.packb([0] * _FIELDS)[:1] + msgpack.packb(_TAGGED)
 
@@ -72,10 +73,10 @@ class RecordKey:
     def __repr__(self) -> str:
         return f"<RecordKey {self.id.hex()}>"
 
-    def tag(self, data: bytes) -> bytes:
+    def tag(self, data: bytes | memoryview) -> bytes:
         return blake2b(data, key=self._key, digest_size=_TAG_BYTES).digest()
 
-    def verifies(self, data: bytes, tag: bytes) -> bool:
+    def verifies(self, data: memoryview, tag: bytes | memoryview) -> bool:
         return compare_digest(tag, self.tag(data))
 
 
@@ -90,6 +91,23 @@ class Record(Struct, frozen=True, kw_only=True, gc=False):
     tokens: int  # what the upstream billed for the item
     tokens_exact: bool  # False if the tokens of one call were apportioned to its items
     stored_at_s: int  # Unix time
+
+
+class _Array(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """The array of a record."""
+
+    format: Literal[1, 2]  # _UNTAGGED, _TAGGED
+    key: bytes
+    dtype: DType
+    dimensions: int
+    tokens: int
+    tokens_exact: bool
+    model: str
+    stored_at_s: int
+    payload: bytes
+
+
+_unpack = msgspec.msgpack.Decoder(_Array).decode
 
 
 def encode(key: bytes, record: Record, record_key: RecordKey | None = None) -> bytes:
@@ -117,29 +135,35 @@ def decode(key: bytes, data: bytes, record_key: RecordKey | None = None) -> Reco
 
     With a ``record_key``, only data with a valid tag is unpacked.
     """
-    body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
-    if _checksum(body) != checksum:
+    body = memoryview(data)[:-_CHECKSUM_BYTES]
+    if xxhash.xxh3_64_digest(body) != data[-_CHECKSUM_BYTES:]:
         packed = _verified_old(data, record_key)
-    elif body.startswith(_TAGGED_HEAD):
+    elif body[: len(_TAGGED_HEAD)] == _TAGGED_HEAD:
         packed = _verified(body, record_key)
     elif record_key is not None:
         raise InvalidRecord(Flaw.UNTAGGED)
     else:
         packed = body
     try:
-        fields = msgpack.unpackb(packed, use_list=False)
-    except (ValueError, msgpack.UnpackException):
-        raise InvalidRecord(Flaw.MSGPACK) from None
-    if not isinstance(fields, tuple) or len(fields) != _FIELDS or fields[0] not in (_UNTAGGED, _TAGGED):
-        raise InvalidRecord(Flaw.FORMAT)
-    return _checked(key, fields)
+        fields = _unpack(packed)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidRecord(_flaw(key, packed)) from None
+    if fields.key != key:
+        raise InvalidRecord(Flaw.KEY)
+    vector = Vector(fields.dtype, fields.payload)
+    if not is_whole(vector) or vector.dimensions != fields.dimensions:
+        raise InvalidRecord(Flaw.DIMENSIONS)
+    return Record(
+        vector=vector, model=fields.model, tokens=fields.tokens, tokens_exact=fields.tokens_exact,
+        stored_at_s=fields.stored_at_s,
+    )  # fmt: skip
 
 
 def _checksum(data: bytes) -> bytes:
     return xxhash.xxh3_64_digest(data)
 
 
-def _verified(body: bytes, record_key: RecordKey | None) -> bytes:
+def _verified(body: memoryview, record_key: RecordKey | None) -> memoryview:
     """The array of a format 2 record without its checksum. Raises `InvalidRecord`."""
     tagged, tag = body[:-_TAG_BYTES], body[-_TAG_BYTES:]
     packed, key_id = tagged[:-_KEY_ID_BYTES], tagged[-_KEY_ID_BYTES:]
@@ -150,39 +174,29 @@ def _verified(body: bytes, record_key: RecordKey | None) -> bytes:
     return packed
 
 
-def _verified_old(data: bytes, record_key: RecordKey | None) -> bytes:
+def _verified_old(data: bytes, record_key: RecordKey | None) -> memoryview:
     """The array of a record that an earlier version tagged. Raises `InvalidRecord`.
 
     It contains no key ID. So a tag that is not by ``record_key`` may be by a previous key, and is no evidence.
     """
-    tagged, tag = data[:-_TAG_BYTES], data[-_TAG_BYTES:]
+    tagged, tag = memoryview(data)[:-_TAG_BYTES], data[-_TAG_BYTES:]
     packed, checksum = tagged[:-_CHECKSUM_BYTES], tagged[-_CHECKSUM_BYTES:]
-    if _checksum(packed) != checksum:
+    if xxhash.xxh3_64_digest(packed) != checksum:
         raise InvalidRecord(Flaw.CHECKSUM)
     if record_key is None or not record_key.verifies(tagged, tag):
         raise InvalidRecord(Flaw.OTHER_KEY)
     return packed
 
 
-def _checked(key: bytes, fields: tuple[object, ...]) -> Record:
-    match fields:
-        case (
-            _,
-            bytes(own_key),
-            int(dtype),
-            int(dimensions),
-            int(tokens),
-            bool(exact),
-            str(model),
-            int(at),
-            bytes(data),
-        ):
-            if own_key != key:
-                raise InvalidRecord(Flaw.KEY)
-            if dtype not in _DTYPES:
-                raise InvalidRecord(Flaw.DTYPE)
-            vector = Vector(DType(dtype), data)
-            if not is_whole(vector) or vector.dimensions != dimensions:
-                raise InvalidRecord(Flaw.DIMENSIONS)
-            return Record(vector=vector, model=model, tokens=tokens, tokens_exact=exact, stored_at_s=at)
-    raise InvalidRecord(Flaw.FIELD_TYPES)
+def _flaw(key: bytes, packed: memoryview) -> Flaw:
+    """Why ``packed`` is not the array of a record."""
+    try:
+        # Not by msgspec, which allocates what an array declares.
+        fields = msgpack.unpackb(packed, use_list=False)
+    except (ValueError, msgpack.UnpackException):
+        return Flaw.MSGPACK
+    if not isinstance(fields, tuple) or len(fields) != _FIELDS or fields[0] not in (_UNTAGGED, _TAGGED):
+        return Flaw.FORMAT
+    if [type(field) for field in fields] != [int, bytes, int, int, int, bool, str, int, bytes]:
+        return Flaw.FIELD_TYPES
+    return Flaw.DTYPE if fields[1] == key else Flaw.KEY

@@ -125,6 +125,59 @@ def test_sealed_bytes_that_are_not_msgpack_are_no_record() -> None:
         records.decode(KEY, b"\xc1" + xxhash.xxh3_64_digest(b"\xc1"))
 
 
+FIELDS = st.one_of(
+    st.none(), st.booleans(), st.integers(0, 9), st.integers(-(2**63), 2**64 - 1), st.floats(), st.just(2.0),
+    st.binary(), st.just(KEY), st.text(), st.lists(st.booleans(), max_size=2), st.dictionaries(st.text(), st.none()),
+)  # fmt: skip
+
+
+def expected_flaw(fields: list[object]) -> Flaw | None:
+    version, key, dtype, dimensions, _, _, _, _, payload = fields
+    if version not in (1, 2):
+        return Flaw.FORMAT
+    if [type(field) for field in fields] != [int, bytes, int, int, int, bool, str, int, bytes]:
+        return Flaw.FIELD_TYPES
+    if key != KEY:
+        return Flaw.KEY
+    if dtype not in SIZES:
+        return Flaw.DTYPE
+    assert isinstance(dtype, int)
+    assert isinstance(payload, bytes)
+    return None if payload and len(payload) == dimensions * SIZES[DType(dtype)] else Flaw.DIMENSIONS  # type: ignore[operator]
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), FIELDS), max_size=3))
+def test_a_sealed_array_is_a_record_only_with_the_types_and_values_of_one(changes: list[tuple[int, object]]) -> None:
+    fields = GOOD_FIELDS.copy()
+    for position, value in changes:
+        fields[position] = value
+    flaw = expected_flaw(fields)
+    if fields[0] == 2:
+        flaw = Flaw.FIELD_TYPES if type(fields[0]) is float else Flaw.OTHER_KEY  # it is not tagged
+    if flaw is not None:
+        assert flaw_of(sealed(fields), None) is flaw
+        return
+    record = records.decode(KEY, sealed(fields))
+    assert [record.vector.dtype, record.vector.payload, record.model] == [fields[2], fields[8], fields[6]]
+    assert [record.tokens, record.tokens_exact, record.stored_at_s] == [fields[4], fields[5], fields[7]]
+
+
+@pytest.mark.parametrize(
+    ("packed", "flaw"),
+    [
+        (b"\xdd\xff\xff\xff\xff", Flaw.MSGPACK),  # an array of four billion elements
+        (b"\x91" * 100_000, Flaw.MSGPACK),
+        (b"\x99\x01\xc6\xff\xff\xff\xff", Flaw.MSGPACK),  # a string of four billion bytes
+        (b"\x99\x01\xdd\xff\xff\xff\xff", Flaw.MSGPACK),
+        (b"\x99\x01" + b"\x91" * 100_000, Flaw.MSGPACK),
+        (b"\x99" + msgpack.packb([1, KEY, 0, 2, 12, True])[1:] + b"\xa1\xff\x01\xc4\x00", Flaw.MSGPACK),  # not UTF-8
+        (msgpack.packb(GOOD_FIELDS) + b"\x00", Flaw.MSGPACK),
+    ],
+)
+def test_what_msgpack_declares_is_not_believed(packed: bytes, flaw: Flaw) -> None:
+    assert flaw_of(packed + xxhash.xxh3_64_digest(packed), None) is flaw
+
+
 def test_a_1536_d_vector_costs_at_most_160_bytes_more_than_its_floats() -> None:
     assert len(records.encode(KEY, RECORD)) <= 1536 * 4 + 160
 
