@@ -91,7 +91,8 @@ class Dispatcher:
         return response
 
     def handle_bytes(self, sent: bytes, connection: Connection) -> Sequence[bytes] | None:
-        """The response to a request with the same bytes as an earlier one, from memory; None: it must be parsed.
+        """The response, from memory, to a request whose bytes or whose head are those of an earlier one; None: it must
+        be parsed.
 
         It is counted, logged and traced like any other.
         """
@@ -99,24 +100,24 @@ class Dispatcher:
             return None
         started_s = time.perf_counter()
         try:
-            found = self._fast_path.find_by_bytes(sent, started_s)
+            found = self._fast_path.find_by_bytes(sent, connection, started_s)
         except Exception:  # noqa: BLE001 - the request is parsed instead
             _log.exception("unexpected error in the fast path")
             return None
         if found is None:
             return None
-        hit, body, saved_tokens = found
-        known = hit.known
+        known, fields = found.hit.known, found.fields
         connection.tenant = known.tenant
-        progress = Progress(self._ids.of(None))
-        progress.span = self._traces.begin("POST", _NO_FIELDS, started_s)
+        progress = Progress(self._ids.of(fields.get("x-request-id")))
+        progress.span = self._traces.begin("POST", CIMultiDict(fields) if fields else _NO_FIELDS, started_s)
         progress.span.on_route(_EMBEDDINGS)
-        progress.hit(hit)
+        progress.hit(found.hit)
         self._embeddings.count(progress, _OK, started_s)
-        self._end(progress, progress.span.trace_id, _OK, started_s)
+        trace = progress.span.trace_id or trace_id(fields.get("traceparent"))
+        self._end(progress, trace, _OK, started_s)
         detail, cors = detail_of(known.spec), known.origin.cors.hit_header_lines()
-        head = head_of_hit(body, saved_tokens, progress.request_id, detail=detail, cors=cors)
-        return head, body
+        head = head_of_hit(found.body, found.saved_tokens, progress.request_id, detail=detail, cors=cors)
+        return head, found.body
 
     def knows_head(self, sent: bytes) -> bool:
         """Whether these bytes are the head of a request that `handle_bytes` may respond to once its body is here."""

@@ -1,10 +1,12 @@
-"""Hits for repeated requests.
+"""Hits for requests that repeat, in part or in all.
 
 A request that was a hit from memory is remembered by a MAC of all that it was parsed from, and is not parsed again. If
-all its bytes are the same, head included, not even its HTTP is parsed.
+all its bytes are the same, head included, not even its HTTP is parsed. Nor is it if on the same connection others with
+that head were hits, and the body differs in nothing but its texts.
 """
 
 import time
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from aiohttp import HttpVersion11
@@ -13,9 +15,11 @@ from aiohttp.web import BaseRequest
 from proxy.access.admission import Access
 from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
+from proxy.embeddings.known_head import KnownBody, KnownHead
 from proxy.embeddings.lookup import count_model_versions
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.embeddings.responses import ResponseBuilder
+from proxy.fetch.request import ClientRequest
 from proxy.http.connection import Connection
 from proxy.http.recorder import HEAD_END, MAX_WHOLE_BYTES, head_of
 from proxy.protocol.identities import Identity
@@ -24,8 +28,24 @@ from proxy.telemetry.metrics import Metrics
 # For a larger request the head is looked up first, since a MAC of the whole costs more.
 _SMALL_BYTES = 2 * 1024
 _MAX_BODY_BYTES = 4 * 1024**2
+# A larger body is read like any other: its memory is reserved, and it may be parsed in a thread.
+_MAX_FRESH_BYTES = 64 * 1024
 # Requests with these fields get a response of their own. Origin is one of them: the CORS fields for it may change.
-_PERSONAL = ("X-Request-Id", "traceparent", "Upgrade", "Expect", "Transfer-Encoding", "Origin")
+_PERSONAL = ("Upgrade", "Expect", "Transfer-Encoding", "Origin")
+# Likewise, but a known head may have others of them.
+_IDS = ("X-Request-Id", "traceparent", "tracestate")
+_ID_NAMES = frozenset(map(str.lower, _IDS))
+_NO_FIELDS: Mapping[str, str] = {}
+
+
+class Sighting(NamedTuple):
+    """A parsed request whose like may be served without being parsed. ``keys_version``: of the client keys that
+    admitted it."""
+
+    request: BaseRequest
+    own: Identity
+    keys_version: int
+    fingerprint: bytes
 
 
 class FastPathHit(NamedTuple):
@@ -36,6 +56,16 @@ class FastPathHit(NamedTuple):
     looked_up_s: float
 
 
+class BytesHit(NamedTuple):
+    """The same for a request that was not parsed. ``fields`` are those in which it differs from others, by their names
+    in lower case."""
+
+    hit: FastPathHit
+    fields: Mapping[str, str]
+    body: bytes
+    saved_tokens: int
+
+
 class FastPath:
     def __init__(self, cache: Cache, responses: ResponseBuilder, *, metrics: Metrics, access: Access) -> None:
         self._cache = cache
@@ -44,34 +74,104 @@ class FastPath:
         self._stages = metrics.stage_seconds
         self._memo = RequestMemo()
 
-    def fingerprint(self, request: BaseRequest, own: Identity, body: bytes) -> bytes | None:
-        """What a request is known by. None if it may differ in more than that, or is so large that the MAC would block
-        the event loop."""
+    def sight(self, request: BaseRequest, own: Identity, body: bytes, *, keys_version: int) -> Sighting | None:
+        """None if a request may differ from others in more than its target, its identity and its body, or is so large
+        that its MAC would block the event loop."""
         if len(body) > _MAX_BODY_BYTES or not _is_plain(request, own):
             return None
-        return self._memo.fingerprint(request.raw_path, own, body)
+        return Sighting(request, own, keys_version, self._memo.fingerprint(request.raw_path, own, body))
 
-    def remember(self, fingerprint: bytes, known: MemoEntry) -> None:
-        """A request was a hit from memory."""
-        self._memo.put(fingerprint, known)
+    def remember(self, sighting: Sighting, client_request: ClientRequest, *, on_hit: Callable[[], None]) -> None:
+        """A request was a hit from memory. ``on_hit`` is called for each later hit of a request that differs only in
+        its texts."""
+        self._memo.put(sighting.fingerprint, MemoEntry.of(client_request))
+        connection = sighting.request.protocol
+        if isinstance(connection, Connection) and len(client_request.parsed.body) <= _MAX_FRESH_BYTES:
+            self._learn(connection, sighting, client_request, on_hit)
 
-    def find(
-        self, request: BaseRequest, fingerprint: bytes, began_s: float, *, keys_version: int
-    ) -> FastPathHit | None:
-        """A known request, if memory has all its items. ``keys_version``: of the client keys that admitted it."""
-        known = self._memo.get(fingerprint)
-        if known is None or not self._access.may_read(known.origin, request.headers):
+    def _learn(
+        self, connection: Connection, sighting: Sighting, client_request: ClientRequest, on_hit: Callable[[], None]
+    ) -> None:
+        """Remember a head, and when it comes again, the body that comes with it: most clients repeat theirs."""
+        known = self._meet(connection, sighting)
+        if known is not None:
+            body = KnownBody.of(client_request, self._access.scope(client_request.identity), on_hit)
+            if body is not None:
+                known.add(body)
+
+    def _meet(self, connection: Connection, sighting: Sighting) -> KnownHead | None:
+        """The head that the connection knows, if it is that of ``sighting``. If not, it knows that one from now on."""
+        sent = connection.head(sighting.request) if _is_repeatable(sighting.request, _PERSONAL) else None
+        if sent is None:
             return None
-        hit = self._hit(known, began_s)
-        if hit is not None:
-            self._remember_bytes(request, known._replace(keys_version=keys_version))
-        return hit
+        known = self._known_head(connection)
+        if known is not None and known.match(sent) is not None:
+            return known
+        connection.known_head = _new_head(sent, sighting)
+        return None
 
-    def find_by_bytes(self, sent: bytes, began_s: float) -> tuple[FastPathHit, bytes, int] | None:
+    def _known_head(self, connection: Connection) -> KnownHead | None:
+        known = connection.known_head
+        return known if isinstance(known, KnownHead) and known.keys_version == self._access.keys_version else None
+
+    def find(self, sighting: Sighting, began_s: float) -> FastPathHit | None:
+        """A known request, if memory has all its items."""
+        known = self._memo.get(sighting.fingerprint)
+        if known is None or not self._access.may_read(known.origin, sighting.request.headers):
+            return None
+        if self._has_much_to_learn(sighting):
+            return None
+        parsed_s = time.perf_counter()
+        found = self._look_up(known)
+        if found is None:
+            return None
+        self._remember_bytes(sighting.request, known._replace(keys_version=sighting.keys_version))
+        return self._observed(FastPathHit(known, found, parsed_s), began_s)
+
+    def _has_much_to_learn(self, sighting: Sighting) -> bool:
+        """Whether a request with an ID, which has never all bytes of another, is worth being parsed in full once."""
+        connection = sighting.request.protocol
+        if not isinstance(connection, Connection) or not any(name in sighting.request.headers for name in _IDS):
+            return False
+        known = self._meet(connection, sighting)
+        return known is not None and known.is_new
+
+    def find_by_bytes(self, sent: bytes, connection: Connection, began_s: float) -> BytesHit | None:
         """The same for the bytes of a request, whose credential must still be valid.
 
-        With the response's body, and the number of tokens it saves. None also if that is too large to write at once.
+        None also if the response is too large to be written at once.
         """
+        hit, fields = self._find_fresh(sent, connection, began_s) or (self._find_repeated(sent, began_s), _NO_FIELDS)
+        return None if hit is None else BytesHit(hit, fields, *self._responses.body_of_hit(hit.known.spec, hit.found))
+
+    def _find_fresh(
+        self, sent: bytes, connection: Connection, began_s: float
+    ) -> tuple[FastPathHit, Mapping[str, str]] | None:
+        """A request with the head that the connection knows, and the fields in which it differs."""
+        known_head = self._known_head(connection)
+        if known_head is None or len(sent) > _MAX_FRESH_BYTES:
+            return None
+        head = known_head.match(sent)
+        if head is None or head.size_bytes + head.body_bytes != len(sent):
+            return None
+        body = sent[head.size_bytes :]
+        read = known_head.read(body)
+        if read is None:
+            return None
+        known, known_body = read
+        parsed_s = time.perf_counter()
+        found = self._look_up(known)
+        if found is None:  # it has to be parsed, and perhaps others like it
+            connection.known_head = None
+            return None
+        if self._is_large(known, found):
+            known_body.max_items = len(known.spec.keys) - 1
+            return None
+        known_body.on_hit()
+        return self._observed(FastPathHit(known, found, parsed_s), began_s), head.fields
+
+    def _find_repeated(self, sent: bytes, began_s: float) -> FastPathHit | None:
+        """A request that is the same in all its bytes."""
         if len(sent) > MAX_WHOLE_BYTES:
             return None
         if len(sent) > _SMALL_BYTES and not self._memo.has_head(head_of(sent)):
@@ -79,30 +179,37 @@ class FastPath:
         known = self._memo.get_by_bytes(self._memo.bytes_fingerprint(sent))
         if known is None or known.keys_version != self._access.keys_version:
             return None
-        hit = self._hit(known, began_s, may_be_large=False)
-        return None if hit is None else (hit, *self._responses.body_of_hit(known.spec, hit.found))
+        parsed_s = time.perf_counter()
+        found = self._look_up(known)
+        if found is None or self._is_large(known, found):
+            return None
+        return self._observed(FastPathHit(known, found, parsed_s), began_s)
 
     def begins(self, sent: bytes) -> bool:
         """Whether these bytes are the head of a request that `find_by_bytes` may know."""
         return sent.endswith(HEAD_END) and len(sent) <= MAX_WHOLE_BYTES and self._memo.has_head(sent)
 
-    def _hit(self, known: MemoEntry, began_s: float, *, may_be_large: bool = True) -> FastPathHit | None:
+    def _look_up(self, known: MemoEntry) -> dict[bytes, Entry] | None:
+        """The entries of a known request, if memory has them all and the credential may be served them."""
         if not self._access.may_serve(known.credential_id, known.credential_scope):
             return None
-        parsed_s = time.perf_counter()
-        spec = known.spec
-        found = self._cache.peek(spec.keys, min_stored_at_s=self._cache.freshness_cutoff_s(None), confirmed=True)
-        if not all(map(found.__contains__, spec.keys)) or count_model_versions(found) > 1:
+        keys = known.spec.keys
+        found = self._cache.peek(keys, min_stored_at_s=self._cache.freshness_cutoff_s(None), confirmed=True)
+        if not all(map(found.__contains__, keys)) or count_model_versions(found) > 1:
             return None
-        if not may_be_large and len(spec.keys) > 1 and self._responses.is_large(spec, found):
-            return None
-        self._stages["parse"].observe(parsed_s - began_s)
-        self._stages["lookup"].observe(time.perf_counter() - parsed_s)
-        return FastPathHit(known, found, parsed_s)
+        return found
+
+    def _is_large(self, known: MemoEntry, found: dict[bytes, Entry]) -> bool:
+        return len(known.spec.keys) > 1 and self._responses.is_large(known.spec, found)
+
+    def _observed(self, hit: FastPathHit, began_s: float) -> FastPathHit:
+        self._stages["parse"].observe(hit.looked_up_s - began_s)
+        self._stages["lookup"].observe(time.perf_counter() - hit.looked_up_s)
+        return hit
 
     def _remember_bytes(self, request: BaseRequest, known: MemoEntry) -> None:
         connection = request.protocol
-        if not isinstance(connection, Connection) or not _is_repeatable(request):
+        if not isinstance(connection, Connection) or not _is_repeatable(request, _PERSONAL + _IDS):
             return
         sent = connection.whole(request)
         if sent is not None:
@@ -120,10 +227,26 @@ def _is_plain(request: BaseRequest, own: Identity) -> bool:
     )
 
 
-def _is_repeatable(request: BaseRequest) -> bool:
-    """Whether another request of the same bytes may get the same response."""
+def _is_repeatable(request: BaseRequest, personal: tuple[str, ...]) -> bool:
+    """Whether another request of the same bytes may get the same response, as it has no ``personal`` field."""
     return (
         request.version == HttpVersion11
         and bool(request.keep_alive)
-        and not any(name in request.headers for name in _PERSONAL)
+        and not any(name in request.headers for name in personal)
     )
+
+
+def _new_head(sent: bytes, sighting: Sighting) -> KnownHead | None:
+    """The known head that ``sent``, which was parsed, is an example of."""
+    request, own = sighting.request, sighting.own
+    known = KnownHead.of(sent)
+    head = None if known is None else known.match(sent)
+    if known is None or head is None:
+        return None
+    if not _ID_NAMES.isdisjoint(name for name, _ in own.credentials + own.vector_affecting):
+        return None  # the operator made it part of the key
+    is_read_alike = head.body_bytes == request.content_length and all(
+        request.headers.getall(name) == [value] for name, value in head.fields.items()
+    )
+    known.keys_version = sighting.keys_version
+    return known if is_read_alike else None

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from aiohttp.web import StreamResponse
@@ -11,12 +12,11 @@ from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.cache.entry import current
 from proxy.embeddings.failures import FailureResponses
-from proxy.embeddings.fast_path import FastPath
+from proxy.embeddings.fast_path import FastPath, Sighting
 from proxy.embeddings.header_watch import MANY_VALUES, HeaderWatch
 from proxy.embeddings.log_once import LogOnce
 from proxy.embeddings.lookup import Lookup, count_model_versions, look_up, lookup
 from proxy.embeddings.progress import Progress
-from proxy.embeddings.request_memo import MemoEntry
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.revalidation import Revalidator
 from proxy.errors import CredentialRefused, NotCached
@@ -70,10 +70,10 @@ class Resolver:
         self._header_watch = HeaderWatch()
 
     async def respond(
-        self, client_request: ClientRequest, fingerprint: bytes | None, progress: Progress, parsed_s: float
+        self, client_request: ClientRequest, sighting: Sighting | None, progress: Progress, parsed_s: float
     ) -> Outcome:
-        """The outcome and response of a request that was parsed at ``parsed_s``. With a ``fingerprint``, a hit from
-        memory is remembered for the fast path. Raises `ProxyError`."""
+        """The outcome and response of a request that was parsed at ``parsed_s``. With a ``sighting``, a hit from memory
+        is remembered for the fast path. Raises `ProxyError`."""
         found = await self._look_up(client_request)
         self._lookup_seconds.observe(time.perf_counter() - parsed_s)
         self._watch_headers(client_request, is_hit=bool(found.entries))
@@ -85,8 +85,9 @@ class Resolver:
         progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
         is_valid = self._is_valid(client_request)
         if is_valid and not found.missing:
-            if fingerprint is not None and found.from_memory == len(found.entries):
-                self._fast_path.remember(fingerprint, MemoEntry.of(client_request))
+            if sighting is not None and found.from_memory == len(found.entries):
+                on_hit = partial(self._header_watch.hit, client_request.identity, client_request.parsed.model)
+                self._fast_path.remember(sighting, client_request, on_hit=on_hit)
             return self._hit(client_request, found)
         if client_request.directives.only_if_cached:
             raise self._not_cached(client_request, found, is_valid=is_valid)

@@ -103,11 +103,8 @@ class EmbeddingsRoute:
     ) -> Outcome:
         sent = await self._bodies.read(request, reservation)
         began_s = time.perf_counter()
-        fast_path, keys_version = self._fast_path, progress.admission.keys_version
-        fingerprint = fast_path.fingerprint(request, own, sent.content)
-        hit = None
-        if fingerprint is not None:
-            hit = fast_path.find(request, fingerprint, began_s, keys_version=keys_version)
+        sighting = self._fast_path.sight(request, own, sent.content, keys_version=progress.admission.keys_version)
+        hit = None if sighting is None else self._fast_path.find(sighting, began_s)
         if hit is not None:
             progress.hit(hit)
             spec, found = hit.known.spec, hit.found
@@ -124,7 +121,7 @@ class EmbeddingsRoute:
             self._log_once.warn(reason_of(doubt), f"requests to {read.origin.name} are cached by their whole body")
         parsed_s = time.perf_counter()
         self._parse_seconds.observe(parsed_s - began_s)
-        return await self._resolver.respond(read, fingerprint, progress, parsed_s)
+        return await self._resolver.respond(read, sighting, progress, parsed_s)
 
 
 def status_of_error(error: Exception) -> int:

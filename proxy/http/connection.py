@@ -12,9 +12,10 @@ from aiohttp.web_protocol import RequestPayloadError
 from proxy.errors import ProxyError
 from proxy.http import malformed
 from proxy.http.error_responses import error_response
+from proxy.http.head_template import HeadTemplate
 from proxy.http.limited_connection import ConnectionContext, LimitedConnection
 from proxy.http.liveness import HalfClosed
-from proxy.http.recorder import RequestRecorder
+from proxy.http.recorder import HEAD_END, RequestRecorder
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Connection(LimitedConnection):
     docs/adr/0003-bytes-before-the-parser.md.
     """
 
-    __slots__ = ("_bytes_handler", "_is_last", "_pending_head", "_recorder", "_tunnel")
+    __slots__ = ("_bytes_handler", "_is_last", "_pending_head", "_recorder", "_tunnel", "known_head")
 
     def __init__(
         self, server: web.Server, context: ConnectionContext, bytes_handler: BytesHandler | None, **options: Any
@@ -65,6 +66,7 @@ class Connection(LimitedConnection):
         self._bytes_handler = bytes_handler
         self._recorder = RequestRecorder()
         self._pending_head = b""  # a head that the parser has not got yet
+        self.known_head: HeadTemplate | None = None  # of requests that `BytesHandler` may respond to; it sets this
         self._is_last = False  # the next response is the last one: nothing after it can be parsed
         self._tunnel: Tunnel | None = None
 
@@ -83,12 +85,19 @@ class Connection(LimitedConnection):
                 if self.transport is not None:
                     self.transport.writelines(response)
                 return
-            if not self._pending_head and handler.knows_head(data):
+            if not self._pending_head and self._is_known_head(data, handler):
                 self._time_head(data)
                 self._pending_head = data
                 return
         self.parse_pending()
         self._parse(data)
+
+    def _is_known_head(self, sent: bytes, handler: BytesHandler) -> bool:
+        """Whether these bytes are a head, and one that may be responded to without the parser once its body is here."""
+        if not sent.endswith(HEAD_END):
+            return False
+        head = None if self.known_head is None else self.known_head.match(sent)
+        return (head is not None and head.size_bytes == len(sent) and head.body_bytes > 0) or handler.knows_head(sent)
 
     def parse_pending(self) -> None:
         """Pass the pending head to the parser separately: on an error, the parser drops all bytes of the same call."""
@@ -127,6 +136,10 @@ class Connection(LimitedConnection):
     def whole(self, request: web.BaseRequest) -> bytes | None:
         """The current request as it was sent, if it is short and nothing was received after it."""
         return self._recorder.whole(self._body_bytes(request))
+
+    def head(self, request: web.BaseRequest) -> bytes | None:
+        """The head of the current request as it was sent, if nothing was received after the request."""
+        return self._recorder.head(self._body_bytes(request))
 
     def _body_bytes(self, request: web.BaseRequest) -> int | None:
         if self.is_upgraded or "Transfer-Encoding" in request.headers:

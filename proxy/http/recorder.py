@@ -47,6 +47,10 @@ class RequestRecorder:
         is_complete = len(self._recorded) == self._received_bytes <= MAX_WHOLE_BYTES
         return self._recorded if is_complete and self._is_one_request(body_bytes) else None
 
+    def head(self, body_bytes: int | None) -> bytes | None:
+        """The head of the request, before its `end`; None if something else was received, too."""
+        return head_of(self._recorded) if self._is_one_request(body_bytes) else None
+
     def _is_one_request(self, body_bytes: int | None) -> bool:
         """Whether exactly one request was received. The parser skips any number of empty lines before a request, so
         the end of its head is not known after these."""

@@ -6,6 +6,7 @@ attacker can construct two texts with equal XXH3 in seconds, and then one docume
 """
 
 from array import array
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import Any
 
@@ -30,30 +31,50 @@ def derive(request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers
     ``scope`` are the clients that share the entries, by default those with the same credentials. ``vector_headers`` are
     `proxy.protocol.identities.Identity.vector_affecting`.
     """
-    common = pack(
-        (
-            _SCHEMA,
-            scope,
-            url,
-            vector_headers,
-            request.model,
-            _canonical(request.parameters),
-            request.kind.value,
-        )
-    )
-    start = blake2b(common, digest_size=KEY_BYTES)
-    if request.kind is ItemKind.WHOLE:
+    common = _common(request, url, scope, vector_headers)
+    items: Iterable[bytes]
+    if request.kind is ItemKind.TEXT:
+        items = map(str.encode, request.items)
+    elif request.kind is ItemKind.WHOLE:
         # The parameters contain the whole body, so an item is identified by its position.
-        return [
-            blake2b(common + index.to_bytes(8), digest_size=KEY_BYTES).digest() for index in range(len(request.items))
-        ]
-    keys = []
-    for item in request.items:
-        state = start.copy()
-        # The item is the last element, so its length need not be encoded.
-        state.update(_item_bytes(request.kind, item))
-        keys.append(state.digest())
-    return keys
+        items = [index.to_bytes(8) for index in range(len(request.items))]
+    elif request.kind is ItemKind.TOKENS:
+        items = [array("Q", item).tobytes() for item in request.items]
+    else:
+        items = map(_canonical, request.items)
+    return _hashed(blake2b(common, digest_size=KEY_BYTES).copy, items)
+
+
+class TextKeys:
+    """Derives keys of further texts, as `derive` does for requests that differ from ``request`` only in these."""
+
+    __slots__ = ("_copy",)
+
+    def __init__(self, request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers: Fields) -> None:
+        """The ``request`` is one of texts."""
+        self._copy = blake2b(_common(request, url, scope, vector_headers), digest_size=KEY_BYTES).copy
+
+    def of(self, texts: list[str]) -> list[bytes]:
+        return _hashed(self._copy, map(str.encode, texts))
+
+
+def _common(request: EmbeddingRequest, url: str, scope: Fields, vector_headers: Fields) -> bytes:
+    """What the keys of all items begin with."""
+    packed: bytes = pack(
+        (_SCHEMA, scope, url, vector_headers, request.model, _canonical(request.parameters), request.kind.value)
+    )
+    return packed
+
+
+def _hashed(copy: Callable[[], "blake2b"], items: Iterable[bytes]) -> list[bytes]:
+    """The digest of each item behind what the hash that ``copy`` copies has got so far. An item is the last element, so
+    its length need not be encoded."""
+    found = []
+    for item in items:
+        state = copy()
+        state.update(item)
+        found.append(state.digest())
+    return found
 
 
 def group(
@@ -70,11 +91,3 @@ def group(
 
 def _canonical(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-
-
-def _item_bytes(kind: ItemKind, item: Any) -> bytes:
-    if kind is ItemKind.TEXT:
-        return item.encode()  # type: ignore[no-any-return]
-    if kind is ItemKind.TOKENS:
-        return array("Q", item).tobytes()
-    return _canonical(item)

@@ -1,0 +1,397 @@
+"""A request whose head is known to its connection gets the response that it would get if it were parsed."""
+
+import asyncio
+import random
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.access import client_keys
+from proxy.config.settings import UpstreamSetting
+from proxy.embeddings import known_head
+from proxy.http.connection import Connection
+from proxy.http.head_template import HeadTemplate
+from proxy.protocol.providers import PROVIDERS
+from tests.conftest import StartProxy
+from tests.embeddings.test_fast_path import (
+    OTHERS,
+    EchoSite,
+    Knows,
+    Parsed,
+    Wire,
+    echo,
+    request,
+    said,
+    settled,
+    told,
+    wire,
+)
+from tests.embeddings.test_request_memo import counters
+from tests.support.client import Client
+from tests.support.scripted import ScriptedUpstream, error_reply
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> Parsed:
+    return Parsed(monkeypatch)
+
+
+def body(given: Any = "a", **members: Any) -> bytes:
+    return orjson.dumps({"model": "m", "input": given, "encoding_format": "base64", **members})
+
+
+async def fill(client: Client, *texts: str, **members: Any) -> None:
+    """Cache ``texts``."""
+    for text in texts:
+        assert (await client.post(body(text, **members))).status == 200
+
+
+async def teach(line: Wire, *fields: str, **members: Any) -> None:
+    """Make the connection know the head with these fields: two hits."""
+    for text in "ab":
+        assert b"X-Cache: HIT" in await line.ask(request(body(text, **members), *fields))
+
+
+async def known(line: Wire, client: Client, *fields: str) -> None:
+    await fill(client, "a", "b", "c", "d")
+    await teach(line, *fields)
+
+
+async def test_other_texts_are_not_parsed(client: Client, parsed: Parsed) -> None:
+    async with wire(client) as line:
+        await known(line, client)
+        inputs: list[Any] = ["c", "d", ["c", "d", "c"]]
+        expected = [(await client.post(body(given))).embeddings for given in inputs]
+        before = parsed.count
+        for given, embeddings in zip(inputs, expected, strict=True):
+            answer = await line.ask(request(body(given)))
+            assert b"X-Cache: HIT" in answer
+            data = orjson.loads(answer.partition(b"\r\n\r\n")[2])["data"]
+            assert [datum["embedding"] for datum in data] == embeddings
+        assert parsed.count == before
+
+
+async def in_pieces(line: Wire, sent: bytes) -> bytes:
+    """The response to a request that is parsed, because its body arrives in two pieces."""
+    return await line.ask(sent[:-1], sent[-1:])
+
+
+TEXTS = ["c", "d", "é", "\U0001f600", 'a"b', "a:b", "\\", "input", '"input":']
+ODD_INPUTS: list[Any] = ["", ["c", ""], [], [1, 2], [[1], [2]], {"text": "c"}, None, ["c", 1], ["c", None]]
+MEMBERS: list[dict[str, Any]] = [
+    {},
+    {},
+    {"encoding_format": "float"},
+    {"dimensions": 3},
+    {"model": "n"},
+    {"x": {"input": 1}},
+]
+HEADS: list[tuple[str, ...]] = [(), ("X-Request-Id: i",), (f"traceparent: {TRACE}",)]
+
+
+def random_body(rng: random.Random) -> bytes:
+    given = rng.choice([rng.choice(TEXTS), rng.choices(TEXTS, k=rng.randint(1, 4)), rng.choice(ODD_INPUTS)])
+    sent = body(given, **rng.choice(MEMBERS))
+    return sent.replace(b'"model"', b'"input":"d","model"') if rng.random() < 0.05 else sent
+
+
+def without_id(answer: bytes) -> bytes:
+    return re.sub(rb'"id":"\w+"', b"", told(answer))
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_the_response_is_that_of_a_parsed_request(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, seed: int, parsed: Parsed
+) -> None:
+    rng = random.Random(seed)
+    names = ["generic", "openai", "voyage", "mistral", "cohere", "ollama", "nvidia", "gemini"]
+    own = UpstreamSetting(name="s", base_url=upstream.base_url, provider=PROVIDERS[names[seed]])
+    client = await start_proxy(upstream=own, reports_full_usage=seed % 2 == 0)
+    fields: tuple[str, ...] = ()
+    unparsed = 0
+    async with wire(client) as whole, wire(client) as cut:
+        for _ in range(300):
+            if rng.random() < 0.05:
+                fields = rng.choice(HEADS)
+            sent = request(random_body(rng), *fields)
+            before = parsed.count
+            first = await whole.ask(sent)
+            unparsed += parsed.count == before
+            second = await in_pieces(cut, sent)
+            if b"X-Cache: HIT" in first:
+                assert without_id(second) == without_id(first), sent
+                assert re.findall(rb"X-Request-Id: i\r", first) == re.findall(rb"X-Request-Id: i\r", second)
+            else:
+                assert first[:12] == second[:12]
+    assert unparsed > 10 or names[seed] == "nvidia", unparsed
+
+
+async def test_it_is_counted_and_logged_the_same(start_proxy: StartProxy, parsed: Parsed) -> None:
+    lines: list[str] = []
+    client = await start_proxy(write_log=lines.append)
+    counted = []
+    async with wire(client) as line:
+        await known(line, client)
+        before = parsed.count
+        for cut in (True, False):
+            earlier = await counters(client)
+            sent = request(body(["c", "d", "c"]))
+            await (in_pieces(line, sent) if cut else line.ask(sent))
+            later = await counters(client)
+            counted.append({name: value - earlier[name] for name, value in later.items() if value != earlier[name]})
+        assert parsed.count == before + 1
+    assert all(first == second for first, second in pairwise(counted))
+    assert len(counted[0]) >= 6
+    client.proxy.log.flush()
+    said = [line.split() for line in "".join(lines).splitlines()]
+    assert [line[1:3] + line[5:7] for line in said][-2:] == [["hit", "200", "3/3", "m"]] * 2
+
+
+async def test_each_keeps_its_own_id_and_trace(start_proxy: StartProxy, parsed: Parsed) -> None:
+    lines: list[str] = []
+    client = await start_proxy(write_log=lines.append, log_format="json")
+    async with wire(client) as line:
+        await known(line, client, "X-Request-Id: first", f"traceparent: {TRACE}", "tracestate: a=1")
+        before = parsed.count
+        for number in range(10, 13):
+            trace = TRACE.replace("4bf92f", f"4bf9{number}")
+            fields = (f"X-Request-Id: mine-{number}", f"traceparent: {trace}", f"tracestate: a={number},b=2")
+            assert b"\r\nX-Request-Id: mine-%d\r\n" % number in await line.ask(request(body("c"), *fields))
+        assert parsed.count == before
+    client.proxy.log.flush()
+    said = [orjson.loads(line) for line in "".join(lines).splitlines()][-3:]
+    assert [line["request_id"] for line in said] == ["mine-10", "mine-11", "mine-12"]
+    assert [line["trace_id"][:6] for line in said] == ["4bf910", "4bf911", "4bf912"]
+
+
+async def test_head_and_body_may_arrive_separately(client: Client, parsed: Parsed) -> None:
+    async with wire(client) as line:
+        await known(line, client)
+        before = parsed.count
+        sent = request(body("c"))
+        head = sent[: sent.index(b"\r\n\r\n") + 4]
+        assert b"X-Cache: HIT" in await line.ask(head, body("c"))
+        assert parsed.count == before
+        line.writer.write(head)
+        await asyncio.sleep(0)
+        line.writer.write(body("c") + request(body("d")))
+        assert b"X-Cache: HIT" in await line.answer()
+        assert b"X-Cache: HIT" in await line.answer()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [("Origin: https://a.example",), ("Cache-Control: max-age=9",)],
+    ids=["origin", "directive"],
+)
+async def test_a_head_that_asks_for_a_response_of_its_own_is_parsed(
+    client: Client, parsed: Parsed, fields: tuple[str, ...]
+) -> None:
+    await fill(client, "a", "b", "c")
+    before = parsed.count
+    async with wire(client) as line:
+        for text in "abcabc":
+            assert b"X-Cache: " in await line.ask(request(body(text), *fields))
+    assert parsed.count == before + 6
+
+
+async def test_an_id_that_is_part_of_the_key_is_no_id(start_proxy: StartProxy, parsed: Parsed) -> None:
+    client = await start_proxy(key_headers=frozenset({"x-request-id"}))
+    async with wire(client) as line:
+        for number in (1, 1, 1, 1, 2):
+            answer = await line.ask(request(body("a"), f"X-Request-Id: {number}"))
+    assert b"X-Cache: MISS" in answer
+
+
+async def test_another_credential_on_the_same_connection_is_another_client(
+    client: Client, upstream: ScriptedUpstream
+) -> None:
+    async with wire(client) as line:
+        await known(line, client)
+        assert b"X-Cache: MISS" in await line.ask(request(body("c"), key="Bearer sk-other"))
+        upstream.reply = error_reply(401, {"error": {"message": "no"}})
+        assert b" 401 " in await line.ask(request(body("c"), key="Bearer sk-third"))
+
+
+async def test_a_refused_credential_is_asked_about(client: Client, upstream: ScriptedUpstream) -> None:
+    async with wire(client) as line:
+        await known(line, client)
+        upstream.reply = error_reply(401, {"error": {"message": "no"}})
+        assert (await client.embed("new")).status == 401
+        assert b" 401 " in await line.ask(request(body("c")))
+
+
+async def test_a_revoked_key_is_not_admitted(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory, parsed: Parsed
+) -> None:
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    key = client_keys.add(path, "goes")
+    own = UpstreamSetting(name="s", base_url=upstream.base_url, key="sk-held")
+    client = await start_proxy(upstream=own, client_keys=path)
+    async with wire(client) as line:
+        for text in "abcab":
+            await line.ask(request(body(text), key=f"Bearer {key}"))
+        before = parsed.count
+        assert b"X-Cache: HIT" in await line.ask(request(body("c"), key=f"Bearer {key}"))
+        assert parsed.count == before
+        client_keys.revoke(path, "goes")
+        assert client.proxy.client_keys is not None
+        client.proxy.client_keys.reload()
+        assert b" 401 " in await line.ask(request(body("c"), key=f"Bearer {key}"))
+
+
+async def test_what_memory_lacks_is_fetched_and_the_head_learnt_anew(client: Client, parsed: Parsed) -> None:
+    async with wire(client) as line:
+        await known(line, client)
+        before = parsed.count
+        assert b"X-Cache: MISS" in await line.ask(request(body("new")))
+        assert b"X-Cache: PARTIAL" in await line.ask(request(body(["newer", "c"])))
+        assert parsed.count == before + 2
+        for text in ("new", "newer"):
+            await line.ask(request(body(text)))
+        before = parsed.count
+        assert b"X-Cache: HIT" in await line.ask(request(body(["newer", "new"])))
+        assert parsed.count == before
+
+
+async def test_entries_past_their_ttl_are_fetched_again(start_proxy: StartProxy) -> None:
+    now = [1000.0]
+    client = await start_proxy(clock=lambda: now[0], ttl_s=60.0)
+    async with wire(client) as line:
+        await known(line, client)
+        now[0] += 61.0
+        assert b"X-Cache: MISS" in await line.ask(request(body("c")))
+
+
+async def test_large_responses_are_streamed(client: Client, upstream: ScriptedUpstream, parsed: Parsed) -> None:
+    upstream.dimensions = 4096
+    async with wire(client) as line:
+        await known(line, client)
+        many = ["c", "d"] * 48
+        before = parsed.count
+        for _ in range(2):
+            assert b"X-Cache: HIT" in await line.ask(request(body(many)))
+        assert parsed.count == before + 2
+        assert b"X-Cache: HIT" in await line.ask(request(body(["c", "d"])))
+        assert parsed.count == before + 2
+
+
+async def test_several_bodies_are_known_and_no_more_than_a_few(client: Client, parsed: Parsed) -> None:
+    users = [f"u{number}" for number in range(known_head._MAX_BODIES + 1)]
+    await fill(client, "a", "b", "c")
+    async with wire(client) as line:
+        await teach(line)
+        for user in users:
+            await line.ask(request(body("a", user=user)))
+        before = parsed.count
+        for user in users[1:]:
+            await line.ask(request(body("c", user=user)))
+        assert parsed.count == before
+        await line.ask(request(body("c", user=users[0])))
+        await line.ask(request(body("b")))
+        assert parsed.count == before + 2
+
+
+async def test_a_draining_proxy_closes_after_the_response(client: Client) -> None:
+    async with wire(client) as line:
+        await known(line, client)
+        client.proxy.lifecycle.is_draining = True
+        line.writer.write(request(body("c")))
+        answer = await line.reader.read()
+    assert b"\r\nConnection: close\r\n" in answer
+    assert b"X-Cache: HIT" in answer
+
+
+async def test_hits_end_a_count_of_varying_headers(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """As parsed ones do."""
+    async with wire(client) as line:
+        for text in "abcab":
+            await line.ask(request(body(text), "X-Job-Tags: same"))
+        for number in range(45):
+            await client.embed("x", headers={"X-Job-Tags": f"{number}"})
+            if number % 10 == 0:
+                assert b"X-Cache: HIT" in await line.ask(request(body("c"), "X-Job-Tags: same"))
+    assert "values of x-job-tags" not in caplog.text
+
+
+# --- the connection by itself, with somebody who responds to every request whose head fits
+
+
+class Learns(Knows):
+    def handle_bytes(self, sent: bytes, connection: Connection) -> Sequence[bytes] | None:
+        head = None if connection.known_head is None else connection.known_head.match(sent)
+        if head is None or head.size_bytes + head.body_bytes != len(sent):
+            return None
+        self.count += 1
+        return (echo(sent.split(b" ")[1].decode(), sent[head.size_bytes :]),)
+
+    def knows_head(self, sent: bytes) -> bool:
+        return False
+
+
+class LearningSite(EchoSite):
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        response = await super()._handle(request)
+        head = self.connection.head(request)
+        self.connection.known_head = None if head is None else HeadTemplate.of(head)
+        return response
+
+
+def numbered(length: int, request_id: str) -> bytes:
+    sent = b"x" * length
+    return b"POST /n HTTP/1.1\r\nHost: h\r\nX-Request-Id: %b\r\nContent-Length: %d\r\n\r\n%b" % (
+        request_id.encode(), length, sent,
+    )  # fmt: skip
+
+
+REQUESTS = st.one_of(
+    st.builds(numbered, st.integers(0, 30), st.sampled_from(["i", "another"])),
+    st.builds(numbered, st.integers(0, 30), st.sampled_from(["i", "another"])),
+    st.sampled_from(OTHERS),
+)
+
+
+@given(
+    st.lists(REQUESTS, min_size=1, max_size=6),
+    st.lists(st.tuples(st.integers(0, 600), st.booleans()), max_size=8),
+)
+def test_wherever_a_stream_is_cut_the_responses_are_those_of_the_parser_alone(
+    requests: list[bytes], cuts: list[tuple[int, bool]]
+) -> None:
+    stream = b"".join(requests)
+    boundaries = {sum(map(len, requests[:count])) for count in range(len(requests))}
+    places = dict.fromkeys(boundaries, True) | {min(at, len(stream)): is_pause for at, is_pause in cuts}
+
+    async def run(knows: Learns | None) -> list[bytes]:
+        site = LearningSite(knows)
+        async with site.line() as line:
+            for start, end in pairwise(sorted({0, len(stream), *places})):
+                site.connection.data_received(stream[start:end])
+                if places.get(end, True):
+                    await settled()
+            site.server.sweep()
+            responses = b""
+            while len(said(responses)) < len(requests):
+                responses += await Wire(line.reader, line.writer).answer()
+            return said(responses)
+
+    assert asyncio.run(run(Learns())) == asyncio.run(run(None))
+
+
+async def test_a_head_that_differs_in_its_length_is_known() -> None:
+    knows = Learns()
+    site = LearningSite(knows)
+    async with site.line() as line:
+        for length in (3, 0, 12):
+            line.writer.write(numbered(length, f"id-{length}"))
+            assert (await line.answer()).endswith(b"/n " + b"x" * length)
+    assert (site.seen, knows.count) == (["/n"], 2)
