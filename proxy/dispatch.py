@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 from proxy.access.admission import Access
 from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.progress import Progress
-from proxy.embeddings.responses import detail_of, finish_head, head_of_hit
+from proxy.embeddings.responses import finish_head
 from proxy.embeddings.route import CLIENT_LEFT, EmbeddingsRoute, status_of_error
 from proxy.errors import InvalidRequest, OriginNotAllowed, ProxyError
 from proxy.http.connection import Connection
@@ -100,24 +100,23 @@ class Dispatcher:
             return None
         started_s = time.perf_counter()
         try:
-            found = self._fast_path.find_by_bytes(sent, connection, started_s)
+            hit = self._fast_path.find_by_bytes(sent, connection, started_s)
+            if hit is None:
+                return None
+            fields = hit.fields
+            request_id = self._ids.of(fields.get("x-request-id"))
+            response = self._fast_path.response(hit, request_id)
         except Exception:  # noqa: BLE001 - the request is parsed instead
             _log.exception("unexpected error in the fast path")
             return None
-        if found is None:
-            return None
-        known, fields = found.hit.known, found.fields
-        connection.tenant = known.tenant
-        progress = Progress(self._ids.of(fields.get("x-request-id")))
+        connection.tenant = hit.known.tenant
+        progress = Progress(request_id)
         progress.span = self._traces.begin("POST", CIMultiDict(fields) if fields else _NO_FIELDS, started_s)
         progress.span.on_route(_EMBEDDINGS)
-        progress.hit(found.hit)
+        progress.hit(hit)
         self._embeddings.count(progress, _OK, started_s)
-        trace = progress.span.trace_id or trace_id(fields.get("traceparent"))
-        self._end(progress, trace, _OK, started_s)
-        detail, cors = detail_of(known.spec), known.origin.cors.hit_header_lines()
-        head = head_of_hit(found.body, found.saved_tokens, progress.request_id, detail=detail, cors=cors)
-        return head, found.body
+        self._end(progress, progress.span.trace_id or trace_id(fields.get("traceparent")), _OK, started_s)
+        return response
 
     def knows_head(self, sent: bytes) -> bool:
         """Whether these bytes are the head of a request that `handle_bytes` may respond to once its body is here."""

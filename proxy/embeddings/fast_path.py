@@ -49,21 +49,13 @@ class Sighting(NamedTuple):
 
 
 class FastPathHit(NamedTuple):
-    """A repeated request, whose items were looked up at ``looked_up_s``."""
+    """A request that was not parsed, whose items were looked up at ``looked_up_s``. ``fields`` are those in which its
+    head differs from others, by their names in lower case."""
 
     known: MemoEntry
     found: dict[bytes, Entry]
     looked_up_s: float
-
-
-class BytesHit(NamedTuple):
-    """The same for a request that was not parsed. ``fields`` are those in which it differs from others, by their names
-    in lower case."""
-
-    hit: FastPathHit
-    fields: Mapping[str, str]
-    body: bytes
-    saved_tokens: int
+    fields: Mapping[str, str] = _NO_FIELDS
 
 
 class FastPath:
@@ -71,7 +63,8 @@ class FastPath:
         self._cache = cache
         self._responses = responses
         self._access = access
-        self._stages = metrics.stage_seconds
+        self._parse_seconds = metrics.stage_seconds["parse"]
+        self._lookup_seconds = metrics.stage_seconds["lookup"]
         self._memo = RequestMemo()
 
     def sight(self, request: BaseRequest, own: Identity, body: bytes, *, keys_version: int) -> Sighting | None:
@@ -136,26 +129,27 @@ class FastPath:
         known = self._meet(connection, sighting)
         return known is not None and known.is_new
 
-    def find_by_bytes(self, sent: bytes, connection: Connection, began_s: float) -> BytesHit | None:
+    def find_by_bytes(self, sent: bytes, connection: Connection, began_s: float) -> FastPathHit | None:
         """The same for the bytes of a request, whose credential must still be valid.
 
         None also if the response is too large to be written at once.
         """
-        hit, fields = self._find_fresh(sent, connection, began_s) or (self._find_repeated(sent, began_s), _NO_FIELDS)
-        return None if hit is None else BytesHit(hit, fields, *self._responses.body_of_hit(hit.known.spec, hit.found))
+        return self._find_fresh(sent, connection, began_s) or self._find_repeated(sent, began_s)
 
-    def _find_fresh(
-        self, sent: bytes, connection: Connection, began_s: float
-    ) -> tuple[FastPathHit, Mapping[str, str]] | None:
-        """A request with the head that the connection knows, and the fields in which it differs."""
+    def response(self, hit: FastPathHit, request_id: str) -> list[bytes]:
+        """The response to a request that was found by its bytes, in parts."""
+        cors = hit.known.origin.cors.hit_header_lines()
+        return self._responses.bytes_of_hit(hit.known.spec, hit.found, request_id=request_id, cors=cors)
+
+    def _find_fresh(self, sent: bytes, connection: Connection, began_s: float) -> FastPathHit | None:
+        """A request with the head that the connection knows."""
         known_head = self._known_head(connection)
-        if known_head is None or len(sent) > _MAX_FRESH_BYTES:
+        if known_head is None or known_head.is_new or len(sent) > _MAX_FRESH_BYTES:
             return None
         head = known_head.match(sent)
         if head is None or head.size_bytes + head.body_bytes != len(sent):
             return None
-        body = sent[head.size_bytes :]
-        read = known_head.read(body)
+        read = known_head.read(sent[head.size_bytes :])
         if read is None:
             return None
         known, known_body = read
@@ -168,7 +162,7 @@ class FastPath:
             known_body.max_items = len(known.spec.keys) - 1
             return None
         known_body.on_hit()
-        return self._observed(FastPathHit(known, found, parsed_s), began_s), head.fields
+        return self._observed(FastPathHit(known, found, parsed_s, head.fields), began_s)
 
     def _find_repeated(self, sent: bytes, began_s: float) -> FastPathHit | None:
         """A request that is the same in all its bytes."""
@@ -203,8 +197,8 @@ class FastPath:
         return len(known.spec.keys) > 1 and self._responses.is_large(known.spec, found)
 
     def _observed(self, hit: FastPathHit, began_s: float) -> FastPathHit:
-        self._stages["parse"].observe(hit.looked_up_s - began_s)
-        self._stages["lookup"].observe(time.perf_counter() - hit.looked_up_s)
+        self._parse_seconds.observe(hit.looked_up_s - began_s)
+        self._lookup_seconds.observe(time.perf_counter() - hit.looked_up_s)
         return hit
 
     def _remember_bytes(self, request: BaseRequest, known: MemoEntry) -> None:

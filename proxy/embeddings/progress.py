@@ -6,6 +6,8 @@ from proxy.labels import RequestOutcome
 from proxy.telemetry.tracing import NO_SPAN, Span
 from proxy.upstream.router import Origin
 
+_ADMISSION = Admission()
+
 
 class Progress:
     __slots__ = ("admission", "cached", "items", "model", "model_label", "origin", "outcome", "request_id", "span")
@@ -13,7 +15,7 @@ class Progress:
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.origin: Origin | None = None
-        self.admission = Admission()
+        self.admission = _ADMISSION
         self.outcome = RequestOutcome.ERROR
         self.model: str | None = None  # as the client named it: only for looking up what is counted for it
         self.model_label: str | None = None  # as it may be logged, once the request has ended

@@ -39,6 +39,7 @@ _MANY_ITEMS, _MAX_BODY_BYTES = 2048, 512 * 1024**2
 _LARGE_BYTES = 1024**2
 _FEW_NUMBERS = _LARGE_BYTES // 32  # a number takes less than 32 bytes in any encoding
 _NOTHING: Mapping[Any, Any] = {}
+_NO_USAGE = {"prompt_tokens": 0, "total_tokens": 0}
 
 
 class ResponseBuilder:
@@ -47,6 +48,7 @@ class ResponseBuilder:
     def __init__(self, memory: Memory, metrics: Metrics, *, reports_full_usage: bool) -> None:
         self._memory = memory
         self._metrics = metrics
+        self._assemble_seconds = metrics.stage_seconds["assemble"]
         self._reports_full_usage = reports_full_usage
 
     def hit(
@@ -61,7 +63,7 @@ class ResponseBuilder:
     ) -> StreamResponse:
         """Raises `ResponseTooLarge`, `Overloaded`."""
         is_large = self._reserve(spec, found, reservation)
-        usage = _added_up(deliveries) if deliveries else {"prompt_tokens": 0, "total_tokens": 0}
+        usage = _added_up(deliveries) if deliveries else _NO_USAGE
         saved = max(0, sum([found[key].tokens for key in spec.keys]) - usage["prompt_tokens"])
         self._count_items(spec, found, from_memory, own=0, joined=0)
         detail = detail or detail_of(spec)
@@ -70,18 +72,27 @@ class ResponseBuilder:
         end = self._end(spec, found, usage, saved)
         if is_large:
             return self._streamed(spec, found, end, headers=extra)
-        return Response(body=self._body(spec, found, end), headers=extra)
+        return Response(body=b"".join(self._body(spec, found, end)), headers=extra)
 
     def is_large(self, spec: ResponseSpec, found: dict[bytes, Entry]) -> bool:
-        """Whether `body_of_hit` would be too large to be written at once. Raises `ResponseTooLarge`."""
+        """Whether `bytes_of_hit` would be too large to be written at once. Raises `ResponseTooLarge`."""
         return self._size_bytes(spec, found) > _LARGE_BYTES
 
-    def body_of_hit(self, spec: ResponseSpec, found: dict[bytes, Entry]) -> tuple[bytes, int]:
-        """The body of a hit that is not large, all of it from memory, and how many tokens it saves."""
+    def bytes_of_hit(self, spec: ResponseSpec, found: dict[bytes, Entry], *, request_id: str, cors: str) -> list[bytes]:
+        """What aiohttp would write for a `hit` that is not large, all of it from memory, in parts. ``cors`` are whole
+        lines of the head, or ""."""
         saved = sum([found[key].tokens for key in spec.keys])
         self._count_items(spec, found, len(found), own=0, joined=0)
-        end = self._end(spec, found, {"prompt_tokens": 0, "total_tokens": 0}, saved)
-        return self._body(spec, found, end), saved
+        body = self._body(spec, found, self._end(spec, found, _NO_USAGE, saved))
+        detail = f"; detail={detail_of(spec)}" if spec.is_keyed_whole else ""
+        head = (
+            f"HTTP/1.1 200 OK\r\nX-Cache: HIT\r\nCache-Status: {_CACHE_NAME}; hit{detail}\r\n"
+            f"X-Cache-Saved-Tokens: {saved}\r\nContent-Type: application/json\r\n{cors}X-Request-Id: {request_id}\r\n"
+            f"Content-Length: {sum(map(len, body))}\r\nDate: {rfc822_formatted_time()}\r\n"
+            f"Server: {SERVER_SOFTWARE}\r\n\r\n"
+        )
+        body.insert(0, head.encode())
+        return body
 
     def fetched(
         self,
@@ -123,7 +134,7 @@ class ResponseBuilder:
         if is_large:
             return self._streamed(spec, entries, end, headers=extra, status=upstream_status)
         body = self._body(spec, entries, end, unusable=unusable)
-        return Response(status=upstream_status, body=body, headers=extra)
+        return Response(status=upstream_status, body=b"".join(body), headers=extra)
 
     def _size_bytes(self, spec: ResponseSpec, entries: dict[bytes, Entry]) -> int:
         """The approximate size of the body, from that of one embedding: all of them have as many numbers. 0 if it is
@@ -182,8 +193,8 @@ class ResponseBuilder:
         end: bytes,
         *,
         unusable: Mapping[bytes, bytes] = _NOTHING,
-    ) -> bytes:
-        """``unusable`` is in place of embeddings."""
+    ) -> list[bytes]:
+        """A body in parts; ``unusable`` is in place of embeddings."""
         began_s = time.perf_counter()
         text = self._memory.text
         encoding = spec.encoding
@@ -193,9 +204,9 @@ class ResponseBuilder:
             texts = [unusable.get(key) or quote + text(key, entries[key], encoding) + quote for key in spec.keys]
         else:
             texts = [text(key, entries[key], encoding) for key in spec.keys]
-        body = b"".join(embedding_response.parts(texts, end, are_base64=is_base64 and not unusable))
-        self._metrics.stage_seconds["assemble"].observe(time.perf_counter() - began_s)
-        return body
+        parts = embedding_response.parts(texts, end, are_base64=is_base64 and not unusable)
+        self._assemble_seconds.observe(time.perf_counter() - began_s)
+        return parts
 
     def _end(
         self,
@@ -233,22 +244,6 @@ class ResponseBuilder:
 def detail_of(spec: ResponseSpec) -> str:
     """How a request was keyed, for the ``detail`` of Cache-Status."""
     return "whole-body" if spec.is_keyed_whole else ""
-
-
-def head_of_hit(body: bytes, saved_tokens: int, request_id: str, *, detail: str, cors: str) -> bytes:
-    """The head of `ResponseBuilder.hit` as the bytes that aiohttp writes; ``cors`` are whole lines, or ""."""
-    lines = (
-        "HTTP/1.1 200 OK",
-        "X-Cache: HIT",
-        f"Cache-Status: {_CACHE_NAME}; hit; detail={detail}" if detail else f"Cache-Status: {_CACHE_NAME}; hit",
-        f"X-Cache-Saved-Tokens: {saved_tokens}",
-        "Content-Type: application/json",
-        f"{cors}X-Request-Id: {request_id}",
-        f"Content-Length: {len(body)}",
-        f"Date: {rfc822_formatted_time()}",
-        f"Server: {SERVER_SOFTWARE}\r\n\r\n",
-    )
-    return "\r\n".join(lines).encode()
 
 
 def _added_up(deliveries: Sequence[EmbedResult]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from proxy.http.recorder import HEAD_END, RequestRecorder
 
 _log = logging.getLogger(__name__)
 
+_FEW_PARTS = 16
+
 
 class BytesHandler(Protocol):
     """Responds to requests by their raw bytes."""
@@ -82,8 +84,7 @@ class Connection(LimitedConnection):
             if (response := handler.handle_bytes(self._pending_head + data, self)) is not None:
                 self._pending_head = b""
                 self._timer.request_ended(self._now())
-                if self.transport is not None:
-                    self.transport.writelines(response)
+                self._write(response)
                 return
             if not self._pending_head and self._is_known_head(data, handler):
                 self._time_head(data)
@@ -91,6 +92,14 @@ class Connection(LimitedConnection):
                 return
         self.parse_pending()
         self._parse(data)
+
+    def _write(self, response: Sequence[bytes]) -> None:
+        if self.transport is not None:
+            # To join many parts would copy all of them, to write few of them apart takes longer.
+            if len(response) <= _FEW_PARTS:
+                self.transport.write(b"".join(response))
+            else:
+                self.transport.writelines(response)
 
     def _is_known_head(self, sent: bytes, handler: BytesHandler) -> bool:
         """Whether these bytes are a head, and one that may be responded to without the parser once its body is here."""
