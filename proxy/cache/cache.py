@@ -10,7 +10,7 @@ from proxy.cache.guarded import GuardedStore
 from proxy.cache.lease import Lease
 from proxy.cache.memory import Memory
 from proxy.cache.store import Store
-from proxy.cache.turns import in_turns
+from proxy.cache.turns import KEYS_A_TURN, in_turns
 from proxy.cache.writer import Writer
 from proxy.protocol.records import Record, RecordKey
 from proxy.telemetry.metrics import Metrics
@@ -92,34 +92,38 @@ class Cache:
         """The entries of ``keys``, which are distinct, in the store. They are put into memory too."""
         if not keys or self._store.is_absent:
             return {}
-        await self._writer.wait_for(keys)
-        before = {key: self._writer.get(key) for key in keys}
+        get = self._writer.get
+        if self._writer.pending:
+            await self._writer.wait_for(keys)
+        before = {key: entry for key in keys if (entry := get(key)) is not None}
         values, is_complete = await self._store.get(keys)
-        found = {}
-        async for some in in_turns(list(values)):
-            for key, record in self._codec.decode({key: values[key] for key in some}).items():
-                entry = self._adopt(key, record, before[key])
-                if entry.stored_at_s >= min_stored_at_s:
-                    found[key] = entry
-        if is_complete:
+        if len(values) <= KEYS_A_TURN:
+            found = self._adopt(values, before, min_stored_at_s)
+        else:
+            found = {}
+            async for some in in_turns(list(values)):
+                found |= self._adopt({key: values[key] for key in some}, before, min_stored_at_s)
+        if is_complete and before:
             self._writer.repeat(before)
         return found
 
-    def _adopt(self, key: bytes, record: Record, before: Entry | None) -> Entry:
-        """Put a record from the store into memory, unless memory has a newer one. Returns the entry that counts.
-        ``before`` is the entry that was in memory when the read began."""
-        cached = self._writer.get(key)
-        if cached is not None:
-            # The write of an entry that arrived during the read may have replaced in the store the record just read.
-            if cached is not before:
-                return cached
-            if not cached.yields_to_read and cached.stored_at_s >= record.stored_at_s:
-                return cached
-        entry = Entry.of(record)
-        self.memory.put(key, entry)
-        if cached is not None:
-            cached.set_successor(entry)
-        return entry
+    def _adopt(
+        self, values: Mapping[bytes, bytes], before: Mapping[bytes, Entry], min_stored_at_s: float
+    ) -> dict[bytes, Entry]:
+        """Put records from the store into memory. Returns the entries that count, without those that are too old.
+        ``before`` are the entries that were in memory when the read began."""
+        get, put, entry_of = self._writer.get, self.memory.put, Entry.of
+        found = {}
+        for key, record in self._codec.decode(values).items():
+            entry = get(key)
+            if entry is None or _yields(entry, record, before.get(key)):
+                cached, entry = entry, entry_of(record)
+                put(key, entry)
+                if cached is not None:
+                    cached.set_successor(entry)
+            if entry.stored_at_s >= min_stored_at_s:
+                found[key] = entry
+        return found
 
     async def write(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:
         """Store ``fresh``. Returns, for the same keys, the entries to serve.
@@ -143,3 +147,12 @@ class Cache:
                     entries[key] = Entry.of(fresh[key])
                     self.memory.put(key, entries[key])
         return entries
+
+
+def _yields(cached: Entry, record: Record, before: Entry | None) -> bool:
+    """Whether an entry in memory is superseded by a record just read from the store. ``before`` is the entry that was
+    in memory when the read began."""
+    if cached is not before:
+        # The write of an entry that arrived during the read may have replaced in the store the record just read.
+        return False
+    return cached.yields_to_read or cached.stored_at_s < record.stored_at_s

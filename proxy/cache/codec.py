@@ -27,8 +27,7 @@ class RecordCodec:
     ) -> None:
         """``store_expires``: the store itself drops values that are older than ``ttl_s``."""
         self._record_key = record_key
-        self._ttl_s = ttl_s
-        self._store_expires = store_expires
+        self._expires_after_s = ttl_s if store_expires else None
         self._clock = clock
         self._invalid = InvalidRecords(metrics)
 
@@ -38,11 +37,17 @@ class RecordCodec:
     def decode(self, values: Mapping[bytes, bytes]) -> dict[bytes, Record]:
         """The valid records among ``values``. The others are counted, and logged once for each kind of flaw."""
         decoded = {}
+        decode, record_key = records.decode, self._record_key
+        now_s = self._clock()
+        oldest_s = -math.inf if self._expires_after_s is None else now_s - self._expires_after_s
         for key, value in values.items():
             try:
-                decoded[key] = self._dated(records.decode(key, value, self._record_key))
+                record = decode(key, value, record_key)
             except InvalidRecord as error:
                 self._invalid.found(key, error.flaw)
+            else:
+                is_plausible = oldest_s <= record.stored_at_s <= now_s
+                decoded[key] = record if is_plausible else self._dated(record, now_s, oldest_s)
         self._invalid.replaced(decoded)  # where one was invalid before, another proxy has replaced it
         return decoded
 
@@ -50,16 +55,14 @@ class RecordCodec:
         """This proxy has stored valid records under ``keys``."""
         self._invalid.replaced(keys)
 
-    def _dated(self, record: Record) -> Record:
+    def _dated(self, record: Record, now_s: float, oldest_s: float) -> Record:
         """``record`` with an age that is possible by this machine's clock; another machine's clock dated it.
 
         No record is from the future, and a record that an expiring store still has is not past its TTL. This keeps
         replicas whose clocks differ in agreement on which records exist.
         """
-        now_s = self._clock()
         stored_at_s = min(record.stored_at_s, math.floor(now_s))
-        if self._ttl_s is not None and self._store_expires:
-            oldest_s = now_s - self._ttl_s
+        if self._expires_after_s is not None:
             if oldest_s - _MAX_CLOCK_SKEW_S <= stored_at_s < oldest_s:
                 stored_at_s = math.ceil(oldest_s)
         elif record.stored_at_s > now_s + _MAX_CLOCK_SKEW_S:

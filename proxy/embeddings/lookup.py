@@ -34,10 +34,12 @@ async def look_up(cache: Cache, keys: list[bytes], *, min_stored_at_s: float) ->
     if not in_memory.missing:
         return in_memory
     stored = await cache.read(in_memory.missing, min_stored_at_s=min_stored_at_s)
-    # While the store was read, a fetch of another request may have brought more into memory.
-    found |= stored | cache.peek(in_memory.missing, min_stored_at_s=min_stored_at_s)
-    missing = [key for key in in_memory.missing if key not in found]
-    return Lookup(found, missing, from_memory=len(found) - len(stored))
+    missing = [key for key in in_memory.missing if key not in stored]
+    if missing:
+        # While the store was read, a fetch of another request may have brought more into memory.
+        found |= cache.peek(missing, min_stored_at_s=min_stored_at_s)
+        missing = [key for key in missing if key not in found]
+    return Lookup(found | stored, missing, from_memory=len(found))
 
 
 def count_model_versions(*entries: dict[bytes, Entry]) -> int:

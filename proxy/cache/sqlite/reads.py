@@ -29,7 +29,7 @@ class MergedReads:
         self._select = select
         self._max_keys = max_keys
         self._waiting: deque[_Read] = deque()
-        self._is_running = False
+        self._running = 0
 
     async def get(self, keys: Sequence[bytes], *, timeout_s: float) -> _Values:
         """The values of ``keys`` that have one. Raises `StoreError`."""
@@ -58,19 +58,20 @@ class MergedReads:
             read.keys += rest[:room]
             rest = rest[room:]
             reads.append(read)
-        if not self._is_running:
-            self._is_running = True
-            asyncio.get_running_loop().call_soon(self._start)
+        asyncio.get_running_loop().call_soon(self._start)
         return reads
 
     def _start(self) -> None:
-        while self._waiting:
+        """Start reads, unless more keys may be added to them while others run."""
+        while self._waiting and (not self._running or len(self._waiting[0].keys) >= self._max_keys):
             read = self._waiting.popleft()
-            if read.is_wanted:
-                future = self._thread.submit(self._select, list(dict.fromkeys(read.keys)))
-                future.add_done_callback(partial(self._hand_over, asyncio.get_running_loop(), read))
-                return
-        self._is_running = False
+            self._running += 1
+            future = self._thread.submit(self._run, read)
+            future.add_done_callback(partial(self._hand_over, asyncio.get_running_loop(), read))
+
+    def _run(self, connection: sqlite3.Connection, read: "_Read") -> _Values:
+        """Called by the thread."""
+        return self._select(connection, list(dict.fromkeys(read.keys))) if read.is_wanted else {}
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop, read: "_Read", future: "Future[_Values]") -> None:
         """Called by the thread."""
@@ -78,6 +79,7 @@ class MergedReads:
             loop.call_soon_threadsafe(self._ended, read, future)
 
     def _ended(self, read: "_Read", future: "Future[_Values]") -> None:
+        self._running -= 1
         self._start()
         try:
             read.values = future.result()
