@@ -67,7 +67,7 @@ class Entry(Struct, eq=False, gc=False):
     def of(cls, record: Record, certainty: Certainty = Certainty.CONFIRMED) -> Self:
         vector = record.vector
         source = _source(record.model, vector.dtype, vector.dimensions, record.tokens_exact, record.stored_at_s)
-        return cls(vector.payload, source, record.tokens, certainty)
+        return cls(vector.payload, source, record.tokens, certainty, None, record.numbers)
 
     @property
     def model(self) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from itertools import repeat
 
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
@@ -14,6 +15,7 @@ from proxy.fetch.request import FetchRequest
 from proxy.fetch.result import Failure, FlightResult
 from proxy.fetch.singleflight import Claim
 from proxy.protocol.records import Record
+from proxy.protocol.vectors import Encoding
 
 # How often to look for a key that another replica fetches: at first, and at most.
 _POLL_S, _MAX_POLL_S = 0.005, 0.1
@@ -157,6 +159,8 @@ class Leader:
 
     async def _keep(self, part: FetchRequest, result: EmbedResult) -> Mapping[bytes, Entry]:
         now = int(self._clock())
+        is_float = part.client_request.spec.encoding is Encoding.FLOAT
+        texts = result.texts if is_float and result.texts else repeat(None)
         records = {
             key: Record(
                 vector=vector,
@@ -164,8 +168,9 @@ class Leader:
                 tokens=tokens,
                 tokens_exact=len(part.keys) == 1 and result.is_unmerged,
                 stored_at_s=now,
+                numbers=text,
             )
-            for key, vector, tokens in zip(part.keys, result.vectors, result.tokens, strict=True)
+            for key, vector, tokens, text in zip(part.keys, result.vectors, result.tokens, texts, strict=False)
             if vector is not None
         }
         if not part.policy.is_stored:

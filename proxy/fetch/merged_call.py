@@ -194,4 +194,5 @@ def _split(requests: Sequence[FetchRequest], items: list[Any], sent: ValidRespon
             is_own_body=is_unmerged and requests[0].client_request.is_own_body(sent.body),
             by_origin=sent.by_origin,
             unusable=unusable,
+            texts=parsed.texts[start:end],
         )

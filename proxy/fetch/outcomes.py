@@ -1,6 +1,6 @@
 """The outcomes of an upstream call: what a failure is about, and which clients may read the upstream's response."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from http import HTTPStatus
@@ -10,7 +10,7 @@ import orjson
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.errors import ProxyError
-from proxy.protocol import embedding_response
+from proxy.protocol import error_body
 from proxy.protocol.headers import Headers
 from proxy.protocol.vectors import Vector
 from proxy.upstream.client import UpstreamResponse
@@ -48,7 +48,7 @@ class EmbedResult:
     ``unusable`` says why.
     """
 
-    vectors: list[Vector | None]
+    vectors: Sequence[Vector | None]
     tokens: list[int]
     model: str  # "" if it is unknown
     usage: dict[str, Any]
@@ -59,6 +59,7 @@ class EmbedResult:
     is_own_body: bool  # and its body the client's own
     by_origin: bool  # not by a fallback
     unusable: "InvalidResponse | None" = None
+    texts: Sequence[bytes] = ()  # `EmbeddingResponse.texts`
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ CallFailure = ErrorResponse | InvalidResponse | ProxyError
 def status_of(response: UpstreamResponse) -> int:
     """The response's status, or that of the error inside a 2xx (OpenRouter)."""
     if is_success(response.status):
-        return embedding_response.error_status(response.body, response.status)
+        return error_body.error_status(response.body, response.status)
     return response.status
 
 
@@ -176,7 +177,7 @@ def _is_pace(name: str) -> bool:
 
 
 def _error_fields(response: UpstreamResponse) -> Mapping[str, str]:
-    if len(response.body) > embedding_response.MAX_ERROR_BYTES:
+    if len(response.body) > error_body.MAX_ERROR_BYTES:
         return {}
     try:
         body = orjson.loads(response.body)

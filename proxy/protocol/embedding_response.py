@@ -5,12 +5,11 @@ https://platform.openai.com/docs/api-reference/embeddings
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 import orjson
 
-from proxy.protocol import json_parts, json_structure, vectors
+from proxy.protocol import json_parts, json_structure, vector_batch, vectors
 from proxy.protocol.json_numbers import MAX_EXACT_INTEGER
 from proxy.protocol.json_parts import JSONParseError
 from proxy.protocol.provider import Provider
@@ -19,9 +18,7 @@ from proxy.protocol.vectors import DType, InvalidVector, Vector
 _REBUILT = frozenset({"object", "data", "model", "usage", "error"})  # fields of a response that the proxy writes itself
 # Fields of one item of a response. llama.cpp's `encoding_format` is about the notation and not about the item.
 _ITEM_FIELDS = frozenset({"object", "index", "embedding", "encoding_format"})
-_LOWEST_ERROR = 300  # a code in an error object below this is not a status
 _NO_EMBEDDING = object()
-MAX_ERROR_BYTES = 64 * 1024  # a longer body is not an error
 _PARSE_ERRORS = {"not-an-object": "error-in-200", "too-many-items": "count"}
 # Arrays and objects that a large response may have, for each item and besides.
 _MAX_CONTAINERS_OF_ITEM, _MAX_CONTAINERS, _MAX_BILLED_CONTAINERS = 16, 4096, 100_000
@@ -35,11 +32,12 @@ class EmbeddingResponse:
     these. At least one vector is not None.
     """
 
-    vectors: list[Vector | None]
+    vectors: Sequence[Vector | None]
     model: str
     usage: dict[str, Any]  # as the upstream wrote it, with both token counts
     extra_fields: dict[str, Any]  # its other fields
     unusable: str | None
+    texts: list[bytes]  # each vector as the upstream wrote it, if it wrote all as numbers; or none
 
 
 class InvalidEmbeddingResponse(ValueError):
@@ -61,26 +59,6 @@ class InvalidEmbeddingResponse(ValueError):
         return orjson.dumps(self.embedding)
 
 
-def error_status(body: bytes, status: int = HTTPStatus.OK.value) -> int:
-    """The status of the error inside a 2xx, as OpenRouter sends it; ``status`` if there is no error."""
-    if len(body) > MAX_ERROR_BYTES or b'"error"' not in body:
-        return status
-    try:
-        response = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return status
-    error = response.get("error") if type(response) is dict else None
-    if not error:
-        return status
-    code = error.get("code") if type(error) is dict else None
-    return code if type(code) is int and code >= _LOWEST_ERROR else HTTPStatus.BAD_REQUEST.value
-
-
-def is_error(body: bytes) -> bool:
-    """Whether a 200 is an error."""
-    return error_status(body) != HTTPStatus.OK
-
-
 def parse_response(
     body: bytes,
     provider: Provider,
@@ -95,16 +73,19 @@ def parse_response(
     All vectors must have one length, but not necessarily the requested one: LM Studio and llama.cpp ignore
     ``dimensions``.
     """
-    response = _parse_json(body, provider, items, packed)
+    dtype = packed or (DType.FLOAT32_SHORTEST if provider.uses_shortest_floats else DType.FLOAT32)
+    batch = vector_batch.parse(body, items, dtype) if packed is None and reads_base64 else None
+    response = _parse_json(body, provider, items, packed) if batch is None else batch.response
     if type(response) is not dict or response.get("error"):
         raise InvalidEmbeddingResponse("error-in-200")
     data = _sort_by_index(response.get("data"), items)
     _forbid_further_fields(data)
-    if not reads_base64 and any(type(datum.get("embedding")) is str for datum in data):
-        raise InvalidEmbeddingResponse("encoding")
-    found, unusable = _parse_vectors(data, provider, packed)
-    if len({vector.dimensions for vector in found if vector is not None}) > 1:
-        raise InvalidEmbeddingResponse("mixed-dimensions")
+    texts: list[bytes] = []
+    found: Sequence[Vector | None]
+    if batch is not None:
+        (found, texts), unusable = batch.in_order(data), None
+    else:
+        found, unusable = _parse_singly(data, provider, packed, dtype, reads_base64=reads_base64)
     model = response.get("model")
     extra_fields = {name: value for name, value in response.items() if name not in _REBUILT}
     return EmbeddingResponse(
@@ -113,6 +94,7 @@ def parse_response(
         usage=_parse_usage(response.get("usage")),
         extra_fields=extra_fields if _is_writable(extra_fields) else {},
         unusable=unusable,
+        texts=texts,
     )
 
 
@@ -195,11 +177,23 @@ def _forbid_further_fields(data: list[dict[str, Any]]) -> None:
             raise InvalidEmbeddingResponse("further-fields")
 
 
-def _parse_vectors(
-    data: list[dict[str, Any]], provider: Provider, packed: DType | None
+def _parse_singly(
+    data: list[dict[str, Any]], provider: Provider, packed: DType | None, encoded: DType, *, reads_base64: bool
 ) -> tuple[list[Vector | None], str | None]:
-    """The vectors in order, None for one that can't be stored, and the reason for the first of these."""
-    encoded = packed or (DType.FLOAT32_SHORTEST if provider.uses_shortest_floats else DType.FLOAT32)
+    """As `_parse_vectors`. Raises `InvalidEmbeddingResponse` also for what is wrong with all of them together."""
+    if not reads_base64 and any(type(datum.get("embedding")) is str for datum in data):
+        raise InvalidEmbeddingResponse("encoding")
+    found, unusable = _parse_vectors(data, provider, packed, encoded)
+    if len({vector.dimensions for vector in found if vector is not None}) > 1:
+        raise InvalidEmbeddingResponse("mixed-dimensions")
+    return found, unusable
+
+
+def _parse_vectors(
+    data: list[dict[str, Any]], provider: Provider, packed: DType | None, encoded: DType
+) -> tuple[list[Vector | None], str | None]:
+    """The vectors in order, None for one that can't be stored, and the reason for the first of these. Base64 contains
+    ``encoded``."""
     found: list[Vector | None] = []
     unusable = None
     for datum in data:

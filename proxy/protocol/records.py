@@ -91,6 +91,7 @@ class Record(Struct, frozen=True, kw_only=True, gc=False):
     tokens: int  # what the upstream billed for the item
     tokens_exact: bool  # False if the tokens of one call were apportioned to its items
     stored_at_s: int  # Unix time
+    numbers: bytes | None = None  # the vector's JSON as the upstream wrote it, if memory is to keep that; not stored
 
 
 class _Array(Struct, array_like=True, forbid_unknown_fields=True, gc=False):

@@ -109,7 +109,7 @@ def from_numbers(numbers: list[Any], packed: DType | None = None, *, as_floats: 
         raise InvalidVector("all zero")
     if packed is not None:
         return _from_packed(numbers, types, packed, as_floats=as_floats)
-    return _from_integers(numbers) if types == {int} else _from_floats(numbers)
+    return _from_integers(numbers) if types == {int} else from_floats(numbers)
 
 
 def _from_packed(numbers: list[Any], types: set[type], dtype: DType, *, as_floats: bool) -> Vector:
@@ -118,7 +118,7 @@ def _from_packed(numbers: list[Any], types: set[type], dtype: DType, *, as_float
     if not (types == {int} or is_written_as_floats) or min(numbers) < limits.min or max(numbers) > limits.max:
         raise InvalidVector("a number outside the integer type that was asked for")
     if is_written_as_floats:
-        return _from_floats(numbers)
+        return from_floats(numbers)
     return Vector(dtype, np.array(numbers, _NUMPY_TYPES[dtype]).tobytes())
 
 
@@ -130,7 +130,8 @@ def _from_integers(numbers: list[int]) -> Vector:
     return Vector(dtype, np.array(numbers, _NUMPY_TYPES[dtype]).tobytes())
 
 
-def _from_floats(numbers: list[float]) -> Vector:
+def from_floats(numbers: list[float] | NDArray[np.float64]) -> Vector:
+    """A vector from floats. Raises `InvalidVector`."""
     wide = np.array(numbers, np.float64)
     with np.errstate(over="ignore"):
         narrow = wide.astype(np.float32)
@@ -155,7 +156,8 @@ def _as_shortest_float32(wide: NDArray[Any], narrow: NDArray[Any]) -> NDArray[An
     if not wrong.any():
         return narrow
     for towards in (np.float32(np.inf), np.float32(-np.inf)):
-        other = np.where(wrong, np.nextafter(narrow, towards), narrow)
+        with np.errstate(over="ignore"):
+            other = np.where(wrong, np.nextafter(narrow, towards), narrow)
         narrow = np.where(_shortest(other) == wide, other, narrow)
     return narrow if (_shortest(narrow) == wide).all() else None
 

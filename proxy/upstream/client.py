@@ -23,7 +23,7 @@ from aiohttp import (
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.errors import Overloaded, ProxyError, UpstreamUnreachable
-from proxy.protocol import content_coding, embedding_response
+from proxy.protocol import content_coding, error_body
 from proxy.protocol.content_coding import InvalidCoding
 from proxy.protocol.embedding_response import InvalidEmbeddingResponse
 from proxy.protocol.headers import reason_phrase
@@ -245,9 +245,9 @@ async def _read(response: ClientResponse, flow: ResponseFlow) -> bytes:
 
 def _status_label(status: int, body: bytes) -> str:
     """The status that a response is counted under. Where a 200 is an error (OpenRouter), its code is any integer."""
-    if status != HTTPStatus.OK or not embedding_response.is_error(body):
+    if status != HTTPStatus.OK or not error_body.is_error(body):
         return str(status)
-    code = embedding_response.error_status(body)
+    code = error_body.error_status(body)
     if code < HTTPStatus.BAD_REQUEST:
         return "400"
     return str(code) if code <= _LAST_STATUS else "500"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.protocol import embedding_response
+from proxy.protocol import embedding_response, error_body
 from proxy.protocol.embedding_response import InvalidEmbeddingResponse
 from proxy.protocol.providers import GENERIC
 
@@ -170,4 +170,4 @@ def test_base64_is_quoted_and_its_length_is_known(embeddings: list[bytes]) -> No
     ],
 )
 def test_the_status_in_a_200(body: bytes, status: int) -> None:
-    assert embedding_response.error_status(body) == status
+    assert error_body.error_status(body) == status

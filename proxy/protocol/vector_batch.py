@@ -1,0 +1,117 @@
+"""The usual response, its vectors parsed and checked together (pure).
+
+For whatever is not as usual, valid or not, the result is None: then each vector is looked at alone.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+import pybase64
+import simdjson
+from numpy.typing import NDArray
+
+from proxy.protocol import embedding_texts, json_parts, shortest_floats, vectors
+from proxy.protocol.vectors import DType, InvalidVector, Vector
+
+_QUOTE, _POINT, _OPENING = ord('"'), ord("."), ord("[")
+_CHUNK = 8  # vectors: with 1536 numbers each, the intermediate results stay in a core's own cache
+
+
+class Batch(NamedTuple):
+    """A response in which a number is in place of each embedding: the index of its vector and text."""
+
+    response: dict[str, Any]
+    vectors: list[Vector]
+    texts: list[bytes]
+
+    def in_order(self, data: list[dict[str, Any]]) -> tuple[list[Vector], list[bytes]]:
+        """The vectors of ``data``, the response's own in any order, and their texts if these are arrays."""
+        indices = [datum["embedding"] for datum in data]
+        texts = self.texts if self.texts[0][0] == _OPENING else []
+        return [self.vectors[i] for i in indices], [texts[i] for i in indices if texts]
+
+
+def parse(body: bytes, items: int, base64_dtype: DType) -> Batch | None:
+    """The usual response to a request for ``items``. Base64 contains ``base64_dtype``."""
+    cut = embedding_texts.cut(body, items)
+    if cut is None or len(cut.outline) > json_parts.LARGE_BYTES:
+        return None
+    try:
+        response = orjson.loads(cut.outline)
+    except orjson.JSONDecodeError:
+        return None
+    data = response.get("data") if type(response) is dict else None
+    if type(data) is not list or {datum.get("embedding") for datum in data if type(datum) is dict} != set(range(items)):
+        return None
+    found = _vectors(cut.texts, base64_dtype)
+    return None if found is None else Batch(response, found, cut.texts)
+
+
+def _vectors(texts: Sequence[bytes], base64_dtype: DType) -> list[Vector] | None:
+    """The vectors of ``texts``, at least one, which are all strings or all arrays."""
+    first = texts[0][0]
+    if any(text[0] != first for text in texts):
+        return None
+    return _from_base64(texts, base64_dtype) if first == _QUOTE else _from_arrays(texts)
+
+
+def _from_base64(texts: Sequence[bytes], dtype: DType) -> list[Vector] | None:
+    try:
+        payloads = [pybase64.b64decode(memoryview(text)[1:-1], validate=True) for text in texts]
+    except ValueError:
+        return None
+    if len(set(map(len, payloads))) > 1 or not vectors.is_whole(Vector(dtype, payloads[0])):
+        return None
+    values = np.frombuffer(b"".join(payloads), "<f4").reshape(len(payloads), -1)
+    return [Vector(dtype, payload) for payload in payloads] if _are_usable(values) else None
+
+
+def _from_arrays(texts: Sequence[bytes]) -> list[Vector] | None:
+    parser = simdjson.Parser()
+    found: list[Vector] = []
+    dimensions = 0
+    try:
+        for start in range(0, len(texts), _CHUNK):
+            wide = np.stack([_floats(parser, text) for text in texts[start : start + _CHUNK]])
+            if wide.shape[1] != (dimensions := dimensions or wide.shape[1]) or not dimensions:
+                return None
+            with np.errstate(over="ignore"):
+                narrow = wide.astype(np.float32)
+            if not _are_usable(narrow):
+                return None
+            if (dtype := _dtype(wide, narrow)) is not None:
+                found += [Vector(dtype, row.tobytes()) for row in narrow.astype("<f4", copy=False)]
+            else:
+                found += [vectors.from_floats(row) for row in wide]
+    except (ValueError, TypeError):  # also of simdjson, and InvalidVector
+        return None
+    return found
+
+
+def _dtype(wide: NDArray[np.float64], narrow: NDArray[np.float32]) -> DType | None:
+    """The type of all of these rows, if it is one and known at once."""
+    if (narrow == wide).all():
+        return DType.FLOAT32
+    return DType.FLOAT32_SHORTEST if shortest_floats.are_shortest(wide, narrow) else None
+
+
+def _floats(parser: simdjson.Parser, text: bytes) -> NDArray[np.float64]:
+    """The numbers of an array that has only numbers with a decimal point. Raises `ValueError`, `TypeError`.
+
+    One without might be an integer, which simdjson would round and which is stored as such.
+    """
+    array = parser.parse(text)
+    if not isinstance(array, simdjson.Array):
+        raise InvalidVector("not an array")
+    values = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
+    codes = np.frombuffer(text, np.uint8)
+    if np.count_nonzero(codes == _POINT) != len(values) or np.count_nonzero(codes == _OPENING) != 1:
+        raise InvalidVector("not an array of floats")
+    return values
+
+
+def _are_usable(values: NDArray[np.float32]) -> bool:
+    """Whether all of the numbers are finite, and no row is all zero."""
+    return bool(np.isfinite(values).all()) and bool(values[:, 0].all() or values.any(axis=1).all())
