@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from proxy.cache.codec import RecordCodec
-from proxy.cache.entry import Entry
+from proxy.cache.entry import Certainty, Entry
 from proxy.cache.guarded import GuardedStore
 from proxy.cache.lease import Lease
 from proxy.cache.memory import Memory
@@ -75,15 +75,15 @@ class Cache:
         With ``confirmed``, entries that may not be the first of their keys are left out while the store can be read,
         so that the caller reads them from the store.
         """
-        get, pending = self.memory.get, self._writer.pending
+        get, pending, is_confirmed = self.memory.get, self._writer.pending, Certainty.CONFIRMED
         found = {}
         for key in keys:
             entry = get(key)
             if entry is None and pending:
                 entry = self._writer.get(key)
-            if entry is None or entry.stored_at_s < min_stored_at_s:
+            if entry is None or (min_stored_at_s and entry.stored_at_s < min_stored_at_s):
                 continue
-            if confirmed and not entry.is_confirmed and not self._store.is_down:
+            if confirmed and entry.certainty is not is_confirmed and not self._store.is_down:
                 continue
             found[key] = entry
         return found

@@ -39,13 +39,13 @@ _NO_FIELDS: Mapping[str, str] = {}
 
 
 class Sighting(NamedTuple):
-    """A parsed request whose like may be served without being parsed. ``keys_version``: of the client keys that
-    admitted it."""
+    """A request whose like may be served without being parsed. ``keys_version``: of the client keys that admitted it.
+    ``fingerprint``: None for a body that has not come before."""
 
     request: BaseRequest
     own: Identity
     keys_version: int
-    fingerprint: bytes
+    fingerprint: bytes | None
 
 
 class FastPathHit(NamedTuple):
@@ -72,12 +72,15 @@ class FastPath:
         that its MAC would block the event loop."""
         if len(body) > _MAX_BODY_BYTES or not _is_plain(request, own):
             return None
-        return Sighting(request, own, keys_version, self._memo.fingerprint(request.raw_path, own, body))
+        is_repeated = self._memo.is_repeated(body)
+        fingerprint = self._memo.fingerprint(request.raw_path, own, body) if is_repeated else None
+        return Sighting(request, own, keys_version, fingerprint)
 
     def remember(self, sighting: Sighting, client_request: ClientRequest, *, on_hit: Callable[[], None]) -> None:
         """A request was a hit from memory. ``on_hit`` is called for each later hit of a request that differs only in
         its texts."""
-        self._memo.put(sighting.fingerprint, MemoEntry.of(client_request))
+        if sighting.fingerprint is not None:
+            self._memo.put(sighting.fingerprint, MemoEntry.of(client_request))
         connection = sighting.request.protocol
         if isinstance(connection, Connection) and len(client_request.parsed.body) <= _MAX_FRESH_BYTES:
             self._learn(connection, sighting, client_request, on_hit)
@@ -109,7 +112,7 @@ class FastPath:
 
     def find(self, sighting: Sighting, began_s: float) -> FastPathHit | None:
         """A known request, if memory has all its items."""
-        known = self._memo.get(sighting.fingerprint)
+        known = None if sighting.fingerprint is None else self._memo.get(sighting.fingerprint)
         if known is None or not self._access.may_read(known.origin, sighting.request.headers):
             return None
         if self._has_much_to_learn(sighting):

@@ -21,6 +21,8 @@ class Lookup(NamedTuple):
 
 def lookup(keys: list[bytes], entries: dict[bytes, Entry], *, from_memory: int = 0) -> Lookup:
     """What ``entries`` have of ``keys``, which may be repeated."""
+    if all(map(entries.__contains__, keys)):
+        return Lookup(entries, [], from_memory)
     return Lookup(entries, [key for key in dict.fromkeys(keys) if key not in entries], from_memory)
 
 

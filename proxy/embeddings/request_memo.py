@@ -1,9 +1,11 @@
 """Requests that were hits from memory before, so that the same request need not be parsed again."""
 
 import secrets
+from array import array
 from hashlib import blake2b
 from typing import NamedTuple
 
+import xxhash
 from moka_py import Moka
 
 from proxy.access.validations import CredentialId, CredentialScope
@@ -17,6 +19,7 @@ from proxy.upstream.router import Origin
 
 _MAX_BYTES = 16 * 1024**2
 _MAX_HEADS = 16_384
+_RECENT_BODIES = 16_384
 # Measured with tracemalloc, rounded up: what is known of a request, and what each key adds.
 _OVERHEAD_BYTES, _KEY_BYTES = 700, 80
 
@@ -57,8 +60,22 @@ class RequestMemo:
         self._known: Moka[bytes, MemoEntry] = Moka(_MAX_BYTES, weigher=lambda _, known: known.weight_bytes)
         self._known_by_bytes: Moka[bytes, MemoEntry] = Moka(_MAX_BYTES, weigher=lambda _, known: known.weight_bytes)
         self._heads: Moka[bytes, bool] = Moka(_MAX_HEADS)
+        self._recent = array("Q", bytes(8 * _RECENT_BODIES))
+        self._recent_seed = secrets.randbits(64)
         self.get = self._known.get
         self.get_by_bytes = self._known_by_bytes.get
+
+    def is_repeated(self, body: bytes) -> bool:
+        """Whether the same ``body`` came not long ago. If not, it counts as having come now.
+
+        Most bodies come once, and this takes a tenth of the time of a MAC. Equal hashes of different bodies do no harm.
+        """
+        seen = xxhash.xxh3_64_intdigest(body, self._recent_seed)
+        index = seen % _RECENT_BODIES
+        if self._recent[index] == seen:
+            return True
+        self._recent[index] = seen
+        return False
 
     def fingerprint(self, target: str, own: Identity, body: bytes) -> bytes:
         """The MAC of a request with these fields and no other that matters: equal only for equivalent requests."""

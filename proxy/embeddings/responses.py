@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
+from operator import attrgetter
 from typing import Any
 from uuid import uuid4
 
@@ -39,6 +40,7 @@ _MANY_ITEMS, _MAX_BODY_BYTES = 2048, 512 * 1024**2
 _LARGE_BYTES = 1024**2
 _FEW_NUMBERS = _LARGE_BYTES // 32  # a number takes less than 32 bytes in any encoding
 _NOTHING: Mapping[Any, Any] = {}
+_BASE64 = attrgetter("base64")
 _NO_USAGE = {"prompt_tokens": 0, "total_tokens": 0}
 
 
@@ -172,18 +174,16 @@ class ResponseBuilder:
         is_base64 = spec.encoding is Encoding.BASE64
         if is_base64:
             length = embedding_response.base64_length([entries[key].base64_length for key in spec.keys], end)
-        texts = self._texts([(key, entries[key]) for key in spec.keys], spec.encoding)
+        texts = map(_BASE64, [entries[key] for key in spec.keys]) if is_base64 else self._numbers(spec, entries)
         parts = embedding_response.stream_parts(texts, count, end, are_base64=is_base64)
         return Streamed(parts, length=length, status=status, headers=headers)
 
-    def _texts(self, remaining: list[tuple[bytes, Entry]], encoding: Encoding) -> Iterator[bytes]:
-        """The text of each embedding, made when it is written: it takes more memory than the vector."""
-        remaining.reverse()
+    def _numbers(self, spec: ResponseSpec, entries: dict[bytes, Entry]) -> Iterator[bytes]:
+        """Each embedding as numbers, made when it is written: their text takes more memory than the vector."""
         last, text = b"", b""
-        while remaining:
-            key, entry = remaining.pop()
+        for key in spec.keys:
             if key != last:
-                last, text = key, self._memory.text(key, entry, encoding)
+                last, text = key, self._memory.text(key, entries[key], Encoding.FLOAT)
             yield text
 
     def _body(

@@ -5,6 +5,7 @@ first.
 """
 
 import re
+from itertools import repeat
 from typing import Any
 
 from proxy.labels import BypassReason
@@ -31,8 +32,7 @@ def forbid_duplicate_names(body: bytes, fields: dict[str, Any], kind: ItemKind, 
         if name != "input" or kind is ItemKind.WHOLE:
             accounted += _count_colons(value)
     if kind is ItemKind.TEXT:
-        for text in items:
-            accounted += text.count(":")
+        accounted += sum(map(str.count, items, repeat(":")))
     elif kind is ItemKind.OBJECT:
         accounted += _count_colons(items)
     is_in_doubt = body.count(b":") != accounted or _ESCAPED_COLON.search(body)

@@ -5,6 +5,7 @@ https://platform.openai.com/docs/api-reference/embeddings
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -280,10 +281,7 @@ def parts(embeddings: Sequence[bytes], end: bytes, *, are_base64: bool = False) 
 def stream_parts(embeddings: Iterable[bytes], count: int, end: bytes, *, are_base64: bool = False) -> Iterator[bytes]:
     """The same for ``count`` embeddings that are generated during the iteration."""
     openings = _OF_BASE64 if are_base64 else _OF_JSON
-    for opening, embedding in zip(openings.first(count), embeddings, strict=True):
-        yield opening
-        yield embedding
-    yield openings.quote + end
+    return chain(chain.from_iterable(zip(openings.first(count), embeddings, strict=True)), (openings.quote + end,))
 
 
 def base64_length(embeddings: Sequence[int], end: bytes) -> int:
