@@ -114,7 +114,7 @@ class Dispatcher:
         progress.span = self._traces.begin("POST", CIMultiDict(fields) if fields else _NO_FIELDS, started_s)
         progress.span.on_route(_EMBEDDINGS)
         progress.hit(hit)
-        self._embeddings.count(progress, _OK, started_s)
+        self._embeddings.time(progress, started_s)
         self._end(progress, progress.span.trace_id or trace_id(fields.get("traceparent")), _OK, started_s)
         return response
 

@@ -140,7 +140,7 @@ class FastPath:
         return self._find_fresh(sent, connection, began_s) or self._find_repeated(sent, began_s)
 
     def response(self, hit: FastPathHit, request_id: str) -> list[bytes]:
-        """The response to a request that was found by its bytes, in parts."""
+        """The response to a request that was found by its bytes, in parts. The request is counted."""
         cors = hit.known.origin.cors.hit_header_lines()
         return self._responses.bytes_of_hit(hit.known.spec, hit.found, request_id=request_id, cors=cors)
 
@@ -192,7 +192,7 @@ class FastPath:
             return None
         keys = known.spec.keys
         found = self._cache.peek(keys, min_stored_at_s=self._cache.freshness_cutoff_s(None), confirmed=True)
-        if not all(map(found.__contains__, keys)) or count_model_versions(found) > 1:
+        if not all(map(found.__contains__, keys)) or (len(found) > 1 and count_model_versions(found) > 1):
             return None
         return found
 

@@ -22,6 +22,7 @@ from proxy.http.streamed import Streamed, in_pieces
 from proxy.labels import ItemResult
 from proxy.protocol import embedding_response, headers
 from proxy.protocol.cors import origin_of
+from proxy.protocol.memo import memoized
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.vectors import Encoding
 from proxy.telemetry.metrics import Metrics
@@ -40,6 +41,7 @@ _MANY_ITEMS, _MAX_BODY_BYTES = 2048, 512 * 1024**2
 _LARGE_BYTES = 1024**2
 _FEW_NUMBERS = _LARGE_BYTES // 32  # a number takes less than 32 bytes in any encoding
 _NOTHING: Mapping[Any, Any] = {}
+_MAX_MODEL_LENGTH = 256  # of a name in an end of body that is kept
 _BASE64 = attrgetter("base64")
 _NO_USAGE = {"prompt_tokens": 0, "total_tokens": 0}
 
@@ -67,7 +69,7 @@ class ResponseBuilder:
         is_large = self._reserve(spec, found, reservation)
         usage = _added_up(deliveries) if deliveries else _NO_USAGE
         saved = max(0, sum([found[key].tokens for key in spec.keys]) - usage["prompt_tokens"])
-        self._count_items(spec, found, from_memory, own=0, joined=0)
+        self._count_items(spec, found, from_memory, own=0, joined=0, saved=saved)
         detail = detail or detail_of(spec)
         extra = cache_headers("HIT", f"hit; detail={detail}" if detail else "hit", saved_tokens=saved)
         extra["Content-Type"] = "application/json"
@@ -82,9 +84,9 @@ class ResponseBuilder:
 
     def bytes_of_hit(self, spec: ResponseSpec, found: dict[bytes, Entry], *, request_id: str, cors: str) -> list[bytes]:
         """What aiohttp would write for a `hit` that is not large, all of it from memory, in parts. ``cors`` are whole
-        lines of the head, or ""."""
-        saved = sum([found[key].tokens for key in spec.keys])
-        self._count_items(spec, found, len(found), own=0, joined=0)
+        lines of the head, or "". The request is counted."""
+        keys = spec.keys
+        saved = sum([found[key].tokens for key in keys])
         body = self._body(spec, found, self._end(spec, found, _NO_USAGE, saved))
         detail = f"; detail={detail_of(spec)}" if spec.is_keyed_whole else ""
         head = (
@@ -94,6 +96,7 @@ class ResponseBuilder:
             f"Server: {SERVER_SOFTWARE}\r\n\r\n"
         )
         body.insert(0, head.encode())
+        self._metrics.of_model(spec.model).count_hit(items=len(keys), distinct=len(found), saved=saved)
         return body
 
     def fetched(
@@ -114,7 +117,7 @@ class ResponseBuilder:
         saved = sum(cost) - sum([entries[key].tokens for key in fetched.asked])
         joined = len(fetched.entries) - len(fetched.asked)
         own = len(fetched.asked) + len(fetched.unusable)
-        self._count_items(spec, found, from_memory, own=own, joined=joined)
+        self._count_items(spec, found, from_memory, own=own, joined=joined, saved=saved)
         state, status = ("PARTIAL", "fwd=partial") if found else ("MISS", "fwd=miss")
         upstream_status = fetched.deliveries[-1].status if fetched.deliveries else HTTPStatus.OK
         status += f"; fwd-status={upstream_status}" + ("; stored" if is_stored else "")
@@ -217,20 +220,23 @@ class ResponseBuilder:
         extra_fields: Mapping[str, Any] = _NOTHING,
     ) -> bytes:
         """What follows the last embedding; ``extra_fields`` are those of the upstream's own response."""
-        extra = {"id": uuid4().hex, **extra_fields} if spec.has_id else extra_fields
-        self._metrics.of_model(spec.model).save(saved)
-        if self._reports_full_usage:
-            usage = usage | {name: usage[name] + saved for name in ("prompt_tokens", "total_tokens")}
         first = entries.get(spec.keys[0])
         model = first.model if first else None
-        model = model or next((entry.model for entry in entries.values() if entry.model), None)
-        return embedding_response.ending(model or spec.model or "", usage, extra)
+        model = model or next((entry.model for entry in entries.values() if entry.model), None) or spec.model or ""
+        if usage is _NO_USAGE and not spec.has_id:
+            return _end_of_hit(model, saved if self._reports_full_usage else 0)
+        extra = {"id": uuid4().hex, **extra_fields} if spec.has_id else extra_fields
+        if self._reports_full_usage:
+            usage = usage | {name: usage[name] + saved for name in ("prompt_tokens", "total_tokens")}
+        return embedding_response.ending(model, usage, extra)
 
     def _count_items(
-        self, spec: ResponseSpec, found: dict[bytes, Entry], from_memory: int, *, own: int, joined: int
+        self, spec: ResponseSpec, found: dict[bytes, Entry], from_memory: int, *, own: int, joined: int, saved: int
     ) -> None:
         """``found`` is empty if the entries were of different model versions and all items were fetched again."""
-        items = self._metrics.of_model(spec.model).items
+        counters = self._metrics.of_model(spec.model)
+        counters.save(saved)
+        items = counters.items
         from_memory = min(from_memory, len(found))
         items[ItemResult.MEMORY].inc(from_memory)
         if from_memory == len(spec.keys):
@@ -239,6 +245,11 @@ class ResponseBuilder:
         items[ItemResult.UPSTREAM].inc(own)
         items[ItemResult.JOINED].inc(joined)
         items[ItemResult.DUPLICATE].inc(len(spec.keys) - len(found) - own - joined)
+
+
+@memoized(max_length=_MAX_MODEL_LENGTH)
+def _end_of_hit(model: str, tokens: int) -> bytes:
+    return embedding_response.ending(model, {"prompt_tokens": tokens, "total_tokens": tokens}, _NOTHING)
 
 
 def detail_of(spec: ResponseSpec) -> str:

@@ -95,6 +95,10 @@ class EmbeddingsRoute:
     def count(self, progress: Progress, status: int, started_s: float) -> None:
         """Count a request that began at ``started_s`` and has ended."""
         self._metrics.of_model(progress.model).count_request(progress.outcome, status)
+        self.time(progress, started_s)
+
+    def time(self, progress: Progress, started_s: float) -> None:
+        """Note how long a request took that has ended, and the model by which it was counted."""
         progress.model_label = self._metrics.label_of(progress.model)
         self._metrics.request_seconds[progress.outcome].observe(time.perf_counter() - started_s)
 

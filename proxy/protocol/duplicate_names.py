@@ -35,7 +35,8 @@ def forbid_duplicate_names(body: bytes, fields: dict[str, Any], kind: ItemKind, 
         accounted += sum(map(str.count, items, repeat(":")))
     elif kind is ItemKind.OBJECT:
         accounted += _count_colons(items)
-    is_in_doubt = body.count(b":") != accounted or _ESCAPED_COLON.search(body)
+    has_escape = b"\\u003" in body and _ESCAPED_COLON.search(body)  # the first takes a tenth of the time
+    is_in_doubt = body.count(b":") != accounted or has_escape
     if is_in_doubt and json_structure.of(body).members != _count_members(fields):
         raise Bypass(BypassReason.DUPLICATE_KEY)
 

@@ -1,6 +1,7 @@
 """Counters of one model."""
 
 from collections.abc import Callable
+from http import HTTPStatus
 
 from proxy.labels import ItemResult, RequestOutcome
 from proxy.telemetry.counters import Counter, CounterChild
@@ -14,7 +15,7 @@ RequestCounter = Callable[[RequestOutcome, int, str], CounterChild]
 class ModelCounters:
     """Counters of one model. ``items`` and ``tokens`` are children by their other label."""
 
-    __slots__ = ("_cost_billed", "_cost_saved", "_label", "_price", "_requests", "items", "tokens")
+    __slots__ = ("_cost_billed", "_cost_saved", "_hits", "_label", "_price", "_requests", "_saved", "items", "tokens")
 
     def __init__(
         self,
@@ -32,11 +33,23 @@ class ModelCounters:
         self._requests = requests
         self.items = {result: items.labels(result.value, label) for result in ItemResult}
         self.tokens = {kind: tokens.labels(kind, label) for kind in ("billed", "saved")}
+        self._saved = self.tokens["saved"]
+        self._hits: CounterChild | None = None  # a series begins with the first request that it counts
         if price is not None:
             self._cost_billed, self._cost_saved = (cost.labels(kind, label) for kind in ("billed", "saved"))
 
     def count_request(self, outcome: RequestOutcome, status: int) -> None:
         self._requests(outcome, status, self._label).inc()
+
+    def count_hit(self, *, items: int, distinct: int, saved: int) -> None:
+        """Count a request with status 200 all of whose items were in memory."""
+        if self._hits is None:
+            self._hits = self._requests(RequestOutcome.HIT, HTTPStatus.OK.value, self._label)
+        self._hits.value += 1
+        self.items[ItemResult.MEMORY].value += distinct
+        if items > distinct:
+            self.items[ItemResult.DUPLICATE].value += items - distinct
+        self.save(saved)
 
     def bill(self, tokens: int) -> None:
         self.tokens["billed"].inc(tokens)
@@ -44,6 +57,6 @@ class ModelCounters:
             self._cost_billed.inc(tokens * self._price / _MILLION)
 
     def save(self, tokens: int) -> None:
-        self.tokens["saved"].inc(tokens)
+        self._saved.inc(tokens)
         if self._price is not None:
             self._cost_saved.inc(tokens * self._price / _MILLION)
