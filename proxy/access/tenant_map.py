@@ -54,7 +54,11 @@ class TenantMap(Generic[_Scope]):
             self.weight_bytes -= oldest.weight_bytes
 
     def put(self, tenant: bytes, credential: bytes, scope: _Scope, number: float) -> None:
-        self.remove(tenant, credential, scope)
+        entries = self._tenants.get(tenant)
+        if entries is not None and entries.numbers.pop((credential, scope), None) is not None:
+            entries.numbers[credential, scope] = number
+            self._tenants.move_to_end(tenant)
+            return
         self.add(tenant)
         entries = self._tenants[tenant]
         entries.numbers[credential, scope] = number

@@ -57,6 +57,11 @@ class Cache:
     async def probe_store(self) -> None:
         await self._store.probe()
 
+    @property
+    def has_leases(self) -> bool:
+        """Whether `leasing` may tell this process from others."""
+        return self._store.has_leases
+
     def leasing(self) -> Lease:
         """Leases on keys that are to be fetched, for as long as the block lasts."""
         return self._store.lease()

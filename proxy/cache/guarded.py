@@ -45,6 +45,7 @@ class GuardedStore:
         self._ttl_s = ttl_s
         self._timeout_s = timeout_s
         self.is_absent = isinstance(store, NoStore)
+        self.has_leases = store.has_leases
         # A full or read-only Redis fails every write and serves every read, so each direction has its own circuit.
         self._breakers = {
             operation: Breaker(

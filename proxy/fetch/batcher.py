@@ -5,13 +5,12 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from operator import le
 from typing import NamedTuple
 
 from proxy.budget import Budget
-from proxy.errors import ProxyError
+from proxy.errors import Overloaded, ProxyError
 from proxy.fetch.failover import Failover
 from proxy.fetch.isolation import MergeLimits, RetryBudget
 from proxy.fetch.merged_call import MergedCalls
@@ -20,7 +19,7 @@ from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.slots import Slots
 from proxy.fetch.upstream_call import UpstreamCalls
 from proxy.protocol.provider import Limits
-from proxy.protocol.tokens import estimated_tokens, weight
+from proxy.protocol.tokens import estimated_tokens
 from proxy.tasks import TaskSet, log_to
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.client import UpstreamResponse
@@ -41,7 +40,7 @@ class _Group:
 
     waiting: "list[_Waiting]" = field(default_factory=list)
     calls: int = 0  # under way
-    timer: asyncio.TimerHandle | None = None
+    timer: asyncio.Handle | None = None  # of sending what waits
 
 
 class Batcher:
@@ -88,36 +87,41 @@ class Batcher:
             return []
         if request.client_request.spec.is_keyed_whole:
             return [request]
-        kind = request.client_request.parsed.kind
-        sizes = [(1, estimated_tokens(kind, item), weight(kind, item)) for item in request.items]
         limits = request.client_request.origin.limits
-        if all(map(le, map(sum, zip(*sizes, strict=True)), limits)):  # the usual case
+        if all(map(le, (len(request.keys), request.tokens, sum(request.weights)), limits)):  # the usual case
             return [request]
+        kind = request.client_request.parsed.kind
+        sizes = [(1, estimated_tokens(kind, weight), weight) for weight in request.weights]
         return [request.only(request.keys[run]) for run in _runs(sizes, limits)]
 
     async def submit(self, request: FetchRequest) -> Outcome:
         """The outcome of a request that fits into a call. Raises `ProxyError`; `Overloaded` if too much waits."""
-        with self._queued(request):
+        self._take(request)
+        try:
             self._budgets[request.client_request.origin].requested()
             waiting = _Waiting(request, asyncio.get_running_loop().create_future(), time.perf_counter())
             self._enqueue(waiting)
             outcome = await waiting.outcome
+        finally:
+            self._give_back(request)
         if isinstance(outcome, ProxyError):
             raise outcome.again()
         return outcome
 
-    @contextmanager
-    def _queued(self, request: FetchRequest) -> Iterator[None]:
-        """Count a request while it waits. Raises `Overloaded`."""
-        tenant, name = (
-            request.client_request.tenant,
-            id(request.client_request),
-        )  # the parts of a large request count as one
-        with ExitStack() as stack:
-            for budget, amount in ((self._queued_items, len(request.keys)), (self._queued_bytes, len(request.body))):
-                budget.take(tenant, name, amount)
-                stack.callback(budget.give_back, tenant, name, amount)
-            yield
+    def _take(self, request: FetchRequest) -> None:
+        """Count a request while it waits; the parts of a large one count as one. Raises `Overloaded`."""
+        client_request = request.client_request
+        self._queued_items.take(client_request.tenant, id(client_request), len(request.keys))
+        try:
+            self._queued_bytes.take(client_request.tenant, id(client_request), len(request.body))
+        except Overloaded:
+            self._queued_items.give_back(client_request.tenant, id(client_request), len(request.keys))
+            raise
+
+    def _give_back(self, request: FetchRequest) -> None:
+        client_request = request.client_request
+        self._queued_items.give_back(client_request.tenant, id(client_request), len(request.keys))
+        self._queued_bytes.give_back(client_request.tenant, id(client_request), len(request.body))
 
     def takes_retry(self, origin: Origin) -> bool:
         """Whether one more attempt may be made after a failure that may be an outage. It counts as failed until a call
@@ -150,10 +154,13 @@ class Batcher:
         group.waiting.append(waiting)
         if group.calls >= self._max_calls_a_tenant:
             return  # the next call that returns takes it along
-        if not group.calls or _items(group.waiting) >= self._merge_limit(request.client_request).items:
+        loop = asyncio.get_running_loop()
+        if not group.calls:
+            if group.timer is None:  # those of the same turn of the event loop go together
+                group.timer = loop.call_soon(self._send_waiting, name, group)
+        elif _items(group.waiting) >= self._merge_limit(request.client_request).items:
             self._send_waiting(name, group)
         elif group.timer is None:
-            loop = asyncio.get_running_loop()
             group.timer = loop.call_later(self._window_s, self._send_waiting, name, group)
 
     def _merge_limit(self, client_request: ClientRequest) -> Limits:

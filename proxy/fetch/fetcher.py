@@ -3,7 +3,6 @@
 A fetch is independent of the request that started it: a client that disconnects cancels nothing that others wait for.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable
 from typing import TypeGuard
@@ -71,8 +70,7 @@ class Fetcher:
             fetch.add_done_callback(lambda _: claim.settle_rest(_ABANDONED))
             request.client_request.reservation.lasts_until(fetch)
         with request.client_request.span.flight(items=len(claim.flights), joined=len(claim.flights) - len(claim.mine)):
-            # When this request is cancelled, this does not cancel the flights.
-            await asyncio.wait(claim.flights.values())
+            await claim.wait()
         fetched, foreign = _collected(request, claim, leader)
         if in_memory:
             fetched = fetched.after(FetchResult(entries=in_memory))

@@ -47,7 +47,7 @@ class Leader:
 
     async def fetch(self, request: FetchRequest) -> None:
         """Fetch claimed keys and settle them. The caller settles what is left if this ends early."""
-        if not request.policy.may_join:
+        if not (request.policy.may_join and self._cache.has_leases):
             await self._ask(request)
             return
         async with self._cache.leasing() as lease:

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from itertools import accumulate, pairwise
-from typing import Any
 
 from multidict import CIMultiDict
 
@@ -25,7 +24,7 @@ from proxy.fetch.request import FetchRequest
 from proxy.fetch.upstream_call import UpstreamCalls, ValidResponse
 from proxy.protocol import embedding_request
 from proxy.protocol.header_kinds import is_assertion
-from proxy.protocol.tokens import share_tokens, weight
+from proxy.protocol.tokens import share_tokens
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.router import Origin
 
@@ -67,7 +66,7 @@ class MergedCalls:
         """One request's own call."""
         self._merged_requests.observe(1)
         sent = await self._calls.send(request.client_request, [request], request.body, len(request.keys))
-        return next(_split([request], request.items, sent)) if isinstance(sent, ValidResponse) else sent
+        return next(_split([request], sent)) if isinstance(sent, ValidResponse) else sent
 
     async def _together(self, requests: Sequence[FetchRequest]) -> list[EmbedResult] | CallFailure:
         """One call for several requests."""
@@ -84,7 +83,7 @@ class MergedCalls:
         if not isinstance(sent, ValidResponse):
             return sent
         self._merge_limits.merging_worked(client_request.origin.name, client_request.parsed.model)
-        return list(_split(requests, items, sent))
+        return list(_split(requests, sent))
 
     async def _isolated(self, requests: Sequence[FetchRequest], failure: CallFailure) -> Sequence[Outcome | ProxyError]:
         """The outcomes of requests whose merged call failed: each is sent alone, once, if that could help.
@@ -169,11 +168,11 @@ def _common_headers(headers: list[CIMultiDict[str]]) -> CIMultiDict[str]:
     )
 
 
-def _split(requests: Sequence[FetchRequest], items: list[Any], sent: ValidResponse) -> Iterator[EmbedResult]:
+def _split(requests: Sequence[FetchRequest], sent: ValidResponse) -> Iterator[EmbedResult]:
     """Each request's part of one response."""
     parsed, response = sent.parsed, sent.response
-    kind = requests[0].client_request.parsed.kind
-    tokens = share_tokens(parsed.usage["prompt_tokens"], [weight(kind, item) for item in items])
+    weights = [weight for request in requests for weight in request.weights]
+    tokens = share_tokens(parsed.usage["prompt_tokens"], weights)
     is_unmerged = len(requests) == 1
     ends = accumulate([len(request.keys) for request in requests], initial=0)
     for start, end in pairwise(ends):

@@ -17,7 +17,7 @@ from proxy.protocol.embedding_request import EmbeddingRequest
 from proxy.protocol.headers import Headers
 from proxy.protocol.identities import Identity
 from proxy.protocol.response_spec import ResponseSpec
-from proxy.protocol.tokens import estimated_tokens
+from proxy.protocol.tokens import estimated_tokens, weight
 from proxy.telemetry.tracing import Span
 from proxy.upstream.router import Origin
 
@@ -123,6 +123,7 @@ class FetchRequest:
     policy: Policy
     _items: list[Any] | None = field(default=None, init=False)
     _body: bytes | None = field(default=None, init=False)
+    _weights: list[int] | None = field(default=None, init=False)
 
     @property
     def is_whole(self) -> bool:
@@ -144,8 +145,18 @@ class FetchRequest:
         return self._body
 
     @property
+    def weights(self) -> list[int]:
+        """The weight of each item (`proxy.protocol.tokens`)."""
+        if self._weights is None:
+            kind = self.client_request.parsed.kind
+            self._weights = [weight(kind, item) for item in self.items]
+        return self._weights
+
+    @property
     def tokens(self) -> int:
-        return sum([estimated_tokens(self.client_request.parsed.kind, item) for item in self.items])
+        """At most so many tokens, as far as that can be estimated."""
+        kind = self.client_request.parsed.kind
+        return sum([estimated_tokens(kind, weight) for weight in self.weights])
 
     def only(self, wanted: list[bytes]) -> "FetchRequest":
         """The part for the ``wanted`` keys. What is keyed as a whole has no smaller part than all of it."""

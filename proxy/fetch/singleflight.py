@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -49,6 +50,21 @@ class Claim(Generic[T]):
         self.mine: dict[bytes, asyncio.Future[T]] = {}  # to be settled by this caller
         self.flights: dict[bytes, asyncio.Future[T]] = {}  # of every key, mine among them
 
+    async def wait(self) -> None:
+        """Wait until all flights have ended. If the waiting is cancelled, they go on.
+
+        One after the other: those of one leader end together, so most have ended when the first has.
+        """
+        for flight in self.flights.values():
+            if not flight.done():
+                waiter = asyncio.get_running_loop().create_future()
+                wake = partial(_wake, waiter)
+                flight.add_done_callback(wake)
+                try:
+                    await waiter
+                finally:
+                    flight.remove_done_callback(wake)
+
     def settle(self, key: bytes, result: T) -> None:
         """End this caller's flight of ``key``, if it has not ended: remove it, and wake its waiters.
 
@@ -63,3 +79,8 @@ class Claim(Generic[T]):
         """End all of this caller's flights that have not ended."""
         for key in self.mine:
             self.settle(key, result)
+
+
+def _wake(waiter: "asyncio.Future[None]", _: object) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

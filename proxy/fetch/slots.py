@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from proxy.errors import Overloaded
@@ -42,25 +42,34 @@ class Slots:
     async def slot(self, origin: Origin, tenant_name: bytes) -> AsyncIterator[None]:
         """Hold a slot for one call of a tenant to ``origin``. Raises `Overloaded`."""
         name = origin, tenant_name
-        all_slots = self._slots.setdefault(origin, asyncio.Semaphore(self._concurrency))
-        tenant = self._tenants.setdefault(name, _Tenant(asyncio.Semaphore(self.max_calls_a_tenant)))
+        all_slots = self._slots.get(origin)
+        if all_slots is None:
+            all_slots = self._slots[origin] = asyncio.Semaphore(self._concurrency)
+        tenant = self._tenants.get(name)
+        if tenant is None:
+            tenant = self._tenants[name] = _Tenant(asyncio.Semaphore(self.max_calls_a_tenant))
         tenant.calls += 1
-        async with AsyncExitStack() as reservation:
-            reservation.callback(self._forget, name, tenant)
-            began_s = time.perf_counter()
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    for slots in (tenant.slots, all_slots):
-                        await slots.acquire()
-                        reservation.callback(slots.release)
-                    await self._room()
-            except TimeoutError:
-                raise Overloaded("Too many calls wait for the upstream.") from None
-            finally:
-                self._waited_s(time.perf_counter() - began_s)
+        taken: list[asyncio.Semaphore] = []
+        try:
+            await self._take(tenant.slots, all_slots, taken)
             yield
+        finally:
+            for slots in reversed(taken):
+                slots.release()
+            tenant.calls -= 1
+            if not tenant.calls:
+                del self._tenants[name]
 
-    def _forget(self, name: tuple[Origin, bytes], tenant: _Tenant) -> None:
-        tenant.calls -= 1
-        if not tenant.calls:
-            del self._tenants[name]
+    async def _take(self, own: asyncio.Semaphore, of_all: asyncio.Semaphore, taken: list[asyncio.Semaphore]) -> None:
+        """Take a slot of each, and note it in ``taken``. Raises `Overloaded`."""
+        began_s = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                for slots in (own, of_all):
+                    await slots.acquire()
+                    taken.append(slots)
+                await self._room()
+        except TimeoutError:
+            raise Overloaded("Too many calls wait for the upstream.") from None
+        finally:
+            self._waited_s(time.perf_counter() - began_s)

@@ -30,9 +30,10 @@ def weight(kind: ItemKind, item: Any) -> int:
     return len(orjson.dumps(item))
 
 
-def estimated_tokens(kind: ItemKind, item: Any) -> int:
-    """An item's tokens, to keep a call within an upstream's limit: exact for token lists, an overestimate for text.
+def estimated_tokens(kind: ItemKind, weight: int) -> int:
+    """The tokens of an item of this weight, to keep a call within an upstream's limit: exact for token lists, an
+    overestimate for text.
 
     A token has about four bytes in English and about three in most other scripts.
     """
-    return len(item) if kind is ItemKind.TOKENS else weight(kind, item) // 3 + 1
+    return weight if kind is ItemKind.TOKENS else weight // 3 + 1

@@ -234,7 +234,12 @@ async def read_chunk(response: ClientResponse) -> bytes:
 
 
 async def _read(response: ClientResponse, flow: ResponseFlow) -> bytes:
+    first = await response.content.readany()
+    await flow.received(len(first))
+    if response.content.at_eof():  # the usual small response
+        return first
     body = io.BytesIO()  # `getvalue` makes no copy; copying a large body would block the event loop
+    body.write(first)
     async for chunk in response.content.iter_any():
         body.write(chunk)
         await flow.received(len(chunk))

@@ -1,13 +1,13 @@
 """Connections to one upstream: two pools of kept ones, and new ones for requests that must not use these."""
 
 import asyncio
-import io
 from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
-from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 from aiohttp import (
     BaseConnector,
@@ -16,8 +16,9 @@ from aiohttp import (
     ClientSession,
     ClientTimeout,
     DummyCookieJar,
-    TraceConfig,
 )
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -47,6 +48,9 @@ class ConnectionTrace:
     on_connected: Callable[[], None] = lambda: None
     is_connected: bool = False
     is_reused: bool = False  # the connection was kept from an earlier request
+
+
+_trace: ContextVar[ConnectionTrace] = ContextVar("_trace")  # of the request that a task sends
 
 
 class Connections:
@@ -94,15 +98,14 @@ class Connections:
 
         async def send_on(session: ClientSession) -> ClientResponse:
             trace.is_connected = False
-            # aiohttp warns of megabytes in one piece, and copies what a BytesIO holds.
-            data = _in_chunks(body) if is_large else io.BytesIO(body) if isinstance(body, bytes) else body
+            _trace.set(trace)
+            data = _in_chunks(body) if is_large else body  # aiohttp warns of megabytes in one piece
             return await session.request(
                 method,
                 URL(url, encoded=True),
                 headers=headers,
                 data=data,
                 allow_redirects=False,
-                trace_request_ctx=trace,
                 **self._outbound.options(url),
             )
 
@@ -123,14 +126,13 @@ def _open_session(connector: BaseConnector, connect_timeout_s: float, read_timeo
     # `connect` covers DNS, TCP, TLS, and a forward proxy that is slow to respond to CONNECT.
     timeout = ClientTimeout(total=None, connect=connect_timeout_s, sock_read=read_timeout_s)
     session = ClientSession(
-        connector=connector,
+        connector=_report_connections(connector),
         response_class=FinalResponse,
         # A cookie of one client must not travel with another's request.
         cookie_jar=DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=_NO_AUTO_HEADERS,
         timeout=timeout,
-        trace_configs=[_connection_tracing()],
         trust_env=False,
         max_line_size=_MAX_FIELD_BYTES,
         max_field_size=_MAX_FIELD_BYTES,
@@ -152,20 +154,21 @@ def _keeps_connections(session: ClientSession) -> bool:
     return connector is not None and has_idle_connections(connector)
 
 
-def _connection_tracing() -> TraceConfig:
-    """Makes the HTTP client report connections to the `ConnectionTrace` of each request."""
-    config = TraceConfig()
+def _report_connections(connector: BaseConnector) -> BaseConnector:
+    """Make a connector report to the `ConnectionTrace` of each request. The HTTP client's own tracing would do that, at
+    the price of an object and several coroutines for each request."""
+    connect = connector.connect
+    known: WeakSet[ResponseHandler] = WeakSet()
 
-    def connected(trace: ConnectionTrace, *, is_reused: bool) -> None:
-        trace.is_connected, trace.is_reused = True, is_reused
-        trace.on_connected()
+    async def reporting(*given: Any, **named: Any) -> Connection:
+        connection = await connect(*given, **named)
+        protocol = connection.protocol
+        if protocol is not None:
+            trace = _trace.get()
+            trace.is_connected, trace.is_reused = True, protocol in known
+            known.add(protocol)
+            trace.on_connected()
+        return connection
 
-    async def on_new(_session: ClientSession, context: SimpleNamespace, _params: object) -> None:
-        connected(context.trace_request_ctx, is_reused=False)
-
-    async def on_reuse(_session: ClientSession, context: SimpleNamespace, _params: object) -> None:
-        connected(context.trace_request_ctx, is_reused=True)
-
-    config.on_connection_create_end.append(on_new)
-    config.on_connection_reuseconn.append(on_reuse)
-    return config
+    connector.connect = reporting  # type: ignore[method-assign]
+    return connector
