@@ -56,10 +56,8 @@ class MergedReads:
                 if command is None or len(command.names) >= self._max_names:
                     command = self._open[server] = _Command()
                     command.task = self._tasks.start(self._send(server, command))
-                room = self._max_names - len(command.names)
-                command.names += rest[:room]
-                rest = rest[room:]
                 commands.append(command)
+                rest = command.take(rest, self._max_names)
         return commands
 
     async def _send(self, server: Address, command: "_Command") -> None:
@@ -109,3 +107,12 @@ class _Command(SharedRead):
         self.names: list[str] = []
         self.results: dict[str, object] = {}
         self.task: asyncio.Task[None]
+
+    def take(self, names: Sequence[str], max_names: int) -> Sequence[str]:
+        """Add as many of ``names`` as there is room for. Returns the others."""
+        room = max_names - len(self.names)
+        if len(names) <= room:
+            self.names += names
+            return ()
+        self.names += names[:room]
+        return names[room:]
