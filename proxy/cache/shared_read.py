@@ -28,16 +28,15 @@ class SharedRead:
         self._waiters.append(waiter)
 
     def leave(self, waiter: "_Waiter") -> None:
-        if not self.is_done:
-            self._waiters.remove(waiter)
+        self._waiters.remove(waiter)
 
 
 class _Waiter:
     __slots__ = ("_missing", "future")
 
-    def __init__(self, missing: int) -> None:
+    def __init__(self, missing: int, future: asyncio.Future[None]) -> None:
         self._missing = missing
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.future = future
 
     def one_ended(self) -> None:
         self._missing -= 1
@@ -55,13 +54,15 @@ class _Waiter:
 
 async def wait_for(reads: Collection[SharedRead], *, timeout_s: float) -> None:
     """Wait until all ``reads``, none of which is done, have ended, or ``timeout_s`` have passed."""
-    waiter = _Waiter(len(reads))
+    loop = asyncio.get_running_loop()
+    waiter = _Waiter(len(reads), loop.create_future())
     for read in reads:
         read.add(waiter)
-    timer = asyncio.get_running_loop().call_later(timeout_s, waiter.expire)
+    timer = loop.call_later(timeout_s, waiter.expire)
     try:
         await waiter.future
     finally:
         timer.cancel()
         for read in reads:
-            read.leave(waiter)
+            if not read.is_done:
+                read.leave(waiter)

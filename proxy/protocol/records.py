@@ -21,7 +21,7 @@ import msgspec
 import xxhash
 from msgspec import Struct
 
-from proxy.protocol.vectors import DType, Vector, is_whole
+from proxy.protocol.vectors import ITEM_BYTES, DType, Vector
 
 _UNTAGGED, _TAGGED = 1, 2  # formats
 _CHECKSUM_BYTES = 8
@@ -151,12 +151,12 @@ def decode(key: bytes, data: bytes, record_key: RecordKey | None = None) -> Reco
         raise InvalidRecord(_flaw(key, packed)) from None
     if fields.key != key:
         raise InvalidRecord(Flaw.KEY)
-    vector = Vector(fields.dtype, fields.payload)
-    if not is_whole(vector) or vector.dimensions != fields.dimensions:
+    dimensions, payload = fields.dimensions, fields.payload
+    if dimensions <= 0 or len(payload) != dimensions * ITEM_BYTES[fields.dtype]:
         raise InvalidRecord(Flaw.DIMENSIONS)
     return Record(
-        vector=vector, model=fields.model, tokens=fields.tokens, tokens_exact=fields.tokens_exact,
-        stored_at_s=fields.stored_at_s,
+        vector=Vector(fields.dtype, payload), model=fields.model, tokens=fields.tokens,
+        tokens_exact=fields.tokens_exact, stored_at_s=fields.stored_at_s,
     )  # fmt: skip
 
 

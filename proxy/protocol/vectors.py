@@ -50,6 +50,8 @@ _NUMPY_TYPES: dict[DType, np.dtype[Any]] = {
     DType.INT8_PACKED: np.dtype("i1"),
     DType.UINT8_PACKED: np.dtype("u1"),
 }
+# Of one number.
+ITEM_BYTES = {dtype: numpy_type.itemsize for dtype, numpy_type in _NUMPY_TYPES.items()}
 _PACKED = (DType.INT8_PACKED, DType.UINT8_PACKED)
 _IN_BASE64_AS_STORED = (DType.FLOAT32, DType.FLOAT32_SHORTEST, *_PACKED)
 _INTEGERS = (DType.INT8, DType.UINT8, DType.INT32, DType.INT64)
@@ -69,7 +71,7 @@ class Vector(Struct, frozen=True, gc=False):
 
     @property
     def dimensions(self) -> int:
-        return len(self.payload) // _NUMPY_TYPES[self.dtype].itemsize
+        return len(self.payload) // ITEM_BYTES[self.dtype]
 
     def array(self) -> NDArray[Any]:
         return np.frombuffer(self.payload, _NUMPY_TYPES[self.dtype])
@@ -77,7 +79,7 @@ class Vector(Struct, frozen=True, gc=False):
 
 def is_whole(vector: Vector) -> bool:
     """Whether the payload is a whole, positive number of elements."""
-    return len(vector.payload) > 0 and len(vector.payload) % _NUMPY_TYPES[vector.dtype].itemsize == 0
+    return len(vector.payload) > 0 and len(vector.payload) % ITEM_BYTES[vector.dtype] == 0
 
 
 def from_base64(text: str, dtype: DType = DType.FLOAT32) -> Vector:

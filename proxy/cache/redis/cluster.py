@@ -49,6 +49,10 @@ class Cluster:
         self._slots: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._refresher = TopologyRefresher(self._refresh)
 
+    @property
+    def is_ready(self) -> bool:
+        return self._refresher.is_known
+
     async def ready(self, *, timeout_s: float) -> None:
         await self._refresher.wait(timeout_s=timeout_s)
 

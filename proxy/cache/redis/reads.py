@@ -29,25 +29,22 @@ class MergedReads:
 
     async def get(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, object]:
         """By key its value, None, or a `RedisError`. Raises `StoreError` if no server is known."""
-        loop = asyncio.get_running_loop()
-        end_s = loop.time() + timeout_s
-        await require_ready(self._servers, timeout_s=timeout_s)
-        names = list(map(record_name, keys))
+        if not self._servers.is_ready:
+            loop = asyncio.get_running_loop()
+            end_s = loop.time() + timeout_s
+            await require_ready(self._servers, timeout_s=timeout_s)
+            timeout_s = max(0.0, end_s - loop.time())
+        names = [record_name(key) for key in keys]
         commands = self._add(names)
         if commands:
             # The timeout does not cancel the commands: other requests wait for them too.
-            await wait_for(commands, timeout_s=max(0.0, end_s - loop.time()))
-        results: dict[str, object] = {}
-        failure: RedisError = RedisConnectionError("no server is known to have it")
-        for command in commands:
-            if not command.task.done():
-                failure = RedisTimeoutError(f"no reply in {timeout_s * 1000:.0f} ms")
-            elif command.task.cancelled():
-                failure = RedisConnectionError("the store is closed")
-            else:
-                command.task.result()  # raises an unexpected error
-            results = results | command.results if results else command.results
-        return {key: results.get(name, failure) for key, name in zip(keys, names, strict=True)}
+            await wait_for(commands, timeout_s=timeout_s)
+        results = commands[0].results if len(commands) == 1 else _merged(commands)
+        try:
+            return {key: results[name] for key, name in zip(keys, names, strict=True)}
+        except KeyError:
+            failure = _failure(commands, timeout_s)
+            return {key: results.get(name, failure) for key, name in zip(keys, names, strict=True)}
 
     def _add(self, names: Sequence[str]) -> list["_Command"]:
         """Add ``names`` to commands that are sent at the end of this turn. Returns these commands."""
@@ -59,10 +56,8 @@ class MergedReads:
                 if command is None or len(command.names) >= self._max_names:
                     command = self._open[server] = _Command()
                     command.task = self._tasks.start(self._send(server, command))
-                room = self._max_names - len(command.names)
-                command.names += rest[:room]
-                rest = rest[room:]
                 commands.append(command)
+                rest = command.take(rest, self._max_names)
         return commands
 
     async def _send(self, server: Address, command: "_Command") -> None:
@@ -82,6 +77,26 @@ class MergedReads:
             command.end()
 
 
+def _merged(commands: Sequence["_Command"]) -> dict[str, object]:
+    results: dict[str, object] = {}
+    for command in commands:
+        results.update(command.results)
+    return results
+
+
+def _failure(commands: Sequence["_Command"], timeout_s: float) -> RedisError:
+    """Why a name has no result."""
+    failure: RedisError = RedisConnectionError("no server is known to have it")
+    for command in commands:
+        if not command.task.done():
+            failure = RedisTimeoutError(f"no reply in {timeout_s * 1000:.0f} ms")
+        elif command.task.cancelled():
+            failure = RedisConnectionError("the store is closed")
+        else:
+            command.task.result()  # raises an unexpected error
+    return failure
+
+
 class _Command(SharedRead):
     """A read of several names from one server, and its results so far."""
 
@@ -92,3 +107,12 @@ class _Command(SharedRead):
         self.names: list[str] = []
         self.results: dict[str, object] = {}
         self.task: asyncio.Task[None]
+
+    def take(self, names: Sequence[str], max_names: int) -> Sequence[str]:
+        """Add as many of ``names`` as there is room for. Returns the others."""
+        room = max_names - len(self.names)
+        if len(names) <= room:
+            self.names += names
+            return ()
+        self.names += names[:room]
+        return names[room:]

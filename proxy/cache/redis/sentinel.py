@@ -27,6 +27,10 @@ class Master(OneServer):
         self._connect = connect
         self._refresher = TopologyRefresher(self._refresh)
 
+    @property
+    def is_ready(self) -> bool:
+        return self._refresher.is_known
+
     async def ready(self, *, timeout_s: float) -> None:
         await self._refresher.wait(timeout_s=timeout_s)
 

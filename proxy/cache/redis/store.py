@@ -86,7 +86,8 @@ class RedisStore:
 
     async def _run(self, commands: Mapping[str, Command]) -> dict[str, object]:
         """By name the reply to its command, or a `RedisError`."""
-        await require_ready(self._servers, timeout_s=self._timeout_s)
+        if not self._servers.is_ready:
+            await require_ready(self._servers, timeout_s=self._timeout_s)
         results: dict[str, object] = dict.fromkeys(commands, RedisConnectionError("no server is known to have it"))
         names = self._servers.by_server(list(commands))
         await asyncio.gather(*(self._run_on(server, its, commands, results) for server, its in names.items()))

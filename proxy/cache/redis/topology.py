@@ -29,6 +29,11 @@ def announced(host: str, port: int) -> Address:
 class Servers(Protocol):
     """Replies are put into ``results`` as they arrive, by name: a value, None, or a `RedisError`."""
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether servers are known."""
+        ...
+
     async def ready(self, *, timeout_s: float) -> None:
         """Wait until servers are known. Raises `RedisError` if that fails or takes longer."""
         ...
@@ -68,6 +73,10 @@ class OneServer:
 
     def __init__(self, node: Node | None) -> None:
         self._node = node
+
+    @property
+    def is_ready(self) -> bool:
+        return True
 
     async def ready(self, *, timeout_s: float) -> None:
         return None
@@ -125,7 +134,7 @@ class TopologyRefresher:
         self._task: asyncio.Task[None] | None = None
         self._started_s = float("-inf")
         self._failure: BaseException | None = None  # of the latest refresh
-        self._is_known = False
+        self.is_known = False
 
     def refresh_soon(self) -> None:
         now_s = asyncio.get_running_loop().time()
@@ -136,14 +145,14 @@ class TopologyRefresher:
     async def _run(self) -> None:
         await self._refresh()
         self._failure = None
-        self._is_known = True
+        self.is_known = True
 
     def _failed(self, error: BaseException) -> None:
         self._failure = error
 
     async def wait(self, *, timeout_s: float) -> None:
         """Wait until the topology is known for the first time. Raises `RedisError` if that fails or takes longer."""
-        if self._is_known:
+        if self.is_known:
             return
         self.refresh_soon()
         if self._task is not None:
