@@ -115,10 +115,26 @@ class Connection(asyncio.Protocol):
             self.closed.set_result(None)
 
 
+class TrustedAuthorities:
+    """The TLS context of connections. Making one blocks the event loop for 30 ms, so it is made again only after a
+    certificate was not trusted: the file of authorities may have been renewed since."""
+
+    def __init__(self) -> None:
+        self._context: ssl.SSLContext | None = None
+
+    def context(self) -> ssl.SSLContext:
+        if self._context is None:
+            self._context = ssl.create_default_context()
+        return self._context
+
+    def read_again(self) -> None:
+        self._context = None
+
+
 async def connect(
-    address: Address, server: str, *, login: Login, is_tls: bool, database: int, timeout_s: float
+    address: Address, server: str, *, login: Login, authorities: TrustedAuthorities | None, database: int, timeout_s: float
 ) -> Connection:
-    """A connection to ``address``, which errors name ``server``.
+    """A connection to ``address``, which errors name ``server``. With ``authorities`` it uses TLS.
 
     ``timeout_s`` is for each step: connecting, and logging in. Raises `RedisError`.
 
@@ -126,18 +142,19 @@ async def connect(
     """
     host, port = address
     loop, protocol = asyncio.get_running_loop(), partial(Connection, server)
+    context = authorities.context() if authorities else None
     try:
         async with asyncio.timeout(timeout_s):
             if port == 0:
                 _, connection = await loop.create_unix_connection(protocol, host)
             else:
-                # Read for each connection, so that a renewed file of authorities is in use.
-                context = ssl.create_default_context() if is_tls else None
                 transport, connection = await loop.create_connection(protocol, host, port, ssl=context)
                 _keep_alive(transport)
     except TimeoutError:
         raise RedisTimeoutError(f"{server}: no connection in {timeout_s * 1000:.0f} ms") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a host that is no name
+        if authorities and isinstance(error, ssl.SSLCertVerificationError):
+            authorities.read_again()
         raise RedisConnectionError(f"{server}: {error}") from error
     try:
         await _log_in(connection, login, database, timeout_s)

@@ -8,7 +8,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from proxy.cache.redis.connection import Command, Connection, connect
+from proxy.cache.redis.connection import Command, Connection, TrustedAuthorities, connect
 from proxy.cache.redis.redis_url import Address, Login
 from proxy.errors import StoreError
 
@@ -33,7 +33,13 @@ class Node:
         """``timeout_s`` is for each step: waiting for a free connection, connecting, and a whole exchange."""
         self.address = address
         self._connect = partial(
-            connect, address, str(self), login=login, is_tls=is_tls, database=database, timeout_s=timeout_s
+            connect,
+            address,
+            str(self),
+            login=login,
+            authorities=TrustedAuthorities() if is_tls else None,
+            database=database,
+            timeout_s=timeout_s,
         )
         self._timeout_s = timeout_s
         self._free = asyncio.Semaphore(max_connections)
@@ -99,6 +105,7 @@ class Node:
         await self.reconnect()
 
     async def aclose(self) -> None:
+        self._is_retired = True  # a connection that is being opened is closed as well
         connections = [*self._idle, *self._in_use]
         for connection in connections:
             connection.close()

@@ -24,7 +24,7 @@ class MergedReads:
         max_keys: int,
     ) -> None:
         """``select`` is called in ``thread``, with at most ``max_keys`` keys: other requests have their turn between
-        the reads of one that asks for thousands."""
+        the reads of one that asks for thousands, since each begins when the one before has ended."""
         self._thread = thread
         self._select = select
         self._max_keys = max_keys
@@ -33,18 +33,21 @@ class MergedReads:
 
     async def get(self, keys: Sequence[bytes], *, timeout_s: float) -> _Values:
         """The values of ``keys`` that have one. Raises `StoreError`."""
-        reads = self._add(keys)
-        await wait_for(reads, timeout_s=timeout_s)
+        now = asyncio.get_running_loop().time
+        end_s = now() + timeout_s
         found: _Values = {}
-        for read in reads:
-            if read.failure is not None:
-                raise StoreError(read.failure.reason, str(read.failure), found=found) from read.failure
-            if not read.is_done:
-                raise StoreError("timeout", f"no result in {timeout_s * 1000:.0f} ms", found=found)
-            values = read.values
-            if len(read.keys) == len(keys):
-                return values  # they are this request's alone
-            found.update((key, values[key]) for key in keys if key in values)
+        for start in range(0, len(keys), self._max_keys):
+            some = keys[start : start + self._max_keys]
+            reads = self._add(some)
+            await wait_for(reads, timeout_s=max(0.0, end_s - now()))
+            for read in reads:
+                if read.failure is not None:
+                    raise StoreError(read.failure.reason, str(read.failure), found=found) from read.failure
+                if not read.is_done:
+                    raise StoreError("timeout", f"no result in {timeout_s * 1000:.0f} ms", found=found)
+                if len(reads) == 1 and len(read.keys) == len(keys):
+                    return read.values  # they are this request's alone
+                found.update((key, read.values[key]) for key in some if key in read.values)
         return found
 
     def _add(self, keys: Sequence[bytes]) -> list["_Read"]:

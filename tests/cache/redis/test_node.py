@@ -108,6 +108,40 @@ async def test_a_connection_on_which_something_came_unasked_is_not_used_again() 
         await node.aclose()
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 64, "\0"])
+async def test_a_host_that_is_no_name_is_a_failure_to_connect(host: str) -> None:
+    node = Node((host, 6379), login=Login(), timeout_s=60.0, max_connections=1)
+    with pytest.raises(RedisConnectionError):
+        await node.run([GET])
+    await node.aclose()
+
+
+async def test_renewed_authorities_are_read_after_a_certificate_was_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    (tmp_path / "ca.pem").write_bytes(trustme.CA().cert_pem.bytes())
+    async with serving(lambda _: b"$1\r\nx\r\n") as server:
+        secure = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=Authorities(tmp_path / "").server_tls())
+        address = "127.0.0.1", secure.sockets[0].getsockname()[1]
+        node = Node(address, login=Login(), is_tls=True, timeout_s=60.0, max_connections=1)
+        with pytest.raises(RedisConnectionError):
+            await node.run([GET])
+        assert await node.run([GET]) == [b"x"]
+        await node.aclose()
+        secure.close()
+
+
+async def test_a_connection_that_is_opened_while_the_node_is_closed_is_not_kept() -> None:
+    async with serving(lambda _: b"$1\r\nx\r\n") as server:
+        node = server.node()
+        running = asyncio.create_task(node.run([GET]))
+        await asyncio.sleep(0)
+        await node.aclose()
+        assert await running == [b"x"]
+        await until(lambda: server.opened == 1 and not server.open)
+
+
 async def test_connections_in_use_are_closed_after_their_commands_if_they_are_outdated() -> None:
     replies: list[bytes] = []
     async with serving(lambda _: replies.pop() if replies else None) as server:

@@ -73,6 +73,33 @@ async def test_a_long_read_is_taken_in_turns(selecting: Selecting) -> None:
     assert [len(its) for its in selecting.asked] == [10, 10, 5]
 
 
+async def test_others_have_their_turn_between_the_parts_of_a_long_read(selecting: Selecting) -> None:
+    selecting.go.clear()
+    first = asyncio.create_task(selecting.get(2))
+    await asyncio.to_thread(selecting.began.wait)
+    others = [asyncio.create_task(selecting.get(*its)) for its in (range(100, 130), (4,))]
+    await asyncio.sleep(0)
+    selecting.go.set()
+    await asyncio.gather(first, *others)
+    assert [len(its) for its in selecting.asked] == [1, 10, 1, 10, 10]
+
+
+@pytest.mark.parametrize(("neighbor", "its"), [(5, 10), (9, 10), (2, 9), (9, 2), (8, 4)])
+async def test_a_request_gets_its_own_keys_whatever_it_shares_a_read_with(
+    selecting: Selecting, neighbor: int, its: int
+) -> None:
+    """Also where a read that it shares has as many keys as it has itself."""
+    selecting.go.clear()
+    first = asyncio.create_task(selecting.get(2))
+    await asyncio.to_thread(selecting.began.wait)
+    ranges = [range(100, 100 + neighbor), range(200, 200 + its)]
+    both = [asyncio.create_task(selecting.get(*numbers)) for numbers in ranges]
+    await asyncio.sleep(0)
+    selecting.go.set()
+    assert await asyncio.gather(*both) == [[number for number in numbers if not number % 2] for numbers in ranges]
+    await first
+
+
 async def test_what_nobody_waits_for_any_more_is_not_read(selecting: Selecting) -> None:
     selecting.go.clear()
     first = asyncio.create_task(selecting.get(2))
