@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -29,16 +29,19 @@ class FakeServer:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.opened += 1
         self.open.append(writer)
-        while count := await reader.readline():
-            command = []
-            for _ in range(int(count[1:])):
-                size = int((await reader.readline())[1:])
-                command.append((await reader.readexactly(size + 2))[:-2])
-            self.commands.append(command)
-            if (reply := self.reply(command)) is not None:
-                writer.write(reply)
-        self.open.remove(writer)
+        with suppress(ConnectionError):  # a client that hangs up on unread bytes resets the connection
+            while count := await reader.readline():
+                command = []
+                for _ in range(int(count[1:])):
+                    size = int((await reader.readline())[1:])
+                    command.append((await reader.readexactly(size + 2))[:-2])
+                self.commands.append(command)
+                if (reply := self.reply(command)) is not None:
+                    writer.write(reply)
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        self.open.remove(writer)
 
     def node(self, *, max_connections: int = 2, timeout_s: float = 60.0, login: Login | None = None) -> Node:
         address = "127.0.0.1", self.port
@@ -51,6 +54,7 @@ async def serving(reply: Callable[[list[bytes]], bytes | None]) -> AsyncIterator
     server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
     fake.port = server.sockets[0].getsockname()[1]
     yield fake
+    await until(lambda: not fake.open)
     server.close()
 
 
@@ -104,6 +108,16 @@ async def test_a_connection_on_which_something_came_unasked_is_not_used_again() 
         server.open[0].write(b"$1\r\ny\r\n")
         await until(lambda: not server.open)  # hung up
         assert await node.run([GET]) == [b"x"]
+        assert server.opened == 2
+        await node.aclose()
+
+
+@pytest.mark.parametrize("more", [b"+OK\r\n", b"+O"])
+async def test_more_than_the_reply_is_not_the_next_ones(more: bytes) -> None:
+    async with serving(lambda command: b"$1\r\n%b\r\n" % command[1] + more) as server:
+        node = server.node()
+        assert await node.run([("GET", "x")]) == [b"x"]
+        assert await node.run([("GET", "y")]) == [b"y"]
         assert server.opened == 2
         await node.aclose()
 
