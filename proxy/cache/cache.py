@@ -80,12 +80,10 @@ class Cache:
         With ``confirmed``, entries that may not be the first of their keys are left out while the store can be read,
         so that the caller reads them from the store.
         """
-        get, pending, is_confirmed = self.memory.get, self._writer.pending, Certainty.CONFIRMED
+        get, is_confirmed = self._writer.getter(), Certainty.CONFIRMED
         found = {}
         for key in keys:
             entry = get(key)
-            if entry is None and pending:
-                entry = self._writer.get(key)
             if entry is None or (min_stored_at_s and entry.stored_at_s < min_stored_at_s):
                 continue
             if confirmed and entry.certainty is not is_confirmed and not self._store.is_down:
@@ -97,9 +95,9 @@ class Cache:
         """The entries of ``keys``, which are distinct, in the store. They are put into memory too."""
         if not keys or self._store.is_absent:
             return {}
-        get = self._writer.get
         if self._writer.pending:
             await self._writer.wait_for(keys)
+        get = self._writer.getter()
         before = {key: entry for key in keys if (entry := get(key)) is not None}
         values, is_complete = await self._store.get(keys)
         if len(values) <= KEYS_A_TURN:
@@ -117,7 +115,7 @@ class Cache:
     ) -> dict[bytes, Entry]:
         """Put records from the store into memory. Returns the entries that count, without those that are too old.
         ``before`` are the entries that were in memory when the read began."""
-        get, put, entry_of = self._writer.get, self.memory.put, Entry.of
+        get, put, entry_of = self._writer.getter(), self.memory.put, Entry.of
         found = {}
         for key, record in self._codec.decode(values).items():
             entry = get(key)

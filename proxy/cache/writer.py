@@ -57,6 +57,10 @@ class Writer:
             entry = self.pending[key][0].current
         return entry
 
+    def getter(self) -> Callable[[bytes], Entry | None]:
+        """`get`, or until the next await a faster function that does the same."""
+        return self.get if self.pending else self._memory.get
+
     async def write(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:
         """As `Cache.write`."""
         certainty = Certainty.REPLACING if overwrite else Certainty.INSERTING

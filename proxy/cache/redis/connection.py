@@ -95,6 +95,8 @@ class Connection(asyncio.Protocol):
         exchange = self._exchange
         if exchange is not None and not exchange.done():
             exchange.set_result(self._replies)
+        if self._reader.has_data():  # more than was asked for, which the next exchange must not take for its reply
+            self.close()
 
     def _fail(self, error: RedisError, cause: Exception | None = None) -> None:
         error.__cause__ = cause
@@ -132,7 +134,13 @@ class TrustedAuthorities:
 
 
 async def connect(
-    address: Address, server: str, *, login: Login, authorities: TrustedAuthorities | None, database: int, timeout_s: float
+    address: Address,
+    server: str,
+    *,
+    login: Login,
+    authorities: TrustedAuthorities | None,
+    database: int,
+    timeout_s: float,
 ) -> Connection:
     """A connection to ``address``, which errors name ``server``. With ``authorities`` it uses TLS.
 

@@ -2,16 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+import trustme
 from redis.exceptions import AuthenticationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from proxy.cache.redis.connection import Command
 from proxy.cache.redis.node import Node, store_error
 from proxy.cache.redis.redis_url import Login
+from tests.support.authorities import Authorities
 
 GET: Command = ("GET", "x")
 
@@ -29,16 +32,19 @@ class FakeServer:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.opened += 1
         self.open.append(writer)
-        while count := await reader.readline():
-            command = []
-            for _ in range(int(count[1:])):
-                size = int((await reader.readline())[1:])
-                command.append((await reader.readexactly(size + 2))[:-2])
-            self.commands.append(command)
-            if (reply := self.reply(command)) is not None:
-                writer.write(reply)
-        self.open.remove(writer)
+        with suppress(ConnectionError):  # a client that hangs up on unread bytes resets the connection
+            while count := await reader.readline():
+                command = []
+                for _ in range(int(count[1:])):
+                    size = int((await reader.readline())[1:])
+                    command.append((await reader.readexactly(size + 2))[:-2])
+                self.commands.append(command)
+                if (reply := self.reply(command)) is not None:
+                    writer.write(reply)
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        self.open.remove(writer)
 
     def node(self, *, max_connections: int = 2, timeout_s: float = 60.0, login: Login | None = None) -> Node:
         address = "127.0.0.1", self.port
@@ -51,6 +57,7 @@ async def serving(reply: Callable[[list[bytes]], bytes | None]) -> AsyncIterator
     server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
     fake.port = server.sockets[0].getsockname()[1]
     yield fake
+    await until(lambda: not fake.open)
     server.close()
 
 
@@ -119,14 +126,16 @@ async def test_a_host_that_is_no_name_is_a_failure_to_connect(host: str) -> None
 async def test_renewed_authorities_are_read_after_a_certificate_was_not_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    (tmp_path / "ca.pem").write_bytes(trustme.CA().cert_pem.bytes())
+    authorities = Authorities(tmp_path)
+    trusted = authorities.write("trusted.pem", trustme.CA().cert_pem.bytes())
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
     async with serving(lambda _: b"$1\r\nx\r\n") as server:
-        secure = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=Authorities(tmp_path / "").server_tls())
+        secure = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=authorities.server_tls())
         address = "127.0.0.1", secure.sockets[0].getsockname()[1]
         node = Node(address, login=Login(), is_tls=True, timeout_s=60.0, max_connections=1)
         with pytest.raises(RedisConnectionError):
             await node.run([GET])
+        trusted.write_bytes(authorities.ca.read_bytes())
         assert await node.run([GET]) == [b"x"]
         await node.aclose()
         secure.close()
@@ -140,6 +149,16 @@ async def test_a_connection_that_is_opened_while_the_node_is_closed_is_not_kept(
         await node.aclose()
         assert await running == [b"x"]
         await until(lambda: server.opened == 1 and not server.open)
+
+
+@pytest.mark.parametrize("more", [b"+OK\r\n", b"+O"])
+async def test_more_than_the_reply_is_not_the_next_ones(more: bytes) -> None:
+    async with serving(lambda command: b"$1\r\n%b\r\n" % command[1] + more) as server:
+        node = server.node()
+        assert await node.run([("GET", "x")]) == [b"x"]
+        assert await node.run([("GET", "y")]) == [b"y"]
+        assert server.opened == 2
+        await node.aclose()
 
 
 async def test_connections_in_use_are_closed_after_their_commands_if_they_are_outdated() -> None:
