@@ -158,7 +158,7 @@ class Entry(Struct, eq=False, gc=False):
 
     @property
     def base64_length(self) -> int:
-        return vectors.base64_length(self._vector)
+        return vectors.base64_length(self._source.dtype, self._payload)
 
     @property
     def has_numbers(self) -> bool:
