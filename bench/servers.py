@@ -1,7 +1,7 @@
 """The processes that the benchmarks measure and load, each pinned to a core, and the CPU time they have used.
 
-python -m bench.servers bare PORT       bare aiohttp: reads the body, and responds with as many bytes as one hit
-python -m bench.servers upstream PORT   responds at once with a vector for each "#" in the body
+python -m bench.servers bare PORT                  bare aiohttp: reads a body, responds with as many bytes as one hit
+python -m bench.servers upstream PORT DIMENSIONS   responds at once with a vector for each "#" in the body
 """
 
 import asyncio
@@ -43,6 +43,10 @@ class Server:
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return sum(map(_cpu_s, [self.pid, *map(int, children)]))
 
+    def rss_bytes(self) -> int:
+        """What of the process is resident in memory."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
 
 def _cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -78,10 +82,10 @@ def bare_server() -> Iterator[Server]:
 
 
 @contextmanager
-def upstream_server() -> Iterator[str]:
+def upstream_server(dimensions: int = DIMENSIONS) -> Iterator[str]:
     """Yields the base URL."""
     port = free_port()
-    with process([sys.executable, "-m", "bench.servers", "upstream", str(port)], core=LOAD_CORE):
+    with process([sys.executable, "-m", "bench.servers", "upstream", str(port), str(dimensions)], core=LOAD_CORE):
         yield f"http://127.0.0.1:{port}/v1"
 
 
@@ -117,6 +121,9 @@ async def _serve_bare(port: int) -> None:
 class _Upstream(asyncio.Protocol):
     """Knows only requests with a Content-Length, one at a time on a connection."""
 
+    def __init__(self, dimensions: int) -> None:
+        self._dimensions = dimensions
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
         self._received = bytearray()
@@ -128,14 +135,14 @@ class _Upstream(asyncio.Protocol):
         if not found or (length and len(body) < int(length[1])):
             return
         self._received.clear()
-        content = _vectors(body.count(b"#"), is_base64=b'"base64"' in body)
+        content = _vectors(body.count(b"#"), self._dimensions, is_base64=b'"base64"' in body)
         fields = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(content)
         self._transport.write(b"HTTP/1.1 200 OK\r\n" + fields + content)
 
 
 @cache
-def _vectors(items: int, *, is_base64: bool) -> bytes:
-    vector = np.random.default_rng(0).standard_normal(DIMENSIONS).astype("<f4")
+def _vectors(items: int, dimensions: int, *, is_base64: bool) -> bytes:
+    vector = np.random.default_rng(0).standard_normal(dimensions).astype("<f4")
     vector /= np.linalg.norm(vector)
     # In the shortest text of the float32, as most servers write it: read as a float64 it is another number.
     numbers = b"[" + b",".join(np.format_float_positional(number).encode() for number in vector) + b"]"
@@ -145,8 +152,8 @@ def _vectors(items: int, *, is_base64: bool) -> bytes:
     return b'{"object":"list","data":[' + data + b'],"model":"demo","usage":' + usage + b"}"
 
 
-async def _serve_upstream(port: int) -> None:
-    await asyncio.get_running_loop().create_server(_Upstream, "127.0.0.1", port)
+async def _serve_upstream(port: int, dimensions: int) -> None:
+    await asyncio.get_running_loop().create_server(lambda: _Upstream(dimensions), "127.0.0.1", port)
     await _serve()
 
 
@@ -156,4 +163,5 @@ async def _serve() -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run({"bare": _serve_bare, "upstream": _serve_upstream}[sys.argv[1]](int(sys.argv[2])))
+    kind, *numbers = sys.argv[1:]
+    uvloop.run(_serve_bare(int(numbers[0])) if kind == "bare" else _serve_upstream(*map(int, numbers)))

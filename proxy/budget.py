@@ -2,12 +2,13 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from proxy.errors import Overloaded
 
 
-class Tenant(NamedTuple):
+class Tenant(Struct, frozen=True, gc=False):
     """The unit whose use is counted. ``name`` is equal for all requests with one credential or client key."""
 
     name: bytes

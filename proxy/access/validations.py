@@ -5,7 +5,8 @@ from collections.abc import Callable
 from hashlib import blake2b
 from http import HTTPStatus
 from sys import getsizeof
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from proxy.access.tenant_map import TenantMap
 from proxy.protocol.identities import Identity
@@ -19,18 +20,23 @@ CREDENTIAL_REFUSALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _MAX_ACCEPTED_BYTES, _MAX_REFUSED_BYTES, _MAX_SCOPE_CHARS = 32 * 1024**2, 64 * 1024**2, 4096
 
 
-class CredentialScope(NamedTuple):
+class CredentialScope(Struct, frozen=True, gc=False):
     """What a credential was accepted for. ``model`` is None for a request that names none."""
 
     url: str  # query included, except credentials, which are part of `CredentialId`
     model: str | None
 
 
-class CredentialId(NamedTuple):
+class CredentialId(Struct, frozen=True, gc=False):
     """A client of one upstream, as MACs, which can't be reversed."""
 
     tenant: bytes  # equal for all requests with the same API key: their resource use counts together
     credentials_mac: bytes  # of everything that may decide acceptance: all credentials, and the fields that route them
+
+    @property
+    def path(self) -> tuple[bytes, bytes]:
+        """Where the scopes of this client are in a `TenantMap`."""
+        return self.tenant, self.credentials_mac
 
 
 class Validations:
@@ -64,7 +70,7 @@ class Validations:
 
     def is_confirmed(self, credential_id: CredentialId, credential_scope: CredentialScope) -> bool:
         """Whether the upstream accepted the credential for this scope within the TTL, and did not refuse it since."""
-        return (self._accepted.get(*credential_id, credential_scope) or 0.0) > self.now()
+        return (self._accepted.get(*credential_id.path, credential_scope) or 0.0) > self.now()
 
     def is_refused(self, credential_id: CredentialId, credential_scope: CredentialScope) -> bool:
         """Whether the upstream refused the credential, for this scope or at all, and has not accepted it since."""
@@ -72,7 +78,8 @@ class Validations:
 
     def _refused_at_s(self, credential_id: CredentialId, credential_scope: CredentialScope) -> float | None:
         """The time of the last refusal, unless the credential was accepted since."""
-        times = (self._refused.get(*credential_id, None), self._refused.get(*credential_id, credential_scope))
+        path = credential_id.path
+        times = (self._refused.get(*path, None), self._refused.get(*path, credential_scope))
         return max((time for time in times if time is not None), default=None)
 
     def accept(self, tenant: bytes) -> None:
@@ -87,27 +94,27 @@ class Validations:
         refused_at_s = self._refused_at_s(credential_id, credential_scope)
         if _is_too_long(credential_scope) or (refused_at_s is not None and asked_at_s < refused_at_s):
             return
-        self._refused.remove(*credential_id, None)
-        self._refused.remove(*credential_id, credential_scope)
-        self._accepted.put(*credential_id, credential_scope, asked_at_s + self._ttl_s)
+        self._refused.remove(*credential_id.path, None)
+        self._refused.remove(*credential_id.path, credential_scope)
+        self._accepted.put(*credential_id.path, credential_scope, asked_at_s + self._ttl_s)
 
     def note(self, credential_id: CredentialId, credential_scope: CredentialScope, status: int) -> None:
         """The upstream responded with an error status. A refusal ends a confirmation immediately."""
         if status in CREDENTIAL_REFUSALS:
-            self._accepted.clear(*credential_id)
+            self._accepted.clear(*credential_id.path)
             self._refuse(credential_id, None, credential_scope)
         elif status == HTTPStatus.NOT_FOUND:
             self.refuse(credential_id, credential_scope)
 
     def refuse(self, credential_id: CredentialId, credential_scope: CredentialScope) -> None:
         """The upstream refused this scope to a credential, which may still be valid for others."""
-        self._accepted.remove(*credential_id, credential_scope)
+        self._accepted.remove(*credential_id.path, credential_scope)
         self._refuse(credential_id, credential_scope)
 
     def _refuse(self, credential_id: CredentialId, *scopes: CredentialScope | None) -> None:
         for credential_scope in scopes:
             if credential_scope is None or not _is_too_long(credential_scope):
-                self._refused.put(*credential_id, credential_scope, self.now())
+                self._refused.put(*credential_id.path, credential_scope, self.now())
 
 
 def _is_too_long(credential_scope: CredentialScope) -> bool:

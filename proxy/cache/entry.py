@@ -158,7 +158,7 @@ class Entry(Struct, eq=False, gc=False):
 
     @property
     def base64_length(self) -> int:
-        return vectors.base64_length(self._vector)
+        return vectors.base64_length(self._source.dtype, self._payload)
 
     @property
     def has_numbers(self) -> bool:
@@ -167,7 +167,8 @@ class Entry(Struct, eq=False, gc=False):
     def numbers(self) -> bytes:
         """The embedding as a JSON array. It is kept: making it takes fifty times as long as base64."""
         if self._numbers is None:
-            self._numbers = vectors.numbers_json(self._vector)
+            # A copy, as orjson leaves its text in the buffer that it doubled while it wrote.
+            self._numbers = bytes(memoryview(vectors.numbers_json(self._vector)))
         return self._numbers
 
     @property

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from aiohttp import HttpVersion11
 from aiohttp.web import BaseRequest
+from msgspec.structs import replace
 
 from proxy.access.admission import Access
 from proxy.cache.cache import Cache
@@ -121,7 +122,7 @@ class FastPath:
         found = self._look_up(known)
         if found is None:
             return None
-        self._remember_bytes(sighting.request, known._replace(keys_version=sighting.keys_version))
+        self._remember_bytes(sighting.request, replace(known, keys_version=sighting.keys_version))
         return self._observed(FastPathHit(known, found, parsed_s), began_s)
 
     def _has_much_to_learn(self, sighting: Sighting) -> bool:

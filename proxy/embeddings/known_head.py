@@ -96,5 +96,5 @@ class KnownBody:
         if not is_accepted:
             return None
         known = self._entry
-        spec = ResponseSpec(known.spec.model, known.spec.encoding, self._keys.of(texts), known.spec.has_id)
+        spec = ResponseSpec(known.spec.model, known.spec.encoding, tuple(self._keys.of(texts)), known.spec.has_id)
         return MemoEntry(spec, known.credential_id, known.credential_scope, known.origin, known.tenant)

@@ -1,5 +1,6 @@
 """What the cache has of a request's items, and what is missing."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from proxy.cache.cache import Cache
@@ -19,14 +20,14 @@ class Lookup(NamedTuple):
         return self._replace(entries=current(self.entries))
 
 
-def lookup(keys: list[bytes], entries: dict[bytes, Entry], *, from_memory: int = 0) -> Lookup:
+def lookup(keys: Sequence[bytes], entries: dict[bytes, Entry], *, from_memory: int = 0) -> Lookup:
     """What ``entries`` have of ``keys``, which may be repeated."""
     if all(map(entries.__contains__, keys)):
         return Lookup(entries, [], from_memory)
     return Lookup(entries, [key for key in dict.fromkeys(keys) if key not in entries], from_memory)
 
 
-async def look_up(cache: Cache, keys: list[bytes], *, min_stored_at_s: float) -> Lookup:
+async def look_up(cache: Cache, keys: Sequence[bytes], *, min_stored_at_s: float) -> Lookup:
     """Look ``keys`` up in memory and, where something is missing, in the store.
 
     If everything is in memory there is no await in here.

@@ -142,7 +142,7 @@ class Reader:
         has_id = origin.provider.responses_have_id
         return ClientRequest(
             parsed=parsed,
-            spec=ResponseSpec(model, parsed.encoding, derived, has_id, is_keyed_whole=parsed.is_keyed_whole),
+            spec=ResponseSpec(model, parsed.encoding, tuple(derived), has_id, is_keyed_whole=parsed.is_keyed_whole),
             origin=origin,
             target=target,
             url=url,

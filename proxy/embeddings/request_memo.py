@@ -3,10 +3,10 @@
 import secrets
 from array import array
 from hashlib import blake2b
-from typing import NamedTuple
 
 import xxhash
 from moka_py import Moka
+from msgspec import Struct
 
 from proxy.access.validations import CredentialId, CredentialScope
 from proxy.budget import Tenant
@@ -24,8 +24,11 @@ _RECENT_BODIES = 16_384
 _OVERHEAD_BYTES, _KEY_BYTES = 700, 80
 
 
-class MemoEntry(NamedTuple):
-    """What the response to a known request is made from. It has no text of the request and no credential."""
+class MemoEntry(Struct, frozen=True, gc=False):
+    """What the response to a known request is made from. It has no text of the request and no credential.
+
+    The garbage collector visits neither it nor its parts: of tens of thousands it took a quarter of a second.
+    """
 
     spec: ResponseSpec
     credential_id: CredentialId

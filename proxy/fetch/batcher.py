@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import le
+from operator import add, gt, le
 from typing import NamedTuple
 
 from proxy.budget import Budget
@@ -92,7 +92,7 @@ class Batcher:
             return [request]
         kind = request.client_request.parsed.kind
         sizes = [(1, estimated_tokens(kind, weight), weight) for weight in request.weights]
-        return [request.only(request.keys[run]) for run in _runs(sizes, limits)]
+        return [request.part(run) for run in _runs(sizes, limits)]
 
     async def submit(self, request: FetchRequest) -> Outcome:
         """The outcome of a request that fits into a call. Raises `ProxyError`; `Overloaded` if too much waits."""
@@ -228,8 +228,8 @@ def _runs(sizes: Iterable[tuple[int, ...]], limits: tuple[int, ...]) -> Iterator
     """
     start, end, used = 0, -1, (0,) * len(limits)
     for end, size in enumerate(sizes):
-        grown = tuple(map(sum, zip(used, size, strict=True)))
-        if end > start and any(total > limit for total, limit in zip(grown, limits, strict=True)):
+        grown = tuple(map(add, used, size))
+        if end > start and any(map(gt, grown, limits)):
             yield slice(start, end)
             start, grown = end, size
         used = grown

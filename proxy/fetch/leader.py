@@ -104,6 +104,7 @@ class Leader:
         async with asyncio.TaskGroup() as tasks:
             for part in parts:
                 tasks.create_task(self._ask_part(part))
+                await asyncio.sleep(0)  # the bodies of all of them may take tens of milliseconds to write
 
     async def _ask_part(self, part: FetchRequest) -> None:
         outcome: Outcome | ProxyError

@@ -162,9 +162,16 @@ class FetchRequest:
         """The part for the ``wanted`` keys. What is keyed as a whole has no smaller part than all of it."""
         if len(wanted) == len(self.keys) or (wanted and self.client_request.spec.is_keyed_whole):
             return self
-        part = replace(self, keys=wanted)
         by_key = dict(zip(self.keys, self.items, strict=True))
-        part._items = [by_key[key] for key in wanted]  # noqa: SLF001 - of the same class
+        return self._with(wanted, [by_key[key] for key in wanted])
+
+    def part(self, run: slice) -> "FetchRequest":
+        """The part for a run of the keys."""
+        return self._with(self.keys[run], self.items[run])
+
+    def _with(self, keys: list[bytes], items: list[Any]) -> "FetchRequest":
+        part = replace(self, keys=keys)
+        part._items = items  # noqa: SLF001 - of the same class
         return part
 
     def alone(self, key: bytes) -> "FetchRequest":

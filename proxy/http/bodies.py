@@ -1,7 +1,6 @@
 """Request bodies: read within limits of size, complexity and memory, and decompressed."""
 
 import asyncio
-import io
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from aiohttp.web import BaseRequest, RequestPayloadError
 from proxy.budget import Budget, Tenant
 from proxy.errors import BodyTooComplex, BodyTooLarge, InvalidRequest
 from proxy.http.pacing import paced
+from proxy.http.pieces import Pieces
 from proxy.labels import BypassReason
 from proxy.protocol import content_coding
 from proxy.protocol.bypass import Bypass
@@ -51,7 +51,7 @@ class BodyReader:
         if (request.content_length or 0) > self._max_bytes:
             raise self._too_large()
         await send_continue(request)
-        body, structure = io.BytesIO(), Structure()  # to join chunks of a large body would block the event loop
+        body, structure = Pieces(), Structure()
         is_json = "Content-Encoding" not in request.headers
 
         async def take(chunk: bytes) -> None:
@@ -73,7 +73,7 @@ class BodyReader:
                     await take(chunk)
         except RequestPayloadError:
             raise InvalidRequest("The request body is not framed as its headers say.") from None
-        return Body(body.getvalue(), structure)
+        return Body(await self._joined(body, reservation), structure)
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request body is larger than {self._max_bytes} bytes.")
@@ -89,17 +89,20 @@ class BodyReader:
         # JSON of texts never compresses to a hundredth of its size. A body that seems to is a decompression bomb.
         max_bytes = min(self._max_bytes, max(_LEAST_BOUND_BYTES, _MAX_RATIO * len(body)))
         before_bytes = reservation.bytes
-        pieces, plain, structure = content_coding.decode_in_pieces(body), io.BytesIO(), Structure()
+        pieces, plain, structure = content_coding.decode_in_pieces(body), Pieces(), Structure()
         try:
             while piece := await self.worker.run(_next, pieces, structure, held=reservation):
                 reservation.take(len(piece))
                 _require_small(structure, max_bytes)
                 _require_simple(structure)
                 plain.write(piece)
+            return Body(await self._joined(plain, reservation), structure)
         except BaseException:
             reservation.give_back(reservation.bytes - before_bytes)
             raise
-        return Body(plain.getvalue(), structure)
+
+    async def _joined(self, body: Pieces, reservation: "BodyReservation") -> bytes:
+        return await self.worker.run(body.joined, held=reservation) if body.is_large else body.joined()
 
 
 class BodyReservation:

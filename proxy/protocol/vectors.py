@@ -176,9 +176,9 @@ def base64_text(dtype: DType, payload: bytes) -> bytes:
     return pybase64.b64encode(payload)
 
 
-def base64_length(vector: Vector) -> int:
+def base64_length(dtype: DType, payload: bytes) -> int:
     """The length of `base64_text`."""
-    size = len(vector.payload) if vector.dtype in _IN_BASE64_AS_STORED else 4 * vector.dimensions
+    size = len(payload) if dtype in _IN_BASE64_AS_STORED else 4 * Vector(dtype, payload).dimensions
     return 4 * -(-size // 3)
 
 

@@ -7,7 +7,7 @@ from tests.deploy.manifests import Proxy, containers
 
 # Python and its libraries, with room for what is being parsed. deploy/README.md, "Memory", has what was measured.
 _BASE_BYTES = 192 * MIB
-_PER_MEMORY_BYTE = 3.5
+_PER_MEMORY_BYTE = 1.3
 _PER_HELD_BYTE = 2
 # What the kubelet, the network and the process need beside what the flags say.
 _MARGIN_S = 5

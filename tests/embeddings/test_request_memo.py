@@ -1,5 +1,6 @@
 """A known request gets the same response as an unknown one."""
 
+import gc
 from collections import defaultdict
 from typing import Any
 
@@ -39,11 +40,19 @@ def test_fingerprints_are_equal_for_equal_requests_only(
     assert RequestMemo().fingerprint(first[0], Identity(first[1], first[2], False), first[3]) != fingerprints[0]
 
 
+def test_the_garbage_collector_does_not_visit_what_is_known() -> None:
+    spec = ResponseSpec("m", Encoding.FLOAT, (b"k" * 32,))
+    credential_id, credential_scope, tenant = CredentialId(b"tenant", b"name"), CredentialScope("u", "m"), Tenant(b"t")
+    origin: Any = None  # there are few
+    known = MemoEntry(spec, credential_id, credential_scope, origin, tenant)
+    assert not any(map(gc.is_tracked, (known, spec, credential_id, credential_scope, tenant)))
+
+
 def test_long_names_weigh() -> None:
     def weight(model: str, url: str) -> int:
         origin: Any = None  # weighs the same for all
         return MemoEntry(
-            ResponseSpec(model, Encoding.FLOAT, [b"k" * 32]),
+            ResponseSpec(model, Encoding.FLOAT, (b"k" * 32,)),
             CredentialId(b"tenant", b"name"),
             CredentialScope(url, model),
             origin,

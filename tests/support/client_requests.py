@@ -25,7 +25,7 @@ def client_request_for(items: list[str], keys: list[bytes], *, is_keyed_whole: b
     bodies = BodyReader(Metrics(), max_bytes=10**6, max_held_bytes=10**6)
     return ClientRequest(
         parsed=parsed,
-        spec=ResponseSpec("m", parsed.encoding, keys, is_keyed_whole=is_keyed_whole),
+        spec=ResponseSpec("m", parsed.encoding, tuple(keys), is_keyed_whole=is_keyed_whole),
         origin=nothing,
         target="/v1/embeddings",
         url=URL,
