@@ -92,7 +92,7 @@ class Reader:
         reservation.take(objects_bytes)
         if body.structure.values > _MANY_VALUES:
             await self._turns.next()
-        parse = partial(self._read, request, body.content, own, identity, reservation=reservation, span=span)
+        parse = partial(self._read, request, body, own, identity, reservation=reservation, span=span)
         read = await self._run(body, reservation, parse)
         if isinstance(read, Unread):
             reservation.give_back(reservation.bytes - sent_bytes)
@@ -108,7 +108,7 @@ class Reader:
     def _read(
         self,
         request: BaseRequest,
-        body: bytes,
+        body: Body,
         own: Identity,
         identity: Identity,
         *,
@@ -119,7 +119,7 @@ class Reader:
         fields: dict[str, Any] = {}
         origin = None
         try:
-            fields = request_body.parse_object(body)
+            fields = request_body.parse_object(body.content)
             named = parse_path_model(request.raw_path)
             model = request_body.model_of(fields) or (named.name if named else None)
             origin = self._origins.choose(request.raw_path, model)
@@ -128,10 +128,12 @@ class Reader:
                 identity = self._access.outgoing(request.headers, own, origin)
             target = origin.target(request.raw_path)
             url = _embeddings_url(origin, target)
-            parsed = embedding_request.parse_request(body, fields, origin.provider, named)
+            parsed = embedding_request.parse_request(
+                body.content, fields, origin.provider, named, members=body.structure.members
+            )
         except Bypass as bypass:
             if origin is None:
-                return self._unread(request, body, bypass, reservation)
+                return self._unread(request, body.content, bypass, reservation)
             items = request_body.count_items(fields)
             return Unread(bypass, origin, self._credential_id(reservation, origin, own), model, items)
         if "Content-Type" not in request.headers:

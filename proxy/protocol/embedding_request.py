@@ -67,30 +67,37 @@ class EmbeddingRequest(NamedTuple):  # a frozen dataclass takes three times as l
 
 
 def parse_request(
-    body: bytes, fields: dict[str, Any], provider: Provider, path_model: PathModel | None = None
+    body: bytes,
+    fields: dict[str, Any],
+    provider: Provider,
+    path_model: PathModel | None = None,
+    *,
+    members: int | None = None,
 ) -> EmbeddingRequest:
     """Parse a request to ``provider``. ``fields`` is `parse_object` of ``body``; ``path_model`` is the model that the
-    path names.
+    path names; ``members`` is the number of members of all objects in ``body``, if they have been counted.
 
     A request that can't be keyed item by item is keyed by its whole body if the same body certainly means the same.
     Otherwise raises `Bypass`.
     """
     forbid_many_items(fields)
+    if members is None:
+        members = json_structure.of(body).members
     try:
-        return _parse_items_apart(body, fields, provider, path_model)
+        return _parse_items_apart(body, fields, provider, path_model, members=members)
     except Bypass as doubt:
         if doubt.reason not in _WHOLE_REASONS:
             raise
-        return _parse_whole(body, fields, provider, path_model, doubt)
+        return _parse_whole(body, fields, provider, path_model, doubt, members=members)
 
 
 def _parse_items_apart(
-    body: bytes, fields: dict[str, Any], provider: Provider, path_model: PathModel | None
+    body: bytes, fields: dict[str, Any], provider: Provider, path_model: PathModel | None, *, members: int
 ) -> EmbeddingRequest:
     """A request with a key for each item. Raises `Bypass`."""
     model = _parse_model(fields, provider, path_model)
     kind, items = parse_items(fields.get("input"), provider.inputs)
-    forbid_duplicate_names(body, fields, kind, items)
+    forbid_duplicate_names(members, fields, kind)
     forbid_two_encodings(fields, provider)
     output, parameters = parse_parameters(fields, provider)
     if "modality" in parameters:
@@ -124,14 +131,20 @@ def _parse_model(fields: dict[str, Any], provider: Provider, path_model: PathMod
 
 
 def _parse_whole(
-    body: bytes, fields: dict[str, Any], provider: Provider, path_model: PathModel | None, doubt: Bypass
+    body: bytes,
+    fields: dict[str, Any],
+    provider: Provider,
+    path_model: PathModel | None,
+    doubt: Bypass,
+    *,
+    members: int,
 ) -> EmbeddingRequest:
     """A request whose items are keyed by the whole body: only the same body is known to mean the same.
 
     Raises `Bypass` where even that is uncertain, because the body refers to external content or controls the upstream's
     cache, and where the response could not be read.
     """
-    forbid_duplicate_names(body, fields, ItemKind.WHOLE, [])
+    forbid_duplicate_names(members, fields, ItemKind.WHOLE)
     forbid_two_encodings(fields, provider)
     # All fields are looked at, because ``doubt`` is only the first of possibly several.
     has_undescribed, may_rewrite = find_undescribed(fields, provider)
