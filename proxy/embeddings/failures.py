@@ -1,16 +1,19 @@
 """The responses to requests that failed: the upstream's own where the client may read it."""
 
-from aiohttp.web import StreamResponse
+from aiohttp.web import Response, StreamResponse
 
 from proxy.access.validations import CREDENTIAL_REFUSALS
 from proxy.embeddings.log_once import LogOnce
-from proxy.embeddings.responses import relayed
+from proxy.embeddings.responses import LARGE_BYTES, add_cache_headers
 from proxy.errors import KeyRefused, ProxyError
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.outcomes import Blame, ErrorResponse, InvalidResponse, blame, in_own_words, is_success, status_of
 from proxy.fetch.request import ClientRequest
 from proxy.fetch.result import Failure
+from proxy.http.bodies import BodyReservation
+from proxy.http.streamed import Streamed, in_pieces
 from proxy.labels import ItemResult, RequestOutcome
+from proxy.protocol import headers
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.client import UpstreamResponse
 
@@ -63,8 +66,20 @@ class FailureResponses:
             url = client_request.url.partition("?")[0]
             self._log_once.warn(f"{status} from {url}", "perhaps the base URL is wrong, or the model's name")
         if not is_success(error_status):
-            return RequestOutcome.ERROR, relayed(response, client_request.reservation)
+            return RequestOutcome.ERROR, _relayed(response, client_request.reservation)
         self._metrics.of_model(client_request.parsed.model).items[ItemResult.UPSTREAM].inc(
             len(client_request.spec.keys)
         )
-        return RequestOutcome.MISS, relayed(response, client_request.reservation)
+        return RequestOutcome.MISS, _relayed(response, client_request.reservation)
+
+
+def _relayed(response: UpstreamResponse, reservation: BodyReservation) -> StreamResponse:
+    """An upstream's response, relayed. Raises `Overloaded`."""
+    extra = headers.end_to_end(response.headers)
+    extra.popall("Content-Length", None)
+    add_cache_headers(extra, "MISS", f"fwd=miss; fwd-status={response.status}", saved_tokens=0)
+    if len(response.body) > LARGE_BYTES:
+        reservation.take(len(response.body), may_exceed=True)
+        parts, length = in_pieces(response.body), len(response.body)
+        return Streamed(parts, length=length, status=response.status, reason=response.reason, headers=extra)
+    return Response(status=response.status, reason=response.reason, headers=extra, body=response.body)

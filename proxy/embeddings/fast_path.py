@@ -99,7 +99,7 @@ class FastPath:
     def _meet(self, connection: Connection, sighting: Sighting) -> KnownHead | None:
         """The head that the connection knows, if it is that of ``sighting``. If not, it knows that one from now on."""
         sent = connection.head(sighting.request) if _is_repeatable(sighting.request, _PERSONAL) else None
-        if sent is None:
+        if sent is None or len(sent) > MAX_WHOLE_BYTES:
             return None
         known = self._known_head(connection)
         if known is not None and known.match(sent) is not None:

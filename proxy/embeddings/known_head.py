@@ -5,6 +5,8 @@ With both, a request for other texts is understood without being parsed as a who
 
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from proxy.embeddings.request_memo import MemoEntry
 from proxy.fetch.request import ClientRequest
 from proxy.http.head_template import HeadTemplate
@@ -49,7 +51,7 @@ class KnownHead(HeadTemplate):
 class KnownBody:
     """A body of texts that was a hit, for others that differ from it in nothing else."""
 
-    __slots__ = ("_accepts_list", "_accepts_text", "_entry", "_input", "_keys", "max_items", "on_hit")
+    __slots__ = ("_accepts_list", "_accepts_text", "_input", "_keys", "_known", "max_items", "on_hit")
 
     def __init__(
         self,
@@ -61,7 +63,7 @@ class KnownBody:
         provider, spec = client_request.origin.provider, client_request.spec
         self._input = input_template
         self._keys = text_keys
-        self._entry = MemoEntry.of(client_request)
+        self._known = replace(MemoEntry.of(client_request), spec=replace(spec, keys=()))
         self.on_hit = on_hit  # to be called for each hit
         self.max_items = _MAX_ITEMS
         self._accepts_text = InputFormat.TEXT in provider.inputs
@@ -95,6 +97,6 @@ class KnownBody:
             return None
         if not is_accepted:
             return None
-        known = self._entry
+        known = self._known
         spec = ResponseSpec(known.spec.model, known.spec.encoding, tuple(self._keys.of(texts)), known.spec.has_id)
         return MemoEntry(spec, known.credential_id, known.credential_scope, known.origin, known.tenant)

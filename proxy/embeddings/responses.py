@@ -18,7 +18,7 @@ from proxy.errors import ResponseTooLarge
 from proxy.fetch.outcomes import EmbedResult, pace_fields
 from proxy.fetch.result import FetchResult
 from proxy.http.bodies import BodyReservation
-from proxy.http.streamed import Streamed, in_pieces
+from proxy.http.streamed import Streamed
 from proxy.labels import ItemResult
 from proxy.protocol import embedding_response, headers
 from proxy.protocol.cors import origin_of
@@ -26,7 +26,6 @@ from proxy.protocol.memo import memoized
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.vectors import Encoding
 from proxy.telemetry.metrics import Metrics
-from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin
 
 _CACHE_NAME = "embedding-proxy"
@@ -38,8 +37,8 @@ _BODY_HEADERS = (
 _MANY_ITEMS, _MAX_BODY_BYTES = 2048, 512 * 1024**2
 # A larger body is streamed. A smaller one is faster written at once, and a client that does not read it holds no more
 # than that in memory: on a connection, no further request is served before the last response has been read.
-_LARGE_BYTES = 1024**2
-_FEW_NUMBERS = _LARGE_BYTES // 32  # a number takes less than 32 bytes in any encoding
+LARGE_BYTES = 1024**2
+_FEW_NUMBERS = LARGE_BYTES // 32  # a number takes less than 32 bytes in any encoding
 _NOTHING: Mapping[Any, Any] = {}
 _MAX_MODEL_LENGTH = 256  # of a name in an end of body that is kept
 _BASE64 = attrgetter("base64")
@@ -80,7 +79,7 @@ class ResponseBuilder:
 
     def is_large(self, spec: ResponseSpec, found: dict[bytes, Entry]) -> bool:
         """Whether `bytes_of_hit` would be too large to be written at once. Raises `ResponseTooLarge`."""
-        return self._size_bytes(spec, found) > _LARGE_BYTES
+        return self._size_bytes(spec, found) > LARGE_BYTES
 
     def bytes_of_hit(self, spec: ResponseSpec, found: dict[bytes, Entry], *, request_id: str, cors: str) -> list[bytes]:
         """What aiohttp would write for a `hit` that is not large, all of it from memory, in parts. ``cors`` are whole
@@ -159,7 +158,7 @@ class ResponseBuilder:
     def _reserve(self, spec: ResponseSpec, entries: dict[bytes, Entry], reservation: BodyReservation) -> bool:
         """Whether the response is large. Then it holds its entries until it is written, also those that the memory tier
         evicts, so ``reservation`` takes their memory. Raises `ResponseTooLarge`, `Overloaded`."""
-        is_large = self._size_bytes(spec, entries) > _LARGE_BYTES
+        is_large = self._size_bytes(spec, entries) > LARGE_BYTES
         if is_large:
             reservation.take(sum([entry.packed_bytes for entry in entries.values()]), may_exceed=True)
         return is_large
@@ -290,15 +289,3 @@ def finish_head(response: StreamResponse, request: BaseRequest, *, upstream: Ori
         if upstream.key:  # the cookies may be those of the key's session
             response.headers.popall("Set-Cookie", None)
     response.headers.setdefault("X-Request-Id", request_id)  # the upstream's own has precedence
-
-
-def relayed(response: UpstreamResponse, reservation: BodyReservation) -> StreamResponse:
-    """An upstream's response, relayed. Raises `Overloaded`."""
-    extra = headers.end_to_end(response.headers)
-    extra.popall("Content-Length", None)
-    add_cache_headers(extra, "MISS", f"fwd=miss; fwd-status={response.status}", saved_tokens=0)
-    if len(response.body) > _LARGE_BYTES:
-        reservation.take(len(response.body), may_exceed=True)
-        parts, length = in_pieces(response.body), len(response.body)
-        return Streamed(parts, length=length, status=response.status, reason=response.reason, headers=extra)
-    return Response(status=response.status, reason=response.reason, headers=extra, body=response.body)

@@ -10,7 +10,8 @@ from proxy.protocol import json_extents
 
 _NAME = b'"input"'
 _COLON = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
-_MAX_VALUES = 64  # of an object that a template is made of
+# Of a body that a template is made of: its values, and its size without the input.
+_MAX_VALUES, _MAX_BYTES = 64, 2048
 
 
 class InputTemplate:
@@ -29,8 +30,8 @@ class InputTemplate:
 
     @classmethod
     def of(cls, body: bytes, fields: dict[str, Any]) -> "InputTemplate | None":
-        """The template of a valid ``body`` without duplicate names, which was parsed as ``fields``. None if it is not
-        easy to see where ``input`` is."""
+        """The template of a valid ``body`` without duplicate names, which was parsed as ``fields``. None if it is large
+        besides its ``input``, or it is not easy to see where that is."""
         try:
             starts, ends = json_extents.inside(body, limit=_MAX_VALUES)
         except json_extents.TooMany:
@@ -39,7 +40,7 @@ class InputTemplate:
         for (start, end), (value_start, value_end) in pairwise(extents):
             if body[start:end] == _NAME and _COLON.fullmatch(body, end, value_start):
                 template = cls(body[:value_start], body[value_end:])
-                return template if template._has_members_of(fields) else None
+                return template if template._size_bytes <= _MAX_BYTES and template._has_members_of(fields) else None
         return None
 
     def _has_members_of(self, fields: dict[str, Any]) -> bool:

@@ -301,6 +301,15 @@ async def test_several_bodies_are_known_and_no_more_than_a_few(client: Client, p
         assert parsed.count == before + 2
 
 
+async def test_a_long_head_is_not_kept(client: Client, parsed: Parsed) -> None:
+    async with wire(client) as line:
+        await known(line, client, "X-Long: " + "x" * 17_000)
+        before = parsed.count
+        for text in "cd":
+            assert b"X-Cache: HIT" in await line.ask(request(body(text), "X-Long: " + "x" * 17_000))
+        assert parsed.count == before + 2
+
+
 async def test_a_draining_proxy_closes_after_the_response(client: Client) -> None:
     async with wire(client) as line:
         await known(line, client)

@@ -111,9 +111,12 @@ def test_the_input_of_a_body(body: bytes, found: Any) -> None:
         b'{"model":"input","x":"a"}',
         b'{"model":{"input":"a"}}',
         b'{"model":"m","input":1}',
+        b'{"model":"m","input":"a","user":"%b"}' % (b"u" * 2048),
+        b'{"model":"m","input":"a","x":[%b""]}' % (b'"",' * 9999),
+        b'{%b"input":"a"}' % b"".join(b'"%d":"",' % number for number in range(40)),
     ],
 )
-def test_a_body_without_a_plain_input_has_none(body: bytes) -> None:
+def test_a_body_that_is_large_or_without_a_plain_input_has_none(body: bytes) -> None:
     assert InputTemplate.of(body, orjson.loads(body)) is None
 
 
