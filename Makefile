@@ -14,7 +14,7 @@ BUILD_LOCK := deploy/build.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-providers test-clients test-infinity test-cluster test-browser test-grafana test-deploy screenshots
-.PHONY: readme dashboards dashboard-pictures check fmt lock audit bench cost workers stores sizing replica faults hostile clean
+.PHONY: readme dashboards dashboard-pictures check fmt lock audit bench added cost workers stores sizing replica faults hostile clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -139,6 +139,9 @@ audit: $(LOCKER)/ok ## known vulnerabilities of what the container installs; ask
 
 bench: $(VENV)/dev-ok ## CPU time of every path against bare aiohttp; needs wrk; ROWS=fresh,miss/1: only those
 	@$(BIN)/python -m bench.paths --rows "$(ROWS)" $(ARGS)
+
+added: $(VENV)/dev-ok ## the latency that the proxy adds to a lone miss, direct against through
+	@$(BIN)/python -m bench.added $(ARGS)
 
 cost: $(VENV)/dev-ok ## what metrics, the log of requests and traces take off hit throughput; needs wrk
 	@$(BIN)/python -m bench.cost $(ARGS)

@@ -58,6 +58,11 @@ class Cache:
         await self._store.probe()
 
     @property
+    def has_store(self) -> bool:
+        """Whether there is more than the memory tier."""
+        return not self._store.is_absent
+
+    @property
     def has_leases(self) -> bool:
         """Whether `leasing` may tell this process from others."""
         return self._store.has_leases

@@ -30,11 +30,11 @@ def lookup(keys: Sequence[bytes], entries: dict[bytes, Entry], *, from_memory: i
 async def look_up(cache: Cache, keys: Sequence[bytes], *, min_stored_at_s: float) -> Lookup:
     """Look ``keys`` up in memory and, where something is missing, in the store.
 
-    If everything is in memory there is no await in here.
+    If everything is in memory, or there is no store, there is no await in here.
     """
     found = cache.peek(keys, min_stored_at_s=min_stored_at_s, confirmed=True)
     in_memory = lookup(keys, found, from_memory=len(found))
-    if not in_memory.missing:
+    if not in_memory.missing or not cache.has_store:
         return in_memory
     stored = await cache.read(in_memory.missing, min_stored_at_s=min_stored_at_s)
     missing = [key for key in in_memory.missing if key not in stored]

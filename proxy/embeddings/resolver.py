@@ -1,11 +1,11 @@
 """From an understood request to its response: look its items up, validate its credential, fetch what is missing."""
 
 import time
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 from aiohttp.web import StreamResponse
+from msgspec.structs import replace
 
 from proxy.access.admission import Access
 from proxy.access.validations import Validations

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from dataclasses import replace
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from proxy.access.validations import CredentialId, CredentialScope
 from proxy.errors import Overloaded, ProxyError, UpstreamDown

@@ -169,7 +169,7 @@ class Leader:
                 tokens=tokens,
                 tokens_exact=len(part.keys) == 1 and result.is_unmerged,
                 stored_at_s=now,
-                numbers=text,
+                numbers=None if text is None else bytes(text),
             )
             for key, vector, tokens, text in zip(part.keys, result.vectors, result.tokens, texts, strict=False)
             if vector is not None

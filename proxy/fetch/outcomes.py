@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
+from msgspec import Struct
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.errors import ProxyError
@@ -40,8 +41,7 @@ class Blame(Enum):
     UNKNOWN = "unknown"  # a 5xx, a broken connection, a stall: either what was sent or an outage
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedResult:
+class EmbedResult(Struct, frozen=True, kw_only=True):
     """One request's part of a valid response with status 200 or 201.
 
     ``vectors[i]`` and ``tokens[i]`` belong to the request's i-th item. A vector that can't be stored is None, and then
@@ -59,7 +59,7 @@ class EmbedResult:
     is_own_body: bool  # and its body the client's own
     by_origin: bool  # not by a fallback
     unusable: "InvalidResponse | None" = None
-    texts: Sequence[bytes] = ()  # `EmbeddingResponse.texts`
+    texts: Sequence[memoryview] = ()  # `EmbeddingResponse.texts`
 
 
 @dataclass(frozen=True, slots=True)

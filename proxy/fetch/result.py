@@ -1,6 +1,8 @@
 """The result of a fetch."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+
+from msgspec import Struct
 
 from proxy.cache.entry import Entry
 from proxy.errors import ProxyError
@@ -99,16 +101,15 @@ class Failure:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetchResult:
+class FetchResult(Struct, frozen=True, kw_only=True):
     """``entries`` of the keys that were fetched, or ``unusable`` responses to items that were asked for alone, each
     with the JSON text in place of the embedding; unless there is a ``failure``."""
 
-    entries: dict[bytes, Entry] = field(default_factory=dict)
+    entries: dict[bytes, Entry] = {}
     asked: frozenset[bytes] = frozenset()  # the keys that the upstream was asked for by this request, which it billed
-    deliveries: list[EmbedResult] = field(default_factory=list)
+    deliveries: list[EmbedResult] = []
     failure: Failure | None = None
-    unusable: dict[bytes, InvalidResponse] = field(default_factory=dict)
+    unusable: dict[bytes, InvalidResponse] = {}
 
     def after(self, first: "FetchResult") -> "FetchResult":
         """Both results as one, with the failure of the later."""

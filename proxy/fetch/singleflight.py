@@ -77,8 +77,9 @@ class Claim(Generic[T]):
 
     def settle_rest(self, result: T) -> None:
         """End all of this caller's flights that have not ended."""
-        for key in self.mine:
-            self.settle(key, result)
+        for key, flight in self.mine.items():
+            if not flight.done():
+                self.settle(key, result)
 
 
 def _wake(waiter: "asyncio.Future[None]", _: object) -> None:

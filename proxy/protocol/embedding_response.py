@@ -38,7 +38,7 @@ class EmbeddingResponse:
     usage: dict[str, Any]  # as the upstream wrote it, with both token counts
     extra_fields: dict[str, Any]  # its other fields
     unusable: str | None
-    texts: list[bytes]  # each vector as the upstream wrote it, if it wrote all as numbers; or none
+    texts: list[memoryview]  # each vector as the upstream wrote it, if it wrote all as numbers; or none
 
 
 class InvalidEmbeddingResponse(ValueError):
@@ -81,7 +81,7 @@ def parse_response(
         raise InvalidEmbeddingResponse("error-in-200")
     data = _sort_by_index(response.get("data"), items)
     _forbid_further_fields(data)
-    texts: list[bytes] = []
+    texts: list[memoryview] = []
     found: Sequence[Vector | None]
     if batch is not None:
         (found, texts), unusable = batch.in_order(data), None

@@ -19,7 +19,7 @@ class Cut(NamedTuple):
     """
 
     outline: bytes
-    texts: list[bytes]
+    texts: list[memoryview]  # of the response
 
 
 def cut(body: bytes, items: int) -> Cut | None:
@@ -30,8 +30,8 @@ def cut(body: bytes, items: int) -> Cut | None:
     it has escaped characters, as no base64 needs.
     """
     outline: list[bytes] = []
-    texts: list[bytes] = []
-    end = 0
+    texts: list[memoryview] = []
+    view, end = memoryview(body), 0
     while (name := body.find(_NAME, end)) >= 0:
         start = name + len(_NAME)
         start += body[start : start + 1] == b" "
@@ -42,7 +42,7 @@ def cut(body: bytes, items: int) -> Cut | None:
         end = body.find(closing, start + 1) + 1
         if not end:
             return None
-        texts.append(body[start:end])
+        texts.append(view[start:end])
     outline.append(body[end:])
     rest = b"".join(outline)
     # An escape might hide a member of the same name, whose value would count in place of the one that was cut out.

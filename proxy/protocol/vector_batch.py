@@ -16,6 +16,7 @@ from proxy.protocol import embedding_texts, json_parts, shortest_floats, vectors
 from proxy.protocol.vectors import DType, InvalidVector, Vector
 
 _QUOTE, _POINT, _OPENING = ord('"'), ord("."), ord("[")
+_MAX_NUMBER_BYTES = 32  # with what separates it from the next
 _CHUNK = 8  # vectors: with 1536 numbers each, the intermediate results stay in a core's own cache
 
 
@@ -24,12 +25,13 @@ class Batch(NamedTuple):
 
     response: dict[str, Any]
     vectors: list[Vector]
-    texts: list[bytes]
+    texts: list[memoryview]
 
-    def in_order(self, data: list[dict[str, Any]]) -> tuple[list[Vector], list[bytes]]:
-        """The vectors of ``data``, the response's own in any order, and their texts if these are arrays."""
+    def in_order(self, data: list[dict[str, Any]]) -> tuple[list[Vector], list[memoryview]]:
+        """The vectors of ``data``, the response's own in any order; their texts, if these are usual arrays."""
         indices = [datum["embedding"] for datum in data]
-        texts = self.texts if self.texts[0][0] == _OPENING else []
+        most = _MAX_NUMBER_BYTES * self.vectors[0].dimensions
+        texts = self.texts if self.texts[0][0] == _OPENING and max(map(len, self.texts)) <= most else []
         return [self.vectors[i] for i in indices], [texts[i] for i in indices if texts]
 
 
@@ -49,7 +51,7 @@ def parse(body: bytes, items: int, base64_dtype: DType) -> Batch | None:
     return None if found is None else Batch(response, found, cut.texts)
 
 
-def _vectors(texts: Sequence[bytes], base64_dtype: DType) -> list[Vector] | None:
+def _vectors(texts: Sequence[memoryview], base64_dtype: DType) -> list[Vector] | None:
     """The vectors of ``texts``, at least one, which are all strings or all arrays."""
     first = texts[0][0]
     if any(text[0] != first for text in texts):
@@ -57,18 +59,21 @@ def _vectors(texts: Sequence[bytes], base64_dtype: DType) -> list[Vector] | None
     return _from_base64(texts, base64_dtype) if first == _QUOTE else _from_arrays(texts)
 
 
-def _from_base64(texts: Sequence[bytes], dtype: DType) -> list[Vector] | None:
+def _from_base64(texts: Sequence[memoryview], dtype: DType) -> list[Vector] | None:
     try:
-        payloads = [pybase64.b64decode(memoryview(text)[1:-1], validate=True) for text in texts]
+        payloads = [pybase64.b64decode(text[1:-1], validate=True) for text in texts]
     except ValueError:
         return None
     if len(set(map(len, payloads))) > 1 or not vectors.is_whole(Vector(dtype, payloads[0])):
         return None
-    values = np.frombuffer(b"".join(payloads), "<f4").reshape(len(payloads), -1)
-    return [Vector(dtype, payload) for payload in payloads] if _are_usable(values) else None
+    for start in range(0, len(payloads), _CHUNK):
+        values = np.frombuffer(b"".join(payloads[start : start + _CHUNK]), "<f4")
+        if not _are_usable(values.reshape(-1, len(payloads[0]) // 4)):
+            return None
+    return [Vector(dtype, payload) for payload in payloads]
 
 
-def _from_arrays(texts: Sequence[bytes]) -> list[Vector] | None:
+def _from_arrays(texts: Sequence[memoryview]) -> list[Vector] | None:
     parser = simdjson.Parser()
     found: list[Vector] = []
     dimensions = 0
@@ -97,7 +102,7 @@ def _dtype(wide: NDArray[np.float64], narrow: NDArray[np.float32]) -> DType | No
     return DType.FLOAT32_SHORTEST if shortest_floats.are_shortest(wide, narrow) else None
 
 
-def _floats(parser: simdjson.Parser, text: bytes) -> NDArray[np.float64]:
+def _floats(parser: simdjson.Parser, text: memoryview) -> NDArray[np.float64]:
     """The numbers of an array that has only numbers with a decimal point. Raises `ValueError`, `TypeError`.
 
     One without might be an integer, which simdjson would round and which is stored as such.

@@ -116,3 +116,8 @@ def test_the_text_of_numbers_is_kept_as_it_was_written(numbers: list[float]) -> 
         return
     assert [orjson.loads(text) for text in parsed.texts] in ([], [numbers])
     assert [orjson.loads(vectors.numbers_json(vector)) for vector in parsed.vectors if vector] == [numbers]
+
+
+def test_numbers_that_were_written_at_great_length_are_written_anew() -> None:
+    body = b'{"data":[{"index":0,"embedding":[0.5%b,1.5]}]}' % (b"0" * 100)
+    assert parse_at_once(body, 1).texts == []
