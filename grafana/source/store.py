@@ -49,6 +49,13 @@ _STORE = [
         totals("reason", "store_invalid_records_total"),
         "cps",
     ),
+    Panel(
+        "Time since changes were read",
+        "Which records other processes have replaced in the store is read twice a second, by instance. Until it is"
+        " read, an instance may serve the replaced ones from memory.",
+        each_instance(series("store_changes_age_seconds")),
+        "s",
+    ),
     breakers("store_.*", "Of reads and of writes. While it is open, the proxy works without the store."),
 ]
 
@@ -84,6 +91,14 @@ _MEMORY_TIER = [
         "Evictions",
         "Entries that memory evicted for lack of space.",
         totals("instance", "memory_evicted_age_seconds_count"),
+        "cps",
+    ),
+    Panel(
+        "Discarded entries",
+        "Entries that memory removed because the store may have another record. replaced: a process has replaced it;"
+        " again: the same two seconds later, in case that process died meanwhile; missed: all entries of an instance"
+        " that could not read the changes for too long.",
+        totals("reason", "memory_discarded_entries_total"),
         "cps",
     ),
     Panel(

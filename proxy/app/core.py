@@ -9,10 +9,12 @@ from proxy.app.lifecycle import Lifecycle
 from proxy.app.storage import open_cache
 from proxy.app.upstreams import open_router
 from proxy.cache.cache import Cache
+from proxy.cache.change_feed import POLL_S
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.fetcher import Fetcher
+from proxy.periodic import every
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import Traces
 from proxy.upstream.router import Router
@@ -38,8 +40,9 @@ async def open_core(
     traces = _open_traces(settings)
     lifecycle.close_at_exit(stack, "sending traces", traces.aclose)
     router = await open_router(stack, settings, metrics)
-    cache = open_cache(settings, metrics, clock)
+    cache = open_cache(settings, metrics, clock=clock, monotonic=monotonic)
     lifecycle.close_at_exit(stack, "writing to the store", cache.aclose)
+    await stack.enter_async_context(every(POLL_S, cache.feed.poll))
     validations = Validations(ttl_s=settings.revalidate_s, clock=monotonic)
     batcher = _make_batcher(settings, metrics, cache)
     fetcher = Fetcher(cache, batcher, validations, timeout_s=settings.upstream_timeout_s, clock=clock)

@@ -16,7 +16,9 @@ _REDIS_CONNECTIONS = 32
 _REDIS_TIMEOUT_S = 1.0
 
 
-def open_cache(settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> Cache:
+def open_cache(
+    settings: Settings, metrics: Metrics, *, clock: Callable[[], float], monotonic: Callable[[], float]
+) -> Cache:
     memory = Memory(
         settings.memory_bytes,
         on_evicted=lambda entry: metrics.memory_evicted_age.observe(max(0.0, clock() - entry.stored_at_s)),
@@ -32,6 +34,7 @@ def open_cache(settings: Settings, metrics: Metrics, clock: Callable[[], float])
         timeout_s=settings.store_timeout_s,
         record_key=None if settings.record_key is None else RecordKey(settings.record_key),
         clock=clock,
+        monotonic=monotonic,
     )
 
 

@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from proxy.cache.change_feed import AGAIN_AFTER_S, ChangeFeed
 from proxy.cache.codec import RecordCodec
+from proxy.cache.discards import Discards, Mark
 from proxy.cache.entry import Certainty, Entry
 from proxy.cache.guarded import GuardedStore
 from proxy.cache.lease import Lease
@@ -33,6 +35,7 @@ class Cache:
         timeout_s: float,
         record_key: RecordKey | None = None,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """``timeout_s`` bounds how long a request waits for the store; large batches get more."""
         self.memory = memory
@@ -40,9 +43,11 @@ class Cache:
         self._clock = clock
         self._codec = RecordCodec(metrics, record_key=record_key, ttl_s=ttl_s, store_expires=store.expires, clock=clock)
         self._store = GuardedStore(store, metrics, ttl_s=ttl_s, timeout_s=timeout_s)
+        self._discards = Discards(again_after_s=AGAIN_AFTER_S)
         self._writer = Writer(
-            memory, self._store, self._codec, freshness_cutoff_s=partial(self.freshness_cutoff_s, None)
+            memory, self._store, self._codec, self._discards, freshness_cutoff_s=partial(self.freshness_cutoff_s, None)
         )
+        self.feed = ChangeFeed(store, memory, self._discards, metrics, clock=monotonic)
 
     def freshness_cutoff_s(self, max_age_s: float | None) -> float:
         """Unix time before which an entry was stored too long ago, by the TTL or by a request's ``max-age``."""
@@ -104,29 +109,34 @@ class Cache:
             await self._writer.wait_for(keys)
         get = self._writer.getter()
         before = {key: entry for key in keys if (entry := get(key)) is not None}
+        began = self._discards.now
         values, is_complete = await self._store.get(keys)
         if len(values) <= KEYS_A_TURN:
-            found = self._adopt(values, before, min_stored_at_s)
+            found = self._adopt(values, before, began, min_stored_at_s)
         else:
             found = {}
             async for some in in_turns(list(values)):
-                found |= self._adopt({key: values[key] for key in some}, before, min_stored_at_s)
+                found |= self._adopt({key: values[key] for key in some}, before, began, min_stored_at_s)
         if is_complete and before:
             self._writer.repeat(before)
         return found
 
     def _adopt(
-        self, values: Mapping[bytes, bytes], before: Mapping[bytes, Entry], min_stored_at_s: float
+        self, values: Mapping[bytes, bytes], before: Mapping[bytes, Entry], began: Mark, min_stored_at_s: float
     ) -> dict[bytes, Entry]:
         """Put records from the store into memory. Returns the entries that count, without those that are too old.
-        ``before`` are the entries that were in memory when the read began."""
+        ``before`` are the entries that were in memory when the read ``began``."""
+        discarded = began if began is not self._discards.now else ()
         get, put, entry_of = self._writer.getter(), self.memory.put, Entry.of
         found = {}
         for key, record in self._codec.decode(values).items():
             entry = get(key)
             if entry is None or _yields(entry, record, before.get(key)):
                 cached, entry = entry, entry_of(record)
-                put(key, entry)
+                if key in discarded:  # a process may have replaced the record since it was read
+                    self.memory.discard(key)
+                else:
+                    put(key, entry)
                 if cached is not None:
                     cached.set_successor(entry)
             if entry.stored_at_s >= min_stored_at_s:

@@ -3,6 +3,7 @@
 TinyLFU decides what to evict: re-indexing a corpus larger than memory is a loop, of which LRU would keep nothing.
 """
 
+import asyncio
 from collections.abc import Callable
 
 from moka_py import Moka
@@ -15,11 +16,14 @@ class Memory:
     def __init__(self, max_bytes: int, *, on_evicted: Callable[[Entry], None] = lambda _: None) -> None:
         """``on_evicted`` is called with every entry that is evicted to make room."""
         self.max_bytes = max_bytes
+        self._to_keep: list[tuple[bytes, Entry]] | None = None  # while all entries are discarded
 
-        def on_left(_: bytes, entry: Entry, cause: str) -> None:
+        def on_left(key: bytes, entry: Entry, cause: str) -> None:
             if cause == "size":
                 on_evicted(entry)
                 entry.pack()  # a response that is being written may still refer to it
+            elif self._to_keep is not None and cause == "explicit" and entry.is_undecided:
+                self._to_keep.append((key, entry))
 
         self._entries: Moka[bytes, Entry] = Moka(
             max_bytes,
@@ -31,6 +35,26 @@ class Memory:
 
     def put(self, key: bytes, entry: Entry) -> None:
         self._entries.set(key, entry)
+
+    def discard(self, key: bytes) -> None:
+        self._entries.remove(key)
+
+    async def clear(self) -> int:
+        """Discard all entries that the store has decided on. Returns how many there were.
+
+        In turns with everything else: moka hides all entries at once, and takes seconds to remove a million of them.
+        """
+        before = left = self.entries
+        self._to_keep = []
+        self._entries.clear()
+        while (now_left := self.entries) < left:
+            left = now_left
+            await asyncio.sleep(0)
+        kept, self._to_keep = self._to_keep, None
+        for key, entry in kept:
+            if entry.is_undecided and entry.current is entry and self.get(key) is None:
+                self.put(key, entry)
+        return before - len(kept)
 
     def text(self, key: bytes, entry: Entry, encoding: Encoding) -> bytes:
         """The entry's embedding: its base64, or a JSON array."""

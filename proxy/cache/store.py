@@ -2,12 +2,20 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 # Of the circuit breakers of a store and its nodes.
 MAX_FAILURES = 5
 COOLDOWN_S = 1.0
 NOTHING: Mapping[bytes, bytes] = MappingProxyType({})
+
+
+class Changes(NamedTuple):
+    """A part of the store's log of replaced values."""
+
+    keys: Collection[bytes] = ()  # whose values were replaced
+    is_complete: bool = True  # if not, the values of any other keys may have been replaced too
+    has_more: bool = False  # whether the next part is there already
 
 
 class Store(Protocol):
@@ -43,7 +51,14 @@ class Store(Protocol):
         A key is taken if `get_many` would find a value under it other than the one in ``invalid``, which the caller has
         read there and which can't be served. ``ttl_s`` lets a store drop values by itself; with None it keeps them as
         long as there is room.
+
+        Before and after it replaces a value, it announces the key to everybody who calls `changes`.
         """
+        ...
+
+    async def changes(self) -> Changes:
+        """The keys whose values any process has replaced since the last call. They may include keys whose values have
+        not been replaced yet, and the same key several times. One call at a time."""
         ...
 
     async def lease_many(self, keys: Sequence[bytes], *, ttl_s: float) -> set[bytes]:
@@ -85,6 +100,9 @@ class NoStore(Unleased):
         invalid: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
         return {}
+
+    async def changes(self) -> Changes:
+        return Changes()
 
     async def aclose(self) -> None:
         return None

@@ -8,6 +8,7 @@ from functools import partial
 
 from proxy.breaker import Attempt
 from proxy.cache.codec import RecordCodec
+from proxy.cache.discards import Discards, Mark
 from proxy.cache.entry import Certainty, Entry, current
 from proxy.cache.guarded import GuardedStore, Written
 from proxy.cache.memory import Memory
@@ -22,12 +23,13 @@ _WriteTask = asyncio.Task[None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Write:
-    """One write to the store. ``before`` are the entries that were in memory when it began."""
+    """One write to the store. ``before`` are the entries that were in memory at the moment when it ``began``."""
 
     attempt: Attempt
     entries: Mapping[bytes, Entry]
     values: Mapping[bytes, bytes]
     before: Mapping[bytes, Entry | None]
+    began: Mark
     overwrite: bool
     is_repeated: bool
 
@@ -40,12 +42,19 @@ class Writer:
     """Writes records and keeps the entries of unfinished writes, which memory may evict before they end."""
 
     def __init__(
-        self, memory: Memory, store: GuardedStore, codec: RecordCodec, *, freshness_cutoff_s: Callable[[], float]
+        self,
+        memory: Memory,
+        store: GuardedStore,
+        codec: RecordCodec,
+        discards: Discards,
+        *,
+        freshness_cutoff_s: Callable[[], float],
     ) -> None:
         """``freshness_cutoff_s`` returns the Unix time before which entries are past their TTL."""
         self._memory = memory
         self._store = store
         self._codec = codec
+        self._discards = discards
         self._freshness_cutoff_s = freshness_cutoff_s
         self.tasks = TaskSet(log_to(_log, "a write to the store"))
         self.pending: dict[bytes, tuple[Entry, _WriteTask]] = {}  # entries that were served before their write ended
@@ -129,6 +138,7 @@ class Writer:
             entries=entries,
             values=self._codec.encode(fresh),
             before={key: self.get(key) for key in entries},
+            began=self._discards.now,
             overwrite=overwrite,
             is_repeated=is_repeated,
         )
@@ -184,4 +194,7 @@ class Writer:
         mine.set_successor(final)
         if cached is not None and not cached.is_confirmed:
             cached.set_successor(final)
-        self._memory.put(key, final)
+        if key in write.began:  # another process may have replaced it since
+            self._memory.discard(key)
+        else:
+            self._memory.put(key, final)

@@ -183,6 +183,11 @@ STORE_INVALID_RECORDS = Definition(
     " copied from another key. The others: of another version or program.",
     ("reason",),
 )
+STORE_CHANGES_AGE = Definition(
+    "embedding_proxy_store_changes_age_seconds",
+    "Time since this process last read which records were replaced in the store, which it does twice a second. Until it"
+    " reads that, it may serve from memory what another process has replaced.",
+)
 
 # The memory tier.
 MEMORY_BYTES = Definition("embedding_proxy_memory_bytes", "Size of the memory tier, its own estimate.")
@@ -192,6 +197,13 @@ MEMORY_EVICTED_AGE = Definition(
     "embedding_proxy_memory_evicted_age_seconds",
     "Time since an entry was stored, when the memory tier evicts it for lack of space.",
     buckets=_AGE_S,
+)
+MEMORY_DISCARDED = Definition(
+    "embedding_proxy_memory_discarded_entries",
+    "Entries that were removed from the memory tier because the store may have another record: replaced, a process has"
+    " replaced it, or is about to; again, the same two seconds later, in case that process died meanwhile; missed, all"
+    " entries, after this process missed some of what was replaced.",
+    ("reason",),
 )
 
 # The process.

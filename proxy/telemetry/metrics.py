@@ -85,6 +85,7 @@ class Metrics:
         self.store_errors = self._counter(definitions.STORE_ERRORS)
         self.store_pending_bytes = self._gauge(definitions.STORE_PENDING_BYTES)
         self.store_unstored_items = self._counter(definitions.STORE_UNSTORED_ITEMS)
+        self.store_changes_age = self._gauge(definitions.STORE_CHANGES_AGE)
         self.store_invalid_records = self._counter(definitions.STORE_INVALID_RECORDS)
         # To Prometheus, a series that begins at 1 has not increased. Alerts must see the first of these.
         for flaw in Flaw:
@@ -97,6 +98,7 @@ class Metrics:
         self._memory_limit_bytes = self._gauge(definitions.MEMORY_LIMIT_BYTES)
         self._memory_entries = self._gauge(definitions.MEMORY_ENTRIES)
         self.memory_evicted_age = self._histogram(definitions.MEMORY_EVICTED_AGE)
+        self.memory_discarded = self._counter(definitions.MEMORY_DISCARDED)
 
     def _add_process(self) -> None:
         self.loop_lag = self._histogram(definitions.LOOP_LAG)

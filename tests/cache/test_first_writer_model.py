@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
 from proxy.cache.memory import Memory
-from proxy.cache.store import NOTHING, Unleased
+from proxy.cache.store import NOTHING, Changes, Unleased
 from proxy.errors import StoreError
 from proxy.protocol import records
 from proxy.telemetry.metrics import Metrics
@@ -63,6 +63,9 @@ class SteppedStore(Unleased):
         self.values |= {key: value for key, value in values.items() if key not in existing}
         await self._step()  # it may go down between doing it and saying so
         return existing
+
+    async def changes(self) -> Changes:
+        return Changes()
 
     async def aclose(self) -> None:
         return None

@@ -4,7 +4,7 @@ import numpy as np
 import orjson
 import pytest
 
-from proxy.cache.entry import Entry
+from proxy.cache.entry import Certainty, Entry
 from proxy.cache.memory import Memory
 from proxy.protocol import vectors
 from proxy.protocol.records import Record
@@ -87,3 +87,17 @@ def test_the_garbage_collector_does_not_visit_entries() -> None:
 
 def test_an_entry_shows_what_it_is() -> None:
     assert repr(entry(vectors.from_numbers([0.5]))).startswith("<Entry 'm' 1 x FLOAT32")
+
+
+async def test_clear_discards_what_is_decided_and_not_superseded() -> None:
+    memory = Memory(max_bytes=100_000_000)
+    for number in range(1000):
+        memory.put(key(number), Entry.of(record(), Certainty.INSERTING if number % 10 == 0 else Certainty.CONFIRMED))
+    gone = memory.get(key(10))
+    memory.discard(key(10))
+    assert await memory.clear() == 900
+    kept = [number for number in range(1000) if memory.get(key(number)) is not None]
+    assert kept == [number for number in range(0, 1000, 10) if number != 10]
+    assert memory.entries == len(kept)
+    assert gone is not None
+    assert await memory.clear() == 0

@@ -159,3 +159,51 @@ async def test_caches_that_did_not_wait_for_replies_serve_one_vector_in_the_end(
     replies = [await look_up(cache, *keys) for cache in caches]
     assert len(replies[0]) == len(keys)
     assert replies == replies[:1] * len(caches)
+
+
+async def changes(store: Store) -> set[bytes]:
+    """All that is new in the log."""
+    found: set[bytes] = set()
+    has_more = True
+    while has_more:
+        part = await store.changes()
+        assert part.is_complete
+        found |= set(part.keys)
+        has_more = part.has_more
+    return found
+
+
+async def test_every_process_learns_once_which_values_were_replaced(open_store: OpenStore) -> None:
+    writer, readers = open_store(), [open_store() for _ in range(2)]
+    await writer.put_many({key(n): b"first" for n in range(300)}, ttl_s=None, overwrite=False)
+    assert [await changes(reader) for reader in readers] == [set(), set()]
+    replaced = {key(n): b"second" for n in range(200)}
+    await writer.put_many(replaced, ttl_s=None, overwrite=True)
+    for reader in (*readers, writer):
+        assert await changes(reader) == set(replaced)
+        assert await changes(reader) == set()
+    assert await readers[0].get_many(list(replaced), timeout_s=5.0) == replaced
+
+
+async def test_a_process_that_begins_later_learns_it_too(open_store: OpenStore) -> None:
+    await open_store().put_many({key(1): b"x"}, ttl_s=None, overwrite=True)
+    assert await changes(open_store()) == {key(1)}
+
+
+async def test_replacing_an_invalid_value_is_announced_and_a_value_that_stays_is_not(open_store: OpenStore) -> None:
+    writer, reader = open_store(), open_store()
+    await writer.put_many({key(n): b"bad" for n in range(3)}, ttl_s=None, overwrite=False)
+    await writer.put_many({key(n): b"x" for n in range(2)}, ttl_s=None, overwrite=False, invalid={key(1): b"bad"})
+    assert await changes(reader) == {key(1)}
+
+
+async def test_processes_that_replace_at_once_lose_no_announcement(open_store: OpenStore) -> None:
+    stores = [open_store() for _ in range(4)]
+    await asyncio.gather(
+        *(
+            store.put_many({key(1000 * number + n): b"x" for n in range(100)}, ttl_s=None, overwrite=True)
+            for number, store in enumerate(stores)
+        )
+    )
+    for store in stores:
+        assert await changes(store) == {key(1000 * number + n) for number in range(4) for n in range(100)}

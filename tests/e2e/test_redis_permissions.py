@@ -13,6 +13,7 @@ from redis.crc import key_slot
 from proxy.config.settings import StoreSetting
 from tests.conftest import StartProxy
 from tests.support.client import Client
+from tests.support.dict_store import written
 from tests.support.redis_cluster import RedisCluster, ask
 from tests.support.redis_server import RedisServer
 from tests.support.scripted import Call, ScriptedUpstream
@@ -72,6 +73,9 @@ async def test_documented_user_has_all_permissions(
     await third.embed(["newer"])
     replaced = await third.embed("0")
     assert (replaced.cache, len(replaced.vectors[0])) == ("HIT", 24)
+    for client in (first, second, third):
+        await client.proxy.cache.feed.poll()
+    assert len((await second.embed("0")).vectors[0]) == 24
     assert await admin.acl_log() == []  # it refused nothing
     for client in (first, second, third):
         assert "embedding_proxy_store_errors_total{" not in await exposition(client)
@@ -134,6 +138,23 @@ async def test_every_documented_rule_is_needed(
     assert await admin.acl_log() != []
 
 
+@pytest.mark.parametrize("rule", ["+xadd", "+xrange", "~embedding-changes"])
+async def test_without_the_log_of_changes_everything_else_works(
+    start_proxy: StartProxy, redis_server: RedisServer, admin: Redis, rule: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = [await start_proxy(store=allow(redis_server, rule)) for _ in range(2)]
+    stored = await first.embed("x")
+    assert (await first.embed("x", headers={"Cache_Control": "no-cache"})).vectors == stored.vectors
+    await written(first.proxy.cache)
+    for client in (first, second):
+        await client.proxy.cache.feed.poll()
+        assert (await client.embed("y")).status == 200
+        assert (await client.embed("x")).cache == "HIT"
+        assert "embedding_proxy_store_errors_total{" not in await exposition(client)
+    assert await admin.acl_log() != []
+    assert "The user needs +xadd +xrange ~embedding-changes" in caplog.text
+
+
 async def test_read_only_user_serves_hits_and_fails_no_request(
     start_proxy: StartProxy, upstream: ScriptedUpstream, redis_server: RedisServer, admin: Redis
 ) -> None:
@@ -150,7 +171,7 @@ async def test_read_only_user_serves_hits_and_fails_no_request(
     assert (await reader.embed("0", headers={"Cache_Control": "no-cache"})).status == 200
     assert await reader.metric("embedding_proxy_store_errors_total", operation="write", reason="refused") > 0
     assert await reader.metric("embedding_proxy_breaker_state", circuit="store_read") == 0
-    assert len(await admin.keys("*")) == len(texts)
+    assert len(await admin.keys("embedding:*")) == len(texts)
 
 
 async def test_wrong_password_fails_no_request(
@@ -170,6 +191,11 @@ async def test_documented_cluster_user_has_all_permissions(
 ) -> None:
     store = allow_in_cluster(redis_cluster)
     clients = await with_a_slot_on_the_move(start_proxy, redis_cluster, store, store)
+    await clients[0].embed("0", headers={"Cache_Control": "no-cache"})
+    await written(clients[0].proxy.cache)
+    for client in clients:
+        await client.proxy.cache.feed.poll()
+    assert await clients[1].metric("embedding_proxy_memory_discarded_entries_total", reason="replaced") == 1
     assert [ask(node, "ACL LOG") for node in redis_cluster.nodes] == [[], [], []]  # they refused nothing
     for client in clients:
         assert "embedding_proxy_store_errors_total{" not in await exposition(client)

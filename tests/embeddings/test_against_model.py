@@ -20,7 +20,7 @@ from proxy.access.admission import Access
 from proxy.access.validations import CredentialScope, Validations
 from proxy.cache.cache import Cache
 from proxy.cache.memory import Memory
-from proxy.cache.store import NOTHING, Unleased
+from proxy.cache.store import NOTHING, Changes, Unleased
 from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.responses import ResponseBuilder
@@ -99,6 +99,9 @@ class FakeStore(Unleased):
         existing = {} if overwrite else {key: self.values[key] for key in values if key in self.values}
         self.values |= {key: value for key, value in values.items() if key not in existing}
         return existing
+
+    async def changes(self) -> Changes:
+        return Changes()
 
     async def aclose(self) -> None:
         return None

@@ -1,12 +1,13 @@
 """A store that a test can inspect, corrupt, fail and hang, and caches in front of it."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
 from proxy.cache.memory import Memory
-from proxy.cache.store import NOTHING, Store, Unleased
+from proxy.cache.store import NOTHING, Changes, Store, Unleased
 from proxy.errors import StoreError
 from proxy.protocol import vectors
 from proxy.protocol.records import Record
@@ -31,6 +32,8 @@ def opened() -> asyncio.Event:
 class DictStore(Unleased):
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
+        self.log: list[bytes] = []  # keys whose values were replaced
+        self._read_of_log = 0
         self.failure: StoreError | None = None
         self.write_failure: StoreError | None = None
         self.gate = opened()  # to everything
@@ -63,9 +66,23 @@ class DictStore(Unleased):
             raise failure
         existing = {key: self.values[key] for key in values if key in self.values and not overwrite}
         existing = {key: value for key, value in existing.items() if invalid.get(key) != value}
+        self.log += [key for key in values if overwrite or key in invalid]
         self.values.update({key: value for key, value in values.items() if key not in existing})
         await self.replies.wait()
         return existing
+
+    async def changes(self) -> Changes:
+        if self.failure:
+            raise self.failure
+        new = self.log[self._read_of_log :]
+        self._read_of_log += len(new)
+        return Changes(set(new))
+
+    def of_another_process(self) -> "DictStore":
+        """The same store, as another process has it open."""
+        other = type(self)()
+        other.values, other.log = self.values, self.log
+        return other
 
     async def aclose(self) -> None:
         return None
@@ -89,9 +106,13 @@ def make_cache(
     timeout_s: float = 5.0,
     metrics: Metrics | None = None,
     memory_bytes: int = 1_000_000,
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> Cache:
     metrics = metrics or Metrics()
-    return Cache(Memory(memory_bytes), store, metrics, ttl_s=ttl_s, timeout_s=timeout_s, clock=clock or Clock())
+    return Cache(
+        Memory(memory_bytes), store, metrics, ttl_s=ttl_s, timeout_s=timeout_s, clock=clock or Clock(),
+        monotonic=monotonic,
+    )  # fmt: skip
 
 
 def served(entries: Mapping[bytes, Entry]) -> dict[bytes, bytes]:

@@ -210,10 +210,10 @@ def _shape(command: Command) -> Shape:
     match command[0]:
         case "MGET":
             return resp.values(len(command) - 1)
-        case "GET":
+        case "GET" | "XADD":  # an event's ID
             return resp.VALUE
         case "SENTINEL":  # GET-MASTER-ADDR-BY-NAME: host and port
             return resp.values(2)
-        case "CLUSTER":  # SLOTS
+        case "CLUSTER" | "XRANGE":  # SLOTS; events
             return resp.TREE
     return resp.STATUS  # SET, ASKING

@@ -16,7 +16,7 @@ _MAX_VALUE_BYTES = 8 * 1024**2
 _MAX_REPLY_BYTES = 32 * 1024**2
 _MAX_LINE_BYTES = 4096
 _MAX_SIZE_BYTES = 32  # of a line that declares a size
-# CLUSTER SLOTS, of 16,384 ranges with a dozen elements each.
+# CLUSTER SLOTS, of 16,384 ranges with a dozen elements each. XRANGE has far fewer.
 _MAX_TREE_ELEMENTS = 200_000
 _MAX_TREE_DEPTH = 5
 _CRLF = b"\r\n"

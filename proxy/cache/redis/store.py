@@ -11,16 +11,17 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from proxy.cache.redis import redis_url
+from proxy.cache.redis.change_log import ChangeLog
 from proxy.cache.redis.cluster import Cluster
 from proxy.cache.redis.connection import Command
-from proxy.cache.redis.names import lease_name
+from proxy.cache.redis.names import CHANGES_NAME, lease_name
 from proxy.cache.redis.node import Node, store_error
 from proxy.cache.redis.put import Put
 from proxy.cache.redis.reads import MergedReads
 from proxy.cache.redis.redis_url import Address, Kind, RedisURL
 from proxy.cache.redis.sentinel import Master
 from proxy.cache.redis.topology import OneServer, Servers, require_ready
-from proxy.cache.store import NOTHING
+from proxy.cache.store import NOTHING, Changes
 from proxy.errors import StoreError
 
 # An MGET of many keys costs more for each key once its reply outgrows the socket buffers (measured: 6.5 µs a key at 128
@@ -39,6 +40,7 @@ class RedisStore:
         self._servers = _open(redis_url.parse(url), timeout_s=timeout_s, max_connections=max_connections)
         self._timeout_s = timeout_s
         self._reads = MergedReads(self._servers, max_names=_NAMES_PER_COMMAND)
+        self._log = ChangeLog(self._run_on_log)
 
     async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
         results = await self._reads.get(keys, timeout_s=timeout_s)
@@ -57,15 +59,35 @@ class RedisStore:
     ) -> dict[bytes, bytes]:
         put = Put(self._run, partial(self._reads.get, timeout_s=self._timeout_s), ttl_s)
         if overwrite:
-            await put.set(values)
+            await self._overwrite(put, values)
         else:
-            replaced = await put.replace(values, invalid) if invalid else ()
+            replaced = await self._replace(put, values, invalid) if invalid else ()
             free = {key: value for key, value in values.items() if key not in replaced}
             # A key that is taken and has no value was evicted between the two commands. Or it has a value of another
             # type, which is not a record and would block the key for ever.
-            await put.set(await put.set_free(await put.set_free(free)))
+            if blocked := await put.set_free(await put.set_free(free)):
+                await self._overwrite(put, blocked)
         self._raise_failure(put.results, put.existing, accepted=put.accepted)
         return put.existing
+
+    async def _overwrite(self, put: Put, values: Mapping[bytes, bytes]) -> None:
+        # Announced before, since this process may die before it can announce it; and after, since another process may
+        # have read the old value in between.
+        await self._log.announce(values)
+        await put.set(values)
+        await self._log.announce(values)
+
+    async def _replace(
+        self, put: Put, values: Mapping[bytes, bytes], invalid: Mapping[bytes, bytes]
+    ) -> Collection[bytes]:
+        # Another process may have read a valid value before it was damaged.
+        await self._log.announce(invalid)
+        replaced = await put.replace(values, invalid)
+        await self._log.announce(replaced)
+        return replaced
+
+    async def changes(self) -> Changes:
+        return await self._log.read()
 
     async def lease_many(self, keys: Sequence[bytes], *, ttl_s: float) -> set[bytes]:
         results = await self._set_leases(keys, ttl_s, "NX")
@@ -88,10 +110,21 @@ class RedisStore:
         """By name the reply to its command, or a `RedisError`."""
         if not self._servers.is_ready:
             await require_ready(self._servers, timeout_s=self._timeout_s)
-        results: dict[str, object] = dict.fromkeys(commands, RedisConnectionError("no server is known to have it"))
+        results: dict[str, object] = dict.fromkeys(commands, _no_server())
         names = self._servers.by_server(list(commands))
         await asyncio.gather(*(self._run_on(server, its, commands, results) for server, its in names.items()))
         return results
+
+    async def _run_on_log(self, commands: Sequence[Command]) -> list[object]:
+        """The replies of the server that has the log of changes, each an object or a `RedisError`."""
+        results: dict[str, object] = {str(number): _no_server() for number in range(len(commands))}
+        try:
+            await self._servers.ready(timeout_s=self._timeout_s)
+        except RedisError as error:
+            return [error] * len(commands)
+        for server in self._servers.by_server([CHANGES_NAME]):
+            await self._servers.run(server, dict(zip(results, commands, strict=True)), results)
+        return list(results.values())
 
     async def _run_on(
         self, server: Address, names: Sequence[str], commands: Mapping[str, Command], results: dict[str, object]
@@ -120,6 +153,10 @@ class RedisStore:
     async def aclose(self) -> None:
         await self._reads.aclose()
         await self._servers.aclose()
+
+
+def _no_server() -> RedisError:
+    return RedisConnectionError("no server is known to have it")
 
 
 def _open(url: RedisURL, *, timeout_s: float, max_connections: int) -> Servers:

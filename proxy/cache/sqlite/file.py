@@ -44,8 +44,11 @@ _TABLES = {
     "value": "id INTEGER PRIMARY KEY, value BLOB NOT NULL, key BLOB",
     # The processes that use the file, and their size limits.
     "proxy": "id BLOB PRIMARY KEY, limit_bytes INTEGER NOT NULL, used_at INTEGER NOT NULL",
+    # The keys whose values were replaced lately.
+    "changes": "key BLOB PRIMARY KEY, id INTEGER NOT NULL",
 }
-_WITHOUT_ROWID = {"slot", "proxy"}
+_LATER_TABLES = ("proxy", "changes")  # which files of earlier versions do not have
+_WITHOUT_ROWID = {"slot", "proxy", "changes"}
 
 # https://sqlite.org/rescode.html. The statements are valid, so these errors come from the file's content.
 _DAMAGE = frozenset(
@@ -213,7 +216,10 @@ def _missing(connection: sqlite3.Connection, path: Path) -> list[str]:
         if is_owned and is_known:
             raise DamagedFile("its tables have other columns")
         raise StoreError("corrupt", f"{path}: the database of something else, or of another version; left unchanged")
-    missing = [] if columns["proxy"] == _column_names("proxy") else ["DROP TABLE IF EXISTS proxy", _create("proxy")]
+    missing = []
+    for table in _LATER_TABLES:
+        if columns[table] != _column_names(table):
+            missing += [f"DROP TABLE IF EXISTS {table}", _create(table)]
     if columns["value"] != _column_names("value"):
         missing.append("ALTER TABLE value ADD COLUMN key BLOB")
     return missing if is_owned and is_known else [*missing, *claims]

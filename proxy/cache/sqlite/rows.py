@@ -1,4 +1,4 @@
-"""The rows of the store's two tables: `slot` leads from a key to the id of its `value`.
+"""The rows of the store's values, in two tables: `slot` leads from a key to the id of its `value`.
 
 The file may be damaged, and SQLite finds only some kinds of damage. So a slot may have no value, or one of another key;
 such a slot is a miss, and a write replaces the slot and does not touch the other key's value. All functions raise
@@ -8,12 +8,13 @@ such a slot is a miss, and a write replaces the slot and does not touch the othe
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from proxy.cache.sqlite import changes
 from proxy.cache.sqlite.file import PAGE_BYTES, DamagedFile
 
 _CHUNK = 256  # keys a statement: SQLite's default limit on parameters was once 999
 # When room is needed, at least this fraction of the entries is evicted, because finding the oldest scans all keys.
 _EVICTED_FRACTION = 64
-_SPARE_BYTES = 64 * PAGE_BYTES  # for SQLite's own pages
+_SPARE_BYTES = 96 * PAGE_BYTES  # for SQLite's own pages, and the log of changes
 
 # A value belongs to a slot if it has the slot's key, or no key as in files of earlier versions.
 _OF_KEYS = (
@@ -72,6 +73,8 @@ def put(
     excess = bytes_used(connection) + sum(map(len, fresh.values())) - replaced_bytes - limit_bytes
     freed = dict.fromkeys([*(id_ for id_, _ in replaced.values()), *_evict(connection, excess, now)])
     _insert(connection, fresh, freed, now)
+    # A value that the file has lost may be in another process's memory.
+    changes.announce(connection, values if overwrite else replaced)
     _keep_within(connection, limit_bytes, fresh, now)
     _require(connection, list(fresh))
     return {key: value for key, (_, value) in existing.items() if key not in replaced}

@@ -14,12 +14,12 @@ from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 
-from proxy.cache.sqlite import rows
+from proxy.cache.sqlite import changes, rows
 from proxy.cache.sqlite.file import FAILURES, DatabaseThread, transaction
 from proxy.cache.sqlite.reads import MergedReads
 from proxy.cache.sqlite.salvage import Salvage
 from proxy.cache.sqlite.size_limit import SharedLimit
-from proxy.cache.store import NOTHING, Unleased
+from proxy.cache.store import NOTHING, Changes, Unleased
 from proxy.errors import StoreError
 
 _log = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ class SQLiteStore(Unleased):
         self._reader = DatabaseThread("sqlite-read", path, on_set_aside=self._begin_salvage)
         self._writer = DatabaseThread("sqlite-write", path, on_set_aside=self._begin_salvage)
         self._reads = MergedReads(self._reader, self._read, max_keys=_KEYS_PER_READ)
+        self._position = changes.Position()  # used by the reader's thread only
         self._touched: set[bytes] = set()
         self._touching: Future[None] | None = None
         self._salvage: Salvage | None = None
@@ -98,6 +99,9 @@ class SQLiteStore(Unleased):
             self._limit.register(connection, now)
             limit_bytes = self._limit.effective_bytes(connection, now)
             return rows.put(connection, values, overwrite=overwrite, invalid=invalid, limit_bytes=limit_bytes, now=now)
+
+    async def changes(self) -> Changes:
+        return await self._reader.run(self._position.read)
 
     def _begin_salvage(self, aside: Path) -> None:
         """Copy the readable values of a damaged file, renamed to ``aside``, into the new one. Called by a thread."""

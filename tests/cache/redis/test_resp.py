@@ -35,6 +35,7 @@ RIGHT: list[tuple[Shape, bytes]] = [
     (values(2), b"*-1\r\n"),
     (TREE, SLOTS),
     (TREE, b"*0\r\n"),
+    (TREE, b"*1\r\n*2\r\n$3\r\n1-0\r\n*2\r\n$4\r\nkeys\r\n$2\r\n\r\n\r\n"),  # XRANGE
 ]
 WRONG: list[tuple[Shape, bytes]] = [
     (values(1), b"*1000000000\r\n"),

@@ -1,0 +1,70 @@
+"""Which keys were discarded from memory and when, so that no earlier read brings an outdated record back (pure)."""
+
+from collections import deque
+from collections.abc import Collection, Container
+from typing import Final
+
+
+class _Everything:
+    """Contains every key."""
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+
+EVERYTHING: Final = _Everything()
+Keys = Collection[bytes] | _Everything
+
+
+class Mark:
+    """A moment. It contains the keys that have been discarded since."""
+
+    __slots__ = ("_keys", "_next")
+
+    def __init__(self) -> None:
+        self._keys: Container[object] = ()  # that were discarded between this moment and the next one
+        self._next: Mark | None = None  # marks refer to later ones only, so that they end with the reads that hold them
+
+    def __contains__(self, key: bytes) -> bool:
+        mark = self
+        while mark._next is not None:
+            if key in mark._keys:
+                return True
+            mark = mark._next
+        return False
+
+    def end(self, keys: Container[object]) -> "Mark":
+        """``keys`` are discarded now. Returns the mark after that."""
+        self._keys, self._next = keys, Mark()
+        return self._next
+
+
+class Discards:
+    """The order of discards, and those that are due a second time.
+
+    A read that began before a discard may have an older record than the store has now. It compares the keys it found
+    with the `Mark` of its beginning, and puts none of those into memory that were discarded since.
+    """
+
+    def __init__(self, *, again_after_s: float) -> None:
+        """Keys are discarded once more when ``again_after_s`` have passed. Only that helps if the process that replaced
+        a record died after it announced the replacement, did it, and could not announce that it is done: what another
+        process has read in between is outdated."""
+        self._again_after_s = again_after_s
+        self._due: deque[tuple[float, Collection[bytes]]] = deque()
+        self.now = Mark()
+
+    def add(self, keys: Keys, now_s: float) -> None:
+        """``keys`` are discarded now, because they were announced."""
+        self.now = self.now.end(keys)
+        if isinstance(keys, Collection):
+            self._due.append((now_s + self._again_after_s, keys))
+
+    def due(self, now_s: float) -> list[Collection[bytes]]:
+        """The keys that are to be discarded again, which counts as done."""
+        due = []
+        while self._due and self._due[0][0] <= now_s:
+            _, keys = self._due.popleft()
+            self.now = self.now.end(keys)
+            due.append(keys)
+        return due

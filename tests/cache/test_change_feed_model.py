@@ -1,0 +1,253 @@
+"""Processes on one store that replace records, read, poll its log and die in any order: once all is quiet, each serves
+the store's records, from memory too."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from proxy.cache.cache import Cache
+from proxy.cache.change_feed import AGAIN_AFTER_S, POLL_S
+from proxy.cache.entry import Entry
+from proxy.cache.memory import Memory
+from proxy.cache.store import NOTHING, Changes, Unleased
+from proxy.errors import StoreError
+from proxy.protocol import records
+from proxy.telemetry.metrics import Metrics
+from tests.support.dict_store import Clock, look_up, record, served, written
+from tests.support.profiles import IS_SLOW_PROFILE
+
+KEYS = [bytes(32)]
+PROCESSES = 2
+# Turns of the loop after which everything that can happen without the store has happened.
+TURNS = 30
+
+
+class World:
+    """What all processes share."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self.log: list[frozenset[bytes]] = []
+        self.is_down = False
+        self.is_stepped = True
+        self.steps: list[tuple[Process, asyncio.Future[None]]] = []
+        self.now_s = 0.0
+
+    def clock(self) -> float:
+        return self.now_s
+
+
+class Process(Unleased):
+    """One process's view of the store. Each operation waits before each of its parts, and before its reply."""
+
+    def __init__(self, world: World, timeout_s: float) -> None:
+        self.world = world
+        self.read = 0  # events
+        self.replacing = 0  # writes that are announced and not done
+        self.unfinished = 0  # likewise, or done and not announced a second time
+        self.unannounced: set[bytes] = set()
+        self.tasks: list[asyncio.Task[Any]] = []
+        self.cache = Cache(
+            Memory(10**6), self, Metrics(), ttl_s=None, timeout_s=timeout_s, clock=Clock(), monotonic=world.clock
+        )
+
+    async def _step(self) -> None:
+        if self.world.is_stepped:
+            step: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.world.steps.append((self, step))
+            await step
+        if self.world.is_down:
+            raise StoreError("connection", "down")
+
+    async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
+        await self._step()
+        found = {key: self.world.values[key] for key in keys if key in self.world.values}
+        await self._step()
+        return found
+
+    async def put_many(
+        self,
+        values: Mapping[bytes, bytes],
+        *,
+        ttl_s: float | None,
+        overwrite: bool,
+        invalid: Mapping[bytes, bytes] = NOTHING,
+    ) -> dict[bytes, bytes]:
+        if overwrite:
+            await self._announce(values)
+            self.replacing += 1
+            self.unfinished += 1
+            try:
+                await self._step()
+                self.world.values |= values
+            except StoreError:
+                self.unfinished -= 1
+                raise
+            finally:
+                self.replacing -= 1
+            await self._announce(values)
+            self.unfinished -= 1
+            await self._step()
+            return {}
+        await self._step()
+        existing = {key: self.world.values[key] for key in values if key in self.world.values}
+        self.world.values |= {key: value for key, value in values.items() if key not in existing}
+        await self._step()
+        return existing
+
+    async def _announce(self, keys: Mapping[bytes, bytes]) -> None:
+        self.unannounced |= keys.keys()
+        try:
+            await self._step()
+        except StoreError:
+            return
+        self.world.log.append(frozenset(self.unannounced))
+        self.unannounced.clear()
+
+    async def changes(self) -> Changes:
+        if self.unannounced:
+            await self._announce({})
+        await self._step()
+        events = self.world.log[self.read :]
+        self.read += len(events)
+        await self._step()
+        return Changes(frozenset().union(*events))
+
+    async def aclose(self) -> None:
+        return None
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner(debug=False)
+        self.world = World()
+        self.written = 0
+        self.has_lost_an_announcement = False
+
+    @initialize(timeouts_s=st.lists(st.sampled_from([0.0, 1000.0]), min_size=PROCESSES, max_size=PROCESSES))
+    def begin(self, timeouts_s: list[float]) -> None:
+        """A process of budget 0 waits for no write, one of 1000 s for each."""
+        for key in KEYS:
+            self.world.values[key] = records.encode(key, record(0.5))
+        self.processes = [self.process(timeout_s) for timeout_s in timeouts_s]
+
+    def process(self, timeout_s: float) -> Process:
+        async def open_() -> Process:
+            return Process(self.world, timeout_s)
+
+        return self.runner.run(open_())
+
+    def turn(self) -> None:
+        async def take() -> None:
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+
+        self.runner.run(take())
+
+    @rule(which=st.integers(0, PROCESSES - 1), keys=st.sets(st.sampled_from(KEYS), min_size=1), overwrite=st.booleans())
+    def upstream_responds(self, which: int, keys: set[bytes], overwrite: bool) -> None:
+        self.written += 1
+        fresh = {key: record(float(self.written)) for key in sorted(keys)}
+        self.start(which, lambda cache: cache.write(fresh, overwrite=overwrite))
+
+    @rule(which=st.integers(0, PROCESSES - 1), keys=st.sets(st.sampled_from(KEYS), min_size=1))
+    def client_requests(self, which: int, keys: set[bytes]) -> None:
+        self.start(which, lambda cache: look_up(cache, *sorted(keys)))
+
+    @rule(which=st.integers(0, PROCESSES - 1))
+    def process_polls(self, which: int) -> None:
+        self.start(which, lambda cache: cache.feed.poll())
+
+    def start(self, which: int, what: Callable[[Cache], Coroutine[Any, Any, object]]) -> None:
+        process = self.processes[which]
+
+        async def begin() -> None:
+            process.tasks.append(asyncio.create_task(what(process.cache)))
+
+        self.runner.run(begin())
+        self.turn()
+
+    @precondition(lambda self: self.world.steps)
+    @rule(which=st.integers(0))
+    def store_proceeds(self, which: int) -> None:
+        _, step = self.world.steps.pop(which % len(self.world.steps))
+        if not step.done():
+            step.set_result(None)
+        self.turn()
+
+    @rule(is_down=st.booleans())
+    def store_changes(self, is_down: bool) -> None:
+        self.world.is_down = is_down
+
+    # What is announced is done, or fails, long before it is discarded again.
+    @precondition(lambda self: not any(process.replacing for process in self.processes))
+    @rule()
+    def time_passes(self) -> None:
+        self.world.now_s += POLL_S
+
+    # What a process could not announce dies with it.
+    @rule(which=st.integers(0, PROCESSES - 1), timeout_s=st.sampled_from([0.0, 1000.0]))
+    def process_dies(self, which: int, timeout_s: float) -> None:
+        process = self.processes[which]
+        if not process.unannounced:
+            self.runner.run(self.kill(process))
+            self.processes[which] = self.process(timeout_s)
+
+    async def kill(self, process: Process) -> None:
+        self.has_lost_an_announcement |= process.unfinished > 0
+        self.world.steps = [(its, step) for its, step in self.world.steps if its is not process]
+        for task in process.tasks:
+            task.cancel()
+        await process.cache._writer.tasks.aclose()
+        await asyncio.gather(*process.tasks, return_exceptions=True)
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "processes"):
+                self.runner.run(self.all_serve_the_stored_records())
+        finally:
+            self.runner.close()
+
+    async def all_serve_the_stored_records(self) -> None:
+        self.world.is_down = self.world.is_stepped = False
+        for _, step in self.world.steps:
+            if not step.done():
+                step.set_result(None)
+        for process in self.processes:
+            await asyncio.gather(*process.tasks)
+            await written(process.cache)
+            for breaker in process.cache._store._breakers.values():
+                breaker._cooled_at_s = 0.0  # the clock has gone on
+        for _ in range(3):  # an item may first have to be written, or its circuit be closed
+            for process in self.processes:
+                await look_up(process.cache, *KEYS)
+                await written(process.cache)
+        if self.has_lost_an_announcement:
+            await self.all_poll()
+            self.world.now_s += AGAIN_AFTER_S
+        await self.all_poll()
+        stored = {key: Entry.of(records.decode(key, value)).numbers() for key, value in self.world.values.items()}
+        for process in self.processes:
+            in_memory = served(process.cache.peek(KEYS, min_stored_at_s=0.0, confirmed=True))
+            assert in_memory == {key: stored[key] for key in in_memory}
+            assert await look_up(process.cache, *KEYS) == stored
+
+    async def all_poll(self) -> None:
+        for process in self.processes:
+            await process.cache.feed.poll()
+
+
+TestChangeFeed = Machine.TestCase
+TestChangeFeed.settings = settings(
+    max_examples=3000 if IS_SLOW_PROFILE else 200,
+    stateful_step_count=30,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+)
+pytestmark = pytest.mark.timeout(600)
