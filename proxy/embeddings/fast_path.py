@@ -6,7 +6,7 @@ that head were hits, and the body differs in nothing but its texts.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from aiohttp import HttpVersion11
@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from proxy.access.admission import Access
 from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
+from proxy.embeddings.header_watch import HeaderWatch
 from proxy.embeddings.known_head import KnownBody, KnownHead
 from proxy.embeddings.lookup import count_model_versions
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
@@ -66,7 +67,9 @@ class FastPath:
         self._access = access
         self._parse_seconds = metrics.stage_seconds["parse"]
         self._lookup_seconds = metrics.stage_seconds["lookup"]
+        self._whole_bodies = metrics.whole_bodies
         self._memo = RequestMemo()
+        self.header_watch = HeaderWatch()  # which each hit clears
 
     def sight(self, request: BaseRequest, own: Identity, body: bytes, *, keys_version: int) -> Sighting | None:
         """None if a request may differ from others in more than its target, its identity and its body, or is so large
@@ -77,24 +80,22 @@ class FastPath:
         fingerprint = self._memo.fingerprint(request.raw_path, own, body) if is_repeated else None
         return Sighting(request, own, keys_version, fingerprint)
 
-    def remember(self, sighting: Sighting, client_request: ClientRequest, *, on_hit: Callable[[], None]) -> None:
-        """A request was a hit from memory. ``on_hit`` is called for each later hit of a request that differs only in
-        its texts."""
+    def remember(self, sighting: Sighting, client_request: ClientRequest) -> None:
+        """A request was a hit from memory."""
         if sighting.fingerprint is not None:
             self._memo.put(sighting.fingerprint, MemoEntry.of(client_request))
         connection = sighting.request.protocol
-        if isinstance(connection, Connection) and len(client_request.parsed.body) <= _MAX_FRESH_BYTES:
-            self._learn(connection, sighting, client_request, on_hit)
+        if isinstance(connection, Connection):
+            self._learn(connection, sighting, client_request)
 
-    def _learn(
-        self, connection: Connection, sighting: Sighting, client_request: ClientRequest, on_hit: Callable[[], None]
-    ) -> None:
+    def _learn(self, connection: Connection, sighting: Sighting, client_request: ClientRequest) -> None:
         """Remember a head, and when it comes again, the body that comes with it: most clients repeat theirs."""
         known = self._meet(connection, sighting)
-        if known is not None:
-            body = KnownBody.of(client_request, self._access.scope(client_request.identity), on_hit)
-            if body is not None:
-                known.add(body)
+        if known is None or not known.is_worth_learning() or len(client_request.parsed.body) > _MAX_FRESH_BYTES:
+            return
+        body = KnownBody.of(client_request, self._access.scope(client_request.identity))
+        if body is not None:
+            known.add(body)
 
     def _meet(self, connection: Connection, sighting: Sighting) -> KnownHead | None:
         """The head that the connection knows, if it is that of ``sighting``. If not, it knows that one from now on."""
@@ -165,7 +166,6 @@ class FastPath:
         if self._is_large(known, found):
             known_body.max_items = len(known.spec.keys) - 1
             return None
-        known_body.on_hit()
         return self._observed(FastPathHit(known, found, parsed_s, head.fields), began_s)
 
     def _find_repeated(self, sent: bytes, began_s: float) -> FastPathHit | None:
@@ -201,6 +201,9 @@ class FastPath:
         return len(known.spec.keys) > 1 and self._responses.is_large(known.spec, found)
 
     def _observed(self, hit: FastPathHit, began_s: float) -> FastPathHit:
+        self.header_watch.clear(hit.known.watched)
+        if hit.known.doubt is not None:
+            self._whole_bodies.labels(hit.known.doubt.value).inc()
         self._parse_seconds.observe(hit.looked_up_s - began_s)
         self._lookup_seconds.observe(time.perf_counter() - hit.looked_up_s)
         return hit
@@ -243,6 +246,8 @@ def _new_head(sent: bytes, sighting: Sighting) -> KnownHead | None:
         return None
     if not _ID_NAMES.isdisjoint(name for name, _ in own.credentials + own.vector_affecting):
         return None  # the operator made it part of the key
+    if any(name in request.headers and name.lower() not in head.fields for name in _IDS):
+        return None  # written in an unusual way, as without a space, so that the template has its value for a constant
     is_read_alike = head.body_bytes == request.content_length and all(
         request.headers.getall(name) == [value] for name, value in head.fields.items()
     )

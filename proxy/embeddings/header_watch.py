@@ -1,6 +1,7 @@
 """Notices a header field that keeps requests from the cache because its value differs each time (pure)."""
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from proxy.protocol.header_kinds import why_not_neutral
 from proxy.protocol.identities import Identity
@@ -10,7 +11,7 @@ MANY_VALUES = 20
 _MAX_GROUPS = 256
 _MAX_NAME = 128
 
-_Group = tuple[int, str]  # a hash of the credential and the model; the field's name
+Group = tuple[int, str]  # a hash of the credential and the model; the field's name
 
 
 class HeaderWatch:
@@ -21,7 +22,7 @@ class HeaderWatch:
     """
 
     def __init__(self) -> None:
-        self._values: OrderedDict[_Group, set[int]] = OrderedDict()
+        self._values: OrderedDict[Group, set[int]] = OrderedDict()
 
     def missed(self, identity: Identity, model: str | None) -> list[str]:
         """The fields that have now shown `MANY_VALUES` values. After that, their count starts again."""
@@ -40,11 +41,20 @@ class HeaderWatch:
     def hit(self, identity: Identity, model: str | None) -> None:
         """Some item of a request was cached."""
         if self._values:
-            for group, _ in _watched(identity, model):
+            self.clear(watched_groups(identity, model))
+
+    def clear(self, groups: Iterable[Group]) -> None:
+        """Some item of a request with these `watched_groups` was cached."""
+        if self._values:
+            for group in groups:
                 self._values.pop(group, None)
 
 
-def _watched(identity: Identity, model: str | None) -> list[tuple[_Group, int]]:
+def watched_groups(identity: Identity, model: str | None) -> tuple[Group, ...]:
+    return tuple(group for group, _ in _watched(identity, model))
+
+
+def _watched(identity: Identity, model: str | None) -> list[tuple[Group, int]]:
     """Each watched field's group, and a hash of its value, or of all its values where it is repeated."""
     values: dict[str, list[str]] = {}
     secrets = []

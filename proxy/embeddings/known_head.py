@@ -3,8 +3,6 @@
 With both, a request for other texts is understood without being parsed as a whole.
 """
 
-from collections.abc import Callable
-
 from msgspec.structs import replace
 
 from proxy.embeddings.request_memo import MemoEntry
@@ -17,6 +15,7 @@ from proxy.protocol.provider import InputFormat
 from proxy.protocol.response_spec import ResponseSpec
 
 _MAX_BODIES = 4
+_MANY_UNREAD = 32
 # Larger requests begin one by one (`proxy.embeddings.reader`).
 _MAX_ITEMS = 256
 
@@ -25,17 +24,21 @@ class KnownHead(HeadTemplate):
     """A head, and the requests that had it and were hits. It lives as long as its connection, like the credential in
     it, and no longer than the client keys that admitted it."""
 
-    __slots__ = ("_bodies", "keys_version")
+    __slots__ = ("_bodies", "_unread", "is_new", "keys_version")
 
     def __init__(self, before: bytes, holes: list[tuple[str, bytes]]) -> None:
         super().__init__(before, holes)
         self._bodies: list[KnownBody] = []
+        self._unread = 0  # requests since a body was last read
+        self.is_new = True  # no request has come with it again
         self.keys_version = 0
 
-    @property
-    def is_new(self) -> bool:
-        """Whether no body is known with this head."""
-        return not self._bodies
+    def is_worth_learning(self) -> bool:
+        """Whether a body that comes with this head now may help to read others. Asked once a request: of a client whose
+        bodies never help, fewer are learnt."""
+        self.is_new = False
+        self._unread += 1
+        return self._unread <= _MANY_UNREAD or self._unread % _MANY_UNREAD == 0
 
     def add(self, body: "KnownBody") -> None:
         self._bodies = [*self._bodies[1 - _MAX_BODIES :], body]
@@ -44,6 +47,7 @@ class KnownHead(HeadTemplate):
         """What a request with this head and ``body`` means, and what told; None if it has to be parsed."""
         for known in self._bodies:
             if (entry := known.read(body)) is not None:
+                self._unread = 0
                 return entry, known
         return None
 
@@ -51,26 +55,24 @@ class KnownHead(HeadTemplate):
 class KnownBody:
     """A body of texts that was a hit, for others that differ from it in nothing else."""
 
-    __slots__ = ("_accepts_list", "_accepts_text", "_input", "_keys", "_known", "max_items", "on_hit")
+    __slots__ = ("_accepts_list", "_accepts_text", "_input", "_keys", "_known", "max_items")
 
     def __init__(
         self,
         client_request: ClientRequest,
         input_template: InputTemplate,
         text_keys: TextKeys,
-        on_hit: Callable[[], None],
     ) -> None:
         provider, spec = client_request.origin.provider, client_request.spec
         self._input = input_template
         self._keys = text_keys
         self._known = replace(MemoEntry.of(client_request), spec=replace(spec, keys=()))
-        self.on_hit = on_hit  # to be called for each hit
         self.max_items = _MAX_ITEMS
         self._accepts_text = InputFormat.TEXT in provider.inputs
         self._accepts_list = InputFormat.TEXTS in provider.inputs and not provider.is_fused_model(spec.model)
 
     @classmethod
-    def of(cls, client_request: ClientRequest, scope: Fields, on_hit: Callable[[], None]) -> "KnownBody | None":
+    def of(cls, client_request: ClientRequest, scope: Fields) -> "KnownBody | None":
         """``scope`` is that of the request's keys. None if more than the texts' keys may depend on the texts."""
         parsed, provider = client_request.parsed, client_request.origin.provider
         if parsed.kind is not ItemKind.TEXT or "modality" in parsed.parameters or provider.references:
@@ -84,7 +86,7 @@ class KnownBody:
             scope=scope,
             vector_headers=client_request.identity.vector_affecting,
         )
-        return cls(client_request, found, text_keys, on_hit)
+        return cls(client_request, found, text_keys)
 
     def read(self, body: bytes) -> MemoEntry | None:
         """The request with such a ``body``, as `MemoEntry.of` describes it when it is parsed."""
@@ -99,4 +101,6 @@ class KnownBody:
             return None
         known = self._known
         spec = ResponseSpec(known.spec.model, known.spec.encoding, tuple(self._keys.of(texts)), known.spec.has_id)
-        return MemoEntry(spec, known.credential_id, known.credential_scope, known.origin, known.tenant)
+        return MemoEntry(
+            spec, known.credential_id, known.credential_scope, known.origin, known.tenant, known.watched, known.doubt
+        )

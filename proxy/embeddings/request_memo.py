@@ -10,8 +10,10 @@ from msgspec import Struct
 
 from proxy.access.validations import CredentialId, CredentialScope
 from proxy.budget import Tenant
+from proxy.embeddings.header_watch import Group, watched_groups
 from proxy.fetch.request import ClientRequest
 from proxy.http.recorder import head_of
+from proxy.labels import BypassReason
 from proxy.protocol.identities import Identity
 from proxy.protocol.keys import pack
 from proxy.protocol.response_spec import ResponseSpec
@@ -35,6 +37,8 @@ class MemoEntry(Struct, frozen=True, gc=False):
     credential_scope: CredentialScope
     origin: Origin  # whose CORS fields the response has
     tenant: Tenant
+    watched: tuple[Group, ...]  # its header fields that a hit clears (`proxy.embeddings.header_watch`)
+    doubt: BypassReason | None  # why it is keyed by its whole body
     keys_version: int = 0  # of the client keys that admitted it (`proxy.access.admission.Access.keys_version`)
 
     @classmethod
@@ -46,6 +50,8 @@ class MemoEntry(Struct, frozen=True, gc=False):
             client_request.credential_scope,
             client_request.origin,
             tenant,
+            watched_groups(client_request.identity, client_request.parsed.model),
+            None if client_request.parsed.doubt is None else client_request.parsed.doubt.reason,
         )
 
     @property

@@ -1,7 +1,6 @@
 """From an understood request to its response: look its items up, validate its credential, fetch what is missing."""
 
 import time
-from functools import partial
 from typing import NamedTuple
 
 from aiohttp.web import StreamResponse
@@ -13,7 +12,7 @@ from proxy.cache.cache import Cache
 from proxy.cache.entry import current
 from proxy.embeddings.failures import FailureResponses
 from proxy.embeddings.fast_path import FastPath, Sighting
-from proxy.embeddings.header_watch import MANY_VALUES, HeaderWatch
+from proxy.embeddings.header_watch import MANY_VALUES
 from proxy.embeddings.log_once import LogOnce
 from proxy.embeddings.lookup import Lookup, count_model_versions, look_up, lookup
 from proxy.embeddings.progress import Progress
@@ -67,7 +66,7 @@ class Resolver:
         self._metrics = metrics
         self._lookup_seconds = metrics.stage_seconds["lookup"]
         self._log_once = log_once
-        self._header_watch = HeaderWatch()
+        self._header_watch = fast_path.header_watch
 
     async def respond(
         self, client_request: ClientRequest, sighting: Sighting | None, progress: Progress, parsed_s: float
@@ -86,8 +85,7 @@ class Resolver:
         is_valid = self._is_valid(client_request)
         if is_valid and not found.missing:
             if sighting is not None and found.from_memory == len(found.entries):
-                on_hit = partial(self._header_watch.hit, client_request.identity, client_request.parsed.model)
-                self._fast_path.remember(sighting, client_request, on_hit=on_hit)
+                self._fast_path.remember(sighting, client_request)
             return self._hit(client_request, found)
         if client_request.directives.only_if_cached:
             raise self._not_cached(client_request, found, is_valid=is_valid)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from proxy.access import client_keys
 from proxy.config.settings import UpstreamSetting
 from proxy.embeddings import known_head
+from proxy.embeddings.reader import Reader
 from proxy.http.connection import Connection
 from proxy.http.head_template import HeadTemplate
 from proxy.protocol.providers import PROVIDERS
@@ -171,6 +172,65 @@ async def test_each_keeps_its_own_id_and_trace(start_proxy: StartProxy, parsed: 
     said = [orjson.loads(line) for line in "".join(lines).splitlines()][-3:]
     assert [line["request_id"] for line in said] == ["mine-10", "mine-11", "mine-12"]
     assert [line["trace_id"][:6] for line in said] == ["4bf910", "4bf911", "4bf912"]
+
+
+@pytest.mark.parametrize("space", ["", "\t", " \t"])
+async def test_an_id_is_read_however_it_is_written(client: Client, space: str) -> None:
+    await fill(client, "a", "b", "c")
+    async with wire(client) as line:
+        answers = [await line.ask(request(body(text), f"X-Request-Id:{space}mine-{text}")) for text in "abc"]
+    assert [re.findall(rb"X-Request-Id: (\S+)", answer) for answer in answers] == [
+        [b"mine-a"],
+        [b"mine-b"],
+        [b"mine-c"],
+    ]
+
+
+@pytest.mark.parametrize("sent", [body([1, 2, 3]), body("a", odd=1)], ids=["tokens", "whole body"])
+async def test_a_body_that_cannot_be_learnt_is_not_read_again_for_each_id(
+    client: Client, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    read = 0
+    of_reader = Reader.read
+
+    async def counting(self: Reader, *given: Any) -> Any:
+        nonlocal read
+        read += 1
+        return await of_reader(self, *given)
+
+    monkeypatch.setattr(Reader, "read", counting)
+    async with wire(client) as line:
+        for number in range(8):
+            await line.ask(request(sent, f"X-Request-Id: {number}"))
+    assert read == 3  # the miss, the first hit, and the first one with a known head
+
+
+async def test_whole_bodies_are_counted_whether_or_not_they_are_parsed(client: Client) -> None:
+    counts = []
+    async with wire(client) as line:
+        for _ in range(6):
+            await line.ask(request(body("c", odd=1)))
+            counts.append(await client.metric("embedding_proxy_whole_body_requests_total"))
+    assert counts == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_client_whose_bodies_never_help_is_learnt_from_less_and_less(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt = 0
+    of = known_head.KnownBody.of
+
+    def counting(*given: Any) -> Any:
+        nonlocal learnt
+        learnt += 1
+        return of(*given)
+
+    monkeypatch.setattr(known_head.KnownBody, "of", counting)
+    await fill(client, "a")
+    async with wire(client) as line:
+        for number in range(200):
+            assert b"X-Cache: HIT" in await line.ask(request(body("a", user=f"user {number}")))
+    assert 32 <= learnt <= 40
 
 
 async def test_head_and_body_may_arrive_separately(client: Client, parsed: Parsed) -> None:

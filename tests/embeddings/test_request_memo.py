@@ -44,7 +44,7 @@ def test_the_garbage_collector_does_not_visit_what_is_known() -> None:
     spec = ResponseSpec("m", Encoding.FLOAT, (b"k" * 32,))
     credential_id, credential_scope, tenant = CredentialId(b"tenant", b"name"), CredentialScope("u", "m"), Tenant(b"t")
     origin: Any = None  # there are few
-    known = MemoEntry(spec, credential_id, credential_scope, origin, tenant)
+    known = MemoEntry(spec, credential_id, credential_scope, origin, tenant, watched=(), doubt=None)
     assert not any(map(gc.is_tracked, (known, spec, credential_id, credential_scope, tenant)))
 
 
@@ -57,6 +57,8 @@ def test_long_names_weigh() -> None:
             CredentialScope(url, model),
             origin,
             Tenant(b"tenant"),
+            watched=(),
+            doubt=None,
         ).weight_bytes
 
     assert weight("m" * 10**6, "u") > 10**6
