@@ -14,7 +14,7 @@ BUILD_LOCK := deploy/build.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-providers test-clients test-infinity test-cluster test-browser test-grafana test-deploy screenshots
-.PHONY: readme dashboards dashboard-pictures check fmt lock audit bench added cost workers stores sizing replica faults hostile clean
+.PHONY: readme dashboards dashboard-pictures check fmt lock audit bench added cost workers stores sizing replica faults hostile limits clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -160,6 +160,9 @@ replica: $(VENV)/dev-ok ## what one replica asks of Redis; needs wrk
 
 faults: $(VENV)/dev-ok ## what failures cost, a few minutes; ARGS=--quick for a tenth of it
 	@$(BIN)/python -m bench.faults $(ARGS)
+
+limits: $(VENV)/dev-ok ## jobs under rate limits of every kind, direct and through the proxy, some ten minutes; ARGS=--quick for less
+	@$(BIN)/python -m bench.limits $(ARGS)
 
 hostile: $(VENV)/dev-ok ## what slow and too many clients cost, a few minutes; ARGS=--quick for less
 	@$(BIN)/python -m bench.hostile $(ARGS)

@@ -133,6 +133,7 @@ class Dispatcher:
             progress.items,
             progress.cached,
             time.perf_counter() - started_s,
+            progress.held_s,
         )
         self._log.add(line)
         progress.span.end(status, progress.outcome, progress.model_label, items=progress.items, cached=progress.cached)

@@ -177,6 +177,14 @@ class Overloaded(ProxyError):
     retry_after_s = 1
 
 
+class Oversized(ProxyError):
+    """The upstream's rate limit never takes a request at once that can be cut into smaller ones."""
+
+
+class Abandoned(ProxyError):
+    """No client waits for a request any more, so it was not sent."""
+
+
 class StoreError(Exception):
     """An operation of the store failed at least in part.
 

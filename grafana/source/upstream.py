@@ -92,6 +92,24 @@ _CALLS = [
         "short",
     ),
     Panel(
+        "Held by rate limits",
+        "Items that wait for an upstream's rate limit, up to --rate-limit-wait. They are sent when it allows them.",
+        each_instance(series("upstream_rate_limited_items")),
+        "short",
+    ),
+    Panel(
+        "Wait for rate limits",
+        "How long requests waited for an upstream's rate limit, each time until they were sent or given up.",
+        quantiles("instance", "upstream_rate_limit_wait_seconds", of=(0.5, 0.95)),
+        "s",
+    ),
+    Panel(
+        "Calls refused by rate limits",
+        "Calls per second that an upstream refused for its limits or its load; their requests wait.",
+        totals("upstream", "upstream_rate_limit_refusals_total"),
+        "cps",
+    ),
+    Panel(
         "Calls",
         "Embeddings calls per second that got a response, by upstream.",
         totals("upstream", "upstream_duration_seconds_count"),

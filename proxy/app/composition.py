@@ -77,6 +77,7 @@ async def running(
             status_page=page,
         )
         core.lifecycle.drain(settings.shutdown_timeout_s)
+        core.fetcher.stop_holding(settings.shutdown_timeout_s)
 
 
 def base_url_of(sockets: Sockets) -> str:

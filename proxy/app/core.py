@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
 
 from proxy.access.validations import Validations
 from proxy.app.lifecycle import Lifecycle
@@ -14,6 +16,8 @@ from proxy.config.settings import Settings
 from proxy.errors import ConfigError
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.fetcher import Fetcher
+from proxy.fetch.lane import Lanes
+from proxy.fetch.pacer import Pacer
 from proxy.periodic import every
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import Traces
@@ -82,4 +86,13 @@ def _make_batcher(settings: Settings, metrics: Metrics, cache: Cache) -> Batcher
         # A response is in memory twice while it is joined from its chunks.
         max_incoming_bytes=settings.max_held_bytes // 4,
         room=cache.room,
+        lanes=Lanes(partial(_new_pacer, settings)) if settings.rate_limit_wait_s > 0 else None,
     )
+
+
+def _new_pacer(settings: Settings, upstream: str, model: str | None) -> Pacer:
+    limits = (limit for own in settings.upstreams if own.name == upstream for limit in own.limits)
+    for limit in limits:
+        if any(fnmatchcase(model or "", pattern) for pattern in limit.models):
+            return Pacer(requests_per_minute=limit.requests_per_minute, tokens_per_minute=limit.tokens_per_minute)
+    return Pacer()

@@ -10,6 +10,7 @@ from proxy.app.core import Core
 from proxy.config.settings import Settings
 from proxy.dispatch import Dispatcher
 from proxy.embeddings.fast_path import FastPath
+from proxy.embeddings.patience import Patience
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.route import EmbeddingsRoute
 from proxy.http.bodies import BodyReader
@@ -75,6 +76,7 @@ def _make_dispatcher(settings: Settings, core: Core, access: Access, bodies: Bod
         metrics=core.metrics,
         access=access,
         validations=core.validations,
+        patience=Patience(settings.rate_limit_wait_s, settings.interactive_items),
         is_draining=is_draining,
     )
     return Dispatcher(core.router, route, fast_path, access, log=log, traces=core.traces, is_draining=is_draining)

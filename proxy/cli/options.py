@@ -6,6 +6,7 @@ import click
 from platformdirs import user_cache_path
 
 from proxy.cli import option_types as types
+from proxy.cli.call_options import CALL_OPTIONS
 from proxy.cli.option import Option
 
 
@@ -194,65 +195,7 @@ OPTIONS = (
         field="reports_full_usage",
         to_field=lambda usage: usage == "full",
     ),
-    Option(
-        name="batch-window",
-        type=types.SECONDS,
-        default="10ms",
-        help="How long to collect misses into one call while another call is in flight. A lone request never waits.",
-        field="batch_window_s",
-    ),
-    Option(
-        name="max-batch-items",
-        type=types.COUNT,
-        default_words="the provider's limit",
-        help="Maximum items in one upstream call. Larger batches are split.",
-    ),
-    Option(
-        name="max-queued-items",
-        type=types.COUNT,
-        default="100000",
-        help="Maximum items queued for the upstream. Excess requests get 503 with `Retry-After`.",
-    ),
-    Option(
-        name="max-held",
-        type=types.SIZE,
-        default="1GiB",
-        help="Maximum memory of all requests and responses in progress. Excess requests get 503 with `Retry-After`.",
-        field="max_held_bytes",
-    ),
-    Option(
-        name="max-connections",
-        type=types.COUNT,
-        default="10000",
-        help="Maximum client connections. Excess connections get 503.",
-    ),
-    Option(
-        name="upstream-concurrency",
-        type=types.COUNT,
-        default="64",
-        help="Maximum embeddings calls in flight to the upstreams.",
-    ),
-    Option(
-        name="upstream-connect-timeout",
-        type=types.SECONDS,
-        default="10s",
-        help="Maximum time to connect to an upstream.",
-        field="upstream_connect_timeout_s",
-    ),
-    Option(
-        name="upstream-read-timeout",
-        type=types.SECONDS,
-        default="600s",
-        help="Maximum time to wait for an upstream's next byte, including the first.",
-        field="upstream_read_timeout_s",
-    ),
-    Option(
-        name="upstream-timeout",
-        type=types.SECONDS,
-        default="600s",
-        help="Maximum total time of an embeddings call to an upstream.",
-        field="upstream_timeout_s",
-    ),
+    *CALL_OPTIONS,
     Option(
         name="drain-delay",
         type=types.SECONDS,

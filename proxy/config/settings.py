@@ -25,6 +25,15 @@ class SameModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimit:
+    """What the operator knows of an upstream's limits for the models that match ``models``; None: unknown."""
+
+    models: tuple[str, ...]
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamSetting:
     name: str  # a provider's name, `demo`, or the URL's host
     base_url: str
@@ -33,6 +42,7 @@ class UpstreamSetting:
     models: tuple[str, ...] = ()  # patterns of the models routed to it; none: all models that no other upstream has
     same_model: tuple[SameModel, ...] = ()
     egress: Egress = DIRECT
+    limits: tuple[RateLimit, ...] = ()  # the first whose patterns match a model applies
 
     @property
     def is_demo(self) -> bool:
@@ -85,6 +95,8 @@ class Settings:
     batch_window_s: float
     max_batch_items: int | None  # None: the provider's limit
     max_body_bytes: int
+    rate_limit_wait_s: float  # 0: refusals are relayed
+    interactive_items: int
     max_queued_items: int
     max_held_bytes: int
     max_connections: int

@@ -8,7 +8,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from proxy.config.paths import parse_file
 from proxy.config.secrets import read_secret
-from proxy.config.settings import SameModel, UpstreamSetting
+from proxy.config.settings import RateLimit, SameModel, UpstreamSetting
 from proxy.config.suggestion import suggestion
 from proxy.config.tables import Name, NonEmpty, read_table
 from proxy.config.upstream_urls import parse_base_url
@@ -25,6 +25,14 @@ class _SameModelTable(Struct, forbid_unknown_fields=True, kw_only=True):
     model: NonEmpty | UnsetType = UNSET
 
 
+class _LimitTable(Struct, forbid_unknown_fields=True, kw_only=True):
+    """``[[upstream.limits]]``: rate limits that the operator knows."""
+
+    models: Annotated[list[NonEmpty], Meta(min_length=1)] | UnsetType = UNSET
+    requests_per_minute: Annotated[float, Meta(gt=0)] | UnsetType = UNSET
+    tokens_per_minute: Annotated[float, Meta(gt=0)] | UnsetType = UNSET
+
+
 class _UpstreamTable(Struct, forbid_unknown_fields=True, kw_only=True):
     name: Name | UnsetType = UNSET
     provider: str = GENERIC.name
@@ -32,6 +40,7 @@ class _UpstreamTable(Struct, forbid_unknown_fields=True, kw_only=True):
     key_env: NonEmpty | UnsetType = UNSET
     models: Annotated[list[NonEmpty], Meta(min_length=1)] | UnsetType = UNSET
     same_model: list[_SameModelTable] = []
+    limits: list[_LimitTable] = []
     # These replace --upstream-proxy, --upstream-ca and so on for this upstream; "none" removes them.
     proxy: NonEmpty | UnsetType = UNSET
     ca: NonEmpty | UnsetType = UNSET
@@ -110,7 +119,18 @@ def _upstream(table: _UpstreamTable, rows: Mapping[str, Provider], where: str) -
         raise ConfigError(
             f"{where}: upstream {name!r} has the same model as {renamed[0]!r}, so its models must be one exact name"
         )
-    return replace(setting, name=name, models=models, same_model=others)
+    limits = tuple(_rate_limit(limit, f"{where}: [[upstream]] {name}: limits") for limit in table.limits)
+    return replace(setting, name=name, models=models, same_model=others, limits=limits)
+
+
+def _rate_limit(table: _LimitTable, where: str) -> RateLimit:
+    requests, tokens = (
+        None if value is UNSET else value for value in (table.requests_per_minute, table.tokens_per_minute)
+    )
+    if requests is None and tokens is None:
+        raise ConfigError(f"{where}: needs requests_per_minute, tokens_per_minute or both")
+    models = ("*",) if table.models is UNSET else tuple(table.models)
+    return RateLimit(models=models, requests_per_minute=requests, tokens_per_minute=tokens)
 
 
 def _egress(table: _UpstreamTable, default: Egress, where: str) -> Egress:

@@ -10,7 +10,18 @@ _ADMISSION = Admission()
 
 
 class Progress:
-    __slots__ = ("admission", "cached", "items", "model", "model_label", "origin", "outcome", "request_id", "span")
+    __slots__ = (
+        "admission",
+        "cached",
+        "held_s",
+        "items",
+        "model",
+        "model_label",
+        "origin",
+        "outcome",
+        "request_id",
+        "span",
+    )
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
@@ -21,6 +32,7 @@ class Progress:
         self.model_label: str | None = None  # as it may be logged, once the request has ended
         self.items = 0
         self.cached = 0  # of the items
+        self.held_s = 0.0  # for the upstream's rate limit
         self.span: Span = NO_SPAN
 
     def hit(self, repeat: FastPathHit) -> None:

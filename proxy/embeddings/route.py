@@ -11,6 +11,7 @@ from proxy.cache.cache import Cache
 from proxy.embeddings.bypass import BypassRelay
 from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.log_once import LogOnce, reason_of
+from proxy.embeddings.patience import NO_PATIENCE, Patience
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.reader import Reader, Unread
 from proxy.embeddings.resolver import Outcome, Resolver
@@ -41,9 +42,11 @@ class EmbeddingsRoute:
         metrics: Metrics,
         access: Access,
         validations: Validations,
+        patience: Patience = NO_PATIENCE,
         is_draining: Callable[[], bool] = lambda: False,
     ) -> None:
         self._bodies = bodies
+        self._patience = patience
         self._responses = responses
         self._reader = Reader(origins, access, validations, bodies)
         self._access = access
@@ -88,7 +91,7 @@ class EmbeddingsRoute:
             raise
         finally:
             self._in_flight -= 1
-            reservation.release()
+            reservation.end_request()
             self.count(progress, status, started_s)
         return response
 
@@ -125,7 +128,14 @@ class EmbeddingsRoute:
             self._log_once.warn(reason_of(doubt), f"requests to {read.origin.name} are cached by their whole body")
         parsed_s = time.perf_counter()
         self._parse_seconds.observe(parsed_s - began_s)
-        return await self._resolver.respond(read, sighting, progress, parsed_s)
+        self._patience.apply(read)
+        try:
+            outcome, response = await self._resolver.respond(read, sighting, progress, parsed_s)
+        finally:
+            progress.held_s = read.held_s
+        if read.held_s:
+            response.headers["X-RateLimit-Wait-Ms"] = str(round(read.held_s * 1000))
+        return outcome, response
 
 
 def status_of_error(error: Exception) -> int:

@@ -4,20 +4,23 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from operator import add, gt, le
-from typing import NamedTuple
 
 from proxy.budget import Budget
 from proxy.errors import Overloaded, ProxyError
 from proxy.fetch.failover import Failover
+from proxy.fetch.group import Group
+from proxy.fetch.held import HeldRequests
 from proxy.fetch.isolation import MergeLimits, RetryBudget
+from proxy.fetch.lane import LaneCall, Lanes
 from proxy.fetch.merged_call import MergedCalls
-from proxy.fetch.outcomes import Outcome
+from proxy.fetch.outcomes import CallFailure, Outcome
 from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.slots import Slots
 from proxy.fetch.upstream_call import UpstreamCalls
+from proxy.fetch.waiting import Waiting, cost_of
 from proxy.protocol.provider import Limits
 from proxy.protocol.tokens import estimated_tokens
 from proxy.tasks import TaskSet, log_to
@@ -27,20 +30,7 @@ from proxy.upstream.router import Origin
 
 _log = logging.getLogger(__name__)
 
-
-class _Waiting(NamedTuple):
-    request: FetchRequest
-    outcome: "asyncio.Future[Outcome | ProxyError]"
-    since_s: float
-
-
-@dataclass(slots=True)
-class _Group:
-    """Requests that may be merged: they gather in ``waiting`` while calls are under way."""
-
-    waiting: "list[_Waiting]" = field(default_factory=list)
-    calls: int = 0  # under way
-    timer: asyncio.Handle | None = None  # of sending what waits
+_ABANDONED = "The call was abandoned."
 
 
 class Batcher:
@@ -58,8 +48,11 @@ class Batcher:
         max_queued_bytes: int,
         max_incoming_bytes: int,
         room: Callable[[], Awaitable[None]],
+        lanes: Lanes | None = None,
     ) -> None:
-        """Before a call is sent it waits for ``room``: for memory that holds its response until it is stored."""
+        """Before a call is sent it waits for ``room``: for memory that holds its response until it is stored. With
+        ``lanes``, what an upstream refuses for its rate limit waits, and is sent again.
+        """
         self._wait_seconds = metrics.stage_seconds["wait"]
         self._window_s = window_s
         slot_seconds = metrics.stage_seconds["slot"]
@@ -73,13 +66,23 @@ class Batcher:
         failover = Failover(slots, metrics)
         self._upstream = UpstreamCalls(failover, metrics, self._budgets, max_incoming_bytes=max_incoming_bytes)
         self._merged = MergedCalls(self._upstream, metrics, self._budgets, self._merge_limits)
-        self._groups: dict[bytes, _Group] = {}
+        self._held: HeldRequests | None = None
+        if lanes is not None:
+            self._held = HeldRequests(
+                lanes,
+                metrics,
+                start=lambda batch: self._start(self._group_of(batch[0].request), batch),
+                room_for=self._room_for,
+                is_too_large=lambda one: len(self.split(one)) > 1,
+            )
+        self._groups: dict[bytes, Group] = {}
         self._calls = TaskSet(log_to(_log, "an upstream call"))
         metrics.queued_items.set_function(lambda: self._queued_items.used)
         metrics.queue_limit_items.set(max_queued_items)
 
     def __repr__(self) -> str:
-        return f"<Batcher {len(self._groups)} groups, {len(self._calls)} calls, {self._queued_items.used} items>"
+        held = "" if self._held is None else f", {self._held!r}"
+        return f"<Batcher {len(self._groups)} groups, {len(self._calls)} calls, {self._queued_items.used} items{held}>"
 
     def split(self, request: FetchRequest) -> list[FetchRequest]:
         """Cut a request into parts that each fit into a call. What is keyed as a whole is not cut."""
@@ -87,7 +90,7 @@ class Batcher:
             return []
         if request.client_request.spec.is_keyed_whole:
             return [request]
-        limits = request.client_request.origin.limits
+        limits = self._limits(request.client_request, request.client_request.origin.limits)
         if all(map(le, (len(request.keys), request.tokens, sum(request.weights)), limits)):  # the usual case
             return [request]
         kind = request.client_request.parsed.kind
@@ -99,7 +102,7 @@ class Batcher:
         self._take(request)
         try:
             self._budgets[request.client_request.origin].requested()
-            waiting = _Waiting(request, asyncio.get_running_loop().create_future(), time.perf_counter())
+            waiting = Waiting(request, asyncio.get_running_loop().create_future(), time.perf_counter())
             self._enqueue(waiting)
             outcome = await waiting.outcome
         finally:
@@ -139,80 +142,140 @@ class Batcher:
         """
         return await self._upstream.replay(client_request)
 
+    async def patience(
+        self, client_request: ClientRequest, joined: Collection[bytes], wait: Callable[[], Awaitable[None]]
+    ) -> CallFailure | None:
+        """``wait`` for flights, of which others lead those of ``joined`` keys, at most for as long as this request's
+        client waits for a rate limit. The refusal for which it waits no longer, while others do."""
+        return None if self._held is None else await self._held.patience(client_request, joined, wait)
+
+    def stop_holding(self, at_s: float) -> None:
+        """The proxy stops: what waits for a rate limit at ``at_s``, event loop time, is refused then."""
+        if self._held is not None:
+            self._held.stop(at_s)
+
     def abandon(self) -> None:
         """Cancel the calls under way. Their waiters get an error."""
         self._calls.cancel()
         self._upstream.close()
 
-    def _enqueue(self, waiting: _Waiting) -> None:
+    def _enqueue(self, waiting: Waiting) -> None:
         request = waiting.request
-        if not request.policy.may_merge:
-            self._start(None, _Group(), [waiting])
+        group = self._group_of(request)
+        if group.lane is not None and group.lane.queue:
+            self._hold(group, [waiting])
             return
-        name = request.client_request.group
-        group = self._groups.setdefault(name, _Group())
         group.waiting.append(waiting)
+        if group.name is None:
+            self._send_waiting(group)
+            return
         if group.calls >= self._max_calls_a_tenant:
             return  # the next call that returns takes it along
         loop = asyncio.get_running_loop()
         if not group.calls:
             if group.timer is None:  # those of the same turn of the event loop go together
-                group.timer = loop.call_soon(self._send_waiting, name, group)
-        elif _items(group.waiting) >= self._merge_limit(request.client_request).items:
-            self._send_waiting(name, group)
+                group.timer = loop.call_soon(self._send_waiting, group)
+        elif _items(group.waiting) >= self._merge_limit(group, request.client_request).items:
+            self._send_waiting(group)
         elif group.timer is None:
-            group.timer = loop.call_later(self._window_s, self._send_waiting, name, group)
+            group.timer = loop.call_later(self._window_s, self._send_waiting, group)
 
-    def _merge_limit(self, client_request: ClientRequest) -> Limits:
+    def _group_of(self, request: FetchRequest) -> Group:
+        name = request.client_request.group if request.policy.may_merge else None
+        group = None if name is None else self._groups.get(name)
+        if group is None:
+            group = Group(name, None if self._held is None else self._held.lane(request.client_request))
+            if name is not None:
+                self._groups[name] = group
+        return group
+
+    def _hold(self, group: Group, waiting: Sequence[Waiting]) -> None:
+        if self._held is not None and group.lane is not None:
+            self._held.hold(group.lane, waiting)
+        self._forget_if_idle(group)
+
+    def _room_for(self, waiting: Waiting) -> Limits | None:
+        """The limits of the call that begins with a request; None if its group has as many calls as it may have."""
+        group = self._group_of(waiting.request)
+        if group.calls >= self._max_calls_a_tenant:
+            return None
+        limits = self._merge_limit(group, waiting.request.client_request)
+        self._forget_if_idle(group)
+        return limits
+
+    def _merge_limit(self, group: Group, client_request: ClientRequest) -> Limits:
         limits = client_request.origin.merge_limits
+        if group.lane is not None:
+            limits = group.lane.limits(limits, is_merged=True)
         return limits._replace(
             items=self._merge_limits.items(client_request.origin.name, client_request.parsed.model, limits.items)
         )
 
-    def _send_waiting(self, name: bytes, group: _Group) -> None:
+    def _limits(self, client_request: ClientRequest, limits: Limits) -> Limits:
+        return limits if self._held is None else self._held.limits(limits, client_request)
+
+    def _send_waiting(self, group: Group) -> None:
         if group.timer is not None:
             group.timer.cancel()
             group.timer = None
         waiting, group.waiting = group.waiting, []
-        if len(waiting) == 1:  # the usual case
-            self._start(name, group, waiting)
-            return
-        # Measured lazily, and only for as many calls as may start: a great many may wait.
-        sizes = ((len(one.request.keys), one.request.tokens, len(one.request.body)) for one in waiting)
-        for run in _runs(sizes, self._merge_limit(waiting[0].request.client_request)):
+        if len(waiting) <= 1:  # the usual case
+            runs: Iterable[slice] = (slice(0, 1),) if waiting else ()
+        else:
+            # Measured lazily, and only for as many calls as may start: a great many may wait.
+            sizes = ((len(one.request.keys), one.request.tokens, len(one.request.body)) for one in waiting)
+            runs = _runs(sizes, self._merge_limit(group, waiting[0].request.client_request))
+        for run in runs:
             if group.calls >= self._max_calls_a_tenant:
                 group.waiting = waiting[run.start :]
-                break
-            self._start(name, group, waiting[run])
+                return
+            if group.lane is not None and (group.lane.queue or not group.lane.is_ready(cost_of(waiting[run]))):
+                self._hold(group, waiting[run.start :])
+                return
+            self._start(group, waiting[run])
 
-    def _start(self, name: bytes | None, group: _Group, batch: Sequence[_Waiting]) -> None:
+    def _start(self, group: Group, batch: Sequence[Waiting]) -> None:
         group.calls += 1
-        call = self._calls.start(self._call(name, group, batch))
-        # However it ends, even if it is cancelled before its first step.
-        call.add_done_callback(lambda _: _resolve(batch, [ProxyError("The call was abandoned.")] * len(batch)))
+        sent = None if group.lane is None else group.lane.sent(batch)
+        call = self._calls.start(self._call(group, batch, sent))
+        for waiting in batch:
+            waiting.call = call
+        call.add_done_callback(partial(_ended, batch))
 
-    async def _call(self, name: bytes | None, group: _Group, batch: Sequence[_Waiting]) -> None:
-        """Make one call. A ``group`` without name is of a single request."""
+    async def _call(self, group: Group, batch: Sequence[Waiting], sent: LaneCall | None) -> None:
+        """Make one call. `_ended` resolves the requests that this does not resolve or hold."""
         now_s = time.perf_counter()
         for waiting in batch:
             self._wait_seconds.observe(now_s - waiting.since_s)
+        outcomes: Sequence[Outcome | ProxyError] = [ProxyError(_ABANDONED)] * len(batch)
         try:
-            _resolve(batch, await self._merged.outcomes([waiting.request for waiting in batch]))
+            outcomes = await self._merged.outcomes([waiting.request for waiting in batch])
         finally:
             group.calls -= 1
-            if name is not None and group.waiting:
-                self._send_waiting(name, group)
-            elif name is not None and not group.calls:
-                self._groups.pop(name, None)
+            try:
+                if sent is not None and self._held is not None:
+                    self._held.ended(batch, sent, outcomes)
+                else:
+                    for waiting, outcome in zip(batch, outcomes, strict=True):
+                        waiting.resolve(outcome)
+            finally:
+                if group.waiting:
+                    self._send_waiting(group)
+                self._forget_if_idle(group)
+
+    def _forget_if_idle(self, group: Group) -> None:
+        if group.name is not None and not group.calls and not group.waiting:
+            self._groups.pop(group.name, None)
 
 
-def _resolve(batch: Sequence[_Waiting], outcomes: Sequence[Outcome | ProxyError]) -> None:
-    for waiting, outcome in zip(batch, outcomes, strict=True):
-        if not waiting.outcome.done():
-            waiting.outcome.set_result(outcome)
+def _ended(batch: Sequence[Waiting], call: "asyncio.Task[None]") -> None:
+    """However the call ended, perhaps before its first step: what it had and is not held has an outcome."""
+    for waiting in batch:
+        if waiting.call is call:
+            waiting.resolve(ProxyError(_ABANDONED))
 
 
-def _items(waiting: Sequence[_Waiting]) -> int:
+def _items(waiting: Sequence[Waiting]) -> int:
     return sum(len(one.request.keys) for one in waiting)
 
 

@@ -3,6 +3,7 @@
 A fetch is independent of the request that started it: a client that disconnects cancels nothing that others wait for.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import TypeGuard
@@ -24,6 +25,8 @@ from proxy.upstream.router import Origin
 _log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
+# Of the time in which the proxy stops, the part in which requests may still wait for a rate limit.
+_HELD_PART = 0.5
 _ABANDONED = Failure(ProxyError("The fetch was abandoned."))
 
 
@@ -70,6 +73,10 @@ class Fetcher:
             fetch.add_done_callback(lambda _: claim.settle_rest(_ABANDONED))
             request.client_request.reservation.lasts_until(fetch)
         with request.client_request.span.flight(items=len(claim.flights), joined=len(claim.flights) - len(claim.mine)):
+            if len(claim.mine) < len(claim.flights):
+                joined = [key for key in claim.flights if key not in claim.mine]
+                if refusal := await self._batcher.patience(request.client_request, joined, claim.wait):
+                    return FetchResult(failure=Failure(refusal))
             await claim.wait()
         fetched, foreign = _collected(request, claim, leader)
         if in_memory:
@@ -105,6 +112,10 @@ class Fetcher:
             else:
                 self._validations.note(client_request.credential_id, client_request.credential_scope, status)
         return response
+
+    def stop_holding(self, timeout_s: float) -> None:
+        """The proxy stops within ``timeout_s``: requests that wait for a rate limit get a response before that."""
+        self._batcher.stop_holding(asyncio.get_running_loop().time() + timeout_s * _HELD_PART)
 
     async def drain(self) -> None:
         """Wait for the fetches under way, also those that no request waits for any more; if cancelled, cancel them."""

@@ -8,7 +8,7 @@ from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
 from proxy.cache.lease import Lease
-from proxy.errors import ProxyError
+from proxy.errors import Oversized, ProxyError
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.outcomes import CallFailure, EmbedResult, ErrorResponse, InvalidResponse, Outcome, status_of
 from proxy.fetch.request import FetchRequest
@@ -113,6 +113,9 @@ class Leader:
             outcome = await self._batcher.submit(part)
         except ProxyError as error:
             outcome = error
+        if isinstance(outcome, Oversized):
+            await self._ask(part)  # now that the batcher knows what the upstream takes
+            return
         self._note(part, outcome, asked_at_s)
         if not isinstance(outcome, EmbedResult):
             self._settle_failed(part, part.keys, outcome)

@@ -29,6 +29,8 @@ _KNOWN_CODES = frozenset(
         "requests", "server_error", "slow_down", "tokens",
     }
 )  # fmt: skip
+# A paid quota that is used up does not come back while a client waits.
+_NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 _PACE_FIELDS = ("retry-after", "retry-after-ms", "x-should-retry")
 _PACE_PREFIXES = ("x-ratelimit-", "ratelimit", "anthropic-ratelimit-")
 
@@ -121,6 +123,19 @@ def blame(failure: CallFailure) -> Blame:
     return Blame.UNKNOWN if status >= HTTPStatus.INTERNAL_SERVER_ERROR else Blame.CALL
 
 
+def rate_limit_refusal(outcome: Outcome | ProxyError) -> ErrorResponse | None:
+    """The error, if the upstream refused the call for its limits or its load, and so computed nothing."""
+    if not isinstance(outcome, ErrorResponse | InvalidResponse):
+        return None
+    response, status = outcome.response, status_of(outcome.response)
+    is_paced = "Retry-After" in response.headers or "retry-after-ms" in response.headers
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        is_refusal = _error_fields(response).get("code") not in _NO_CREDIT
+    else:
+        is_refusal = status in _OVERLOADED and is_paced
+    return ErrorResponse(response, outcome.body) if is_refusal else None
+
+
 def is_verdict(failure: CallFailure, *, is_own_body: bool) -> bool:
     """Whether the upstream refused the credential, or refused it the model.
 
@@ -143,6 +158,11 @@ def without_quotes(failure: CallFailure) -> CallFailure:
     if isinstance(failure, ProxyError):
         return failure
     return replace(failure, response=in_own_words(failure.response))
+
+
+def without_request(refusal: ErrorResponse) -> ErrorResponse:
+    """The same refusal for any client, without the body that was sent."""
+    return ErrorResponse(in_own_words(refusal.response), b"")
 
 
 def in_own_words(response: UpstreamResponse) -> UpstreamResponse:

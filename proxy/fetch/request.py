@@ -21,6 +21,8 @@ from proxy.protocol.tokens import estimated_tokens, weight
 from proxy.telemetry.tracing import Span
 from proxy.upstream.router import Origin
 
+LaneName = tuple[str, bytes, str | None]  # upstream, credentials, model
+
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class ClientRequest:
@@ -40,6 +42,12 @@ class ClientRequest:
     credential_id: CredentialId
     credential_scope: CredentialScope
     reservation: BodyReservation  # the memory that the request uses
+    urgency: int = 0  # 0 to 7; the least goes first where requests wait for the upstream's rate limit
+    began_s: float = 0.0  # event loop time
+    held_until_s: float = 0.0  # event loop time: how long the client waits for that limit
+    held_s: float = field(default=0.0, init=False)  # how long it has waited
+    _held_parts: int = field(default=0, init=False)
+    _held_since_s: float = field(default=0.0, init=False)
     span: Span
     _headers: CIMultiDict[str] | None = field(default=None, init=False)
     _group: bytes | None = field(default=None, init=False)
@@ -48,6 +56,17 @@ class ClientRequest:
     def tenant(self) -> Tenant:
         return self.reservation.tenant
 
+    def hold(self, now_s: float) -> None:
+        """One of its parts waits for the rate limit, by event loop time. Time in which several wait counts once."""
+        if not self._held_parts:
+            self._held_since_s = now_s
+        self._held_parts += 1
+
+    def release(self, now_s: float) -> None:
+        self._held_parts -= 1
+        if not self._held_parts:
+            self.held_s += now_s - self._held_since_s
+
     @property
     def headers(self) -> CIMultiDict[str]:
         """The header fields to send upstream. The body is sent uncompressed, however it was received."""
@@ -55,6 +74,12 @@ class ClientRequest:
             self._headers = headers.to_upstream(self.received)
             self._headers.popall("Content-Encoding", None)
         return self._headers
+
+    @property
+    def lane_name(self) -> LaneName:
+        """Equal for requests that have an upstream's rate limits in common."""
+        credentials = b"" if self.origin.key is not None else self.credential_id.credentials_mac
+        return self.origin.name, credentials, self.parsed.model
 
     def with_headers(self, fields: CIMultiDict[str]) -> "ClientRequest":
         """The same with other header fields."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from msgspec import Struct
 
 from proxy.cache.entry import Entry
-from proxy.errors import ProxyError
+from proxy.errors import Abandoned, ProxyError
 from proxy.fetch.outcomes import (
     Blame,
     CallFailure,
@@ -16,6 +16,7 @@ from proxy.fetch.outcomes import (
     is_about_credential,
     is_success,
     is_verdict,
+    rate_limit_refusal,
     status_of,
     without_quotes,
 )
@@ -61,6 +62,8 @@ class Failure:
 
     def is_for(self, waiter: FetchRequest) -> bool:
         """Whether retrying independently would give this waiter the same failure."""
+        if isinstance(self.cause, Abandoned) or self._is_impatient(waiter):
+            return False
         match blame(self.cause):
             case Blame.EVERYBODY:
                 return not is_about_credential(self.cause) or (
@@ -71,6 +74,15 @@ class Failure:
                 return self._is_as_if_by(waiter)
             case Blame.UNKNOWN:
                 return self._is_for_items_of(waiter)
+
+    def _is_impatient(self, waiter: FetchRequest) -> bool:
+        """Whether the call was given up because its client waits no longer for the rate limit, as the waiter does."""
+        request = self.request
+        return (
+            request is not None
+            and request.client_request.held_until_s < waiter.client_request.held_until_s
+            and rate_limit_refusal(self.cause) is not None
+        )
 
     def seen_by(self, waiter: FetchRequest) -> "Failure":
         """The failure as a waiter may see it that did not make the call."""

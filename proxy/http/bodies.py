@@ -108,11 +108,12 @@ class BodyReader:
 class BodyReservation:
     """The memory that one request and its response use. It is released when the last of its users has ended."""
 
-    __slots__ = ("_budget", "_users", "bytes", "tenant")
+    __slots__ = ("_budget", "_users", "bytes", "has_request_ended", "tenant")
 
     def __init__(self, budget: Budget, tenant: Tenant) -> None:
         self._budget = budget
         self._users = 1
+        self.has_request_ended = False  # its client has its response, or has disconnected
         self.tenant = tenant
         self.bytes = 0
 
@@ -129,6 +130,10 @@ class BodyReservation:
         """``work`` is a further user, and may outlive the request."""
         self._users += 1
         work.add_done_callback(lambda _: self.release())
+
+    def end_request(self) -> None:
+        self.has_request_ended = True
+        self.release()
 
     def release(self) -> None:
         """One of its users has ended. The first user is the request."""

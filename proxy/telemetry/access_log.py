@@ -33,6 +33,7 @@ class AccessLogLine(NamedTuple):
     items: int
     cached: int
     duration_s: float
+    held_s: float  # of that, for the upstream's rate limit
 
 
 Write = Callable[[str], object]
@@ -74,6 +75,8 @@ def _json(line: AccessLogLine, now: float) -> str:
         "cached": line.cached,
         "duration_ms": round(line.duration_s * 1000, 3),
     }
+    if line.held_s:
+        fields["rate_limit_wait_ms"] = round(line.held_s * 1000, 3)
     if line.trace_id is not None:
         fields["trace_id"] = line.trace_id
     return orjson.dumps(fields).decode()
@@ -83,6 +86,7 @@ def _console(line: AccessLogLine, now: float) -> str:
     return (
         f"{_formatted_time(int(now), '%H:%M:%S')} {_outcome_columns(line.outcome, line.status)}"
         f" {line.duration_s * 1000:9.2f} ms {_item_columns(line.cached, line.items, line.model)}  {line.request_id}"
+        + (f"  rate limit {line.held_s * 1000:.0f} ms" if line.held_s else "")
     )
 
 

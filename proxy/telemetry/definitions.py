@@ -13,6 +13,7 @@ _STAGE_S = (0.00001, 0.00005, 0.0002, 0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 6
 _STORE_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _LAG_S = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
 _AGE_S = (60.0, 600.0, 3600.0, 21600.0, 86400.0, 604800.0, 2592000.0)
+_WAIT_S = (0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _BATCH_ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
@@ -138,6 +139,20 @@ UPSTREAM_FALLBACKS = Definition(
 )
 QUEUED_ITEMS = Definition(
     "embedding_proxy_upstream_queued_items", "Items that were handed to the batcher and have no response yet."
+)
+RATE_LIMITED_ITEMS = Definition(
+    "embedding_proxy_upstream_rate_limited_items", "Items that wait for an upstream's rate limit."
+)
+RATE_LIMIT_WAIT_SECONDS = Definition(
+    "embedding_proxy_upstream_rate_limit_wait_seconds",
+    "How long requests waited for an upstream's rate limit, each time until they were sent or given up.",
+    (),
+    _WAIT_S,
+)
+RATE_LIMIT_REFUSALS = Definition(
+    "embedding_proxy_upstream_rate_limit_refusals",
+    "Calls that an upstream refused for its rate limit or its load. Their requests wait and are sent again.",
+    ("upstream",),
 )
 QUEUE_LIMIT_ITEMS = Definition(
     "embedding_proxy_upstream_queue_limit_items",

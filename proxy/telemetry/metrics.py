@@ -77,6 +77,9 @@ class Metrics:
         self.upstream_fallbacks = self._counter(definitions.UPSTREAM_FALLBACKS)
         self.queued_items = self._gauge(definitions.QUEUED_ITEMS)
         self.queue_limit_items = self._gauge(definitions.QUEUE_LIMIT_ITEMS)
+        self.rate_limited_items = self._gauge(definitions.RATE_LIMITED_ITEMS)
+        self.rate_limit_wait_seconds = self._histogram(definitions.RATE_LIMIT_WAIT_SECONDS)
+        self.rate_limit_refusals = self._counter(definitions.RATE_LIMIT_REFUSALS)
         self._breakers = self._gauge(definitions.BREAKER_STATE)
 
     def _add_store(self) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from proxy.config.provider_tables import parse_providers
-from proxy.config.settings import SameModel, UpstreamSetting
+from proxy.config.settings import RateLimit, SameModel, UpstreamSetting
 from proxy.config.upstream_tables import parse_upstreams
 from proxy.errors import ConfigError
 from proxy.protocol.provider import InputFormat, Limits, Provider
@@ -258,3 +258,34 @@ def test_invalid_upstream_tables_are_rejected(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         tables(text)
     assert message in str(error.value)
+
+
+def test_rate_limits_that_the_operator_knows() -> None:
+    (setting,) = tables(
+        """
+        [[upstream]]
+        provider = "openai"
+        [[upstream.limits]]
+        models = ["text-embedding-3-*"]
+        requests_per_minute = 3000
+        [[upstream.limits]]
+        tokens_per_minute = 1e6
+        """
+    )
+    assert setting.limits == (
+        RateLimit(models=("text-embedding-3-*",), requests_per_minute=3000),
+        RateLimit(models=("*",), tokens_per_minute=1e6),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("models = ['m']", "needs requests_per_minute, tokens_per_minute or both"),
+        ("requests_per_minute = 0", "requests_per_minute"),
+        ("requests_per_second = 5", "requests_per_second"),
+    ],
+)
+def test_rate_limits_that_say_nothing_are_refused(text: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        tables(f"[[upstream]]\nprovider = 'openai'\n[[upstream.limits]]\n{text}")

@@ -116,6 +116,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        if status == 429:
+            self.send_header("retry-after-ms", "20")
         self.end_headers()
         self.wfile.write(body)
 
@@ -124,11 +126,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class _Misbehaving(Handler):
-    """An upstream that fails for one model, and for another answers 200 with nothing in it."""
+    """An upstream that fails for one model, answers 200 with nothing in it for another, and limits the rate of a third,
+    of which it refuses every other call."""
+
+    _calls = itertools.count()
 
     def reply(self, asked: bytes) -> tuple[int, bytes]:
-        is_rejected = json.loads(asked)["model"] == "rejected"
-        return 200 if is_rejected else 500, b'{"object": "list", "data": []}'
+        model = json.loads(asked)["model"]
+        if model == "limited" and next(self._calls) % 2:
+            return 200, b'{"object": "list", "data": [{"index": 0, "embedding": [1, 2, 3, 4]}], "model": "limited"}'
+        statuses = {"rejected": 200, "limited": 429}
+        return statuses.get(model, 500), b'{"object": "list", "data": []}'
 
 
 @contextmanager
@@ -190,7 +198,7 @@ def serving(folder: Path) -> Iterator[Live]:
             [[upstream]]
             name = "misbehaving"
             base_url = "{stack.enter_context(listening(http.server.ThreadingHTTPServer(LOOPBACK, _Misbehaving)))}/v1"
-            models = ["rejected", "broken"]
+            models = ["rejected", "broken", "limited"]
             """
         )
         proxies = {}
@@ -220,8 +228,9 @@ def demo(folder: Path) -> Iterator[int]:
 def _loads(base_urls: Mapping[str, str], redis_url: str) -> Iterator[list["Future[None]"]]:
     """Requests until the block ends: of every kind to each proxy, and the forger's. Raises what ended one of them."""
     is_over = threading.Event()
-    with ThreadPoolExecutor(len(base_urls) + 1) as threads:
+    with ThreadPoolExecutor(len(base_urls) + 2) as threads:
         loads = [threads.submit(_load, base_url, name, is_over) for name, base_url in base_urls.items()]
+        loads.append(threads.submit(_wait_for_limits, base_urls["A"], is_over))
         loads.append(threads.submit(_forge, [base_urls["A"], base_urls["B"]], redis_url, is_over))
         try:
             yield loads
@@ -241,6 +250,15 @@ def _load(base_url: str, name: str, is_over: threading.Event) -> None:
             # All it asks is stored, so that the proxy asks the upstream now and then what the credential is worth.
             post(connection, "sk-again", {"model": "demo", "input": "the same text"})
             post(connection, "sk-tags", {"model": "demo", "input": "the same text"}, {"X-Job-Tags": str(number)})
+
+
+def _wait_for_limits(base_url: str, is_over: threading.Event) -> None:
+    """A load of its own, since each of its requests waits."""
+    with connected(base_url) as connection:
+        for number in itertools.count():
+            if is_over.wait(_PAUSE_S):
+                break
+            post(connection, "sk-load", {"model": "limited", "input": f"waits {number}"})
 
 
 def _forge(base_urls: Sequence[str], redis_url: str, is_over: threading.Event) -> None:

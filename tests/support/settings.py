@@ -21,6 +21,7 @@ DEFAULTS = replace(
     store=StoreSetting(),
     store_limit_bytes=64 * MIB,
     memory_bytes=64 * MIB,
+    rate_limit_wait_s=0.0,  # refusals are relayed, except in tests of waiting
     upstream_read_timeout_s=60.0,
     upstream_timeout_s=60.0,
     shutdown_timeout_s=10.0,

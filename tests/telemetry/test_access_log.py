@@ -18,6 +18,7 @@ LINE = AccessLogLine(
     items=3,
     cached=3,
     duration_s=0.00021,
+    held_s=0.0,
 )
 NOW = 1_700_000_000.25
 

@@ -1,0 +1,161 @@
+"""The lane to one upstream, credential and model: its pacer, and the requests that wait for it."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import orjson
+
+from proxy.errors import ProxyError
+from proxy.fetch.outcomes import EmbedResult, ErrorResponse, Outcome, rate_limit_refusal, without_request
+from proxy.fetch.pacer import Cost, Pacer, SentCall
+from proxy.fetch.request import LaneName
+from proxy.fetch.stated_quota import NEVER_S
+from proxy.fetch.wait_queue import WaitQueue
+from proxy.fetch.waiting import Waiting, cost_of
+from proxy.protocol import rate_limits
+from proxy.protocol.error_body import MAX_ERROR_BYTES
+from proxy.protocol.provider import Limits
+from proxy.protocol.rate_limits import RateLimits
+from proxy.upstream.client import UpstreamResponse
+
+_MAX_LOOKED_AT = 8
+# For so long a refusal is an answer to requests that were not sent.
+_RECENT_S = 300.0
+
+NewPacer = Callable[[str, str | None], Pacer]
+
+
+class Lane:
+    def __init__(self, pacer: Pacer, wake: Callable[["Lane"], object]) -> None:
+        """``wake`` is called when a call may be sent."""
+        self.pacer = pacer
+        self.queue: WaitQueue[Waiting] = WaitQueue()
+        self._last_refusal: ErrorResponse | None = None  # until a call is accepted
+        self._refused_at_s = -NEVER_S
+        self._wake = wake
+        self._timer: asyncio.TimerHandle | None = None
+        self._clock = asyncio.get_running_loop().time
+
+    def __repr__(self) -> str:
+        return f"<Lane, {len(self.queue)} requests wait, {self.pacer!r}>"
+
+    @property
+    def is_in_use(self) -> bool:
+        return bool(self.queue) or self.pacer.has_calls
+
+    @property
+    def last_refusal(self) -> ErrorResponse | None:
+        """The last refusal of late, as every client may see it."""
+        return self._last_refusal if self._clock() - self._refused_at_s < _RECENT_S else None
+
+    def limits(self, limits: Limits, *, is_merged: bool = False) -> Limits:
+        """``limits`` of a call, or less if the rate limit never takes as much at once, or refused it when merged."""
+        if not self.pacer.is_paced:
+            return limits
+        items, tokens = self.pacer.largest(limits.items, limits.tokens)
+        return limits._replace(items=self.pacer.most_merged(items) if is_merged else items, tokens=tokens)
+
+    def is_ready(self, cost: Cost) -> bool:
+        now_s = self._clock()
+        return self.pacer.ready_at_s(cost, now_s) <= now_s
+
+    def stated_at_s(self, cost: Cost) -> float:
+        """From when on a call is accepted, by what responses stated; event loop time."""
+        return self.pacer.stated_at_s(cost, self._clock())
+
+    def sent(self, batch: Sequence[Waiting]) -> "LaneCall":
+        return LaneCall(self, self.pacer.sent(cost_of(batch), self._clock()))
+
+    def wake_for(self, cost: Cost) -> None:
+        """Wake when a call of ``cost`` may be sent, unless a call in flight ends before."""
+        at_s = self.pacer.ready_at_s(cost, self._clock())
+        if self._timer is not None:
+            if self._timer.when() == at_s:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if at_s < NEVER_S:
+            self._timer = asyncio.get_running_loop().call_at(at_s, self._awake)
+
+    def _awake(self) -> None:
+        self._timer = None
+        self._wake(self)
+
+    def is_free(self) -> None:
+        """Nothing waits."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.pacer.is_free(self._clock())
+
+    def ended(self, call: SentCall, outcome: Outcome | ProxyError) -> None:
+        now_s = self._clock()
+        try:
+            refusal = rate_limit_refusal(outcome)
+            if refusal is not None:
+                self._last_refusal, self._refused_at_s = without_request(refusal), now_s
+                self.pacer.refused(call, _stated_by_refusal(refusal.response), now_s)
+            elif not isinstance(outcome, ProxyError):
+                headers = outcome.headers if isinstance(outcome, EmbedResult) else outcome.response.headers
+                self.pacer.accepted(call, rate_limits.of_headers(headers, now_s=time.time()), now_s)
+                self._last_refusal = None
+        finally:
+            self.pacer.lost(call, now_s)  # if nothing else is known of it
+
+
+@dataclass(frozen=True, slots=True)
+class LaneCall:
+    """A call in flight. It keeps its lane, however many others are called meanwhile."""
+
+    lane: Lane
+    call: SentCall
+
+    def ended(self, outcome: Outcome | ProxyError) -> None:
+        self.lane.ended(self.call, outcome)
+
+
+class Lanes:
+    """A lane for each upstream, credential and model that was called lately, and for all that are in use."""
+
+    def __init__(self, new_pacer: NewPacer, *, max_lanes: int = 4096) -> None:
+        """``new_pacer`` makes the pacer for an upstream and a model, with what the operator knows of their limits."""
+        self._new_pacer = new_pacer
+        self._max_lanes = max_lanes
+        self._lanes: OrderedDict[LaneName, Lane] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def all(self) -> list[Lane]:
+        return list(self._lanes.values())
+
+    def of(self, name: LaneName, wake: Callable[[Lane], object]) -> Lane:
+        lane = self._lanes.get(name)
+        if lane is not None:
+            self._lanes.move_to_end(name)
+            return lane
+        lane = self._lanes[name] = Lane(self._new_pacer(name[0], name[2]), wake)
+        self._evict()
+        return lane
+
+    def _evict(self) -> None:
+        for _ in range(min(len(self._lanes) - self._max_lanes, _MAX_LOOKED_AT)):
+            name, lane = next(iter(self._lanes.items()))
+            if lane.is_in_use:
+                self._lanes.move_to_end(name)
+            else:
+                del self._lanes[name]
+
+
+def _stated_by_refusal(response: UpstreamResponse) -> RateLimits:
+    stated = rate_limits.of_headers(response.headers, now_s=time.time())
+    if stated.retry_after_s is not None or len(response.body) > MAX_ERROR_BYTES:
+        return stated
+    try:
+        delay_s = rate_limits.retry_delay_s(orjson.loads(response.body))
+    except orjson.JSONDecodeError:
+        return stated
+    return stated if delay_s is None else replace(stated, retry_after_s=delay_s)

@@ -1,0 +1,297 @@
+"""When the next call to an upstream may be sent, by what its responses said of its rate limits (pure).
+
+A pacer belongs to one upstream, credential and model. It is told of every call (`sent`) and of its end (`accepted`,
+`refused`, `lost`), and says from when on a call of a given cost may be sent (`ready_at_s`).
+
+Three sources limit it, and the latest time counts:
+
+- *Quotas* that responses state (limit, remaining, reset): `StatedQuota` follows each between responses.
+- *A wait* that a refusal asks for, or without one an exponential backoff. Until a call is accepted after a refusal, one
+  probe at a time is sent, since some limiters start their wait again with each request.
+- *Learned limits*, for upstreams that refuse and state nothing: calls and items a second, and calls in flight. They are
+  set from what was accepted before a refusal, and grow while nothing is refused (additive increase, multiplicative
+  decrease, as in TCP).
+
+All of it may be wrong, or no longer true. So one call is sent after two minutes without any, whatever was said.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from proxy.fetch.learned_rate import LearnedRate
+from proxy.fetch.learned_size import LearnedSize
+from proxy.fetch.stated_quota import MINUTE_S, NEVER_S, StatedQuota
+from proxy.protocol.rate_limits import NOTHING_STATED, RateLimits
+
+# The wait after a refusal that states none. It doubles with each further refusal until a call is accepted; the next
+# time it begins with half of what was long enough, down to the time of a few calls.
+_MIN_BACKOFF_S, _MAX_BACKOFF_S, _BACKOFF_CALLS = 1.0, 16.0, 2.0
+# The least wait after the second refusal in a row, also if it states a shorter one. It doubles with each further one.
+_REPEATED_BACKOFF_S = 0.25
+# A rate is measured over at least this time: the first calls of a burst say nothing about a rate.
+_MIN_MEASURED_S = 1.0
+# Fewer accepted calls than this between two refusals are no measurement.
+_MIN_MEASURED_CALLS = 4
+# A second refusal within this time is no accident.
+_REPEATED_S = 10.0
+# With this many calls accepted since a refusal the limit was probably raised, and limits grow faster.
+_CALM_CALLS = 100
+# This many accepted calls for one more call in flight.
+_CALLS_PER_SLOT = 30
+# Without a call for this long learned limits are forgotten, and one call is sent to try stated ones.
+_FORGET_S = 120.0
+_MAX_QUOTAS = 16
+
+
+class Cost(NamedTuple):
+    """What a call takes of the limits, besides being one call."""
+
+    items: int
+    tokens: int
+
+
+@dataclass(slots=True, eq=False)
+class SentCall:
+    """A call in flight, which was the ``in_flight``-th one when it was sent."""
+
+    cost: Cost
+    at_s: float
+    in_flight: int
+
+
+@dataclass(slots=True)
+class Pacer:
+    """``requests_per_minute`` and ``tokens_per_minute`` are what the operator knows; None: unknown."""
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    # When it began to make calls wait, until a call is accepted that did not have to.
+    held_since_s: float | None = None
+    _configured: dict[str, StatedQuota] = field(default_factory=dict)
+    _quotas: dict[str, StatedQuota] = field(default_factory=dict)  # that responses stated
+    _calls: LearnedRate = field(default_factory=LearnedRate)
+    _items: LearnedRate = field(default_factory=LearnedRate)
+    _in_flight: dict[int, SentCall] = field(default_factory=dict)
+    _max_in_flight: float = math.inf
+    _size: LearnedSize = field(default_factory=LearnedSize)
+    is_paced: bool = False  # anything was configured, stated or refused
+    _safe_in_flight: float = 0.0  # so many were accepted at a time when one more was refused
+    _blocked_until_s: float = 0.0
+    _refusals: int = 0  # in a row
+    _backoff_s: float = 0.0  # 0: the last call was accepted
+    _long_enough_s: float = 0.0  # the last backoff after which a call was accepted
+    _cut_at_s: float = -math.inf  # the last refusal that ended a measurement
+    _blamed_at_s: float = -math.inf  # the last one that changed how many may be in flight
+    _called_at_s: float = -math.inf  # the last call was sent, or ended
+    _refused_at_s: float = -math.inf  # the last refusal
+    _began_at_s: float = -math.inf  # since when accepted calls are counted
+
+    def __post_init__(self) -> None:
+        for name, per_minute in (("requests", self.requests_per_minute), ("tokens", self.tokens_per_minute)):
+            if per_minute is not None:
+                quota = StatedQuota(limit=per_minute, level=per_minute, per_s=per_minute / MINUTE_S)
+                self._configured[name] = quota
+        self.is_paced = bool(self._configured)
+
+    @property
+    def has_calls(self) -> bool:
+        return bool(self._in_flight)
+
+    @property
+    def is_learned(self) -> bool:
+        return self._calls.is_learned or math.isfinite(self._max_in_flight) or self._backoff_s > 0
+
+    def ready_at_s(self, cost: Cost, now_s: float) -> float:
+        """From when on a call may be sent; ``now_s`` or earlier: now. `NEVER_S`: not before a call in flight ends."""
+        if not self.is_paced:
+            return now_s
+        self._forget(now_s)
+        in_flight = len(self._in_flight)
+        if in_flight + 1 > self._max_in_flight or (self._backoff_s and in_flight):
+            learned_at_s = NEVER_S
+        else:
+            learned_at_s = max(self._calls.ready_at_s, self._items.ready_at_s)
+        ready_at_s = max(learned_at_s, self.stated_at_s(cost, now_s))
+        return max(min(ready_at_s, self._called_at_s + _FORGET_S), _quotas_at_s(self._configured, cost, now_s))
+
+    def stated_at_s(self, cost: Cost, now_s: float) -> float:
+        """From when on a call is accepted, by what responses stated."""
+        return max(self._blocked_until_s, _quotas_at_s(self._quotas, cost, now_s))
+
+    def most_merged(self, items: int) -> int:
+        """How many items to merge into one call, of at most so many."""
+        return int(min(items, self._size.max_items, self._size.max_merged))
+
+    def largest(self, items: int, tokens: int) -> tuple[int, int]:
+        """The largest call that can ever be accepted, of at most so many items and tokens."""
+        for quotas in (self._configured, self._quotas):
+            for name, quota in quotas.items():
+                if name.startswith("tokens") and quota.limit >= 1:
+                    tokens = int(min(tokens, quota.limit))
+        return int(min(items, self._size.max_items)), tokens
+
+    def sent(self, cost: Cost, now_s: float) -> SentCall:
+        if self.is_paced:
+            self._forget(now_s)
+        call = SentCall(cost, now_s, len(self._in_flight) + 1)
+        if now_s - self._began_at_s > MINUTE_S and not self._in_flight and not self.is_learned:
+            self._measure_from(now_s)  # a new burst after a pause
+        self._in_flight[id(call)] = call
+        self._called_at_s = now_s
+        if not self.is_paced:
+            return call
+        self._calls.take(1, now_s)
+        self._items.take(cost.items, now_s)
+        for quotas in (self._configured, self._quotas):
+            for name, quota in quotas.items():
+                quota.take(_amount(name, cost), now_s)
+        return call
+
+    def accepted(self, call: SentCall, stated: RateLimits, now_s: float) -> None:
+        """The upstream computed it, or refused it for another reason than its limits."""
+        self._end(call, stated, now_s)
+        self._calls.accepted += 1
+        self._items.accepted += call.cost.items
+        self._size.accepted(call.cost.items)
+        if not self.is_paced:
+            return
+        if call.at_s >= self._refused_at_s:
+            self._refusals, self._blocked_until_s = 0, min(self._blocked_until_s, now_s)
+        elif call.at_s < self._blocked_until_s:
+            return  # it was sent before the refusal, of which it says nothing
+        if self._backoff_s:
+            self._long_enough_s, self._backoff_s = self._backoff_s, 0.0
+        self._grow(call, now_s)
+
+    def refused(self, call: SentCall, stated: RateLimits, now_s: float) -> None:
+        """It was refused for the upstream's limits and computed nothing."""
+        self.is_paced, is_probe = True, self._backoff_s > 0
+        self._end(call, stated, now_s)
+        self._count_refusal(call, now_s)
+        if self.held_since_s is None:
+            self.held_since_s = now_s
+        is_alone = is_probe and call.at_s - self._cut_at_s >= _MIN_BACKOFF_S and not self._calls.accepted
+        self._size.refused(call.cost.items, at_s=call.at_s, now_s=now_s, is_alone=is_alone)
+        if call.at_s < self._cut_at_s:  # sent before the last refusal that taught something
+            self._wait(stated.retry_after_s or 0.0, now_s)
+            return
+        in_flight = len(self._in_flight)
+        is_same = call.at_s < self._blamed_at_s
+        if is_same or (in_flight and call.in_flight > self._safe_in_flight and not is_probe):
+            # There may be a limit on calls in flight. Those that it refuses end at once; what is left was accepted.
+            self._safe_in_flight = max(1, in_flight)
+            self._max_in_flight = float(self._safe_in_flight)
+            self._blamed_at_s = self._blamed_at_s if is_same else now_s
+            if stated.retry_after_s is not None:
+                self._learn_from_burst(call, stated.retry_after_s, now_s)
+            return
+        self._learn(call, now_s, is_probe=is_probe)
+        if stated.retry_after_s is None or not self._calls.is_learned:
+            self._backoff_s = min(_MAX_BACKOFF_S, self._backoff_s * 2 or self._first_backoff_s())
+        wait_s = stated.retry_after_s
+        if wait_s is None:
+            wait_s = 0.0 if self._is_stated_empty(now_s) else self._backoff_s
+        self._wait(wait_s, now_s)
+
+    def _count_refusal(self, call: SentCall, now_s: float) -> None:
+        if call.at_s >= self._refused_at_s:  # and not one of several that were in flight together
+            self._refusals += 1
+        self._refused_at_s = now_s
+        if self._refusals > 1:
+            self._wait(min(_MAX_BACKOFF_S, _REPEATED_BACKOFF_S * 2 ** min(self._refusals - 2, 10)), now_s)
+
+    def _first_backoff_s(self) -> float:
+        if not self._long_enough_s:
+            return _MIN_BACKOFF_S
+        return max(self._long_enough_s / 2, min(_MIN_BACKOFF_S, _BACKOFF_CALLS / self._calls.per_s))
+
+    def lost(self, call: SentCall, now_s: float) -> None:
+        """It ended without a response that says anything of limits; if it has not ended yet."""
+        if id(call) in self._in_flight:
+            self._end(call, NOTHING_STATED, now_s)
+
+    def is_free(self, now_s: float) -> None:
+        """Nothing waits."""
+        if now_s >= self._blocked_until_s and not self._backoff_s:
+            self.held_since_s = None
+
+    @property
+    def calls_per_s(self) -> float:
+        """The rate at which calls may be sent now; infinite if nothing limits them."""
+        stated = [quota.per_s for name, quota in self._quotas.items() if name.startswith("requests") and quota.per_s]
+        return min([self._calls.per_s, *stated])
+
+    def _end(self, call: SentCall, stated: RateLimits, now_s: float) -> None:
+        del self._in_flight[id(call)]
+        self._called_at_s = now_s
+        if not stated.quotas:
+            return
+        self.is_paced = True
+        for name, quota in stated.quotas.items():
+            in_flight = sum(_amount(name, other.cost) for other in self._in_flight.values())
+            if name in self._quotas or len(self._quotas) < _MAX_QUOTAS:
+                self._quotas.setdefault(name, StatedQuota()).state(quota, in_flight, now_s)
+
+    def _learn_from_burst(self, call: SentCall, wait_s: float, now_s: float) -> None:
+        """A wait is stated, so there is a limit on a rate: what was accepted, and is in flight, in as long."""
+        self._wait(wait_s, now_s)
+        accepted = self._calls.accepted + len(self._in_flight)
+        if accepted >= _MIN_MEASURED_CALLS:
+            unit = max(call.cost.items, self._size.largest)
+            self._calls.set(accepted / max(_MIN_MEASURED_S, now_s - self._began_at_s + wait_s), unit=1)
+            self._items.set(self._calls.per_s * unit, unit=unit)
+
+    def _wait(self, wait_s: float, now_s: float) -> None:
+        self._blocked_until_s = max(self._blocked_until_s, now_s + wait_s)
+
+    def _learn(self, call: SentCall, now_s: float, *, is_probe: bool) -> None:
+        measured_s = max(_MIN_MEASURED_S, now_s - self._began_at_s)
+        if not is_probe and self._is_measured(now_s):
+            self._learn_rates(call, measured_s)
+        self._measure_from(now_s)
+        self._cut_at_s = now_s
+
+    def _is_measured(self, now_s: float) -> bool:
+        """Whether what was accepted since the last refusal says something of the limit: much, or not for the first
+        time."""
+        is_repeated = self._calls.accepted > 0 and now_s - self._cut_at_s < _REPEATED_S
+        return self._calls.is_learned or self._calls.accepted >= _MIN_MEASURED_CALLS or is_repeated
+
+    def _learn_rates(self, call: SentCall, measured_s: float) -> None:
+        calls, unit = self._calls.accepted, max(call.cost.items, self._size.largest)
+        self._calls.learn(measured_s, calls=calls, unit=1)
+        # Which of the two is the limit can't be told. Items get a limit that calls of the sizes seen so far keep, so
+        # that larger ones, by merging, do not get around the limit on calls.
+        self._items.learn(measured_s, calls=calls, unit=unit, at_least=self._calls.per_s * unit)
+
+    def _measure_from(self, now_s: float) -> None:
+        self._began_at_s = now_s
+        self._calls.accepted = self._items.accepted = 0.0
+
+    def _grow(self, call: SentCall, now_s: float) -> None:
+        calm = max(1.0, self._calls.accepted / _CALM_CALLS)
+        self._calls.grow(calm, now_s, unit=1)
+        self._items.grow(calm, now_s, unit=max(1, self._size.largest))
+        if call.in_flight + 1 > self._max_in_flight:
+            self._max_in_flight += calm / _CALLS_PER_SLOT
+
+    def _is_stated_empty(self, now_s: float) -> bool:
+        """Whether a stated quota says by itself for how long nothing can be sent."""
+        return any(quota.ready_at_s(1, now_s) > now_s for quota in self._quotas.values())
+
+    def _forget(self, now_s: float) -> None:
+        if now_s - max(self._called_at_s, self._blocked_until_s) > _FORGET_S and not self._in_flight:
+            self._calls, self._items = LearnedRate(), LearnedRate()
+            self._size, self._max_in_flight = LearnedSize(), math.inf
+            self.is_paced = bool(self._configured or self._quotas)
+            self._safe_in_flight, self._refusals, self._backoff_s, self._long_enough_s = 0, 0, 0.0, 0.0
+
+
+def _quotas_at_s(quotas: Mapping[str, StatedQuota], cost: Cost, now_s: float) -> float:
+    return max((quota.ready_at_s(_amount(name, cost), now_s) for name, quota in quotas.items()), default=-math.inf)
+
+
+def _amount(quota: str, cost: Cost) -> int:
+    return cost.tokens if quota.startswith("tokens") else 1

@@ -1,0 +1,31 @@
+"""``Priority`` and ``Prefer``, as clients send them."""
+
+import pytest
+from multidict import CIMultiDict
+
+from proxy.protocol.preferences import urgency_of, wait_s_of
+
+
+@pytest.mark.parametrize(
+    ("value", "urgency"),
+    [("u=0", 0), ("u=7, i", 7), ("i, u=2", 2), (" u = 1 ", 1), ("u=8", 3), ("i", 3), ("", 3), ("u=high", 3)],
+)
+def test_priority_orders_requests(value: str, urgency: int) -> None:
+    assert urgency_of(CIMultiDict({"Priority": value}), items=1, interactive_items=4) == urgency
+
+
+def test_few_items_are_a_query() -> None:
+    headers: CIMultiDict[str] = CIMultiDict()
+    assert urgency_of(headers, items=4, interactive_items=4) < urgency_of(headers, items=5, interactive_items=4)
+
+
+@pytest.mark.parametrize(
+    ("value", "wait_s"),
+    [("wait=10", 10.0), ("respond-async, wait=5", 5.0), ('WAIT="3"', 3.0), ("wait=soon", None), ("waits=1", None)],
+)
+def test_prefer_wait(value: str, wait_s: float | None) -> None:
+    assert wait_s_of(CIMultiDict({"Prefer": value})) == wait_s
+
+
+def test_no_preference() -> None:
+    assert wait_s_of(CIMultiDict()) is None
