@@ -22,7 +22,7 @@ from proxy.embeddings.lookup import count_model_versions
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.fetch.request import ClientRequest
-from proxy.http.connection import Connection
+from proxy.http.connection import MAX_PENDING_BYTES, Connection
 from proxy.http.recorder import HEAD_END, MAX_WHOLE_BYTES, head_of
 from proxy.protocol.identities import Identity
 from proxy.telemetry.metrics import Metrics
@@ -30,8 +30,6 @@ from proxy.telemetry.metrics import Metrics
 # For a larger request the head is looked up first, since a MAC of the whole costs more.
 _SMALL_BYTES = 2 * 1024
 _MAX_BODY_BYTES = 4 * 1024**2
-# A larger body is read like any other: its memory is reserved, and it may be parsed in a thread.
-_MAX_FRESH_BYTES = 64 * 1024
 # Requests with these fields get a response of their own. Origin is one of them: the CORS fields for it may change.
 _PERSONAL = ("Upgrade", "Expect", "Transfer-Encoding", "Origin")
 # Likewise, but a known head may have others of them.
@@ -91,7 +89,7 @@ class FastPath:
     def _learn(self, connection: Connection, sighting: Sighting, client_request: ClientRequest) -> None:
         """Remember a head, and when it comes again, the body that comes with it: most clients repeat theirs."""
         known = self._meet(connection, sighting)
-        if known is None or not known.is_worth_learning() or len(client_request.parsed.body) > _MAX_FRESH_BYTES:
+        if known is None or not known.is_worth_learning() or len(client_request.parsed.body) > MAX_PENDING_BYTES:
             return
         body = KnownBody.of(client_request, self._access.scope(client_request.identity))
         if body is not None:
@@ -149,7 +147,7 @@ class FastPath:
     def _find_fresh(self, sent: bytes, connection: Connection, began_s: float) -> FastPathHit | None:
         """A request with the head that the connection knows."""
         known_head = self._known_head(connection)
-        if known_head is None or known_head.is_new or len(sent) > _MAX_FRESH_BYTES:
+        if known_head is None or known_head.is_new or len(sent) > MAX_PENDING_BYTES:
             return None
         head = known_head.match(sent)
         if head is None or head.size_bytes + head.body_bytes != len(sent):

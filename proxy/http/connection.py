@@ -20,6 +20,8 @@ from proxy.http.recorder import HEAD_END, RequestRecorder
 _log = logging.getLogger(__name__)
 
 _FEW_PARTS = 16
+# Of a request that is responded to without the parser. For a longer one, memory is reserved as it arrives.
+MAX_PENDING_BYTES = 64 * 1024
 
 
 class BytesHandler(Protocol):
@@ -67,7 +69,7 @@ class Connection(LimitedConnection):
         super().__init__(server, context, **options)
         self._bytes_handler = bytes_handler
         self._recorder = RequestRecorder()
-        self._pending_head = b""  # a head that the parser has not got yet
+        self._pending_head = b""  # a head that the parser has not got yet, maybe with a part of its body
         self.known_head: HeadTemplate | None = None  # of requests that `BytesHandler` may respond to; it sets this
         self._is_last = False  # the next response is the last one: nothing after it can be parsed
         self._tunnel: Tunnel | None = None
@@ -86,7 +88,7 @@ class Connection(LimitedConnection):
                 self._timer.request_ended(self._now())
                 self._write(response)
                 return
-            if not self._pending_head and self._is_known_head(data, handler):
+            if not self._pending_head and self._begins_known(data, handler):
                 self._time_head(data)
                 self._pending_head = data
                 return
@@ -101,12 +103,12 @@ class Connection(LimitedConnection):
             else:
                 self.transport.writelines(response)
 
-    def _is_known_head(self, sent: bytes, handler: BytesHandler) -> bool:
-        """Whether these bytes are a head, and one that may be responded to without the parser once its body is here."""
-        if not sent.endswith(HEAD_END):
-            return False
+    def _begins_known(self, sent: bytes, handler: BytesHandler) -> bool:
+        """Whether a request begins like this that may be responded to without the parser once the rest is here."""
         head = None if self.known_head is None else self.known_head.match(sent)
-        return (head is not None and head.size_bytes == len(sent) and head.body_bytes > 0) or handler.knows_head(sent)
+        if head is not None and len(sent) < head.size_bytes + head.body_bytes <= MAX_PENDING_BYTES:
+            return True
+        return sent.endswith(HEAD_END) and handler.knows_head(sent)
 
     def parse_pending(self) -> None:
         """Pass the pending head to the parser separately: on an error, the parser drops all bytes of the same call."""

@@ -82,8 +82,8 @@ async def test_other_texts_are_not_parsed(client: Client, parsed: Parsed) -> Non
 
 
 async def in_pieces(line: Wire, sent: bytes) -> bytes:
-    """The response to a request that is parsed, because its body arrives in two pieces."""
-    return await line.ask(sent[:-1], sent[-1:])
+    """The response to a request that is parsed, because it arrives in three pieces."""
+    return await line.ask(sent[:-2], sent[-2:-1], sent[-1:])
 
 
 TEXTS = ["c", "d", "é", "\U0001f600", 'a"b', "a:b", "\\", "input", '"input":']
@@ -240,6 +240,7 @@ async def test_head_and_body_may_arrive_separately(client: Client, parsed: Parse
         sent = request(body("c"))
         head = sent[: sent.index(b"\r\n\r\n") + 4]
         assert b"X-Cache: HIT" in await line.ask(head, body("c"))
+        assert b"X-Cache: HIT" in await line.ask(sent[:-9], sent[-9:])
         assert parsed.count == before
         line.writer.write(head)
         await asyncio.sleep(0)
