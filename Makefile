@@ -14,7 +14,7 @@ BUILD_LOCK := deploy/build.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-providers test-clients test-infinity test-cluster test-browser test-grafana test-deploy screenshots
-.PHONY: readme dashboards dashboard-pictures check fmt lock audit bench added cost workers stores sizing replica faults hostile limits clean
+.PHONY: readme dashboards dashboard-pictures check fmt lock audit bench added cost workers stores sizing memory pauses replica faults hostile limits clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -154,6 +154,12 @@ stores: $(VENV)/dev-ok ## items a second from one Redis and from a cluster, and 
 
 sizing: $(VENV)/dev-ok ## what an item weighs in each tier; ARGS=trace.gz: what share of it a size answers
 	@$(BIN)/python -m bench.sizing $(ARGS)
+
+memory: $(VENV)/dev-ok ## memory of a proxy while a million items go through it, half an hour; ARGS="--items 100000" for less
+	@$(BIN)/python -m bench.memory --plot docs/memory.svg $(ARGS)
+
+pauses: $(VENV)/dev-ok ## the longest hit by how many entries are cached, up to a million
+	@$(BIN)/python -m bench.pauses $(ARGS)
 
 replica: $(VENV)/dev-ok ## what one replica asks of Redis; needs wrk
 	@$(BIN)/python -m bench.replica $(ARGS)
