@@ -52,13 +52,15 @@ class Store(Protocol):
         read there and which can't be served. ``ttl_s`` lets a store drop values by itself; with None it keeps them as
         long as there is room.
 
-        Before and after it replaces a value, it announces the key to everybody who calls `changes`.
+        With ``overwrite``, the keys are announced to everybody who calls `changes`, before and after. A value that is
+        invalid to the caller is replaced silently: a process with another record key may have it in memory, and would
+        pay for it again.
         """
         ...
 
     async def changes(self) -> Changes:
-        """The keys whose values any process has replaced since the last call. They may include keys whose values have
-        not been replaced yet, and the same key several times. One call at a time."""
+        """The keys whose values any process has overwritten since the last call. They may include keys whose values
+        have not been overwritten yet, and a key again. One call at a time."""
         ...
 
     async def lease_many(self, keys: Sequence[bytes], *, ttl_s: float) -> set[bytes]:

@@ -173,6 +173,7 @@ async def test_proxy_without_the_secret_replaces_records_once(
     (name,) = await names(admin)
     standing = await value(admin, name)
     for client in clients:
+        await client.proxy.cache.feed.poll()
         assert [await ask(client) for _ in range(3)] == ["HIT"] * 3
     assert upstream.items['"x"'] == 6
     assert await value(admin, name) == standing

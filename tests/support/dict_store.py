@@ -66,7 +66,7 @@ class DictStore(Unleased):
             raise failure
         existing = {key: self.values[key] for key in values if key in self.values and not overwrite}
         existing = {key: value for key, value in existing.items() if invalid.get(key) != value}
-        self.log += [key for key in values if overwrite or key in invalid]
+        self.log += values if overwrite else ()
         self.values.update({key: value for key, value in values.items() if key not in existing})
         await self.replies.wait()
         return existing

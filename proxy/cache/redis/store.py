@@ -61,7 +61,7 @@ class RedisStore:
         if overwrite:
             await self._overwrite(put, values)
         else:
-            replaced = await self._replace(put, values, invalid) if invalid else ()
+            replaced = await put.replace(values, invalid) if invalid else ()
             free = {key: value for key, value in values.items() if key not in replaced}
             # A key that is taken and has no value was evicted between the two commands. Or it has a value of another
             # type, which is not a record and would block the key for ever.
@@ -76,15 +76,6 @@ class RedisStore:
         await self._log.announce(values)
         await put.set(values)
         await self._log.announce(values)
-
-    async def _replace(
-        self, put: Put, values: Mapping[bytes, bytes], invalid: Mapping[bytes, bytes]
-    ) -> Collection[bytes]:
-        # Another process may have read a valid value before it was damaged.
-        await self._log.announce(invalid)
-        replaced = await put.replace(values, invalid)
-        await self._log.announce(replaced)
-        return replaced
 
     async def changes(self) -> Changes:
         return await self._log.read()

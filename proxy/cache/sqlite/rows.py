@@ -73,8 +73,8 @@ def put(
     excess = bytes_used(connection) + sum(map(len, fresh.values())) - replaced_bytes - limit_bytes
     freed = dict.fromkeys([*(id_ for id_, _ in replaced.values()), *_evict(connection, excess, now)])
     _insert(connection, fresh, freed, now)
-    # A value that the file has lost may be in another process's memory.
-    changes.announce(connection, values if overwrite else replaced)
+    if overwrite:
+        changes.announce(connection, values)  # also of keys without a value: another process may have one in memory
     _keep_within(connection, limit_bytes, fresh, now)
     _require(connection, list(fresh))
     return {key: value for key, (_, value) in existing.items() if key not in replaced}

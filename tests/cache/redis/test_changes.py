@@ -75,14 +75,6 @@ async def test_storing_what_is_new_announces_nothing(admin: Redis, open_store: O
     assert await admin.exists(CHANGES_NAME) == 0
 
 
-async def test_an_invalid_value_that_is_gone_is_announced_before_and_not_afterwards(
-    admin: Redis, open_store: OpenStore
-) -> None:
-    invalid = {key(1): b"bad"}
-    assert await open_store().put_many({key(1): b"x"}, ttl_s=None, overwrite=False, invalid=invalid) == {}
-    assert await admin.xlen(CHANGES_NAME) == 1
-
-
 async def test_a_process_that_dies_before_the_replacement_leaves_the_others_with_what_stands(
     admin: Redis, open_store: OpenStore
 ) -> None:
