@@ -94,6 +94,8 @@ def load(server: Server, sent: Requests, *, connections: int, seconds: float, co
     if not match:
         sys.exit(f"some requests failed:\n{shown.stdout}")
     requests, duration_us = map(int, match.groups())
+    if not requests:
+        sys.exit(f"no request ended within {seconds} s: give it more with --seconds")
     return Rate(requests * 1e6 / duration_us, used_s * 1e6 / requests)
 
 

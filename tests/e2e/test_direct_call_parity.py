@@ -174,4 +174,4 @@ async def test_merged_failure_retries_each_request_at_most_once(
     alone = Counter(call.items[0] for call, _ in server.calls if len(call.items) == 1)
     assert any(len(call.items) > 1 for call, _ in server.calls)
     del alone[bad]  # a call that dies on a kept connection is repeated on another
-    assert set(alone.values()) == {1}
+    assert set(alone.values()) <= {1}  # none at all, where the merged response has what the others asked for
