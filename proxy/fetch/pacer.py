@@ -7,7 +7,8 @@ Three sources limit it, and the latest time counts:
 
 - *Quotas* that responses state (limit, remaining, reset): `StatedQuota` follows each between responses.
 - *A wait* that a refusal asks for, or without one an exponential backoff. Until a call is accepted after a refusal, one
-  probe at a time is sent, since some limiters start their wait again with each request.
+  probe at a time is sent, since some limiters start their wait again with each request. From then on the calls that may
+  be in flight grow with those that are accepted (slow start, as in TCP).
 - *Learned limits*, for upstreams that refuse and state nothing: calls and items a second, and calls in flight. They are
   set from what was accepted before a refusal, and grow while nothing is refused (additive increase, multiplicative
   decrease, as in TCP).
@@ -25,19 +26,19 @@ from proxy.fetch.learned_size import LearnedSize
 from proxy.fetch.stated_quota import MINUTE_S, NEVER_S, StatedQuota
 from proxy.protocol.rate_limits import NOTHING_STATED, RateLimits
 
-# The wait after a refusal that states none. It doubles with each further refusal until a call is accepted; the next
-# time it begins with half of what was long enough, down to the time of a few calls.
+# The wait after a refusal that states none. It doubles with each further one until a call is accepted. The next time it
+# begins with half of what was long enough, down to the time of a few calls.
 _MIN_BACKOFF_S, _MAX_BACKOFF_S, _BACKOFF_CALLS = 1.0, 16.0, 2.0
 # The least wait after the second refusal in a row, also if it states a shorter one. It doubles with each further one.
 _REPEATED_BACKOFF_S = 0.25
-# A rate is measured over at least this time: the first calls of a burst say nothing about a rate.
-_MIN_MEASURED_S = 1.0
-# Fewer accepted calls than this between two refusals are no measurement.
-_MIN_MEASURED_CALLS = 4
+# A rate is measured over at least this time and by at least as many accepted calls: a burst says little about it.
+_MIN_MEASURED_S, _MIN_MEASURED_CALLS = 1.0, 4
 # A second refusal within this time is no accident.
 _REPEATED_S = 10.0
 # With this many calls accepted since a refusal the limit was probably raised, and limits grow faster.
 _CALM_CALLS = 100
+# By so much each accepted call widens the window after a refusal: what has gathered meanwhile does not leave at once.
+_WINDOW_GROWTH = 1 / 4
 # This many accepted calls for one more call in flight.
 _CALLS_PER_SLOT = 30
 # Without a call for this long learned limits are forgotten, and one call is sent to try stated ones.
@@ -77,6 +78,7 @@ class Pacer:
     _max_in_flight: float = math.inf
     _size: LearnedSize = field(default_factory=LearnedSize)
     is_paced: bool = False  # anything was configured, stated or refused
+    _window: float = math.inf  # the calls that may be in flight, as long as few were accepted since a refusal
     _safe_in_flight: float = 0.0  # so many were accepted at a time when one more was refused
     _blocked_until_s: float = 0.0
     _refusals: int = 0  # in a row
@@ -109,7 +111,7 @@ class Pacer:
             return now_s
         self._forget(now_s)
         in_flight = len(self._in_flight)
-        if in_flight + 1 > self._max_in_flight or (self._backoff_s and in_flight):
+        if in_flight + 1 > min(self._max_in_flight, self._window) or (self._backoff_s and in_flight):
             learned_at_s = NEVER_S
         else:
             learned_at_s = max(self._calls.ready_at_s, self._items.ready_at_s)
@@ -161,6 +163,7 @@ class Pacer:
             self._refusals, self._blocked_until_s = 0, min(self._blocked_until_s, now_s)
         elif call.at_s < self._blocked_until_s:
             return  # it was sent before the refusal, of which it says nothing
+        self._window += _WINDOW_GROWTH
         if self._backoff_s:
             self._long_enough_s, self._backoff_s = self._backoff_s, 0.0
         self._grow(call, now_s)
@@ -190,15 +193,13 @@ class Pacer:
         self._learn(call, now_s, is_probe=is_probe)
         if stated.retry_after_s is None or not self._calls.is_learned:
             self._backoff_s = min(_MAX_BACKOFF_S, self._backoff_s * 2 or self._first_backoff_s())
-        wait_s = stated.retry_after_s
-        if wait_s is None:
-            wait_s = 0.0 if self._is_stated_empty(now_s) else self._backoff_s
-        self._wait(wait_s, now_s)
+        own_wait_s = 0.0 if self._is_stated_empty(now_s) else self._backoff_s
+        self._wait(own_wait_s if stated.retry_after_s is None else stated.retry_after_s, now_s)
 
     def _count_refusal(self, call: SentCall, now_s: float) -> None:
         if call.at_s >= self._refused_at_s:  # and not one of several that were in flight together
             self._refusals += 1
-        self._refused_at_s = now_s
+        self._refused_at_s, self._window = now_s, 1.0
         if self._refusals > 1:
             self._wait(min(_MAX_BACKOFF_S, _REPEATED_BACKOFF_S * 2 ** min(self._refusals - 2, 10)), now_s)
 
@@ -208,7 +209,7 @@ class Pacer:
         return max(self._long_enough_s / 2, min(_MIN_BACKOFF_S, _BACKOFF_CALLS / self._calls.per_s))
 
     def lost(self, call: SentCall, now_s: float) -> None:
-        """It ended without a response that says anything of limits; if it has not ended yet."""
+        """It ended without a response, if it has not ended yet."""
         if id(call) in self._in_flight:
             self._end(call, NOTHING_STATED, now_s)
 
@@ -248,14 +249,14 @@ class Pacer:
 
     def _learn(self, call: SentCall, now_s: float, *, is_probe: bool) -> None:
         measured_s = max(_MIN_MEASURED_S, now_s - self._began_at_s)
-        if not is_probe and self._is_measured(now_s):
+        is_perhaps_too_large = self._calls.is_learned and call.cost.items > self._size.largest
+        if not (is_probe or is_perhaps_too_large) and self._is_measured(now_s):
             self._learn_rates(call, measured_s)
         self._measure_from(now_s)
         self._cut_at_s = now_s
 
     def _is_measured(self, now_s: float) -> bool:
-        """Whether what was accepted since the last refusal says something of the limit: much, or not for the first
-        time."""
+        """Whether what was accepted since the last refusal is enough to tell the limit."""
         is_repeated = self._calls.accepted > 0 and now_s - self._cut_at_s < _REPEATED_S
         return self._calls.is_learned or self._calls.accepted >= _MIN_MEASURED_CALLS or is_repeated
 
@@ -286,6 +287,7 @@ class Pacer:
             self._calls, self._items = LearnedRate(), LearnedRate()
             self._size, self._max_in_flight = LearnedSize(), math.inf
             self.is_paced = bool(self._configured or self._quotas)
+            self._window = math.inf
             self._safe_in_flight, self._refusals, self._backoff_s, self._long_enough_s = 0, 0, 0.0, 0.0
 
 
