@@ -451,7 +451,7 @@ async def test_response_over_the_size_limit_is_refused(
 async def test_unread_written_response_counts_as_held(
     start_proxy: StartProxy, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.embeddings.responses._LARGE_BYTES", 64 * MIB)  # more than the kernel takes
+    monkeypatch.setattr("proxy.embeddings.responses.LARGE_BYTES", 64 * MIB)  # more than the kernel takes
     client = await start_proxy(max_held_bytes=16 * MIB)
     await fill(client, upstream, "x")
     body = orjson.dumps({"model": "m", "input": ["x"] * 1700, "encoding_format": "base64"})

@@ -11,8 +11,8 @@ The differences, each with its function below or its place in `Oracle.fault`:
   status and the upstream's Retry-After; all of these but plain 5xx in the upstream's words about a call for nothing but
   a part of the client's own items. A cut connection is the proxy's 502.
 - ``only-if-cached`` may be answered 504. A refusal of the key that the proxy holds is its 502.
-- Where the upstream failed for two or more other requests for the model, the proxy may have stopped retrying alone: any
-  request may get the 5xx, in the proxy's own words.
+- Where the upstream failed for two or more other requests, for the model or shortly before, the proxy may have stopped
+  retrying alone: any request may get the 5xx, in the proxy's own words.
 """
 
 import re
@@ -91,7 +91,8 @@ class Oracle:
     def fault(self, request: Request, got: Received, expected: Reply, *, others_failing: int = 0) -> str | None:
         """What is wrong with a response where `expected` is right, as a category; None: nothing.
 
-        ``others_failing`` requests for the same model came at the same time and fail by `fails_for_all`.
+        ``others_failing`` requests came at the same time for the same model and fail by `fails_for_all`, or came shortly
+        before and failed.
         """
         if leak := leak_in(request, got):
             return leak
