@@ -92,7 +92,7 @@ class Tenants(LoadRunner):
         self.receiver.bodies.clear()
         faults: list[Fault] = []
         async for _, wave, got in self.waves(scenario):
-            faults = faults or list(self._faults(wave, got, failed_before=0))
+            faults = faults or list(self._faults(wave, got))
         return faults or list(self._seen_by_others())
 
     async def waves(self, scenario: Scenario) -> AsyncIterator[tuple[int, Wave, Sequence[Received | None]]]:

@@ -85,6 +85,7 @@ class LoadRunner:
     fresh_store: Callable[[], StoreSetting]
     replicas: int
     seen: Counter[str] = field(default_factory=Counter)  # of responses and calls upstream, by kind
+    failed_before: int = 0  # requests of the wave before, of which the proxies know when the next one begins
 
     def settings(self, store: StoreSetting, changes: Mapping[str, Any]) -> Settings:
         key = HELD_KEY if self.scope == "owned" else None
@@ -97,13 +98,13 @@ class LoadRunner:
         settings = self.settings(self.fresh_store(), scenario.settings)
         async with AsyncExitStack() as stack:
             proxies = [await stack.enter_async_context(running(settings)) for _ in range(self.replicas)]
-            failed_before = 0  # requests of the wave before, of which the proxies know when this one begins
+            self.failed_before = 0
             for wave in scenario.waves:
                 got = await self._run(wave, proxies)
                 self.seen["merged"] += sum(_is_merged(call.body) for call, _ in self.server.calls)
-                if faults := list(self._faults(wave, got, failed_before)):
+                if faults := list(self._faults(wave, got)):
                     return faults
-                failed_before = sum(each is not None and each.status >= 500 and each.status != 504 for each in got)
+                self.failed_before = sum(each is not None and each.status >= 500 and each.status != 504 for each in got)
         return []
 
     async def _run(self, wave: Wave, proxies: Sequence[Running]) -> list[Received | None]:
@@ -120,7 +121,7 @@ class LoadRunner:
     async def send(self, origin: str, request: Request) -> Received | None:
         return await send(self.session, origin, request)
 
-    def _faults(self, wave: Wave, answers: Sequence[Received | None], failed_before: int) -> Iterator[Fault]:
+    def _faults(self, wave: Wave, answers: Sequence[Received | None]) -> Iterator[Fault]:
         oracle = Oracle(reference=self.server.reference, owns_key=self.scope == "owned", regime=wave.regime)
         right = [oracle.expected(request) for request in wave.requests]
         failing = Counter(
@@ -131,7 +132,7 @@ class LoadRunner:
                 self.seen["left"] += 1
                 continue
             self.seen[got.header("X-Cache") or "own error"] += 1
-            others = failing[_model(request)] - fails_for_all(expected) + failed_before
+            others = failing[_model(request)] - fails_for_all(expected) + self.failed_before
             if category := oracle.fault(request, got, expected, others_failing=others):
                 told = f"{request!r}\n  right: {expected!r}\n  got:   {got!r}\n  calls upstream meanwhile:\n"
                 yield Fault(category=category, told=told + self._calls())

@@ -91,7 +91,7 @@ class Oracle:
     def fault(self, request: Request, got: Received, expected: Reply, *, others_failing: int = 0) -> str | None:
         """What is wrong with a response where `expected` is right, as a category; None: nothing.
 
-        ``others_failing`` requests came at the same time for the same model and fail by `fails_for_all`, or came shortly
+        ``others_failing`` requests came at the same time for the model and fail by `fails_for_all`, or came shortly
         before and failed.
         """
         if leak := leak_in(request, got):
