@@ -93,7 +93,16 @@ async def opened(stack: AsyncExitStack, folder: Path, upstream: ScriptedUpstream
     for number in range(1 if way == "proxy" else 2):
         place = folder / str(number)
         place.mkdir()
-        arguments = ("--upstream", upstream.base_url, "--store", store, "--log-requests", "no")
+        arguments = (
+            "--upstream",
+            upstream.base_url,
+            "--store",
+            store,
+            "--log-requests",
+            "no",
+            "--rate-limit-wait",
+            "60s",
+        )
         process = await asyncio.to_thread(Process, place, free_port(), *arguments)
         stack.push_async_callback(asyncio.to_thread, process.stop, signal.SIGTERM)
         urls.append(process.base_url)

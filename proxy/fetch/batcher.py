@@ -264,8 +264,10 @@ class Batcher:
                 self._forget_if_idle(group)
 
     def _forget_if_idle(self, group: Group) -> None:
-        if group.name is not None and not group.calls and not group.waiting:
-            self._groups.pop(group.name, None)
+        if group.name is None or group.calls or group.waiting:
+            return
+        if self._groups.get(group.name) is group:  # not another one that has taken its place
+            del self._groups[group.name]
 
 
 def _ended(batch: Sequence[Waiting], call: "asyncio.Task[None]") -> None:

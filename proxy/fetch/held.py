@@ -45,7 +45,7 @@ class HeldRequests:
         """None if the origin has fallbacks, which take what it refuses."""
         if len(client_request.origin.candidates) > 1:
             return None
-        return self._lanes.of(client_request.lane_name, self._send_ready)
+        return self._lanes.of(client_request, self._send_ready)
 
     def limits(self, limits: Limits, client_request: ClientRequest) -> Limits:
         """``limits`` of a call, or less if the rate limit never takes as much at once."""
@@ -83,7 +83,7 @@ class HeldRequests:
         held = await self._keys.wait(client_request, joined, wait)
         if held is None:
             return None
-        lane = self._lanes.of(held.request.client_request.lane_name, self._send_ready)
+        lane = self._lanes.of(held.request.client_request, self._send_ready)
         refusal = held.refusal or lane.last_refusal
         return None if refusal is None else without_quotes(refusal)
 

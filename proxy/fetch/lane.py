@@ -11,7 +11,7 @@ import orjson
 from proxy.errors import ProxyError
 from proxy.fetch.outcomes import EmbedResult, ErrorResponse, Outcome, rate_limit_refusal, without_request
 from proxy.fetch.pacer import Cost, Pacer, SentCall
-from proxy.fetch.request import LaneName
+from proxy.fetch.request import ClientRequest, LaneName
 from proxy.fetch.stated_quota import NEVER_S
 from proxy.fetch.wait_queue import WaitQueue
 from proxy.fetch.waiting import Waiting, cost_of
@@ -132,12 +132,14 @@ class Lanes:
     def all(self) -> list[Lane]:
         return list(self._lanes.values())
 
-    def of(self, name: LaneName, wake: Callable[[Lane], object]) -> Lane:
+    def of(self, client_request: ClientRequest, wake: Callable[[Lane], object]) -> Lane:
+        name = client_request.lane_name
         lane = self._lanes.get(name)
         if lane is not None:
             self._lanes.move_to_end(name)
             return lane
-        lane = self._lanes[name] = Lane(self._new_pacer(name[0], name[2]), wake)
+        pacer = self._new_pacer(client_request.origin.name, client_request.parsed.model)
+        lane = self._lanes[name] = Lane(pacer, wake)
         self._evict()
         return lane
 

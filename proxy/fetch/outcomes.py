@@ -30,7 +30,7 @@ _KNOWN_CODES = frozenset(
     }
 )  # fmt: skip
 # A paid quota that is used up does not come back while a client waits.
-_NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
+_NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "budget_exceeded"})
 _PACE_FIELDS = ("retry-after", "retry-after-ms", "x-should-retry")
 _PACE_PREFIXES = ("x-ratelimit-", "ratelimit", "anthropic-ratelimit-")
 
@@ -130,7 +130,9 @@ def rate_limit_refusal(outcome: Outcome | ProxyError) -> ErrorResponse | None:
     response, status = outcome.response, status_of(outcome.response)
     is_paced = "Retry-After" in response.headers or "retry-after-ms" in response.headers
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        is_refusal = _error_fields(response).get("code") not in _NO_CREDIT
+        error = _error_fields(response)
+        is_paid_up = _NO_CREDIT.isdisjoint((str(error.get("code")), str(error.get("type"))))
+        is_refusal = is_paid_up and response.headers.get("x-should-retry") != "false"
     else:
         is_refusal = status in _OVERLOADED and is_paced
     return ErrorResponse(response, outcome.body) if is_refusal else None

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from multidict import CIMultiDict
@@ -21,7 +22,7 @@ from proxy.protocol.tokens import estimated_tokens, weight
 from proxy.telemetry.tracing import Span
 from proxy.upstream.router import Origin
 
-LaneName = tuple[str, bytes, str | None]  # upstream, credentials, model
+LaneName = tuple[str, bytes, bytes]  # the upstream's name, hashes of the credentials and of the model
 
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)
@@ -79,7 +80,8 @@ class ClientRequest:
     def lane_name(self) -> LaneName:
         """Equal for requests that have an upstream's rate limits in common."""
         credentials = b"" if self.origin.key is not None else self.credential_id.credentials_mac
-        return self.origin.name, credentials, self.parsed.model
+        model = (self.parsed.model or "").encode()  # as long as the client likes; lanes outlive the request
+        return self.origin.name, credentials, blake2b(model, digest_size=16).digest()
 
     def with_headers(self, fields: CIMultiDict[str]) -> "ClientRequest":
         """The same with other header fields."""

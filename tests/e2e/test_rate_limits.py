@@ -74,6 +74,9 @@ async def test_google_retry_info_is_followed(patient: Client, upstream: Scripted
         lambda _: error(503),  # without Retry-After: an outage
         lambda _: error(400),
         lambda _: web.json_response({"error": {"code": "insufficient_quota"}}, status=429, headers=SOON),
+        lambda _: web.json_response({"error": {"type": "insufficient_quota", "code": None}}, status=429, headers=SOON),
+        lambda _: web.json_response({"error": {"type": "budget_exceeded", "code": "429"}}, status=429, headers=SOON),
+        lambda _: error(429, headers=SOON | {"x-should-retry": "false"}),
     ],
 )
 async def test_other_errors_do_not_wait(
