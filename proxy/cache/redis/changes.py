@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from proxy.cache.redis.names import CHANGES_NAME
 from proxy.cache.store import Changes
 
-# At most 34 MB: 2 KiB an event.
-MAX_EVENTS = 16_384
+# At most 5 MB: 2 KiB an event. Every process reads all of it once, when it starts.
+MAX_EVENTS = 2_048
 _KEYS_PER_EVENT = 64
 _KEY_BYTES = 32
 _EVENTS_PER_READ = 256
