@@ -206,6 +206,7 @@ def serving(folder: Path) -> Iterator[Live]:
         stack.callback(os.environ.pop, "RECORD_KEY")
         for name, store in (("A", redis.url), ("B", redis.url), ("C", f"redis://127.0.0.1:{free_port()}/0")):
             arguments = ["--config", str(config), "--store", store, "--record-key-env", "RECORD_KEY"]
+            arguments += ["--rate-limit-wait", "60s"]
             proxies[name] = Process(folder, free_port(), *arguments)
             stack.callback(proxies[name].stop, signal.SIGTERM)
         base_urls = {name: process.base_url for name, process in proxies.items()}
@@ -249,6 +250,8 @@ def _load(base_url: str, name: str, is_over: threading.Event) -> None:
                 post(connection, "sk-load", body)
             # All it asks is stored, so that the proxy asks the upstream now and then what the credential is worth.
             post(connection, "sk-again", {"model": "demo", "input": "the same text"})
+            # One proxy replaces what the others have in memory.
+            post(connection, "sk-again", {"model": "demo", "input": "replaced"}, {"Cache-Control": "no-cache"})
             post(connection, "sk-tags", {"model": "demo", "input": "the same text"}, {"X-Job-Tags": str(number)})
 
 

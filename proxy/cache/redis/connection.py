@@ -42,11 +42,18 @@ class Connection(asyncio.Protocol):
         self._exchange: asyncio.Future[list[object]] | None = None
         self._replies: list[object] = []
         self._missing = 0  # replies
-        self.is_closed = False
+        self._is_closed = False
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_closed(self) -> bool:
+        """Also if the loop is yet to tell that the connection was lost: a write to its transport may fail then."""
+        return self._is_closed or self._transport.is_closing()
 
     async def run(self, commands: Sequence[Command], *, timeout_s: float) -> list[object]:
         """The replies in the order of ``commands``, each an object or a `ResponseError`. Raises `RedisError`."""
+        if self.is_closed:
+            raise RedisConnectionError(f"{self._server} closed the connection")
         loop = asyncio.get_running_loop()
         exchange: asyncio.Future[list[object]] = loop.create_future()
         self._exchange = exchange
@@ -105,7 +112,7 @@ class Connection(asyncio.Protocol):
         self.close()
 
     def close(self) -> None:
-        self.is_closed = True
+        self._is_closed = True
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

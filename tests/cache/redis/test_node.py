@@ -141,6 +141,16 @@ async def test_renewed_authorities_are_read_after_a_certificate_was_not_trusted(
         secure.close()
 
 
+async def test_an_idle_connection_that_was_just_lost_is_not_used() -> None:
+    async with serving(lambda _: b"$1\r\nx\r\n") as server:
+        node = server.node()
+        await node.run([GET])
+        node._idle[0]._transport.abort()  # its `connection_lost` is called in the next turn
+        assert await node.run([GET]) == [b"x"]
+        assert server.opened == 2
+        await node.aclose()
+
+
 async def test_a_connection_that_is_opened_while_the_node_is_closed_is_not_kept() -> None:
     async with serving(lambda _: b"$1\r\nx\r\n") as server:
         node = server.node()
