@@ -85,7 +85,7 @@ class LoadRunner:
     fresh_store: Callable[[], StoreSetting]
     replicas: int
     seen: Counter[str] = field(default_factory=Counter)  # of responses and calls upstream, by kind
-    failed_before: int = 0  # requests of the wave before, of which the proxies know when the next one begins
+    failed_before: int = 0  # requests of earlier waves, since the upstream last did what it was asked
 
     def settings(self, store: StoreSetting, changes: Mapping[str, Any]) -> Settings:
         key = HELD_KEY if self.scope == "owned" else None
@@ -104,7 +104,10 @@ class LoadRunner:
                 self.seen["merged"] += sum(_is_merged(call.body) for call, _ in self.server.calls)
                 if faults := list(self._faults(wave, got)):
                     return faults
-                self.failed_before = sum(each is not None and each.status >= 500 and each.status != 504 for each in got)
+                failed = sum(each is not None and each.status >= 500 and each.status != 504 for each in got)
+                fetched = sum(each is not None and each.header("X-Cache") in {"MISS", "PARTIAL"} for each in got)
+                # A success restores the retry budget of its proxy.
+                self.failed_before = failed + (0 if fetched > failed else self.failed_before)
         return []
 
     async def _run(self, wave: Wave, proxies: Sequence[Running]) -> list[Received | None]:
