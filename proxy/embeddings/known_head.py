@@ -12,7 +12,6 @@ from proxy.protocol.input_template import InputTemplate
 from proxy.protocol.items import ItemKind
 from proxy.protocol.keys import Fields, TextKeys
 from proxy.protocol.provider import InputFormat
-from proxy.protocol.response_spec import ResponseSpec
 
 _MAX_BODIES = 4
 _MANY_UNREAD = 32
@@ -44,7 +43,8 @@ class KnownHead(HeadTemplate):
         self._bodies = [*self._bodies[1 - _MAX_BODIES :], body]
 
     def read(self, body: bytes) -> tuple[MemoEntry, "KnownBody"] | None:
-        """What a request with this head and ``body`` means, and what told; None if it has to be parsed."""
+        """What a request with this head and ``body`` means, and the known body that it fits; None: it has to be
+        parsed."""
         for known in self._bodies:
             if (entry := known.read(body)) is not None:
                 self._unread = 0
@@ -99,8 +99,4 @@ class KnownBody:
             return None
         if not is_accepted:
             return None
-        known = self._known
-        spec = ResponseSpec(known.spec.model, known.spec.encoding, tuple(self._keys.of(texts)), known.spec.has_id)
-        return MemoEntry(
-            spec, known.credential_id, known.credential_scope, known.origin, known.tenant, known.watched, known.doubt
-        )
+        return replace(self._known, spec=replace(self._known.spec, keys=tuple(self._keys.of(texts))))
