@@ -1,17 +1,31 @@
 """One read of the store that several requests wait for."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any, Generic, TypeVar
+
+_Key = TypeVar("_Key")
 
 
-class SharedRead:
-    """Ends once, for all that wait for it. That one of them waits no longer is nothing to the others."""
+class SharedRead(Generic[_Key]):
+    """A read of several keys. Ends once, for all that wait for it. That one of them waits no longer is nothing to the
+    others."""
 
-    __slots__ = ("_waiters", "is_done")
+    __slots__ = ("_waiters", "is_done", "keys")
 
     def __init__(self) -> None:
         self._waiters: list[_Waiter] = []
         self.is_done = False
+        self.keys: list[_Key] = []
+
+    def take(self, keys: Sequence[_Key], max_keys: int) -> Sequence[_Key]:
+        """Add as many of ``keys`` as there is room for. Returns the others."""
+        room = max_keys - len(self.keys)
+        if len(keys) <= room:
+            self.keys += keys
+            return ()
+        self.keys += keys[:room]
+        return keys[room:]
 
     def end(self) -> None:
         self.is_done = True
@@ -52,7 +66,7 @@ class _Waiter:
             self.future.set_result(None)
 
 
-async def wait_for(reads: Collection[SharedRead], *, timeout_s: float) -> None:
+async def wait_for(reads: Collection[SharedRead[Any]], *, timeout_s: float) -> None:
     """Wait until all ``reads``, none of which is done, have ended, or ``timeout_s`` have passed."""
     loop = asyncio.get_running_loop()
     waiter = _Waiter(len(reads), loop.create_future())

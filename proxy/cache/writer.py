@@ -95,15 +95,14 @@ class Writer:
         else:
             self._memory.put(key, mine)
 
-    def repeat(self, looked_up: Mapping[bytes, Entry | None]) -> None:
+    def repeat(self, looked_up: Mapping[bytes, Entry]) -> None:
         """Write the entries of keys that a working store does not have: the store was down when they were written, or
         too many bytes were waiting for it. ``looked_up`` are the entries from before the store was read."""
         cutoff_s = self._freshness_cutoff_s()
         unstored = {
             key: entry
             for key, entry in looked_up.items()
-            if entry is not None
-            and not entry.is_confirmed
+            if not entry.is_confirmed
             and entry.stored_at_s >= cutoff_s
             and key not in self.pending
             and self._memory.get(key) is entry  # the read has not replaced it
@@ -116,7 +115,7 @@ class Writer:
 
     async def wait_for(self, keys: Sequence[bytes]) -> None:
         """Wait for unfinished writes of ``keys`` as long as a read may take: they show whose record was first."""
-        tasks = {self.pending[key][1] for key in keys if key in self.pending} if self.pending else None
+        tasks = {self.pending[key][1] for key in keys if key in self.pending}
         if tasks and not self._store.has_failed_read:
             await asyncio.wait(tasks, timeout=self._store.timeout_for_s(keys))
 

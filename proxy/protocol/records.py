@@ -24,6 +24,7 @@ from msgspec import Struct
 from proxy.protocol.vectors import ITEM_BYTES, DType, Vector
 
 _UNTAGGED, _TAGGED = 1, 2  # formats
+_checksum = xxhash.xxh3_64_digest
 _CHECKSUM_BYTES = 8
 _KEY_ID_BYTES = 8
 _TAG_BYTES = 16
@@ -137,7 +138,7 @@ def decode(key: bytes, data: bytes, record_key: RecordKey | None = None) -> Reco
     With a ``record_key``, only data with a valid tag is unpacked.
     """
     body = memoryview(data)[:-_CHECKSUM_BYTES]
-    if xxhash.xxh3_64_digest(body) != data[-_CHECKSUM_BYTES:]:
+    if _checksum(body) != data[-_CHECKSUM_BYTES:]:
         packed = _verified_old(data, record_key)
     elif body[: len(_TAGGED_HEAD)] == _TAGGED_HEAD:
         packed = _verified(body, record_key)
@@ -160,10 +161,6 @@ def decode(key: bytes, data: bytes, record_key: RecordKey | None = None) -> Reco
     )  # fmt: skip
 
 
-def _checksum(data: bytes) -> bytes:
-    return xxhash.xxh3_64_digest(data)
-
-
 def _verified(body: memoryview, record_key: RecordKey | None) -> memoryview:
     """The array of a format 2 record without its checksum. Raises `InvalidRecord`."""
     tagged, tag = body[:-_TAG_BYTES], body[-_TAG_BYTES:]
@@ -182,7 +179,7 @@ def _verified_old(data: bytes, record_key: RecordKey | None) -> memoryview:
     """
     tagged, tag = memoryview(data)[:-_TAG_BYTES], data[-_TAG_BYTES:]
     packed, checksum = tagged[:-_CHECKSUM_BYTES], tagged[-_CHECKSUM_BYTES:]
-    if xxhash.xxh3_64_digest(packed) != checksum:
+    if _checksum(packed) != checksum:
         raise InvalidRecord(Flaw.CHECKSUM)
     if record_key is None or not record_key.verifies(tagged, tag):
         raise InvalidRecord(Flaw.OTHER_KEY)

@@ -19,7 +19,7 @@ async def turns(number: int = 5) -> None:
 @given(st.lists(st.sets(st.integers(0, 3), min_size=1), min_size=1, max_size=6), st.permutations(range(4)))
 def test_each_waits_for_the_last_of_its_reads(waits: list[set[int]], ends: list[int]) -> None:
     async def check() -> None:
-        reads = [SharedRead() for _ in range(4)]
+        reads = [SharedRead[bytes]() for _ in range(4)]
         tasks = [asyncio.create_task(wait_for([reads[n] for n in its], timeout_s=FOREVER_S)) for its in waits]
         await turns()
         for count, number in enumerate(ends, 1):
@@ -31,7 +31,7 @@ def test_each_waits_for_the_last_of_its_reads(waits: list[set[int]], ends: list[
 
 
 async def test_a_waiter_that_gives_up_ends_nothing_for_the_others() -> None:
-    read = SharedRead()
+    read = SharedRead[bytes]()
     patient, cancelled = (asyncio.create_task(wait_for([read], timeout_s=FOREVER_S)) for _ in range(2))
     await wait_for([read], timeout_s=0.0)  # returns
     cancelled.cancel()

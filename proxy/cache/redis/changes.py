@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 
 from proxy.cache.redis.names import CHANGES_NAME
 from proxy.cache.store import Changes
+from proxy.protocol.keys import KEY_BYTES
 
 # At most 5 MB: 2 KiB an event. Every process reads all of it once, when it starts.
 MAX_EVENTS = 2_048
 _KEYS_PER_EVENT = 64
-_KEY_BYTES = 32
 _EVENTS_PER_READ = 256
 _FIELD = b"keys"
 # Above this, an event for all keys announces them.
@@ -68,9 +68,9 @@ class Position:
         is_complete = self._read_again < MAX_EVENTS
         if not is_complete or not has_more:
             self._read_again = 0
-        known = [keys for _, keys in events if keys and not len(keys) % _KEY_BYTES]
+        known = [keys for _, keys in events if keys and not len(keys) % KEY_BYTES]
         return Changes(
-            {keys[at : at + _KEY_BYTES] for keys in known for at in range(0, len(keys), _KEY_BYTES)},
+            {keys[at : at + KEY_BYTES] for keys in known for at in range(0, len(keys), KEY_BYTES)},
             is_complete=is_complete and len(known) == len(events),
             has_more=has_more,
         )

@@ -56,16 +56,12 @@ class Cluster:
     async def ready(self, *, timeout_s: float) -> None:
         await self._refresher.wait(timeout_s=timeout_s)
 
-    def server_of(self, name: str) -> Address | None:
-        address = self._slots[key_slot(name.encode())]
-        if address is None:
-            self._refresher.refresh_soon()
-        return address
-
     def by_server(self, names: Sequence[str]) -> Mapping[Address, Sequence[str]]:
         found: dict[Address, list[str]] = {}
         for name in names:
-            if (server := self.server_of(name)) is not None:
+            if (server := self._slots[key_slot(name.encode())]) is None:
+                self._refresher.refresh_soon()
+            else:
                 found.setdefault(server, []).append(name)
         return found
 
@@ -148,21 +144,21 @@ class Cluster:
                 (reply,) = await self._member(address).node.run([("CLUSTER", "SLOTS")])
                 if isinstance(reply, RedisError):
                     raise reply
-                await self._assign(_ranges(reply, address))
+                self._assign(_ranges(reply, address))
             except (RedisError, ValueError) as error:
                 reasons.append(f"{self._member(address).node}: {error}")
             else:
                 return
         raise RedisConnectionError("; ".join(reasons))
 
-    async def _assign(self, ranges: Mapping[range, Address]) -> None:
+    def _assign(self, ranges: Mapping[range, Address]) -> None:
         slots: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         for its, address in ranges.items():
             slots[its.start : its.stop] = [address] * len(its)
         self._slots = slots
         masters = set(ranges.values())
         for address in self._members.keys() - masters:
-            await self._members.pop(address).node.retire()
+            self._members.pop(address).node.retire()
 
     async def aclose(self) -> None:
         await self._refresher.aclose()

@@ -93,16 +93,16 @@ class Node:
         elif not connection.is_closed:
             self._idle.append(connection)
 
-    async def reconnect(self) -> None:
+    def reconnect(self) -> None:
         """Close the connections, those in use after their commands. The next command opens a new one."""
         self._outdated |= self._in_use
         while self._idle:
             self._idle.pop().close()
 
-    async def retire(self) -> None:
+    def retire(self) -> None:
         """Finish the commands in progress and keep no connection. Does not wait for the commands."""
         self._is_retired = True
-        await self.reconnect()
+        self.reconnect()
 
     async def aclose(self) -> None:
         self._is_retired = True  # a connection that is being opened is closed as well

@@ -10,7 +10,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from proxy.cache.redis.names import record_name
 from proxy.cache.redis.redis_url import Address
-from proxy.cache.redis.topology import Servers, require_ready
+from proxy.cache.redis.topology import Servers, no_server, require_ready
 from proxy.cache.shared_read import SharedRead, wait_for
 from proxy.tasks import TaskSet, log_to
 
@@ -53,7 +53,7 @@ class MergedReads:
             rest = its
             while rest:
                 command = self._open.get(server)
-                if command is None or len(command.names) >= self._max_names:
+                if command is None or len(command.keys) >= self._max_names:
                     command = self._open[server] = _Command()
                     command.task = self._tasks.start(self._send(server, command))
                 commands.append(command)
@@ -66,7 +66,7 @@ class MergedReads:
         if self._open.get(server) is command:
             del self._open[server]
         try:
-            await self._servers.get(server, list(dict.fromkeys(command.names)), command.results)
+            await self._servers.get(server, list(dict.fromkeys(command.keys)), command.results)
         finally:
             command.end()
 
@@ -86,7 +86,7 @@ def _merged(commands: Sequence["_Command"]) -> dict[str, object]:
 
 def _failure(commands: Sequence["_Command"], timeout_s: float) -> RedisError:
     """Why a name has no result."""
-    failure: RedisError = RedisConnectionError("no server is known to have it")
+    failure: RedisError = no_server()
     for command in commands:
         if not command.task.done():
             failure = RedisTimeoutError(f"no reply in {timeout_s * 1000:.0f} ms")
@@ -97,22 +97,12 @@ def _failure(commands: Sequence["_Command"], timeout_s: float) -> RedisError:
     return failure
 
 
-class _Command(SharedRead):
+class _Command(SharedRead[str]):
     """A read of several names from one server, and its results so far."""
 
-    __slots__ = ("names", "results", "task")
+    __slots__ = ("results", "task")
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: list[str] = []
         self.results: dict[str, object] = {}
         self.task: asyncio.Task[None]
-
-    def take(self, names: Sequence[str], max_names: int) -> Sequence[str]:
-        """Add as many of ``names`` as there is room for. Returns the others."""
-        room = max_names - len(self.names)
-        if len(names) <= room:
-            self.names += names
-            return ()
-        self.names += names[:room]
-        return names[room:]

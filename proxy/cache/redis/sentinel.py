@@ -34,7 +34,7 @@ class Master(OneServer):
     async def ready(self, *, timeout_s: float) -> None:
         await self._refresher.wait(timeout_s=timeout_s)
 
-    async def _on_failure(self, node: Node, failure: RedisError) -> None:
+    def _on_failure(self, node: Node, failure: RedisError) -> None:
         self._refresher.refresh_soon()
 
     async def _refresh(self) -> None:
@@ -48,7 +48,7 @@ class Master(OneServer):
         if previous is None or previous.address != address:
             self._node = self._connect(address)
             if previous is not None:
-                await previous.retire()
+                previous.retire()
 
     async def _query(self, sentinel: Node) -> Address | str:
         """The master's address, or why there is none."""

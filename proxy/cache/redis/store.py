@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from proxy.cache.redis import redis_url
@@ -20,7 +19,7 @@ from proxy.cache.redis.put import Put
 from proxy.cache.redis.reads import MergedReads
 from proxy.cache.redis.redis_url import Address, Kind, RedisURL
 from proxy.cache.redis.sentinel import Master
-from proxy.cache.redis.topology import OneServer, Servers, require_ready
+from proxy.cache.redis.topology import OneServer, Servers, no_server, require_ready
 from proxy.cache.store import NOTHING, Changes
 from proxy.errors import StoreError
 
@@ -99,16 +98,15 @@ class RedisStore:
 
     async def _run(self, commands: Mapping[str, Command]) -> dict[str, object]:
         """By name the reply to its command, or a `RedisError`."""
-        if not self._servers.is_ready:
-            await require_ready(self._servers, timeout_s=self._timeout_s)
-        results: dict[str, object] = dict.fromkeys(commands, _no_server())
+        await require_ready(self._servers, timeout_s=self._timeout_s)
+        results: dict[str, object] = dict.fromkeys(commands, no_server())
         names = self._servers.by_server(list(commands))
         await asyncio.gather(*(self._run_on(server, its, commands, results) for server, its in names.items()))
         return results
 
     async def _run_on_log(self, commands: Sequence[Command]) -> list[object]:
         """The replies of the server that has the log of changes, each an object or a `RedisError`."""
-        results: dict[str, object] = {str(number): _no_server() for number in range(len(commands))}
+        results: dict[str, object] = {str(number): no_server() for number in range(len(commands))}
         try:
             await self._servers.ready(timeout_s=self._timeout_s)
         except RedisError as error:
@@ -144,10 +142,6 @@ class RedisStore:
     async def aclose(self) -> None:
         await self._reads.aclose()
         await self._servers.aclose()
-
-
-def _no_server() -> RedisError:
-    return RedisConnectionError("no server is known to have it")
 
 
 def _open(url: RedisURL, *, timeout_s: float, max_connections: int) -> Servers:

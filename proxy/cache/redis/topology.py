@@ -58,6 +58,10 @@ class Servers(Protocol):
     async def aclose(self) -> None: ...
 
 
+def no_server() -> RedisError:
+    return RedisConnectionError("no server is known to have it")
+
+
 async def require_ready(servers: Servers, *, timeout_s: float) -> None:
     """Raises `StoreError` if the servers are not known in time."""
     try:
@@ -80,9 +84,6 @@ class OneServer:
 
     async def ready(self, *, timeout_s: float) -> None:
         return None
-
-    def server_of(self, name: str) -> Address | None:
-        return None if self._node is None else self._node.address
 
     def by_server(self, names: Sequence[str]) -> Mapping[Address, Sequence[str]]:
         return {} if self._node is None else {self._node.address: names}
@@ -108,13 +109,13 @@ class OneServer:
             replies = [error] * len(commands)
         failure = next((reply for reply in replies if isinstance(reply, RedisError)), None)
         if failure is not None:
-            await self._on_failure(node, failure)
+            self._on_failure(node, failure)
         return replies
 
-    async def _on_failure(self, node: Node, failure: RedisError) -> None:
+    def _on_failure(self, node: Node, failure: RedisError) -> None:
         if isinstance(failure, ReadOnlyError):
             # It was demoted to a replica. In a managed service its host name now resolves to the new master.
-            await node.reconnect()
+            node.reconnect()
 
     async def aclose(self) -> None:
         if self._node is not None:

@@ -10,10 +10,10 @@ from collections.abc import Collection
 
 from proxy.cache.sqlite.file import DamagedFile
 from proxy.cache.store import Changes
+from proxy.protocol.keys import KEY_BYTES
 
 # Above this, the oldest rows are deleted. About 400 KiB, which count toward the size of the file.
 MAX_ROWS = 8192
-_KEY_BYTES = 32
 _MAX_NUMBER = 2**62  # SQLite's integers have 64 bits
 _FORGOTTEN = b""
 
@@ -57,7 +57,7 @@ class Position:
 
 
 def _is_key(key: object) -> bool:
-    return isinstance(key, bytes) and len(key) == _KEY_BYTES
+    return isinstance(key, bytes) and len(key) == KEY_BYTES
 
 
 def _is_number(value: object) -> bool:

@@ -57,10 +57,8 @@ class MergedReads:
             if not self._waiting or len(self._waiting[-1].keys) >= self._max_keys:
                 self._waiting.append(_Read())
             read = self._waiting[-1]
-            room = self._max_keys - len(read.keys)
-            read.keys += rest[:room]
-            rest = rest[room:]
             reads.append(read)
+            rest = read.take(rest, self._max_keys)
         asyncio.get_running_loop().call_soon(self._start)
         return reads
 
@@ -92,13 +90,12 @@ class MergedReads:
             read.end()
 
 
-class _Read(SharedRead):
+class _Read(SharedRead[bytes]):
     """A read of several keys, and its result."""
 
-    __slots__ = ("failure", "keys", "values")
+    __slots__ = ("failure", "values")
 
     def __init__(self) -> None:
         super().__init__()
-        self.keys: list[bytes] = []
         self.values: _Values = {}
         self.failure: StoreError | None = None

@@ -6,11 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from proxy.cache.sqlite.file import FAILURES
+from proxy.protocol.keys import KEY_BYTES
 
 _CHUNK = 64
-_KEY_BYTES = 32
-
-
 # Through the slots in the order of their keys: forward from the first key, then backward from the last one, each as far
 # as SQLite can read.
 _WALKS = (
@@ -26,7 +24,7 @@ class Salvage:
         """Raises one of `FAILURES` if nothing of the file can be read."""
         self.aside = aside
         self.values = 0  # read so far
-        self._bounds = {"first": b"", "last": b"\xff" * (_KEY_BYTES + 1)}
+        self._bounds = {"first": b"", "last": b"\xff" * (KEY_BYTES + 1)}
         self._walks = list(_WALKS)
         self._connection = sqlite3.connect(f"{aside.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
         self._connection.text_factory = bytes
@@ -69,7 +67,7 @@ class Salvage:
         for key, id_ in slots:
             with suppress(*FAILURES):
                 row = self._connection.execute(self._query, {"key": key, "id": id_}).fetchone()
-                if row is not None and isinstance(row[0], bytes) and len(key) == _KEY_BYTES:
+                if row is not None and isinstance(row[0], bytes) and len(key) == KEY_BYTES:
                     yield key, row[0]
 
     def close(self) -> None:

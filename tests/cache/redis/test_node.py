@@ -177,13 +177,13 @@ async def test_connections_in_use_are_closed_after_their_commands_if_they_are_ou
         node = server.node()
         running = asyncio.create_task(node.run([GET]))
         await until(lambda: bool(server.commands))
-        await node.reconnect()
+        node.reconnect()
         server.open[0].write(b"$1\r\nx\r\n")
         assert await running == [b"x"]
         await until(lambda: not server.open)
         replies.append(b"$1\r\ny\r\n")
         assert await node.run([GET]) == [b"y"]
-        await node.retire()
+        node.retire()
         await until(lambda: not server.open)
         await node.aclose()
 

@@ -34,7 +34,7 @@ class Scripted:
             raise self.reply
         return [self.reply] * len(commands)
 
-    async def retire(self) -> None:
+    def retire(self) -> None:
         self.is_retired = True
 
 
@@ -66,7 +66,7 @@ async def test_the_master_is_the_server_that_most_sentinels_name(replies: list[o
     master, connected = master_of(*replies)
     await master.ready(timeout_s=5.0)
     assert [node.address for node in connected] == [address]
-    assert master.server_of("x") == address
+    assert master.by_server(["x"]) == {address: ["x"]}
 
 
 async def test_without_a_sentinel_that_names_a_master_the_error_has_the_reasons() -> None:
@@ -86,7 +86,7 @@ async def test_after_a_failure_the_sentinels_are_queried_again(monkeypatch: pyte
     while len(connected) < 2:
         await asyncio.sleep(0)
     assert connected[0].is_retired
-    assert master.server_of("x") == ("new", 1)
+    assert master.by_server(["x"]) == {("new", 1): ["x"]}
 
 
 async def test_sentinels_may_have_credentials_of_their_own(tmp_path: Path, program: str) -> None:
