@@ -7,7 +7,6 @@ settings, and two with traces, of 1 % of the requests and of all. The collector 
 """
 
 import argparse
-import statistics
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,9 @@ from tests.support.redis_server import free_port
 ROWS = {1: 32, 16: 8}  # items: connections
 SILENT = """
 from proxy.telemetry import counters
+from proxy.telemetry.model_counters import ModelCounters
 counters.CounterChild.inc = counters.HistogramChild.observe = lambda self, *_: None
+ModelCounters.count_hit = lambda self, **_: None
 from proxy.cli.commands import main
 main()
 """
@@ -66,14 +67,12 @@ def main() -> None:
         print(f"{'items':>5} {'silent':>8} {'as it is':>8} {'ratio':>6}   aim 0.90; traces of 1 %, of all")
         for items, connections in ROWS.items():
             sent = wrk.Requests(items=items, encoding="base64")
-            runs: dict[Server, list[float]] = {silent: [], proxy: [], some: [], every: []}
-            for server in runs:
+            servers = [silent, proxy, some, every]
+            for server in servers:
                 wrk.fill(server, items, "base64")
-            for _ in range(given.rounds):
-                for server, rates in runs.items():
-                    rate = wrk.load(server, sent, connections=connections, seconds=given.seconds)
-                    rates.append(rate.requests_per_s)
-            before, after, *traced = (statistics.median(rates) for rates in runs.values())
+            before, after, *traced = wrk.median_rates(
+                servers, sent, rounds=given.rounds, connections=connections, seconds=given.seconds
+            )
             ratios = "".join(f" {each / after:>6.3f}" for each in traced)
             print(f"{items:>5} {before:>8.0f} {after:>8.0f} {after / before:>6.3f} {ratios}", flush=True)
 

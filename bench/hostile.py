@@ -215,10 +215,9 @@ async def redis(folder: Path, _: ScriptedUpstream, *, quick: bool) -> str:
     """A Redis that says that each of its replies has 10⁹ elements; the healthy client asks for new items all the
     time."""
     server = RedisServer(folder)
-    port = int(server.url.split(":")[2].split("/")[0])
     lies = asyncio.Event()
     try:
-        async with relaying(port, lies) as url:
+        async with relaying(server.port, lies) as url:
             return await attacked(folder, "redis", quick=quick, misses=True, store=url, begin=lies.set)
     finally:
         server.kill()

@@ -8,7 +8,6 @@ upstreams over HTTP that limit calls and items in every way. Refusals of the fir
 
 import argparse
 import asyncio
-import signal
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -20,9 +19,9 @@ from aiohttp import web
 from openai import AsyncOpenAI, OpenAIError
 from tqdm import tqdm
 
+from bench.faults import proxy
 from tests.support.limiters import LIMITERS, Limiter
-from tests.support.process import Process
-from tests.support.redis_server import RedisServer, free_port
+from tests.support.redis_server import RedisServer
 from tests.support.scripted import Call, ScriptedUpstream
 
 BATCHES, ITEMS, CLIENTS = 100, 40, 24
@@ -93,18 +92,8 @@ async def opened(stack: AsyncExitStack, folder: Path, upstream: ScriptedUpstream
     for number in range(1 if way == "proxy" else 2):
         place = folder / str(number)
         place.mkdir()
-        arguments = (
-            "--upstream",
-            upstream.base_url,
-            "--store",
-            store,
-            "--log-requests",
-            "no",
-            "--rate-limit-wait",
-            "60s",
-        )
-        process = await asyncio.to_thread(Process, place, free_port(), *arguments)
-        stack.push_async_callback(asyncio.to_thread, process.stop, signal.SIGTERM)
+        arguments = ("--store", store, "--log-requests", "no", "--rate-limit-wait", "60s")
+        process = await stack.enter_async_context(proxy(place, upstream, *arguments))
         urls.append(process.base_url)
     return urls
 

@@ -18,7 +18,6 @@ from bench.servers import Server, proxy_server
 from tests.support.redis_server import RedisServer
 
 TEXTS = 8192  # 50 MB in memory, which has 1 MiB
-BATCH = 256
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import os
 import signal
-import statistics
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -46,15 +45,12 @@ def several(count: int) -> AbstractContextManager[Server]:
 def compare(items: int, one: Server, many: Server, given: argparse.Namespace) -> None:
     sent = wrk.Requests(items=items, encoding="base64")
     body = wrk.body_of(range(1, items + 1), "base64")
-    runs: dict[Server, list[float]] = {one: [], many: []}
-    for server in runs:
+    for server in (one, many):
         while not all(wrk.post(server, body) == "HIT" for _ in range(40)):
             pass  # every worker must have it in memory
-    for _ in range(given.rounds):
-        for server, rates in runs.items():
-            rate = wrk.load(server, sent, connections=CONNECTIONS, seconds=given.seconds, core=None)
-            rates.append(rate.requests_per_s)
-    before, after = (statistics.median(rates) for rates in runs.values())
+    before, after = wrk.median_rates(
+        [one, many], sent, rounds=given.rounds, connections=CONNECTIONS, seconds=given.seconds, core=None
+    )
     print(f"{items:>5} {before:>8.0f} {after:>13.0f} {after / before:>6.2f}", flush=True)
 
 

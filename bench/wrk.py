@@ -3,6 +3,7 @@
 import random
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -97,6 +98,23 @@ def load(server: Server, sent: Requests, *, connections: int, seconds: float, co
     if not requests:
         sys.exit(f"no request ended within {seconds} s: give it more with --seconds")
     return Rate(requests * 1e6 / duration_us, used_s * 1e6 / requests)
+
+
+def median_rates(
+    servers: Sequence[Server],
+    sent: Requests,
+    *,
+    rounds: int,
+    connections: int,
+    seconds: float,
+    core: str | None = LOAD_CORE,
+) -> list[float]:
+    """The requests a second that each server responds to. They take turns."""
+    runs = [
+        [load(server, sent, connections=connections, seconds=seconds, core=core).requests_per_s for server in servers]
+        for _ in range(rounds)
+    ]
+    return [statistics.median(rates) for rates in zip(*runs, strict=True)]
 
 
 def body_of(numbers: Sequence[int], encoding: str) -> bytes:
