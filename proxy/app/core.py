@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 
 from proxy.access.validations import Validations
@@ -21,7 +20,7 @@ from proxy.fetch.pacer import Pacer
 from proxy.periodic import every
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import Traces
-from proxy.upstream.router import Router
+from proxy.upstream.router import Router, matches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +92,6 @@ def _make_batcher(settings: Settings, metrics: Metrics, cache: Cache) -> Batcher
 def _new_pacer(settings: Settings, upstream: str, model: str | None) -> Pacer:
     limits = (limit for own in settings.upstreams if own.name == upstream for limit in own.limits)
     for limit in limits:
-        if any(fnmatchcase(model or "", pattern) for pattern in limit.models):
+        if matches(model or "", limit.models):
             return Pacer(requests_per_minute=limit.requests_per_minute, tokens_per_minute=limit.tokens_per_minute)
     return Pacer()

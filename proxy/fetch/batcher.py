@@ -4,9 +4,10 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from operator import add, gt, le
+from operator import le
+from typing import Any
 
 from proxy.budget import Budget
 from proxy.errors import Overloaded, ProxyError
@@ -14,10 +15,12 @@ from proxy.fetch.failover import Failover
 from proxy.fetch.group import Group
 from proxy.fetch.held import HeldRequests
 from proxy.fetch.isolation import MergeLimits, RetryBudget
-from proxy.fetch.lane import LaneCall, Lanes
+from proxy.fetch.lane import Lane, LaneCall, Lanes
 from proxy.fetch.merged_call import MergedCalls
 from proxy.fetch.outcomes import CallFailure, Outcome
 from proxy.fetch.request import ClientRequest, FetchRequest
+from proxy.fetch.runs import runs_of
+from proxy.fetch.singleflight import Claim
 from proxy.fetch.slots import Slots
 from proxy.fetch.upstream_call import UpstreamCalls
 from proxy.fetch.waiting import Waiting, cost_of
@@ -90,12 +93,14 @@ class Batcher:
             return []
         if request.client_request.spec.is_keyed_whole:
             return [request]
-        limits = self._limits(request.client_request, request.client_request.origin.limits)
+        limits = request.client_request.origin.limits
+        if self._held is not None:
+            limits = self._held.limits(limits, request.client_request)
         if all(map(le, (len(request.keys), request.tokens, sum(request.weights)), limits)):  # the usual case
             return [request]
         kind = request.client_request.parsed.kind
         sizes = [(1, estimated_tokens(kind, weight), weight) for weight in request.weights]
-        return [request.part(run) for run in _runs(sizes, limits)]
+        return [request.part(run) for run in runs_of(sizes, limits)]
 
     async def submit(self, request: FetchRequest) -> Outcome:
         """The outcome of a request that fits into a call. Raises `ProxyError`; `Overloaded` if too much waits."""
@@ -142,12 +147,10 @@ class Batcher:
         """
         return await self._upstream.replay(client_request)
 
-    async def patience(
-        self, client_request: ClientRequest, joined: Collection[bytes], wait: Callable[[], Awaitable[None]]
-    ) -> CallFailure | None:
-        """``wait`` for flights, of which others lead those of ``joined`` keys, at most for as long as this request's
-        client waits for a rate limit. The refusal for which it waits no longer, while others do."""
-        return None if self._held is None else await self._held.patience(client_request, joined, wait)
+    async def patience(self, client_request: ClientRequest, claim: Claim[Any]) -> CallFailure | None:
+        """Wait for the flights of ``claim``, those that others lead at most for as long as this request's client waits
+        for a rate limit. The refusal for which it waits no longer, while others do."""
+        return None if self._held is None else await self._held.patience(client_request, claim)
 
     def stop_holding(self, at_s: float) -> None:
         """The proxy stops: what waits for a rate limit at ``at_s``, event loop time, is refused then."""
@@ -175,7 +178,7 @@ class Batcher:
         if not group.calls:
             if group.timer is None:  # those of the same turn of the event loop go together
                 group.timer = loop.call_soon(self._send_waiting, group)
-        elif _items(group.waiting) >= self._merge_limit(group, request.client_request).items:
+        elif _items(group.waiting) >= self._merge_limit(group.lane, request.client_request).items:
             self._send_waiting(group)
         elif group.timer is None:
             group.timer = loop.call_later(self._window_s, self._send_waiting, group)
@@ -194,25 +197,21 @@ class Batcher:
             self._held.hold(group.lane, waiting)
         self._forget_if_idle(group)
 
-    def _room_for(self, waiting: Waiting) -> Limits | None:
+    def _room_for(self, lane: Lane, waiting: Waiting) -> Limits | None:
         """The limits of the call that begins with a request; None if its group has as many calls as it may have."""
-        group = self._group_of(waiting.request)
-        if group.calls >= self._max_calls_a_tenant:
+        client_request = waiting.request.client_request
+        group = self._groups.get(client_request.group) if waiting.request.policy.may_merge else None
+        if group is not None and group.calls >= self._max_calls_a_tenant:
             return None
-        limits = self._merge_limit(group, waiting.request.client_request)
-        self._forget_if_idle(group)
-        return limits
+        return self._merge_limit(lane, client_request)
 
-    def _merge_limit(self, group: Group, client_request: ClientRequest) -> Limits:
+    def _merge_limit(self, lane: Lane | None, client_request: ClientRequest) -> Limits:
         limits = client_request.origin.merge_limits
-        if group.lane is not None:
-            limits = group.lane.limits(limits, is_merged=True)
+        if lane is not None:
+            limits = lane.limits(limits, is_merged=True)
         return limits._replace(
             items=self._merge_limits.items(client_request.origin.name, client_request.parsed.model, limits.items)
         )
-
-    def _limits(self, client_request: ClientRequest, limits: Limits) -> Limits:
-        return limits if self._held is None else self._held.limits(limits, client_request)
 
     def _send_waiting(self, group: Group) -> None:
         if group.timer is not None:
@@ -223,8 +222,8 @@ class Batcher:
             runs: Iterable[slice] = (slice(0, 1),) if waiting else ()
         else:
             # Measured lazily, and only for as many calls as may start: a great many may wait.
-            sizes = ((len(one.request.keys), one.request.tokens, len(one.request.body)) for one in waiting)
-            runs = _runs(sizes, self._merge_limit(group, waiting[0].request.client_request))
+            limits = self._merge_limit(group.lane, waiting[0].request.client_request)
+            runs = runs_of((one.request.size for one in waiting), limits)
         for run in runs:
             if group.calls >= self._max_calls_a_tenant:
                 group.waiting = waiting[run.start :]
@@ -284,19 +283,3 @@ def _items(waiting: Sequence[Waiting]) -> int:
 def _queue(limit: int, what: str) -> Budget:
     # After a start all clients are unverified until their first call returns, so they may use most of the queue.
     return Budget(limit, what, unverified_limit=limit * 7 // 8)
-
-
-def _runs(sizes: Iterable[tuple[int, ...]], limits: tuple[int, ...]) -> Iterator[slice]:
-    """Cut a sequence, in order, into the longest runs whose summed sizes keep within ``limits``.
-
-    An element that alone exceeds them is a run of its own: the upstream decides what to do with it.
-    """
-    start, end, used = 0, -1, (0,) * len(limits)
-    for end, size in enumerate(sizes):
-        grown = tuple(map(add, used, size))
-        if end > start and any(map(gt, grown, limits)):
-            yield slice(start, end)
-            start, grown = end, size
-        used = grown
-    if end >= start:
-        yield slice(start, end + 1)

@@ -73,10 +73,9 @@ class Fetcher:
             fetch.add_done_callback(lambda _: claim.settle_rest(_ABANDONED))
             request.client_request.reservation.lasts_until(fetch)
         with request.client_request.span.flight(items=len(claim.flights), joined=len(claim.flights) - len(claim.mine)):
-            if len(claim.mine) < len(claim.flights):
-                joined = [key for key in claim.flights if key not in claim.mine]
-                if refusal := await self._batcher.patience(request.client_request, joined, claim.wait):
-                    return FetchResult(failure=Failure(refusal))
+            has_joined = len(claim.mine) < len(claim.flights)
+            if has_joined and (refusal := await self._batcher.patience(request.client_request, claim)):
+                return FetchResult(failure=Failure(refusal))
             await claim.wait()
         fetched, foreign = _collected(request, claim, leader)
         if in_memory:

@@ -1,14 +1,17 @@
 """Requests that wait for an upstream's rate limit: what it refused is sent again when the pacer allows it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from operator import add, gt
+from typing import Any
 
-from proxy.errors import Abandoned, Overloaded, Oversized, ProxyError
+from proxy.errors import Overloaded, Oversized, ProxyError
 from proxy.fetch.held_keys import HeldKeys
 from proxy.fetch.lane import Lane, LaneCall, Lanes
-from proxy.fetch.outcomes import CallFailure, Outcome, rate_limit_refusal, without_quotes
+from proxy.fetch.outcomes import CallFailure, Outcome, rate_limit_refusal
 from proxy.fetch.pacer import Cost
 from proxy.fetch.request import ClientRequest, FetchRequest
+from proxy.fetch.singleflight import Claim
 from proxy.fetch.stated_quota import NEVER_S
 from proxy.fetch.wait_queue import Ticket
 from proxy.fetch.waiting import Waiting, cost_of
@@ -23,7 +26,7 @@ class HeldRequests:
         metrics: Metrics,
         *,
         start: Callable[[Sequence[Waiting]], None],
-        room_for: Callable[[Waiting], Limits | None],
+        room_for: Callable[[Lane, Waiting], Limits | None],
         is_too_large: Callable[[FetchRequest], bool],
     ) -> None:
         """``start`` makes one call; ``room_for`` has the limits of the call that begins with a request, or None if it
@@ -60,7 +63,7 @@ class HeldRequests:
         if refused:
             self._refusals.labels(batch[0].request.client_request.origin.name).inc(len(refused))
         try:
-            call.ended(next(iter(refused.values()), outcomes[0]))
+            call.ended(outcomes[0], next(iter(refused.values()), None))
             for waiting, outcome, refusal in zip(batch, outcomes, refusals, strict=True):
                 if refusal is None:
                     waiting.resolve(outcome)
@@ -76,16 +79,13 @@ class HeldRequests:
             self._hold(lane, waiting)
         self._send_ready(lane)
 
-    async def patience(
-        self, client_request: ClientRequest, joined: Collection[bytes], wait: Callable[[], Awaitable[None]]
-    ) -> CallFailure | None:
+    async def patience(self, client_request: ClientRequest, claim: Claim[Any]) -> CallFailure | None:
         """As `Batcher.patience`. Without a refusal, which the upstream may only have stated, there is more patience."""
-        held = await self._keys.wait(client_request, joined, wait)
+        held = await self._keys.wait(client_request, claim)
         if held is None:
             return None
         lane = self._lanes.of(held.request.client_request, self._send_ready)
-        refusal = held.refusal or lane.last_refusal
-        return None if refusal is None else without_quotes(refusal)
+        return held.refusal or lane.last_refusal
 
     def stop(self, at_s: float) -> None:
         """The proxy stops: what is still held at ``at_s``, event loop time, is refused then."""
@@ -111,7 +111,7 @@ class HeldRequests:
         loop = asyncio.get_running_loop()
         until_s = min(waiting.request.client_request.held_until_s, self._stops_at_s)
         if waiting.is_abandoned:
-            waiting.resolve(Abandoned("The client has disconnected."))
+            waiting.abandon()
         elif until_s <= max(loop.time(), lane.stated_at_s(cost_of([waiting]))):
             self._end(lane, waiting)
         else:
@@ -139,18 +139,20 @@ class HeldRequests:
         """Send what waits in a lane, in order, as far as it may be sent now."""
         now_s = asyncio.get_running_loop().time()
         while (first := lane.queue.first(now_s)) is not None:
-            limits = self._room_for(first)
+            limits = self._room_for(lane, first)
             if limits is None:
                 return  # the end of a call comes back
             taken = lane.queue.take(now_s, _Room(lane, limits).takes)
             if not taken:
                 lane.wake_for(cost_of([first]))
                 return
+            batch = []
             for waiting in taken:
                 self._release(lane, waiting)
                 if waiting.is_abandoned:
-                    waiting.resolve(Abandoned("The client has disconnected."))
-            batch = [waiting for waiting in taken if not waiting.is_abandoned]
+                    waiting.abandon()
+                else:
+                    batch.append(waiting)
             if batch:
                 self._start(batch)
         lane.is_free()
@@ -172,20 +174,18 @@ class _Room:
     def __init__(self, lane: Lane, limits: Limits) -> None:
         self._lane = lane
         self._limits = limits
-        self._items = self._tokens = self._bytes = 0
+        self._used = Limits(0, 0, 0)
 
     def takes(self, waiting: Waiting) -> bool:
         if waiting.is_abandoned:
             return True  # and is not sent
-        request = waiting.request
-        items, tokens = self._items + len(request.keys), self._tokens + request.tokens
-        grown = Limits(items, tokens, self._bytes + len(request.body))
-        is_first = not self._items
-        if not is_first and any(amount > limit for amount, limit in zip(grown, self._limits, strict=True)):
+        grown = Limits(*map(add, self._used, waiting.request.size))
+        is_first = not self._used.items
+        if not is_first and any(map(gt, grown, self._limits)):
             return False
-        if not self._lane.is_ready(Cost(items, tokens)):
+        if not self._lane.is_ready(Cost(grown.items, grown.tokens)):
             return False
-        self._items, self._tokens, self._bytes = grown
+        self._used = grown
         return True
 
 

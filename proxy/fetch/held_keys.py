@@ -1,10 +1,12 @@
 """The keys of requests that wait for a rate limit, and the requests of other clients that wait for the same fetches."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from proxy.fetch.request import ClientRequest
+from proxy.fetch.singleflight import Claim
 from proxy.fetch.waiting import Waiting
 
 
@@ -54,17 +56,16 @@ class HeldKeys:
                 for follower in self._followers.get(key, ()):
                     follower.release(now_s)
 
-    async def wait(
-        self, client_request: ClientRequest, joined: Collection[bytes], wait: Callable[[], Awaitable[None]]
-    ) -> Waiting | None:
-        """``wait`` for flights, of which others lead those of ``joined`` keys.
+    async def wait(self, client_request: ClientRequest, claim: Claim[Any]) -> Waiting | None:
+        """Wait for the flights of ``claim``.
 
         Returns what is still held when the patience of this request's client ends, if anything is.
         """
+        joined = claim.joined
         try:
             async with asyncio.timeout(None) as timeout:
                 with self._following(_Follower(client_request, timeout), joined):
-                    await wait()
+                    await claim.wait()
         except TimeoutError:
             return next((self._held[key] for key in joined if key in self._held), None)
         return None

@@ -4,22 +4,17 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-
-import orjson
+from dataclasses import dataclass
 
 from proxy.errors import ProxyError
-from proxy.fetch.outcomes import EmbedResult, ErrorResponse, Outcome, rate_limit_refusal, without_request
+from proxy.fetch.outcomes import EmbedResult, ErrorResponse, Outcome, without_request
 from proxy.fetch.pacer import Cost, Pacer, SentCall
 from proxy.fetch.request import ClientRequest, LaneName
 from proxy.fetch.stated_quota import NEVER_S
 from proxy.fetch.wait_queue import WaitQueue
 from proxy.fetch.waiting import Waiting, cost_of
 from proxy.protocol import rate_limits
-from proxy.protocol.error_body import MAX_ERROR_BYTES
 from proxy.protocol.provider import Limits
-from proxy.protocol.rate_limits import RateLimits
-from proxy.upstream.client import UpstreamResponse
 
 _MAX_LOOKED_AT = 8
 # For so long a refusal is an answer to requests that were not sent.
@@ -72,11 +67,9 @@ class Lane:
     def wake_for(self, cost: Cost) -> None:
         """Wake when a call of ``cost`` may be sent, unless a call in flight ends before."""
         at_s = self.pacer.ready_at_s(cost, self._clock())
-        if self._timer is not None:
-            if self._timer.when() == at_s:
-                return
-            self._timer.cancel()
-            self._timer = None
+        if self._timer is not None and self._timer.when() == at_s:
+            return
+        self._cancel_timer()
         if at_s < NEVER_S:
             self._timer = asyncio.get_running_loop().call_at(at_s, self._awake)
 
@@ -86,18 +79,23 @@ class Lane:
 
     def is_free(self) -> None:
         """Nothing waits."""
+        self._cancel_timer()
+        self.pacer.is_free(self._clock())
+
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.pacer.is_free(self._clock())
 
-    def ended(self, call: SentCall, outcome: Outcome | ProxyError) -> None:
+    def ended(self, call: SentCall, outcome: Outcome | ProxyError, refusal: ErrorResponse | None) -> None:
+        """``refusal`` is what the upstream refused of the call for its limits, if anything."""
         now_s = self._clock()
         try:
-            refusal = rate_limit_refusal(outcome)
             if refusal is not None:
                 self._last_refusal, self._refused_at_s = without_request(refusal), now_s
-                self.pacer.refused(call, _stated_by_refusal(refusal.response), now_s)
+                response = refusal.response
+                stated = rate_limits.of_refusal(response.headers, response.body, now_s=time.time())
+                self.pacer.refused(call, stated, now_s)
             elif not isinstance(outcome, ProxyError):
                 headers = outcome.headers if isinstance(outcome, EmbedResult) else outcome.response.headers
                 self.pacer.accepted(call, rate_limits.of_headers(headers, now_s=time.time()), now_s)
@@ -113,8 +111,8 @@ class LaneCall:
     lane: Lane
     call: SentCall
 
-    def ended(self, outcome: Outcome | ProxyError) -> None:
-        self.lane.ended(self.call, outcome)
+    def ended(self, outcome: Outcome | ProxyError, refusal: ErrorResponse | None) -> None:
+        self.lane.ended(self.call, outcome, refusal)
 
 
 class Lanes:
@@ -125,9 +123,6 @@ class Lanes:
         self._new_pacer = new_pacer
         self._max_lanes = max_lanes
         self._lanes: OrderedDict[LaneName, Lane] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._lanes)
 
     def all(self) -> list[Lane]:
         return list(self._lanes.values())
@@ -150,14 +145,3 @@ class Lanes:
                 self._lanes.move_to_end(name)
             else:
                 del self._lanes[name]
-
-
-def _stated_by_refusal(response: UpstreamResponse) -> RateLimits:
-    stated = rate_limits.of_headers(response.headers, now_s=time.time())
-    if stated.retry_after_s is not None or len(response.body) > MAX_ERROR_BYTES:
-        return stated
-    try:
-        delay_s = rate_limits.retry_delay_s(orjson.loads(response.body))
-    except orjson.JSONDecodeError:
-        return stated
-    return stated if delay_s is None else replace(stated, retry_after_s=delay_s)

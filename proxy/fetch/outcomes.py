@@ -130,8 +130,7 @@ def rate_limit_refusal(outcome: Outcome | ProxyError) -> ErrorResponse | None:
     response, status = outcome.response, status_of(outcome.response)
     is_paced = "Retry-After" in response.headers or "retry-after-ms" in response.headers
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        error = _error_fields(response)
-        is_paid_up = _NO_CREDIT.isdisjoint((str(error.get("code")), str(error.get("type"))))
+        is_paid_up = _NO_CREDIT.isdisjoint(_error_fields(response).values())
         is_refusal = is_paid_up and response.headers.get("x-should-retry") != "false"
     else:
         is_refusal = status in _OVERLOADED and is_paced
@@ -199,12 +198,7 @@ def _is_pace(name: str) -> bool:
 
 
 def _error_fields(response: UpstreamResponse) -> Mapping[str, str]:
-    if len(response.body) > error_body.MAX_ERROR_BYTES:
-        return {}
-    try:
-        body = orjson.loads(response.body)
-    except orjson.JSONDecodeError:
-        return {}
+    body = error_body.parsed(response.body)
     error = body.get("error") if type(body) is dict else None
     given = error if type(error) is dict else {}
     return {name: given[name] for name in ("type", "code") if type(given.get(name)) is str}

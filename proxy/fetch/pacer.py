@@ -74,7 +74,7 @@ class Pacer:
     _quotas: dict[str, StatedQuota] = field(default_factory=dict)  # that responses stated
     _calls: LearnedRate = field(default_factory=LearnedRate)
     _items: LearnedRate = field(default_factory=LearnedRate)
-    _in_flight: dict[int, SentCall] = field(default_factory=dict)
+    _in_flight: set[SentCall] = field(default_factory=set)
     _max_in_flight: float = math.inf
     _size: LearnedSize = field(default_factory=LearnedSize)
     is_paced: bool = False  # anything was configured, stated or refused
@@ -124,7 +124,7 @@ class Pacer:
 
     def most_merged(self, items: int) -> int:
         """How many items to merge into one call, of at most so many."""
-        return int(min(items, self._size.max_items, self._size.max_merged))
+        return int(min(items, self._size.max_merged))
 
     def largest(self, items: int, tokens: int) -> tuple[int, int]:
         """The largest call that can ever be accepted, of at most so many items and tokens."""
@@ -140,7 +140,7 @@ class Pacer:
         call = SentCall(cost, now_s, len(self._in_flight) + 1)
         if now_s - self._began_at_s > MINUTE_S and not self._in_flight and not self.is_learned:
             self._measure_from(now_s)  # a new burst after a pause
-        self._in_flight[id(call)] = call
+        self._in_flight.add(call)
         self._called_at_s = now_s
         if not self.is_paced:
             return call
@@ -210,7 +210,7 @@ class Pacer:
 
     def lost(self, call: SentCall, now_s: float) -> None:
         """It ended without a response, if it has not ended yet."""
-        if id(call) in self._in_flight:
+        if call in self._in_flight:
             self._end(call, NOTHING_STATED, now_s)
 
     def is_free(self, now_s: float) -> None:
@@ -218,20 +218,14 @@ class Pacer:
         if now_s >= self._blocked_until_s and not self._backoff_s:
             self.held_since_s = None
 
-    @property
-    def calls_per_s(self) -> float:
-        """The rate at which calls may be sent now; infinite if nothing limits them."""
-        stated = [quota.per_s for name, quota in self._quotas.items() if name.startswith("requests") and quota.per_s]
-        return min([self._calls.per_s, *stated])
-
     def _end(self, call: SentCall, stated: RateLimits, now_s: float) -> None:
-        del self._in_flight[id(call)]
+        self._in_flight.remove(call)
         self._called_at_s = now_s
         if not stated.quotas:
             return
         self.is_paced = True
         for name, quota in stated.quotas.items():
-            in_flight = sum(_amount(name, other.cost) for other in self._in_flight.values())
+            in_flight = sum(_amount(name, other.cost) for other in self._in_flight)
             if name in self._quotas or len(self._quotas) < _MAX_QUOTAS:
                 self._quotas.setdefault(name, StatedQuota()).state(quota, in_flight, now_s)
 

@@ -17,6 +17,7 @@ from proxy.protocol.directives import Directives
 from proxy.protocol.embedding_request import EmbeddingRequest
 from proxy.protocol.headers import Headers
 from proxy.protocol.identities import Identity
+from proxy.protocol.provider import Limits
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.tokens import estimated_tokens, weight
 from proxy.telemetry.tracing import Span
@@ -151,6 +152,7 @@ class FetchRequest:
     _items: list[Any] | None = field(default=None, init=False)
     _body: bytes | None = field(default=None, init=False)
     _weights: list[int] | None = field(default=None, init=False)
+    _tokens: int | None = field(default=None, init=False)
 
     @property
     def is_whole(self) -> bool:
@@ -182,8 +184,15 @@ class FetchRequest:
     @property
     def tokens(self) -> int:
         """At most so many tokens, as far as that can be estimated."""
-        kind = self.client_request.parsed.kind
-        return sum([estimated_tokens(kind, weight) for weight in self.weights])
+        if self._tokens is None:
+            kind = self.client_request.parsed.kind
+            self._tokens = sum([estimated_tokens(kind, weight) for weight in self.weights])
+        return self._tokens
+
+    @property
+    def size(self) -> Limits:
+        """What it takes of the limits of one call."""
+        return Limits(len(self.keys), self.tokens, len(self.body))
 
     def only(self, wanted: list[bytes]) -> "FetchRequest":
         """The part for the ``wanted`` keys. What is keyed as a whole has no smaller part than all of it."""

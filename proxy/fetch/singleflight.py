@@ -50,6 +50,11 @@ class Claim(Generic[T]):
         self.mine: dict[bytes, asyncio.Future[T]] = {}  # to be settled by this caller
         self.flights: dict[bytes, asyncio.Future[T]] = {}  # of every key, mine among them
 
+    @property
+    def joined(self) -> list[bytes]:
+        """The keys whose flights others lead."""
+        return [key for key in self.flights if key not in self.mine]
+
     async def wait(self) -> None:
         """Wait until all flights have ended. If the waiting is cancelled, they go on.
 

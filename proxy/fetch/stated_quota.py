@@ -44,8 +44,8 @@ class StatedQuota:
 
     def state(self, quota: Quota, in_flight: float, now_s: float) -> None:
         """A response stated the quota, while calls of ``in_flight`` may not have been counted in it yet."""
-        known = quota.limit is not None or math.isfinite(self.limit)
-        limit = quota.limit if quota.limit is not None else max(self.limit if known else 0.0, quota.remaining or 0.0)
+        own = self.limit if math.isfinite(self.limit) else 0.0
+        limit = quota.limit if quota.limit is not None else max(own, quota.remaining or 0.0)
         remaining = quota.remaining if quota.remaining is not None else self.now(now_s)
         if quota.reset_s is None:
             self.per_s, self.resets_at_s = limit / MINUTE_S, NEVER_S

@@ -39,7 +39,6 @@ class Ticket(Generic[T]):
 
 class WaitQueue(Generic[T]):
     def __init__(self) -> None:
-        self._size = 0
         self._numbers = itertools.count()
         self._by_urgency: _Heap[T] = _Heap()
         self._by_turn: _Heap[T] = _Heap()
@@ -49,7 +48,7 @@ class WaitQueue(Generic[T]):
         self._calls = 0
 
     def __len__(self) -> int:
-        return self._size
+        return self._by_turn.size
 
     def add(self, value: T, *, group: Hashable, urgency: int, tenant: bytes, items: int, now_s: float) -> Ticket[T]:
         number = next(self._numbers)
@@ -87,13 +86,12 @@ class WaitQueue(Generic[T]):
 
     def remove(self, ticket: Ticket[T]) -> None:
         ticket.is_valid = False
-        self._size -= 1
         heap = self._groups[ticket.group]
         for one in (self._by_urgency, self._by_turn, heap):
             one.removed()
         if not heap.size:
             del self._groups[ticket.group]
-        if not self._size:
+        if not self._by_turn.size:
             for turns in (self._shared_turns, *self._turns.values()):
                 turns.end()
 
@@ -101,7 +99,6 @@ class WaitQueue(Generic[T]):
         return [ticket.value for _, ticket in self._by_turn.entries if ticket.is_valid]
 
     def _add(self, ticket: Ticket[T]) -> None:
-        self._size += 1
         self._by_urgency.add(ticket.by_urgency, ticket)
         self._by_turn.add(ticket.by_turn, ticket)
         self._groups.setdefault(ticket.group, _Heap()).add(ticket.by_urgency, ticket)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proxy.errors import ProxyError
+from proxy.errors import Abandoned, ProxyError
 from proxy.fetch.outcomes import CallFailure, Outcome
 from proxy.fetch.pacer import Cost
 from proxy.fetch.request import FetchRequest
@@ -29,6 +29,9 @@ class Waiting:
     def is_abandoned(self) -> bool:
         """Whether its client has disconnected."""
         return self.request.client_request.reservation.has_request_ended
+
+    def abandon(self) -> None:
+        self.resolve(Abandoned("The client has disconnected."))
 
     def resolve(self, outcome: Outcome | ProxyError) -> None:
         if not self.outcome.done():

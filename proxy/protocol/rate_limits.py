@@ -9,11 +9,13 @@ OpenAI's ``retry-after-ms``; Google's ``RetryInfo`` (https://google.aip.dev/193)
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
 from typing import Any
+
+from proxy.protocol import error_body
+from proxy.protocol.memo import memoized
 
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _DURATION_UNITS_S = (86400.0, 3600.0, 60.0, 1.0, 0.001)
@@ -32,6 +34,7 @@ _TOKEN_WORDS = frozenset({"token", "tokens", "input", "output"})
 _REQUEST_WORDS = frozenset({"request", "requests", "req"})
 _WINDOW_WORDS = frozenset({"second", "minute", "hour", "day", "month"})
 _MAX_QUOTAS = 8
+_MAX_NAME = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,13 @@ def of_headers(headers: Mapping[str, str], *, now_s: float) -> RateLimits:
     return RateLimits(quotas=quotas, retry_after_s=None if retry_after_s is None else min(retry_after_s, _MAX_WAIT_S))
 
 
+def of_refusal(headers: Mapping[str, str], body: bytes, *, now_s: float) -> RateLimits:
+    """What an error says: its header fields and, where they name no delay, its body."""
+    stated = of_headers(headers, now_s=now_s)
+    delay_s = retry_delay_s(error_body.parsed(body)) if stated.retry_after_s is None else None
+    return stated if delay_s is None else replace(stated, retry_after_s=delay_s)
+
+
 def retry_delay_s(error: Any) -> float | None:
     """The delay of Google's ``RetryInfo`` in the parsed body of an error: ``{"error": {"details": [{"@type":
     "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "17s"}]}}``, which Gemini may wrap in a list."""
@@ -100,7 +110,7 @@ def retry_delay_s(error: Any) -> float | None:
     return None
 
 
-@lru_cache(maxsize=1024)
+@memoized(max_length=_MAX_NAME)
 def _field(name: str) -> tuple[str, str] | None:
     """(quota, attribute) of a header field, if it is one of a rate limit. Upstreams have few names of fields."""
     lower = name.lower()

@@ -134,7 +134,7 @@ class Router:
         """The upstream for ``model``, which is any text that a client sent."""
         known = self._known.get(model)
         if known is None:
-            known = next((origin for patterns, origin in self._routed if _matches(model, patterns)), self.default)
+            known = next((origin for patterns, origin in self._routed if matches(model, patterns)), self.default)
             if len(model) <= _MAX_NAME:
                 if len(self._known) >= _MAX_REMEMBERED:
                     self._known.clear()
@@ -146,5 +146,5 @@ class Router:
         return any(origin.routes.is_embeddings(target) for origin in self.all)
 
 
-def _matches(model: str, patterns: Sequence[str]) -> bool:
+def matches(model: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(model, pattern) for pattern in patterns)
