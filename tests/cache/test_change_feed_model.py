@@ -2,7 +2,7 @@
 the store's records, from memory too."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import pytest
@@ -14,12 +14,13 @@ from proxy.cache.cache import Cache
 from proxy.cache.change_feed import AGAIN_AFTER_S, POLL_S
 from proxy.cache.entry import Entry
 from proxy.cache.memory import Memory
-from proxy.cache.store import NOTHING, Changes, Unleased
+from proxy.cache.store import NOTHING, Changes
 from proxy.errors import StoreError
 from proxy.protocol import records
 from proxy.telemetry.metrics import Metrics
 from tests.support.dict_store import Clock, look_up, record, served, written
 from tests.support.profiles import IS_SLOW_PROFILE
+from tests.support.stepped_store import SteppedStore, World
 
 KEYS = [bytes(32)]
 PROCESSES = 2
@@ -27,26 +28,25 @@ PROCESSES = 2
 TURNS = 30
 
 
-class World:
-    """What all processes share."""
+class FedWorld(World):
+    """With a log of changes, and a clock."""
 
     def __init__(self) -> None:
-        self.values: dict[bytes, bytes] = {}
+        super().__init__()
         self.log: list[frozenset[bytes]] = []
-        self.is_down = False
-        self.is_stepped = True
-        self.steps: list[tuple[Process, asyncio.Future[None]]] = []
         self.now_s = 0.0
 
     def clock(self) -> float:
         return self.now_s
 
 
-class Process(Unleased):
-    """One process's view of the store. Each operation waits before each of its parts, and before its reply."""
+class Process(SteppedStore):
+    """One process, its cache, and what it knows of the log."""
 
-    def __init__(self, world: World, timeout_s: float) -> None:
-        self.world = world
+    world: FedWorld
+
+    def __init__(self, world: FedWorld, timeout_s: float) -> None:
+        super().__init__(world)
         self.read = 0  # events
         self.replacing = 0  # writes that are announced and not done
         self.unfinished = 0  # likewise, or done and not announced a second time
@@ -58,20 +58,6 @@ class Process(Unleased):
         for breaker in self.cache._store._breakers.values():
             breaker._clock = world.clock  # a run must not depend on how long it takes
 
-    async def _step(self) -> None:
-        if self.world.is_stepped:
-            step: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.world.steps.append((self, step))
-            await step
-        if self.world.is_down:
-            raise StoreError("connection", "down")
-
-    async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
-        await self._step()
-        found = {key: self.world.values[key] for key in keys if key in self.world.values}
-        await self._step()
-        return found
-
     async def put_many(
         self,
         values: Mapping[bytes, bytes],
@@ -80,32 +66,28 @@ class Process(Unleased):
         overwrite: bool,
         invalid: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
-        if overwrite:
-            await self._announce(values)
-            self.replacing += 1
-            self.unfinished += 1
-            try:
-                await self._step()
-                self.world.values |= values
-            except StoreError:
-                self.unfinished -= 1
-                raise
-            finally:
-                self.replacing -= 1
-            await self._announce(values)
+        if not overwrite:
+            return await super().put_many(values, ttl_s=ttl_s, overwrite=False, invalid=invalid)
+        await self._announce(values)
+        self.replacing += 1
+        self.unfinished += 1
+        try:
+            await self.step()
+            self.world.values |= values
+        except StoreError:
             self.unfinished -= 1
-            await self._step()
-            return {}
-        await self._step()
-        existing = {key: self.world.values[key] for key in values if key in self.world.values}
-        self.world.values |= {key: value for key, value in values.items() if key not in existing}
-        await self._step()
-        return existing
+            raise
+        finally:
+            self.replacing -= 1
+        await self._announce(values)
+        self.unfinished -= 1
+        await self.step()
+        return {}
 
     async def _announce(self, keys: Mapping[bytes, bytes]) -> None:
         self.unannounced |= keys.keys()
         try:
-            await self._step()
+            await self.step()
         except StoreError:
             return
         self.world.log.append(frozenset(self.unannounced))
@@ -114,21 +96,18 @@ class Process(Unleased):
     async def changes(self) -> Changes:
         if self.unannounced:
             await self._announce({})
-        await self._step()
+        await self.step()
         events = self.world.log[self.read :]
-        await self._step()
+        await self.step()
         self.read += len(events)
         return Changes(frozenset().union(*events))
-
-    async def aclose(self) -> None:
-        return None
 
 
 class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner(debug=False)
-        self.world = World()
+        self.world = FedWorld()
         self.written = 0
         self.has_lost_an_announcement = False
 
@@ -179,9 +158,7 @@ class Machine(RuleBasedStateMachine):
     def store_proceeds(self, which: int) -> None:
         if not self.world.steps:
             return
-        _, step = self.world.steps.pop(which % len(self.world.steps))
-        if not step.done():
-            step.set_result(None)
+        self.world.proceed(which)
         self.turn()
 
     @rule(is_down=st.booleans())
@@ -217,10 +194,7 @@ class Machine(RuleBasedStateMachine):
             self.runner.close()
 
     async def all_serve_the_stored_records(self) -> None:
-        self.world.is_down = self.world.is_stepped = False
-        for _, step in self.world.steps:
-            if not step.done():
-                step.set_result(None)
+        self.world.proceed_to_the_end()
         for process in self.processes:
             await asyncio.gather(*process.tasks)
             await written(process.cache)

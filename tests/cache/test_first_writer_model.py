@@ -1,7 +1,6 @@
 """Caches over one store whose steps a state machine orders: in the end all of them serve the store's records."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
 
 import pytest
 from hypothesis import Phase, settings
@@ -11,12 +10,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
 from proxy.cache.memory import Memory
-from proxy.cache.store import NOTHING, Changes, Unleased
-from proxy.errors import StoreError
 from proxy.protocol import records
 from proxy.telemetry.metrics import Metrics
 from tests.support.dict_store import Clock, look_up, record, written
 from tests.support.profiles import IS_SLOW_PROFILE
+from tests.support.stepped_store import SteppedStore, World
 
 KEYS = [bytes([n]) * 32 for n in range(3)]
 TTL_S = 1000.0
@@ -25,57 +23,12 @@ CACHES = 3
 TURNS = 30
 
 
-class SteppedStore(Unleased):
-    """Each operation waits before it is done, and a write once more before its reply."""
-
-    def __init__(self) -> None:
-        self.values: dict[bytes, bytes] = {}
-        self.is_down = False
-        self.is_stepped = True
-        self.steps: list[asyncio.Future[None]] = []
-
-    async def _step(self) -> None:
-        if self.is_stepped:
-            step: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.steps.append(step)
-            await step
-        if self.is_down:
-            raise StoreError("connection", "down")
-
-    async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
-        await self._step()
-        found = {key: self.values[key] for key in keys if key in self.values}
-        await self._step()
-        return found
-
-    async def put_many(
-        self,
-        values: Mapping[bytes, bytes],
-        *,
-        ttl_s: float | None,
-        overwrite: bool,
-        invalid: Mapping[bytes, bytes] = NOTHING,
-    ) -> dict[bytes, bytes]:
-        await self._step()
-        existing = {
-            key: self.values[key] for key in values if key in self.values and self.values[key] != invalid.get(key)
-        }
-        self.values |= {key: value for key, value in values.items() if key not in existing}
-        await self._step()  # it may go down between doing it and saying so
-        return existing
-
-    async def changes(self) -> Changes:
-        return Changes()
-
-    async def aclose(self) -> None:
-        return None
-
-
 class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner(debug=False)
-        self.store = SteppedStore()
+        self.store = SteppedStore(World())
+        self.world = self.store.world
         self.tasks: list[asyncio.Task[object]] = []
         self.written = 0
 
@@ -86,7 +39,7 @@ class Machine(RuleBasedStateMachine):
     def begin(self, timeouts_s: list[float], invalid: dict[bytes, str]) -> None:
         """A cache of budget 0 waits for no write, one of 1000 s for each."""
         for key, how in invalid.items():
-            self.store.values[key] = b"damaged" if how == "damaged" else records.encode(key, record(0.5, at=1.0))
+            self.world.values[key] = b"damaged" if how == "damaged" else records.encode(key, record(0.5, at=1.0))
 
         async def open_() -> list[Cache]:
             return [
@@ -106,7 +59,7 @@ class Machine(RuleBasedStateMachine):
             # What has expired is served to nobody, so another may stand by now.
             for key, entry in cache.peek(KEYS, min_stored_at_s=cache.freshness_cutoff_s(None)).items():
                 if entry.is_confirmed:
-                    assert text_of(key, self.store.values[key]) == entry.numbers()
+                    assert text_of(key, self.world.values[key]) == entry.numbers()
 
     @rule(which=st.integers(0, CACHES - 1), keys=st.sets(st.sampled_from(KEYS), min_size=1))
     def upstream_responds(self, which: int, keys: set[bytes]) -> None:
@@ -125,17 +78,15 @@ class Machine(RuleBasedStateMachine):
         self.runner.run(begin())
         self.turn()
 
-    @precondition(lambda self: self.store.steps)
+    @precondition(lambda self: self.world.steps)
     @rule(which=st.integers(0))
     def store_proceeds(self, which: int) -> None:
-        step = self.store.steps.pop(which % len(self.store.steps))
-        if not step.done():
-            step.set_result(None)
+        self.world.proceed(which)
         self.turn()
 
     @rule(is_down=st.booleans())
     def store_changes(self, is_down: bool) -> None:
-        self.store.is_down = is_down
+        self.world.is_down = is_down
 
     def teardown(self) -> None:
         try:
@@ -145,10 +96,7 @@ class Machine(RuleBasedStateMachine):
             self.runner.close()
 
     async def all_serve_the_stored_records(self) -> None:
-        self.store.is_down = self.store.is_stepped = False
-        for step in self.store.steps:
-            if not step.done():
-                step.set_result(None)
+        self.world.proceed_to_the_end()
         if self.tasks:
             await asyncio.wait(self.tasks)
             for task in self.tasks:
@@ -163,7 +111,7 @@ class Machine(RuleBasedStateMachine):
                 await written(cache)
         for cache in self.caches:
             served = await look_up(cache, *KEYS)
-            assert served == {key: text_of(key, self.store.values[key]) for key in served}
+            assert served == {key: text_of(key, self.world.values[key]) for key in served}
             confirmed = cache.peek(KEYS, min_stored_at_s=cache.freshness_cutoff_s(None), confirmed=True)
             assert confirmed.keys() == served.keys()
 

@@ -9,10 +9,7 @@ from proxy.cache.memory import Memory
 from proxy.protocol import vectors
 from proxy.protocol.records import Record
 from proxy.protocol.vectors import DType, Encoding, Vector
-
-
-def key(number: int) -> bytes:
-    return number.to_bytes(32, "big")
+from tests.support.dict_store import key_of as key
 
 
 def record(vector: Vector | None = None, tokens: int = 1) -> Record:

@@ -10,29 +10,11 @@ import pytest
 from proxy.cache.redis.store import RedisStore
 from proxy.cache.sqlite.store import SQLiteStore
 from proxy.cache.store import Store
+from tests.support.dict_store import key_of as key
 from tests.support.dict_store import look_up, make_cache, record, written
 from tests.support.servers import AVAILABLE, Servers
 
 OpenStore = Callable[[], Store]
-
-
-def key(number: int) -> bytes:
-    return number.to_bytes(32, "big")
-
-
-def emptied(kind: str, program: str, servers: Servers) -> str:
-    """The URL of one server, or several, with nothing in it."""
-    if kind == "cluster":
-        cluster = servers.cluster(program)
-        cluster.flush()
-        return cluster.url
-    if kind == "sentinel":
-        sentinels = servers.sentinels(program)
-        sentinels.master.command("FLUSHALL")
-        return sentinels.url
-    server = servers.one(program)
-    server.command("FLUSHALL")
-    return server.socket_url if kind == "unix" else server.url
 
 
 KINDS = [f"{program}-{kind}" for program in AVAILABLE for kind in ("tcp", "unix", "cluster", "sentinel")]
@@ -43,7 +25,7 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path, servers: Se
     """Opens the same, at first empty, store as often as it is called, as several processes would."""
     async with AsyncExitStack() as stack:
         program, _, kind = request.param.partition("-")
-        url = emptied(kind, program, servers) if kind else None
+        url = servers.emptied(kind, program) if kind else None
 
         def open_() -> Store:
             store: Store

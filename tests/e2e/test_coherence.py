@@ -12,7 +12,6 @@ from tests.conftest import StartProxy
 from tests.support import workers
 from tests.support.client import Client, UpstreamResponse
 from tests.support.dict_store import written
-from tests.support.redis_cluster import RedisSentinels
 from tests.support.redis_server import RedisServer
 from tests.support.scripted import Call, ScriptedUpstream
 from tests.support.servers import Servers
@@ -24,19 +23,9 @@ KINDS = ["sqlite", "one", "sentinel", pytest.param("cluster", marks=pytest.mark.
 
 @pytest.fixture
 def store(request: pytest.FixtureRequest, servers: Servers, sqlite_path: Path) -> StoreSetting:
-    match request.param:
-        case "sqlite":
-            return StoreSetting(path=sqlite_path)
-        case "one":
-            servers.one(None).command("FLUSHALL")
-            return StoreSetting(url=servers.one(None).url)
-        case "sentinel":
-            sentinels: RedisSentinels = servers.sentinels(None)
-            sentinels.master.command("FLUSHALL")
-            return StoreSetting(url=sentinels.url)
-    cluster = servers.cluster(None)
-    cluster.flush()
-    return StoreSetting(url=cluster.url)
+    if request.param == "sqlite":
+        return StoreSetting(path=sqlite_path)
+    return StoreSetting(url=servers.emptied(request.param, None))
 
 
 def change_vectors(upstream: ScriptedUpstream) -> None:

@@ -38,6 +38,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin, Router
 from proxy.upstream.urls import Routes
+from tests.support.fake_request import FakeRequest
 from tests.support.profiles import IS_SLOW_PROFILE
 
 ITEMS = [f"item {n}" for n in range(8)]
@@ -46,30 +47,6 @@ BASE_URL = "http://upstream/v1"
 URL = f"{BASE_URL}/embeddings"
 # Turns of the loop after which everything that can happen without the outside has happened.
 TURNS = 60
-
-
-class FakeRequest:
-    """What the route reads of a request."""
-
-    content_type = "application/json"
-    body_exists = True
-    raw_path = "/v1/embeddings"
-    protocol = None  # it came over no connection
-
-    def __init__(self, items: list[str], directives: str) -> None:
-        self._body = orjson.dumps({"model": "m", "input": items})
-        fields = {"Content-Type": "application/json", "Authorization": "Bearer k"}
-        if directives:
-            fields["Cache-Control"] = directives
-        self.headers = CIMultiDictProxy(CIMultiDict(fields))
-        self.content_length = len(self._body)
-        self.content = self
-
-    def is_eof(self) -> bool:
-        return True
-
-    def read_nowait(self) -> bytes:
-        return self._body
 
 
 class FakeStore(Unleased):
@@ -279,7 +256,8 @@ class Machine(RuleBasedStateMachine):
 
     def ask(self, items: list[str], directives: str = "") -> None:
         async def ask() -> asyncio.Task[Any]:
-            request: Any = FakeRequest(items, directives)
+            fields = {"Authorization": "Bearer k"} | ({"Cache-Control": directives} if directives else {})
+            request: Any = FakeRequest(items, fields)
             return asyncio.create_task(self.route.handle(request, Progress("id")))
 
         self.requests.append((items, self.runner.run(ask())))

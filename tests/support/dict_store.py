@@ -16,6 +16,10 @@ from proxy.telemetry.metrics import Metrics
 A, B, C = (bytes([n]) * 32 for n in range(3))
 
 
+def key_of(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
 class Clock:
     now = 1_000_000.0
 

@@ -32,6 +32,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin, Router
 from proxy.upstream.urls import Routes
+from tests.support.fake_request import FakeRequest
 from tests.support.limiters import Limiter, Verdict
 
 WAIT_S = 60.0
@@ -43,30 +44,8 @@ CALL_S, REFUSED_AFTER_S = 0.05, 0.005
 class Answer:
     status: int
     headers: dict[str, str]
-    body: bytes
     took_s: float
     held_s: float
-
-
-class FakeRequest:
-    content_type = "application/json"
-    body_exists = True
-    raw_path = "/v1/embeddings"
-    protocol = None  # it came over no connection
-
-    def __init__(self, items: list[str], key: str, fields: dict[str, str], more: dict[str, Any]) -> None:
-        self._body = orjson.dumps({"model": "m", "input": items, **more})
-        self.headers = CIMultiDictProxy(
-            CIMultiDict({"Content-Type": "application/json", "Authorization": f"Bearer {key}", **fields})
-        )
-        self.content_length = len(self._body)
-        self.content = self
-
-    def is_eof(self) -> bool:
-        return True
-
-    def read_nowait(self) -> bytes:
-        return self._body
 
 
 class LimitedUpstream:
@@ -76,7 +55,7 @@ class LimitedUpstream:
         self.limiter = limiter
         self.computed: Counter[tuple[str, str]] = Counter()  # by credential and text
         self.calls: list[list[str]] = []  # also those that were refused
-        self.order: list[str] = []
+        self.verdicts: list[tuple[float, Verdict]] = []  # with when
 
     async def embed(
         self, _url: str, headers: Mapping[str, str], body: bytes, *, items: int, flow: object
@@ -86,12 +65,12 @@ class LimitedUpstream:
         texts = [given] if isinstance(given, str) else given
         self.calls.append(texts)
         verdict = self.limiter.arrives(items, loop.time())
+        self.verdicts.append((loop.time(), verdict))
         await asyncio.sleep(CALL_S if verdict.is_accepted else REFUSED_AFTER_S)  # of the virtual clock
         content = verdict.body
         if verdict.is_accepted:
             self.limiter.leaves(loop.time())
             self.computed.update((headers["Authorization"], text) for text in texts)
-            self.order += texts
             data = [{"index": i, "embedding": [float(len(text)), 1.0]} for i, text in enumerate(texts)]
             content = orjson.dumps({"data": data, "model": "m", "usage": {"prompt_tokens": items}})
         fields = CIMultiDictProxy(CIMultiDict(verdict.headers))
@@ -153,7 +132,8 @@ class LimitedRoute:
     ) -> Answer:
         """A response 200 must have the vector of each item."""
         began_s = asyncio.get_running_loop().time()
-        request: Any = FakeRequest(items, key, fields or {}, more)
+        fields = {"Authorization": f"Bearer {key}", **(fields or {})}
+        request: Any = FakeRequest(items, fields, **more)
         progress = Progress("id")
         try:
             response = await self._route.handle(request, progress)
@@ -169,7 +149,6 @@ class LimitedRoute:
         return Answer(
             status=status,
             headers=dict(response.headers),
-            body=response.body,
             took_s=asyncio.get_running_loop().time() - began_s,
             held_s=progress.held_s,
         )

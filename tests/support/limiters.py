@@ -49,14 +49,12 @@ class Limiter:
     def __init__(self, *, calls_per_s: float, items_per_s: float, burst_s: float = 1.0) -> None:
         self.calls = Bucket(calls_per_s * burst_s, calls_per_s)
         self.items = Bucket(items_per_s * burst_s, items_per_s)
-        self.refused = 0
 
     def arrives(self, items: int, now_s: float) -> Verdict:
         if self.calls.has(1, now_s) and self.items.has(items, now_s):
             self.calls.take(1, now_s)
             self.items.take(items, now_s)
             return Verdict(is_accepted=True, headers=self.headers(now_s))
-        self.refused += 1
         return self.refusal(items, now_s)
 
     def leaves(self, now_s: float) -> None:
@@ -137,7 +135,6 @@ class Concurrency(Limiter):
 
     def arrives(self, items: int, now_s: float) -> Verdict:
         if not self._left:
-            self.refused += 1
             return self.refusal(items, now_s)
         self._left -= 1
         return Verdict(is_accepted=True)
@@ -157,7 +154,6 @@ class Punishing(Limiter):
     def arrives(self, items: int, now_s: float) -> Verdict:
         if now_s < self._until_s:
             self._until_s = now_s + self._penalty_s
-            self.refused += 1
             return self.refusal(items, now_s)
         verdict = super().arrives(items, now_s)
         if not verdict.is_accepted:
@@ -177,7 +173,6 @@ class Window(Limiter):
         if now_s - self._began_s >= self._window_s:
             self._used, self._began_s = 0, now_s - (now_s - self._began_s) % self._window_s
         if self._used >= self._limit:
-            self.refused += 1
             return self.refusal(items, now_s)
         self._used += 1
         return Verdict(is_accepted=True, headers=self.headers(now_s))

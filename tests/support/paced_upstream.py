@@ -3,14 +3,12 @@
 import heapq
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-
-import orjson
 
 from proxy.fetch.pacer import Cost, Pacer, SentCall
 from proxy.fetch.stated_quota import NEVER_S
-from proxy.protocol.rate_limits import RateLimits, of_headers, retry_delay_s
+from proxy.protocol.rate_limits import RateLimits, of_headers, of_refusal
 from tests.support.limiters import Limiter, Verdict
 
 _EPOCH_S = 1_700_000_000.0
@@ -18,6 +16,8 @@ _REFUSED_AFTER_S = 0.005
 _TOKENS_PER_ITEM = 10
 _SETTLED_AFTER_S = 1.0  # refusals before this are those of a pacer that knows nothing yet
 _TOO_LATE_S = 1000.0
+_ITEMS, _CLIENTS = 40, 24  # of a batch; who send batches
+_CALL_S, _QUERY_EVERY_S = 0.05, 0.5
 
 _Event = tuple[float, int, Callable[[], None]]
 
@@ -45,15 +45,11 @@ class Result:
 
 @dataclass(kw_only=True)
 class Simulation:
-    """``clients`` send ``batches`` of ``items``, each the next one when it has an answer, by turns to one of
-    ``replicas``; a query of one item comes each ``query_every_s`` and is sent before any batch."""
+    """Clients send ``batches``, each the next one when it has an answer, by turns to one of ``replicas``; a query of
+    one item comes now and then and is sent before any batch."""
 
     limiter: Limiter
     batches: int = 100
-    items: int = 40
-    clients: int = 24
-    call_s: float = 0.05
-    query_every_s: float = 0.5
     replicas: int = 1
     _now_s: float = 0.0
     _events: list[_Event] = field(default_factory=list)
@@ -64,9 +60,9 @@ class Simulation:
         self._waiting: list[list[_Request]] = [[] for _ in range(self.replicas)]
         self._left, self._done, self._calls, self._late = self.batches, 0, 0, 0
         self._delays_s: list[float] = []
-        for client in range(self.clients):
+        for client in range(_CLIENTS):
             self._at(0.0, partial(self._next_batch, client % self.replicas))
-        self._at(self.query_every_s / 2, self._query)
+        self._at(_QUERY_EVERY_S / 2, self._query)
         while self._done < self.batches and self._now_s < _TOO_LATE_S:
             self._now_s, _, event = heapq.heappop(self._events)
             event()
@@ -84,11 +80,11 @@ class Simulation:
     def _next_batch(self, replica: int) -> None:
         if self._left:
             self._left -= 1
-            self._arrive(replica, self.items, is_bulk=True)
+            self._arrive(replica, _ITEMS, is_bulk=True)
 
     def _query(self) -> None:
         self._arrive(0, 1, is_bulk=False)
-        self._at(self._now_s + self.query_every_s, self._query)
+        self._at(self._now_s + _QUERY_EVERY_S, self._query)
 
     def _arrive(self, replica: int, items: int, *, is_bulk: bool) -> None:
         request = _Request(is_bulk, next(self._numbers), items, self._now_s)
@@ -107,7 +103,7 @@ class Simulation:
             self._calls += 1
             call, request = pacer.sent(cost, self._now_s), heapq.heappop(waiting)
             verdict = self.limiter.arrives(request.items, self._now_s)
-            took_s = self.call_s if verdict.is_accepted else _REFUSED_AFTER_S
+            took_s = _CALL_S if verdict.is_accepted else _REFUSED_AFTER_S
             self._at(self._now_s + took_s, partial(self._answered, replica, request, call, verdict))
 
     def _answered(self, replica: int, request: _Request, call: SentCall, verdict: Verdict) -> None:
@@ -128,7 +124,7 @@ class Simulation:
 
 
 def stated_by(verdict: Verdict, now_s: float) -> RateLimits:
-    stated = of_headers(verdict.headers, now_s=_EPOCH_S + now_s)
-    if not verdict.is_accepted and stated.retry_after_s is None:
-        stated = replace(stated, retry_after_s=retry_delay_s(orjson.loads(verdict.body)))
-    return stated
+    now_s += _EPOCH_S
+    if verdict.is_accepted:
+        return of_headers(verdict.headers, now_s=now_s)
+    return of_refusal(verdict.headers, verdict.body, now_s=now_s)

@@ -78,6 +78,20 @@ class Servers:
         self._started.append(sentinels)
         return sentinels
 
+    def emptied(self, kind: str, program: str | None) -> str:
+        """The URL of one server, or several, with nothing in it."""
+        if kind == "cluster":
+            cluster = self.cluster(program)
+            cluster.flush()
+            return cluster.url
+        if kind == "sentinel":
+            sentinels = self.sentinels(program)
+            sentinels.master.command("FLUSHALL")
+            return sentinels.url
+        server = self.one(program)
+        server.command("FLUSHALL")
+        return server.socket_url if kind == "unix" else server.url
+
     def kill(self) -> None:
         for started in self._started:
             started.kill()

@@ -13,24 +13,13 @@ from proxy.cache.redis.changes import Position, announcements
 from proxy.cache.redis.names import CHANGES_NAME
 from proxy.cache.redis.store import RedisStore
 from proxy.errors import StoreError
+from tests.support.dict_store import key_of as key
 from tests.support.dict_store import look_up, make_cache, record
 from tests.support.redis_cluster import RedisCluster, ask, until
 from tests.support.redis_server import RedisServer
 
 FIRST, SECOND = b"[1.0,0.5]", b"[2.0,0.5]"
 OpenStore = Callable[..., RedisStore]
-
-
-def key(number: int) -> bytes:
-    return number.to_bytes(32, "big")
-
-
-@pytest.fixture
-async def admin(redis_server: RedisServer) -> AsyncIterator[Redis]:
-    admin = Redis.from_url(redis_server.url)
-    await admin.flushall()
-    yield admin
-    await admin.aclose()
 
 
 @pytest.fixture

@@ -8,24 +8,13 @@ from redis.asyncio import Redis
 
 from proxy.cache.redis.store import RedisStore
 from proxy.errors import StoreError
+from tests.support.dict_store import key_of as key
 from tests.support.dict_store import make_cache, record, served, written
 from tests.support.redis_server import RedisServer, free_port
 
 
-def key(number: int) -> bytes:
-    return number.to_bytes(32, "big")
-
-
 def name(number: int) -> str:
     return "embedding:" + key(number).hex()
-
-
-@pytest.fixture
-async def admin(redis_server: RedisServer) -> AsyncIterator[Redis]:
-    admin = Redis.from_url(redis_server.url)
-    await admin.flushall()
-    yield admin
-    await admin.aclose()
 
 
 @pytest.fixture

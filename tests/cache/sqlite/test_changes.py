@@ -9,12 +9,9 @@ import pytest
 from proxy.cache.sqlite import changes
 from proxy.cache.sqlite.store import SQLiteStore
 from proxy.cache.store import Changes
+from tests.support.dict_store import key_of as key
 
 OpenStore = Callable[[], SQLiteStore]
-
-
-def key(number: int) -> bytes:
-    return number.to_bytes(32, "big")
 
 
 @pytest.fixture
