@@ -3,19 +3,19 @@
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 from multidict import CIMultiDict
 
 from proxy.access.admission import Access
-from proxy.embeddings.fast_path import FastPath
+from proxy.embeddings.fast_path import FastPath, FastPathHit, FastPathRead
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.responses import finish_head
 from proxy.embeddings.route import CLIENT_LEFT, EmbeddingsRoute, status_of_error
 from proxy.errors import InvalidRequest, OriginNotAllowed, ProxyError
-from proxy.http.connection import Connection
+from proxy.http.connection import Connection, Response, ResponseLater
 from proxy.http.error_responses import error_response
 from proxy.labels import RequestOutcome
 from proxy.passthrough.relay import relay
@@ -90,9 +90,9 @@ class Dispatcher:
                 response.force_close()
         return response
 
-    def handle_bytes(self, sent: bytes, connection: Connection) -> Sequence[bytes] | None:
-        """The response, from memory, to a request whose bytes or whose head are those of an earlier one; None: it must
-        be parsed.
+    def handle_bytes(self, sent: bytes, connection: Connection) -> Response | ResponseLater | None:
+        """The response, from the cache, to a request whose bytes or whose head are those of an earlier one; None: it
+        must be parsed.
 
         It is counted, logged and traced like any other.
         """
@@ -100,15 +100,27 @@ class Dispatcher:
             return None
         started_s = time.perf_counter()
         try:
-            hit = self._fast_path.find_by_bytes(sent, connection, started_s)
-            if hit is None:
-                return None
-            fields = hit.fields
-            request_id = self._ids.of(fields.get("x-request-id"))
-            response = self._fast_path.response(hit, request_id)
+            found = self._fast_path.find_by_bytes(sent, connection, started_s)
+            if isinstance(found, FastPathRead):
+                return self._read(found, connection, started_s)
+            return None if found is None else self._hit(found, connection, started_s)
         except Exception:  # noqa: BLE001 - the request is parsed instead
             _log.exception("unexpected error in the fast path")
             return None
+
+    async def _read(self, read: FastPathRead, connection: Connection, started_s: float) -> Response | None:
+        """The same after items were read from the store."""
+        try:
+            hit = await self._fast_path.read(read, connection)
+            return None if hit is None else self._hit(hit, connection, started_s)
+        except Exception:  # noqa: BLE001 - the request is parsed instead
+            _log.exception("unexpected error in the fast path")
+            return None
+
+    def _hit(self, hit: FastPathHit, connection: Connection, started_s: float) -> Response:
+        fields = hit.fields
+        request_id = self._ids.of(fields.get("x-request-id"))
+        response = self._fast_path.response(hit, request_id)
         connection.tenant = hit.known.tenant
         progress = Progress(request_id)
         progress.span = self._traces.begin("POST", CIMultiDict(fields) if fields else _NO_FIELDS, started_s)

@@ -84,8 +84,9 @@ class Resolver:
         progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
         is_valid = self._is_valid(client_request)
         if is_valid and not found.missing:
-            if sighting is not None and found.from_memory == len(found.entries):
-                self._fast_path.remember(sighting, client_request)
+            if sighting is not None:
+                from_memory = found.from_memory == len(found.entries)
+                self._fast_path.remember(sighting, client_request, from_memory=from_memory)
             return self._hit(client_request, found)
         if client_request.directives.only_if_cached:
             raise self._not_cached(client_request, found, is_valid=is_valid)

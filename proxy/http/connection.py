@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -24,10 +24,15 @@ _FEW_PARTS = 16
 MAX_PENDING_BYTES = 64 * 1024
 
 
+Response = list[bytes]  # in parts
+# A coroutine, which may be cancelled: the request is parsed then, as it is if the result is None.
+ResponseLater = Coroutine[Any, Any, Response | None]
+
+
 class BytesHandler(Protocol):
     """Responds to requests by their raw bytes."""
 
-    def handle_bytes(self, sent: bytes, connection: "Connection") -> Sequence[bytes] | None:
+    def handle_bytes(self, sent: bytes, connection: "Connection") -> Response | ResponseLater | None:
         """The response to a request of exactly these bytes; None: it must be parsed. Sets the connection's tenant."""
         ...
 
@@ -57,11 +62,11 @@ class Connection(LimitedConnection):
 
     At a request boundary, while no response is due, bytes go to the `BytesHandler` first. It responds to a complete
     request only if the parser has seen the same bytes before and found their end there. Clients send head and body in
-    two packets, so a known head waits for the next bytes, or for the next sweep. Why this is safe:
-    docs/adr/0003-bytes-before-the-parser.md.
+    two packets, so a known head waits for the next bytes, or for the next sweep. So does a whole request while the
+    handler reads what it needs. Why this is safe: docs/adr/0003-bytes-before-the-parser.md.
     """
 
-    __slots__ = ("_bytes_handler", "_is_last", "_pending_head", "_recorder", "_tunnel", "known_head")
+    __slots__ = ("_bytes_handler", "_is_last", "_pending", "_recorder", "_response", "_tunnel", "known_head")
 
     def __init__(
         self, server: web.Server, context: ConnectionContext, bytes_handler: BytesHandler | None, **options: Any
@@ -69,7 +74,8 @@ class Connection(LimitedConnection):
         super().__init__(server, context, **options)
         self._bytes_handler = bytes_handler
         self._recorder = RequestRecorder()
-        self._pending_head = b""  # a head that the parser has not got yet, maybe with a part of its body
+        self._pending = b""  # what the parser has not got yet: a head, maybe with a part of its body, or a request
+        self._response: asyncio.Task[Response | None] | None = None  # to the pending request
         self.known_head: HeadTemplate | None = None  # of requests that `BytesHandler` may respond to; it sets this
         self._is_last = False  # the next response is the last one: nothing after it can be parsed
         self._tunnel: Tunnel | None = None
@@ -82,20 +88,36 @@ class Connection(LimitedConnection):
             self._tunnel.feed_data(data)
             return
         handler = self._bytes_handler
-        if handler is not None and self._recorder.at_boundary and self.is_idle:
-            if (response := handler.handle_bytes(self._pending_head + data, self)) is not None:
-                self._pending_head = b""
-                self._timer.request_ended(self._now())
-                self._write(response)
+        if handler is not None and self._recorder.at_boundary and self.is_idle and self._response is None:
+            sent = self._pending + data
+            response = handler.handle_bytes(sent, self)
+            if isinstance(response, list):
+                self._respond(response)
                 return
-            if not self._pending_head and self._begins_known(data, handler):
+            if response is not None:
+                self._pending = sent
+                self._response = self._context.loop.create_task(response)
+                self._response.add_done_callback(self._respond_to_pending)
+                return
+            if not self._pending and self._begins_known(data, handler):
                 self._time_head(data)
-                self._pending_head = data
+                self._pending = data
                 return
         self.parse_pending()
         self._parse(data)
 
-    def _write(self, response: Sequence[bytes]) -> None:
+    def _respond_to_pending(self, task: "asyncio.Task[Response | None]") -> None:
+        if task is not self._response or task.cancelled():
+            return
+        response, self._response = task.result(), None
+        if response is None:
+            self.parse_pending()
+        else:
+            self._respond(response)
+
+    def _respond(self, response: Response) -> None:
+        self._pending = b""
+        self._timer.request_ended(self._now())
         if self.transport is not None:
             # To join many parts would copy all of them, to write few of them apart takes longer.
             if len(response) <= _FEW_PARTS:
@@ -111,10 +133,17 @@ class Connection(LimitedConnection):
         return sent.endswith(HEAD_END) and handler.knows_head(sent)
 
     def parse_pending(self) -> None:
-        """Pass the pending head to the parser separately: on an error, the parser drops all bytes of the same call."""
-        if self._pending_head:
-            head, self._pending_head = self._pending_head, b""
-            self._parse(head)
+        """Pass what is pending to the parser separately: on an error, the parser drops all bytes of the same call."""
+        pending = self._take_pending()
+        if pending:
+            self._parse(pending)
+
+    def _take_pending(self) -> bytes:
+        if self._response is not None:
+            response, self._response = self._response, None
+            response.cancel()
+        pending, self._pending = self._pending, b""
+        return pending
 
     def _parse(self, data: bytes) -> None:
         if data:  # aiohttp resumes a paused parser without any
@@ -201,6 +230,8 @@ class Connection(LimitedConnection):
 
     def eof_received(self) -> bool | None:  # type: ignore[override] # as in the base
         """The client has closed its side. Returns whether the connection stays open for responses."""
+        if self._response is not None:
+            self.parse_pending()
         if self._tunnel is None or self._lingering is not None:
             return super().eof_received()
         self._half_closed = HalfClosed(self._now())
@@ -215,3 +246,7 @@ class Connection(LimitedConnection):
         if self._tunnel is not None:
             self._tunnel.go_away()
         super().force_close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._take_pending()
+        super().connection_lost(exc)

@@ -41,12 +41,14 @@ class ModelCounters:
     def count_request(self, outcome: RequestOutcome, status: int) -> None:
         self._requests(outcome, status, self._label).inc()
 
-    def count_hit(self, *, items: int, distinct: int, saved: int) -> None:
-        """Count a request with status 200 all of whose items were in memory."""
+    def count_hit(self, *, items: int, distinct: int, from_memory: int, saved: int) -> None:
+        """Count a request with status 200 all of whose items were in the cache."""
         if self._hits is None:
             self._hits = self._requests(RequestOutcome.HIT, HTTPStatus.OK.value, self._label)
         self._hits.value += 1
-        self.items[ItemResult.MEMORY].value += distinct
+        self.items[ItemResult.MEMORY].value += from_memory
+        if distinct > from_memory:
+            self.items[ItemResult.STORE].value += distinct - from_memory
         if items > distinct:
             self.items[ItemResult.DUPLICATE].value += items - distinct
         self.save(saved)

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import ClassVar
@@ -20,7 +20,7 @@ from proxy.embeddings.progress import Progress
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.route import EmbeddingsRoute
 from proxy.http import timeouts
-from proxy.http.connection import Connection
+from proxy.http.connection import Connection, Response, ResponseLater
 from proxy.http.server import Server
 from tests.conftest import StartProxy
 from tests.embeddings.test_request_memo import counters
@@ -417,10 +417,10 @@ class Knows:
     def __init__(self) -> None:
         self.count = 0
 
-    def handle_bytes(self, sent: bytes, _: Connection) -> Sequence[bytes] | None:
+    def handle_bytes(self, sent: bytes, _: Connection) -> Response | ResponseLater | None:
         answer = KNOWN.get(sent)
         self.count += answer is not None
-        return None if answer is None else (answer[:10], answer[10:])
+        return None if answer is None else [answer[:10], answer[10:]]
 
     def knows_head(self, sent: bytes) -> bool:
         return sent in HEADS

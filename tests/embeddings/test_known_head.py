@@ -3,8 +3,10 @@
 import asyncio
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -14,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.access import client_keys
-from proxy.config.settings import UpstreamSetting
+from proxy.cache.cache import Cache
+from proxy.config.settings import StoreSetting, UpstreamSetting
 from proxy.embeddings import known_head
 from proxy.embeddings.reader import Reader
-from proxy.http.connection import Connection
+from proxy.http.connection import Connection, Response, ResponseLater
 from proxy.http.head_template import HeadTemplate
 from proxy.protocol.providers import PROVIDERS
 from tests.conftest import StartProxy
@@ -397,12 +400,26 @@ async def test_hits_end_a_count_of_varying_headers(client: Client, caplog: pytes
 
 
 class Learns(Knows):
-    def handle_bytes(self, sent: bytes, connection: Connection) -> Sequence[bytes] | None:
+    """Responds after some turns of the event loop: the next of ``delays``; None: at once."""
+
+    def __init__(self, delays: Iterable[int | None] = ()) -> None:
+        super().__init__()
+        self._delays = iter(delays)
+        self.is_parser_needed = False  # found out later
+
+    def handle_bytes(self, sent: bytes, connection: Connection) -> Response | ResponseLater | None:
         head = None if connection.known_head is None else connection.known_head.match(sent)
         if head is None or head.size_bytes + head.body_bytes != len(sent):
             return None
         self.count += 1
-        return (echo(sent.split(b" ")[1].decode(), sent[head.size_bytes :]),)
+        response = [echo(sent.split(b" ")[1].decode(), sent[head.size_bytes :])]
+        turns = next(self._delays, None)
+        return response if turns is None else self._later(turns, response)
+
+    async def _later(self, turns: int, response: Response) -> Response | None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return None if self.is_parser_needed else response
 
     def knows_head(self, sent: bytes) -> bool:
         return False
@@ -433,9 +450,11 @@ REQUESTS = st.one_of(
 @given(
     st.lists(REQUESTS, min_size=1, max_size=6),
     st.lists(st.tuples(st.integers(0, 600), st.booleans()), max_size=8),
+    st.lists(st.none() | st.integers(0, 40), max_size=4),
+    st.booleans(),
 )
 def test_wherever_a_stream_is_cut_the_responses_are_those_of_the_parser_alone(
-    requests: list[bytes], cuts: list[tuple[int, bool]]
+    requests: list[bytes], cuts: list[tuple[int, bool]], delays: list[int | None], is_parser_needed: bool
 ) -> None:
     stream = b"".join(requests)
     boundaries = {sum(map(len, requests[:count])) for count in range(len(requests))}
@@ -454,7 +473,9 @@ def test_wherever_a_stream_is_cut_the_responses_are_those_of_the_parser_alone(
                 responses += await Wire(line.reader, line.writer).answer()
             return said(responses)
 
-    assert asyncio.run(run(Learns())) == asyncio.run(run(None))
+    learns = Learns(delays)
+    learns.is_parser_needed = is_parser_needed
+    assert asyncio.run(run(learns)) == asyncio.run(run(None))
 
 
 async def test_a_head_that_differs_in_its_length_is_known() -> None:
@@ -465,3 +486,131 @@ async def test_a_head_that_differs_in_its_length_is_known() -> None:
             line.writer.write(numbered(length, f"id-{length}"))
             assert (await line.answer()).endswith(b"/n " + b"x" * length)
     assert (site.seen, knows.count) == (["/n"], 2)
+
+
+FOREVER = 10**9  # turns of the event loop
+
+
+@asynccontextmanager
+async def pending(turns: int = FOREVER) -> AsyncIterator[tuple[LearningSite, Wire]]:
+    """A connection whose second request waits for a response of the bytes handler."""
+    site = LearningSite(Learns([turns]))
+    async with site.line() as line:
+        line.writer.write(numbered(3, "first"))
+        await line.answer()
+        site.connection.data_received(numbered(4, "second"))
+        await settled()
+        assert site.seen == ["/n"]
+        yield site, line
+
+
+async def test_a_response_comes_later() -> None:
+    async with pending(turns=100) as (site, line):
+        assert (await line.answer()).endswith(b"/n xxxx")
+        assert site.seen == ["/n"]
+
+
+async def test_a_pending_request_is_parsed_when_another_one_follows() -> None:
+    async with pending() as (site, line):
+        line.writer.write(numbered(5, "third"))
+        assert (await line.answer()).endswith(b"/n xxxx")
+        assert (await line.answer()).endswith(b"/n xxxxx")
+        assert site.seen == ["/n"] * 3
+
+
+async def test_a_pending_request_is_responded_to_when_the_client_closes_its_side() -> None:
+    async with pending() as (site, line):
+        line.writer.write_eof()
+        rest = await line.reader.read()
+        assert rest.endswith(b"/n xxxx")
+        assert site.seen == ["/n"] * 2
+
+
+async def test_a_pending_request_is_responded_to_before_the_server_stops() -> None:
+    async with pending() as (site, line):
+        site.server.pre_shutdown()
+        rest = await line.reader.read()
+        assert rest.endswith(b"/n xxxx")
+        assert b"Connection: close" in rest
+
+
+async def test_nothing_is_done_on_a_lost_connection() -> None:
+    async with pending() as (site, _):
+        assert site.connection.transport is not None
+        site.connection.transport.abort()
+        while site.server.connections:
+            await asyncio.sleep(0)
+        assert not [task for task in asyncio.all_tasks() if "Learns._later" in repr(task)]
+        assert site.seen == ["/n"]
+
+
+# --- items that only the store has
+
+
+@pytest.fixture
+async def stored(start_proxy: StartProxy, sqlite_path: Path) -> Client:
+    return await start_proxy(store=StoreSetting(path=sqlite_path))
+
+
+async def forget(client: Client) -> None:
+    """Empty the memory tier."""
+    await client.proxy.cache.memory.clear()
+
+
+async def test_items_are_read_from_the_store_without_parsing(
+    stored: Client, upstream: ScriptedUpstream, parsed: Parsed
+) -> None:
+    async with wire(stored) as line, wire(stored) as cut:
+        await known(line, stored)
+        asked = len(upstream.calls)
+        for given in ("c", ["c", "d", "c"]):
+            before, responses, counted = parsed.count, [], []
+            for ask in (line.ask, lambda sent: in_pieces(cut, sent)):
+                await forget(stored)
+                earlier = await counters(stored)
+                responses.append(await ask(request(body(given))))
+                later = await counters(stored)
+                counted.append({name: later[name] - earlier[name] for name in later if later[name] != earlier[name]})
+            assert b"X-Cache: HIT" in responses[0]
+            assert without_id(responses[0]) == without_id(responses[1])
+            assert counted[0] == counted[1]
+            assert parsed.count == before + 1
+        assert len(upstream.calls) == asked
+
+
+async def test_a_head_is_learnt_from_items_in_the_store(stored: Client, parsed: Parsed) -> None:
+    await fill(stored, "a", "b", "c")
+    async with wire(stored) as line:
+        for text, is_parsed in (("a", True), ("b", True), ("c", False)):
+            await forget(stored)
+            before = parsed.count
+            assert b"X-Cache: HIT" in await line.ask(request(body(text)))
+            assert parsed.count == before + is_parsed
+
+
+async def test_what_the_store_lacks_is_fetched(stored: Client, parsed: Parsed) -> None:
+    async with wire(stored) as line:
+        await known(line, stored)
+        await forget(stored)
+        before = parsed.count
+        assert b"X-Cache: MISS" in await line.ask(request(body("new")))
+        assert b"X-Cache: PARTIAL" in await line.ask(request(body(["newer", "c"])))
+        assert parsed.count == before + 2
+
+
+async def test_a_credential_refused_during_the_read_gets_nothing(
+    stored: Client, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with wire(stored) as line:
+        await known(line, stored)
+        await forget(stored)
+        upstream.reply = error_reply(401, {"error": {"message": "no"}})
+        read = Cache.read
+
+        async def refused_meanwhile(self: Cache, *given: Any, **named: Any) -> Any:
+            monkeypatch.setattr(Cache, "read", read)
+            assert (await stored.embed("other")).status == 401
+            return await read(self, *given, **named)
+
+        monkeypatch.setattr(Cache, "read", refused_meanwhile)
+        assert b" 401 " in await line.ask(request(body("c")))
