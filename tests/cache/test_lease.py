@@ -1,34 +1,14 @@
 """Leases, and how often a miss reads the store with and without them."""
 
 import asyncio
-from collections.abc import Collection, Sequence
 
 import pytest
 
 from proxy.errors import StoreError
 from tests.conftest import StartProxy
 from tests.support.dict_store import A, B, DictStore, make_cache
+from tests.support.leasing_store import LeasingStore
 from tests.support.scripted import ScriptedUpstream
-
-
-class LeasingStore(DictStore):
-    """One whose leases a test gives to others."""
-
-    has_leases = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.of_others: set[bytes] = set()
-        self.lease_failure: StoreError | None = None
-        self.extended: list[tuple[set[bytes], float]] = []
-
-    async def lease_many(self, keys: Sequence[bytes], *, ttl_s: float) -> set[bytes]:
-        if self.lease_failure:
-            raise self.lease_failure
-        return set(keys) - self.of_others
-
-    async def extend_many(self, keys: Collection[bytes], *, ttl_s: float) -> None:
-        self.extended.append((set(keys), ttl_s))
 
 
 @pytest.mark.parametrize(("store", "reads"), [(DictStore(), 1), (LeasingStore(), 2)], ids=["without", "with"])

@@ -14,7 +14,7 @@ from aiohttp.web import Response
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict
 
 from proxy.access.admission import Access
 from proxy.access.validations import CredentialScope, Validations
@@ -38,6 +38,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin, Router
 from proxy.upstream.urls import Routes
+from tests.support.fake_client import response
 from tests.support.fake_request import FakeRequest
 from tests.support.profiles import IS_SLOW_PROFILE
 
@@ -103,11 +104,11 @@ class FakeUpstream:
         if how == "unreachable":
             raise UpstreamUnreachable("no")
         if how == "500" or POISON in given:
-            return _answer(500 if how == "500" else 400, {"error": {}})
+            return response(500 if how == "500" else 400, {"error": {}})
         data = [{"index": index, "embedding": self._vector(item)} for index, item in enumerate(given)]
         if how == "spoilt":
             data.pop()
-        return _answer(200, {"data": data[::-1], "model": "m", "usage": {"prompt_tokens": items}})
+        return response(200, {"data": data[::-1], "model": "m", "usage": {"prompt_tokens": items}})
 
     def _vector(self, item: str) -> list[float]:
         self._serial += 1
@@ -117,10 +118,6 @@ class FakeUpstream:
         _, outcome = self.calls.pop(which % len(self.calls))
         if not outcome.done():  # a replay ends with its client
             outcome.set_result(how)
-
-
-def _answer(status: int, body: object) -> UpstreamResponse:
-    return UpstreamResponse(status=status, reason="", headers=CIMultiDictProxy(CIMultiDict()), body=orjson.dumps(body))
 
 
 def key_of(item: str) -> bytes:

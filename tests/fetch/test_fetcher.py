@@ -4,7 +4,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
@@ -12,40 +11,13 @@ from proxy.cache.memory import Memory
 from proxy.cache.store import NoStore
 from proxy.errors import ProxyError
 from proxy.fetch.fetcher import Fetcher
-from proxy.fetch.outcomes import EmbedResult
 from proxy.fetch.request import FetchRequest, Policy
 from proxy.protocol.records import Record
-from proxy.protocol.vectors import DType, Vector
 from proxy.telemetry.metrics import Metrics
 from tests.support.client_requests import client_request_for
+from tests.support.fake_batcher import VECTOR, FakeBatcher
 
 A, B = b"a" * 32, b"b" * 32
-VECTOR = Vector(DType.FLOAT32, b"\0\0\x80?")
-
-
-class FakeBatcher:
-    """Responds to every call at once, and keeps the items that it was given."""
-
-    def __init__(self) -> None:
-        self.calls: list[list[str]] = []
-
-    def split(self, request: FetchRequest) -> list[FetchRequest]:
-        return [request]
-
-    async def submit(self, request: FetchRequest) -> EmbedResult:
-        self.calls.append(request.items)
-        return EmbedResult(
-            vectors=[VECTOR for _ in request.keys],
-            tokens=[1 for _ in request.keys],
-            model="m",
-            usage={"prompt_tokens": len(request.keys), "total_tokens": len(request.keys)},
-            extra_fields={},
-            status=200,
-            headers=CIMultiDictProxy(CIMultiDict()),
-            is_unmerged=True,
-            is_own_body=request.is_whole,
-            by_origin=True,
-        )
 
 
 @pytest.fixture
