@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from proxy.access.admission import Access
 from proxy.access.client_keys import ClientKeys
+from proxy.access.validations import Validations
 from proxy.app.core import Core
 from proxy.config.settings import Settings
 from proxy.dispatch import Dispatcher
@@ -36,7 +37,7 @@ async def open_request_path(
 ) -> RequestPath:
     """Open the parts, until ``stack`` is closed."""
     client_keys = None if settings.client_keys is None else ClientKeys(settings.client_keys)
-    access = _make_access(settings, core, client_keys)
+    access = make_access(settings, core.validations, client_keys)
     bodies = BodyReader(core.metrics, max_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
     stack.callback(bodies.close)
     log = AccessLog(write_log, is_json=settings.log_format == "json", clock=clock)
@@ -46,14 +47,14 @@ async def open_request_path(
     return RequestPath(client_keys=client_keys, bodies=bodies, log=log, dispatcher=dispatcher)
 
 
-def _make_access(settings: Settings, core: Core, client_keys: ClientKeys | None) -> Access:
+def make_access(settings: Settings, validations: Validations, client_keys: ClientKeys | None) -> Access:
     providers = (upstream.provider for upstream in (settings.upstream, *settings.routed))
     neutral_for_all = frozenset.intersection(*(provider.neutral_headers for provider in providers))
     return Access(
         shares_all=settings.shares_all,
         owns_key=settings.owns_key,
         client_keys=client_keys,
-        validations=core.validations,
+        validations=validations,
         key_headers=settings.key_headers,
         neutral_headers=settings.neutral_headers | neutral_for_all,
         cors_origins=settings.cors_origins,

@@ -28,7 +28,7 @@ def open_cache(
     )
     return Cache(
         memory,
-        open_store(settings, clock),
+        open_store(settings.store, settings.store_limit_bytes, clock=clock),
         metrics,
         ttl_s=settings.ttl_s,
         timeout_s=settings.store_timeout_s,
@@ -38,13 +38,16 @@ def open_cache(
     )
 
 
-def open_store(settings: Settings, clock: Callable[[], float]) -> Store:
-    match settings.store:
+def open_store(
+    setting: StoreSetting, limit_bytes: int, *, clock: Callable[[], float], redis_timeout_s: float = _REDIS_TIMEOUT_S
+) -> Store:
+    """``limit_bytes`` is for a SQLite file."""
+    match setting:
         case StoreSetting(path=Path() as path):
-            return SQLiteStore(path, limit_bytes=settings.store_limit_bytes, clock=clock)
+            return SQLiteStore(path, limit_bytes=limit_bytes, clock=clock)
         case StoreSetting(url=str(url)):
             # Imported only here: redis-py is slow to import, and imports OpenTelemetry if that is installed.
             from proxy.cache.redis.store import RedisStore  # noqa: PLC0415
 
-            return RedisStore(url, timeout_s=_REDIS_TIMEOUT_S, max_connections=_REDIS_CONNECTIONS)
+            return RedisStore(url, timeout_s=redis_timeout_s, max_connections=_REDIS_CONNECTIONS)
     return NoStore()

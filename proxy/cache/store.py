@@ -1,6 +1,7 @@
 """The protocol of a store, which keeps the cache's bytes."""
 
 from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -10,12 +11,32 @@ COOLDOWN_S = 1.0
 NOTHING: Mapping[bytes, bytes] = MappingProxyType({})
 
 
-class Changes(NamedTuple):
-    """A part of the store's log of replaced values."""
+# How long a store keeps values: all of them, or each by its key. With None, as long as there is room.
+TTL = float | Mapping[bytes, float] | None
 
-    keys: Collection[bytes] = ()  # whose values were replaced
+
+class Page(NamedTuple):
+    """A part of all values."""
+
+    values: Mapping[bytes, bytes]
+    cursor: bytes | None  # where the next part begins; None after the last one
+
+
+class Purge(NamedTuple):
+    """What an operator removes from the store, whatever its value is by then. An upstream's response that was asked for
+    before that must not bring it back."""
+
+    keys: AbstractSet[bytes] = frozenset()
+    models: AbstractSet[str] = frozenset()  # patterns of names of models, as the upstream's responses have them
+
+
+class Changes(NamedTuple):
+    """A part of the store's log of replaced and removed values."""
+
+    keys: Collection[bytes] = ()  # whose values were replaced or removed
     is_complete: bool = True  # if not, the values of any other keys may have been replaced too
     has_more: bool = False  # whether the next part is there already
+    purge: Purge = Purge()
 
 
 class Store(Protocol):
@@ -41,7 +62,7 @@ class Store(Protocol):
         self,
         values: Mapping[bytes, bytes],
         *,
-        ttl_s: float | None,
+        ttl_s: TTL,
         overwrite: bool,
         invalid: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
@@ -58,8 +79,24 @@ class Store(Protocol):
         """
         ...
 
+    async def scan(self, cursor: bytes = b"") -> Page:
+        """All values, a page at a time: the first without a cursor, which is opaque. Every value that was there all the
+        time is in one of the pages, or in several; what is stored meanwhile may be in none. A page is small enough to
+        be held in memory, and to be read without a noticeable pause for others. It may be empty though others follow.
+        """
+        ...
+
+    async def delete_many(self, keys: Collection[bytes]) -> int:
+        """Delete the values of ``keys``. Returns how many there were. The keys are announced as overwritten ones are,
+        also those without a value."""
+        ...
+
+    async def announce_purge(self, purge: Purge) -> None:
+        """Tell everybody who calls `changes` what is removed next."""
+        ...
+
     async def changes(self) -> Changes:
-        """The keys whose values any process has overwritten since the last call. They may include keys whose values
+        """What any process has overwritten, deleted or announced since the last call. It may include keys whose values
         have not been overwritten yet, and a key again. One call at a time."""
         ...
 
@@ -97,11 +134,20 @@ class NoStore(Unleased):
         self,
         values: Mapping[bytes, bytes],
         *,
-        ttl_s: float | None,
+        ttl_s: TTL,
         overwrite: bool,
         invalid: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
         return {}
+
+    async def scan(self, cursor: bytes = b"") -> Page:
+        return Page({}, None)
+
+    async def delete_many(self, keys: Collection[bytes]) -> int:
+        return 0
+
+    async def announce_purge(self, purge: Purge) -> None:
+        return None
 
     async def changes(self) -> Changes:
         return Changes()

@@ -12,16 +12,17 @@ from click.core import ParameterSource
 from proxy import __version__
 from proxy.access import client_keys
 from proxy.cli import environment, option_types, providers_text, stats_client, stats_text
+from proxy.cli.cache_commands import cache_group
 from proxy.cli.config_file import config_file_of, use_config_file
 from proxy.cli.options import OPTIONS
 from proxy.cli.serve import serve_command
 from proxy.cli.stats_client import Unreachable
 from proxy.config.suggestion import suggestion
-from proxy.errors import ConfigError
+from proxy.errors import ConfigError, StoreError
 from proxy.process import run
 from proxy.protocol.providers import GENERIC
 
-_EXIT_UNREACHABLE = 1
+_EXIT_UNREACHABLE = 1  # of a proxy or a store
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130  # 128 and SIGINT, as of shells
 
@@ -33,6 +34,7 @@ def cli() -> None:
 
 
 cli.add_command(serve_command)
+cli.add_command(cache_group)
 
 
 @cli.command(name="providers")
@@ -145,8 +147,8 @@ def _repainted(text: str) -> str:
 
 
 def main() -> None:
-    """Run the command. An error in its settings is one line on stderr and exit status 2; a proxy that can't be reached,
-    one line and exit status 1."""
+    """Run the command. An error in its settings is one line on stderr and exit status 2; a proxy or a store that can't
+    be used, one line and exit status 1."""
     environment.drop_kubernetes_service_env()
     try:
         status = cli.main(prog_name="embedding-proxy", standalone_mode=False)
@@ -157,7 +159,7 @@ def main() -> None:
         _exit_with(_located(error))
     except ConfigError as error:
         _exit_with(str(error))
-    except Unreachable as error:
+    except (Unreachable, StoreError) as error:
         _exit_with(str(error), _EXIT_UNREACHABLE)
     except click.Abort:
         sys.exit(_EXIT_INTERRUPTED)

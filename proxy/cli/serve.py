@@ -1,19 +1,15 @@
 """The command ``embedding-proxy serve``: its options as settings, and the processes that serve by them."""
 
 import logging
-import os
 from functools import partial
 from typing import Any
 
 import click
 
 from proxy.cli import banner, environment
-from proxy.cli.config_file import config_file_of, use_config_file
-from proxy.cli.option import settings_fields
+from proxy.cli.config_file import use_config_file
 from proxy.cli.options import CONFIG, OPTIONS
-from proxy.cli.upstream_options import default_egress, upstreams
-from proxy.config import checks
-from proxy.config.secrets import read_record_key
+from proxy.cli.proxy_settings import settings_of
 from proxy.config.settings import Settings
 from proxy.process import run
 from proxy.process.supervisor import Supervisor
@@ -30,31 +26,12 @@ _PARAMETERS = [
 def serve_command(ctx: click.Context, /, workers: int, **_: Any) -> int:
     """Run the proxy. Flags override environment variables, which override the file, which overrides the defaults."""
     environment.forbid_unknown_variables({option.variable for option in (*OPTIONS, CONFIG)})
-    settings = _settings(ctx)
+    settings = settings_of(ctx)
     announce = partial(_announce, settings)
     if workers == 1:
         return run.run_proxy(settings, announce=lambda proxy: announce(proxy.base_url, proxy.admin_url))
     with log.logging_without_thread(settings.log_format):
         return Supervisor(settings, workers).run(announce)
-
-
-def _settings(ctx: click.Context) -> Settings:
-    """Raises `ConfigError` and `click.BadParameter`."""
-    default, routed = upstreams(ctx)
-    record_key_env = ctx.params["record_key_env"]
-    settings = Settings(
-        **settings_fields(OPTIONS, ctx.params),
-        upstream=default,
-        routed=routed,
-        record_key=None if record_key_env is None else read_record_key(record_key_env, os.environ),
-        prices=config_file_of(ctx).prices_by_model(),
-    )
-    checks.require_client_auth(settings)
-    checks.require_use_of(default_egress(ctx), settings)
-    checks.forbid_contradictions(settings)
-    if settings.traces == "otlp":
-        checks.require_otlp(os.environ)
-    return settings
 
 
 def _announce(settings: Settings, base_url: str, admin_url: str) -> None:

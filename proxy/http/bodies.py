@@ -15,6 +15,7 @@ from proxy.labels import BypassReason
 from proxy.protocol import content_coding
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.content_coding import InvalidCoding
+from proxy.protocol.headers import Headers
 from proxy.protocol.json_structure import MAX_MEMBERS, MAX_VALUES, Structure
 from proxy.telemetry.metrics import Metrics
 from proxy.worker_thread import Worker
@@ -78,12 +79,12 @@ class BodyReader:
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request body is larger than {self._max_bytes} bytes.")
 
-    async def inflated(self, request: BaseRequest, body: bytes, reservation: "BodyReservation") -> Body:
+    async def inflated(self, given: Headers, body: bytes, reservation: "BodyReservation") -> Body:
         """A compressed body, decompressed. The limits are those of a body that was not compressed.
 
         Raises `Bypass` if it can't be decompressed, `ProxyError` if it exceeds a limit. Then it reserves nothing.
         """
-        codings = request.headers.getall("Content-Encoding")
+        codings = given.getall("Content-Encoding")
         if len(codings) != 1 or codings[0].lower() not in content_coding.CODINGS:
             raise Bypass(BypassReason.CONTENT_ENCODING)
         # JSON of texts never compresses to a hundredth of its size. A body that seems to is a decompression bomb.

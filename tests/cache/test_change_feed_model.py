@@ -14,7 +14,7 @@ from proxy.cache.cache import Cache
 from proxy.cache.change_feed import AGAIN_AFTER_S, POLL_S
 from proxy.cache.entry import Entry
 from proxy.cache.memory import Memory
-from proxy.cache.store import NOTHING, Changes
+from proxy.cache.store import NOTHING, TTL, Changes
 from proxy.errors import StoreError
 from proxy.protocol import records
 from proxy.telemetry.metrics import Metrics
@@ -62,7 +62,7 @@ class Process(SteppedStore):
         self,
         values: Mapping[bytes, bytes],
         *,
-        ttl_s: float | None,
+        ttl_s: TTL,
         overwrite: bool,
         invalid: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:

@@ -9,7 +9,7 @@ import pytest
 
 from proxy.cache.redis.store import RedisStore
 from proxy.cache.sqlite.store import SQLiteStore
-from proxy.cache.store import Store
+from proxy.cache.store import Purge, Store
 from tests.support.dict_store import key_of as key
 from tests.support.dict_store import look_up, make_cache, record, written
 from tests.support.servers import AVAILABLE, Servers
@@ -145,14 +145,23 @@ async def test_caches_that_did_not_wait_for_replies_serve_one_vector_in_the_end(
 
 async def changes(store: Store) -> set[bytes]:
     """All that is new in the log."""
-    found: set[bytes] = set()
+    return (await changes_and_purges(store))[0]
+
+
+async def changes_and_purges(store: Store) -> tuple[set[bytes], set[bytes], set[str]]:
+    """The keys that were replaced or removed, and those and the models that are purged."""
+    keys: set[bytes] = set()
+    purged: set[bytes] = set()
+    models: set[str] = set()
     has_more = True
     while has_more:
         part = await store.changes()
         assert part.is_complete
-        found |= set(part.keys)
+        keys.update(part.keys)
+        purged.update(part.purge.keys)
+        models.update(part.purge.models)
         has_more = part.has_more
-    return found
+    return keys, purged, models
 
 
 async def test_every_process_learns_once_which_values_were_replaced(open_store: OpenStore) -> None:
@@ -189,3 +198,77 @@ async def test_processes_that_replace_at_once_lose_no_announcement(open_store: O
     )
     for store in stores:
         assert await changes(store) == {key(1000 * number + n) for number in range(4) for n in range(100)}
+
+
+async def scanned(store: Store) -> dict[bytes, bytes]:
+    found: dict[bytes, bytes] = {}
+    cursor: bytes | None = b""
+    while cursor is not None:
+        page = await store.scan(cursor)
+        found.update(page.values)
+        cursor = page.cursor
+    return found
+
+
+@pytest.mark.parametrize("count", [0, 1, 256, 1000])
+async def test_a_scan_finds_every_value(open_store: OpenStore, count: int) -> None:
+    values = {key(n): b"%d" % n * (n % 7) for n in range(count)}
+    if values:
+        await open_store().put_many(values, ttl_s=None, overwrite=False)
+    assert await scanned(open_store()) == values
+
+
+async def test_a_page_is_bounded_and_another_process_goes_on_with_the_next(open_store: OpenStore) -> None:
+    values = {key(n): bytes([n % 256]) * 20_000 for n in range(1200)}
+    for start in range(0, 1200, 300):
+        await open_store().put_many(
+            {key(n): values[key(n)] for n in range(start, start + 300)}, ttl_s=None, overwrite=False
+        )
+    found: dict[bytes, bytes] = {}
+    cursor: bytes | None = b""
+    while cursor is not None:
+        page = await open_store().scan(cursor)
+        assert len(page.values) < 1200
+        found.update(page.values)
+        cursor = page.cursor
+    assert found == values
+
+
+async def test_a_scan_misses_nothing_that_is_replaced_meanwhile(open_store: OpenStore) -> None:
+    store, other = open_store(), open_store()
+    keys = [key(n) for n in range(600)]
+    await store.put_many(dict.fromkeys(keys, b"first"), ttl_s=None, overwrite=False)
+    page = await store.scan()
+    found = dict(page.values)
+    some = [*keys[:50], *keys[550:]]  # of the beginning and the end, whichever order the store has
+    await other.put_many(dict.fromkeys(reversed(some), b"second"), ttl_s=None, overwrite=True)
+    while page.cursor is not None:
+        page = await store.scan(page.cursor)
+        found.update(page.values)
+    assert found.keys() == set(keys)
+    assert set(found.values()) <= {b"first", b"second"}
+
+
+async def test_what_is_deleted_is_gone_and_announced(open_store: OpenStore) -> None:
+    store, other = open_store(), open_store()
+    await store.put_many({key(n): b"x" for n in range(300)}, ttl_s=None, overwrite=False)
+    assert await changes(other) == set()
+    gone = [key(n) for n in range(200, 400)]
+    assert await store.delete_many(gone) == 100
+    assert await changes_and_purges(other) == (set(gone), set(), set())
+    assert set(await scanned(other)) == {key(n) for n in range(200)}
+    assert await other.put_many({key(250): b"y"}, ttl_s=None, overwrite=False) == {}
+    assert await store.get_many([key(250), key(251)], timeout_s=5.0) == {key(250): b"y"}
+    assert await store.delete_many([]) == 0
+
+
+async def test_every_process_learns_what_is_purged(open_store: OpenStore) -> None:
+    store, other = open_store(), open_store()
+    purged = {key(n) for n in range(100)}
+    await store.announce_purge(Purge(purged, {"text-*"}))
+    await store.announce_purge(Purge(models={"größer*"}))
+    assert await changes_and_purges(other) == (set(), purged, {"text-*", "größer*"})
+    assert await changes_and_purges(other) == (set(), set(), set())
+    await store.announce_purge(Purge(models={"text-*"}))
+    for process in (other, store):
+        assert "text-*" in (await changes_and_purges(process))[2]

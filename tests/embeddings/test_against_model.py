@@ -5,7 +5,7 @@ and each upstream answer comes exactly when the machine says so.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from proxy.access.admission import Access
 from proxy.access.validations import CredentialScope, Validations
 from proxy.cache.cache import Cache
 from proxy.cache.memory import Memory
-from proxy.cache.store import NOTHING, Changes, Unleased
+from proxy.cache.store import NOTHING, TTL, Changes, Page, Purge, Unleased
 from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.responses import ResponseBuilder
@@ -67,7 +67,7 @@ class FakeStore(Unleased):
         self,
         values: Mapping[bytes, bytes],
         *,
-        ttl_s: float | None,
+        ttl_s: TTL,
         overwrite: bool,
         invalid: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
@@ -77,6 +77,15 @@ class FakeStore(Unleased):
         existing = {} if overwrite else {key: self.values[key] for key in values if key in self.values}
         self.values |= {key: value for key, value in values.items() if key not in existing}
         return existing
+
+    async def scan(self, cursor: bytes = b"") -> Page:
+        return Page(self.values, None)
+
+    async def delete_many(self, keys: Collection[bytes]) -> int:
+        return sum(self.values.pop(key, None) is not None for key in keys)
+
+    async def announce_purge(self, purge: Purge) -> None:
+        return None
 
     async def changes(self) -> Changes:
         return Changes()

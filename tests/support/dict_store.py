@@ -2,17 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
 from proxy.cache.memory import Memory
-from proxy.cache.store import NOTHING, Changes, Store, Unleased
+from proxy.cache.store import NOTHING, TTL, Changes, Page, Purge, Store, Unleased
 from proxy.errors import StoreError
 from proxy.protocol import vectors
 from proxy.protocol.records import Record
 from proxy.telemetry.metrics import Metrics
 
+PAGE = 4  # keys in a page of a scan
 A, B, C = (bytes([n]) * 32 for n in range(3))
 
 
@@ -37,7 +38,8 @@ class DictStore(Unleased):
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
         self.log: list[bytes] = []  # keys whose values were replaced
-        self._read_of_log = 0
+        self.purges: list[Purge] = []
+        self._read_of_log = self._read_of_purges = 0
         self.failure: StoreError | None = None
         self.write_failure: StoreError | None = None
         self.gate = opened()  # to everything
@@ -60,7 +62,7 @@ class DictStore(Unleased):
         self,
         values: Mapping[bytes, bytes],
         *,
-        ttl_s: float | None,
+        ttl_s: TTL,
         overwrite: bool,
         invalid: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
@@ -75,17 +77,35 @@ class DictStore(Unleased):
         await self.replies.wait()
         return existing
 
+    async def scan(self, cursor: bytes = b"") -> Page:
+        if self.failure:
+            raise self.failure
+        keys = sorted(key for key in self.values if key > cursor)[:PAGE]
+        return Page({key: self.values[key] for key in keys}, keys[-1] if len(keys) == PAGE else None)
+
+    async def delete_many(self, keys: Collection[bytes]) -> int:
+        await self.gate.wait()
+        if failure := self.failure or self.write_failure:
+            raise failure
+        self.log += keys
+        return sum(self.values.pop(key, None) is not None for key in keys)
+
+    async def announce_purge(self, purge: Purge) -> None:
+        self.purges.append(purge)
+
     async def changes(self) -> Changes:
         if self.failure:
             raise self.failure
-        new = self.log[self._read_of_log :]
+        new, purges = self.log[self._read_of_log :], self.purges[self._read_of_purges :]
         self._read_of_log += len(new)
-        return Changes(set(new))
+        self._read_of_purges += len(purges)
+        keys = {key for purge in purges for key in purge.keys}
+        return Changes(set(new), purge=Purge(keys, {pattern for purge in purges for pattern in purge.models}))
 
     def of_another_process(self) -> "DictStore":
         """The same store, as another process has it open."""
         other = type(self)()
-        other.values, other.log = self.values, self.log
+        other.values, other.log, other.purges = self.values, self.log, self.purges
         return other
 
     async def aclose(self) -> None:

@@ -1,9 +1,9 @@
 """A store whose steps a state machine orders."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from proxy.cache.store import NOTHING, Changes, Unleased
+from proxy.cache.store import NOTHING, TTL, Changes, Page, Purge, Unleased
 from proxy.errors import StoreError
 
 
@@ -57,7 +57,7 @@ class SteppedStore(Unleased):
         self,
         values: Mapping[bytes, bytes],
         *,
-        ttl_s: float | None,
+        ttl_s: TTL,
         overwrite: bool,
         invalid: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
@@ -68,6 +68,18 @@ class SteppedStore(Unleased):
         stored |= {key: value for key, value in values.items() if key not in existing}
         await self.step()  # it may go down between doing it and saying so
         return existing
+
+    async def scan(self, cursor: bytes = b"") -> Page:
+        return Page(dict(self.world.values), None)
+
+    async def delete_many(self, keys: Collection[bytes]) -> int:
+        await self.step()
+        found = sum(self.world.values.pop(key, None) is not None for key in keys)
+        await self.step()
+        return found
+
+    async def announce_purge(self, purge: Purge) -> None:
+        return None
 
     async def changes(self) -> Changes:
         return Changes()

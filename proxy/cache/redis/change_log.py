@@ -1,4 +1,4 @@
-"""The log of replaced values in a Redis: announced to, and read."""
+"""The log of replaced and removed values in a Redis: announced to, and read."""
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -6,10 +6,10 @@ from itertools import islice
 
 from redis.exceptions import NoPermissionError, RedisError
 
-from proxy.cache.redis.changes import MAX_ANNOUNCED_KEYS, Position, announcements
+from proxy.cache.redis.changes import MAX_ANNOUNCED_KEYS, Position, announcements, purge_announcements
 from proxy.cache.redis.connection import Command
 from proxy.cache.redis.node import store_error
-from proxy.cache.store import Changes
+from proxy.cache.store import Changes, Purge
 from proxy.errors import StoreError
 
 _log = logging.getLogger(__name__)
@@ -43,6 +43,12 @@ class ChangeLog:
         finally:
             # One more than are announced one by one.
             self._unannounced = dict.fromkeys(islice(self._unannounced | waiting, MAX_ANNOUNCED_KEYS + 1))
+
+    async def announce_purge(self, purge: Purge) -> None:
+        """Raises `StoreError` if that is not possible."""
+        for reply in await self._run(list(purge_announcements(purge))):
+            if isinstance(reply, RedisError):
+                raise store_error(reply) from reply
 
     async def read(self) -> Changes:
         """As `Store.changes`."""

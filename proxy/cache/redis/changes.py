@@ -1,27 +1,28 @@
-"""The log of replaced values in a Redis, a stream: its events, and where a reader is (pure).
+"""The log of replaced and removed values in a Redis, a stream: its events, and where a reader is (pure).
 
-An event has the keys whose values are replaced, one after the other, or none for all keys. The stream is trimmed to its
-latest events, and a server that lost its data has lost the stream too. A reader notices either by its cursor: it always
-reads from the latest event that it knows, which must still be there. Otherwise it reads the log again from its
-beginning, since keys may be discarded any number of times.
+An event has the keys whose values are replaced or removed, one after the other, or none for all keys; or what is
+purged, in fields that mean all keys to earlier versions. The stream is trimmed to its latest events, and a server that
+lost its data has lost the stream too. A reader notices either by its cursor: it always reads from the latest event that
+it knows, which must still be there. Otherwise it reads the log again from its beginning, since keys may be discarded
+any number of times.
 """
 
 from collections.abc import Iterator, Sequence
 
 from proxy.cache.redis.names import CHANGES_NAME
-from proxy.cache.store import Changes
+from proxy.cache.store import Changes, Purge
 from proxy.protocol.keys import KEY_BYTES
 
 # At most 5 MB: 2 KiB an event. Every process reads all of it once, when it starts.
 MAX_EVENTS = 2_048
 _KEYS_PER_EVENT = 64
 _EVENTS_PER_READ = 256
-_FIELD = b"keys"
+_FIELD, _PURGED_KEYS, _PURGED_MODELS = b"keys", b"purged-keys", b"purged-models"
 # Above this, an event for all keys announces them.
 MAX_ANNOUNCED_KEYS = 65_536
 
 _Command = tuple[str | bytes | int, ...]
-_Event = tuple[bytes, bytes]  # id, keys
+_Event = tuple[bytes, bytes, bytes]  # id, field, its value
 
 
 def announcements(keys: Sequence[bytes]) -> Iterator[tuple[Sequence[bytes], _Command]]:
@@ -34,8 +35,17 @@ def announcements(keys: Sequence[bytes]) -> Iterator[tuple[Sequence[bytes], _Com
         yield some, _append(b"".join(some))
 
 
-def _append(keys: bytes) -> _Command:
-    return ("XADD", CHANGES_NAME, "MAXLEN", "~", MAX_EVENTS, "*", _FIELD, keys)
+def purge_announcements(purge: Purge) -> Iterator[_Command]:
+    """The commands that announce ``purge``."""
+    keys = list(purge.keys)
+    for start in range(0, len(keys), _KEYS_PER_EVENT):
+        yield _append(b"".join(keys[start : start + _KEYS_PER_EVENT]), _PURGED_KEYS)
+    for pattern in purge.models:
+        yield _append(pattern.encode(), _PURGED_MODELS)
+
+
+def _append(value: bytes, field: bytes = _FIELD) -> _Command:
+    return ("XADD", CHANGES_NAME, "MAXLEN", "~", MAX_EVENTS, "*", field, value)
 
 
 class Position:
@@ -68,12 +78,24 @@ class Position:
         is_complete = self._read_again < MAX_EVENTS
         if not is_complete or not has_more:
             self._read_again = 0
-        known = [keys for _, keys in events if keys and not len(keys) % KEY_BYTES]
+        keys, purged = _keys(events, _FIELD), _keys(events, _PURGED_KEYS)
+        models = {value.decode(errors="replace") for _, field, value in events if field == _PURGED_MODELS}
+        known = sum(1 for _, field, value in events if field == _PURGED_MODELS or _is_keys(field, value))
         return Changes(
-            {keys[at : at + KEY_BYTES] for keys in known for at in range(0, len(keys), KEY_BYTES)},
-            is_complete=is_complete and len(known) == len(events),
+            keys,
+            is_complete=is_complete and known == len(events),
             has_more=has_more,
+            purge=Purge(purged, models),
         )
+
+
+def _keys(events: list[_Event], field: bytes) -> set[bytes]:
+    found = [value for _, its_field, value in events if its_field == field and _is_keys(its_field, value)]
+    return {value[at : at + KEY_BYTES] for value in found for at in range(0, len(value), KEY_BYTES)}
+
+
+def _is_keys(field: bytes, value: bytes) -> bool:
+    return field in (_FIELD, _PURGED_KEYS) and bool(value) and not len(value) % KEY_BYTES
 
 
 def _events(reply: object) -> list[_Event]:
@@ -85,8 +107,8 @@ def _events(reply: object) -> list[_Event]:
 
 def _event(event: object) -> _Event:
     match event:
-        case [bytes(id_), [bytes(field), bytes(keys)]]:
-            return id_, keys if field == _FIELD else b""
+        case [bytes(id_), [bytes(field), bytes(value)]]:
+            return id_, field, value
         case [bytes(id_), *_]:  # of another version: it could mean any key
-            return id_, b""
+            return id_, b"", b""
     raise ValueError("XRANGE has something else than events")

@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
@@ -55,6 +55,10 @@ class Cluster:
 
     async def ready(self, *, timeout_s: float) -> None:
         await self._refresher.wait(timeout_s=timeout_s)
+
+    @property
+    def addresses(self) -> Collection[Address]:
+        return {address for address in self._slots if address is not None}
 
     def by_server(self, names: Sequence[str]) -> Mapping[Address, Sequence[str]]:
         found: dict[Address, list[str]] = {}

@@ -221,6 +221,8 @@ def _shape(command: Command) -> Shape:
             return resp.VALUE
         case "SENTINEL":  # GET-MASTER-ADDR-BY-NAME: host and port
             return resp.values(2)
-        case "CLUSTER" | "XRANGE":  # SLOTS; events
+        case "CLUSTER" | "XRANGE" | "SCAN":  # SLOTS; events; a cursor and names
             return resp.TREE
+        case "DEL":
+            return resp.NUMBER
     return resp.STATUS  # SET, ASKING

@@ -1,12 +1,25 @@
 """The names under which a Redis has records, leases and the log of replaced records (pure)."""
 
+from proxy.protocol.keys import KEY_BYTES
+
 _RECORD_PREFIX = "embedding:"
 _LEASE_PREFIX = "embedding-lease:"
 CHANGES_NAME = "embedding-changes"
+RECORDS_PATTERN = f"{_RECORD_PREFIX}*"
 
 
 def record_name(key: bytes) -> str:
     return _RECORD_PREFIX + key.hex()
+
+
+def record_key(name: bytes) -> bytes | None:
+    """The key whose record has this name; None if it is the name of something else."""
+    text = name.removeprefix(_RECORD_PREFIX.encode())
+    try:
+        key = bytes.fromhex(text.decode("ascii"))
+    except ValueError:
+        return None
+    return key if len(key) == KEY_BYTES and record_name(key).encode() == name else None
 
 
 def lease_name(key: bytes) -> str:

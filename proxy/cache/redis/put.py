@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from proxy.cache.redis.connection import Command
 from proxy.cache.redis.names import record_name
+from proxy.cache.store import TTL
 
 
 class Put:
@@ -11,12 +12,12 @@ class Put:
         self,
         run: Callable[[Mapping[str, Command]], Awaitable[dict[str, object]]],
         get: Callable[[Sequence[bytes]], Awaitable[dict[bytes, object]]],
-        ttl_s: float | None,
+        ttl_s: TTL,
     ) -> None:
         """``run`` runs commands and returns their results by name; ``get`` reads the values of keys."""
         self._run = run
         self._get = get
-        self._ttl = () if ttl_s is None else ("PX", max(1, int(ttl_s * 1000)))
+        self._ttl_s = ttl_s
         self.accepted: set[bytes] = set()  # keys whose values were stored
         self.existing: dict[bytes, bytes] = {}  # values that were there before, and still are
         self.results: list[object] = []  # of all commands
@@ -48,12 +49,16 @@ class Put:
             return []
         names = {key: record_name(key) for key in values}
         commands: dict[str, Command] = {
-            name: ("SET", name, values[key], *self._ttl, *options) for key, name in names.items()
+            name: ("SET", name, values[key], *self._expiry(key), *options) for key, name in names.items()
         }
         results = await self._run(commands)
         self.results += results.values()
         self.accepted |= {key for key, name in names.items() if results[name] == b"OK"}
         return [key for key, name in names.items() if results[name] is None]
+
+    def _expiry(self, key: bytes) -> tuple[str | int, ...]:
+        ttl_s = self._ttl_s.get(key) if isinstance(self._ttl_s, Mapping) else self._ttl_s
+        return () if ttl_s is None else ("PX", max(1, int(ttl_s * 1000)))
 
     async def _read(self, keys: list[bytes]) -> dict[bytes, bytes | None]:
         """The values of ``keys``, None where there is none. Keys that could not be read are left out."""

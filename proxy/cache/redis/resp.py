@@ -42,6 +42,7 @@ class Shape:
 
 STATUS = Shape(b"+$")  # OK, or null
 VALUE = Shape(b"$")
+NUMBER = Shape(b":")
 TREE = Shape(b"*", None, b"*$:+")
 
 

@@ -13,14 +13,15 @@ from proxy.cache.redis import redis_url
 from proxy.cache.redis.change_log import ChangeLog
 from proxy.cache.redis.cluster import Cluster
 from proxy.cache.redis.connection import Command
-from proxy.cache.redis.names import CHANGES_NAME, lease_name
+from proxy.cache.redis.names import CHANGES_NAME, lease_name, record_name
 from proxy.cache.redis.node import Node, store_error
 from proxy.cache.redis.put import Put
 from proxy.cache.redis.reads import MergedReads
 from proxy.cache.redis.redis_url import Address, Kind, RedisURL
+from proxy.cache.redis.scan import next_names
 from proxy.cache.redis.sentinel import Master
 from proxy.cache.redis.topology import OneServer, Servers, no_server, require_ready
-from proxy.cache.store import NOTHING, Changes
+from proxy.cache.store import NOTHING, TTL, Changes, Page, Purge
 from proxy.errors import StoreError
 
 # An MGET of many keys costs more for each key once its reply outgrows the socket buffers (measured: 6.5 µs a key at 128
@@ -52,7 +53,7 @@ class RedisStore:
         self,
         values: Mapping[bytes, bytes],
         *,
-        ttl_s: float | None,
+        ttl_s: TTL,
         overwrite: bool,
         invalid: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
@@ -75,6 +76,23 @@ class RedisStore:
         await self._log.announce(values)
         await put.set(values)
         await self._log.announce(values)
+
+    async def scan(self, cursor: bytes = b"") -> Page:
+        await require_ready(self._servers, timeout_s=self._timeout_s)
+        part = await next_names(self._servers, cursor)
+        return Page(await self.get_many(part.keys, timeout_s=self._timeout_s) if part.keys else {}, part.cursor)
+
+    async def delete_many(self, keys: Collection[bytes]) -> int:
+        names = [record_name(key) for key in keys]
+        # Before and after, for the reasons of `_overwrite`.
+        await self._log.announce(keys)
+        results = await self._run({name: ("DEL", name) for name in names})
+        await self._log.announce(keys)
+        self._raise_failure(results.values(), {})
+        return sum(result for result in results.values() if isinstance(result, int))
+
+    async def announce_purge(self, purge: Purge) -> None:
+        await self._log.announce_purge(purge)
 
     async def changes(self) -> Changes:
         return await self._log.read()

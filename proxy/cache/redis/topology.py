@@ -1,7 +1,7 @@
 """The servers of one Redis store: which of them has a name, and how commands are sent to it."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -36,6 +36,11 @@ class Servers(Protocol):
 
     async def ready(self, *, timeout_s: float) -> None:
         """Wait until servers are known. Raises `RedisError` if that fails or takes longer."""
+        ...
+
+    @property
+    def addresses(self) -> Collection[Address]:
+        """Of all servers that have values, each at one of them."""
         ...
 
     def by_server(self, names: Sequence[str]) -> Mapping[Address, Sequence[str]]:
@@ -84,6 +89,10 @@ class OneServer:
 
     async def ready(self, *, timeout_s: float) -> None:
         return None
+
+    @property
+    def addresses(self) -> Collection[Address]:
+        return () if self._node is None else (self._node.address,)
 
     def by_server(self, names: Sequence[str]) -> Mapping[Address, Sequence[str]]:
         return {} if self._node is None else {self._node.address: names}

@@ -1,25 +1,33 @@
-"""The log of replaced values in a SQLite file: the rows of its table `changes`, and where a reader is.
+"""The log of replaced and removed values in a SQLite file: the rows of its table `changes`, and where a reader is.
 
 It is written in the transaction that replaces the values, so whoever reads the log finds the new values. A key has one
 row, with the number of the latest transaction that replaced its value, so that the log of a few values that are
 replaced all the time stays short. The row of the empty key has the number up to which rows have been deleted.
+What is purged has rows whose keys are longer than a key. To processes of earlier versions they mean all keys.
 """
 
 import sqlite3
 from collections.abc import Collection
 
 from proxy.cache.sqlite.file import DamagedFile
-from proxy.cache.store import Changes
+from proxy.cache.store import Changes, Purge
 from proxy.protocol.keys import KEY_BYTES
 
 # Above this, the oldest rows are deleted. About 400 KiB, which count toward the size of the file.
 MAX_ROWS = 8192
 _MAX_NUMBER = 2**62  # SQLite's integers have 64 bits
 _FORGOTTEN = b""
+_PURGED_KEY, _PURGED_MODELS = b"purged-key:", b"purged-models:"
+
+
+def announce_purge(connection: sqlite3.Connection, purge: Purge) -> None:
+    """Within a transaction."""
+    announce(connection, [_PURGED_KEY + key for key in purge.keys])
+    announce(connection, [_PURGED_MODELS + pattern.encode() for pattern in purge.models])
 
 
 def announce(connection: sqlite3.Connection, keys: Collection[bytes]) -> None:
-    """Within the transaction that replaces their values."""
+    """Within the transaction that replaces or removes their values."""
     if not keys:
         return
     rows, last = connection.execute("SELECT count(*), coalesce(max(id), 0) FROM changes").fetchone()
@@ -51,9 +59,23 @@ class Position:
             return Changes()
         rows = connection.execute("SELECT key, id FROM changes WHERE id > ?", (self._last,)).fetchall()
         self._data_version = data_version
-        keys = {key for key, id_ in rows if _is_key(key) and _is_number(id_)}
-        self._last = max((id_ for _, id_ in rows if _is_number(id_)), default=self._last)
-        return Changes(keys, is_complete=len(keys) == len(rows))  # not if rows were deleted, or are damaged
+        numbers = [id_ for _, id_ in rows if _is_number(id_)]
+        self._last = max(numbers, default=self._last)
+        known = {key for key, _ in rows if isinstance(key, bytes)}
+        keys = set(filter(_is_key, known))
+        purge = Purge(_without(_PURGED_KEY, known), _models(known))
+        is_complete = len(numbers) == len(rows) == len(keys) + len(purge.keys) + len(purge.models)
+        return Changes(keys, is_complete=is_complete, purge=purge)  # incomplete if rows were deleted, or are damaged
+
+
+def _without(prefix: bytes, keys: Collection[bytes]) -> set[bytes]:
+    found = (key.removeprefix(prefix) for key in keys if key.startswith(prefix))
+    return set(filter(_is_key, found))
+
+
+def _models(keys: Collection[bytes]) -> set[str]:
+    found = (key.removeprefix(_PURGED_MODELS) for key in keys if key.startswith(_PURGED_MODELS))
+    return {pattern.decode(errors="replace") for pattern in found}
 
 
 def _is_key(key: object) -> bool:

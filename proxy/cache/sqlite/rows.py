@@ -6,7 +6,7 @@ such a slot is a miss, and a write replaces the slot and does not touch the othe
 """
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from proxy.cache.sqlite import changes
 from proxy.cache.sqlite.file import PAGE_BYTES, DamagedFile
@@ -69,15 +69,26 @@ def put(
     connection.executemany("DELETE FROM slot WHERE key = ?", [(key,) for key in replaced])
     fresh = {key: value for key, value in values.items() if key not in existing or key in replaced}
     replaced_bytes = sum(len(value) for _, value in replaced.values())
-    # New values reuse the ids of replaced and evicted ones, so that a full file does not fill with partly free pages.
+    # New values reuse the ids of evicted ones, so that a full file does not fill with partly free pages. A value that
+    # replaces another has the same id, so that a scan in the order of ids misses neither.
     excess = bytes_used(connection) + sum(map(len, fresh.values())) - replaced_bytes - limit_bytes
-    freed = dict.fromkeys([*(id_ for id_, _ in replaced.values()), *_evict(connection, excess, now)])
-    _insert(connection, fresh, freed, now)
+    owners = {id_: key for key, (id_, _) in replaced.items()}  # in a damaged file two keys may have one id
+    freed = dict.fromkeys(id_ for id_ in _evict(connection, excess, now) if id_ not in owners)
+    _insert(connection, fresh, {key: id_ for id_, key in owners.items()}, freed, now)
     if overwrite:
         changes.announce(connection, values)  # also of keys without a value: another process may have one in memory
     _keep_within(connection, limit_bytes, fresh, now)
     _require(connection, list(fresh))
     return {key: value for key, (_, value) in existing.items() if key not in replaced}
+
+
+def delete(connection: sqlite3.Connection, keys: Collection[bytes]) -> int:
+    """`Store.delete_many` in one transaction, which the caller has begun."""
+    existing = _select(connection, list(keys))
+    connection.executemany("DELETE FROM slot WHERE key = ?", [(key,) for key in keys])
+    _delete_values(connection, [id_ for id_, _ in existing.values()])
+    changes.announce(connection, keys)
+    return len(existing)
 
 
 def bytes_used(connection: sqlite3.Connection) -> int:
@@ -88,15 +99,22 @@ def bytes_used(connection: sqlite3.Connection) -> int:
     return int(pages - free) * PAGE_BYTES
 
 
-def _insert(connection: sqlite3.Connection, fresh: Mapping[bytes, bytes], freed: dict[int, None], now: int) -> None:
-    """Store values under the ``freed`` ids while there are any. Delete the values of the ids that are left over."""
+def _insert(
+    connection: sqlite3.Connection,
+    fresh: Mapping[bytes, bytes],
+    own: Mapping[bytes, int],
+    freed: dict[int, None],
+    now: int,
+) -> None:
+    """Store values under their ``own`` ids, or else under the ``freed`` ones while there are any. Delete the values of
+    the ids that are left over."""
     (last,) = connection.execute("SELECT max(id) FROM value").fetchone()
     if last is not None and connection.execute("SELECT 1 FROM value WHERE id > ?", (last,)).fetchone():
         raise DamagedFile("ids are out of order")  # new ids would be those of existing values
     for key, value in fresh.items():
         id_ = connection.execute(
             "INSERT OR REPLACE INTO value (id, key, value) VALUES (?, ?, ?)",
-            (freed.popitem()[0] if freed else None, key, value),
+            (own[key] if key in own else freed.popitem()[0] if freed else None, key, value),
         ).lastrowid
         # There may be a slot whose value is missing or another key's.
         connection.execute("INSERT OR REPLACE INTO slot (key, id, read_at) VALUES (?, ?, ?)", (key, id_, now))

@@ -9,20 +9,23 @@ import logging
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
-from proxy.cache.sqlite import changes, rows
+from proxy.cache.sqlite import changes, rows, scan
 from proxy.cache.sqlite.file import FAILURES, DatabaseThread, transaction
 from proxy.cache.sqlite.reads import MergedReads
 from proxy.cache.sqlite.salvage import Salvage
 from proxy.cache.sqlite.size_limit import SharedLimit
-from proxy.cache.store import NOTHING, Changes, Unleased
+from proxy.cache.store import NOTHING, TTL, Changes, Page, Purge, Unleased
 from proxy.errors import StoreError
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 # The precision of a value's time of last read, so that a busy value is not updated at every read.
 _READ_AT_PRECISION_S = 60
@@ -81,7 +84,7 @@ class SQLiteStore(Unleased):
         self,
         values: Mapping[bytes, bytes],
         *,
-        ttl_s: float | None,  # unused: eviction makes room
+        ttl_s: TTL,  # unused: eviction makes room
         overwrite: bool,
         invalid: Mapping[bytes, bytes] = NOTHING,
     ) -> dict[bytes, bytes]:
@@ -99,6 +102,19 @@ class SQLiteStore(Unleased):
             self._limit.register(connection, now)
             limit_bytes = self._limit.effective_bytes(connection, now)
             return rows.put(connection, values, overwrite=overwrite, invalid=invalid, limit_bytes=limit_bytes, now=now)
+
+    async def scan(self, cursor: bytes = b"") -> Page:
+        return await self._reader.run(scan.page, cursor)
+
+    async def delete_many(self, keys: Collection[bytes]) -> int:
+        return await self._writer.run(self._in_transaction, rows.delete, keys)
+
+    async def announce_purge(self, purge: Purge) -> None:
+        await self._writer.run(self._in_transaction, changes.announce_purge, purge)
+
+    def _in_transaction(self, connection: sqlite3.Connection, work: Callable[..., _T], *args: object) -> _T:
+        with transaction(connection):
+            return work(connection, *args)
 
     async def changes(self) -> Changes:
         return await self._reader.run(self._position.read)

@@ -1,0 +1,29 @@
+"""A progress bar for long commands, on stderr, if that is a terminal."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def progress(what: str, total: int | None, *, is_bytes: bool = False) -> Iterator[Advance]:
+    """A bar that says ``what`` is done, as long as the block lasts. The function it yields moves the bar by a number of
+    items, or of bytes. ``total`` is None if it is not known. Elsewhere than on a terminal nothing is shown."""
+    if not sys.stderr.isatty():
+        yield _nothing
+        return
+    # Imported only here: other commands need not wait for it.
+    from rich import progress as bars  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+
+    amount = bars.DownloadColumn(binary_units=True) if is_bytes else bars.MofNCompleteColumn()
+    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), amount, bars.TimeRemainingColumn())
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda done: shown.advance(task, done)
+
+
+def _nothing(_: int) -> None:
+    return None

@@ -1,0 +1,32 @@
+"""The settings of a proxy, from flags, environment and file."""
+
+import os
+
+import click
+
+from proxy.cli.config_file import config_file_of
+from proxy.cli.option import settings_fields
+from proxy.cli.options import OPTIONS
+from proxy.cli.upstream_options import default_egress, upstreams
+from proxy.config import checks
+from proxy.config.secrets import read_record_key
+from proxy.config.settings import Settings
+
+
+def settings_of(ctx: click.Context) -> Settings:
+    """The settings that a command with all of `OPTIONS` was given. Raises `ConfigError` and `click.BadParameter`."""
+    default, routed = upstreams(ctx)
+    record_key_env = ctx.params["record_key_env"]
+    settings = Settings(
+        **settings_fields(OPTIONS, ctx.params),
+        upstream=default,
+        routed=routed,
+        record_key=None if record_key_env is None else read_record_key(record_key_env, os.environ),
+        prices=config_file_of(ctx).prices_by_model(),
+    )
+    checks.require_client_auth(settings)
+    checks.require_use_of(default_egress(ctx), settings)
+    checks.forbid_contradictions(settings)
+    if settings.traces == "otlp":
+        checks.require_otlp(os.environ)
+    return settings

@@ -1,0 +1,94 @@
+"""The requests whose entries a command is about: the proxy they are sent to, and what they have besides their texts."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import click
+import orjson
+
+from proxy.cli import environment
+from proxy.cli.config_file import use_config_file
+from proxy.cli.options import CONFIG, OPTIONS
+from proxy.cli.proxy_settings import settings_of
+from proxy.config.secrets import read_secret
+from proxy.config.settings import Settings
+from proxy.maintenance.identity import RequestForm
+
+# Of the proxy's options, those that decide keys, or the store. The others are accepted too, from a file or the
+# environment that `serve` has as well.
+_SHOWN = {
+    "upstream", "provider", "store", "store-limit", "ttl", "share", "key-headers", "neutral-headers",
+    "upstream-key-env", "record-key-env",
+}  # fmt: skip
+_OWN_FIELDS = {"model", "input"}
+
+
+def with_request_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that `request_settings`, `request_form` and `StoreOptions` read to a click command,
+    which takes the context and ``**_``. It has no option --model of its own."""
+    parameters = [option.parameter(hidden=option.name not in _SHOWN) for option in OPTIONS]
+    parameters.append(CONFIG.parameter(is_eager=True, expose_value=False, callback=use_config_file(OPTIONS)))
+    parameters += [
+        click.Option(
+            ["--credential-env"],
+            metavar="NAME",
+            help="Env var holding the API key that the requests have, if each key has entries of its own.",
+        ),
+        click.Option(
+            ["--field", "fields"],
+            metavar="NAME=JSON",
+            multiple=True,
+            help="A further field of the requests' bodies, as dimensions=256. May be given several times.",
+        ),
+        click.Option(
+            ["--header", "headers"],
+            metavar="NAME:VALUE",
+            multiple=True,
+            help="A header field that all requests have. May be given several times.",
+        ),
+        click.Option(
+            ["--path"],
+            default="/v1/embeddings",
+            show_default=True,
+            help="The requests' path on the proxy. On Azure it has the deployment and the API version.",
+        ),
+    ]
+    command.__dict__.setdefault("__click_params__", []).extend(reversed(parameters))
+    return command
+
+
+def request_settings(ctx: click.Context) -> Settings:
+    """The settings of the proxy. Raises `ConfigError` and `click.UsageError`."""
+    environment.forbid_unknown_variables({option.variable for option in (*OPTIONS, CONFIG)})
+    return settings_of(ctx)
+
+
+def request_form(ctx: click.Context, model: str) -> RequestForm:
+    """Raises `ConfigError` and `click.UsageError`."""
+    name = ctx.params["credential_env"]
+    return RequestForm(
+        model=model,
+        credential=None if name is None else read_secret(name, os.environ, "--credential-env"),
+        fields=dict(map(_field, ctx.params["fields"])),
+        headers=tuple(map(_header, ctx.params["headers"])),
+        path=ctx.params["path"],
+    )
+
+
+def _field(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    try:
+        parsed = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        parsed = value  # a text without quotes
+    if not equals or not name or name in _OWN_FIELDS:
+        raise click.UsageError(f"--field: {text!r} is not a field of the body; accepted: NAME=JSON, as dimensions=256")
+    return name, parsed
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise click.UsageError(f"--header: {name!r} is not a header field; accepted: NAME:VALUE")
+    return name.strip(), value.strip()

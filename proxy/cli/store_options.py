@@ -1,0 +1,70 @@
+"""The store that a command works on: the options that name it, and how it is opened."""
+
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import click
+
+from proxy.app.storage import open_store
+from proxy.cache.store import Store
+from proxy.cli import environment
+from proxy.cli.config_file import use_config_file
+from proxy.cli.options import CONFIG, OPTIONS
+from proxy.config.secrets import read_record_key
+from proxy.config.settings import StoreSetting
+from proxy.errors import ConfigError
+from proxy.protocol.records import RecordKey
+
+_BY_NAME = {option.name: option for option in OPTIONS}
+_NAMES = ("store", "store-limit", "ttl", "record-key-env")
+# A request of the proxy can't wait as long for Redis. A command can, and a server under load may need it.
+_REDIS_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreOptions:
+    """What flags, environment and file say of the store, as they would to `serve`."""
+
+    setting: StoreSetting
+    limit_bytes: int
+    ttl_s: float | None
+    record_key: RecordKey | None
+
+    @classmethod
+    def of(cls, ctx: click.Context) -> Self:
+        """Raises `ConfigError` and `click.UsageError`."""
+        environment.forbid_unknown_variables({option.variable for option in (*OPTIONS, CONFIG)})
+        name = ctx.params["record_key_env"]
+        return cls(
+            setting=ctx.params["store"],
+            limit_bytes=ctx.params["store_limit"],
+            ttl_s=ctx.params["ttl"],
+            record_key=None if name is None else RecordKey(read_record_key(name, os.environ)),
+        )
+
+    @asynccontextmanager
+    async def opened(self, *, creates: bool = False, setting: StoreSetting | None = None) -> AsyncIterator[Store]:
+        """The store, or that of ``setting``, until the block ends. Raises `ConfigError` if it does not exist yet and
+        ``creates`` is false, or if it is one that keeps nothing."""
+        named = self.setting if setting is None else setting
+        if named.path is None and named.url is None:
+            raise ConfigError(f"{named} is only the memory of a running proxy; accepted: sqlite:///… or redis://…")
+        if named.path is not None and not creates and not named.path.is_file():
+            raise ConfigError(f"{named}: there is no such file")
+        store = open_store(named, self.limit_bytes, clock=time.time, redis_timeout_s=_REDIS_TIMEOUT_S)
+        try:
+            yield store
+        finally:
+            await store.aclose()
+
+
+def with_store_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that `StoreOptions.of` reads to a click command, which takes the context and ``**_``."""
+    parameters = [_BY_NAME[name].parameter() for name in _NAMES]
+    parameters.append(CONFIG.parameter(is_eager=True, expose_value=False, callback=use_config_file(OPTIONS)))
+    command.__dict__.setdefault("__click_params__", []).extend(reversed(parameters))
+    return command

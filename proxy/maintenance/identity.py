@@ -1,0 +1,106 @@
+"""The keys that requests to a proxy would have, derived by the code that serves requests."""
+
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from multidict import CIMultiDict
+
+from proxy.access.admission import Access, Admission
+from proxy.access.validations import Validations
+from proxy.app.request_path import make_access
+from proxy.app.upstreams import open_router
+from proxy.config.settings import Settings
+from proxy.embeddings.reader import Reader, Unread
+from proxy.errors import ConfigError, ProxyError
+from proxy.fetch.request import ClientRequest
+from proxy.http.bodies import Body, BodyReader
+from proxy.protocol import json_structure
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.tracing import NO_SPAN
+from proxy.upstream.router import Router
+
+# So many texts are put into one request, far below the bounds of a body's complexity.
+_TEXTS_A_REQUEST = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestForm:
+    """What requests have in common besides their texts. All of it may be part of their keys."""
+
+    model: str
+    credential: str | None = field(default=None, repr=False)  # the client's API key; None: it sends none
+    fields: Mapping[str, Any] = field(default_factory=dict)  # of the body, besides `model` and `input`
+    headers: Sequence[tuple[str, str]] = ()  # besides the one that has the credential
+    path: str = "/v1/embeddings"  # on the proxy; Azure's has a deployment
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    headers: CIMultiDict[str]
+    raw_path: str
+
+
+class RequestReader:
+    """Reads requests as a proxy by these settings does. It sends nothing."""
+
+    def __init__(self, router: Router, access: Access, bodies: BodyReader, validations: Validations) -> None:
+        self._router = router
+        self._access = access
+        self._bodies = bodies
+        self._reader = Reader(router, access, validations, bodies)
+
+    async def read(self, body: bytes, headers: CIMultiDict[str], path: str) -> ClientRequest | Unread:
+        """What the proxy would understand of a request. Raises `ProxyError` for one that it would refuse."""
+        own = self._access.identity(headers, path)
+        reservation = self._bodies.reserve(self._access.tenant(own, Admission()))
+        try:
+            sent = Body(body, json_structure.of(body))
+            return await self._reader.read(_Head(headers, path), sent, own, reservation, NO_SPAN)
+        finally:
+            reservation.end_request()
+
+    async def keys_of(self, texts: Sequence[str], form: RequestForm) -> list[bytes]:
+        """The keys of ``texts``, in order. Raises `ConfigError` if the proxy would not cache such requests text by
+        text."""
+        keys: list[bytes] = []
+        for start in range(0, len(texts), _TEXTS_A_REQUEST):
+            keys += (await self.read_texts(texts[start : start + _TEXTS_A_REQUEST], form)).spec.keys
+        return keys
+
+    async def read_texts(self, texts: Sequence[str], form: RequestForm) -> ClientRequest:
+        """The request for ``texts``, of which there is at least one. Raises `ConfigError` as `keys_of` does."""
+        body = orjson.dumps({"model": form.model, "input": texts, **form.fields})
+        try:
+            read = await self.read(body, self._headers(form), form.path)
+        except ProxyError as error:
+            raise ConfigError(f"the proxy would refuse such a request: {error.message}") from error
+        doubt = read.bypass if isinstance(read, Unread) else read.parsed.doubt
+        if doubt is not None or isinstance(read, Unread):
+            reason = f"{doubt} {doubt.field}".rstrip() if doubt else ""
+            raise ConfigError(f"the proxy does not cache such a request text by text: {reason}")
+        return read
+
+    def _headers(self, form: RequestForm) -> CIMultiDict[str]:
+        """The header fields of a client that sends its key where the model's provider expects it."""
+        headers = CIMultiDict([("Content-Type", "application/json"), *form.headers])
+        if form.credential is not None:
+            origin = self._router.choose(form.path, form.model)
+            name, _, scheme = origin.provider.auth.partition(": ")
+            headers[name] = f"{scheme} {form.credential}" if scheme else form.credential
+        return headers
+
+
+@asynccontextmanager
+async def open_request_reader(settings: Settings) -> AsyncIterator[RequestReader]:
+    """A reader of requests to a proxy by ``settings``, until the block ends."""
+    async with AsyncExitStack() as stack:
+        metrics = Metrics(prices=settings.prices)
+        router = await open_router(stack, settings, metrics)
+        validations = Validations(ttl_s=settings.revalidate_s, clock=time.monotonic)
+        bodies = BodyReader(metrics, max_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
+        stack.callback(bodies.close)
+        yield RequestReader(router, make_access(settings, validations, None), bodies, validations)
