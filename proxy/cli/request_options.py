@@ -1,6 +1,7 @@
 """The requests whose entries a command is about: the proxy they are sent to, and what they have besides their texts."""
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ _SHOWN = {
     "upstream", "provider", "store", "store-limit", "ttl", "share", "key-headers", "neutral-headers",
     "upstream-key-env", "record-key-env",
 }  # fmt: skip
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 _OWN_FIELDS = {"model", "input"}
 
 
@@ -70,13 +72,14 @@ def request_form(ctx: click.Context, model: str) -> RequestForm:
     return RequestForm(
         model=model,
         credential=None if name is None else read_secret(name, os.environ, "--credential-env"),
-        fields=dict(map(_field, ctx.params["fields"])),
-        headers=tuple(map(_header, ctx.params["headers"])),
+        fields=dict(map(parse_field, ctx.params["fields"])),
+        headers=tuple(map(parse_header, ctx.params["headers"])),
         path=ctx.params["path"],
     )
 
 
-def _field(text: str) -> tuple[str, Any]:
+def parse_field(text: str) -> tuple[str, Any]:
+    """A further field of a body. Raises `click.UsageError`."""
     name, equals, value = text.partition("=")
     try:
         parsed = orjson.loads(value)
@@ -87,8 +90,9 @@ def _field(text: str) -> tuple[str, Any]:
     return name, parsed
 
 
-def _header(text: str) -> tuple[str, str]:
+def parse_header(text: str) -> tuple[str, str]:
+    """Raises `click.UsageError`, without the value."""
     name, colon, value = text.partition(":")
-    if not colon or not name.strip():
+    if not colon or not _NAME.fullmatch(name.strip()) or not value.isprintable():
         raise click.UsageError(f"--header: {name!r} is not a header field; accepted: NAME:VALUE")
     return name.strip(), value.strip()
