@@ -29,9 +29,8 @@ _OWN_FIELDS = {"model", "input"}
 def with_request_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that `request_settings`, `request_form` and `StoreOptions` read to a click command,
     which takes the context and ``**_``. It has no option --model of its own."""
-    parameters = [option.parameter(hidden=option.name not in _SHOWN) for option in OPTIONS]
-    parameters.append(CONFIG.parameter(is_eager=True, expose_value=False, callback=use_config_file(OPTIONS)))
-    parameters += [
+    parameters = [
+        *settings_parameters(),
         click.Option(
             ["--credential-env"],
             metavar="NAME",
@@ -58,6 +57,12 @@ def with_request_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ]
     command.__dict__.setdefault("__click_params__", []).extend(reversed(parameters))
     return command
+
+
+def settings_parameters() -> list[click.Option]:
+    """The options of `serve`."""
+    parameters = [option.parameter(hidden=option.name not in _SHOWN) for option in OPTIONS]
+    return [*parameters, CONFIG.parameter(is_eager=True, expose_value=False, callback=use_config_file(OPTIONS))]
 
 
 def request_settings(ctx: click.Context) -> Settings:

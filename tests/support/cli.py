@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 import pytest
@@ -16,7 +16,7 @@ class Ended(NamedTuple):
     err: str
 
     @property
-    def json(self) -> object:
+    def json(self) -> Any:
         return orjson.loads(self.out)
 
 
