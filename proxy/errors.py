@@ -1,7 +1,7 @@
 """Errors that the proxy itself generates, each with what a client or an operator needs to act on it."""
 
-from collections.abc import Collection
-from typing import Self
+from collections.abc import Collection, Sequence
+from typing import Any, Self
 
 import orjson
 
@@ -30,9 +30,10 @@ class ProxyError(Exception):
         return type(self)(self.message, param=self.param)
 
     def body(self) -> bytes:
-        return orjson.dumps(
-            {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
-        )
+        return orjson.dumps({"error": self._fields()})
+
+    def _fields(self) -> dict[str, Any]:
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
 
 class InvalidRequest(ProxyError):
@@ -127,11 +128,29 @@ class FieldsTooLarge(ProxyError):
 
 
 class NotCached(ProxyError):
-    """``Cache-Control: only-if-cached``, and something is missing (RFC 9111 §5.2.1.7 asks for 504)."""
+    """``Cache-Control: only-if-cached``, and something is missing (RFC 9111 §5.2.1.7 asks for 504).
+
+    A client that may be served the cached ones is told which of its ``items`` are ``missing``: their positions in
+    ``input``.
+    """
 
     status = 504
     type = "invalid_request_error"
     code = "not_cached"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, items: int = 0, missing: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.items = items
+        self.missing = missing
+
+    def again(self) -> Self:
+        return type(self)(self.message, param=self.param, items=self.items, missing=self.missing)
+
+    def _fields(self) -> dict[str, Any]:
+        found = super()._fields()
+        return found if self.missing is None else found | {"items": self.items, "missing": self.missing}
 
 
 class UpstreamUnreachable(ProxyError):

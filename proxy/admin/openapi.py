@@ -47,7 +47,7 @@ _OWN_ERRORS = {
     413: "The body exceeds --max-body.",
     502: "The upstream could not be reached.",
     503: "The upstream is down, or a limit of the proxy is reached; see Retry-After.",
-    504: "The upstream timed out; or the request has only-if-cached and an item is not cached.",
+    504: "The upstream timed out; or the request has only-if-cached and an item is not cached (missing: which).",
 }
 
 
@@ -68,7 +68,14 @@ def describe(provider: Provider, base_url: str) -> dict[str, Any]:
                             "in": "header",
                             "schema": {"type": "string"},
                             "description": "no-cache, no-store, only-if-cached, max-age=SECONDS.",
-                        }
+                        },
+                        {
+                            "name": "Prefer",
+                            "in": "header",
+                            "schema": {"type": "string"},
+                            "description": "wait=SECONDS; return=minimal, with only-if-cached: no body if all items"
+                            " are cached.",
+                        },
                     ],
                     "requestBody": {
                         "required": True,
@@ -76,6 +83,10 @@ def describe(provider: Provider, base_url: str) -> dict[str, Any]:
                     },
                     "responses": {
                         "200": _response(),
+                        "204": {
+                            "description": "The request has only-if-cached and Prefer: return=minimal, and all items"
+                            " are cached."
+                        },
                         **{str(status): {**_ERROR, "description": text} for status, text in _OWN_ERRORS.items()},
                         "default": _ERROR,
                     },

@@ -14,11 +14,14 @@ from proxy.access import client_keys
 from proxy.cli import environment, option_types, providers_text, stats_client, stats_text
 from proxy.cli.cache_commands import cache_group
 from proxy.cli.config_file import config_file_of, use_config_file
+from proxy.cli.explain import explain_command
 from proxy.cli.options import OPTIONS
 from proxy.cli.serve import serve_command
 from proxy.cli.stats_client import Unreachable
+from proxy.cli.warm import warm_command
 from proxy.config.suggestion import suggestion
 from proxy.errors import ConfigError, StoreError
+from proxy.filling.replies import Stopped
 from proxy.process import run
 from proxy.protocol.providers import GENERIC
 
@@ -35,6 +38,8 @@ def cli() -> None:
 
 cli.add_command(serve_command)
 cli.add_command(cache_group)
+cli.add_command(warm_command)
+cli.add_command(explain_command)
 
 
 @cli.command(name="providers")
@@ -159,7 +164,7 @@ def main() -> None:
         _exit_with(_located(error))
     except ConfigError as error:
         _exit_with(str(error))
-    except (Unreachable, StoreError) as error:
+    except (Unreachable, StoreError, Stopped) as error:
         _exit_with(str(error), _EXIT_UNREACHABLE)
     except click.Abort:
         sys.exit(_EXIT_INTERRUPTED)

@@ -1,6 +1,7 @@
 """The requests whose entries a command is about: the proxy they are sent to, and what they have besides their texts."""
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,15 +22,15 @@ _SHOWN = {
     "upstream", "provider", "store", "store-limit", "ttl", "share", "key-headers", "neutral-headers",
     "upstream-key-env", "record-key-env",
 }  # fmt: skip
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 _OWN_FIELDS = {"model", "input"}
 
 
 def with_request_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that `request_settings`, `request_form` and `StoreOptions` read to a click command,
     which takes the context and ``**_``. It has no option --model of its own."""
-    parameters = [option.parameter(hidden=option.name not in _SHOWN) for option in OPTIONS]
-    parameters.append(CONFIG.parameter(is_eager=True, expose_value=False, callback=use_config_file(OPTIONS)))
-    parameters += [
+    parameters = [
+        *settings_parameters(),
         click.Option(
             ["--credential-env"],
             metavar="NAME",
@@ -58,6 +59,12 @@ def with_request_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def settings_parameters() -> list[click.Option]:
+    """The options of `serve`."""
+    parameters = [option.parameter(hidden=option.name not in _SHOWN) for option in OPTIONS]
+    return [*parameters, CONFIG.parameter(is_eager=True, expose_value=False, callback=use_config_file(OPTIONS))]
+
+
 def request_settings(ctx: click.Context) -> Settings:
     """The settings of the proxy. Raises `ConfigError` and `click.UsageError`."""
     environment.forbid_unknown_variables({option.variable for option in (*OPTIONS, CONFIG)})
@@ -70,13 +77,14 @@ def request_form(ctx: click.Context, model: str) -> RequestForm:
     return RequestForm(
         model=model,
         credential=None if name is None else read_secret(name, os.environ, "--credential-env"),
-        fields=dict(map(_field, ctx.params["fields"])),
-        headers=tuple(map(_header, ctx.params["headers"])),
+        fields=dict(map(parse_field, ctx.params["fields"])),
+        headers=tuple(map(parse_header, ctx.params["headers"])),
         path=ctx.params["path"],
     )
 
 
-def _field(text: str) -> tuple[str, Any]:
+def parse_field(text: str) -> tuple[str, Any]:
+    """A further field of a body. Raises `click.UsageError`."""
     name, equals, value = text.partition("=")
     try:
         parsed = orjson.loads(value)
@@ -87,8 +95,9 @@ def _field(text: str) -> tuple[str, Any]:
     return name, parsed
 
 
-def _header(text: str) -> tuple[str, str]:
+def parse_header(text: str) -> tuple[str, str]:
+    """Raises `click.UsageError`, without the value."""
     name, colon, value = text.partition(":")
-    if not colon or not name.strip():
+    if not colon or not _NAME.fullmatch(name.strip()) or not value.isprintable():
         raise click.UsageError(f"--header: {name!r} is not a header field; accepted: NAME:VALUE")
     return name.strip(), value.strip()

@@ -135,6 +135,8 @@ class ResponseBuilder:
         elif deliveries:  # the other fields may quote what another client sent
             extra = pace_fields(deliveries[0].headers)
         add_cache_headers(extra, state, status, saved_tokens=saved)
+        if found:
+            extra["X-Cache-Hits"] = str(sum(map(found.__contains__, spec.keys)))
         extra["Content-Type"] = "application/json"
         extra_fields = deliveries[0].extra_fields if len(deliveries) == 1 and deliveries[0].is_own_body else _NOTHING
         unusable = {key: response.embedding or b"null" for key, response in fetched.unusable.items()}

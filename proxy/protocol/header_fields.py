@@ -9,6 +9,7 @@ wrong exemption serves another model's vectors, a wrong omission costs hits.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,29 +167,41 @@ ASSERTION_FIELDS = {
     "https://techdocs.akamai.com/terraform/docs/g2oheader": "x-akamai-g2o-auth-data x-akamai-g2o-auth-sign",
 }
 
+
+class _Gateway(NamedTuple):
+    """``source`` documents that ``neutral`` are for tracing, logging, accounting or caching."""
+
+    source: str
+    neutral: str
+
+
 # LLM gateways. Any field with such a prefix may select the model, rewrite the text or name a fallback, except the
-# fields listed, which the gateway documents as tracing, logging, accounting or caching. Timeouts and retries are not
-# exempt, because a gateway asks another model when they are exhausted.
+# fields listed. Timeouts and retries are not exempt, because a gateway asks another model when they are exhausted.
 _GATEWAYS = {
-    # https://portkey.ai/docs/api-reference/inference-api/headers; `x-portkey-metadata` chooses the model by
-    # https://portkey.ai/docs/product/ai-gateway/conditional-routing
-    "x-portkey-": (
+    # `x-portkey-metadata` chooses the model by https://portkey.ai/docs/product/ai-gateway/conditional-routing
+    "x-portkey-": _Gateway(
+        "https://portkey.ai/docs/api-reference/inference-api/headers",
         "x-portkey-cache-force-refresh x-portkey-cache-namespace x-portkey-debug x-portkey-parent-span-id"
-        " x-portkey-span-id x-portkey-span-name x-portkey-trace-id"
+        " x-portkey-span-id x-portkey-span-name x-portkey-trace-id",
     ),
-    # https://www.truefoundry.com/docs/ai-gateway/request-headers: `x-tfy-metadata` is used for request routing
-    "x-tfy-": "x-tfy-logging-config",
-    # https://developers.cloudflare.com/ai-gateway/glossary/; routes go by `cf-aig-metadata`, `cf-aig-request-timeout`
-    # triggers a fallback provider, `cf-aig-cache-key` overrides the default key
-    "cf-aig-": "cf-aig-collect-log cf-aig-custom-cost cf-aig-event-id cf-aig-log-id",
-    # https://docs.helicone.ai/helicone-headers/header-directory
-    "helicone-": (
+    # `x-tfy-metadata` is used for request routing
+    "x-tfy-": _Gateway("https://www.truefoundry.com/docs/ai-gateway/request-headers", "x-tfy-logging-config"),
+    # routes go by `cf-aig-metadata`, `cf-aig-request-timeout` triggers a fallback provider, `cf-aig-cache-key`
+    # overrides the default key
+    "cf-aig-": _Gateway(
+        "https://developers.cloudflare.com/ai-gateway/glossary/",
+        "cf-aig-collect-log cf-aig-custom-cost cf-aig-event-id cf-aig-log-id",
+    ),
+    "helicone-": _Gateway(
+        "https://docs.helicone.ai/helicone-headers/header-directory",
         "helicone-cache-bucket-max-size helicone-cache-enabled helicone-cache-seed helicone-omit-request"
         " helicone-omit-response helicone-property-* helicone-ratelimit-policy helicone-request-id helicone-session-id"
-        " helicone-session-name helicone-session-path helicone-user-id"
+        " helicone-session-name helicone-session-path helicone-user-id",
     ),
-    # https://docs.getbifrost.ai/providers/request-options
-    "x-bf-": "x-bf-disable-content-logging x-bf-maxim-* x-bf-prom-* x-bf-store-raw-request-response",
+    "x-bf-": _Gateway(
+        "https://docs.getbifrost.ai/providers/request-options",
+        "x-bf-disable-content-logging x-bf-maxim-* x-bf-prom-* x-bf-store-raw-request-response",
+    ),
 }
 
 # Fields that select what computes the vector although their names do not match the rule in `header_kinds`. The
@@ -238,7 +251,18 @@ SECRETS = frozenset(
     }
 )
 
-NEUTRAL = _parse_names((*REQUEST_FIELDS.values(), *PROXY_FIELDS.values(), *_GATEWAYS.values()))
+_NEUTRAL_ROWS = (
+    *REQUEST_FIELDS.items(),
+    *PROXY_FIELDS.items(),
+    *((gateway.source, gateway.neutral) for gateway in _GATEWAYS.values()),
+)
+NEUTRAL = _parse_names(names for _, names in _NEUTRAL_ROWS)
 ASSERTIONS = _parse_names(ASSERTION_FIELDS.values()).exact
 VECTOR_AFFECTING = _parse_names((*_SELECTORS, "x-portkey-*"))
 GATEWAY_PREFIXES = tuple(_GATEWAYS)
+
+
+def document_of(name: str) -> str | None:
+    """The document that says what a field of this name, in lower case, is for, if a table has it with its document."""
+    rows = (*_NEUTRAL_ROWS, *ASSERTION_FIELDS.items())
+    return next((document for document, names in rows if name in _parse_names([names])), None)

@@ -25,6 +25,36 @@ class FieldKind(Enum):
     SIGNATURE = 5  # covers the exact bytes of the body
 
 
+class Rule(Enum):
+    """What decides the kind of a field, in words. `classifier` applies them in this order."""
+
+    SIGNATURE = "it vouches for the exact bytes of the body, so no other body can be sent with it"
+    KEY_HEADERS = "--key-headers names it"
+    NEUTRAL_HEADERS = "the operator or the provider's row says that it does not change the vector"
+    NEUTRAL = "documented as a field of tracing, delivery or accounting"
+    ASSERTION = "a proxy in front identifies the client by it, and renews it frequently"
+    SELECTOR = "documented to select what computes the vector"
+    COOKIE = "a cookie identifies the client where nothing else proves who it is"
+    CREDENTIAL = "its name is that of a credential"
+    GATEWAY = "a gateway's fields may select the model or change the text"
+    ROUTING = "by its name it may select a model, a provider or a region"
+    OTHER = "nothing in its name suggests that it changes the vector or identifies the client"
+
+
+KINDS = {
+    Rule.SIGNATURE: FieldKind.SIGNATURE,
+    Rule.KEY_HEADERS: FieldKind.VECTOR_AFFECTING,
+    Rule.NEUTRAL_HEADERS: None,
+    Rule.NEUTRAL: None,
+    Rule.ASSERTION: FieldKind.ASSERTION,
+    Rule.SELECTOR: FieldKind.VECTOR_AFFECTING,
+    Rule.COOKIE: FieldKind.COOKIE,
+    Rule.CREDENTIAL: FieldKind.CREDENTIAL,
+    Rule.GATEWAY: FieldKind.VECTOR_AFFECTING,
+    Rule.ROUTING: FieldKind.VECTOR_AFFECTING,
+    Rule.OTHER: None,
+}
+
 # Azure, Envoy and many gateways route by a model in a header field, LiteLLM by tags, Helicone by a base URL, others by
 # metadata.
 _ROUTING = re.compile(
@@ -55,36 +85,45 @@ def classifier(
 ) -> Memoized[FieldKind | None]:
     """A function that returns the kind of a field by its name in any case. The operator's names are in lower case.
 
-    Precedence: signatures, the operator's names, the tables, the rules for other names.
+    Precedence: as of `Rule`.
     """
 
     @memoized(max_length=_MAX_NAME_CHARS)
     def kind_of(name: str) -> FieldKind | None:
-        name = name.lower()
-        if name in SIGNATURES:
-            return FieldKind.SIGNATURE
-        if name in key_headers:
-            return FieldKind.VECTOR_AFFECTING
-        if name in neutral_headers or name in NEUTRAL:
-            return None
-        return _documented_kind(name) or _kind_by_name(name)
+        return KINDS[rule_of(name, key_headers, neutral_headers)]
 
     return kind_of
 
 
-def _documented_kind(name: str) -> FieldKind | None:
+def rule_of(
+    name: str, key_headers: frozenset[str] = frozenset(), neutral_headers: frozenset[str] = frozenset()
+) -> Rule:
+    """What decides the kind of a field, by its name in any case."""
+    name = name.lower()
+    if name in SIGNATURES:
+        return Rule.SIGNATURE
+    if name in key_headers:
+        return Rule.KEY_HEADERS
+    if name in neutral_headers:
+        return Rule.NEUTRAL_HEADERS
+    return Rule.NEUTRAL if name in NEUTRAL else _documented_rule(name) or _rule_by_name(name)
+
+
+def _documented_rule(name: str) -> Rule | None:
     if is_assertion(name):
-        return FieldKind.ASSERTION
+        return Rule.ASSERTION
     # Portkey takes other providers' keys in fields of its own, which select the model together with the others.
     if name in VECTOR_AFFECTING and name not in SECRETS:
-        return FieldKind.VECTOR_AFFECTING
-    return FieldKind.COOKIE if name == "cookie" else None
+        return Rule.SELECTOR
+    return Rule.COOKIE if name == "cookie" else None
 
 
-def _kind_by_name(name: str) -> FieldKind | None:
+def _rule_by_name(name: str) -> Rule:
     if _CREDENTIAL.search(name):
-        return FieldKind.CREDENTIAL
-    return FieldKind.VECTOR_AFFECTING if name.startswith(GATEWAY_PREFIXES) or _ROUTING.fullmatch(name) else None
+        return Rule.CREDENTIAL
+    if name.startswith(GATEWAY_PREFIXES):
+        return Rule.GATEWAY
+    return Rule.ROUTING if _ROUTING.fullmatch(name) else Rule.OTHER
 
 
 def is_assertion(name: str) -> bool:

@@ -54,6 +54,11 @@ def end_to_end(headers: Headers) -> CIMultiDict[str]:
     )
 
 
+def is_forwarded(name: str, headers: Headers) -> bool:
+    """Whether the upstream sees a field of this name, in lower case, of a request with these ``headers``."""
+    return name not in HOP_BY_HOP | _NOT_FORWARDED | tokens(headers, "Connection")
+
+
 def to_upstream(headers: Headers) -> CIMultiDict[str]:
     """The request's fields for the upstream. The HTTP client adds its own.
 

@@ -4,6 +4,7 @@ A provider's row says what each field means: it selects the output encoding, is 
 an item's vector depend on the other items.
 """
 
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 from proxy.labels import BypassReason
@@ -19,6 +20,49 @@ _PACKED = {
     "uint8": DType.UINT8_PACKED,
     "ubinary": DType.UINT8_PACKED,
 }
+
+
+class FieldClass(StrEnum):
+    """What a provider's row says of a field of the body, in the order in which that is decided (`MEANINGS`)."""
+
+    MODEL = "model"
+    INPUT = "input"
+    STREAM = "stream"
+    NEUTRAL = "neutral"
+    FIXED = "fixed"
+    ENCODING = "encoding"
+    KEY = "key"
+    CROSS_ITEM = "cross-item"
+    UNKNOWN = "unknown"
+
+
+def class_of(name: str, provider: Provider) -> FieldClass:
+    if name in _CLASSES_BY_NAME:
+        return _CLASSES_BY_NAME[name]
+    classes = (
+        (FieldClass.NEUTRAL, provider.neutral),
+        (FieldClass.FIXED, provider.fixed),
+        (FieldClass.ENCODING, provider.encoding),
+        (FieldClass.KEY, provider.key),
+        (FieldClass.CROSS_ITEM, provider.cross_item),
+    )
+    return next((of for of, names in classes if name in names), FieldClass.UNKNOWN)
+
+
+# ``{}`` is the value, of the row, that has no such effect.
+MEANINGS = {
+    FieldClass.MODEL: "names what computes the vector",
+    FieldClass.INPUT: "the items: each is in the key of its own entry",
+    FieldClass.STREAM: "asks for a stream, which is not cached, unless it is false",
+    FieldClass.NEUTRAL: "does not change the vector",
+    FieldClass.FIXED: "selects how vectors are written; the proxy can write {} only",
+    FieldClass.ENCODING: "selects how vectors are written; an entry serves every encoding, but integer types are other"
+    " numbers, so they are in the key",
+    FieldClass.KEY: "changes the vector of each item alike",
+    FieldClass.CROSS_ITEM: "makes a vector depend on the other items, or makes several of an item, unless it is {}",
+    FieldClass.UNKNOWN: "the row does not describe it",
+}
+_CLASSES_BY_NAME = {"model": FieldClass.MODEL, "input": FieldClass.INPUT, "stream": FieldClass.STREAM}
 
 
 class OutputFormat(NamedTuple):
@@ -79,6 +123,15 @@ def parse_parameters(fields: dict[str, Any], provider: Provider) -> tuple[Output
         else:
             require_harmless(name, value, provider)
     return output, parameters
+
+
+def doubt_about(name: str, value: Any, provider: Provider) -> Bypass | None:
+    """Why a field, whatever else a body has, keeps its request from being keyed item by item."""
+    try:
+        parse_parameters({name: value}, provider)
+    except Bypass as bypass:
+        return bypass
+    return None
 
 
 def parse_whole_parameters(

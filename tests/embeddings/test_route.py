@@ -589,6 +589,49 @@ async def test_only_if_cached_never_asks(client: Client, upstream: ScriptedUpstr
     assert len(upstream.calls) == 1
 
 
+async def test_only_if_cached_is_told_which_items_are_missing(client: Client, upstream: ScriptedUpstream) -> None:
+    await client.embed(["a", "c"])
+    only = {"Cache-Control": "only-if-cached"}
+    refused = await client.embed(["a", "b", "c", "b", "d"], headers=only)
+    assert refused.json["error"] == {
+        "message": "3 of 5 items are not cached.",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "not_cached",
+        "items": 5,
+        "missing": [1, 3, 4],
+    }
+    minimal = {**only, "Prefer": "wait=1, return=minimal"}
+    assert (await client.embed(["a", "b"], headers=minimal)).json["error"]["missing"] == [1]
+    saved = await client.metric("embedding_proxy_tokens_total", kind="saved")
+    known = await client.embed(["a", "c"], headers=minimal)
+    assert (known.status, known.body, known.cache) == (204, b"", "HIT")
+    assert known.headers["Preference-Applied"] == "return=minimal"
+    assert await client.metric("embedding_proxy_tokens_total", kind="saved") == saved
+    assert (await client.embed(["a", "c"], headers={"Prefer": "return=minimal"})).status == 200
+    assert len(upstream.calls) == 1
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+async def test_only_a_valid_credential_is_told_what_is_missing(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, *, is_shared: bool
+) -> None:
+    client = await start_proxy(shares_all=is_shared)
+    await client.embed("a")
+    only = {"Cache_Control": "only-if-cached", "Prefer": "return=minimal"}
+    asked = {"model": "m", "input": ["a", "b"]}
+    stranger = await client.post(asked, key="Bearer another", **only)
+    assert stranger.status == 504
+    assert "missing" not in stranger.json["error"]
+    assert (await client.post(asked, **only)).json["error"]["missing"] == [1]
+    assert (await client.post(asked | {"input": "a"}, key="Bearer another", **only)).status == 504
+
+
+async def test_a_partial_hit_says_how_many_items_were_cached(client: Client) -> None:
+    assert "X-Cache-Hits" not in (await client.embed("a")).headers
+    assert (await client.embed(["a", "b", "a", "c"])).headers["X-Cache-Hits"] == "2"
+
+
 async def test_max_age_lets_the_young_pass(client: Client) -> None:
     await client.embed("x")
     assert (await client.embed("x", headers={"Cache-Control": "max-age=3600"})).cache == "HIT"

@@ -3,7 +3,7 @@
 import pytest
 from multidict import CIMultiDict
 
-from proxy.protocol.preferences import urgency_of, wait_s_of
+from proxy.protocol.preferences import prefers_minimal, urgency_of, wait_s_of
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,11 @@ def test_prefer_wait(value: str, wait_s: float | None) -> None:
 
 def test_no_preference() -> None:
     assert wait_s_of(CIMultiDict()) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "is_minimal"),
+    [("return=minimal", True), ('wait=3, Return = "minimal"; x', True), ("return=representation", False), ("", False)],
+)
+def test_prefer_return(value: str, *, is_minimal: bool) -> None:
+    assert prefers_minimal(CIMultiDict([("Prefer", "a=b"), ("Prefer", value)])) is is_minimal

@@ -1,0 +1,1 @@
+"""Why a request is cached, joined or relayed as it is: explained by the tables and the code that decide it."""

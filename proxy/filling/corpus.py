@@ -1,0 +1,90 @@
+"""The texts of a corpus: a text a line, or JSON Lines; plain or gzipped."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple, cast
+
+import orjson
+
+from proxy.errors import ConfigError
+
+TEXT_KEYS = ("text", "input", "content")
+_GZIP = b"\x1f\x8b"
+_BOM = b"\xef\xbb\xbf"
+# Longer than the largest body that the proxy accepts by default, so it has no item that can be sent.
+_MAX_LINE_BYTES = 64 * 1024**2
+
+
+class Line(NamedTuple):
+    """A line of a file that is not blank; ``number`` counts from 1."""
+
+    number: int
+    content: bytes
+
+
+class Text(NamedTuple):
+    line: int
+    text: str
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The lines of a file that are not blank. Raises `ConfigError`, also during the iteration."""
+    try:
+        with path.open("rb") as file:
+            if not file.peek(2).startswith(_GZIP):
+                yield from _numbered(file, path)
+                return
+            with gzip.open(file) as inflated:
+                yield from _numbered(cast("IO[bytes]", inflated), path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _numbered(stream: IO[bytes], path: Path) -> Iterator[Line]:
+    number = 0
+    while line := stream.readline(_MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > _MAX_LINE_BYTES:
+            raise ConfigError(f"{path}:{number}: a line of more than {_MAX_LINE_BYTES:,} bytes")
+        content = (line.removeprefix(_BOM) if number == 1 else line).rstrip(b"\r\n")
+        if content.strip():
+            yield Line(number, content)
+
+
+def read_texts(path: Path) -> Iterator[Text]:
+    """The texts of a corpus, in order. Raises `ConfigError` for a line without one, also during the iteration.
+
+    If the first line is an object of JSON, every line has to be one, with its text under a key of `TEXT_KEYS`.
+    """
+    is_json = None
+    for number, content in read_lines(path):
+        if is_json is None:
+            is_json = _has_objects(content, path)
+        try:
+            yield Text(number, text_of(content) if is_json else content.decode())
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}:{number}: not UTF-8") from error
+        except ValueError as error:
+            raise ConfigError(f"{path}:{number}: {error}") from error
+
+
+def _has_objects(first: bytes, path: Path) -> bool:
+    if first.lstrip().startswith(b"["):
+        raise ConfigError(f"{path}: a JSON array; accepted: JSON Lines (jq -c '.[]' makes them), or a text a line")
+    return first.lstrip().startswith(b"{")
+
+
+def text_of(content: bytes) -> str:
+    """The text in an object of JSON. Raises `ValueError`."""
+    try:
+        record = orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg}") from error
+    found = [record[key] for key in TEXT_KEYS if key in record] if type(record) is dict else []
+    if not found or type(found[0]) is not str:
+        raise ValueError('no text; accepted: an object with a string "text", "input" or "content"')
+    if not found[0]:
+        raise ValueError("an empty text, which embeddings APIs refuse")
+    return found[0]

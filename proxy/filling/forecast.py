@@ -1,0 +1,68 @@
+"""What warming a cache would cost: asks the proxy which texts it has, and the upstream nothing."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
+
+from proxy.filling.batches import Batch
+from proxy.filling.replies import Later, Reply, Stopped, read_missing
+from proxy.filling.results import Forecast
+from proxy.protocol import rate_limits
+
+_MAX_ATTEMPTS, _PAUSE_S = 5, 1.0
+_THROTTLED = 503
+# A token has about four bytes of English text, and fewer in most other scripts, whose characters have more bytes.
+_BYTES_OF_TOKEN = 4
+
+
+class Asks(Protocol):
+    async def ask(self, texts: list[str]) -> Reply | Later: ...
+
+
+def estimated_tokens(text: str) -> int:
+    """A typical number of tokens of a text; vocabularies differ by a third either way."""
+    return -(-len(text.encode()) // _BYTES_OF_TOKEN)
+
+
+async def forecast(
+    sender: Asks,
+    batches: Iterable[Batch],
+    *,
+    advance: Callable[[int], None],
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    now: Callable[[], float] = time.time,
+) -> Forecast:
+    """Raises `Stopped` if the proxy does not say, or is none."""
+    found = Forecast()
+    is_proxy = False
+    for batch in batches:
+        # Something else than a proxy would embed what it is asked, so it gets one text at first.
+        for part in [batch] if is_proxy else [Batch(batch.texts[:1]), Batch(batch.texts[1:])]:
+            if not part.texts:
+                continue
+            missing = await _missing(sender, part, sleep, now)
+            is_proxy = True
+            found.cached += len(part.texts) - len(missing)
+            found.missing += len(missing)
+            found.missing_tokens += sum(estimated_tokens(part.texts[position].text) for position in missing)
+            advance(len(part.texts))
+    return found
+
+
+async def _missing(
+    sender: Asks, batch: Batch, sleep: Callable[[float], Awaitable[None]], now: Callable[[], float]
+) -> list[int]:
+    reason = ""
+    for _ in range(_MAX_ATTEMPTS):
+        reply = await sender.ask([text.text for text in batch.texts])
+        if isinstance(reply, Reply) and reply.status != _THROTTLED:
+            return read_missing(reply, len(batch.texts))
+        pause_s = None
+        if isinstance(reply, Later):
+            reason = reply.reason
+        else:
+            reason = f"the proxy is overloaded: {reply.status}"
+            pause_s = rate_limits.of_headers(reply.headers, now_s=now()).retry_after_s
+        await sleep(_PAUSE_S if pause_s is None else pause_s)
+    raise Stopped(reason)

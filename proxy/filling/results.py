@@ -1,0 +1,36 @@
+"""What became of a corpus (pure)."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class RefusedText(NamedTuple):
+    line: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Warmed:
+    """Numbers of distinct texts, and the tokens that the upstream billed."""
+
+    requests: int = 0
+    hits: int = 0
+    misses: int = 0
+    billed_tokens: int = 0
+    refused: int = 0
+    refusals: list[RefusedText] = field(default_factory=list)  # the first of them
+    stopped: str | None = None  # why not all of the corpus was sent
+    is_interrupted: bool = False
+
+    @property
+    def sent(self) -> int:
+        return self.hits + self.misses
+
+
+@dataclass(slots=True)
+class Forecast:
+    """Numbers of distinct texts. ``missing_tokens`` is an estimate."""
+
+    cached: int = 0
+    missing: int = 0
+    missing_tokens: int = 0
