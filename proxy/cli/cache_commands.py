@@ -1,8 +1,184 @@
 """The commands ``embedding-proxy cache …``, which work on a store, with or without running proxies on it."""
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
 import click
+import orjson
+
+from proxy.cache.store import Store
+from proxy.cli import cache_text, option_types
+from proxy.cli.progress import progress
+from proxy.cli.store_options import StoreOptions, with_store_options
+from proxy.config.settings import StoreSetting
+from proxy.errors import ConfigError
+from proxy.maintenance import survey, transfer
+from proxy.maintenance.loader import Loaded, Loader
+
+_T = TypeVar("_T")
+_FAILED = 1  # exit status: it worked, and what was checked is not as it should be
+
+JSON = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+DRY_RUN = click.option("--dry-run", "is_dry_run", is_flag=True, help="Change nothing; say what would be done.")
+OVERWRITE = click.option("--overwrite", "overwrites", is_flag=True, help="Replace entries that are there already.")
 
 
 @click.group(name="cache")
 def cache_group() -> None:
-    """Inspect, check, move and clear the entries of a store."""
+    """Inspect, check, move and clear the entries of a store, with or without running proxies on it."""
+
+
+def show(text: str, data: dict[str, Any], *, is_json: bool) -> None:
+    """Print the result of a command."""
+    click.echo(orjson.dumps(data, option=orjson.OPT_INDENT_2).decode() if is_json else text)
+
+
+@cache_group.command(name="info")
+@JSON
+@with_store_options
+@click.pass_context
+def info_command(ctx: click.Context, /, *, is_json: bool, **_: Any) -> None:
+    """Count the entries by model, dimensions and age."""
+    options = StoreOptions.of(ctx)
+
+    async def run(store: Store) -> survey.Survey:
+        with progress("counting", None) as advance:
+            return await survey.survey(store, now_s=time.time(), advance=advance)
+
+    found, name = on_store(options, run), str(options.setting)
+    show(cache_text.survey_text(name, found), cache_text.survey_json(name, found), is_json=is_json)
+
+
+@cache_group.command(name="verify")
+@JSON
+@with_store_options
+@click.pass_context
+def verify_command(ctx: click.Context, /, *, is_json: bool, **_: Any) -> int:
+    """Check every record's checksum, and with --record-key-env its tag.
+
+    The exit status is 1 if there are invalid records.
+    """
+    options = StoreOptions.of(ctx)
+
+    async def run(store: Store) -> survey.Verified:
+        with progress("checking", None) as advance:
+            return await survey.verify(store, record_key=options.record_key, advance=advance)
+
+    found, name = on_store(options, run), str(options.setting)
+    show(cache_text.verified_text(name, found), cache_text.verified_json(name, found), is_json=is_json)
+    return _FAILED if found.invalid else 0
+
+
+@cache_group.command(name="export")
+@click.argument("path", metavar="FILE", type=option_types.FILE)
+@JSON
+@with_store_options
+@click.pass_context
+def export_command(ctx: click.Context, /, path: Path, *, is_json: bool, **_: Any) -> None:
+    """Write all entries to a file, bit for bit.
+
+    If it is interrupted, the same command continues it. FILE gets its name when it is complete.
+    """
+    options = StoreOptions.of(ctx)
+    name = str(options.setting)
+
+    async def run(store: Store) -> transfer.Exported:
+        with progress("exporting", None) as advance:
+            return await transfer.export(store, path, origin=name, advance=advance)
+
+    done = on_store(options, run)
+    show(
+        cache_text.exported_text(name, str(path), done),
+        cache_text.exported_json(name, str(path), done),
+        is_json=is_json,
+    )
+
+
+@cache_group.command(name="import")
+@click.argument("path", metavar="FILE", type=option_types.FILE)
+@OVERWRITE
+@DRY_RUN
+@JSON
+@with_store_options
+@click.pass_context
+def import_command(
+    ctx: click.Context, /, path: Path, *, overwrites: bool, is_dry_run: bool, is_json: bool, **_: Any
+) -> int:
+    """Put the entries of an exported file into the store, bit for bit.
+
+    Entries that are there already stay. If it is interrupted, the same command continues it. Of a damaged file, what is
+    whole is imported, and the exit status is 1.
+    """
+    options = StoreOptions.of(ctx)
+    size_bytes = path.stat().st_size if path.is_file() else None
+
+    async def run(store: Store) -> transfer.Imported:
+        loader = _loader(store, options, overwrites=overwrites, is_dry_run=is_dry_run)
+        with progress("importing", size_bytes, is_bytes=True) as advance:
+            return await transfer.import_(path, loader, advance=advance)
+
+    done, name = on_store(options, run, creates=not is_dry_run), str(options.setting)
+    text = cache_text.imported_text(name, str(path), done, is_dry_run=is_dry_run)
+    show(text, cache_text.imported_json(name, str(path), done, is_dry_run=is_dry_run), is_json=is_json)
+    return _FAILED if done.damaged or not done.is_complete else 0
+
+
+@cache_group.command(name="copy")
+@click.argument("source", metavar="SRC", type=option_types.STORE)
+@click.argument("target", metavar="DST", type=option_types.STORE)
+@OVERWRITE
+@DRY_RUN
+@JSON
+@with_store_options
+@click.pass_context
+def copy_command(
+    ctx: click.Context,
+    /,
+    source: StoreSetting,
+    target: StoreSetting,
+    *,
+    overwrites: bool,
+    is_dry_run: bool,
+    is_json: bool,
+    **_: Any,
+) -> None:
+    """Put the entries of the store SRC into the store DST, bit for bit. Both are written as for --store.
+
+    Entries that DST has already stay. If it is interrupted, the same command continues it.
+    """
+    options = StoreOptions.of(ctx)
+    if source == target:
+        raise ConfigError(f"{source}: both stores are the same")
+
+    async def run(first: Store) -> Loaded:
+        async with options.opened(setting=target, creates=not is_dry_run) as second:
+            loader = _loader(second, options, overwrites=overwrites, is_dry_run=is_dry_run)
+            with progress("copying", None) as advance:
+                return await transfer.copy(first, loader, advance=advance)
+
+    loaded, name = on_store(options, run, setting=source), str(target)
+    text = cache_text.loaded_text(name, loaded, is_dry_run=is_dry_run)
+    show(text, cache_text.loaded_json(name, loaded, is_dry_run=is_dry_run), is_json=is_json)
+
+
+def _loader(store: Store, options: StoreOptions, *, overwrites: bool, is_dry_run: bool) -> Loader:
+    return Loader(store, now_s=time.time(), ttl_s=options.ttl_s, overwrites=overwrites, is_dry_run=is_dry_run)
+
+
+def on_store(
+    options: StoreOptions,
+    run: Callable[[Store], Awaitable[_T]],
+    *,
+    creates: bool = False,
+    setting: StoreSetting | None = None,
+) -> _T:
+    """The result of ``run`` with the store of ``options``, or that of ``setting``."""
+
+    async def on_opened() -> _T:
+        async with options.opened(creates=creates, setting=setting) as store:
+            return await run(store)
+
+    return asyncio.run(on_opened())

@@ -146,6 +146,28 @@ def decode(key: bytes, data: bytes, record_key: RecordKey | None = None) -> Reco
         raise InvalidRecord(Flaw.UNTAGGED)
     else:
         packed = body
+    return _record(key, packed)
+
+
+def inspect(key: bytes, data: bytes) -> tuple[Record, bool]:
+    """The record under ``key``, and whether it has a tag, which is not verified: not for anything that is served.
+
+    Raises `InvalidRecord`, of `Flaw.CHECKSUM` and those after it.
+    """
+    body = memoryview(data)[:-_CHECKSUM_BYTES]
+    is_tagged = body[: len(_TAGGED_HEAD)] == _TAGGED_HEAD
+    if _checksum(body) != data[-_CHECKSUM_BYTES:]:  # damaged, or tagged by an earlier version
+        is_tagged, body = True, body[: len(body) + _CHECKSUM_BYTES - _TAG_BYTES]
+        if _checksum(body[:-_CHECKSUM_BYTES]) != body[-_CHECKSUM_BYTES:]:
+            raise InvalidRecord(Flaw.CHECKSUM)
+        body = body[:-_CHECKSUM_BYTES]
+    elif is_tagged:
+        body = body[: -_KEY_ID_BYTES - _TAG_BYTES]
+    return _record(key, body), is_tagged
+
+
+def _record(key: bytes, packed: bytes | memoryview) -> Record:
+    """The record of an array. Raises `InvalidRecord`."""
     try:
         fields = _unpack(packed)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -186,7 +208,7 @@ def _verified_old(data: bytes, record_key: RecordKey | None) -> memoryview:
     return packed
 
 
-def _flaw(key: bytes, packed: memoryview) -> Flaw:
+def _flaw(key: bytes, packed: bytes | memoryview) -> Flaw:
     """Why ``packed`` is not the array of a record."""
     try:
         # Not by msgspec, which allocates what an array declares.

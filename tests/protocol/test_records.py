@@ -307,3 +307,29 @@ def test_foreign_bytes_with_a_checksum_are_no_tagged_record(data: bytes) -> None
 
 def test_a_record_key_shows_no_secret() -> None:
     assert "s" * 8 not in repr(RECORD_KEY)
+
+
+@given(any_record())
+def test_a_record_is_inspected_without_its_record_key(record: Record) -> None:
+    assert records.inspect(KEY, records.encode(KEY, record)) == (record, False)
+    assert records.inspect(KEY, records.encode(KEY, record, RECORD_KEY)) == (record, True)
+    assert records.inspect(KEY, tagged_by_an_earlier_version(KEY, record, SECRET)) == (record, True)
+    with pytest.raises(InvalidRecord) as error:
+        records.inspect(bytes(32), records.encode(KEY, record))
+    assert error.value.flaw is Flaw.KEY
+
+
+@given(st.data(), any_record(), st.sampled_from([None, "new", "old"]))
+def test_inspection_detects_every_changed_byte_outside_old_tags(
+    data: st.DataObject, record: Record, tag: str | None
+) -> None:
+    good = (
+        tagged_by_an_earlier_version(KEY, record, SECRET)
+        if tag == "old"
+        else records.encode(KEY, record, RECORD_KEY if tag else None)
+    )
+    position = data.draw(st.integers(0, len(good) - 1 - (16 if tag == "old" else 0)))
+    bad = bytearray(good)
+    bad[position] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(InvalidRecord):
+        records.inspect(KEY, bytes(bad))

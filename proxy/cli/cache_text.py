@@ -1,0 +1,175 @@
+"""The results of the commands `cache …` as text and as JSON (pure)."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from proxy.maintenance.loader import Loaded
+from proxy.maintenance.purge import Purged
+from proxy.maintenance.survey import AGES, OLDER, Group, Kind, Survey, Verified
+from proxy.maintenance.transfer import Exported, Imported
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_STEP = 1024
+_NAMED_KEYS = 5  # of each flaw
+
+
+def size(count: float) -> str:
+    """``count`` bytes, as `12.3 MiB`."""
+    unit = 0
+    while count >= _STEP and unit < len(_UNITS) - 1:
+        count /= _STEP
+        unit += 1
+    return f"{count:.1f} {_UNITS[unit]}" if unit else f"{count:.0f} B"
+
+
+def shown(text: str) -> str:
+    """A name that a client or an upstream chose, without control characters."""
+    return "".join(char if char.isprintable() else "?" for char in text) or "(no name)"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns: the first on the left, the others on the right."""
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    aligned = (
+        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        for line in lines
+    )
+    return "\n".join("  ".join(cells).rstrip() for cells in aligned)
+
+
+def survey_text(name: str, found: Survey) -> str:
+    lines = [f"{name}: {found.entries:,} entries, {size(found.bytes)}"]
+    if found.groups:
+        head = ("model", "dimensions", "type", "entries", "size", "tokens", "oldest", "newest")
+        rows = [_survey_row(kind, group) for kind, group in _by_size(found)]
+        lines += ["", table(head, rows), "", "age"]
+        lines += [f"  up to {age:8} {found.ages[age]:>12,}" for age in AGES if found.ages[age]]
+        lines += [f"  {OLDER:14} {found.ages[OLDER]:>12,}"] if found.ages[OLDER] else []
+    if found.tagged:
+        lines += ["", f"{found.tagged:,} have a tag of a record key."]
+    if found.invalid:
+        lines += ["", f"{found.invalid.total():,} are invalid ({_counts(found.invalid)}); see cache verify."]
+    return "\n".join(lines)
+
+
+def _by_size(found: Survey) -> list[tuple[Kind, Group]]:
+    return sorted(found.groups.items(), key=lambda item: (-item[1].entries, item[0]))
+
+
+def _survey_row(kind: Kind, group: Group) -> Sequence[str]:
+    return (
+        shown(kind.model), str(kind.dimensions), kind.dtype, f"{group.entries:,}", size(group.bytes),
+        f"{group.tokens:,}", _date(group.oldest_s), _date(group.newest_s),
+    )  # fmt: skip
+
+
+def _date(unix_s: int) -> str:
+    try:
+        return f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%d}"
+    except (ValueError, OverflowError, OSError):  # any number fits into a record
+        return "?"
+
+
+def survey_json(name: str, found: Survey) -> dict[str, Any]:
+    return {
+        "store": name,
+        "entries": found.entries,
+        "bytes": found.bytes,
+        "tagged": found.tagged,
+        "invalid": dict(found.invalid),
+        "ages": {age: found.ages[age] for age in (*AGES, OLDER)},
+        "models": [
+            {
+                "model": kind.model, "dimensions": kind.dimensions, "dtype": kind.dtype, "entries": group.entries,
+                "bytes": group.bytes, "tokens": group.tokens, "oldest_s": group.oldest_s, "newest_s": group.newest_s,
+            }
+            for kind, group in _by_size(found)
+        ],
+    }  # fmt: skip
+
+
+def verified_text(name: str, found: Verified) -> str:
+    lines = [f"{name}: {found.valid:,} valid records, {found.counts.total():,} invalid"]
+    if found.unverified:
+        lines.append(f"{found.unverified:,} have a tag, which only --record-key-env could verify.")
+    for flaw, keys in found.invalid.items():
+        more = found.counts[flaw] - len(keys[:_NAMED_KEYS])
+        lines.append(f"  {flaw}: {found.counts[flaw]:,}")
+        lines += [f"    {key}" for key in keys[:_NAMED_KEYS]] + ([f"    and {more:,} more"] if more else [])
+    if found.invalid:
+        lines.append("The proxy treats them as misses, and replaces them.")
+    return "\n".join(lines)
+
+
+def verified_json(name: str, found: Verified) -> dict[str, Any]:
+    return {
+        "store": name,
+        "valid": found.valid,
+        "unverified": found.unverified,
+        "invalid": {flaw: {"count": found.counts[flaw], "keys": keys} for flaw, keys in found.invalid.items()},
+    }
+
+
+def exported_text(name: str, path: str, done: Exported) -> str:
+    resumed = " (an interrupted export was continued)" if done.is_resumed else ""
+    return f"{path}: {done.entries:,} entries of {name}, {size(done.bytes)}{resumed}"
+
+
+def exported_json(name: str, path: str, done: Exported) -> dict[str, Any]:
+    return {
+        "store": name, "file": path, "entries": done.entries, "bytes": done.bytes, "is_resumed": done.is_resumed,
+    }  # fmt: skip
+
+
+def loaded_text(name: str, loaded: Loaded, *, is_dry_run: bool = False) -> str:
+    verb = "would be stored" if is_dry_run else "stored"
+    lines = [f"{name}: {loaded.stored:,} entries {verb}"]
+    if loaded.existing:
+        lines.append(f"  {loaded.existing:,} were there already, and stay (--overwrite replaces them)")
+    if loaded.expired:
+        lines.append(f"  {loaded.expired:,} are older than --ttl")
+    if loaded.invalid:
+        lines.append(f"  {loaded.invalid.total():,} are invalid ({_counts(loaded.invalid)})")
+    return "\n".join(lines)
+
+
+def loaded_json(name: str, loaded: Loaded, *, is_dry_run: bool = False) -> dict[str, Any]:
+    return {
+        "store": name, "is_dry_run": is_dry_run, "stored": loaded.stored, "existing": loaded.existing,
+        "expired": loaded.expired, "invalid": dict(loaded.invalid),
+    }  # fmt: skip
+
+
+def imported_text(name: str, path: str, done: Imported, *, is_dry_run: bool) -> str:
+    lines = [loaded_text(name, done.loaded, is_dry_run=is_dry_run)]
+    for start, stop in done.damaged:
+        lines.append(f"  {path}: bytes {start:,} to {stop - 1:,} are damaged; the entries there are lost")
+    if not done.is_complete:
+        lines.append(f"  {path}: its end is missing; it was cut off")
+    return "\n".join(lines)
+
+
+def imported_json(name: str, path: str, done: Imported, *, is_dry_run: bool) -> dict[str, Any]:
+    return loaded_json(name, done.loaded, is_dry_run=is_dry_run) | {
+        "file": path, "is_complete": done.is_complete, "damaged": [list(part) for part in done.damaged],
+    }  # fmt: skip
+
+
+def purged_text(name: str, done: Purged, *, is_dry_run: bool) -> str:
+    verb = "would be removed" if is_dry_run else "removed"
+    lines = [f"{name}: {done.entries.total():,} entries {verb}, {size(done.bytes)}"]
+    lines += [f"  {shown(model)}: {count:,}" for model, count in done.entries.most_common()]
+    return "\n".join(lines)
+
+
+def purged_json(name: str, done: Purged, *, is_dry_run: bool) -> dict[str, Any]:
+    return {
+        "store": name, "is_dry_run": is_dry_run, "entries": done.entries.total(), "bytes": done.bytes,
+        "models": dict(done.entries.most_common()),
+    }  # fmt: skip
+
+
+def _counts(counts: "dict[str, int]") -> str:
+    return ", ".join(f"{name}: {count:,}" for name, count in sorted(counts.items()))

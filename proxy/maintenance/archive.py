@@ -1,0 +1,111 @@
+"""Files of exported entries: read, and written so that an interrupted export continues where it was."""
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from proxy.errors import ConfigError
+from proxy.maintenance import archive_format
+from proxy.maintenance.archive_format import Cursor, Damage, Decoder, End, Entry, Header, Part, UnknownFormat
+
+_PIECE_BYTES = 1024**2
+_PART_SUFFIX = ".part"  # of the file until it is complete
+
+
+def parts_of(path: Path) -> Iterator[Part]:
+    """What the file has. Raises `ConfigError` if it can't be read or is no export."""
+    try:
+        with path.open("rb") as file:
+            yield from _parts(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnknownFormat as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _parts(file: BinaryIO) -> Iterator[Part]:
+    """Raises `UnknownFormat`."""
+    decoder = Decoder()
+    while piece := file.read(_PIECE_BYTES):
+        yield from decoder.feed(piece)
+    yield from decoder.close()
+
+
+class _Kept(NamedTuple):
+    """What an interrupted export has written."""
+
+    cursor: bytes = b""
+    entries: int = 0
+    end: int = 0  # of the file's whole part
+
+
+class ArchiveWriter:
+    """The file gets its name when it is complete. Until then it is beside it, with the suffix ``.part``."""
+
+    def __init__(self, path: Path, file: BinaryIO, origin: str) -> None:
+        self._path, self._file = path, file
+        kept = _kept(file, origin)
+        self.cursor, self.entries = kept.cursor, kept.entries
+        self.is_resumed = kept.end > 0
+        file.truncate(kept.end)
+        file.seek(kept.end)
+        if not self.is_resumed:
+            file.write(archive_format.header(origin=origin))
+
+    def write(self, values: Mapping[bytes, bytes], cursor: bytes | None) -> None:
+        """Append values. ``cursor`` is where the next ones begin; None after the last."""
+        frames = [archive_format.entry(key, value) for key, value in values.items()]
+        self.entries += len(frames)
+        frames.append(archive_format.end(self.entries) if cursor is None else archive_format.cursor(cursor))
+        self._file.write(b"".join(frames))
+        self._file.flush()  # so that only what is lost with the machine is written again
+
+    def finish(self) -> int:
+        """Give the file its name. Returns its size in bytes."""
+        os.fsync(self._file.fileno())
+        size = self._file.tell()
+        _part_of(self._path).rename(self._path)
+        return size
+
+
+@contextmanager
+def open_archive(path: Path, origin: str) -> Iterator[ArchiveWriter]:
+    """A new file of entries of the store ``origin``. Raises `ConfigError`."""
+    if path.exists():
+        raise ConfigError(f"{path}: it exists already; delete it, or choose another name")
+    part = _part_of(path)
+    try:
+        with part.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.seek(0)
+            yield ArchiveWriter(path, file, origin)
+    except BlockingIOError as error:
+        raise ConfigError(f"{part}: another export writes it") from error
+    except OSError as error:
+        raise ConfigError(f"{part}: {error.strerror}") from error
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(path.name + _PART_SUFFIX)
+
+
+def _kept(file: BinaryIO, origin: str) -> _Kept:
+    """What an interrupted export of the same store has written until its last cursor, if nothing of that is damaged."""
+    kept, entries = _Kept(), 0
+    try:
+        for part in _parts(file):
+            match part:
+                case Header(fields) if fields.get("origin") != origin:
+                    return _Kept()
+                case Entry():
+                    entries += 1
+                case Cursor(position, end):
+                    kept = _Kept(position, entries, end)
+                case Damage() | End():
+                    break
+    except UnknownFormat:
+        return _Kept()
+    return kept

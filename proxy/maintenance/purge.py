@@ -1,0 +1,97 @@
+"""Removes entries from a store, and so from the memory of every proxy that uses it."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from proxy.cache.store import Purge, Store
+from proxy.maintenance.transfer import Advance, pages
+from proxy.protocol import records
+from proxy.protocol.records import InvalidRecord
+
+_EVERY_MODEL = "*"
+_KEYS_PER_DELETION = 256
+_TIMEOUT_S = 30.0
+NO_RECORD = "(invalid)"  # in place of the model, for a value that is no valid record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which entries: those that all of its conditions hold for, without any condition all, invalid ones among them."""
+
+    model: str | None = None  # a pattern
+    stored_before_s: float | None = None  # Unix time
+
+    @property
+    def is_everything(self) -> bool:
+        return self.model is None and self.stored_before_s is None
+
+    def model_of(self, key: bytes, value: bytes) -> str | None:
+        """The model of an entry that is selected; None for one that is not."""
+        try:
+            record, _ = records.inspect(key, value)
+        except InvalidRecord:
+            return NO_RECORD if self.is_everything else None
+        if self.model is not None and not fnmatchcase(record.model, self.model):
+            return None
+        if self.stored_before_s is not None and record.stored_at_s >= self.stored_before_s:
+            return None
+        return record.model
+
+
+@dataclass(slots=True)
+class Purged:
+    entries: Counter[str] = field(default_factory=Counter)  # by model
+    bytes: int = 0  # of keys and values
+
+
+async def purge(store: Store, selection: Selection, *, is_dry_run: bool, advance: Advance) -> Purged:
+    """Remove the selected entries. Raises `StoreError`.
+
+    Before, every process is told: it drops its whole memory tier, where there may be entries that the store has
+    evicted, and does not store what it is fetching.
+    """
+    if not is_dry_run:
+        await store.announce_purge(Purge(models=frozenset({selection.model or _EVERY_MODEL})))
+    purged = Purged()
+    async for values, _ in pages(store):
+        selected = {
+            key: model for key, value in values.items() if (model := selection.model_of(key, value)) is not None
+        }
+        await _delete(store, selected, values, purged, is_dry_run=is_dry_run)
+        advance(len(values))
+    return purged
+
+
+async def purge_keys(store: Store, keys: Collection[bytes], *, is_dry_run: bool, advance: Advance) -> Purged:
+    """Remove the entries of ``keys``, as `purge` does."""
+    distinct = list(dict.fromkeys(keys))
+    if not is_dry_run:
+        await store.announce_purge(Purge(keys=frozenset(distinct)))
+    purged = Purged()
+    everything = Selection()
+    for start in range(0, len(distinct), _KEYS_PER_DELETION):
+        some = distinct[start : start + _KEYS_PER_DELETION]
+        values = await store.get_many(some, timeout_s=_TIMEOUT_S)
+        found = {key: everything.model_of(key, value) or NO_RECORD for key, value in values.items()}
+        # All keys, since what a process holds in memory may no longer be in the store.
+        await _delete(store, found, values, purged, is_dry_run=is_dry_run, also=some)
+        advance(len(some))
+    return purged
+
+
+async def _delete(
+    store: Store,
+    models: Mapping[bytes, str],
+    values: Mapping[bytes, bytes],
+    purged: Purged,
+    *,
+    is_dry_run: bool,
+    also: Collection[bytes] = (),
+) -> None:
+    keys = list(dict.fromkeys([*models, *also]))
+    if keys and not is_dry_run:
+        await store.delete_many(keys)
+    purged.entries.update(models.values())
+    purged.bytes += sum(len(key) + len(values[key]) for key in models)

@@ -1,0 +1,88 @@
+"""Entries from a store into a file, from a file into a store, and from one store into another."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from proxy.cache.store import Store
+from proxy.maintenance.archive import open_archive, parts_of
+from proxy.maintenance.archive_format import Damage, End, Entry
+from proxy.maintenance.loader import Loaded, Loader
+
+Advance = Callable[[int], object]
+
+_BATCH, _BATCH_BYTES = 256, 4 * 1024**2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    entries: int
+    bytes: int  # of the file
+    is_resumed: bool  # an interrupted export was continued
+
+
+@dataclass(slots=True, kw_only=True)
+class Imported:
+    loaded: Loaded
+    damaged: list[tuple[int, int]] = field(default_factory=list)  # parts of the file, from offset to offset
+    is_complete: bool = False  # the file has its end
+
+
+async def pages(store: Store, cursor: bytes | None = b"") -> AsyncIterator[tuple[Mapping[bytes, bytes], bytes | None]]:
+    """All values from ``cursor`` on, a page at a time, each with the cursor of the next. Raises `StoreError`."""
+    while cursor is not None:
+        page = await store.scan(cursor)
+        cursor = page.cursor
+        yield page.values, cursor
+
+
+async def export(store: Store, path: Path, *, origin: str, advance: Advance) -> Exported:
+    """Write all entries of a store to a new file. Raises `StoreError` and `ConfigError`.
+
+    ``origin`` names the store. ``advance`` is called with numbers of entries, also those of an export that is resumed.
+    """
+    with open_archive(path, origin) as archive:
+        advance(archive.entries)
+        async for values, cursor in pages(store, archive.cursor):
+            archive.write(values, cursor)
+            advance(len(values))
+        return Exported(entries=archive.entries, bytes=archive.finish(), is_resumed=archive.is_resumed)
+
+
+async def import_(path: Path, loader: Loader, *, advance: Advance) -> Imported:
+    """Put the whole entries of a file into a store. Raises `StoreError` and `ConfigError`.
+
+    ``advance`` is called with numbers of bytes of the file.
+    """
+    imported = Imported(loaded=loader.loaded)
+    batch, size_bytes, at = dict[bytes, bytes](), 0, 0
+    try:
+        for part in parts_of(path):
+            match part:
+                case Entry(key, value, end):
+                    batch.setdefault(key, value)
+                    size_bytes += len(value)
+                    if len(batch) >= _BATCH or size_bytes >= _BATCH_BYTES:
+                        await loader.put(batch)
+                        advance(end - at)
+                        batch, size_bytes, at = {}, 0, end
+                case Damage(start, end):
+                    imported.damaged.append((start, end))
+                case End():
+                    imported.is_complete = True
+        await loader.put(batch)
+        await loader.finish()
+    finally:
+        await loader.abandon()
+    return imported
+
+
+async def copy(source: Store, loader: Loader, *, advance: Advance) -> Loaded:
+    """Put all entries of one store into another. Raises `StoreError`. ``advance`` is called with numbers of entries."""
+    try:
+        async for values, _ in pages(source):
+            await loader.put(values)
+            advance(len(values))
+        return await loader.finish()
+    finally:
+        await loader.abandon()
