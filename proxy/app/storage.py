@@ -28,7 +28,7 @@ def open_cache(
     )
     return Cache(
         memory,
-        open_store(settings.store, settings.store_limit_bytes, clock=clock),
+        open_store(settings.store, settings.store_limit_bytes, clock),
         metrics,
         ttl_s=settings.ttl_s,
         timeout_s=settings.store_timeout_s,
@@ -39,7 +39,11 @@ def open_cache(
 
 
 def open_store(
-    setting: StoreSetting, limit_bytes: int, *, clock: Callable[[], float], redis_timeout_s: float = _REDIS_TIMEOUT_S
+    setting: StoreSetting,
+    limit_bytes: int,
+    clock: Callable[[], float],
+    *,
+    redis_timeout_s: float = _REDIS_TIMEOUT_S,
 ) -> Store:
     """``limit_bytes`` is for a SQLite file."""
     match setting:

@@ -11,6 +11,7 @@ from proxy.cache.entry import Certainty, Entry
 from proxy.cache.guarded import GuardedStore
 from proxy.cache.lease import Lease
 from proxy.cache.memory import Memory
+from proxy.cache.recent_writes import RecentWrites
 from proxy.cache.store import Store
 from proxy.cache.turns import KEYS_A_TURN, in_turns
 from proxy.cache.writer import Writer
@@ -44,10 +45,17 @@ class Cache:
         self._codec = RecordCodec(metrics, record_key=record_key, ttl_s=ttl_s, store_expires=store.expires, clock=clock)
         self._store = GuardedStore(store, metrics, ttl_s=ttl_s, timeout_s=timeout_s)
         self._discards = Discards(again_after_s=AGAIN_AFTER_S)
+        recent = RecentWrites()
         self._writer = Writer(
-            memory, self._store, self._codec, self._discards, freshness_cutoff_s=partial(self.freshness_cutoff_s, None)
+            memory,
+            self._store,
+            self._codec,
+            self._discards,
+            recent,
+            freshness_cutoff_s=partial(self.freshness_cutoff_s, None),
         )
-        self.feed = ChangeFeed(store, memory, self._discards, metrics, clock=monotonic)
+        self.feed = ChangeFeed(store, memory, self._discards, recent, metrics, clock=monotonic)
+        self.feed.on_purge(self._writer.forget)
 
     def freshness_cutoff_s(self, max_age_s: float | None) -> float:
         """Unix time before which an entry was stored too long ago, by the TTL or by a request's ``max-age``."""
@@ -148,8 +156,17 @@ class Cache:
                 found[key] = entry
         return found
 
-    async def write(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:
+    @property
+    def now(self) -> Mark:
+        """This moment, for a `write` of what the upstream is asked for now."""
+        return self._discards.now
+
+    async def write(
+        self, fresh: Mapping[bytes, Record], *, overwrite: bool, asked: Mark | None = None
+    ) -> dict[bytes, Entry]:
         """Store ``fresh``. Returns, for the same keys, the entries to serve.
+
+        ``asked`` is when the upstream was asked; None: now. What was purged since is not stored.
 
         Without ``overwrite`` an existing record stays, unless it is expired or damaged. The timeout ends the waiting,
         not the write. Until the write has ended its entries are not confirmed. If another record turns out to be the
@@ -157,7 +174,7 @@ class Cache:
         """
         if self._store.is_absent:
             return await self._write_to_memory(fresh, overwrite=overwrite)
-        return await self._writer.write(fresh, overwrite=overwrite)
+        return await self._writer.write(fresh, overwrite=overwrite, asked=asked or self._discards.now)
 
     async def _write_to_memory(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:
         """Without a store the first entry in memory stays."""

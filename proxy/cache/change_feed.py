@@ -1,4 +1,4 @@
-"""Discards from memory what any process has replaced in the store.
+"""Discards from memory what any process has replaced in the store, or removed from it.
 
 The store has a log of the keys whose values were replaced, which every process reads twice a second. So a replaced
 record is served nowhere for longer than `POLL_S`, the time of one read and of one write; and a process that could not
@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection
 
 from proxy.cache.discards import EVERYTHING, Discards
 from proxy.cache.memory import Memory
-from proxy.cache.store import Changes, Store
+from proxy.cache.recent_writes import RecentWrite, RecentWrites
+from proxy.cache.store import Changes, Purge, Store
 from proxy.cache.turns import in_turns
 from proxy.errors import StoreError
 from proxy.telemetry.metrics import Metrics
@@ -22,6 +23,7 @@ _log = logging.getLogger(__name__)
 POLL_S = 0.5
 # Longer than the store takes from an announcement to the replacement itself.
 AGAIN_AFTER_S = 2.0
+_NO_PURGE = Purge()
 # Of the log, in one poll. The rest is read by the next one.
 _MAX_PAGES = 100
 
@@ -34,6 +36,7 @@ class ChangeFeed:
         store: Store,
         memory: Memory,
         discards: Discards,
+        recent: RecentWrites,
         metrics: Metrics,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -41,12 +44,18 @@ class ChangeFeed:
         self._store = store
         self._memory = memory
         self._discards = discards
+        self._recent = recent
+        self._on_purge: list[Callable[[Purge], object]] = []
         self._discarded = metrics.memory_discarded
         self._clock = clock
         self._polling = asyncio.Lock()
         self._polled_at_s = clock()  # the latest success, or the start
         self._is_first = True  # no poll has succeeded yet
         metrics.store_changes_age.set_function(lambda: clock() - self._polled_at_s)
+
+    def on_purge(self, call: Callable[[Purge], object]) -> None:
+        """``call`` is called with every purge when this process learns of it."""
+        self._on_purge.append(call)
 
     async def poll(self, _late_s: float = 0.0) -> None:
         """Discard what was replaced since the last poll."""
@@ -57,16 +66,30 @@ class ChangeFeed:
         now_s = self._clock()
         for keys in self._discards.due(now_s):
             await self._discard(keys, "again")
+        recent = self._recent.take()
         try:
-            for _ in range(_MAX_PAGES):
-                changes = await self._store.changes()
-                await self._apply(changes, now_s)
-                if not changes.has_more:
-                    break
+            if await self._read():
+                await self._delete_purged(recent)
+            else:
+                self._recent.put_back(recent)
         except StoreError:
+            self._recent.put_back(recent)
             return
         self._polled_at_s = now_s
         self._is_first = False
+
+    async def _read(self) -> bool:
+        """Apply what is new in the log. Returns whether that was all that happened: a large purge is announced once
+        more at its end, since its deletions may push the first announcement out of the log. Raises `StoreError`."""
+        is_complete = True
+        now_s = self._clock()
+        for _ in range(_MAX_PAGES):
+            changes = await self._store.changes()
+            await self._apply(changes, now_s)
+            is_complete &= changes.is_complete
+            if not changes.has_more:
+                return is_complete
+        return False
 
     async def _apply(self, changes: Changes, now_s: float) -> None:
         if not changes.is_complete:
@@ -74,9 +97,37 @@ class ChangeFeed:
                 _log.warning("missed some of what was replaced in the store; reading all entries in memory again")
             self._discards.add(EVERYTHING, now_s)
             self._discarded.labels("missed").inc(await self._memory.clear())
+        if changes.purge != _NO_PURGE:
+            await self._purge(changes.purge, now_s)
         if changes.keys:
             self._discards.add(changes.keys, now_s)
             await self._discard(changes.keys, "replaced")
+
+    async def _purge(self, purge: Purge, now_s: float) -> None:
+        self._discards.add(EVERYTHING if purge.models else purge.keys, now_s, purge)
+        for call in self._on_purge:
+            call(purge)
+        if purge.models:  # their entries in memory may no longer be in the store, whose keys are announced
+            self._discarded.labels("purged").inc(await self._memory.clear(keeps_undecided=False))
+        async for some in in_turns(list(purge.keys)):
+            for key in some:
+                self._discarded.labels("purged").inc(self._memory.get(key) is not None)
+                self._memory.discard(key)
+
+    async def _delete_purged(self, recent: list[RecentWrite]) -> None:
+        """Delete from the store what it was given after a purge though it was asked for before. Announced as other
+        deletions are: announced as a purge, it would concern what has been asked for since."""
+        keys = {key for write in recent for key in write.purged()}
+        for key in keys:
+            self._memory.discard(key)
+        if not keys:
+            return
+        try:
+            await self._store.delete_many(keys)
+        except StoreError as error:
+            if error.reason != "refused":
+                raise
+            _log.warning("%d entries that were purged were stored again, and can't be deleted (%s)", len(keys), error)
 
     async def _discard(self, keys: Collection[bytes], reason: str) -> None:
         async for some in in_turns(list(keys)):

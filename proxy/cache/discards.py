@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Collection, Container
 from typing import Final
 
+from proxy.cache.store import Purge
+
 
 class _Everything:
     """Contains every key."""
@@ -19,10 +21,11 @@ Keys = Collection[bytes] | _Everything
 class Mark:
     """A moment. It contains the keys that have been discarded since."""
 
-    __slots__ = ("_keys", "_next")
+    __slots__ = ("_keys", "_next", "_purge")
 
     def __init__(self) -> None:
         self._keys: Container[object] = ()  # that were discarded between this moment and the next one
+        self._purge: Purge | None = None  # likewise
         self._next: Mark | None = None  # marks refer to later ones only, so that they end with the reads that hold them
 
     def __contains__(self, key: bytes) -> bool:
@@ -33,9 +36,18 @@ class Mark:
             mark = mark._next
         return False
 
-    def end(self, keys: Container[object]) -> "Mark":
+    def is_purged(self, key: bytes, model: str) -> bool:
+        """Whether a record has been purged since, so that what was asked for before must not bring it back."""
+        mark = self
+        while mark._next is not None:
+            if mark._purge is not None and mark._purge.covers(key, model):
+                return True
+            mark = mark._next
+        return False
+
+    def end(self, keys: Container[object], purge: Purge | None = None) -> "Mark":
         """``keys`` are discarded now. Returns the mark after that."""
-        self._keys, self._next = keys, Mark()
+        self._keys, self._purge, self._next = keys, purge, Mark()
         return self._next
 
 
@@ -54,9 +66,9 @@ class Discards:
         self._due: deque[tuple[float, Collection[bytes]]] = deque()
         self.now = Mark()
 
-    def add(self, keys: Keys, now_s: float) -> None:
-        """``keys`` are discarded now, because they were announced."""
-        self.now = self.now.end(keys)
+    def add(self, keys: Keys, now_s: float, purge: Purge | None = None) -> None:
+        """``keys`` are discarded now, because they were announced, or because a ``purge`` was."""
+        self.now = self.now.end(keys, purge)
         if isinstance(keys, Collection):
             self._due.append((now_s + self._again_after_s, keys))
 

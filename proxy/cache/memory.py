@@ -39,18 +39,19 @@ class Memory:
     def discard(self, key: bytes) -> None:
         self._entries.remove(key)
 
-    async def clear(self) -> int:
-        """Discard all entries that the store has decided on. Returns how many there were.
+    async def clear(self, *, keeps_undecided: bool = True) -> int:
+        """Discard all entries, except those that the store has not decided on if it ``keeps_undecided``. Returns how
+        many there were.
 
         In turns with everything else: moka hides all entries at once, and takes seconds to remove a million of them.
         """
         before = left = self.entries
-        self._to_keep = []
+        self._to_keep = [] if keeps_undecided else None
         self._entries.clear()
         while (now_left := self.entries) < left:
             left = now_left
             await asyncio.sleep(0)
-        kept, self._to_keep = self._to_keep, None
+        kept, self._to_keep = self._to_keep or [], None
         for key, entry in kept:
             if entry.is_undecided and entry.current is entry and self.get(key) is None:
                 self.put(key, entry)

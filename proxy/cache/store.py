@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -28,6 +29,9 @@ class Purge(NamedTuple):
 
     keys: AbstractSet[bytes] = frozenset()
     models: AbstractSet[str] = frozenset()  # patterns of names of models, as the upstream's responses have them
+
+    def covers(self, key: bytes, model: str) -> bool:
+        return key in self.keys or any(fnmatchcase(model, pattern) for pattern in self.models)
 
 
 class Changes(NamedTuple):

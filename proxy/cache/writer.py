@@ -12,6 +12,8 @@ from proxy.cache.discards import Discards, Mark
 from proxy.cache.entry import Certainty, Entry, current
 from proxy.cache.guarded import GuardedStore, Written
 from proxy.cache.memory import Memory
+from proxy.cache.recent_writes import RecentWrite, RecentWrites
+from proxy.cache.store import Purge
 from proxy.cache.turns import in_turns
 from proxy.protocol.records import Record
 from proxy.tasks import TaskSet, log_to
@@ -30,6 +32,7 @@ class _Write:
     values: Mapping[bytes, bytes]
     before: Mapping[bytes, Entry | None]
     began: Mark
+    asked: Mark  # when the upstream was asked
     overwrite: bool
     is_repeated: bool
 
@@ -47,6 +50,7 @@ class Writer:
         store: GuardedStore,
         codec: RecordCodec,
         discards: Discards,
+        recent: RecentWrites,
         *,
         freshness_cutoff_s: Callable[[], float],
     ) -> None:
@@ -55,6 +59,7 @@ class Writer:
         self._store = store
         self._codec = codec
         self._discards = discards
+        self._recent = recent
         self._freshness_cutoff_s = freshness_cutoff_s
         self.tasks = TaskSet(log_to(_log, "a write to the store"))
         self.pending: dict[bytes, tuple[Entry, _WriteTask]] = {}  # entries that were served before their write ended
@@ -70,22 +75,34 @@ class Writer:
         """`get`, or until the next await a faster function that does the same."""
         return self.get if self.pending else self._memory.get
 
-    async def write(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:
+    async def write(self, fresh: Mapping[bytes, Record], *, overwrite: bool, asked: Mark) -> dict[bytes, Entry]:
         """As `Cache.write`."""
+        late: dict[bytes, Entry] = {}
+        if asked is not self._discards.now:
+            late = {key: Entry.of(record) for key, record in fresh.items() if asked.is_purged(key, record.model)}
+            fresh = {key: record for key, record in fresh.items() if key not in late}
         certainty = Certainty.REPLACING if overwrite else Certainty.INSERTING
         mine: dict[bytes, Entry] = {}
         async for some in in_turns(list(fresh)):
             mine |= {key: Entry.of(fresh[key], certainty) for key in some}
-        task = self._start(mine, fresh, overwrite=overwrite)
+        task = self._start(mine, fresh, overwrite=overwrite, asked=asked) if mine else None
         if task is not None and not self._store.has_failed_read:
             await asyncio.wait([task], timeout=self._store.timeout_for_s(mine))
         cutoff_s = self._freshness_cutoff_s()
         for key, entry in mine.items():
+            if asked is not self._discards.now and asked.is_purged(key, entry.model):
+                continue
             if entry.is_undecided and entry.current is entry:
                 self._put_unconfirmed(key, entry, cutoff_s)
             if task is not None and not task.done():
                 self.pending[key] = entry, task
-        return current(mine)
+        return current(mine) | late
+
+    def forget(self, purge: Purge) -> None:
+        """Serve nothing any more that is being written and was purged."""
+        for key, (entry, _) in list(self.pending.items()):
+            if purge.covers(key, entry.model):
+                del self.pending[key]
 
     def _put_unconfirmed(self, key: bytes, mine: Entry, cutoff_s: float) -> None:
         """The store has not replied yet. Until it does, an entry that is already in memory counts as the first."""
@@ -110,7 +127,9 @@ class Writer:
         for overwrite in (False, True):
             entries = {key: entry for key, entry in unstored.items() if entry.overwrites is overwrite}
             fresh = {key: entry.record() for key, entry in entries.items()}
-            if fresh and (task := self._start(entries, fresh, overwrite=overwrite, is_repeated=True)):
+            if fresh and (
+                task := self._start(entries, fresh, overwrite=overwrite, is_repeated=True, asked=self._discards.now)
+            ):
                 self.pending.update((key, (entry, task)) for key, entry in entries.items())
 
     async def wait_for(self, keys: Sequence[bytes]) -> None:
@@ -125,6 +144,7 @@ class Writer:
         fresh: Mapping[bytes, Record],
         *,
         overwrite: bool,
+        asked: Mark,
         is_repeated: bool = False,
     ) -> _WriteTask | None:
         """Start to write ``fresh``, the records of ``entries``. The write goes on if its caller is cancelled. None if
@@ -138,6 +158,7 @@ class Writer:
             values=self._codec.encode(fresh),
             before={key: self.get(key) for key in entries},
             began=self._discards.now,
+            asked=asked,
             overwrite=overwrite,
             is_repeated=is_repeated,
         )
@@ -147,6 +168,7 @@ class Writer:
         return task
 
     def _ended(self, write: _Write, task: _WriteTask) -> None:
+        self._recent.add(RecentWrite(write.asked, write.entries))
         write.attempt.end()  # for a task that was cancelled before its first step
         self._store.backlog.ended(write.size_bytes)
         for key in write.entries:
@@ -193,7 +215,7 @@ class Writer:
         mine.set_successor(final)
         if cached is not None and not cached.is_confirmed:
             cached.set_successor(final)
-        if key in write.began:  # another process may have replaced it since
+        if key in write.began or write.asked.is_purged(key, mine.model):  # a process may have replaced it since
             self._memory.discard(key)
         else:
             self._memory.put(key, final)

@@ -55,7 +55,7 @@ class StoreOptions:
             raise ConfigError(f"{named} is only the memory of a running proxy; accepted: sqlite:///… or redis://…")
         if named.path is not None and not creates and not named.path.is_file():
             raise ConfigError(f"{named}: there is no such file")
-        store = open_store(named, self.limit_bytes, clock=time.time, redis_timeout_s=_REDIS_TIMEOUT_S)
+        store = open_store(named, self.limit_bytes, time.time, redis_timeout_s=_REDIS_TIMEOUT_S)
         try:
             yield store
         finally:

@@ -11,6 +11,7 @@ from typing import TypeGuard
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
+from proxy.cache.store import Purge
 from proxy.errors import ProxyError
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.leader import Leader
@@ -48,6 +49,7 @@ class Fetcher:
         self._clock = clock
         self._flights: Flights[FlightResult] = Flights()
         self._fetches = TaskSet(log_to(_log, "a fetch"))
+        cache.feed.on_purge(self._on_purge)
 
     def __repr__(self) -> str:
         return f"<Fetcher {self._flights!r}, {self._batcher!r}>"
@@ -85,6 +87,10 @@ class Fetcher:
         # These failed for reasons that concern other requests. This one retries them, unless another was quicker.
         again = await self.fetch(request.only(foreign), attempt=attempt + 1)
         return again.after(fetched)
+
+    def _on_purge(self, purge: Purge) -> None:
+        """Later requests must not get what was asked for before the purge. The model of a flight is not known yet."""
+        self._flights.detach(lambda key: bool(purge.models) or key in purge.keys)
 
     def _in_memory(self, request: FetchRequest) -> dict[bytes, Entry]:
         """The entries of a request that are in memory now."""

@@ -6,6 +6,7 @@ from itertools import repeat
 
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
+from proxy.cache.discards import Mark
 from proxy.cache.entry import Entry
 from proxy.cache.lease import Lease
 from proxy.errors import Oversized, ProxyError
@@ -108,7 +109,7 @@ class Leader:
 
     async def _ask_part(self, part: FetchRequest) -> None:
         outcome: Outcome | ProxyError
-        asked_at_s = self._validations.now()
+        asked_at_s, asked = self._validations.now(), self._cache.now
         try:
             outcome = await self._batcher.submit(part)
         except ProxyError as error:
@@ -124,7 +125,7 @@ class Leader:
         good = [key for key, vector in zip(part.keys, outcome.vectors, strict=True) if vector is not None]
         self.asked.update(good)
         # First into memory, then to the waiters: a request that finds no flight finds the entry.
-        for key, entry in (await self._keep(part, outcome)).items():
+        for key, entry in (await self._keep(part, outcome, asked)).items():
             self._claim.settle(key, entry)
         if outcome.unusable is not None:
             unusable = [key for key, vector in zip(part.keys, outcome.vectors, strict=True) if vector is None]
@@ -161,7 +162,7 @@ class Leader:
                     client_request.credential_id, client_request.credential_scope, status_of(outcome.response)
                 )
 
-    async def _keep(self, part: FetchRequest, result: EmbedResult) -> Mapping[bytes, Entry]:
+    async def _keep(self, part: FetchRequest, result: EmbedResult, asked: Mark) -> Mapping[bytes, Entry]:
         now = int(self._clock())
         is_float = part.client_request.spec.encoding is Encoding.FLOAT
         texts = result.texts if is_float and result.texts else repeat(None)
@@ -179,4 +180,4 @@ class Leader:
         }
         if not part.policy.is_stored:
             return {key: Entry.of(record) for key, record in records.items()}
-        return await self._cache.write(records, overwrite=part.policy.overwrite)
+        return await self._cache.write(records, overwrite=part.policy.overwrite, asked=asked)

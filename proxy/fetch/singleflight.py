@@ -1,7 +1,7 @@
 """Single-flight over many keys: while a key is being fetched, other requests for it wait for that fetch."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -23,6 +23,11 @@ class Flights(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<Flights {len(self)} under way>"
+
+    def detach(self, is_outdated: Callable[[bytes], bool]) -> None:
+        """Let nobody join the flights of keys that are outdated any more. They go on for those who have joined."""
+        for key in [key for key in self._flights if is_outdated(key)]:
+            del self._flights[key]
 
     def claim(self, keys: Iterable[bytes]) -> "Claim[T]":
         """Join the flights of ``keys``, and lead those of keys that had none.
@@ -77,7 +82,8 @@ class Claim(Generic[T]):
         """
         flight = self.mine[key]
         if not flight.done():
-            del self._all[key]
+            if self._all.get(key) is flight:  # it may be detached
+                del self._all[key]
             flight.set_result(result)
 
     def settle_rest(self, result: T) -> None:

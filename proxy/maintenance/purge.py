@@ -49,11 +49,13 @@ class Purged:
 async def purge(store: Store, selection: Selection, *, is_dry_run: bool, advance: Advance) -> Purged:
     """Remove the selected entries. Raises `StoreError`.
 
-    Before, every process is told: it drops its whole memory tier, where there may be entries that the store has
-    evicted, and does not store what it is fetching.
+    Every process is told: it drops its whole memory tier, where there may be entries that the store has evicted, and
+    does not store what it is fetching. It is told before, and afterwards, since the deletions may push the first
+    announcement out of the store's log.
     """
+    announced = Purge(models=frozenset({selection.model or _EVERY_MODEL}))
     if not is_dry_run:
-        await store.announce_purge(Purge(models=frozenset({selection.model or _EVERY_MODEL})))
+        await store.announce_purge(announced)
     purged = Purged()
     async for values, _ in pages(store):
         selected = {
@@ -61,14 +63,17 @@ async def purge(store: Store, selection: Selection, *, is_dry_run: bool, advance
         }
         await _delete(store, selected, values, purged, is_dry_run=is_dry_run)
         advance(len(values))
+    if not is_dry_run:
+        await store.announce_purge(announced)
     return purged
 
 
 async def purge_keys(store: Store, keys: Collection[bytes], *, is_dry_run: bool, advance: Advance) -> Purged:
     """Remove the entries of ``keys``, as `purge` does."""
     distinct = list(dict.fromkeys(keys))
+    announced = Purge(keys=frozenset(distinct))
     if not is_dry_run:
-        await store.announce_purge(Purge(keys=frozenset(distinct)))
+        await store.announce_purge(announced)
     purged = Purged()
     everything = Selection()
     for start in range(0, len(distinct), _KEYS_PER_DELETION):
@@ -78,6 +83,8 @@ async def purge_keys(store: Store, keys: Collection[bytes], *, is_dry_run: bool,
         # All keys, since what a process holds in memory may no longer be in the store.
         await _delete(store, found, values, purged, is_dry_run=is_dry_run, also=some)
         advance(len(some))
+    if not is_dry_run:
+        await store.announce_purge(announced)
     return purged
 
 

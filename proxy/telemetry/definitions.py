@@ -217,7 +217,7 @@ MEMORY_DISCARDED = Definition(
     "embedding_proxy_memory_discarded_entries",
     "Entries that were removed from the memory tier because the store may have another record: replaced, a process has"
     " replaced it, or is about to; again, the same two seconds later, in case that process died meanwhile; missed, all"
-    " entries, after this process missed some of what was replaced.",
+    " entries, after this process missed some of what was replaced; purged, an operator removes it from the store.",
     ("reason",),
 )
 

@@ -1,9 +1,11 @@
-"""Processes on one store that replace records, read, poll its log and die in any order: once all is quiet, each serves
-the store's records, from memory too."""
+"""Processes on one store that fetch, replace records, read, poll its log and die in any order, and an operator who
+purges: once all is quiet, each process serves the store's records, from memory too, and none of them was asked for
+before the last purge began."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -12,11 +14,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from proxy.cache.cache import Cache
 from proxy.cache.change_feed import AGAIN_AFTER_S, POLL_S
+from proxy.cache.discards import Mark
 from proxy.cache.entry import Entry
 from proxy.cache.memory import Memory
-from proxy.cache.store import NOTHING, TTL, Changes
+from proxy.cache.store import NOTHING, TTL, Changes, Purge
 from proxy.errors import StoreError
 from proxy.protocol import records
+from proxy.protocol.records import Record
 from proxy.telemetry.metrics import Metrics
 from tests.support.dict_store import Clock, look_up, record, served, written
 from tests.support.profiles import IS_SLOW_PROFILE
@@ -24,6 +28,7 @@ from tests.support.stepped_store import SteppedStore, World
 
 KEYS = [bytes(32)]
 PROCESSES = 2
+MODEL = "model"
 # Turns of the loop after which everything that can happen without the store has happened.
 TURNS = 30
 
@@ -33,8 +38,10 @@ class FedWorld(World):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log: list[frozenset[bytes]] = []
+        self.log: list[Changes] = []
         self.now_s = 0.0
+        self.asked = 0  # the number of the latest fetch, which is in its vector
+        self.purged_up_to: dict[bytes, float] = {}  # by key the number of the latest fetch before its last purge
 
     def clock(self) -> float:
         return self.now_s
@@ -90,8 +97,33 @@ class Process(SteppedStore):
             await self.step()
         except StoreError:
             return
-        self.world.log.append(frozenset(self.unannounced))
+        self.world.log.append(Changes(frozenset(self.unannounced)))
         self.unannounced.clear()
+
+    async def delete_many(self, keys: Collection[bytes]) -> int:
+        named = dict.fromkeys(keys, b"")
+        await self._announce(named)
+        self.replacing += 1
+        try:
+            found = await super().delete_many(keys)
+        finally:
+            self.replacing -= 1
+        await self._announce(named)
+        return found
+
+    async def announce_purge(self, purge: Purge) -> None:
+        await self.step()
+        self.world.log.append(Changes(purge=purge))
+        await self.step()
+
+    async def purge(self, purge: Purge) -> None:
+        """As an operator does it: what the store then has of ``KEYS`` is deleted."""
+        asked = self.world.asked
+        with suppress(StoreError):
+            await self.announce_purge(purge)
+            await self.delete_many([key for key in KEYS if purge.covers(key, MODEL)])
+            await self.announce_purge(purge)
+            self.world.purged_up_to |= {key: float(asked) for key in KEYS if purge.covers(key, MODEL)}
 
     async def changes(self) -> Changes:
         if self.unannounced:
@@ -100,7 +132,18 @@ class Process(SteppedStore):
         events = self.world.log[self.read :]
         await self.step()
         self.read += len(events)
-        return Changes(frozenset().union(*events))
+        purged = frozenset().union(*(event.purge.keys for event in events))
+        models = frozenset().union(*(event.purge.models for event in events))
+        return Changes(frozenset().union(*(event.keys for event in events)), purge=Purge(purged, models))
+
+
+class Fetch(NamedTuple):
+    """One that is under way."""
+
+    process: Process
+    asked: Mark
+    fresh: Mapping[bytes, Record]
+    overwrite: bool
 
 
 class Machine(RuleBasedStateMachine):
@@ -108,15 +151,17 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner(debug=False)
         self.world = FedWorld()
-        self.written = 0
+        self.fetches: list[Fetch] = []
+        self.has_lost_a_purged_write = False
         self.has_lost_an_announcement = False
 
     @initialize(timeouts_s=st.lists(st.sampled_from([0.0, 1000.0]), min_size=PROCESSES, max_size=PROCESSES))
     def begin(self, timeouts_s: list[float]) -> None:
         """A process of budget 0 waits for no write, one of 1000 s for each."""
         for key in KEYS:
-            self.world.values[key] = records.encode(key, record(0.5))
+            self.world.values[key] = records.encode(key, record(-1.0, model=MODEL))
         self.processes = [self.process(timeout_s) for timeout_s in timeouts_s]
+        self.operator = self.process(0.0)
 
     def process(self, timeout_s: float) -> Process:
         async def open_() -> Process:
@@ -132,10 +177,31 @@ class Machine(RuleBasedStateMachine):
         self.runner.run(take())
 
     @rule(which=st.integers(0, PROCESSES - 1), keys=st.sets(st.sampled_from(KEYS), min_size=1), overwrite=st.booleans())
-    def upstream_responds(self, which: int, keys: set[bytes], overwrite: bool) -> None:
-        self.written += 1
-        fresh = {key: record(float(self.written)) for key in sorted(keys)}
-        self.start(which, lambda cache: cache.write(fresh, overwrite=overwrite))
+    def upstream_is_asked(self, which: int, keys: set[bytes], overwrite: bool) -> None:
+        process = self.processes[which]
+        self.world.asked += 1
+        fresh = {key: record(float(self.world.asked), model=MODEL) for key in sorted(keys)}
+        self.fetches.append(Fetch(process, process.cache.now, fresh, overwrite))
+
+    @rule(which=st.integers(0))
+    def upstream_responds(self, which: int) -> None:
+        if not self.fetches:
+            return
+        process, asked, fresh, overwrite = self.fetches.pop(which % len(self.fetches))
+        if process in self.processes:
+            self.start(
+                self.processes.index(process), lambda cache: cache.write(fresh, overwrite=overwrite, asked=asked)
+            )
+
+    @rule(purge=st.sampled_from([Purge(keys=frozenset(KEYS[:1])), Purge(models=frozenset({"mod*"}))]))
+    def operator_purges(self, purge: Purge) -> None:
+        if all(task.done() for task in self.operator.tasks):  # one at a time
+
+            async def begin() -> None:
+                self.operator.tasks.append(asyncio.create_task(self.operator.purge(purge)))
+
+            self.runner.run(begin())
+            self.turn()
 
     @rule(which=st.integers(0, PROCESSES - 1), keys=st.sets(st.sampled_from(KEYS), min_size=1))
     def client_requests(self, which: int, keys: set[bytes]) -> None:
@@ -161,6 +227,11 @@ class Machine(RuleBasedStateMachine):
         self.world.proceed(which)
         self.turn()
 
+    @rule()
+    def store_catches_up(self) -> None:
+        for _ in range(TURNS):
+            self.store_proceeds(0)
+
     @rule(is_down=st.booleans())
     def store_changes(self, is_down: bool) -> None:
         self.world.is_down = is_down
@@ -168,7 +239,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def time_passes(self) -> None:
         # What is announced is done, or fails, long before it is discarded again.
-        if not any(process.replacing for process in self.processes):
+        if not any(process.replacing for process in (*self.processes, self.operator)):
             self.world.now_s += POLL_S
 
     @rule(which=st.integers(0, PROCESSES - 1), timeout_s=st.sampled_from([0.0, 1000.0]))
@@ -180,6 +251,9 @@ class Machine(RuleBasedStateMachine):
 
     async def kill(self, process: Process) -> None:
         self.has_lost_an_announcement |= process.unfinished > 0
+        # Another process does not know when this one asked for what it stored.
+        recent = process.cache.feed._recent
+        self.has_lost_a_purged_write |= bool(recent._writes or process.cache._writer.tasks._tasks or process.tasks)
         self.world.steps = [(its, step) for its, step in self.world.steps if its is not process]
         for task in process.tasks:
             task.cancel()
@@ -195,6 +269,7 @@ class Machine(RuleBasedStateMachine):
 
     async def all_serve_the_stored_records(self) -> None:
         self.world.proceed_to_the_end()
+        await asyncio.gather(*self.operator.tasks)
         for process in self.processes:
             await asyncio.gather(*process.tasks)
             await written(process.cache)
@@ -208,6 +283,11 @@ class Machine(RuleBasedStateMachine):
             await self.all_poll()
             self.world.now_s += AGAIN_AFTER_S
         await self.all_poll()
+        await self.all_poll()  # the first may have deleted what was purged
+        if not self.has_lost_a_purged_write:
+            for key, value in self.world.values.items():
+                number, _ = records.decode(key, value).vector.array()
+                assert number > self.world.purged_up_to.get(key, -2.0)
         stored = {key: Entry.of(records.decode(key, value)).numbers() for key, value in self.world.values.items()}
         for process in self.processes:
             in_memory = served(process.cache.peek(KEYS, min_stored_at_s=0.0, confirmed=True))

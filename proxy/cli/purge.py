@@ -1,0 +1,99 @@
+"""The command ``embedding-proxy cache purge``."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from proxy.cache.store import Store
+from proxy.cli import cache_text, option_types
+from proxy.cli.cache_commands import DRY_RUN, JSON, on_store, show
+from proxy.cli.progress import progress
+from proxy.cli.request_options import request_form, request_settings, with_request_options
+from proxy.cli.store_options import StoreOptions
+from proxy.errors import ConfigError
+from proxy.filling.corpus import read_texts
+from proxy.maintenance.identity import open_request_reader
+from proxy.maintenance.purge import Purged, Selection, purge, purge_keys
+
+_CONDITIONS = "--model, --older-than, --text or --all"
+
+
+@click.command(name="purge")
+@click.option("--model", metavar="PATTERN", help="Entries of models that match, as cache info names them: text-*.")
+@click.option("--older-than", metavar="DURATION", type=option_types.POSITIVE_SECONDS, help="Older entries, as 30d.")
+@click.option(
+    "--text",
+    "texts_path",
+    metavar="FILE",
+    type=option_types.FILE,
+    help="The entries that requests for these texts, one a line, would hit. --model is then the requests' model;"
+    " upstream, credential and further fields are those that the requests have.",
+)
+@click.option("--all", "is_all", is_flag=True, help="All entries.")
+@DRY_RUN
+@JSON
+@with_request_options
+@click.pass_context
+def purge_command(
+    ctx: click.Context,
+    /,
+    *,
+    model: str | None,
+    older_than: float | None,
+    texts_path: Path | None,
+    is_all: bool,
+    is_dry_run: bool,
+    is_json: bool,
+    **_: Any,
+) -> None:
+    """Remove entries from the store, and within a second from the memory of every proxy that uses it.
+
+    --model and --older-than together mean the entries that both hold for.
+    """
+    _require_one_selection(model, older_than, texts_path, is_all=is_all)
+    options = StoreOptions.of(ctx)
+    keys = None
+    if texts_path is not None:
+        keys = asyncio.run(_keys_of(ctx, _texts(texts_path), model or ""))
+    before_s = None if older_than is None else time.time() - older_than
+
+    async def run(store: Store) -> Purged:
+        with progress("purging", None if keys is None else len(keys)) as advance:
+            if keys is not None:
+                return await purge_keys(store, keys, is_dry_run=is_dry_run, advance=advance)
+            selection = Selection(model=model, stored_before_s=before_s)
+            return await purge(store, selection, is_dry_run=is_dry_run, advance=advance)
+
+    done, name = on_store(options, run), str(options.setting)
+    text = cache_text.purged_text(name, done, is_dry_run=is_dry_run)
+    show(text, cache_text.purged_json(name, done, is_dry_run=is_dry_run), is_json=is_json)
+
+
+def _require_one_selection(
+    model: str | None, older_than: float | None, texts_path: Path | None, *, is_all: bool
+) -> None:
+    """Raises `click.UsageError`."""
+    if is_all and (model is not None or older_than is not None or texts_path is not None):
+        raise click.UsageError("--all can't be combined with other conditions")
+    if texts_path is not None and older_than is not None:
+        raise click.UsageError("--text can't be combined with --older-than")
+    if texts_path is not None and model is None:
+        raise click.UsageError("--text needs --model, the model that the requests name")
+    if not is_all and model is None and older_than is None:
+        raise click.UsageError(f"say which entries to remove: {_CONDITIONS}")
+
+
+def _texts(path: Path) -> list[str]:
+    """Raises `ConfigError`."""
+    texts = [text.text for text in read_texts(path)]
+    if not texts:
+        raise ConfigError(f"--text {path}: it has no texts; accepted: one text a line")
+    return texts
+
+
+async def _keys_of(ctx: click.Context, texts: list[str], model: str) -> list[bytes]:
+    async with open_request_reader(request_settings(ctx)) as reader:
+        return await reader.keys_of(texts, request_form(ctx, model))

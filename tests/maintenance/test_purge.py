@@ -1,0 +1,70 @@
+"""Which entries a purge removes, and what it tells the processes that use the store."""
+
+import pytest
+
+from proxy.cache.store import Purge
+from proxy.maintenance.purge import NO_RECORD, Purged, Selection, purge, purge_keys
+from proxy.protocol import records
+from tests.maintenance.test_transfer import ignore
+from tests.support.dict_store import DictStore, key_of, record
+
+NOW_S = 1_000_000.0
+# Number, model and age in seconds; the last is no record.
+ENTRIES = [(1, "text-a", 10), (2, "text-a", 500), (3, "text-b", 500), (4, "other", 500), (5, "other", 10)]
+DAMAGED = key_of(6)
+
+
+@pytest.fixture
+def store() -> DictStore:
+    store = DictStore()
+    for number, model, age_s in ENTRIES:
+        its = record(float(number), at=NOW_S - age_s, model=model)
+        store.values[key_of(number)] = records.encode(key_of(number), its)
+    store.values[DAMAGED] = b"damaged"
+    return store
+
+
+@pytest.mark.parametrize(
+    ("selection", "numbers", "models"),
+    [
+        (Selection(), [1, 2, 3, 4, 5, 6], {"*"}),
+        (Selection(model="text-*"), [1, 2, 3], {"text-*"}),
+        (Selection(model="*"), [1, 2, 3, 4, 5], {"*"}),
+        (Selection(model="TEXT-A"), [], {"TEXT-A"}),
+        (Selection(stored_before_s=NOW_S - 100), [2, 3, 4], {"*"}),
+        (Selection(model="*a", stored_before_s=NOW_S - 100), [2], {"*a"}),
+    ],
+)
+async def test_the_selected_entries_go_and_every_process_is_told_before_and_afterwards(
+    store: DictStore, selection: Selection, numbers: list[int], models: set[str]
+) -> None:
+    before = dict(store.values)
+    gone = {key_of(number) for number in numbers}
+    dry = await purge(store, selection, is_dry_run=True, advance=ignore)
+    assert (store.values, store.purges, store.log) == (before, [], [])
+    done = await purge(store, selection, is_dry_run=False, advance=ignore)
+    assert store.values == {key: value for key, value in before.items() if key not in gone}
+    assert store.purges == [Purge(models=frozenset(models))] * 2
+    assert set(store.log) == gone
+    assert done == dry
+    assert done.entries.total() == len(gone)
+    assert done.bytes == sum(32 + len(before[key]) for key in gone)
+
+
+async def test_what_went_is_counted_by_model(store: DictStore) -> None:
+    done = await purge(store, Selection(), is_dry_run=False, advance=ignore)
+    assert dict(done.entries) == {"text-a": 2, "text-b": 1, "other": 2, NO_RECORD: 1}
+
+
+async def test_keys_go_also_where_only_a_process_has_them_in_memory(store: DictStore) -> None:
+    keys = [key_of(1), key_of(77), key_of(1), DAMAGED]
+    left = {key: value for key, value in store.values.items() if key not in keys}
+    dry = await purge_keys(store, keys, is_dry_run=True, advance=ignore)
+    assert len(store.values) == 6
+    assert (store.purges, store.log) == ([], [])
+    done = await purge_keys(store, keys, is_dry_run=False, advance=ignore)
+    assert store.values == left
+    assert store.purges == [Purge(keys=frozenset(keys))] * 2
+    assert set(store.log) == set(keys)
+    assert done == dry == Purged(entries=done.entries, bytes=dry.bytes)
+    assert dict(done.entries) == {"text-a": 1, NO_RECORD: 1}
