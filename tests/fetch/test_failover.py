@@ -20,14 +20,10 @@ from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.flow_control import FlowControl
 from proxy.upstream.router import Fallback, Origin
 from tests.support.client_requests import client_request_for
-from tests.support.fake_client import FakeClient, SentCall, good, origin_of, response
+from tests.support.fake_client import FakeClient, SentCall, always_room, good, origin_of, response
 from tests.support.virtual_loop import virtually
 
 A, B = b"a" * 32, b"b" * 32
-
-
-async def no_wait() -> None:
-    """There is always room for a response."""
 
 
 class Upstreams:
@@ -40,7 +36,7 @@ class Upstreams:
         self.origin, *others = self.origins
         self.origin.set_fallbacks([Fallback(other) for other in others])
         self.metrics = Metrics()
-        self.slots = Slots(concurrency, timeout_s=5, waited_s=lambda _: None, room=no_wait)
+        self.slots = Slots(concurrency, timeout_s=5, waited_s=lambda _: None, room=always_room)
         self.failover = Failover(self.slots, self.metrics)
 
     def reply(self, *replies: Callable[[SentCall], UpstreamResponse]) -> None:

@@ -24,14 +24,10 @@ from proxy.telemetry.metrics import Metrics
 from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin
 from tests.support.client_requests import client_request_for
-from tests.support.fake_client import FakeClient, SentCall, embeddings, good, origin_of, response
+from tests.support.fake_client import FakeClient, SentCall, always_room, embeddings, good, origin_of, response
 
 USUAL = 100
 Reply = Callable[[SentCall], UpstreamResponse]
-
-
-async def no_wait() -> None:
-    """There is always room for a response."""
 
 
 class Merging:
@@ -41,7 +37,7 @@ class Merging:
         self.metrics = Metrics()
         self.budgets: defaultdict[Origin, RetryBudget] = defaultdict(RetryBudget)
         self.limits = MergeLimits(lambda: 0.0)
-        slots = Slots(1000, timeout_s=60, waited_s=lambda _: None, room=no_wait)
+        slots = Slots(1000, timeout_s=60, waited_s=lambda _: None, room=always_room)
         self.calls = UpstreamCalls(Failover(slots, self.metrics), self.metrics, self.budgets, max_incoming_bytes=10**6)
         self.merged = MergedCalls(self.calls, self.metrics, self.budgets, self.limits)
 

@@ -25,14 +25,10 @@ from proxy.telemetry.metrics import Metrics
 from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Fallback, Origin
 from tests.support.client_requests import client_request_for
-from tests.support.fake_client import FakeClient, SentCall, embeddings, good, origin_of, response
+from tests.support.fake_client import FakeClient, SentCall, always_room, embeddings, good, origin_of, response
 
 A, B = b"a" * 32, b"b" * 32
 LARGE = 4 * 1024 * 1024
-
-
-async def no_wait() -> None:
-    """There is always room for a response."""
 
 
 class Calls:
@@ -41,7 +37,7 @@ class Calls:
         self.origin = origin_of(self.client)
         self.metrics = Metrics()
         self.budgets: defaultdict[Origin, RetryBudget] = defaultdict(RetryBudget)
-        slots = Slots(2, timeout_s=5, waited_s=lambda _: None, room=no_wait)
+        slots = Slots(2, timeout_s=5, waited_s=lambda _: None, room=always_room)
         self.calls = UpstreamCalls(
             Failover(slots, self.metrics), self.metrics, self.budgets, max_incoming_bytes=2 * LARGE
         )

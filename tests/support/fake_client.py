@@ -75,3 +75,7 @@ def origin_of(client: FakeClient, name: str = "one", *, provider: Provider = GEN
     """An upstream that ``client`` calls, at a host of its name."""
     as_client: Any = client
     return Origin(name=name, provider=provider, routes=Routes(f"http://{name}/v1", provider), client=as_client, key=key)
+
+
+async def always_room() -> None:
+    """`Slots` waits for this before each call."""
