@@ -15,6 +15,7 @@ from proxy.cli import environment, option_types, providers_text, stats_client, s
 from proxy.cli.cache_commands import cache_group
 from proxy.cli.config_file import config_file_of, use_config_file
 from proxy.cli.explain import explain_command
+from proxy.cli.load import load_command
 from proxy.cli.options import OPTIONS
 from proxy.cli.purge import purge_command
 from proxy.cli.serve import serve_command
@@ -40,6 +41,7 @@ def cli() -> None:
 cli.add_command(serve_command)
 cli.add_command(cache_group)
 cache_group.add_command(purge_command)
+cache_group.add_command(load_command)
 cli.add_command(warm_command)
 cli.add_command(explain_command)
 

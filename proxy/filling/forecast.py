@@ -6,23 +6,17 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from proxy.filling.batches import Batch
+from proxy.filling.estimate import estimated_tokens
 from proxy.filling.replies import Later, Reply, Stopped, read_missing
 from proxy.filling.results import Forecast
 from proxy.protocol import rate_limits
 
 _MAX_ATTEMPTS, _PAUSE_S = 5, 1.0
 _THROTTLED = 503
-# A token has about four bytes of English text, and fewer in most other scripts, whose characters have more bytes.
-_BYTES_OF_TOKEN = 4
 
 
 class Asks(Protocol):
     async def ask(self, texts: list[str]) -> Reply | Later: ...
-
-
-def estimated_tokens(text: str) -> int:
-    """A typical number of tokens of a text; vocabularies differ by a third either way."""
-    return -(-len(text.encode()) // _BYTES_OF_TOKEN)
 
 
 async def forecast(

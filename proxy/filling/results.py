@@ -34,3 +34,26 @@ class Forecast:
     cached: int = 0
     missing: int = 0
     missing_tokens: int = 0
+
+
+_MAX_REFUSALS = 10_000
+
+
+@dataclass(slots=True)
+class Loaded:
+    """Numbers of vectors, and of the ``lines`` that were read and ``refused``. A vector that was ``kept`` is another
+    one than the file's; the ``same`` was there before; ``repeated`` ones are in the file again."""
+
+    lines: int = 0
+    stored: int = 0
+    replaced: int = 0
+    same: int = 0
+    kept: int = 0
+    repeated: int = 0
+    refused: int = 0
+    refusals: list[RefusedText] = field(default_factory=list)  # the first of them
+
+    def refuse(self, line: int, reason: str) -> None:
+        self.refused += 1
+        if len(self.refusals) < _MAX_REFUSALS:
+            self.refusals.append(RefusedText(line, reason))

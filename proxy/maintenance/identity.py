@@ -75,7 +75,7 @@ class RequestReader:
         """The request for ``texts``, of which there is at least one. Raises `ConfigError` as `keys_of` does."""
         body = orjson.dumps({"model": form.model, "input": texts, **form.fields})
         try:
-            read = await self.read(body, self._headers(form), form.path)
+            read = await self.read(body, self.headers_of(form), form.path)
         except ProxyError as error:
             raise ConfigError(f"the proxy would refuse such a request: {error.message}") from error
         doubt = read.bypass if isinstance(read, Unread) else read.parsed.doubt
@@ -84,7 +84,7 @@ class RequestReader:
             raise ConfigError(f"the proxy does not cache such a request text by text: {reason}")
         return read
 
-    def _headers(self, form: RequestForm) -> CIMultiDict[str]:
+    def headers_of(self, form: RequestForm) -> CIMultiDict[str]:
         """The header fields of a client that sends its key where the model's provider expects it."""
         headers = CIMultiDict([("Content-Type", "application/json"), *form.headers])
         if form.credential is not None:

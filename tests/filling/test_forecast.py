@@ -8,7 +8,8 @@ from proxy.config.settings import UpstreamSetting
 from proxy.filling.batches import Batch, batched
 from proxy.filling.corpus import Text
 from proxy.filling.embedding_call import EmbeddingCall
-from proxy.filling.forecast import estimated_tokens, forecast
+from proxy.filling.estimate import estimated_tokens
+from proxy.filling.forecast import forecast
 from proxy.filling.replies import Later, Reply, Stopped
 from proxy.filling.results import Forecast
 from proxy.filling.sender import connected

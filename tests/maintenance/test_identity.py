@@ -58,7 +58,7 @@ async def test_the_keys_are_those_of_requests(
     client = await start_proxy(**settings)
     async with open_request_reader(settings_for(upstream, **settings)) as reader:
         keys = await reader.keys_of(TEXTS, asked)
-        headers = reader._headers(asked)
+        headers = reader.headers_of(asked)
     assert len(set(keys)) == len(TEXTS)
     async with client.session.post(
         f"{client.origin}{asked.path}", json={"model": asked.model, "input": TEXTS, **asked.fields}, headers=headers
@@ -77,4 +77,4 @@ async def test_what_is_not_cached_text_by_text_has_no_keys(upstream: ScriptedUps
         assert len(set(many)) == 2500
         (again,) = await reader.keys_of(["text 2400"], form())
         assert again == many[2400]
-        assert CIMultiDict(reader._headers(form()))["Authorization"] == f"Bearer {KEY}"
+        assert CIMultiDict(reader.headers_of(form()))["Authorization"] == f"Bearer {KEY}"
