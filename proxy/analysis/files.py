@@ -77,7 +77,9 @@ def opened(path: Path) -> Iterator[InputFile]:
             if sample.startswith(magic):
                 raise ConfigError(f"{name}: the file is {what}")
         if b"\0" in sample:
-            raise ConfigError(f"{name}: not a text file; accepted: JSON Lines, logs and plain text in UTF-8, or gzipped")
+            raise ConfigError(
+                f"{name}: not a text file; accepted: JSON Lines, logs and plain text in UTF-8, or gzipped"
+            )
         yield InputFile(name, stream, sample)
 
 

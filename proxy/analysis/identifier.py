@@ -124,9 +124,7 @@ class Identifier:
         route = origin.routes.find(origin.target(call.target))
         if route is None or not route.is_embeddings:
             raise Bypass(BypassReason.OTHER_ROUTE)
-        request = embedding_request.parse_request(
-            body, call.fields, origin.provider, named, members=structure.members
-        )
+        request = embedding_request.parse_request(body, call.fields, origin.provider, named, members=structure.members)
         url, vector_headers = query.keyed(route.url), identity.vector_affecting
         derived = keys.derive(request, url=url, scope=scope, vector_headers=vector_headers)
         text_keys = keys.TextKeys(request, url=url, scope=scope, vector_headers=vector_headers)

@@ -70,7 +70,8 @@ def _wrapped(record: dict[str, Any], at_s: float | None) -> Call | None:
 
     What is nearest to the body counts: ``{"ts": …, "request": {"url": …, "headers": …, "body": …}}``.
     """
-    level, headers, target, method = record, (), DEFAULT_TARGET, "POST"
+    level, target, method = record, DEFAULT_TARGET, "POST"
+    headers: tuple[tuple[str, str], ...] = ()
     for _ in range(_MAX_NESTING):
         at_s = at_s if (own := timestamps.find(level)) is None else own
         headers = _headers(level) or headers

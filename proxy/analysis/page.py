@@ -13,7 +13,8 @@ _STYLE = """
 --c0:#0a62d0;--c1:#c2410c;--c2:#15803d;--c3:#7c3aed;--c4:#b8117e;--c5:#0e7490}
 @media (prefers-color-scheme:dark){:root{--bg:#111315;--fg:#edeef0;--dim:#a1a5ad;--grid:#363a3f;
 --c0:#70b8ff;--c1:#ffa057;--c2:#5bd08b;--c3:#baa7ff;--c4:#ff8dcc;--c5:#4ccce6}}
-body{background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}
+body{background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif;
+margin:2rem auto;max-width:60rem;padding:0 1rem}
 h1{font-size:1.3rem}h2{font-size:1.05rem;margin:2rem 0 .4rem}.lead{font-size:1.1rem}
 .wide{overflow-x:auto}table{border-collapse:collapse}
 th{color:var(--dim);font-weight:500;text-align:left}th,td{padding:.2rem .9rem .2rem 0;vertical-align:top}
@@ -50,7 +51,9 @@ def _plots(report: Report) -> list[str]:
         Line("of each part", [(step.items / of.items, step.repeated) for step in of.steps]),
     ]
     ends = [(0.0, "0"), (0.5, f"{of.items // 2:,}"), (1.0, f"{of.items:,} items")]
-    parts.append(_section("Items that had come before, from the first to the last", plot.lines("Repeated", steps, ends)))
+    parts.append(
+        _section("Items that had come before, from the first to the last", plot.lines("Repeated", steps, ends))
+    )
     if of.over_time:
         drawn = [(own.label, own.items / of.over_time, share(own.items, of.over_time)) for own in of.intervals]
         parts.append(_section("How soon items come again", plot.bars("How soon items come again", drawn)))

@@ -62,7 +62,9 @@ def _x_label(label: tuple[float, str]) -> str:
 
 
 def _dot(x: float, y: float, color: int, text: str) -> str:
-    return f'<circle class="dot c{color}" cx="{_x(x):.1f}" cy="{_y(y):.1f}" r="3"><title>{escape(text)}</title></circle>'
+    return (
+        f'<circle class="dot c{color}" cx="{_x(x):.1f}" cy="{_y(y):.1f}" r="3"><title>{escape(text)}</title></circle>'
+    )
 
 
 def _legend(labels: Sequence[str]) -> str:

@@ -113,6 +113,4 @@ class Requests(NamedTuple):
         sizes = self.sizes[order]
         offsets = np.repeat(starts[order] - np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)[:-1])), sizes)
         ids = self.ids[np.arange(len(self.ids)) + offsets]
-        return self._replace(
-            ids=ids, sizes=sizes, kind_of=self.kind_of[order], times_s=self.times_s[order]
-        )
+        return self._replace(ids=ids, sizes=sizes, kind_of=self.kind_of[order], times_s=self.times_s[order])

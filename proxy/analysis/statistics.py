@@ -66,7 +66,8 @@ class Occurrences(NamedTuple):
     def is_in_request(self) -> NDArray[Any]:
         """Whether the same request has the item before."""
         previous = np.maximum(self.previous, 0)
-        return ~self.is_first & (self.request_of[previous] == self.request_of)
+        found: NDArray[Any] = ~self.is_first & (self.request_of[previous] == self.request_of)
+        return found
 
 
 def occurrences(requests: Requests) -> Occurrences:
@@ -106,9 +107,7 @@ def _intervals(requests: Requests, seen: Occurrences) -> list[Interval]:
         distances, limits = times_s[seen.request_of[again]] - times_s[seen.request_of[before]], _SECONDS
     else:
         distances, limits = again - before, _ITEMS
-    counts = np.bincount(
-        np.searchsorted([limit for limit, _ in limits], distances), minlength=len(limits) + 1
-    )
+    counts = np.bincount(np.searchsorted([limit for limit, _ in limits], distances), minlength=len(limits) + 1)
     labels = [*(label for _, label in limits), "longer"]
     return [Interval(label, int(count)) for label, count in zip(labels, counts, strict=True)]
 

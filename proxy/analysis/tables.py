@@ -1,5 +1,6 @@
 """The report as titled tables of texts, which the terminal and the HTML page show alike (pure)."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -11,11 +12,11 @@ _BASIS = {"estimated": "estimated by bytes", "partly estimated": "partly estimat
 
 
 class Table(NamedTuple):
-    """``rows`` have as many texts as ``columns``; all but the first column are numbers, except in a table ``of_text``."""
+    """All columns but the first have numbers, except in a table ``of_text``."""
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     of_text: bool = False
 
 

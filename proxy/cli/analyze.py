@@ -44,7 +44,7 @@ def _store_sizes(text_: str) -> tuple[int | None, ...]:
 class _EveryKey(dict[str, str]):
     """An environment in which each variable has a key: nothing is sent, so keys need not be at hand."""
 
-    def get(self, _: str, default: Any = None) -> Any:  # noqa: ARG002
+    def get(self, _: str, default: Any = None) -> Any:
         return "unused"
 
 
@@ -80,7 +80,11 @@ _PARAMETERS: list[click.Parameter] = [
     ),
     click.Option(["--model"], default=_DEFAULT_MODEL, show_default=True, help="Model of the texts of corpora."),
     click.Option(
-        ["--batch"], type=click.IntRange(1, 16_384), default=64, show_default=True, help="Texts of corpora in a request."
+        ["--batch"],
+        type=click.IntRange(1, 16_384),
+        default=64,
+        show_default=True,
+        help="Texts of corpora in a request.",
     ),
     click.Option(
         ["--dimensions"],
