@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from proxy import __version__
 from proxy.access import client_keys
 from proxy.cli import environment, option_types, providers_text, stats_client, stats_text
+from proxy.cli.analyze import analyze_command
 from proxy.cli.cache_commands import cache_group
 from proxy.cli.config_file import config_file_of, use_config_file
 from proxy.cli.explain import explain_command
@@ -44,6 +45,7 @@ cache_group.add_command(purge_command)
 cache_group.add_command(load_command)
 cli.add_command(warm_command)
 cli.add_command(explain_command)
+cli.add_command(analyze_command)
 
 
 @cli.command(name="providers")

@@ -13,7 +13,7 @@ from proxy.cache.sqlite.file import PAGE_BYTES, DamagedFile
 
 _CHUNK = 256  # keys a statement: SQLite's default limit on parameters was once 999
 # When room is needed, at least this fraction of the entries is evicted, because finding the oldest scans all keys.
-_EVICTED_FRACTION = 64
+EVICTED_FRACTION = 64
 _SPARE_BYTES = 96 * PAGE_BYTES  # for SQLite's own pages, and the log of changes
 
 # A value belongs to a slot if it has the slot's key, or no key as in files of earlier versions.
@@ -177,4 +177,4 @@ def _oldest(connection: sqlite3.Connection, now: int) -> list[tuple[bytes, int |
     """(key, id, size in bytes) of the least recently read entries; empty if there are none. The id of a slot without a
     value of its own is None."""
     (entries,) = connection.execute("SELECT count(*) FROM slot").fetchone()
-    return connection.execute(_OLDEST, (now, max(1, entries // _EVICTED_FRACTION))).fetchall()
+    return connection.execute(_OLDEST, (now, max(1, entries // EVICTED_FRACTION))).fetchall()

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 # The precision of a value's time of last read, so that a busy value is not updated at every read.
-_READ_AT_PRECISION_S = 60
+READ_AT_PRECISION_S = 60
 _KEYS_PER_READ = 256
 
 
@@ -57,7 +57,7 @@ class SQLiteStore(Unleased):
 
     def _read(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         now_s = self._clock()
-        found, stale = rows.read(connection, keys, now_s - _READ_AT_PRECISION_S)
+        found, stale = rows.read(connection, keys, now_s - READ_AT_PRECISION_S)
         if stale or self._limit.is_due(now_s):
             self._limit.registered_at_s = now_s
             self._touch(stale)
