@@ -146,6 +146,7 @@ class Dispatcher:
             progress.cached,
             time.perf_counter() - started_s,
             progress.held_s,
+            progress.client_label,
         )
         self._log.add(line)
         progress.span.end(status, progress.outcome, progress.model_label, items=progress.items, cached=progress.cached)
@@ -192,6 +193,7 @@ class Dispatcher:
 
     async def _pass_through(self, request: web.BaseRequest, url: str, progress: Progress) -> web.StreamResponse:
         progress.outcome = RequestOutcome.PASS
+        progress.client_label = progress.admission.client
         origin = self._origins.default
         forwarded = origin.outbound(headers.to_upstream(request.headers))
         on_head = partial(origin.cors.passed_through, origin_of(request.headers))

@@ -13,6 +13,8 @@ class Progress:
     __slots__ = (
         "admission",
         "cached",
+        "client",
+        "client_label",
         "held_s",
         "items",
         "model",
@@ -27,6 +29,8 @@ class Progress:
         self.request_id = request_id
         self.origin: Origin | None = None
         self.admission = _ADMISSION
+        self.client: str | None = None  # for the ledger
+        self.client_label: str | None = None  # as it may be logged, once the request has ended
         self.outcome = RequestOutcome.ERROR
         self.model: str | None = None  # as the client named it: only for looking up what is counted for it
         self.model_label: str | None = None  # as it may be logged, once the request has ended
@@ -41,5 +45,6 @@ class Progress:
         known = repeat.known
         self.origin = known.origin
         self.model = known.spec.model
+        self.client_label = known.row.client
         self.items = self.cached = len(known.spec.keys)
         self.span.looked_up(repeat.looked_up_s, items=self.items, cached=self.cached)

@@ -153,6 +153,7 @@ class Resolver:
         return RequestOutcome.HIT, self._responses.hit(
             client_request.spec,
             found.entries,
+            client_request.client,
             from_memory=found.from_memory,
             reservation=client_request.reservation,
             deliveries=first.deliveries,
@@ -277,6 +278,7 @@ class Resolver:
             client_request.spec,
             cached,
             fetched,
+            client_request.client,
             from_memory=found.from_memory,
             reservation=client_request.reservation,
             is_stored=policy.is_stored,

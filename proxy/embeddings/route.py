@@ -74,6 +74,7 @@ class EmbeddingsRoute:
         started_s = time.perf_counter()
         status = CLIENT_LEFT
         own = self._access.identity(request.headers, request.raw_path)
+        progress.client = self._access.client(own, progress.admission)
         reservation = self._bodies.reserve(self._access.tenant(own, progress.admission))
         if isinstance(request.protocol, Connection):
             request.protocol.tenant = reservation.tenant
@@ -98,6 +99,9 @@ class EmbeddingsRoute:
     def count(self, progress: Progress, status: int, started_s: float) -> None:
         """Count a request that began at ``started_s`` and has ended."""
         self._metrics.of_model(progress.model).count_request(progress.outcome, status)
+        row = self._metrics.row(progress.client, progress.model)
+        row.count_request(progress.outcome, held_s=progress.held_s)
+        progress.client_label = row.client
         self.time(progress, started_s)
 
     def time(self, progress: Progress, started_s: float) -> None:
@@ -110,13 +114,18 @@ class EmbeddingsRoute:
     ) -> Outcome:
         sent = await self._bodies.read(request, reservation)
         began_s = time.perf_counter()
-        sighting = self._fast_path.sight(request, own, sent.content, keys_version=progress.admission.keys_version)
+        sighting = self._fast_path.sight(
+            request, own, sent.content, keys_version=progress.admission.keys_version, client=progress.client
+        )
         hit = None if sighting is None else self._fast_path.find(sighting, began_s)
         if hit is not None:
             progress.hit(hit)
             spec, found = hit.known.spec, hit.found
-            return RequestOutcome.HIT, self._responses.hit(spec, found, from_memory=len(found), reservation=reservation)
-        read = await self._reader.read(request, sent, own, reservation, progress.span)
+            response = self._responses.hit(
+                spec, found, progress.client, from_memory=len(found), reservation=reservation
+            )
+            return RequestOutcome.HIT, response
+        read = await self._reader.read(request, sent, own, reservation, client=progress.client, span=progress.span)
         progress.origin = read.origin
         if isinstance(read, Unread):
             progress.model, progress.items = read.model, read.items

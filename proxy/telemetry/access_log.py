@@ -34,6 +34,7 @@ class AccessLogLine(NamedTuple):
     cached: int
     duration_s: float
     held_s: float  # of that, for the upstream's rate limit
+    client: str | None  # its label; None: clients are not told apart
 
 
 Write = Callable[[str], object]
@@ -75,6 +76,8 @@ def _json(line: AccessLogLine, now: float) -> str:
         "cached": line.cached,
         "duration_ms": round(line.duration_s * 1000, 3),
     }
+    if line.client is not None:
+        fields["client"] = line.client
     if line.held_s:
         fields["rate_limit_wait_ms"] = round(line.held_s * 1000, 3)
     if line.trace_id is not None:
@@ -86,6 +89,7 @@ def _console(line: AccessLogLine, now: float) -> str:
     return (
         f"{_formatted_time(int(now), '%H:%M:%S')} {_outcome_columns(line.outcome, line.status)}"
         f" {line.duration_s * 1000:9.2f} ms {_item_columns(line.cached, line.items, line.model)}  {line.request_id}"
+        + ("" if line.client is None else f"  {line.client}")
         + (f"  rate limit {line.held_s * 1000:.0f} ms" if line.held_s else "")
     )
 

@@ -10,8 +10,11 @@ from prometheus_client.exposition import generate_latest
 from proxy import __version__
 from proxy.breaker import State
 from proxy.labels import BREAKER_STATES, OUTCOMES, RequestOutcome
+from proxy.ledger.ledger import Ledger
+from proxy.ledger.row import Row
 from proxy.protocol.records import Flaw
 from proxy.telemetry import definitions
+from proxy.telemetry.client_counters import ClientCounters
 from proxy.telemetry.counters import Counter, CounterChild, Histogram
 from proxy.telemetry.definitions import Definition
 from proxy.telemetry.model_counters import ModelCounters
@@ -33,9 +36,10 @@ class Metrics:
     Only the event loop's thread may use it: counters and histograms have no locks.
     """
 
-    def __init__(self, *, prices: Mapping[str, float] | None = None) -> None:
+    def __init__(self, *, prices: Mapping[str, float] | None = None, ledger: Ledger | None = None) -> None:
         """``prices`` are per million tokens, by patterns of model names; the first that matches applies."""
         self._registry = CollectorRegistry()
+        self.ledger = ledger or Ledger(is_on=False)
         self._prices = dict(prices or {})
         # /metrics shows them in this order.
         self._add_requests()
@@ -67,6 +71,7 @@ class Metrics:
         self._cost = self._counter(definitions.COST)
         self._other_models = self._model_counters(_OTHER, None)
         self._models: dict[str | None, ModelCounters] = {}
+        ClientCounters(self.ledger, self._registry)
 
     def _add_upstream(self) -> None:
         self.upstream_seconds = self._histogram(definitions.UPSTREAM_SECONDS)
@@ -138,6 +143,11 @@ class Metrics:
     def of_model(self, model: str | None) -> ModelCounters:
         """The counters of ``model``: its own only after `admit_model`, because clients can name any model."""
         return self._models.get(model, self._other_models)
+
+    def row(self, client: str | None, model: str | None) -> Row:
+        """What ``client`` used of ``model``, for the ledger of clients."""
+        counters = self._models.get(model, self._other_models)
+        return self.ledger.row(client, counters.label, counters.price)
 
     def label_of(self, model: str | None) -> str | None:
         """``model`` as logs and traces may show it."""

@@ -19,6 +19,7 @@ LINE = AccessLogLine(
     cached=3,
     duration_s=0.00021,
     held_s=0.0,
+    client=None,
 )
 NOW = 1_700_000_000.25
 
