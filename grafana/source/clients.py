@@ -7,6 +7,8 @@ _NEEDS = " Needs --client-keys or --client-labels-key-env."
 
 _BYPASSES = total("", "client_requests_total", 'outcome="bypass"', window=SHOWN)
 
+_JUDGED, _WITH_HITS = 'outcome!="error"', 'outcome=~"hit|partial"'
+
 
 def _top(name: str, *labels: str) -> dict[str, str]:
     return {"{{client}}": f"topk(10, {total('client', name, *labels, window=SHOWN)}) > 0"}
@@ -141,9 +143,34 @@ _HITS = [
     ),
 ]
 
+_WHY_NO_HITS = [
+    Panel(
+        "Not cached item by item: why, which field, and by which program",
+        "Relayed unread, keyed by the whole body, or on a path that is not cached (wrong-path). docs/clients.md says"
+        " what mends each reason. Also without client labels; then the client is empty.",
+        totals("client, reason, field, user_agent", "uncached_requests_total"),
+        "reqps",
+        is_stacked=True,
+        width=16,
+        height=9,
+    ),
+    Panel(
+        "Clients without a hit in the time shown",
+        "Requests of clients with more than 100 and none with an item from the cache. The alert"
+        " EmbeddingProxyClientWithoutHits looks at the last hour. If the proxy can tell why, its log has one warning.",
+        {
+            "{{client}}": f"({total('client', 'client_requests_total', _JUDGED, window=SHOWN)} > 100)"
+            f" unless ({total('client', 'client_requests_total', _WITH_HITS, window=SHOWN)} > 0)"
+        },
+        "short",
+        kind="bargauge",
+        height=9,
+    ),
+]
+
 CLIENTS = Dashboard(
     name="clients",
     title="Embedding proxy / Clients",
     description="Who uses the proxy, what it costs, what it saves them, and who gets no hits.",
-    rows={"In the time shown": _SPENT, "Who": _WHO, "Hits": _HITS},
+    rows={"In the time shown": _SPENT, "Who": _WHO, "Hits": _HITS, "Why no hits": _WHY_NO_HITS},
 )

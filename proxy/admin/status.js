@@ -142,6 +142,10 @@ function show(status) {
     ...(priced ? [{text: money(client.cost.billed), kind: "number wide"}] : []),
     {text: count(client.requests.bypass || 0), kind: "number wide"}, {text: usedAt(client.last_used_s), kind: "number wide"},
   ]), "No client has sent a request yet.");
+  $("uncached-section").hidden = !status.uncached.length;
+  table("uncached", status.uncached.slice(0, 10).map((each) => [
+    `${each.reason} ${each.field}`.trim(), count(each.requests), {text: each.client || NONE, kind: "text"}, {text: each.user_agent || NONE, kind: "text"},
+  ]), "All requests can be cached.");
   table("upstreams", status.upstreams.map((upstream) => [
     [upstream.name, upstream.base_url === "http://demo-2.invalid/v1" ? "built in" : upstream.base_url, ...upstream.models].join(" · "),
     count(upstream.calls), {text: count(upstream.failed), kind: upstream.failed ? "number bad" : "number"},

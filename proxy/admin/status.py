@@ -41,6 +41,17 @@ class ClientStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UncachedStatus:
+    """Requests that can't be hits, since the start. Clients choose ``field`` and ``user_agent``."""
+
+    client: str  # "" if clients are not told apart
+    reason: str
+    field: str
+    user_agent: str
+    requests: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamStatus:
     name: str
     base_url: str
@@ -97,6 +108,7 @@ class Status:
     history: list[Step]  # oldest first
     models: list[ModelStatus]  # most items first
     clients: list[ClientStatus]  # most tokens first; none if clients are not told apart
+    uncached: list[UncachedStatus]  # most requests first
     breakers: dict[str, str]  # state by circuit
     upstreams: list[UpstreamStatus]
     store: StoreStatus
@@ -128,6 +140,7 @@ def status_of(
         history=history.steps(now_s, counts),
         models=_models(samples),
         clients=_clients(samples, last_used_s),
+        uncached=_uncached(samples),
         breakers={circuit: BREAKER_STATES[int(gauge)].value for circuit, gauge in breakers.items()},
         upstreams=_upstreams(samples, about.upstreams),
         store=_store(samples, about.store_url),
@@ -184,6 +197,14 @@ def _clients(samples: Samples, last_used_s: Mapping[str, float]) -> list[ClientS
         for name, by_outcome in requests.items()
     ]
     return sorted(clients, key=lambda client: (-sum(client.tokens.values()), client.name))
+
+
+def _uncached(samples: Samples) -> list[UncachedStatus]:
+    found = [
+        UncachedStatus(**labels, requests=int(count))
+        for labels, count in samples.counter_children(definitions.UNCACHED_REQUESTS)
+    ]
+    return sorted(found, key=lambda each: (-each.requests, each.client, each.reason, each.field, each.user_agent))
 
 
 def _upstreams(samples: Samples, upstreams: Iterable[UpstreamStatus]) -> list[UpstreamStatus]:

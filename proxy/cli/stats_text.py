@@ -11,6 +11,7 @@ _NONE = "-"
 _NAME_WIDTH = 24
 _MODELS = 5
 _CLIENTS = 10
+_UNCACHED = 5
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _KIB = 1024
 _ROUNDING = 1e-9  # 0.57 * 1000 is less than 570
@@ -28,6 +29,7 @@ def render(status: Status) -> str:
         _latencies(status.recent),
         _models(status),
         *([_clients(status)] if status.clients else []),
+        *([_uncached(status)] if status.uncached else []),
         _upstreams(status),
         _rest(status),
     ]
@@ -78,6 +80,15 @@ def _clients(status: Status) -> list[str]:
     lines = _aligned(rows, 15)
     if len(status.clients) > _CLIENTS:
         lines.append(f"and {len(status.clients) - _CLIENTS} more: embedding-proxy stats --json")
+    return lines
+
+
+def _uncached(status: Status) -> list[str]:
+    lines = ["not cached, and why"]
+    for each in status.uncached[:_UNCACHED]:
+        why = " ".join(filter(None, (each.reason, each.field)))
+        whose = " ".join(filter(None, (each.client, each.user_agent)))
+        lines.append(f"{each.requests:>10,}  {_truncated(why, 36):<37}{_truncated(whose, 30)}".rstrip())
     return lines
 
 

@@ -24,6 +24,7 @@ from proxy.embeddings.responses import ResponseBuilder
 from proxy.fetch.request import ClientRequest
 from proxy.http.connection import MAX_PENDING_BYTES, Connection
 from proxy.http.recorder import HEAD_END, MAX_WHOLE_BYTES, head_of
+from proxy.ledger.hitless import Hitless
 from proxy.ledger.row import Row
 from proxy.protocol.identities import Identity
 from proxy.telemetry.metrics import Metrics
@@ -80,7 +81,8 @@ class FastPath:
         self._lookup_seconds = metrics.stage_seconds["lookup"]
         self._metrics = metrics
         self._memo = RequestMemo()
-        self.header_watch = HeaderWatch()  # which each hit clears
+        self.header_watch = HeaderWatch()  # which each hit clears, like the next
+        self.hitless = Hitless()
 
     def sight(
         self, request: BaseRequest, own: Identity, body: bytes, *, keys_version: int, client: str | None
@@ -249,6 +251,7 @@ class FastPath:
 
     def _observed(self, hit: FastPathHit, began_s: float) -> FastPathHit:
         self.header_watch.clear(hit.known.watched)
+        self.hitless.hit(hit.known.tenant.name)
         if hit.known.doubt is not None:
             self._metrics.whole_bodies.labels(hit.known.doubt.value).inc()
         self._parse_seconds.observe(hit.looked_up_s - began_s)

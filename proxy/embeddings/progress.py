@@ -3,6 +3,7 @@
 from proxy.access.admission import Admission
 from proxy.embeddings.fast_path import FastPathHit
 from proxy.labels import RequestOutcome
+from proxy.ledger.cause import Cause
 from proxy.telemetry.tracing import NO_SPAN, Span
 from proxy.upstream.router import Origin
 
@@ -13,6 +14,7 @@ class Progress:
     __slots__ = (
         "admission",
         "cached",
+        "cause",
         "client",
         "client_label",
         "held_s",
@@ -23,6 +25,7 @@ class Progress:
         "outcome",
         "request_id",
         "span",
+        "user_agent",
     )
 
     def __init__(self, request_id: str) -> None:
@@ -38,6 +41,8 @@ class Progress:
         self.cached = 0  # of the items
         self.held_s = 0.0  # for the upstream's rate limit
         self.span: Span = NO_SPAN
+        self.cause: Cause | None = None  # why it can't be cached item by item
+        self.user_agent: str | None = None  # its program, of a request that was no hit
 
     def hit(self, repeat: FastPathHit) -> None:
         """The fast path has the response."""

@@ -11,6 +11,7 @@ from proxy.cache.cache import Cache
 from proxy.embeddings.bypass import BypassRelay
 from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.log_once import LogOnce, reason_of
+from proxy.embeddings.no_hits import NoHits
 from proxy.embeddings.patience import NO_PATIENCE, Patience
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.reader import Reader, Unread
@@ -22,6 +23,7 @@ from proxy.http.bodies import BodyReader, BodyReservation
 from proxy.http.connection import Connection
 from proxy.http.streamed import Streamed
 from proxy.labels import RequestOutcome
+from proxy.ledger.cause import Cause
 from proxy.protocol.identities import Identity
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.router import Router
@@ -52,6 +54,7 @@ class EmbeddingsRoute:
         self._access = access
         self._fast_path = fast_path
         self._log_once = LogOnce()
+        self.no_hits = NoHits(fast_path.hitless, metrics, self._log_once)
         self._resolver = Resolver(
             cache,
             fetcher,
@@ -61,6 +64,7 @@ class EmbeddingsRoute:
             access=access,
             validations=validations,
             log_once=self._log_once,
+            no_hits=self.no_hits,
         )
         self._bypass = BypassRelay(metrics, validations, self._log_once, is_draining=is_draining)
         self._metrics = metrics
@@ -94,6 +98,7 @@ class EmbeddingsRoute:
             self._in_flight -= 1
             reservation.end_request()
             self.count(progress, status, started_s)
+            self.no_hits.ended(progress, reservation.tenant.name, own, request.headers.get("User-Agent"))
         return response
 
     def count(self, progress: Progress, status: int, started_s: float) -> None:
@@ -129,10 +134,12 @@ class EmbeddingsRoute:
         progress.origin = read.origin
         if isinstance(read, Unread):
             progress.model, progress.items = read.model, read.items
+            progress.cause = Cause.of(read.bypass.reason, read.bypass.field)
             return RequestOutcome.BYPASS, await self._bypass.relay(request, progress, sent.content, read)
         progress.model = read.spec.model
         doubt = read.parsed.doubt
         if doubt is not None:
+            progress.cause = Cause.of(doubt.reason, doubt.field)
             self._metrics.whole_bodies.labels(doubt.reason.value).inc()
             self._log_once.warn(reason_of(doubt), f"requests to {read.origin.name} are cached by their whole body")
         parsed_s = time.perf_counter()

@@ -61,6 +61,13 @@ WHOLE_BODY_REQUESTS = Definition(
     "Requests that could be keyed only by their whole body, not item by item, by reason.",
     ("reason",),
 )
+UNCACHED_REQUESTS = Definition(
+    "embedding_proxy_uncached_requests",
+    "Requests that could not be cached item by item and were no hits, by client, reason, the field that the reason is"
+    " about, and the client's program: relayed unread, keyed by their whole body, or passed through on a path that is"
+    " not cached (wrong-path). After 200 combinations all others are other.",
+    ("client", "reason", "field", "user_agent"),
+)
 VARYING_HEADER_MISSES = Definition(
     "embedding_proxy_varying_header_misses",
     "Requests that missed, by a header field of which one credential and model had shown only new values since their"

@@ -10,6 +10,7 @@ from prometheus_client.exposition import generate_latest
 from proxy import __version__
 from proxy.breaker import State
 from proxy.labels import BREAKER_STATES, OUTCOMES, RequestOutcome
+from proxy.ledger.cause import Cause
 from proxy.ledger.ledger import Ledger
 from proxy.ledger.row import Row
 from proxy.protocol.records import Flaw
@@ -23,7 +24,7 @@ STAGES = ("parse", "lookup", "wait", "slot", "upstream", "assemble")
 # Models with a label of their own; further ones share `other`. A series is never removed, neither here nor, for a long
 # time, in Prometheus.
 _MAX_MODELS, _MAX_LABEL, _OTHER = 50, 128, "other"
-_MAX_HEADERS = 16  # likewise
+_MAX_HEADERS, _MAX_UNCACHED = 16, 200  # likewise
 _BREAKER_GAUGE = {state.value: gauge for gauge, state in enumerate(BREAKER_STATES)}
 
 # Reads the metrics of one process, or of several, added up.
@@ -58,6 +59,8 @@ class Metrics:
         self.stage_seconds = {stage: stages.labels(stage) for stage in STAGES}
         self.bypasses = self._counter(definitions.BYPASSES)
         self.whole_bodies = self._counter(definitions.WHOLE_BODY_REQUESTS)
+        self._uncached = self._counter(definitions.UNCACHED_REQUESTS)
+        self._uncached_labels: set[tuple[str, ...]] = set()
         self._varying_headers = self._counter(definitions.VARYING_HEADER_MISSES)
         self._varying_header_names: set[str] = set()
         self.validations = self._counter(definitions.VALIDATIONS)
@@ -133,6 +136,13 @@ class Metrics:
         if child is None:
             child = self._request_children[labels] = self._requests.labels(outcome.value, str(status), model)
         return child
+
+    def uncached(self, client: str | None, cause: Cause, user_agent: str) -> None:
+        """Count a request that can't be a hit. Clients choose the field and the program."""
+        labels = client or "", cause.reason, cause.field, user_agent
+        if len(self._uncached_labels) < _MAX_UNCACHED:
+            self._uncached_labels.add(labels)
+        self._uncached.labels(*(labels if labels in self._uncached_labels else (_OTHER,) * len(labels))).inc()
 
     def varying_header(self, name: str, misses: int) -> None:
         """Count ``misses`` that each had a new value of the header field ``name``, which the client chooses."""
