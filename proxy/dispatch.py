@@ -146,6 +146,9 @@ class Dispatcher:
             progress.cached,
             time.perf_counter() - started_s,
             progress.held_s,
+            progress.client_label,
+            progress.cause,
+            progress.user_agent,
         )
         self._log.add(line)
         progress.span.end(status, progress.outcome, progress.model_label, items=progress.items, cached=progress.cached)
@@ -188,10 +191,19 @@ class Dispatcher:
             self._warn_uncached(target)
             if self._origins.has_several:  # only one of them may be meant to see the texts
                 return await self._embeddings.handle(request, progress)
+            self._note_uncached(request, progress)
         return await self._pass_through(request, url, progress)
+
+    def _note_uncached(self, request: web.BaseRequest, progress: Progress) -> None:
+        own = self._access.identity(request.headers, request.raw_path)
+        client = self._access.client(own, progress.admission)
+        progress.client_label = self._embeddings.no_hits.label_of(client)
+        tenant, path = self._access.tenant(own, progress.admission).name, loggable_path(request.raw_path)
+        self._embeddings.no_hits.wrong_path(progress, tenant, path, request.headers.get("User-Agent"))
 
     async def _pass_through(self, request: web.BaseRequest, url: str, progress: Progress) -> web.StreamResponse:
         progress.outcome = RequestOutcome.PASS
+        progress.client_label = progress.client_label or progress.admission.client
         origin = self._origins.default
         forwarded = origin.outbound(headers.to_upstream(request.headers))
         on_head = partial(origin.cors.passed_through, origin_of(request.headers))

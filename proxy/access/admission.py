@@ -8,6 +8,7 @@ import re
 from typing import NamedTuple
 
 from proxy.access.client_keys import ClientKeys
+from proxy.access.pseudonyms import Pseudonyms
 from proxy.access.validations import CredentialId, CredentialScope, Validations
 from proxy.budget import Tenant
 from proxy.errors import Unauthorized
@@ -48,6 +49,7 @@ class Access:
         key_headers: frozenset[str] = frozenset(),
         cors_origins: frozenset[str] = frozenset(),
         neutral_headers: frozenset[str] = frozenset(),
+        pseudonyms: Pseudonyms | None = None,
     ) -> None:
         self.is_shared = shares_all or owns_key  # all clients share one scope
         self.owns_key = owns_key
@@ -56,6 +58,7 @@ class Access:
         self._key_headers = key_headers
         self._cors_origins = cors_origins
         self.neutral_headers = neutral_headers
+        self._pseudonyms = pseudonyms
 
     def identity(self, given: Headers, target: str, origin: Origin | None = None) -> Identity:
         """The credentials and vector-affecting fields in the headers and in the query of ``target``. If ``origin`` is
@@ -114,6 +117,12 @@ class Access:
         name = self._validations.tenant(_tenant_fields(own, admission))
         is_verified = self.owns_key or admission.client is not None or self._validations.has_accepted(name)
         return Tenant(name, is_unverified=not is_verified)
+
+    def client(self, own: Identity, admission: Admission) -> str | None:
+        """The client as the ledger knows it: its name in the list of clients, or a pseudonym of its credential."""
+        if admission.client is not None or self._pseudonyms is None:
+            return admission.client
+        return self._pseudonyms.of(_tenant_fields(own, admission))
 
     def scope(self, identity: Identity) -> Fields:
         """The clients that share the request's entries, as part of its cache keys."""

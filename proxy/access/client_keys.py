@@ -4,14 +4,16 @@ A key is 32 random bytes, so its plain SHA-256 can't be reversed by search. Slow
 choose.
 """
 
+import math
 import os
 import re
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from fcntl import LOCK_EX, flock
 from hashlib import sha256
 from hmac import compare_digest
@@ -21,7 +23,12 @@ from proxy.errors import ConfigError
 
 _PREFIX = "ep-"
 _NAME = re.compile(r"[A-Za-z0-9][\w.@-]{0,63}")
-_LINE = re.compile(rf"(?P<name>{_NAME.pattern})" r" +sha256:(?P<digest>[0-9a-f]{64}) +(?P<since>\d{4}-\d\d-\d\d)")
+_LINE = re.compile(
+    rf"(?P<name>{_NAME.pattern})"
+    r" +sha256:(?P<digest>[0-9a-f]{64}) +(?P<since>\d{4}-\d\d-\d\d)"
+    r"( +until:(?P<until>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ))?"
+)
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +36,19 @@ class ClientKey:
     name: str
     digest: bytes
     since: str  # the date of creation, YYYY-MM-DD
+    until_s: float | None = None  # Unix time at which a key that was replaced ends
 
     def __str__(self) -> str:
-        return f"{self.name} sha256:{self.digest.hex()} {self.since}"
+        until = "" if self.until_s is None else f" until:{self.until}"
+        return f"{self.name} sha256:{self.digest.hex()} {self.since}{until}"
+
+    @property
+    def until(self) -> str | None:
+        """The end, as in RFC 3339."""
+        return None if self.until_s is None else datetime.fromtimestamp(self.until_s, UTC).strftime(_TIME)
+
+    def is_valid(self, now_s: float) -> bool:
+        return self.until_s is None or now_s < self.until_s
 
 
 def read(path: Path) -> list[ClientKey]:
@@ -47,7 +64,12 @@ def read(path: Path) -> list[ClientKey]:
         match = _LINE.fullmatch(line.strip())
         if match is None:
             raise ConfigError(f"client keys {path}, line {number}: accepted: NAME sha256:HEX YYYY-MM-DD")
-        found.append(ClientKey(name=match["name"], digest=bytes.fromhex(match["digest"]), since=match["since"]))
+        digest, until = bytes.fromhex(match["digest"]), match["until"]
+        try:
+            until_s = None if until is None else datetime.strptime(until, _TIME).replace(tzinfo=UTC).timestamp()
+        except ValueError as error:
+            raise ConfigError(f"client keys {path}, line {number}: there is no such time as {until}") from error
+        found.append(ClientKey(name=match["name"], digest=digest, since=match["since"], until_s=until_s))
     return found
 
 
@@ -61,21 +83,55 @@ def add(path: Path, name: str) -> str:
     with _locked(path) as file:
         if file.exists() and any(key.name == name for key in read(file)):
             raise ConfigError(f"client keys {path}: a key named {name} exists; revoke it first or choose another name")
-        key = _PREFIX + secrets.token_urlsafe(32)
-        made = ClientKey(name=name, digest=_digest(key), since=time.strftime("%Y-%m-%d", time.gmtime()))
+        key, made = _make(name)
         before = file.read_text(encoding="utf-8").rstrip("\n") + "\n" if file.exists() else ""
         _write(file, before.lstrip("\n") + f"{made}\n")
     return key
 
 
+def rotate(path: Path, name: str, *, overlap_s: float, now_s: float) -> str:
+    """Create a new key for a client and return it. The present one stays valid for ``overlap_s`` from ``now_s``, Unix
+    time; of earlier ones, those that have ended are removed.
+
+    Raises `ConfigError`.
+    """
+    with _locked(path) as file:
+        known = _required(file, path, name)
+        key, made = _make(name)
+        new = {
+            str(old): old if old.until_s is not None else replace(old, until_s=math.ceil(now_s + overlap_s))
+            for old in known
+        }
+        lines = []
+        for line in file.read_text(encoding="utf-8").splitlines():
+            old = new.get(" ".join(line.split()))
+            if old is None:
+                lines.append(line)
+            elif old.is_valid(now_s) and overlap_s > 0:
+                lines.append(str(old))
+        _write(file, "\n".join([*lines, str(made)]) + "\n")
+    return key
+
+
+def _make(name: str) -> tuple[str, ClientKey]:
+    key = _PREFIX + secrets.token_urlsafe(32)
+    return key, ClientKey(name=name, digest=_digest(key), since=time.strftime("%Y-%m-%d", time.gmtime()))
+
+
+def _required(file: Path, path: Path, name: str) -> list[ClientKey]:
+    """The keys of a client, at least one. Raises `ConfigError`."""
+    known = read(file)
+    found = [key for key in known if key.name == name]
+    if not found:
+        accepted = ", ".join(dict.fromkeys(key.name for key in known)) or "none, the file is empty"
+        raise ConfigError(f"client keys {path}: there is no key named {name}; accepted: {accepted}")
+    return found
+
+
 def revoke(path: Path, name: str) -> None:
     """Remove a client's key from the file. Raises `ConfigError`."""
     with _locked(path) as file:
-        known = read(file)
-        gone = {str(key) for key in known if key.name == name}
-        if not gone:
-            accepted = ", ".join(key.name for key in known) or "none, the file is empty"
-            raise ConfigError(f"client keys {path}: there is no key named {name}; accepted: {accepted}")
+        gone = {str(key) for key in _required(file, path, name)}
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         _write(file, "".join(line for line in lines if " ".join(line.split()) not in gone))
 
@@ -120,19 +176,30 @@ def _digest(key: str) -> bytes:
 
 
 class ClientKeys:
-    """The keys that the proxy accepts. `reload` reads the file again."""
+    """The keys that the proxy accepts. `reload` reads the file again; `drop_ended` has to be called now and then, since
+    a request that is known by its bytes is admitted without a look at its key."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._path = path
+        self._clock = clock
         self._keys: list[ClientKey] = []
         self.keys_version = 0  # incremented by every reload
         self.reload()
 
     def reload(self) -> int:
         """Read the file and return the number of keys. Raises `ConfigError`, and then the previous keys stay valid."""
-        self._keys = read(self._path)
+        now_s = self._clock()
+        self._keys = [key for key in read(self._path) if key.is_valid(now_s)]
         self.keys_version += 1
         return len(self._keys)
+
+    def drop_ended(self) -> None:
+        """Drop the keys that were replaced and whose overlap has passed."""
+        now_s = self._clock()
+        valid = [key for key in self._keys if key.is_valid(now_s)]
+        if len(valid) < len(self._keys):
+            self._keys = valid
+            self.keys_version += 1
 
     def name_of(self, key: str) -> str | None:
         """The name of the client with this key. All keys are compared in constant time, so timing reveals nothing."""

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+import time
 from collections.abc import Callable
 from importlib import resources
 
@@ -10,6 +11,7 @@ import orjson
 from aiohttp import web
 
 from proxy.admin.history import History
+from proxy.admin.last_used import LastUsed
 from proxy.admin.samples import Samples
 from proxy.admin.status import About, Status, status_of
 from proxy.admin.window import counts_of
@@ -33,16 +35,20 @@ class StatusPage:
         self._now = now
         self._started_s = now()
         self._history = History(self._started_s)
+        self._last_used = LastUsed()
         self._html = page_html()
         self._policy = content_security_policy(self._html)
 
     async def sample(self) -> None:
         """Add a sample of the counters to the history."""
-        self._history.note(self._now(), counts_of(Samples(await self._families())))
+        samples = Samples(await self._families())
+        self._history.note(self._now(), counts_of(samples))
+        self._last_used.note(time.time(), samples)
 
     async def status(self) -> Status:
-        families = await self._families()
+        families = list(await self._families())
         now_s = self._now()
+        self._last_used.note(time.time(), Samples(families))
         return status_of(
             families,
             self._about,
@@ -50,6 +56,7 @@ class StatusPage:
             now_s=now_s,
             uptime_s=now_s - self._started_s,
             is_draining=self._is_draining(),
+            last_used_s=self._last_used.by_client,
         )
 
     def add_routes(self, router: web.UrlDispatcher) -> None:

@@ -57,6 +57,10 @@ class Samples:
             sums[sample.labels[outer]][sample.labels[inner]] += sample.value
         return sums
 
+    def counter_children(self, metric: Definition) -> list[tuple[Mapping[str, str], float]]:
+        """A counter by all of its labels."""
+        return [(sample.labels, sample.value) for sample in self._by_name[metric.name + "_total"]]
+
     def buckets(self, metric: Definition, label: str = "") -> dict[str, Buckets]:
         """A histogram by the value of ``label``, under ``""`` if it has no labels."""
         found: dict[str, dict[float, float]] = defaultdict(dict)

@@ -29,6 +29,7 @@ function lasting(s) {
   if (at < 0) return "0 s";
   return parts.slice(at, at + 2).map(([unit, name], i) => `${Math.floor((i ? s % parts[at][0] : s) / unit)} ${name}`).join(" ");
 }
+const usedAt = (s) => s === null ? NONE : new Date(s * 1000).toLocaleTimeString("en", {hour12: false});
 const spell = (s) => s >= 119 ? `${Math.round(s / 60)} minutes` : `${Math.round(s)} seconds`;
 
 // Sets text, never markup: clients choose the names of models. An unchanged text is not set again, to keep a selection.
@@ -134,6 +135,17 @@ function show(status) {
     model.name, count(model.items), share(model.item_hit_rate), count(model.tokens.saved || 0),
     {text: count(model.tokens.billed || 0), kind: "number wide"}, ...(priced ? [{text: money(model.cost.saved), kind: "number wide"}] : []),
   ]), "No model has responded yet.");
+  $("clients-section").hidden = !status.clients.length;
+  for (const column of $("clients").querySelectorAll(".money")) column.hidden = !priced;
+  table("clients", status.clients.slice(0, 10).map((client) => [
+    client.name, count(requests(client)), share(client.item_hit_rate), count(client.tokens.saved || 0), count(client.tokens.billed || 0),
+    ...(priced ? [{text: money(client.cost.billed), kind: "number wide"}] : []),
+    {text: count(client.requests.bypass || 0), kind: "number wide"}, {text: usedAt(client.last_used_s), kind: "number wide"},
+  ]), "No client has sent a request yet.");
+  $("uncached-section").hidden = !status.uncached.length;
+  table("uncached", status.uncached.slice(0, 10).map((each) => [
+    `${each.reason} ${each.field}`.trim(), count(each.requests), {text: each.client || NONE, kind: "text"}, {text: each.user_agent || NONE, kind: "text"},
+  ]), "All requests can be cached.");
   table("upstreams", status.upstreams.map((upstream) => [
     [upstream.name, upstream.base_url === "http://demo-2.invalid/v1" ? "built in" : upstream.base_url, ...upstream.models].join(" · "),
     count(upstream.calls), {text: count(upstream.failed), kind: upstream.failed ? "number bad" : "number"},

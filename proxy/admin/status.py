@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from proxy.admin.history import History, Step
 from proxy.admin.latency import Latency, latency_of
@@ -12,6 +13,7 @@ from proxy.protocol.records import FORGED
 from proxy.telemetry import definitions
 
 _MAX_MODELS = 10
+NEVER: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +23,32 @@ class ModelStatus:
     item_hit_rate: float | None
     tokens: dict[str, int]
     cost: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientStatus:
+    """What one client used since the start."""
+
+    name: str  # of the operator's list, or a pseudonym
+    requests: dict[str, int]  # by outcome
+    items: int
+    item_hit_rate: float | None
+    tokens: dict[str, int]
+    cost: dict[str, float]
+    bypasses: dict[str, int]  # requests that were relayed unread, by reason
+    held_s: float  # how long its requests waited for rate limits
+    last_used_s: float | None  # Unix time, to ten seconds; None: not since the start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UncachedStatus:
+    """Requests that can't be hits, since the start. Clients choose ``field`` and ``user_agent``."""
+
+    client: str  # "" if clients are not told apart
+    reason: str
+    field: str
+    user_agent: str
+    requests: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +107,8 @@ class Status:
     recent: Window
     history: list[Step]  # oldest first
     models: list[ModelStatus]  # most items first
+    clients: list[ClientStatus]  # most tokens first; none if clients are not told apart
+    uncached: list[UncachedStatus]  # most requests first
     breakers: dict[str, str]  # state by circuit
     upstreams: list[UpstreamStatus]
     store: StoreStatus
@@ -87,9 +117,16 @@ class Status:
 
 
 def status_of(
-    families: Iterable[Family], about: About, history: History, *, now_s: float, uptime_s: float, is_draining: bool
+    families: Iterable[Family],
+    about: About,
+    history: History,
+    *,
+    now_s: float,
+    uptime_s: float,
+    is_draining: bool,
+    last_used_s: Mapping[str, float] = NEVER,
 ) -> Status:
-    """The whole status. ``now_s`` is by the clock of ``history``."""
+    """The whole status. ``now_s`` is by the clock of ``history``; ``last_used_s`` is Unix time by client."""
     samples = Samples(families)
     counts = counts_of(samples)
     breakers = samples.gauges(definitions.BREAKER_STATE, "circuit")
@@ -102,6 +139,8 @@ def status_of(
         recent=history.recent(now_s, counts),
         history=history.steps(now_s, counts),
         models=_models(samples),
+        clients=_clients(samples, last_used_s),
+        uncached=_uncached(samples),
         breakers={circuit: BREAKER_STATES[int(gauge)].value for circuit, gauge in breakers.items()},
         upstreams=_upstreams(samples, about.upstreams),
         store=_store(samples, about.store_url),
@@ -134,6 +173,38 @@ def _models(samples: Samples) -> list[ModelStatus]:
     ]
     used = [model for model in models if model.items]
     return sorted(used, key=lambda model: (-model.items, model.name))[:_MAX_MODELS]
+
+
+def _clients(samples: Samples, last_used_s: Mapping[str, float]) -> list[ClientStatus]:
+    requests = samples.counters_by(definitions.CLIENT_REQUESTS, "client", "outcome")
+    items = samples.counters_by(definitions.CLIENT_ITEMS, "client", "result")
+    tokens = samples.counters_by(definitions.CLIENT_TOKENS, "client", "kind")
+    cost = samples.counters_by(definitions.CLIENT_COST, "client", "kind")
+    bypasses = samples.counters_by(definitions.CLIENT_BYPASSES, "client", "reason")
+    held = samples.counters(definitions.CLIENT_HELD_SECONDS, "client")
+    clients = [
+        ClientStatus(
+            name=name,
+            requests=integers(by_outcome),
+            items=int(sum(items.get(name, {}).values())),
+            item_hit_rate=item_hit_rate(integers(items.get(name, {}))),
+            tokens=integers(tokens.get(name, {})),
+            cost=dict(cost.get(name, {})),
+            bypasses=integers(bypasses.get(name, {})),
+            held_s=held.get(name, 0.0),
+            last_used_s=last_used_s.get(name),
+        )
+        for name, by_outcome in requests.items()
+    ]
+    return sorted(clients, key=lambda client: (-sum(client.tokens.values()), client.name))
+
+
+def _uncached(samples: Samples) -> list[UncachedStatus]:
+    found = [
+        UncachedStatus(**labels, requests=int(count))
+        for labels, count in samples.counter_children(definitions.UNCACHED_REQUESTS)
+    ]
+    return sorted(found, key=lambda each: (-each.requests, each.client, each.reason, each.field, each.user_agent))
 
 
 def _upstreams(samples: Samples, upstreams: Iterable[UpstreamStatus]) -> list[UpstreamStatus]:

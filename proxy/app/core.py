@@ -17,6 +17,7 @@ from proxy.fetch.batcher import Batcher
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.lane import Lanes
 from proxy.fetch.pacer import Pacer
+from proxy.ledger.ledger import MAX_PSEUDONYMS, Ledger
 from proxy.periodic import every
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import Traces
@@ -39,7 +40,7 @@ async def open_core(
 ) -> Core:
     """Open the parts, until ``stack`` is closed, which ends each before those that it depends on."""
     lifecycle = Lifecycle()
-    metrics = Metrics(prices=settings.prices)
+    metrics = Metrics(prices=settings.prices, ledger=_make_ledger(settings))
     traces = _open_traces(settings)
     lifecycle.close_at_exit(stack, "sending traces", traces.aclose)
     router = await open_router(stack, settings, metrics)
@@ -59,6 +60,11 @@ async def open_core(
         validations=validations,
         fetcher=fetcher,
     )
+
+
+def _make_ledger(settings: Settings) -> Ledger:
+    max_clients = None if settings.client_keys is not None else MAX_PSEUDONYMS
+    return Ledger(is_on=settings.counts_clients, max_clients=max_clients)
 
 
 def _open_traces(settings: Settings) -> Traces:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from proxy.access.admission import Access
 from proxy.access.client_keys import ClientKeys
+from proxy.access.pseudonyms import Pseudonyms
 from proxy.access.validations import Validations
 from proxy.app.core import Core
 from proxy.config.settings import Settings
@@ -17,6 +18,8 @@ from proxy.embeddings.route import EmbeddingsRoute
 from proxy.http.bodies import BodyReader
 from proxy.periodic import every
 from proxy.telemetry.access_log import FLUSH_S, AccessLog
+
+_KEYS_S = 1.0  # how often client keys that have ended are dropped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +39,11 @@ async def open_request_path(
     clock: Callable[[], float],
 ) -> RequestPath:
     """Open the parts, until ``stack`` is closed."""
-    client_keys = None if settings.client_keys is None else ClientKeys(settings.client_keys)
+    client_keys = None
+    if settings.client_keys is not None:
+        client_keys = ClientKeys(settings.client_keys, clock=clock)
+        drop_ended = client_keys.drop_ended
+        await stack.enter_async_context(every(_KEYS_S, lambda _: drop_ended()))
     access = make_access(settings, core.validations, client_keys)
     bodies = BodyReader(core.metrics, max_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
     stack.callback(bodies.close)
@@ -58,6 +65,7 @@ def make_access(settings: Settings, validations: Validations, client_keys: Clien
         key_headers=settings.key_headers,
         neutral_headers=settings.neutral_headers | neutral_for_all,
         cors_origins=settings.cors_origins,
+        pseudonyms=None if settings.client_labels_key is None else Pseudonyms(settings.client_labels_key),
     )
 
 

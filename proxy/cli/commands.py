@@ -1,21 +1,19 @@
 """The command ``embedding-proxy``, and its error messages."""
 
 import asyncio
-import os
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
 from proxy import __version__
-from proxy.access import client_keys
 from proxy.cli import environment, option_types, providers_text, stats_client, stats_text
 from proxy.cli.analyze import analyze_command
 from proxy.cli.cache_commands import cache_group
 from proxy.cli.config_file import config_file_of, use_config_file
 from proxy.cli.explain import explain_command
+from proxy.cli.keys import keys_group
 from proxy.cli.load import load_command
 from proxy.cli.options import OPTIONS
 from proxy.cli.purge import purge_command
@@ -46,6 +44,7 @@ cache_group.add_command(load_command)
 cli.add_command(warm_command)
 cli.add_command(explain_command)
 cli.add_command(analyze_command)
+cli.add_command(keys_group)
 
 
 @cli.command(name="providers")
@@ -72,48 +71,6 @@ def providers_command(ctx: click.Context, names: tuple[str, ...]) -> None:
     )
 
 
-@cli.group(name="keys")
-def keys_group() -> None:
-    """Manage client keys, for a proxy that has the upstream's key."""
-
-
-_KEYS_FILE = click.option(
-    "--client-keys",
-    "path",
-    type=option_types.FILE,
-    envvar="EMBEDDING_PROXY_CLIENT_KEYS",
-    show_envvar=True,
-    required=True,
-    help="The proxy's --client-keys file.",
-)
-
-
-@keys_group.command(name="add")
-@click.argument("name")
-@_KEYS_FILE
-def keys_add(path: Path, name: str) -> None:
-    """Create a client key and print it. It is shown only once: the file has only its hash."""
-    click.echo(client_keys.add(path, name))
-    click.echo(f"embedding-proxy: added {name} to {path}; send SIGHUP to a running proxy to reload it", err=True)
-
-
-@keys_group.command(name="list")
-@_KEYS_FILE
-def keys_list(path: Path) -> None:
-    """Print the names of the clients, and when their keys were created."""
-    for key in client_keys.read(path):
-        click.echo(f"{key.since}  {key.name}")
-
-
-@keys_group.command(name="revoke")
-@click.argument("name")
-@_KEYS_FILE
-def keys_revoke(path: Path, name: str) -> None:
-    """Remove a client's key from the file."""
-    client_keys.revoke(path, name)
-    click.echo(f"embedding-proxy: removed {name} from {path}; send SIGHUP to a running proxy to reload it", err=True)
-
-
 @cli.command(name="demo")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=option_types.PORT, default=8081, show_default=True, help="Port to listen on.")
@@ -124,20 +81,19 @@ def demo_command(host: str, port: int) -> None:
 
 @cli.command(name="stats")
 @click.option("--watch", "is_watching", is_flag=True, help="Refresh every 2 s, until Ctrl-C.")
-@click.option(
-    "--admin-url",
-    default=lambda: f"http://127.0.0.1:{os.environ.get('EMBEDDING_PROXY_ADMIN_PORT', '9090')}",
-    show_default="http://127.0.0.1:9090, or the port of EMBEDDING_PROXY_ADMIN_PORT",
-    help="URL of the proxy's admin port.",
-)
-def stats_command(admin_url: str, *, is_watching: bool) -> None:
-    """Print live statistics of a running proxy: hits, savings, latency, breakers."""
+@click.option("--json", "is_json", is_flag=True, help="Print the status once, as JSON: all clients, not the first ten.")
+@stats_client.ADMIN_URL
+def stats_command(admin_url: str, *, is_watching: bool, is_json: bool) -> None:
+    """Print live statistics of a running proxy: hits, savings, clients, latency, breakers."""
+    if is_watching and is_json:
+        raise click.UsageError("--watch is for people and --json for programs; use one of them")
     with suppress(KeyboardInterrupt):
-        asyncio.run(_watch(admin_url) if is_watching else _print_stats(admin_url))
+        asyncio.run(_watch(admin_url) if is_watching else _print_stats(admin_url, is_json=is_json))
 
 
-async def _print_stats(admin_url: str) -> None:
-    click.echo(stats_text.render(await stats_client.once(admin_url)))
+async def _print_stats(admin_url: str, *, is_json: bool) -> None:
+    written, status = await stats_client.once(admin_url)
+    click.echo(written if is_json else stats_text.render(status))
 
 
 async def _watch(admin_url: str) -> None:

@@ -157,6 +157,14 @@ OPTIONS = (
         help="File of the client keys to accept (add one with `embedding-proxy keys add`). SIGHUP reloads it.",
     ),
     Option(
+        name="client-labels-key-env",
+        metavar="NAME",
+        help="Without `--client-keys`: env var holding a secret. Metrics and log then name clients by a short MAC of"
+        " their credential under it, the first 50 that the upstream accepts; all others are `other`.",
+        link="[More](docs/clients.md).",
+        field=None,
+    ),
+    Option(
         name="cors-origins",
         type=types.ORIGINS,
         default_words="the upstream decides",

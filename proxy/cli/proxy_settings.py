@@ -9,19 +9,19 @@ from proxy.cli.option import settings_fields
 from proxy.cli.options import OPTIONS
 from proxy.cli.upstream_options import default_egress, upstreams
 from proxy.config import checks
-from proxy.config.secrets import read_record_key
+from proxy.config.secrets import read_mac_key
 from proxy.config.settings import Settings
 
 
 def settings_of(ctx: click.Context) -> Settings:
     """The settings that a command with all of `OPTIONS` was given. Raises `ConfigError` and `click.BadParameter`."""
     default, routed = upstreams(ctx)
-    record_key_env = ctx.params["record_key_env"]
     settings = Settings(
         **settings_fields(OPTIONS, ctx.params),
         upstream=default,
         routed=routed,
-        record_key=None if record_key_env is None else read_record_key(record_key_env, os.environ),
+        record_key=_mac_key(ctx, "record_key_env"),
+        client_labels_key=_mac_key(ctx, "client_labels_key_env"),
         prices=config_file_of(ctx).prices_by_model(),
     )
     checks.require_client_auth(settings)
@@ -30,3 +30,8 @@ def settings_of(ctx: click.Context) -> Settings:
     if settings.traces == "otlp":
         checks.require_otlp(os.environ)
     return settings
+
+
+def _mac_key(ctx: click.Context, key: str) -> bytes | None:
+    name = ctx.params[key]
+    return None if name is None else read_mac_key(name, os.environ, "--" + key.replace("_", "-"))

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 
+import click
 import msgspec
 from aiohttp import ClientConnectorError, ClientError, ClientSession, ClientTimeout, InvalidURL, NonHttpUrlClientError
 
@@ -12,13 +13,20 @@ from proxy.admin.status import Status
 PERIOD_S = 2.0
 _TIMEOUT_S = 5.0
 
+ADMIN_URL = click.option(
+    "--admin-url",
+    default=lambda: f"http://127.0.0.1:{os.environ.get('EMBEDDING_PROXY_ADMIN_PORT', '9090')}",
+    show_default="http://127.0.0.1:9090, or the port of EMBEDDING_PROXY_ADMIN_PORT",
+    help="URL of the proxy's admin port.",
+)
+
 
 class Unreachable(Exception):
     """There is no status, and the message says why."""
 
 
-async def ask(session: ClientSession, admin_url: str) -> Status:
-    """The status. Raises `Unreachable`."""
+async def ask(session: ClientSession, admin_url: str) -> tuple[bytes, Status]:
+    """The status, as JSON and parsed. Raises `Unreachable`."""
     url = admin_url.rstrip("/") + "/status.json"
     try:
         async with session.get(url, allow_redirects=False, timeout=ClientTimeout(_TIMEOUT_S)) as response:
@@ -32,7 +40,7 @@ async def ask(session: ClientSession, admin_url: str) -> Status:
             f"can't reach the proxy at {url}: {_why(error)}; is it running, and is this its admin port (--admin-url)?"
         ) from error
     try:
-        return msgspec.json.decode(body, type=Status)
+        return body, msgspec.json.decode(body, type=Status)
     except msgspec.DecodeError as error:
         raise Unreachable(
             f"{url} returned {response.status} without a status; is this the admin port of a proxy of this version?"
@@ -46,8 +54,8 @@ def _why(error: ClientError) -> str:
     return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error.strerror)
 
 
-async def once(admin_url: str) -> Status:
-    """The status. Raises `Unreachable`."""
+async def once(admin_url: str) -> tuple[bytes, Status]:
+    """The status, as JSON and parsed. Raises `Unreachable`."""
     async with ClientSession() as session:
         return await ask(session, admin_url)
 
@@ -57,7 +65,8 @@ async def watch(admin_url: str) -> AsyncIterator[Status | Unreachable]:
     async with ClientSession() as session:
         while True:
             try:
-                yield await ask(session, admin_url)
+                _, status = await ask(session, admin_url)
+                yield status
             except Unreachable as error:
                 yield error
             await asyncio.sleep(PERIOD_S)

@@ -10,6 +10,8 @@ from proxy.labels import OUTCOMES, ItemResult
 _NONE = "-"
 _NAME_WIDTH = 24
 _MODELS = 5
+_CLIENTS = 10
+_UNCACHED = 5
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _KIB = 1024
 _ROUNDING = 1e-9  # 0.57 * 1000 is less than 570
@@ -26,6 +28,8 @@ def render(status: Status) -> str:
         _totals(status),
         _latencies(status.recent),
         _models(status),
+        *([_clients(status)] if status.clients else []),
+        *([_uncached(status)] if status.uncached else []),
         _upstreams(status),
         _rest(status),
     ]
@@ -65,6 +69,29 @@ def _models(status: Status) -> list[str]:
     return _aligned(rows)
 
 
+def _clients(status: Status) -> list[str]:
+    priced = bool(status.since_start.cost)
+    rows = [("client", "requests", "from cache", "tokens saved", "billed", *(["money billed"] if priced else []))]
+    for client in status.clients[:_CLIENTS]:
+        tokens = (f"{client.tokens.get(kind, 0):,}" for kind in ("saved", "billed"))
+        money = [_money(client.cost.get("billed", 0.0))] if priced else []
+        requests = f"{sum(client.requests.values()):,}"
+        rows.append((_truncated(client.name, 15), requests, _percent(client.item_hit_rate), *tokens, *money))
+    lines = _aligned(rows, 15)
+    if len(status.clients) > _CLIENTS:
+        lines.append(f"and {len(status.clients) - _CLIENTS} more: embedding-proxy stats --json")
+    return lines
+
+
+def _uncached(status: Status) -> list[str]:
+    lines = ["not cached, and why"]
+    for each in status.uncached[:_UNCACHED]:
+        why = " ".join(filter(None, (each.reason, each.field)))
+        whose = " ".join(filter(None, (each.client, each.user_agent)))
+        lines.append(f"{each.requests:>10,}  {_truncated(why, 36):<37}{_truncated(whose, 30)}".rstrip())
+    return lines
+
+
 def _upstreams(status: Status) -> list[str]:
     rows: list[Row] = [("upstream", "calls", "failed", "p50", "p99")]
     for own in status.upstreams:
@@ -87,12 +114,12 @@ def _rest(status: Status) -> list[str]:
     ]
 
 
-def _aligned(rows: Iterable[Row]) -> list[str]:
-    return [f"{_printable(name):<{_NAME_WIDTH}}" + "".join(f"{cell:>13}" for cell in cells) for name, *cells in rows]
+def _aligned(rows: Iterable[Row], width: int = _NAME_WIDTH) -> list[str]:
+    return [f"{_printable(name):<{width}}" + "".join(f"{cell:>13}" for cell in cells) for name, *cells in rows]
 
 
-def _truncated(name: str) -> str:
-    return name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 1] + "…"
+def _truncated(name: str, width: int = _NAME_WIDTH) -> str:
+    return name if len(name) <= width else name[: width - 1] + "…"
 
 
 def _printable(text: str) -> str:

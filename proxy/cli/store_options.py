@@ -14,7 +14,7 @@ from proxy.cache.store import Store
 from proxy.cli import environment
 from proxy.cli.config_file import use_config_file
 from proxy.cli.options import CONFIG, OPTIONS
-from proxy.config.secrets import read_record_key
+from proxy.config.secrets import read_mac_key
 from proxy.config.settings import StoreSetting
 from proxy.errors import ConfigError
 from proxy.protocol.records import RecordKey
@@ -43,7 +43,7 @@ class StoreOptions:
             setting=ctx.params["store"],
             limit_bytes=ctx.params["store_limit"],
             ttl_s=ctx.params["ttl"],
-            record_key=None if name is None else RecordKey(read_record_key(name, os.environ)),
+            record_key=None if name is None else RecordKey(read_mac_key(name, os.environ, "--record-key-env")),
         )
 
     @asynccontextmanager

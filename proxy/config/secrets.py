@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from proxy.errors import ConfigError
 
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
-_MIN_RECORD_KEY = 32  # characters
+_MIN_KEY = 32  # characters
 
 
 def read_secret(name: str, environment: Mapping[str, str], where: str) -> str:
@@ -22,11 +22,9 @@ def read_secret(name: str, environment: Mapping[str, str], where: str) -> str:
     return secret
 
 
-def read_record_key(name: str, environment: Mapping[str, str]) -> bytes:
-    """The secret of ``--record-key-env``. Raises `ConfigError`."""
-    secret = read_secret(name, environment, "--record-key-env")
-    if len(secret) < _MIN_RECORD_KEY:
-        raise ConfigError(
-            f"--record-key-env: {name} has fewer than {_MIN_RECORD_KEY} characters; make one: openssl rand -hex 32"
-        )
+def read_mac_key(name: str, environment: Mapping[str, str], option: str) -> bytes:
+    """The secret of ``option``, by which the proxy makes MACs. Raises `ConfigError`."""
+    secret = read_secret(name, environment, option)
+    if len(secret) < _MIN_KEY:
+        raise ConfigError(f"{option}: {name} has fewer than {_MIN_KEY} characters; make one: openssl rand -hex 32")
     return secret.encode()

@@ -89,6 +89,7 @@ class Settings:
     neutral_headers: frozenset[str]  # likewise
     cors_origins: frozenset[str]  # as browsers send them, or just "*"; none: the upstream decides
     client_keys: Path | None  # None: any client that can connect is served
+    client_labels_key: bytes | None = field(default=None, repr=False)  # None: no pseudonyms in metrics and log
     record_key: bytes | None = field(default=None, repr=False)
     prices: Mapping[str, float] = field(default_factory=dict)  # per million tokens, by patterns of model names
     reports_full_usage: bool
@@ -113,6 +114,11 @@ class Settings:
     @property
     def owns_key(self) -> bool:
         return self.upstream.key is not None
+
+    @property
+    def counts_clients(self) -> bool:
+        """Whether metrics and log tell clients apart."""
+        return self.client_keys is not None or self.client_labels_key is not None
 
     @property
     def upstreams(self) -> tuple[UpstreamSetting, ...]:

@@ -57,6 +57,11 @@ class BypassRelay:
             call.responded(response.status)
         self._metrics.bypasses.labels(reason.value).inc()
         self._metrics.of_model(progress.model).items[ItemResult.BYPASS].inc(progress.items)
+        if is_success(response.status):
+            self._metrics.ledger.admit(progress.client)
+        row = self._metrics.row(progress.client, progress.model)
+        row.count_bypass(reason)
+        row.count_items({ItemResult.BYPASS: progress.items})
         if response.status in CREDENTIAL_REFUSALS:
             self._validations.note(unread.credential_id, CredentialScope(url, None), response.status)
         elif is_success(response.status):

@@ -67,9 +67,10 @@ class FailureResponses:
             self._log_once.warn(f"{status} from {url}", "perhaps the base URL is wrong, or the model's name")
         if not is_success(error_status):
             return RequestOutcome.ERROR, _relayed(response, client_request.reservation)
-        self._metrics.of_model(client_request.parsed.model).items[ItemResult.UPSTREAM].inc(
-            len(client_request.spec.keys)
-        )
+        items, model = len(client_request.spec.keys), client_request.parsed.model
+        self._metrics.of_model(model).items[ItemResult.UPSTREAM].inc(items)
+        self._metrics.ledger.admit(client_request.client)
+        self._metrics.row(client_request.client, model).count_items({ItemResult.UPSTREAM: items})
         return RequestOutcome.MISS, _relayed(response, client_request.reservation)
 
 

@@ -24,6 +24,8 @@ from proxy.embeddings.responses import ResponseBuilder
 from proxy.fetch.request import ClientRequest
 from proxy.http.connection import MAX_PENDING_BYTES, Connection
 from proxy.http.recorder import HEAD_END, MAX_WHOLE_BYTES, head_of
+from proxy.ledger.hitless import Hitless
+from proxy.ledger.row import Row
 from proxy.protocol.identities import Identity
 from proxy.telemetry.metrics import Metrics
 
@@ -39,12 +41,13 @@ _NO_FIELDS: Mapping[str, str] = {}
 
 
 class Sighting(NamedTuple):
-    """A request whose like may be served without being parsed. ``keys_version``: of the client keys that admitted it.
-    ``fingerprint``: None for a body that has not come before."""
+    """A request whose like may be served without being parsed. ``keys_version``: of the client keys that admitted it,
+    as ``client``. ``fingerprint``: None for a body that has not come before."""
 
     request: BaseRequest
     own: Identity
     keys_version: int
+    client: str | None
     fingerprint: bytes | None
 
 
@@ -78,31 +81,36 @@ class FastPath:
         self._lookup_seconds = metrics.stage_seconds["lookup"]
         self._metrics = metrics
         self._memo = RequestMemo()
-        self.header_watch = HeaderWatch()  # which each hit clears
+        self.header_watch = HeaderWatch()  # which each hit clears, like the next
+        self.hitless = Hitless()
 
-    def sight(self, request: BaseRequest, own: Identity, body: bytes, *, keys_version: int) -> Sighting | None:
+    def sight(
+        self, request: BaseRequest, own: Identity, body: bytes, *, keys_version: int, client: str | None
+    ) -> Sighting | None:
         """None if a request may differ from others in more than its target, its identity and its body, or is so large
         that its MAC would block the event loop."""
         if len(body) > _MAX_BODY_BYTES or not _is_plain(request, own):
             return None
         is_repeated = self._memo.is_repeated(body)
         fingerprint = self._memo.fingerprint(request.raw_path, own, body) if is_repeated else None
-        return Sighting(request, own, keys_version, fingerprint)
+        return Sighting(request, own, keys_version, client, fingerprint)
 
     def remember(self, sighting: Sighting, client_request: ClientRequest, *, from_memory: bool) -> None:
         """A request was a hit, ``from_memory`` in all its items or in some from the store."""
+        self._metrics.ledger.admit(sighting.client)
+        row = self._metrics.row(sighting.client, client_request.spec.model)
         if sighting.fingerprint is not None and from_memory:
-            self._memo.put(sighting.fingerprint, MemoEntry.of(client_request))
+            self._memo.put(sighting.fingerprint, MemoEntry.of(client_request, row))
         connection = sighting.request.protocol
         if isinstance(connection, Connection):
-            self._learn(connection, sighting, client_request)
+            self._learn(connection, sighting, client_request, row)
 
-    def _learn(self, connection: Connection, sighting: Sighting, client_request: ClientRequest) -> None:
+    def _learn(self, connection: Connection, sighting: Sighting, client_request: ClientRequest, row: Row) -> None:
         """Remember a head, and when it comes again, the body that comes with it: most clients repeat theirs."""
         known = self._meet(connection, sighting)
         if known is None or not known.is_worth_learning() or len(client_request.parsed.body) > MAX_PENDING_BYTES:
             return
-        body = KnownBody.of(client_request, self._access.scope(client_request.identity))
+        body = KnownBody.of(client_request, self._access.scope(client_request.identity), row)
         if body is not None:
             known.add(body)
 
@@ -132,7 +140,10 @@ class FastPath:
         found = self._look_up(known)
         if found is None:
             return None
-        self._remember_bytes(sighting.request, replace(known, keys_version=sighting.keys_version))
+        # The list of client keys may give the same key another name.
+        row = self._metrics.row(sighting.client, known.spec.model)
+        known = replace(known, keys_version=sighting.keys_version, row=row)
+        self._remember_bytes(sighting.request, known)
         return self._observed(FastPathHit(known, found, parsed_s, len(found)), began_s)
 
     def _has_much_to_learn(self, sighting: Sighting) -> bool:
@@ -153,8 +164,9 @@ class FastPath:
     def response(self, hit: FastPathHit, request_id: str) -> list[bytes]:
         """The response to a request that was found by its bytes, in parts. The request is counted."""
         cors = hit.known.origin.cors.hit_header_lines()
+        known, memory = hit.known, hit.from_memory
         return self._responses.bytes_of_hit(
-            hit.known.spec, hit.found, from_memory=hit.from_memory, request_id=request_id, cors=cors
+            known.spec, hit.found, known.row, from_memory=memory, request_id=request_id, cors=cors
         )
 
     async def read(self, read: FastPathRead, connection: Connection) -> FastPathHit | None:
@@ -239,6 +251,7 @@ class FastPath:
 
     def _observed(self, hit: FastPathHit, began_s: float) -> FastPathHit:
         self.header_watch.clear(hit.known.watched)
+        self.hitless.hit(hit.known.tenant.name)
         if hit.known.doubt is not None:
             self._metrics.whole_bodies.labels(hit.known.doubt.value).inc()
         self._parse_seconds.observe(hit.looked_up_s - began_s)

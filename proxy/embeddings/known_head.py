@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from proxy.embeddings.request_memo import MemoEntry
 from proxy.fetch.request import ClientRequest
 from proxy.http.head_template import HeadTemplate
+from proxy.ledger.row import Row
 from proxy.protocol.input_template import InputTemplate
 from proxy.protocol.items import ItemKind
 from proxy.protocol.keys import Fields, TextKeys
@@ -62,18 +63,20 @@ class KnownBody:
         client_request: ClientRequest,
         input_template: InputTemplate,
         text_keys: TextKeys,
+        row: Row,
     ) -> None:
         provider, spec = client_request.origin.provider, client_request.spec
         self._input = input_template
         self._keys = text_keys
-        self._known = replace(MemoEntry.of(client_request), spec=replace(spec, keys=()))
+        self._known = replace(MemoEntry.of(client_request, row), spec=replace(spec, keys=()))
         self.max_items = _MAX_ITEMS
         self._accepts_text = InputFormat.TEXT in provider.inputs
         self._accepts_list = InputFormat.TEXTS in provider.inputs and not provider.is_fused_model(spec.model)
 
     @classmethod
-    def of(cls, client_request: ClientRequest, scope: Fields) -> "KnownBody | None":
-        """``scope`` is that of the request's keys. None if more than the texts' keys may depend on the texts."""
+    def of(cls, client_request: ClientRequest, scope: Fields, row: Row) -> "KnownBody | None":
+        """``scope`` is that of the request's keys, ``row`` that of its client. None if more than the texts' keys may
+        depend on the texts."""
         parsed, provider = client_request.parsed, client_request.origin.provider
         if parsed.kind is not ItemKind.TEXT or "modality" in parsed.parameters or provider.references:
             return None
@@ -86,7 +89,7 @@ class KnownBody:
             scope=scope,
             vector_headers=client_request.identity.vector_affecting,
         )
-        return cls(client_request, found, text_keys)
+        return cls(client_request, found, text_keys, row)
 
     def read(self, body: bytes) -> MemoEntry | None:
         """The request with such a ``body``, as `MemoEntry.of` describes it when it is parsed."""

@@ -3,6 +3,7 @@
 from proxy.access.admission import Admission
 from proxy.embeddings.fast_path import FastPathHit
 from proxy.labels import RequestOutcome
+from proxy.ledger.cause import Cause
 from proxy.telemetry.tracing import NO_SPAN, Span
 from proxy.upstream.router import Origin
 
@@ -13,6 +14,9 @@ class Progress:
     __slots__ = (
         "admission",
         "cached",
+        "cause",
+        "client",
+        "client_label",
         "held_s",
         "items",
         "model",
@@ -21,12 +25,15 @@ class Progress:
         "outcome",
         "request_id",
         "span",
+        "user_agent",
     )
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.origin: Origin | None = None
         self.admission = _ADMISSION
+        self.client: str | None = None  # for the ledger
+        self.client_label: str | None = None  # as it may be logged, once the request has ended
         self.outcome = RequestOutcome.ERROR
         self.model: str | None = None  # as the client named it: only for looking up what is counted for it
         self.model_label: str | None = None  # as it may be logged, once the request has ended
@@ -34,6 +41,8 @@ class Progress:
         self.cached = 0  # of the items
         self.held_s = 0.0  # for the upstream's rate limit
         self.span: Span = NO_SPAN
+        self.cause: Cause | None = None  # why it can't be cached item by item
+        self.user_agent: str | None = None  # its program, of a request that was no hit
 
     def hit(self, repeat: FastPathHit) -> None:
         """The fast path has the response."""
@@ -41,5 +50,6 @@ class Progress:
         known = repeat.known
         self.origin = known.origin
         self.model = known.spec.model
+        self.client_label = known.row.client
         self.items = self.cached = len(known.spec.keys)
         self.span.looked_up(repeat.looked_up_s, items=self.items, cached=self.cached)

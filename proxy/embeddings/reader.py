@@ -82,9 +82,16 @@ class Reader:
         self._turns = _Turns()
 
     async def read(
-        self, request: RequestHead, sent: Body, own: Identity, reservation: BodyReservation, span: Span
+        self,
+        request: RequestHead,
+        sent: Body,
+        own: Identity,
+        reservation: BodyReservation,
+        *,
+        client: str | None,
+        span: Span,
     ) -> ClientRequest | Unread:
-        """Parse a request whose body was ``sent`` by a client of ``own`` identity.
+        """Parse a request whose body was ``sent`` by a client of ``own`` identity, for the ledger ``client``.
 
         Before it is parsed, ``reservation`` takes the memory for parsing; in the end, it has that of the result.
         Raises `ProxyError`.
@@ -101,7 +108,7 @@ class Reader:
         reservation.take(objects_bytes)
         if body.structure.values > _MANY_VALUES:
             await self._turns.next()
-        parse = partial(self._read, request, body, own, identity, reservation=reservation, span=span)
+        parse = partial(self._read, request, body, own, identity, reservation=reservation, client=client, span=span)
         read = await self._run(body, reservation, parse)
         if isinstance(read, Unread):
             reservation.give_back(reservation.bytes - sent_bytes)
@@ -122,6 +129,7 @@ class Reader:
         identity: Identity,
         *,
         reservation: BodyReservation,
+        client: str | None,
         span: Span,
     ) -> ClientRequest | Unread:
         """``identity`` is the one that the request has upstream, as far as it is known without the upstream."""
@@ -162,6 +170,7 @@ class Reader:
             identity=identity,
             credential_id=self._credential_id(reservation, origin, own),
             credential_scope=CredentialScope(keyed_url, parsed.model),
+            client=client,
             reservation=reservation,
             span=span,
         )

@@ -14,6 +14,7 @@ from proxy.embeddings.header_watch import Group, watched_groups
 from proxy.fetch.request import ClientRequest
 from proxy.http.recorder import head_of
 from proxy.labels import BypassReason
+from proxy.ledger.row import UNCOUNTED, Row
 from proxy.protocol.identities import Identity
 from proxy.protocol.keys import pack
 from proxy.protocol.response_spec import ResponseSpec
@@ -39,10 +40,11 @@ class MemoEntry(Struct, frozen=True, gc=False):
     tenant: Tenant
     watched: tuple[Group, ...]  # its header fields that a hit clears (`proxy.embeddings.header_watch`)
     doubt: BypassReason | None  # why it is keyed by its whole body
+    row: Row = UNCOUNTED  # of the client in the ledger
     keys_version: int = 0  # of the client keys that admitted it (`proxy.access.admission.Access.keys_version`)
 
     @classmethod
-    def of(cls, client_request: ClientRequest) -> "MemoEntry":
+    def of(cls, client_request: ClientRequest, row: Row) -> "MemoEntry":
         tenant = Tenant(client_request.credential_id.tenant)
         return cls(
             client_request.spec,
@@ -52,6 +54,7 @@ class MemoEntry(Struct, frozen=True, gc=False):
             tenant,
             watched_groups(client_request.identity, client_request.parsed.model),
             None if client_request.parsed.doubt is None else client_request.parsed.doubt.reason,
+            row=row,
         )
 
     @property

@@ -16,6 +16,7 @@ from proxy.embeddings.fast_path import FastPath, Sighting
 from proxy.embeddings.header_watch import MANY_VALUES
 from proxy.embeddings.log_once import LogOnce
 from proxy.embeddings.lookup import Lookup, count_model_versions, look_up, lookup
+from proxy.embeddings.no_hits import NoHits
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.revalidation import Revalidator
@@ -56,6 +57,7 @@ class Resolver:
         access: Access,
         validations: Validations,
         log_once: LogOnce,
+        no_hits: NoHits,
     ) -> None:
         self._cache = cache
         self._fetcher = fetcher
@@ -68,6 +70,7 @@ class Resolver:
         self._metrics = metrics
         self._lookup_seconds = metrics.stage_seconds["lookup"]
         self._log_once = log_once
+        self._no_hits = no_hits
         self._header_watch = fast_path.header_watch
 
     async def respond(
@@ -135,6 +138,7 @@ class Resolver:
         elif client_request.directives == NO_DIRECTIVES:
             for name in self._header_watch.missed(client_request.identity, client_request.parsed.model):
                 self._metrics.varying_header(name, MANY_VALUES)
+                self._no_hits.varying_header(client_request.tenant.name, name)
                 self._log_once.warn(
                     f"{MANY_VALUES} values of {name} from one credential for one model, and no hit; if it does not"
                     f" change the vector, set --neutral-headers {name}",
@@ -153,6 +157,7 @@ class Resolver:
         return RequestOutcome.HIT, self._responses.hit(
             client_request.spec,
             found.entries,
+            client_request.client,
             from_memory=found.from_memory,
             reservation=client_request.reservation,
             deliveries=first.deliveries,
@@ -277,6 +282,7 @@ class Resolver:
             client_request.spec,
             cached,
             fetched,
+            client_request.client,
             from_memory=found.from_memory,
             reservation=client_request.reservation,
             is_stored=policy.is_stored,

@@ -20,6 +20,7 @@ from proxy.fetch.result import FetchResult
 from proxy.http.bodies import BodyReservation
 from proxy.http.streamed import Streamed
 from proxy.labels import ItemResult
+from proxy.ledger.row import Row
 from proxy.protocol import embedding_response, headers
 from proxy.protocol.cors import origin_of
 from proxy.protocol.memo import memoized
@@ -58,6 +59,7 @@ class ResponseBuilder:
         self,
         spec: ResponseSpec,
         found: dict[bytes, Entry],
+        client: str | None,
         *,
         from_memory: int,
         reservation: BodyReservation,
@@ -68,7 +70,7 @@ class ResponseBuilder:
         is_large = self._reserve(spec, found, reservation)
         usage = _added_up(deliveries) if deliveries else _NO_USAGE
         saved = max(0, sum([found[key].tokens for key in spec.keys]) - usage["prompt_tokens"])
-        self._count_items(spec, found, from_memory, own=0, joined=0, saved=saved)
+        self._count_items(spec, found, client, from_memory, own=0, joined=0, saved=saved)
         detail = detail or detail_of(spec)
         extra = cache_headers("HIT", f"hit; detail={detail}" if detail else "hit", saved_tokens=saved)
         extra["Content-Type"] = "application/json"
@@ -82,10 +84,17 @@ class ResponseBuilder:
         return self._size_bytes(spec, found) > LARGE_BYTES
 
     def bytes_of_hit(
-        self, spec: ResponseSpec, found: dict[bytes, Entry], *, from_memory: int, request_id: str, cors: str
+        self,
+        spec: ResponseSpec,
+        found: dict[bytes, Entry],
+        row: Row,
+        *,
+        from_memory: int,
+        request_id: str,
+        cors: str,
     ) -> list[bytes]:
         """What aiohttp would write for a `hit` that is not large, in parts. ``cors`` are whole lines of the head, or
-        "". The request is counted."""
+        "". The request is counted, in its client's ``row`` as well."""
         keys = spec.keys
         saved = sum([found[key].tokens for key in keys])
         body = self._body(spec, found, self._end(spec, found, _NO_USAGE, saved))
@@ -100,6 +109,7 @@ class ResponseBuilder:
         self._metrics.of_model(spec.model).count_hit(
             items=len(keys), distinct=len(found), from_memory=from_memory, saved=saved
         )
+        row.count_hit(len(keys), len(found), from_memory, saved)
         return body
 
     def fetched(
@@ -107,6 +117,7 @@ class ResponseBuilder:
         spec: ResponseSpec,
         found: dict[bytes, Entry],
         fetched: FetchResult,
+        client: str | None,
         *,
         from_memory: int,
         reservation: BodyReservation,
@@ -120,7 +131,7 @@ class ResponseBuilder:
         saved = sum(cost) - sum([entries[key].tokens for key in fetched.asked])
         joined = len(fetched.entries) - len(fetched.asked)
         own = len(fetched.asked) + len(fetched.unusable)
-        self._count_items(spec, found, from_memory, own=own, joined=joined, saved=saved)
+        self._count_items(spec, found, client, from_memory, own=own, joined=joined, saved=saved)
         state, status = ("PARTIAL", "fwd=partial") if found else ("MISS", "fwd=miss")
         upstream_status = fetched.deliveries[-1].status if fetched.deliveries else HTTPStatus.OK
         status += f"; fwd-status={upstream_status}" + ("; stored" if is_stored else "")
@@ -236,20 +247,34 @@ class ResponseBuilder:
         return embedding_response.ending(model, usage, extra)
 
     def _count_items(
-        self, spec: ResponseSpec, found: dict[bytes, Entry], from_memory: int, *, own: int, joined: int, saved: int
+        self,
+        spec: ResponseSpec,
+        found: dict[bytes, Entry],
+        client: str | None,
+        from_memory: int,
+        *,
+        own: int,
+        joined: int,
+        saved: int,
     ) -> None:
         """``found`` is empty if the entries were of different model versions and all items were fetched again."""
-        counters = self._metrics.of_model(spec.model)
+        metrics = self._metrics
+        metrics.ledger.admit(client)
+        counters, row = metrics.of_model(spec.model), metrics.row(client, spec.model)
         counters.save(saved)
-        items = counters.items
+        row.saved += saved
         from_memory = min(from_memory, len(found))
-        items[ItemResult.MEMORY].inc(from_memory)
-        if from_memory == len(spec.keys):
-            return
-        items[ItemResult.STORE].inc(len(found) - from_memory)
-        items[ItemResult.UPSTREAM].inc(own)
-        items[ItemResult.JOINED].inc(joined)
-        items[ItemResult.DUPLICATE].inc(len(spec.keys) - len(found) - own - joined)
+        results = {ItemResult.MEMORY: from_memory}
+        if from_memory != len(spec.keys):
+            results |= {
+                ItemResult.STORE: len(found) - from_memory,
+                ItemResult.UPSTREAM: own,
+                ItemResult.JOINED: joined,
+                ItemResult.DUPLICATE: len(spec.keys) - len(found) - own - joined,
+            }
+        row.count_items(results)
+        for result, count in results.items():
+            counters.items[result].inc(count)
 
 
 @memoized(max_length=_MAX_MODEL_LENGTH)

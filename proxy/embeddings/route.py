@@ -11,6 +11,7 @@ from proxy.cache.cache import Cache
 from proxy.embeddings.bypass import BypassRelay
 from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.log_once import LogOnce, reason_of
+from proxy.embeddings.no_hits import NoHits
 from proxy.embeddings.patience import NO_PATIENCE, Patience
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.reader import Reader, Unread
@@ -22,6 +23,7 @@ from proxy.http.bodies import BodyReader, BodyReservation
 from proxy.http.connection import Connection
 from proxy.http.streamed import Streamed
 from proxy.labels import RequestOutcome
+from proxy.ledger.cause import Cause
 from proxy.protocol.identities import Identity
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.router import Router
@@ -52,6 +54,7 @@ class EmbeddingsRoute:
         self._access = access
         self._fast_path = fast_path
         self._log_once = LogOnce()
+        self.no_hits = NoHits(fast_path.hitless, metrics, self._log_once)
         self._resolver = Resolver(
             cache,
             fetcher,
@@ -61,6 +64,7 @@ class EmbeddingsRoute:
             access=access,
             validations=validations,
             log_once=self._log_once,
+            no_hits=self.no_hits,
         )
         self._bypass = BypassRelay(metrics, validations, self._log_once, is_draining=is_draining)
         self._metrics = metrics
@@ -74,6 +78,7 @@ class EmbeddingsRoute:
         started_s = time.perf_counter()
         status = CLIENT_LEFT
         own = self._access.identity(request.headers, request.raw_path)
+        progress.client = self._access.client(own, progress.admission)
         reservation = self._bodies.reserve(self._access.tenant(own, progress.admission))
         if isinstance(request.protocol, Connection):
             request.protocol.tenant = reservation.tenant
@@ -93,11 +98,15 @@ class EmbeddingsRoute:
             self._in_flight -= 1
             reservation.end_request()
             self.count(progress, status, started_s)
+            self.no_hits.ended(progress, reservation.tenant.name, own, request.headers.get("User-Agent"))
         return response
 
     def count(self, progress: Progress, status: int, started_s: float) -> None:
         """Count a request that began at ``started_s`` and has ended."""
         self._metrics.of_model(progress.model).count_request(progress.outcome, status)
+        row = self._metrics.row(progress.client, progress.model)
+        row.count_request(progress.outcome, held_s=progress.held_s)
+        progress.client_label = row.client
         self.time(progress, started_s)
 
     def time(self, progress: Progress, started_s: float) -> None:
@@ -110,20 +119,27 @@ class EmbeddingsRoute:
     ) -> Outcome:
         sent = await self._bodies.read(request, reservation)
         began_s = time.perf_counter()
-        sighting = self._fast_path.sight(request, own, sent.content, keys_version=progress.admission.keys_version)
+        sighting = self._fast_path.sight(
+            request, own, sent.content, keys_version=progress.admission.keys_version, client=progress.client
+        )
         hit = None if sighting is None else self._fast_path.find(sighting, began_s)
         if hit is not None:
             progress.hit(hit)
             spec, found = hit.known.spec, hit.found
-            return RequestOutcome.HIT, self._responses.hit(spec, found, from_memory=len(found), reservation=reservation)
-        read = await self._reader.read(request, sent, own, reservation, progress.span)
+            response = self._responses.hit(
+                spec, found, progress.client, from_memory=len(found), reservation=reservation
+            )
+            return RequestOutcome.HIT, response
+        read = await self._reader.read(request, sent, own, reservation, client=progress.client, span=progress.span)
         progress.origin = read.origin
         if isinstance(read, Unread):
             progress.model, progress.items = read.model, read.items
+            progress.cause = Cause.of(read.bypass.reason, read.bypass.field)
             return RequestOutcome.BYPASS, await self._bypass.relay(request, progress, sent.content, read)
         progress.model = read.spec.model
         doubt = read.parsed.doubt
         if doubt is not None:
+            progress.cause = Cause.of(doubt.reason, doubt.field)
             self._metrics.whole_bodies.labels(doubt.reason.value).inc()
             self._log_once.warn(reason_of(doubt), f"requests to {read.origin.name} are cached by their whole body")
         parsed_s = time.perf_counter()

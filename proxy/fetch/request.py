@@ -43,6 +43,7 @@ class ClientRequest:
     identity: Identity  # as the upstream sees it
     credential_id: CredentialId
     credential_scope: CredentialScope
+    client: str | None  # for the ledger
     reservation: BodyReservation  # the memory that the request uses
     urgency: int = 0  # 0 to 7; the least goes first where requests wait for the upstream's rate limit
     began_s: float = 0.0  # event loop time

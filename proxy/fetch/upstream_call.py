@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from proxy.errors import ProxyError
@@ -14,6 +15,7 @@ from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.protocol import embedding_response
 from proxy.protocol.embedding_response import EmbeddingResponse, InvalidEmbeddingResponse
 from proxy.protocol.json_parts import LARGE_BYTES
+from proxy.protocol.tokens import share_tokens
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import Calls
 from proxy.upstream.client import UpstreamResponse
@@ -71,12 +73,11 @@ class UpstreamCalls:
                 parsed = await self._with(response, _validated, client_request, origin, response, items)
             except InvalidEmbeddingResponse as invalid:
                 self._metrics.upstream_rejected.labels(invalid.reason).inc()
-                self._bill(
-                    client_request, calls, await self._with(response, embedding_response.billed_tokens, response.body)
-                )
+                billed = await self._with(response, embedding_response.billed_tokens, response.body)
+                self._bill(client_request, requests, calls, billed)
                 return InvalidResponse(response, body, invalid.reason, by_origin, invalid.embedding_text)
             self._metrics.admit_model(client_request.spec.model)
-            self._bill(client_request, calls, parsed.usage["prompt_tokens"])
+            self._bill(client_request, requests, calls, parsed.usage["prompt_tokens"])
         self._budgets[client_request.origin].succeeded()
         if parsed.unusable is not None:
             self._metrics.upstream_rejected.labels(parsed.unusable).inc()
@@ -92,9 +93,8 @@ class UpstreamCalls:
         with self._spans(client_request) as calls, self._flow_control.response() as flow:
             response, origin = await self._failover.embed(client_request, body, items, calls, flow=flow)
             if is_success(response.status):
-                self._bill(
-                    client_request, calls, await self._with(response, embedding_response.billed_tokens, response.body)
-                )
+                billed = await self._with(response, embedding_response.billed_tokens, response.body)
+                self._bill(client_request, (), calls, billed)
         if not is_outage(response):
             self._budgets[client_request.origin].succeeded()
         return response, origin is client_request.origin
@@ -109,11 +109,27 @@ class UpstreamCalls:
             return await self._worker.run(function, *arguments)
         return function(*arguments)
 
-    def _bill(self, client_request: ClientRequest, calls: Calls, tokens: int) -> None:
+    def _bill(self, client_request: ClientRequest, requests: Sequence[FetchRequest], calls: Calls, tokens: int) -> None:
+        """Count what a call was billed: for the model, and for each of the clients whose items it had."""
         if tokens:
             self._metrics.admit_model(client_request.spec.model)
         self._metrics.of_model(client_request.spec.model).bill(tokens)
         calls.billed(tokens)
+        for client, share in _by_client(client_request, requests, tokens):
+            if tokens:
+                self._metrics.ledger.admit(client)
+            self._metrics.row(client, client_request.spec.model).billed += share
+
+
+def _by_client(
+    client_request: ClientRequest, requests: Sequence[FetchRequest], tokens: int
+) -> list[tuple[str | None, int]]:
+    """What each client owes of a call: as much as its items' part of the response says (`proxy.fetch.merged_call`)."""
+    clients = [request.client_request.client for request in requests]
+    if len(set(clients)) <= 1:
+        return [(client_request.client, tokens)]
+    shares = iter(share_tokens(tokens, [weight for request in requests for weight in request.weights]))
+    return [(client, sum(islice(shares, len(request.keys)))) for client, request in zip(clients, requests, strict=True)]
 
 
 def _validated(

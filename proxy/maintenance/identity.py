@@ -59,7 +59,7 @@ class RequestReader:
         reservation = self._bodies.reserve(self._access.tenant(own, Admission()))
         try:
             sent = Body(body, json_structure.of(body))
-            return await self._reader.read(_Head(headers, path), sent, own, reservation, NO_SPAN)
+            return await self._reader.read(_Head(headers, path), sent, own, reservation, client=None, span=NO_SPAN)
         finally:
             reservation.end_request()
 

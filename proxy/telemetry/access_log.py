@@ -13,6 +13,7 @@ from typing import NamedTuple
 import orjson
 
 from proxy.labels import RequestOutcome
+from proxy.ledger.cause import Cause
 
 FLUSH_S = 0.2
 _MAX_LINES = 4096  # buffered lines; one more writes them at once
@@ -34,6 +35,9 @@ class AccessLogLine(NamedTuple):
     cached: int
     duration_s: float
     held_s: float  # of that, for the upstream's rate limit
+    client: str | None  # its label; None: clients are not told apart
+    cause: Cause | None  # why it can't be cached item by item
+    user_agent: str | None  # its program, of a request that was no hit
 
 
 Write = Callable[[str], object]
@@ -75,6 +79,14 @@ def _json(line: AccessLogLine, now: float) -> str:
         "cached": line.cached,
         "duration_ms": round(line.duration_s * 1000, 3),
     }
+    if line.client is not None:
+        fields["client"] = line.client
+    if line.cause is not None:
+        fields["reason"] = line.cause.reason
+        if line.cause.field:
+            fields["field"] = line.cause.field
+    if line.user_agent:
+        fields["user_agent"] = line.user_agent
     if line.held_s:
         fields["rate_limit_wait_ms"] = round(line.held_s * 1000, 3)
     if line.trace_id is not None:
@@ -86,6 +98,8 @@ def _console(line: AccessLogLine, now: float) -> str:
     return (
         f"{_formatted_time(int(now), '%H:%M:%S')} {_outcome_columns(line.outcome, line.status)}"
         f" {line.duration_s * 1000:9.2f} ms {_item_columns(line.cached, line.items, line.model)}  {line.request_id}"
+        + ("" if line.client is None else f"  {line.client}")
+        + ("" if line.cause is None else f"  {line.cause} {line.user_agent or ''}".rstrip())
         + (f"  rate limit {line.held_s * 1000:.0f} ms" if line.held_s else "")
     )
 

@@ -10,8 +10,12 @@ from prometheus_client.exposition import generate_latest
 from proxy import __version__
 from proxy.breaker import State
 from proxy.labels import BREAKER_STATES, OUTCOMES, RequestOutcome
+from proxy.ledger.cause import Cause
+from proxy.ledger.ledger import Ledger
+from proxy.ledger.row import Row
 from proxy.protocol.records import Flaw
 from proxy.telemetry import definitions
+from proxy.telemetry.client_counters import ClientCounters
 from proxy.telemetry.counters import Counter, CounterChild, Histogram
 from proxy.telemetry.definitions import Definition
 from proxy.telemetry.model_counters import ModelCounters
@@ -20,7 +24,7 @@ STAGES = ("parse", "lookup", "wait", "slot", "upstream", "assemble")
 # Models with a label of their own; further ones share `other`. A series is never removed, neither here nor, for a long
 # time, in Prometheus.
 _MAX_MODELS, _MAX_LABEL, _OTHER = 50, 128, "other"
-_MAX_HEADERS = 16  # likewise
+_MAX_HEADERS, _MAX_UNCACHED = 16, 200  # likewise
 _BREAKER_GAUGE = {state.value: gauge for gauge, state in enumerate(BREAKER_STATES)}
 
 # Reads the metrics of one process, or of several, added up.
@@ -33,9 +37,10 @@ class Metrics:
     Only the event loop's thread may use it: counters and histograms have no locks.
     """
 
-    def __init__(self, *, prices: Mapping[str, float] | None = None) -> None:
+    def __init__(self, *, prices: Mapping[str, float] | None = None, ledger: Ledger | None = None) -> None:
         """``prices`` are per million tokens, by patterns of model names; the first that matches applies."""
         self._registry = CollectorRegistry()
+        self.ledger = ledger or Ledger(is_on=False)
         self._prices = dict(prices or {})
         # /metrics shows them in this order.
         self._add_requests()
@@ -54,6 +59,8 @@ class Metrics:
         self.stage_seconds = {stage: stages.labels(stage) for stage in STAGES}
         self.bypasses = self._counter(definitions.BYPASSES)
         self.whole_bodies = self._counter(definitions.WHOLE_BODY_REQUESTS)
+        self._uncached = self._counter(definitions.UNCACHED_REQUESTS)
+        self._uncached_labels: set[tuple[str, ...]] = set()
         self._varying_headers = self._counter(definitions.VARYING_HEADER_MISSES)
         self._varying_header_names: set[str] = set()
         self.validations = self._counter(definitions.VALIDATIONS)
@@ -67,6 +74,7 @@ class Metrics:
         self._cost = self._counter(definitions.COST)
         self._other_models = self._model_counters(_OTHER, None)
         self._models: dict[str | None, ModelCounters] = {}
+        ClientCounters(self.ledger, self._registry)
 
     def _add_upstream(self) -> None:
         self.upstream_seconds = self._histogram(definitions.UPSTREAM_SECONDS)
@@ -129,6 +137,13 @@ class Metrics:
             child = self._request_children[labels] = self._requests.labels(outcome.value, str(status), model)
         return child
 
+    def uncached(self, client: str | None, cause: Cause, user_agent: str) -> None:
+        """Count a request that can't be a hit. Clients choose the field and the program."""
+        labels = client or "", cause.reason, cause.field, user_agent
+        if len(self._uncached_labels) < _MAX_UNCACHED:
+            self._uncached_labels.add(labels)
+        self._uncached.labels(*(labels if labels in self._uncached_labels else (_OTHER,) * len(labels))).inc()
+
     def varying_header(self, name: str, misses: int) -> None:
         """Count ``misses`` that each had a new value of the header field ``name``, which the client chooses."""
         if len(self._varying_header_names) < _MAX_HEADERS:
@@ -138,6 +153,11 @@ class Metrics:
     def of_model(self, model: str | None) -> ModelCounters:
         """The counters of ``model``: its own only after `admit_model`, because clients can name any model."""
         return self._models.get(model, self._other_models)
+
+    def row(self, client: str | None, model: str | None) -> Row:
+        """What ``client`` used of ``model``, for the ledger of clients."""
+        counters = self._models.get(model, self._other_models)
+        return self.ledger.row(client, counters.label, counters.price)
 
     def label_of(self, model: str | None) -> str | None:
         """``model`` as logs and traces may show it."""

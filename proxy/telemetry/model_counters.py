@@ -15,7 +15,7 @@ RequestCounter = Callable[[RequestOutcome, int, str], CounterChild]
 class ModelCounters:
     """Counters of one model. ``items`` and ``tokens`` are children by their other label."""
 
-    __slots__ = ("_cost_billed", "_cost_saved", "_hits", "_label", "_price", "_requests", "_saved", "items", "tokens")
+    __slots__ = ("_cost_billed", "_cost_saved", "_hits", "_requests", "_saved", "items", "label", "price", "tokens")
 
     def __init__(
         self,
@@ -28,8 +28,8 @@ class ModelCounters:
         price: float | None,
     ) -> None:
         """``price`` is per million tokens; None: cost is not counted."""
-        self._label = label
-        self._price = price
+        self.label = label
+        self.price = price
         self._requests = requests
         self.items = {result: items.labels(result.value, label) for result in ItemResult}
         self.tokens = {kind: tokens.labels(kind, label) for kind in ("billed", "saved")}
@@ -39,12 +39,12 @@ class ModelCounters:
             self._cost_billed, self._cost_saved = (cost.labels(kind, label) for kind in ("billed", "saved"))
 
     def count_request(self, outcome: RequestOutcome, status: int) -> None:
-        self._requests(outcome, status, self._label).inc()
+        self._requests(outcome, status, self.label).inc()
 
     def count_hit(self, *, items: int, distinct: int, from_memory: int, saved: int) -> None:
         """Count a request with status 200 all of whose items were in the cache."""
         if self._hits is None:
-            self._hits = self._requests(RequestOutcome.HIT, HTTPStatus.OK.value, self._label)
+            self._hits = self._requests(RequestOutcome.HIT, HTTPStatus.OK.value, self.label)
         self._hits.value += 1
         self.items[ItemResult.MEMORY].value += from_memory
         if distinct > from_memory:
@@ -55,10 +55,10 @@ class ModelCounters:
 
     def bill(self, tokens: int) -> None:
         self.tokens["billed"].inc(tokens)
-        if self._price is not None:
-            self._cost_billed.inc(tokens * self._price / _MILLION)
+        if self.price is not None:
+            self._cost_billed.inc(tokens * self.price / _MILLION)
 
     def save(self, tokens: int) -> None:
         self._saved.inc(tokens)
-        if self._price is not None:
-            self._cost_saved.inc(tokens * self._price / _MILLION)
+        if self.price is not None:
+            self._cost_saved.inc(tokens * self.price / _MILLION)

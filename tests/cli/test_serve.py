@@ -82,7 +82,7 @@ def test_every_flag_has_its_variable_and_its_key(
         "workers": "1", "key_headers": "X-Route, X-User", "neutral_headers": "X-Session, X-Plan",
         "cors_origins": "https://app.example.com, http://localhost:3000",
         "upstream_proxy": "http://u:c4nary@p:3128", "upstream_ca": "ca.pem", "upstream_cert": "cert.pem",
-        "upstream_cert_key": "key.pem",
+        "upstream_cert_key": "key.pem", "client_labels_key_env": "SECRET",
     }  # fmt: skip
     monkeypatch.setenv("KEY", "sk-owned")
     monkeypatch.setenv("SECRET", "s" * 32)

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import yaml
 
-from proxy.cli import commands, serve
+from proxy.cli import commands, keys, serve
 from proxy.cli.environment import forbid_unknown_variables
 
 ROOT = Path(__file__).parents[2]
@@ -141,7 +141,7 @@ def known_variables() -> set[str]:
 
 
 def known_flags() -> set[str]:
-    return {flag for command in (serve.serve_command, commands.demo_command, commands.stats_command, commands.keys_add)
+    return {flag for command in (serve.serve_command, commands.demo_command, commands.stats_command, keys.keys_add)
             for param in command.params for flag in param.opts}  # fmt: skip
 
 

@@ -196,10 +196,10 @@ async def test_a_body_that_cannot_be_learnt_is_not_read_again_for_each_id(
     read = 0
     of_reader = Reader.read
 
-    async def counting(self: Reader, *given: Any) -> Any:
+    async def counting(self: Reader, *given: Any, **named: Any) -> Any:
         nonlocal read
         read += 1
-        return await of_reader(self, *given)
+        return await of_reader(self, *given, **named)
 
     monkeypatch.setattr(Reader, "read", counting)
     async with wire(client) as line:

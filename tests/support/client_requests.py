@@ -49,6 +49,7 @@ def client_request_for(
         identity=identities.identity(received),
         credential_id=CredentialId(b"tenant", credentials),
         credential_scope=CredentialScope(URL, "m"),
+        client=None,
         reservation=bodies.reserve(Tenant(b"tenant")),
         span=NO_SPAN,
     )

@@ -19,6 +19,9 @@ LINE = AccessLogLine(
     cached=3,
     duration_s=0.00021,
     held_s=0.0,
+    client=None,
+    cause=None,
+    user_agent=None,
 )
 NOW = 1_700_000_000.25
 

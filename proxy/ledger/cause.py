@@ -1,0 +1,55 @@
+"""Why a request can't be a hit, and what an operator can do about it (pure)."""
+
+import re
+from typing import NamedTuple
+
+from proxy.labels import BypassReason
+
+VARYING_HEADER, EXPIRING_TOKEN, WRONG_PATH = "varying-header", "expiring-token", "wrong-path"
+_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+_AGENT = re.compile(r"[\w.+-]{1,40}(/[\w.+-]{1,24})?", re.ASCII)
+
+# What mends it, by reason; {field} is the field's name, {provider} the name of the upstream's provider.
+_REMEDIES: dict[str, str] = {
+    VARYING_HEADER: "if it does not change the vector, set --neutral-headers {field}",
+    EXPIRING_TOKEN: "set --share all, or give the proxy a key of its own (--upstream-key-env with --client-keys)",
+    WRONG_PATH: "set the client's base URL to this proxy's /v1",
+    BypassReason.UNKNOWN_FIELD: 'say what the field does: [providers.{provider}] neutral = ["{field}"], or key = […]',
+    BypassReason.CONTENT_TYPE: "let the client send Content-Type: application/json",
+    BypassReason.CONTENT_ENCODING: "let the client send its body uncompressed, or with gzip or deflate",
+    BypassReason.CROSS_ITEM: "let the client send {field} without lists, or not at all",
+    BypassReason.DUPLICATE_KEY: "let the client send each member of a JSON object once",
+    BypassReason.EMPTY_ITEM: "let the client leave out empty texts",
+    BypassReason.ENCODING: "let the client ask for an encoding that is listed in [providers.{provider}] encoding",
+    BypassReason.SIGNED_BODY: "let the client authenticate without signing the body",
+    BypassReason.STREAM: "let the client leave out {field}",
+    BypassReason.UPSTREAM_CACHE: "let the client leave out {field}",
+}
+
+
+class Cause(NamedTuple):
+    """``reason`` is a `BypassReason` or one of those above, ``field`` the name of the field that it is about, or of a
+    path. Both are safe to show."""
+
+    reason: str
+    field: str = ""
+
+    @classmethod
+    def of(cls, reason: str, field: str) -> "Cause":
+        """Without a ``field`` that may be a client's text and not a name."""
+        return cls(reason, field if _FIELD.fullmatch(field) else "")
+
+    def __str__(self) -> str:
+        return f"{self.reason} {self.field}".rstrip()
+
+    def remedy(self, provider: str) -> str:
+        found = _REMEDIES.get(self.reason)
+        if found is None:
+            return "see docs/clients.md for this reason"
+        return found.format(field=self.field or "the field", provider=provider)
+
+
+def agent_of(user_agent: str | None) -> str:
+    """The first product of a ``User-Agent`` (RFC 9110 §10.1.5), if it is short and plain, as `OpenAI/Python`."""
+    match = None if user_agent is None else _AGENT.match(user_agent)
+    return "" if match is None else match[0]

@@ -1,0 +1,74 @@
+"""What one client used of one model (pure)."""
+
+from collections.abc import Mapping
+
+from proxy.labels import OUTCOMES, BypassReason, ItemResult, RequestOutcome
+
+_MILLION = 1_000_000
+
+
+class Row:
+    """Counts since the process started. Tokens are whole, so that the sum over all rows is exact.
+
+    ``client`` and ``model`` are labels: bounded in number, and safe to show. ``price`` is per million tokens; None:
+    cost is not counted.
+    """
+
+    __slots__ = (
+        "_distinct", "_hit_items", "_hits", "_items", "_memory", "_requests", "billed", "bypasses", "client", "held_s",
+        "model", "price", "saved",
+    )  # fmt: skip
+
+    def __init__(self, client: str | None, model: str, price: float | None) -> None:
+        self.client = client
+        self.model = model
+        self.price = price
+        self._requests = dict.fromkeys(OUTCOMES, 0)
+        self._items = dict.fromkeys(ItemResult, 0)
+        # What `count_hit` counts: a look into a dictionary by an enum takes as long as all of it.
+        self._hits = self._hit_items = self._distinct = self._memory = 0
+        self.billed = 0
+        self.saved = 0
+        self.bypasses: dict[BypassReason, int] = {}
+        self.held_s = 0.0  # for the upstream's rate limit
+
+    def count_hit(self, items: int, distinct: int, from_memory: int, saved: int) -> None:
+        """Count a request all of whose ``items`` were in the cache."""
+        self._hits += 1
+        self._hit_items += items
+        self._distinct += distinct
+        self._memory += from_memory
+        self.saved += saved
+
+    @property
+    def requests(self) -> Mapping[RequestOutcome, int]:
+        return self._requests | {RequestOutcome.HIT: self._requests[RequestOutcome.HIT] + self._hits}
+
+    @property
+    def items(self) -> Mapping[ItemResult, int]:
+        counted = self._items
+        return counted | {
+            ItemResult.MEMORY: counted[ItemResult.MEMORY] + self._memory,
+            ItemResult.STORE: counted[ItemResult.STORE] + self._distinct - self._memory,
+            ItemResult.DUPLICATE: counted[ItemResult.DUPLICATE] + self._hit_items - self._distinct,
+        }
+
+    def count_request(self, outcome: RequestOutcome, *, held_s: float) -> None:
+        self._requests[outcome] += 1
+        self.held_s += held_s
+
+    def count_items(self, results: Mapping[ItemResult, int]) -> None:
+        for result, count in results.items():
+            self._items[result] += count
+
+    def count_bypass(self, reason: BypassReason) -> None:
+        self.bypasses[reason] = self.bypasses.get(reason, 0) + 1
+
+    @property
+    def cost(self) -> tuple[float, float]:
+        """What the billed and the saved tokens cost."""
+        price = (self.price or 0.0) / _MILLION
+        return self.billed * price, self.saved * price
+
+
+UNCOUNTED = Row(None, "", None)  # of clients that are not told apart: nobody reads it
