@@ -10,6 +10,7 @@ from proxy.access.admission import Access
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.cache.entry import current
+from proxy.embeddings.cached_only import all_cached, not_cached
 from proxy.embeddings.failures import FailureResponses
 from proxy.embeddings.fast_path import FastPath, Sighting
 from proxy.embeddings.header_watch import MANY_VALUES
@@ -26,6 +27,7 @@ from proxy.fetch.result import NOTHING, Failure, FetchResult
 from proxy.labels import RequestOutcome
 from proxy.protocol import tokens
 from proxy.protocol.directives import NO_DIRECTIVES
+from proxy.protocol.preferences import prefers_minimal
 from proxy.telemetry.metrics import Metrics
 
 # How long requests for stored items wait for the upstream's verdict on their credential.
@@ -84,8 +86,11 @@ class Resolver:
         progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
         is_valid = self._is_valid(client_request)
         if is_valid and not found.missing:
-            if sighting is not None and found.from_memory == len(found.entries):
-                self._fast_path.remember(sighting, client_request)
+            if client_request.directives.only_if_cached and prefers_minimal(client_request.received):
+                return RequestOutcome.HIT, all_cached()
+            if sighting is not None:
+                from_memory = found.from_memory == len(found.entries)
+                self._fast_path.remember(sighting, client_request, from_memory=from_memory)
             return self._hit(client_request, found)
         if client_request.directives.only_if_cached:
             raise self._not_cached(client_request, found, is_valid=is_valid)
@@ -140,7 +145,7 @@ class Resolver:
         if not is_valid and (self._access.is_shared_scope(client_request.identity) or not found.missing):
             # Other clients' items may be cached, which this credential must not reveal.
             return NotCached("The upstream has not accepted this API key recently, so cached items are not served.")
-        return NotCached(f"{len(found.missing)} of {len(client_request.spec.keys)} items are not cached.")
+        return not_cached(client_request.spec.keys, found.missing, is_valid=is_valid)
 
     def _hit(
         self, client_request: ClientRequest, found: Lookup, first: FetchResult = NOTHING, *, detail: str = ""

@@ -11,6 +11,7 @@ from proxy.cache.cache import Cache
 from proxy.cache.memory import Memory
 from proxy.cache.store import NoStore
 from proxy.errors import ProxyError
+from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.outcomes import EmbedResult
 from proxy.fetch.request import FetchRequest, Policy
@@ -32,7 +33,7 @@ class FakeBatcher:
     def split(self, request: FetchRequest) -> list[FetchRequest]:
         return [request]
 
-    async def submit(self, request: FetchRequest) -> EmbedResult:
+    async def submit(self, request: FetchRequest, wait: ClientWait) -> EmbedResult:
         self.calls.append(request.items)
         return EmbedResult(
             vectors=[VECTOR for _ in request.keys],
@@ -46,6 +47,9 @@ class FakeBatcher:
             is_own_body=request.is_whole,
             by_origin=True,
         )
+
+    async def wait(self, wait: ClientWait) -> None:
+        await wait.claim.wait()
 
 
 @pytest.fixture
