@@ -2,7 +2,7 @@
 
 A request that was a hit from memory is remembered by a MAC of all that it was parsed from, and is not parsed again. If
 all its bytes are the same, head included, not even its HTTP is parsed. Nor is it if on the same connection others with
-that head were hits, and the body differs in nothing but its texts. Items of such a request may be in the store only.
+that head were hits, and the body differs in nothing but its texts.
 """
 
 import time
@@ -18,7 +18,7 @@ from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
 from proxy.embeddings.header_watch import HeaderWatch
 from proxy.embeddings.known_head import KnownBody, KnownHead
-from proxy.embeddings.lookup import count_model_versions, look_up
+from proxy.embeddings.lookup import count_model_versions
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.fetch.request import ClientRequest
@@ -50,23 +50,12 @@ class Sighting(NamedTuple):
 
 class FastPathHit(NamedTuple):
     """A request that was not parsed, whose items were looked up at ``looked_up_s``. ``fields`` are those in which its
-    head differs from others, by their names in lower case. ``from_memory`` of its entries were in memory."""
+    head differs from others, by their names in lower case."""
 
     known: MemoEntry
     found: dict[bytes, Entry]
     looked_up_s: float
-    from_memory: int
     fields: Mapping[str, str] = _NO_FIELDS
-
-
-class FastPathRead(NamedTuple):
-    """A request that was not parsed, not all of whose items are in memory. It began at ``began_s``."""
-
-    known: MemoEntry
-    body: KnownBody
-    began_s: float
-    looked_up_s: float
-    fields: Mapping[str, str]
 
 
 class FastPath:
@@ -76,7 +65,7 @@ class FastPath:
         self._access = access
         self._parse_seconds = metrics.stage_seconds["parse"]
         self._lookup_seconds = metrics.stage_seconds["lookup"]
-        self._metrics = metrics
+        self._whole_bodies = metrics.whole_bodies
         self._memo = RequestMemo()
         self.header_watch = HeaderWatch()  # which each hit clears
 
@@ -89,9 +78,9 @@ class FastPath:
         fingerprint = self._memo.fingerprint(request.raw_path, own, body) if is_repeated else None
         return Sighting(request, own, keys_version, fingerprint)
 
-    def remember(self, sighting: Sighting, client_request: ClientRequest, *, from_memory: bool) -> None:
-        """A request was a hit, ``from_memory`` in all its items or in some from the store."""
-        if sighting.fingerprint is not None and from_memory:
+    def remember(self, sighting: Sighting, client_request: ClientRequest) -> None:
+        """A request was a hit from memory."""
+        if sighting.fingerprint is not None:
             self._memo.put(sighting.fingerprint, MemoEntry.of(client_request))
         connection = sighting.request.protocol
         if isinstance(connection, Connection):
@@ -133,7 +122,7 @@ class FastPath:
         if found is None:
             return None
         self._remember_bytes(sighting.request, replace(known, keys_version=sighting.keys_version))
-        return self._observed(FastPathHit(known, found, parsed_s, len(found)), began_s)
+        return self._observed(FastPathHit(known, found, parsed_s), began_s)
 
     def _has_much_to_learn(self, sighting: Sighting) -> bool:
         """Whether a request with an ID, which has never all bytes of another, is worth being parsed in full once."""
@@ -143,56 +132,20 @@ class FastPath:
         known = self._meet(connection, sighting)
         return known is not None and known.is_new
 
-    def find_by_bytes(self, sent: bytes, connection: Connection, began_s: float) -> FastPathHit | FastPathRead | None:
+    def find_by_bytes(self, sent: bytes, connection: Connection, began_s: float) -> FastPathHit | None:
         """The same for the bytes of a request, whose credential must still be valid.
 
-        None also if the response is too large to be written at once. A `FastPathRead` is to be passed to `read`.
+        None also if the response is too large to be written at once.
         """
         return self._find_fresh(sent, connection, began_s) or self._find_repeated(sent, began_s)
 
     def response(self, hit: FastPathHit, request_id: str) -> list[bytes]:
         """The response to a request that was found by its bytes, in parts. The request is counted."""
         cors = hit.known.origin.cors.hit_header_lines()
-        return self._responses.bytes_of_hit(
-            hit.known.spec, hit.found, from_memory=hit.from_memory, request_id=request_id, cors=cors
-        )
+        return self._responses.bytes_of_hit(hit.known.spec, hit.found, request_id=request_id, cors=cors)
 
-    async def read(self, read: FastPathRead, connection: Connection) -> FastPathHit | None:
-        """A request whose items are not all in memory, if the store has the others."""
-        known = read.known
-        found = await look_up(self._cache, known.spec.keys, min_stored_at_s=self._cache.freshness_cutoff_s(None))
-        if found.missing or count_model_versions(found.entries) > 1 or not self._may_serve(known):
-            if self._cache.is_worth_reading:  # if the store has just failed, others like it may well be hits
-                connection.known_head = None
-            return None
-        if self._is_large(known, found.entries):
-            read.body.max_items = len(known.spec.keys) - 1
-            return None
-        self._metrics.admit_model(known.spec.model)  # another process may have stored all of it
-        hit = FastPathHit(known, found.entries, read.looked_up_s, found.from_memory, read.fields)
-        return self._observed(hit, read.began_s)
-
-    def _find_fresh(self, sent: bytes, connection: Connection, began_s: float) -> FastPathHit | FastPathRead | None:
+    def _find_fresh(self, sent: bytes, connection: Connection, began_s: float) -> FastPathHit | None:
         """A request with the head that the connection knows."""
-        read = self._understood(sent, connection)
-        if read is None:
-            return None
-        known, body, fields = read
-        parsed_s = time.perf_counter()
-        found = self._look_up(known)
-        if found is None:
-            if self._cache.is_worth_reading and self._may_serve(known):
-                return FastPathRead(known, body, began_s, parsed_s, fields)
-            connection.known_head = None  # it has to be parsed, and perhaps others like it
-            return None
-        if self._is_large(known, found):
-            body.max_items = len(known.spec.keys) - 1
-            return None
-        return self._observed(FastPathHit(known, found, parsed_s, len(found), fields), began_s)
-
-    def _understood(self, sent: bytes, connection: Connection) -> tuple[MemoEntry, KnownBody, Mapping[str, str]] | None:
-        """A complete request with the head that the connection knows and a body that fits one it knows, and the fields
-        in which its head differs."""
         known_head = self._known_head(connection)
         if known_head is None or known_head.is_new or len(sent) > MAX_PENDING_BYTES:
             return None
@@ -200,7 +153,18 @@ class FastPath:
         if head is None or head.size_bytes + head.body_bytes != len(sent):
             return None
         read = known_head.read(sent[head.size_bytes :])
-        return None if read is None else (*read, head.fields)
+        if read is None:
+            return None
+        known, known_body = read
+        parsed_s = time.perf_counter()
+        found = self._look_up(known)
+        if found is None:  # it has to be parsed, and perhaps others like it
+            connection.known_head = None
+            return None
+        if self._is_large(known, found):
+            known_body.max_items = len(known.spec.keys) - 1
+            return None
+        return self._observed(FastPathHit(known, found, parsed_s, head.fields), began_s)
 
     def _find_repeated(self, sent: bytes, began_s: float) -> FastPathHit | None:
         """A request that is the same in all its bytes."""
@@ -215,7 +179,7 @@ class FastPath:
         found = self._look_up(known)
         if found is None or self._is_large(known, found):
             return None
-        return self._observed(FastPathHit(known, found, parsed_s, len(found)), began_s)
+        return self._observed(FastPathHit(known, found, parsed_s), began_s)
 
     def begins(self, sent: bytes) -> bool:
         """Whether these bytes are the head of a request that `find_by_bytes` may know."""
@@ -223,7 +187,7 @@ class FastPath:
 
     def _look_up(self, known: MemoEntry) -> dict[bytes, Entry] | None:
         """The entries of a known request, if memory has them all and the credential may be served them."""
-        if not self._may_serve(known):
+        if not self._access.may_serve(known.credential_id, known.credential_scope):
             return None
         keys = known.spec.keys
         found = self._cache.peek(keys, min_stored_at_s=self._cache.freshness_cutoff_s(None), confirmed=True)
@@ -231,16 +195,13 @@ class FastPath:
             return None
         return found
 
-    def _may_serve(self, known: MemoEntry) -> bool:
-        return self._access.may_serve(known.credential_id, known.credential_scope)
-
     def _is_large(self, known: MemoEntry, found: dict[bytes, Entry]) -> bool:
         return len(known.spec.keys) > 1 and self._responses.is_large(known.spec, found)
 
     def _observed(self, hit: FastPathHit, began_s: float) -> FastPathHit:
         self.header_watch.clear(hit.known.watched)
         if hit.known.doubt is not None:
-            self._metrics.whole_bodies.labels(hit.known.doubt.value).inc()
+            self._whole_bodies.labels(hit.known.doubt.value).inc()
         self._parse_seconds.observe(hit.looked_up_s - began_s)
         self._lookup_seconds.observe(time.perf_counter() - hit.looked_up_s)
         return hit

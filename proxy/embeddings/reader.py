@@ -4,7 +4,9 @@ import asyncio
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+from aiohttp.web import BaseRequest
 
 from proxy.access.admission import Access
 from proxy.access.validations import CredentialId, CredentialScope, Validations
@@ -14,7 +16,6 @@ from proxy.labels import BypassReason
 from proxy.protocol import embedding_request, keys, query, request_body
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.directives import cache_control
-from proxy.protocol.headers import Headers
 from proxy.protocol.identities import Identity
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.targets import parse_path_model
@@ -30,16 +31,6 @@ _MAX_ON_LOOP_S = 0.005
 _MANY_VALUES, _TURNS = 256, 10
 # For less memory the exact size is not worth computing.
 _SMALL_BYTES = 64 * 1024
-
-
-class RequestHead(Protocol):
-    """What the reader needs of a request besides its body."""
-
-    @property
-    def headers(self) -> Headers: ...
-
-    @property
-    def raw_path(self) -> str: ...
 
 
 class Unread(NamedTuple):
@@ -82,7 +73,7 @@ class Reader:
         self._turns = _Turns()
 
     async def read(
-        self, request: RequestHead, sent: Body, own: Identity, reservation: BodyReservation, span: Span
+        self, request: BaseRequest, sent: Body, own: Identity, reservation: BodyReservation, span: Span
     ) -> ClientRequest | Unread:
         """Parse a request whose body was ``sent`` by a client of ``own`` identity.
 
@@ -94,7 +85,7 @@ class Reader:
             identity = self._access.outgoing(request.headers, own)
             _require_json(request, is_signed=identity.is_signed)
             if "Content-Encoding" in request.headers:
-                body = await self._bodies.inflated(request.headers, sent.content, reservation)
+                body = await self._bodies.inflated(request, sent.content, reservation)
         except Bypass as bypass:
             return await self._run(body, reservation, self._unread, request, body.content, bypass, reservation)
         objects_bytes = body.structure.objects_bytes
@@ -116,7 +107,7 @@ class Reader:
 
     def _read(
         self,
-        request: RequestHead,
+        request: BaseRequest,
         body: Body,
         own: Identity,
         identity: Identity,
@@ -166,7 +157,7 @@ class Reader:
             span=span,
         )
 
-    def _unread(self, request: RequestHead, body: bytes, bypass: Bypass, reservation: BodyReservation) -> Unread:
+    def _unread(self, request: BaseRequest, body: bytes, bypass: Bypass, reservation: BodyReservation) -> Unread:
         """What was not understood may be read well enough to choose an upstream."""
         target = request.raw_path
         origin = self._origins.choose(target, request_body.peek_model(body) if self._origins.has_several else None)
@@ -177,7 +168,7 @@ class Reader:
         return self._validations.credential_id(reservation.tenant.name, origin, own)
 
 
-def _require_json(request: RequestHead, *, is_signed: bool) -> None:
+def _require_json(request: BaseRequest, *, is_signed: bool) -> None:
     """Raises `Bypass`."""
     if is_signed:  # the upstream would reject any other body
         raise Bypass(BypassReason.SIGNED_BODY)

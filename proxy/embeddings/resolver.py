@@ -10,7 +10,6 @@ from proxy.access.admission import Access
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.cache.entry import current
-from proxy.embeddings.cached_only import all_cached, not_cached
 from proxy.embeddings.failures import FailureResponses
 from proxy.embeddings.fast_path import FastPath, Sighting
 from proxy.embeddings.header_watch import MANY_VALUES
@@ -27,7 +26,6 @@ from proxy.fetch.result import NOTHING, Failure, FetchResult
 from proxy.labels import RequestOutcome
 from proxy.protocol import tokens
 from proxy.protocol.directives import NO_DIRECTIVES
-from proxy.protocol.preferences import prefers_minimal
 from proxy.telemetry.metrics import Metrics
 
 # How long requests for stored items wait for the upstream's verdict on their credential.
@@ -86,11 +84,8 @@ class Resolver:
         progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
         is_valid = self._is_valid(client_request)
         if is_valid and not found.missing:
-            if client_request.directives.only_if_cached and prefers_minimal(client_request.received):
-                return RequestOutcome.HIT, all_cached()
-            if sighting is not None:
-                from_memory = found.from_memory == len(found.entries)
-                self._fast_path.remember(sighting, client_request, from_memory=from_memory)
+            if sighting is not None and found.from_memory == len(found.entries):
+                self._fast_path.remember(sighting, client_request)
             return self._hit(client_request, found)
         if client_request.directives.only_if_cached:
             raise self._not_cached(client_request, found, is_valid=is_valid)
@@ -145,7 +140,7 @@ class Resolver:
         if not is_valid and (self._access.is_shared_scope(client_request.identity) or not found.missing):
             # Other clients' items may be cached, which this credential must not reveal.
             return NotCached("The upstream has not accepted this API key recently, so cached items are not served.")
-        return not_cached(client_request.spec.keys, found.missing, is_valid=is_valid)
+        return NotCached(f"{len(found.missing)} of {len(client_request.spec.keys)} items are not cached.")
 
     def _hit(
         self, client_request: ClientRequest, found: Lookup, first: FetchResult = NOTHING, *, detail: str = ""
@@ -179,9 +174,9 @@ class Resolver:
         Entries in a credential's own scope are there because the upstream once accepted it. So these are served while
         the upstream does not respond; entries in a shared scope are not.
         """
-        probe = self._probe(client_request, found)
         is_shared = self._access.is_shared_scope(client_request.identity)
         timeout_s = None if is_shared or found.missing else _PROBE_TIMEOUT_S
+        probe = self._probe(client_request, found, may_be_held=timeout_s is None)
         name = client_request.credential_id, client_request.credential_scope
         result = await self._revalidator.ask(name, probe, timeout_s=timeout_s)
         found = found.current()
@@ -205,14 +200,19 @@ class Resolver:
             return FetchPlan(found, self._policy(client_request), first)
         return self._hit(client_request, found, first, detail="validated")
 
-    def _probe(self, client_request: ClientRequest, found: Lookup) -> FetchRequest:
-        """A request for the cheapest item: of the missing ones, or if there is none, of all."""
+    def _probe(self, client_request: ClientRequest, found: Lookup, *, may_be_held: bool) -> FetchRequest:
+        """A request for the cheapest item: of the missing ones, or if there is none, of all.
+
+        ``may_be_held``: while the upstream's rate limit takes no call the probe waits; otherwise it fails at once, and
+        what is stored is served as if the upstream could not be reached.
+        """
         kind, keys = client_request.parsed.kind, list(dict.fromkeys(client_request.spec.keys))
         candidates = found.missing or keys
         items = zip(candidates, client_request.items(candidates), strict=True)
         cheapest, _ = min(items, key=lambda item: tokens.weight(kind, item[1]))
         policy = self._policy(client_request)
-        policy = policy._replace(may_join=False, is_stored=policy.is_stored and bool(found.missing))
+        is_stored = policy.is_stored and bool(found.missing)
+        policy = policy._replace(may_join=False, is_stored=is_stored, may_be_held=may_be_held)
         return client_request.request(keys, policy).only([cheapest])
 
     async def _respond_unvalidated(

@@ -81,11 +81,9 @@ class ResponseBuilder:
         """Whether `bytes_of_hit` would be too large to be written at once. Raises `ResponseTooLarge`."""
         return self._size_bytes(spec, found) > LARGE_BYTES
 
-    def bytes_of_hit(
-        self, spec: ResponseSpec, found: dict[bytes, Entry], *, from_memory: int, request_id: str, cors: str
-    ) -> list[bytes]:
-        """What aiohttp would write for a `hit` that is not large, in parts. ``cors`` are whole lines of the head, or
-        "". The request is counted."""
+    def bytes_of_hit(self, spec: ResponseSpec, found: dict[bytes, Entry], *, request_id: str, cors: str) -> list[bytes]:
+        """What aiohttp would write for a `hit` that is not large, all of it from memory, in parts. ``cors`` are whole
+        lines of the head, or "". The request is counted."""
         keys = spec.keys
         saved = sum([found[key].tokens for key in keys])
         body = self._body(spec, found, self._end(spec, found, _NO_USAGE, saved))
@@ -97,9 +95,7 @@ class ResponseBuilder:
             f"Server: {SERVER_SOFTWARE}\r\n\r\n"
         )
         body.insert(0, head.encode())
-        self._metrics.of_model(spec.model).count_hit(
-            items=len(keys), distinct=len(found), from_memory=from_memory, saved=saved
-        )
+        self._metrics.of_model(spec.model).count_hit(items=len(keys), distinct=len(found), saved=saved)
         return body
 
     def fetched(
@@ -135,8 +131,6 @@ class ResponseBuilder:
         elif deliveries:  # the other fields may quote what another client sent
             extra = pace_fields(deliveries[0].headers)
         add_cache_headers(extra, state, status, saved_tokens=saved)
-        if found:
-            extra["X-Cache-Hits"] = str(sum(map(found.__contains__, spec.keys)))
         extra["Content-Type"] = "application/json"
         extra_fields = deliveries[0].extra_fields if len(deliveries) == 1 and deliveries[0].is_own_body else _NOTHING
         unusable = {key: response.embedding or b"null" for key, response in fetched.unusable.items()}
