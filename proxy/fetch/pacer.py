@@ -198,10 +198,12 @@ class Pacer:
             # There may be a limit on calls in flight. Those that it refuses end at once; what is left was accepted.
             self._safe_in_flight = max(1, in_flight)
             self._max_in_flight = float(self._safe_in_flight)
+            self._window = max(1.0, in_flight - 1)
             self._blamed_at_s = self._blamed_at_s if is_same else now_s
             if stated.retry_after_s is not None:
                 self._learn_from_burst(call, stated.retry_after_s, now_s)
             return
+        self._window = 1.0
         self._learn(call, now_s, is_probe=is_probe)
         if stated.retry_after_s is None or not self._calls.is_learned:
             is_slow = is_other_next and self._backoff_s >= _LONG_BACKOFF_S
@@ -219,7 +221,7 @@ class Pacer:
     def _count_refusal(self, call: SentCall, now_s: float) -> None:
         if call.at_s >= self._refused_at_s:  # and not one of several that were in flight together
             self._refusals += 1
-        self._refused_at_s, self._window = now_s, 1.0
+        self._refused_at_s = now_s
         if self._refusals > 1:
             self._wait(min(_MAX_BACKOFF_S, _REPEATED_BACKOFF_S * 2 ** min(self._refusals - 2, 10)), now_s)
 
