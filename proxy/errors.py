@@ -196,6 +196,21 @@ class Overloaded(ProxyError):
     retry_after_s = 1
 
 
+class RateLimited(ProxyError):
+    """The upstream has stated that its limit takes no call now, and the client does not wait until it does."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int = 1) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
+
+    def again(self) -> Self:
+        return type(self)(self.message, param=self.param, retry_after_s=self.retry_after_s or 1)
+
+
 class Oversized(ProxyError):
     """The upstream's rate limit never takes a request at once that can be cut into smaller ones."""
 

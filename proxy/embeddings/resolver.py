@@ -184,9 +184,9 @@ class Resolver:
         Entries in a credential's own scope are there because the upstream once accepted it. So these are served while
         the upstream does not respond; entries in a shared scope are not.
         """
-        probe = self._probe(client_request, found)
         is_shared = self._access.is_shared_scope(client_request.identity)
         timeout_s = None if is_shared or found.missing else _PROBE_TIMEOUT_S
+        probe = self._probe(client_request, found, may_be_held=timeout_s is None)
         name = client_request.credential_id, client_request.credential_scope
         result = await self._revalidator.ask(name, probe, timeout_s=timeout_s)
         found = found.current()
@@ -210,14 +210,19 @@ class Resolver:
             return FetchPlan(found, self._policy(client_request), first)
         return self._hit(client_request, found, first, detail="validated")
 
-    def _probe(self, client_request: ClientRequest, found: Lookup) -> FetchRequest:
-        """A request for the cheapest item: of the missing ones, or if there is none, of all."""
+    def _probe(self, client_request: ClientRequest, found: Lookup, *, may_be_held: bool) -> FetchRequest:
+        """A request for the cheapest item: of the missing ones, or if there is none, of all.
+
+        ``may_be_held``: while the upstream's rate limit takes no call the probe waits; otherwise it fails at once, and
+        what is stored is served as if the upstream could not be reached.
+        """
         kind, keys = client_request.parsed.kind, list(dict.fromkeys(client_request.spec.keys))
         candidates = found.missing or keys
         items = zip(candidates, client_request.items(candidates), strict=True)
         cheapest, _ = min(items, key=lambda item: tokens.weight(kind, item[1]))
         policy = self._policy(client_request)
-        policy = policy._replace(may_join=False, is_stored=policy.is_stored and bool(found.missing))
+        is_stored = policy.is_stored and bool(found.missing)
+        policy = policy._replace(may_join=False, is_stored=is_stored, may_be_held=may_be_held)
         return client_request.request(keys, policy).only([cheapest])
 
     async def _respond_unvalidated(

@@ -7,10 +7,10 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from proxy.access.validations import CredentialId, CredentialScope
-from proxy.errors import Overloaded, ProxyError, UpstreamDown
+from proxy.errors import Overloaded, ProxyError, RateLimited, UpstreamDown
 from proxy.fetch.fetcher import Fetcher
-from proxy.fetch.outcomes import Blame, blame
-from proxy.fetch.request import FetchRequest
+from proxy.fetch.outcomes import Blame, blame, rate_limit_refusal
+from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.result import Failure, FetchResult
 from proxy.tasks import TaskSet, log_to
 from proxy.telemetry.metrics import Metrics
@@ -27,6 +27,7 @@ class ProbeResult(NamedTuple):
 
 
 class _Probe(NamedTuple):
+    client_request: ClientRequest
     result: asyncio.Task[FetchResult]
     asked_at_s: float
 
@@ -44,37 +45,51 @@ class Revalidator:
         The timeout counts from when the probe was sent: an upstream that hangs delays the first few requests, and not
         each of them.
         """
-        items = len(request.keys)
-        probe, is_own, span = self._shared.get(name), False, request.client_request.span
-        if probe is None:
-            probe, is_own, span = self._begin(name, request), True, NO_SPAN  # the fetch has a span of its own
-        fetched = await self._wait(probe, span, items=items, timeout_s=timeout_s)
-        if fetched is None or is_own:
-            return None if fetched is None else ProbeResult(fetched, is_own)
-        failure = fetched.failure
-        if failure is None or _is_for(failure, request, accepts_outage=timeout_s is not None):
-            seen = failure and failure.seen_by(request)
-            return ProbeResult(replace(fetched, failure=seen), is_own)
-        # It failed because of the other request's item. No other request waits for this one's own probe: of many
-        # requests with an item that the upstream rejects, each would wait for all before it.
-        probe = self._start(request)
-        fetched = await self._wait(probe, NO_SPAN, items=items, timeout_s=timeout_s)
+        client_request = request.client_request
+        probe = self._shared.get(name)
+        while probe is not None:
+            fetched = await self._wait(probe, request, client_request.span, timeout_s=timeout_s)
+            if fetched is None:
+                return None
+            failure = fetched.failure
+            if failure is None or _is_for(failure, request, accepts_outage=timeout_s is not None):
+                if failure is None or not _is_impatient(failure, probe.client_request, client_request):
+                    seen = failure and failure.seen_by(request)
+                    return ProbeResult(replace(fetched, failure=seen), is_own=False)
+                probe = self._shared.get(name)  # of a client that waits longer, perhaps
+            else:
+                # It failed because of the other request's item. No other request waits for this one's own probe: of
+                # many requests with an item that the upstream rejects, each would wait for all before it.
+                return await self._result(self._start(request), request, timeout_s=timeout_s)
+        return await self._result(self._begin(name, request), request, timeout_s=timeout_s)
+
+    async def _result(self, own: _Probe, request: FetchRequest, *, timeout_s: float | None) -> ProbeResult | None:
+        fetched = await self._wait(own, request, NO_SPAN, timeout_s=timeout_s)  # the fetch has a span of its own
         return None if fetched is None else ProbeResult(fetched, is_own=True)
 
-    async def _wait(self, probe: _Probe, span: Span, *, items: int, timeout_s: float | None) -> FetchResult | None:
+    async def _wait(
+        self, probe: _Probe, request: FetchRequest, span: Span, *, timeout_s: float | None
+    ) -> FetchResult | None:
         """The result of a probe; None if that takes too long.
 
         Neither a disconnect nor a timeout of this request ends the probe: others wait for it, and later ones will.
         """
-        left_s = None
+        loop, items, left_s = asyncio.get_running_loop(), len(request.keys), None
         if timeout_s is not None:
-            left_s = max(0.0, probe.asked_at_s + timeout_s - asyncio.get_running_loop().time())
+            left_s = max(0.0, probe.asked_at_s + timeout_s - loop.time())
+        elif request.client_request.held_until_s and probe.client_request is not request.client_request:
+            left_s = max(0.0, request.client_request.held_until_s - loop.time())
         with span.flight(items=items, joined=items):
             await asyncio.wait([probe.result], timeout=left_s)
+            if timeout_s is None and not probe.result.done():
+                if probe.client_request.is_held:
+                    return FetchResult(failure=Failure(RateLimited("The upstream's rate limit takes no call now.")))
+                await asyncio.wait([probe.result])
         return _result_of(probe.result) if probe.result.done() else None
 
     def _start(self, request: FetchRequest) -> _Probe:
-        probe = _Probe(self._probes.start(self._fetcher.fetch(request)), asyncio.get_running_loop().time())
+        fetch = self._probes.start(self._fetcher.fetch(request))
+        probe = _Probe(request.client_request, fetch, asyncio.get_running_loop().time())
         request.client_request.reservation.lasts_until(probe.result)
         probe.result.add_done_callback(self._count)
         return probe
@@ -113,12 +128,18 @@ def _is_for(failure: Failure, waiter: FetchRequest, *, accepts_outage: bool) -> 
     return accepts_outage and blame(failure.cause) is Blame.UNKNOWN
 
 
+def _is_impatient(failure: Failure, other: ClientRequest, waiter: ClientRequest) -> bool:
+    """Whether another's probe failed because its client waits for the rate limit no longer, as the waiter does."""
+    is_refusal = isinstance(failure.cause, RateLimited) or rate_limit_refusal(failure.cause) is not None
+    return is_refusal and other.held_until_s < waiter.held_until_s
+
+
 def _label(fetched: FetchResult) -> str | None:
     """The upstream's verdict on the credential, as a label of the metric; None if the upstream was not asked."""
     failure = fetched.failure
     if failure is None:
         return "confirmed" if fetched.is_by_origin else "unknown"
-    if isinstance(failure.cause, Overloaded | UpstreamDown):
+    if isinstance(failure.cause, Overloaded | RateLimited | UpstreamDown):
         return None
     if failure.confirms:
         return "confirmed"

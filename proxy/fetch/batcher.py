@@ -7,20 +7,19 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from operator import le
-from typing import Any
 
 from proxy.budget import Budget
 from proxy.errors import Overloaded, ProxyError
+from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.failover import Failover
 from proxy.fetch.group import Group
-from proxy.fetch.held import HeldRequests
+from proxy.fetch.held import GivenUp, HeldRequests
 from proxy.fetch.isolation import MergeLimits, RetryBudget
 from proxy.fetch.lane import Lane, LaneCall, Lanes
 from proxy.fetch.merged_call import MergedCalls
-from proxy.fetch.outcomes import CallFailure, Outcome
+from proxy.fetch.outcomes import Outcome
 from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.runs import runs_of
-from proxy.fetch.singleflight import Claim
 from proxy.fetch.slots import Slots
 from proxy.fetch.upstream_call import UpstreamCalls
 from proxy.fetch.waiting import Waiting, cost_of
@@ -102,12 +101,13 @@ class Batcher:
         sizes = [(1, estimated_tokens(kind, weight), weight) for weight in request.weights]
         return [request.part(run) for run in runs_of(sizes, limits)]
 
-    async def submit(self, request: FetchRequest) -> Outcome:
-        """The outcome of a request that fits into a call. Raises `ProxyError`; `Overloaded` if too much waits."""
+    async def submit(self, request: FetchRequest, wait: ClientWait) -> Outcome:
+        """The outcome of a request that fits into a call, and whose client's wait is ``wait``. Raises `ProxyError`;
+        `Overloaded` if too much waits."""
         self._take(request)
         try:
             self._budgets[request.client_request.origin].requested()
-            waiting = Waiting(request, asyncio.get_running_loop().create_future(), time.perf_counter())
+            waiting = Waiting(request, wait, asyncio.get_running_loop().create_future(), time.perf_counter())
             self._enqueue(waiting)
             outcome = await waiting.outcome
         finally:
@@ -147,10 +147,13 @@ class Batcher:
         """
         return await self._upstream.replay(client_request)
 
-    async def patience(self, client_request: ClientRequest, claim: Claim[Any]) -> CallFailure | None:
-        """Wait for the flights of ``claim``, those that others lead at most for as long as this request's client waits
-        for a rate limit. The refusal for which it waits no longer, while others do."""
-        return None if self._held is None else await self._held.patience(client_request, claim)
+    async def wait(self, wait: ClientWait) -> GivenUp | None:
+        """Wait for the flights of a client's claim; while a rate limit holds any of them, no longer than the client
+        waits."""
+        if self._held is None:
+            await wait.claim.wait()
+            return None
+        return await self._held.wait(wait)
 
     def stop_holding(self, at_s: float) -> None:
         """The proxy stops: what waits for a rate limit at ``at_s``, event loop time, is refused then."""

@@ -12,12 +12,14 @@ from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
 from proxy.cache.store import Purge
-from proxy.errors import ProxyError
+from proxy.errors import Abandoned, ProxyError
 from proxy.fetch.batcher import Batcher
+from proxy.fetch.client_wait import ClientWait
+from proxy.fetch.held import GivenUp
 from proxy.fetch.leader import Leader
 from proxy.fetch.outcomes import CallFailure, InvalidResponse, is_success, status_of
 from proxy.fetch.request import ClientRequest, FetchRequest
-from proxy.fetch.result import Failure, FetchResult, FlightResult
+from proxy.fetch.result import NOTHING, Failure, FetchResult, FlightResult
 from proxy.fetch.singleflight import Claim, Flights
 from proxy.tasks import TaskSet, log_to
 from proxy.upstream.client import UpstreamResponse
@@ -54,20 +56,34 @@ class Fetcher:
     def __repr__(self) -> str:
         return f"<Fetcher {self._flights!r}, {self._batcher!r}>"
 
-    async def fetch(self, request: FetchRequest, *, attempt: int = 1) -> FetchResult:
+    async def fetch(self, request: FetchRequest) -> FetchResult:
         """Fetch the keys of a request, or wait for other requests that already fetch them."""
+        fetched, attempt = NOTHING, 1
+        while True:
+            step, foreign = await self._attempt(request, attempt=attempt)
+            fetched = step if fetched is NOTHING else step.after(fetched)
+            if step.failure is not None or not foreign:
+                return fetched
+            # These failed for reasons that concern other requests. This one retries them, unless another was quicker.
+            request = request.only(list(foreign))
+            # A client that left says nothing about these keys, and there is an end of such clients.
+            attempt += not all(isinstance(failure.cause, Abandoned) for failure in foreign.values())
+
+    async def _attempt(self, request: FetchRequest, *, attempt: int) -> tuple[FetchResult, dict[bytes, Failure]]:
+        """The results of a request's keys, and failures of keys that concern other requests."""
         in_memory = self._in_memory(request)
         if in_memory:
             request = request.only([key for key in request.keys if key not in in_memory])
         if not request.keys:
-            return FetchResult(entries=in_memory)
+            return FetchResult(entries=in_memory), {}
         # The last attempt joins no flight, so that it can fail for no other reason than this client's own.
         may_join = request.policy.may_join and attempt < ATTEMPTS
         flights: Flights[FlightResult] = self._flights if may_join else Flights()
         # There was no await since the look into memory: a flight that ended before has put its entries there.
         claim = flights.claim(request.keys)
+        wait = ClientWait(request.client_request, claim)
         leader = Leader(
-            self._cache, self._batcher, self._validations, claim, timeout_s=self._timeout_s, clock=self._clock
+            self._cache, self._batcher, self._validations, wait, timeout_s=self._timeout_s, clock=self._clock
         )
         if claim.mine:
             fetch = self._fetches.start(leader.fetch(request.only(list(claim.mine))))
@@ -75,18 +91,13 @@ class Fetcher:
             fetch.add_done_callback(lambda _: claim.settle_rest(_ABANDONED))
             request.client_request.reservation.lasts_until(fetch)
         with request.client_request.span.flight(items=len(claim.flights), joined=len(claim.flights) - len(claim.mine)):
-            has_joined = len(claim.mine) < len(claim.flights)
-            if has_joined and (refusal := await self._batcher.patience(request.client_request, claim)):
-                return FetchResult(failure=Failure(refusal))
-            await claim.wait()
+            given_up = await self._batcher.wait(wait)
+        if given_up is not None:
+            return FetchResult(failure=_refusal(given_up, request)), {}
         fetched, foreign = _collected(request, claim, leader)
         if in_memory:
             fetched = fetched.after(FetchResult(entries=in_memory))
-        if fetched.failure is not None or not foreign:
-            return fetched
-        # These failed for reasons that concern other requests. This one retries them, unless another was quicker.
-        again = await self.fetch(request.only(foreign), attempt=attempt + 1)
-        return again.after(fetched)
+        return fetched, foreign
 
     def _on_purge(self, purge: Purge) -> None:
         """Later requests must not get what was asked for before the purge. The model of a flight is not known yet."""
@@ -130,16 +141,27 @@ class Fetcher:
             self._batcher.abandon()
 
 
-def _collected(request: FetchRequest, claim: Claim[FlightResult], leader: Leader) -> tuple[FetchResult, list[bytes]]:
-    """The results of a request's flights, and the keys whose flights failed for reasons that concern other requests."""
+def _refusal(given_up: GivenUp, waiter: FetchRequest) -> Failure:
+    """The failure of a request whose client waits no longer for the rate limit."""
+    request = given_up.request
+    if request is None:
+        return Failure(given_up.refusal)
+    failure = Failure(given_up.refusal, request, reader=request.client_request)
+    return failure if request.client_request is waiter.client_request else failure.seen_by(waiter)
+
+
+def _collected(
+    request: FetchRequest, claim: Claim[FlightResult], leader: Leader
+) -> tuple[FetchResult, dict[bytes, Failure]]:
+    """The results of a request's flights, and failures that concern other requests."""
     entries, unusable, failure = {}, {}, None
-    foreign: list[bytes] = []
+    foreign: dict[bytes, Failure] = {}
     for key, flight in claim.flights.items():
         result = flight.result()
         if isinstance(result, Entry):
             entries[key] = result.current  # during the wait the store may have named another record the first
         elif not (key in claim.mine or result.is_for(request)):
-            foreign.append(key)
+            foreign[key] = result
         elif _replaces_item(result.cause, request):
             unusable[key] = result.cause
         else:

@@ -1,22 +1,39 @@
-"""Requests that wait for an upstream's rate limit: what it refused is sent again when the pacer allows it."""
+"""Requests that wait for an upstream's rate limit: what it refused is sent again when the pacer allows it.
+
+A request is in a call, or held in a lane's queue, or rests in the lane. It rests after it was refused alone: first
+until another call of the lane was accepted, or refused as well. If others are accepted and it is refused again, it is
+refused for itself: then it waits longer each time, by itself, and the others do not wait for it.
+"""
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from operator import add, gt
-from typing import Any
+from typing import NamedTuple
 
-from proxy.errors import Overloaded, Oversized, ProxyError
+from proxy.errors import Abandoned, Overloaded, Oversized, ProxyError, RateLimited
+from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.held_keys import HeldKeys
 from proxy.fetch.lane import Lane, LaneCall, Lanes
-from proxy.fetch.outcomes import CallFailure, Outcome, rate_limit_refusal
+from proxy.fetch.outcomes import CallFailure, ErrorResponse, Outcome, rate_limit_refusal
 from proxy.fetch.pacer import Cost
 from proxy.fetch.request import ClientRequest, FetchRequest
-from proxy.fetch.singleflight import Claim
 from proxy.fetch.stated_quota import NEVER_S
 from proxy.fetch.wait_queue import Ticket
 from proxy.fetch.waiting import Waiting, cost_of
 from proxy.protocol.provider import Limits
 from proxy.telemetry.metrics import Metrics
+
+# What is refused so often in calls with others is sent alone from then on.
+_MAX_REFUSALS_TOGETHER = 3
+_MIN_REST_S, _MAX_REST_S = 1.0, 16.0
+
+
+class GivenUp(NamedTuple):
+    """The refusal for a client whose patience has ended. ``request`` is what was refused, if that is known."""
+
+    refusal: CallFailure
+    request: FetchRequest | None
 
 
 class HeldRequests:
@@ -55,23 +72,33 @@ class HeldRequests:
         lane = self.lane(client_request)
         return limits if lane is None else lane.limits(limits)
 
-    def ended(self, batch: Sequence[Waiting], call: LaneCall, outcomes: Sequence[Outcome | ProxyError]) -> None:
+    def ended(self, batch: Sequence[Waiting], sent: LaneCall, outcomes: Sequence[Outcome | ProxyError]) -> None:
         """A call ended. Every request is resolved, or waits to be sent again."""
+        lane, call = sent
         refusals = list(map(rate_limit_refusal, outcomes))
         # Parts that were sent alone have outcomes of their own.
         refused = {id(refusal.response): refusal for refusal in refusals if refusal is not None}
         if refused:
             self._refusals.labels(batch[0].request.client_request.origin.name).inc(len(refused))
+        is_alone = len(batch) == 1
+        is_for_itself = is_alone and batch[0].refusals_alone > 0 and lane.has_passed(batch[0].refused_alone_at_s)
         try:
-            call.ended(outcomes[0], next(iter(refused.values()), None))
-            for waiting, outcome, refusal in zip(batch, outcomes, refusals, strict=True):
-                if refusal is None:
+            until_s = 0.0
+            if refused:
+                refusal = next(iter(refused.values()))
+                until_s = lane.refused(call, refusal, is_alone=is_alone, is_for_itself=is_for_itself)
+            elif not isinstance(outcomes[0], ProxyError):
+                lane.accepted(call, outcomes[0])
+                self._wake_resting(lane)
+            for waiting, outcome, own in zip(batch, outcomes, refusals, strict=True):
+                if own is None:
                     waiting.resolve(outcome)
                 else:
-                    waiting.refusal = refusal
-                    self._refused(call.lane, waiting)
+                    _note(waiting, own, is_alone=is_alone)
+                    self._hold(lane, waiting, rests_until_s=until_s if is_for_itself else None)
         finally:
-            self._send_ready(call.lane)
+            lane.lost(call)
+            self._send_ready(lane)
 
     def hold(self, lane: Lane, batch: Sequence[Waiting]) -> None:
         """Let requests wait in ``lane``."""
@@ -79,65 +106,88 @@ class HeldRequests:
             self._hold(lane, waiting)
         self._send_ready(lane)
 
-    async def patience(self, client_request: ClientRequest, claim: Claim[Any]) -> CallFailure | None:
-        """As `Batcher.patience`. Without a refusal, which the upstream may only have stated, there is more patience."""
-        held = await self._keys.wait(client_request, claim)
-        if held is None:
-            return None
-        lane = self._lanes.of(held.request.client_request, self._send_ready)
-        return held.refusal or lane.last_refusal
+    async def wait(self, wait: ClientWait) -> GivenUp | None:
+        """Wait until all flights of a client's claim have ended, or its patience has."""
+        has_joined = len(wait.claim.mine) < len(wait.claim.flights)
+        try:
+            if has_joined:
+                self._keys.follow(wait)
+            return None if await wait.claim.wait() else self._given_up(wait.given_up)
+        finally:
+            wait.end()
+            if has_joined:
+                self._keys.unfollow(wait)
+            for waiting in list(wait.held):
+                self._drop_unwanted(waiting)
 
     def stop(self, at_s: float) -> None:
         """The proxy stops: what is still held at ``at_s``, event loop time, is refused then."""
         self._stops_at_s = at_s
+        asyncio.get_running_loop().call_at(at_s, self._refuse_all)
+
+    def _refuse_all(self) -> None:
         for lane in self._lanes.all():
-            for waiting in lane.queue.values():
+            for waiting in lane.held:
                 self._release(lane, waiting)
                 self._hold(lane, waiting)
             self._send_ready(lane)
 
     def _count_items(self) -> int:
-        return sum(len(waiting.request.keys) for lane in self._lanes.all() for waiting in lane.queue.values())
+        return sum(len(waiting.request.keys) for lane in self._lanes.all() for waiting in lane.held)
 
-    def _refused(self, lane: Lane, waiting: Waiting) -> None:
-        if self._is_too_large(waiting.request):
-            waiting.resolve(Oversized("The upstream never takes so much at once."))
-        else:
-            self._hold(lane, waiting)
+    def _lane_of(self, waiting: Waiting) -> Lane:
+        return self._lanes.of(waiting.request.client_request, self._send_ready)
 
-    def _hold(self, lane: Lane, waiting: Waiting) -> None:
-        """Let a request wait, unless its client waits no longer or not as long as the upstream states."""
+    def _given_up(self, waiting: Waiting) -> GivenUp:
+        lane, request = self._lane_of(waiting), waiting.request
+        if waiting.refusal is not None:
+            return GivenUp(waiting.refusal, request)
+        return GivenUp(lane.last_refusal or _stated(lane, waiting), None)
+
+    def _hold(self, lane: Lane, waiting: Waiting, *, rests_until_s: float | None = None) -> None:
+        """Let a request wait, unless nobody waits for it. ``rests_until_s``: at least until then, by itself."""
         waiting.call = None
-        loop = asyncio.get_running_loop()
-        until_s = min(waiting.request.client_request.held_until_s, self._stops_at_s)
-        if waiting.is_abandoned:
-            waiting.abandon()
-        elif until_s <= max(loop.time(), lane.stated_at_s(cost_of([waiting]))):
-            self._end(lane, waiting)
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._stops_at_s:
+            waiting.resolve(Overloaded("The proxy is stopping while this request waits for the upstream's rate limit."))
+        elif not waiting.request.policy.may_be_held:
+            waiting.resolve(waiting.refusal or _stated(lane, waiting))
+        elif waiting.refusal is not None and self._is_too_large(waiting.request):
+            waiting.resolve(Oversized("The upstream never takes so much at once."))
+        elif not self._keys.is_wanted(waiting):
+            waiting.resolve(Abandoned("The client has disconnected."))
         else:
-            self._keys.hold(waiting, loop.time())
-            waiting.held_since_s = loop.time()
-            waiting.give_up = loop.call_at(until_s, self._give_up, lane, waiting)
+            waiting.held_since_s = now_s
+            self._put(lane, waiting, rests_until_s)
+            self._keys.hold(waiting, max(rests_until_s or 0.0, lane.stated_at_s(cost_of([waiting]))))
+
+    def _put(self, lane: Lane, waiting: Waiting, rests_until_s: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        if rests_until_s is not None:
+            rest_s = min(_MAX_REST_S, _MIN_REST_S * 2 ** min(waiting.refusals_alone - 2, 10))
+            at_s = max(rests_until_s, loop.time() + rest_s)
+            lane.resting[waiting] = loop.call_at(at_s, self._wake, lane, waiting)
+        elif waiting.refusals_alone and lane.queue:
+            lane.resting[waiting] = None
+        else:
             waiting.ticket = _queued(lane, waiting)
 
-    def _give_up(self, lane: Lane, waiting: Waiting) -> None:
-        """The client's patience has ended, or the proxy stops."""
-        self._release(lane, waiting)
-        self._end(lane, waiting)
+    def _wake(self, lane: Lane, waiting: Waiting) -> None:
+        del lane.resting[waiting]
+        waiting.ticket = _queued(lane, waiting)
         self._send_ready(lane)
 
-    def _end(self, lane: Lane, waiting: Waiting) -> None:
-        refusal = waiting.refusal or lane.last_refusal
-        if self._stops_at_s < waiting.request.client_request.held_until_s:
-            waiting.resolve(Overloaded("The proxy is stopping while this request waits for the upstream's rate limit."))
-        elif refusal is not None:
-            waiting.resolve(refusal)
-        else:  # the upstream stated that it would refuse, and has not refused yet
-            self._start([waiting])
+    def _wake_resting(self, lane: Lane) -> None:
+        """Queue what rests until another call has ended."""
+        for waiting in [waiting for waiting, timer in lane.resting.items() if timer is None]:
+            del lane.resting[waiting]
+            waiting.ticket = _queued(lane, waiting)
 
     def _send_ready(self, lane: Lane) -> None:
         """Send what waits in a lane, in order, as far as it may be sent now."""
         now_s = asyncio.get_running_loop().time()
+        if not lane.queue and lane.resting:
+            self._wake_resting(lane)
         while (first := lane.queue.first(now_s)) is not None:
             limits = self._room_for(lane, first)
             if limits is None:
@@ -149,23 +199,30 @@ class HeldRequests:
             batch = []
             for waiting in taken:
                 self._release(lane, waiting)
-                if waiting.is_abandoned:
-                    waiting.abandon()
-                else:
+                if self._keys.is_wanted(waiting):
                     batch.append(waiting)
+                else:
+                    waiting.resolve(Abandoned("The client has disconnected."))
             if batch:
                 self._start(batch)
         lane.is_free()
 
+    def _drop_unwanted(self, waiting: Waiting) -> None:
+        """A client waits no longer for what is held."""
+        if not self._keys.is_wanted(waiting):
+            lane = self._lane_of(waiting)
+            self._release(lane, waiting)
+            waiting.resolve(Abandoned("The client has disconnected."))
+            self._send_ready(lane)
+
     def _release(self, lane: Lane, waiting: Waiting) -> None:
-        now_s = asyncio.get_running_loop().time()
         if waiting.ticket is not None and waiting.ticket.is_valid:
             lane.queue.remove(waiting.ticket)
-        if waiting.give_up is not None:
-            waiting.give_up.cancel()
-            waiting.give_up = None
-        self._keys.release(waiting, now_s)
-        self._wait_seconds.observe(now_s - waiting.held_since_s)
+        timer = lane.resting.pop(waiting, None)
+        if timer is not None:
+            timer.cancel()
+        self._keys.release(waiting)
+        self._wait_seconds.observe(asyncio.get_running_loop().time() - waiting.held_since_s)
 
 
 class _Room:
@@ -177,11 +234,11 @@ class _Room:
         self._used = Limits(0, 0, 0)
 
     def takes(self, waiting: Waiting) -> bool:
-        if waiting.is_abandoned:
+        if waiting.outcome.done():
             return True  # and is not sent
         grown = Limits(*map(add, self._used, waiting.request.size))
         is_first = not self._used.items
-        if not is_first and any(map(gt, grown, self._limits)):
+        if not is_first and (self._lane.pacer.probes_alone or any(map(gt, grown, self._limits))):
             return False
         if not self._lane.is_ready(Cost(grown.items, grown.tokens)):
             return False
@@ -189,13 +246,30 @@ class _Room:
         return True
 
 
+def _note(waiting: Waiting, refusal: ErrorResponse, *, is_alone: bool) -> None:
+    waiting.refusal = refusal
+    if is_alone:
+        waiting.refusals_alone += 1
+        waiting.refused_alone_at_s = asyncio.get_running_loop().time()
+    else:
+        waiting.refusals_together += 1
+
+
+def _stated(lane: Lane, waiting: Waiting) -> RateLimited:
+    left_s = lane.stated_at_s(cost_of([waiting])) - asyncio.get_running_loop().time()
+    retry_after_s = max(1, math.ceil(left_s)) if left_s < NEVER_S else 1
+    return RateLimited("The upstream's rate limit takes no call now.", retry_after_s=retry_after_s)
+
+
 def _queued(lane: Lane, waiting: Waiting) -> Ticket[Waiting]:
-    if waiting.ticket is not None:
-        return lane.queue.add_again(waiting.ticket)
     client_request = waiting.request.client_request
+    goes_alone = waiting.refusals_alone or waiting.refusals_together >= _MAX_REFUSALS_TOGETHER
+    group = client_request.group if waiting.request.policy.may_merge and not goes_alone else waiting
+    if waiting.ticket is not None:
+        return lane.queue.add_again(waiting.ticket, group=group)
     return lane.queue.add(
         waiting,
-        group=client_request.group if waiting.request.policy.may_merge else waiting,
+        group=group,
         urgency=client_request.urgency,
         tenant=client_request.tenant.name,
         items=len(waiting.request.keys),

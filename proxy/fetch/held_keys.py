@@ -1,89 +1,72 @@
-"""The keys of requests that wait for a rate limit, and the requests of other clients that wait for the same fetches."""
+"""Who waits for what a rate limit holds: the client that began a fetch, and those that joined it."""
 
 import asyncio
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
-from proxy.fetch.request import ClientRequest
-from proxy.fetch.singleflight import Claim
+from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.waiting import Waiting
 
-
-class _Follower:
-    """A request that waits for fetches of other requests. While one of them is held, so is the follower: its own
-    patience counts, and its own time."""
-
-    def __init__(self, client_request: ClientRequest, timeout: asyncio.Timeout) -> None:
-        self._client_request = client_request
-        self._timeout = timeout
-        self._held = 0
-
-    def hold(self, now_s: float) -> None:
-        self._held += 1
-        self._client_request.hold(now_s)
-        if not self._timeout.expired():
-            self._timeout.reschedule(self._client_request.held_until_s)
-
-    def release(self, now_s: float) -> None:
-        self._held -= 1
-        self._client_request.release(now_s)
-        if not self._held and not self._timeout.expired():
-            self._timeout.reschedule(None)
+_Flight = asyncio.Future[Any]  # of one key. Of two flights of one key each has followers of its own.
 
 
 class HeldKeys:
     def __init__(self) -> None:
-        self._held: dict[bytes, Waiting] = {}
-        self._followers: dict[bytes, list[_Follower]] = {}
+        self._held: dict[_Flight, Waiting] = {}
+        self._followers: dict[_Flight, list[ClientWait]] = {}
 
     def __repr__(self) -> str:
         return f"<HeldKeys {len(self._held)} held, {len(self._followers)} followed>"
 
-    def hold(self, waiting: Waiting, now_s: float) -> None:
-        waiting.request.client_request.hold(now_s)
-        if waiting.request.policy.may_join:
-            for key in waiting.request.keys:
-                self._held[key] = waiting
-                for follower in self._followers.get(key, ()):
-                    follower.hold(now_s)
+    def hold(self, waiting: Waiting, stated_at_s: float) -> None:
+        """``waiting`` is held, for all that wait for it, until it is released."""
+        for flight in _flights(waiting):
+            self._held[flight] = waiting
+        for wait in list(self._waits(waiting)):
+            wait.hold(waiting, stated_at_s)
 
-    def release(self, waiting: Waiting, now_s: float) -> None:
-        waiting.request.client_request.release(now_s)
-        for key in waiting.request.keys:
-            if self._held.get(key) is waiting:
-                del self._held[key]
-                for follower in self._followers.get(key, ()):
-                    follower.release(now_s)
+    def release(self, waiting: Waiting) -> None:
+        for flight in _flights(waiting):
+            self._held.pop(flight, None)
+        for wait in self._waits(waiting):
+            wait.release(waiting)
 
-    async def wait(self, client_request: ClientRequest, claim: Claim[Any]) -> Waiting | None:
-        """Wait for the flights of ``claim``.
+    def follow(self, wait: ClientWait) -> None:
+        """A client joined flights of others. Nothing was refused to it yet, so it waits also for what is held."""
+        for flight in _joined(wait):
+            self._followers.setdefault(flight, []).append(wait)
+            if flight in self._held:
+                wait.hold(self._held[flight], 0.0)
 
-        Returns what is still held when the patience of this request's client ends, if anything is.
-        """
-        joined = claim.joined
-        try:
-            async with asyncio.timeout(None) as timeout:
-                with self._following(_Follower(client_request, timeout), joined):
-                    await claim.wait()
-        except TimeoutError:
-            return next((self._held[key] for key in joined if key in self._held), None)
-        return None
+    def unfollow(self, wait: ClientWait) -> None:
+        for flight in _joined(wait):
+            followers = self._followers[flight]
+            followers.remove(wait)
+            if not followers:
+                del self._followers[flight]
 
-    @contextmanager
-    def _following(self, follower: _Follower, keys: Collection[bytes]) -> Iterator[None]:
-        clock = asyncio.get_running_loop().time
-        for key in keys:
-            self._followers.setdefault(key, []).append(follower)
-            if key in self._held:
-                follower.hold(clock())
-        try:
-            yield
-        finally:
-            for key in keys:
-                followers = self._followers[key]
-                followers.remove(follower)
-                if not followers:
-                    del self._followers[key]
-                if key in self._held:
-                    follower.release(clock())
+    def is_wanted(self, waiting: Waiting) -> bool:
+        """Whether each of its items is still waited for. If only some are, those that wait for them send them: nothing
+        is sent for a client alone that has left."""
+        if waiting.outcome.done():
+            return False
+        return not waiting.wait.is_over or all(
+            any(not follower.is_over for follower in self._followers.get(flight, ())) for flight in _flights(waiting)
+        )
+
+    def _waits(self, waiting: Waiting) -> Iterator[ClientWait]:
+        """Each client that waits for it, some of them perhaps several times."""
+        yield waiting.wait
+        if self._followers:
+            for flight in _flights(waiting):
+                yield from self._followers.get(flight, ())
+
+
+def _flights(waiting: Waiting) -> Iterator[_Flight]:
+    mine = waiting.wait.claim.mine
+    return (mine[key] for key in waiting.request.keys)
+
+
+def _joined(wait: ClientWait) -> Iterator[_Flight]:
+    claim = wait.claim
+    return (claim.flights[key] for key in claim.joined)

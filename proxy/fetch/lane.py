@@ -4,9 +4,8 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from proxy.errors import ProxyError
 from proxy.fetch.outcomes import EmbedResult, ErrorResponse, Outcome, without_request
 from proxy.fetch.pacer import Cost, Pacer, SentCall
 from proxy.fetch.request import ClientRequest, LaneName
@@ -28,18 +27,26 @@ class Lane:
         """``wake`` is called when a call may be sent."""
         self.pacer = pacer
         self.queue: WaitQueue[Waiting] = WaitQueue()
-        self._last_refusal: ErrorResponse | None = None  # until a call is accepted
+        # What was refused alone, until another call is accepted or has been refused as well. Or, with a timer, until it
+        # has waited by itself.
+        self.resting: dict[Waiting, asyncio.TimerHandle | None] = {}
+        self._last_refusal: ErrorResponse | None = None
         self._refused_at_s = -NEVER_S
+        self._passed_at_s = -NEVER_S  # when the last of the accepted calls was sent
         self._wake = wake
         self._timer: asyncio.TimerHandle | None = None
         self._clock = asyncio.get_running_loop().time
 
     def __repr__(self) -> str:
-        return f"<Lane, {len(self.queue)} requests wait, {self.pacer!r}>"
+        return f"<Lane, {len(self.queue)} requests wait, {len(self.resting)} rest, {self.pacer!r}>"
 
     @property
     def is_in_use(self) -> bool:
-        return bool(self.queue) or self.pacer.has_calls
+        return bool(self.queue or self.resting) or self.pacer.has_calls
+
+    @property
+    def held(self) -> list[Waiting]:
+        return [*self.queue.values(), *self.resting]
 
     @property
     def last_refusal(self) -> ErrorResponse | None:
@@ -87,32 +94,40 @@ class Lane:
             self._timer.cancel()
             self._timer = None
 
-    def ended(self, call: SentCall, outcome: Outcome | ProxyError, refusal: ErrorResponse | None) -> None:
-        """``refusal`` is what the upstream refused of the call for its limits, if anything."""
-        now_s = self._clock()
-        try:
-            if refusal is not None:
-                self._last_refusal, self._refused_at_s = without_request(refusal), now_s
-                response = refusal.response
-                stated = rate_limits.of_refusal(response.headers, response.body, now_s=time.time())
-                self.pacer.refused(call, stated, now_s)
-            elif not isinstance(outcome, ProxyError):
-                headers = outcome.headers if isinstance(outcome, EmbedResult) else outcome.response.headers
-                self.pacer.accepted(call, rate_limits.of_headers(headers, now_s=time.time()), now_s)
-                self._last_refusal = None
-        finally:
-            self.pacer.lost(call, now_s)  # if nothing else is known of it
+    def has_passed(self, since_s: float) -> bool:
+        """Whether a call was accepted that was sent after ``since_s``, event loop time."""
+        return self._passed_at_s > since_s
+
+    def accepted(self, call: SentCall, outcome: Outcome) -> None:
+        headers = outcome.headers if isinstance(outcome, EmbedResult) else outcome.response.headers
+        self._passed_at_s = max(self._passed_at_s, call.at_s)
+        self.pacer.accepted(call, rate_limits.of_headers(headers, now_s=time.time()), self._clock())
+
+    def refused(self, call: SentCall, refusal: ErrorResponse, *, is_alone: bool, is_for_itself: bool) -> float:
+        """Returns from when on the upstream stated that it takes the call, event loop time, or now.
+
+        ``is_alone``: it had a single request. ``is_for_itself``: which was refused for what it is, and not for how much
+        others sent.
+        """
+        now_s, response = self._clock(), refusal.response
+        stated = rate_limits.of_refusal(response.headers, response.body, now_s=time.time())
+        if is_for_itself:
+            self.pacer.refused_for_itself(call, now_s)
+            return now_s + (stated.retry_after_s or 0.0)
+        self._last_refusal, self._refused_at_s = without_request(refusal), now_s
+        self.pacer.refused(call, stated, now_s, is_other_next=is_alone and bool(self.queue))
+        return now_s
+
+    def lost(self, call: SentCall) -> None:
+        """The call has ended, if it has not ended yet, and nothing else is known of it."""
+        self.pacer.lost(call, self._clock())
 
 
-@dataclass(frozen=True, slots=True)
-class LaneCall:
+class LaneCall(NamedTuple):
     """A call in flight. It keeps its lane, however many others are called meanwhile."""
 
     lane: Lane
     call: SentCall
-
-    def ended(self, outcome: Outcome | ProxyError, refusal: ErrorResponse | None) -> None:
-        self.lane.ended(self.call, outcome, refusal)
 
 
 class Lanes:

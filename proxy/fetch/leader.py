@@ -11,6 +11,7 @@ from proxy.cache.entry import Entry
 from proxy.cache.lease import Lease
 from proxy.errors import Oversized, ProxyError
 from proxy.fetch.batcher import Batcher
+from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.outcomes import CallFailure, EmbedResult, ErrorResponse, InvalidResponse, Outcome, status_of
 from proxy.fetch.request import FetchRequest
 from proxy.fetch.result import Failure, FlightResult
@@ -23,15 +24,15 @@ _POLL_S, _MAX_POLL_S = 0.005, 0.1
 
 
 class Leader:
-    """Settles the keys in ``claim.mine``. ``deliveries`` and ``asked`` are what its request is billed for; they are
-    complete before the last key is settled."""
+    """Settles the keys in ``wait.claim.mine``. ``deliveries`` and ``asked`` are what its request is billed for; they
+    are complete before the last key is settled."""
 
     def __init__(
         self,
         cache: Cache,
         batcher: Batcher,
         validations: Validations,
-        claim: Claim[FlightResult],
+        wait: ClientWait,
         *,
         timeout_s: float,
         clock: Callable[[], float],
@@ -40,7 +41,8 @@ class Leader:
         self._cache = cache
         self._batcher = batcher
         self._validations = validations
-        self._claim = claim
+        self._wait = wait
+        self._claim: Claim[FlightResult] = wait.claim
         self._timeout_s = timeout_s
         self._clock = clock
         self.deliveries: list[EmbedResult] = []
@@ -111,7 +113,7 @@ class Leader:
         outcome: Outcome | ProxyError
         asked_at_s, asked = self._validations.now(), self._cache.now
         try:
-            outcome = await self._batcher.submit(part)
+            outcome = await self._batcher.submit(part, self._wait)
         except ProxyError as error:
             outcome = error
         if isinstance(outcome, Oversized):

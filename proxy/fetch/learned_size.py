@@ -12,6 +12,8 @@ _TOO_LARGE = 3
 # A limit may have been learned from refusals for another reason. After this many calls of its size it is doubled, and
 # each time that this was wrong, after twice as many.
 _CALLS_TO_GROW, _MOST_CALLS_TO_GROW = 4, 1024
+# What is learned before any call was accepted is a guess: the refusals may have had nothing to do with the size. Then
+# it is doubled after each call of its size, until one is refused.
 
 
 @dataclass(slots=True)
@@ -24,6 +26,7 @@ class LearnedSize:
     _full_calls: int = 0
     _calls_to_grow: int = _CALLS_TO_GROW
     _has_grown: bool = False
+    _is_guess: bool = False
 
     def accepted(self, items: int) -> None:
         if items > self.largest:
@@ -32,7 +35,7 @@ class LearnedSize:
             self.max_merged *= _LARGER if self.max_merged < _SMALL else _SLIGHTLY_LARGER
         if items >= self.max_items:
             self._full_calls += 1
-            if self._full_calls >= self._calls_to_grow:
+            if self._is_guess or self._full_calls >= self._calls_to_grow:
                 self.max_items, self._full_calls, self._has_grown = 2 * self.max_items, 0, True
 
     def refused(self, items: int, *, at_s: float, now_s: float, is_alone: bool) -> None:
@@ -41,10 +44,11 @@ class LearnedSize:
             self.max_merged = max(_LEAST_MERGED, self.largest)
             if at_s >= self._refused_at_s:
                 self._refusals, self._refused_at_s = self._refusals + 1, now_s
-        is_repeated = self.largest > 0 and self._refusals >= _TOO_LARGE
-        if items > 1 and (is_alone or is_repeated):
+        is_repeated = self.largest > 0 and (self._is_guess or self._refusals >= _TOO_LARGE)
+        if items > 1 and (is_alone or (is_repeated and items > self.largest)):
             known = self.largest if items > self.largest else 1
             self.max_items = min(self.max_items, max(known, items // 2))
-            if self._has_grown:
+            if self._has_grown and not self._is_guess:
                 self._calls_to_grow = min(2 * self._calls_to_grow, _MOST_CALLS_TO_GROW)
             self._refusals, self._full_calls, self._has_grown = 0, 0, False
+            self._is_guess = not self.largest

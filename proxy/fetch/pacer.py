@@ -29,12 +29,16 @@ from proxy.protocol.rate_limits import NOTHING_STATED, RateLimits
 # The wait after a refusal that states none. It doubles with each further one until a call is accepted. The next time it
 # begins with half of what was long enough, down to the time of a few calls.
 _MIN_BACKOFF_S, _MAX_BACKOFF_S, _BACKOFF_CALLS = 1.0, 16.0, 2.0
+# A long one grows by less if the next probe is another request: the refusals may be about single requests.
+_BACKOFF_GROWTH, _BACKOFF_GROWTH_OTHER, _LONG_BACKOFF_S = 2.0, 2.0**0.5, 2.0
 # The least wait after the second refusal in a row, also if it states a shorter one. It doubles with each further one.
 _REPEATED_BACKOFF_S = 0.25
 # A rate is measured over at least this time and by at least as many accepted calls: a burst says little about it.
 _MIN_MEASURED_S, _MIN_MEASURED_CALLS = 1.0, 4
 # A second refusal within this time is no accident.
 _REPEATED_S = 10.0
+# Before any call was accepted, so many refusals in a row may be about the size of the calls.
+_REFUSALS_OF_A_SIZE = 3
 # With this many calls accepted since a refusal the limit was probably raised, and limits grow faster.
 _CALM_CALLS = 100
 # By so much each accepted call widens the window after a refusal: what has gathered meanwhile does not leave at once.
@@ -100,6 +104,11 @@ class Pacer:
     @property
     def has_calls(self) -> bool:
         return bool(self._in_flight)
+
+    @property
+    def probes_alone(self) -> bool:
+        """Whether the next call is a probe after another, so that no request should fail another's."""
+        return self._refusals > 1
 
     @property
     def is_learned(self) -> bool:
@@ -168,14 +177,17 @@ class Pacer:
             self._long_enough_s, self._backoff_s = self._backoff_s, 0.0
         self._grow(call, now_s)
 
-    def refused(self, call: SentCall, stated: RateLimits, now_s: float) -> None:
-        """It was refused for the upstream's limits and computed nothing."""
+    def refused(self, call: SentCall, stated: RateLimits, now_s: float, *, is_other_next: bool = False) -> None:
+        """It was refused for the upstream's limits and computed nothing. ``is_other_next``: the next call is another
+        request."""
         self.is_paced, is_probe = True, self._backoff_s > 0
         self._end(call, stated, now_s)
         self._count_refusal(call, now_s)
         if self.held_since_s is None:
             self.held_since_s = now_s
         is_alone = is_probe and call.at_s - self._cut_at_s >= _MIN_BACKOFF_S and not self._calls.accepted
+        if not self._size.largest:
+            is_alone = is_alone and self._refusals % _REFUSALS_OF_A_SIZE == 0
         self._size.refused(call.cost.items, at_s=call.at_s, now_s=now_s, is_alone=is_alone)
         if call.at_s < self._cut_at_s:  # sent before the last refusal that taught something
             self._wait(stated.retry_after_s or 0.0, now_s)
@@ -186,20 +198,30 @@ class Pacer:
             # There may be a limit on calls in flight. Those that it refuses end at once; what is left was accepted.
             self._safe_in_flight = max(1, in_flight)
             self._max_in_flight = float(self._safe_in_flight)
+            self._window = max(1.0, in_flight - 1)
             self._blamed_at_s = self._blamed_at_s if is_same else now_s
             if stated.retry_after_s is not None:
                 self._learn_from_burst(call, stated.retry_after_s, now_s)
             return
+        self._window = 1.0
         self._learn(call, now_s, is_probe=is_probe)
         if stated.retry_after_s is None or not self._calls.is_learned:
-            self._backoff_s = min(_MAX_BACKOFF_S, self._backoff_s * 2 or self._first_backoff_s())
+            is_slow = is_other_next and self._backoff_s >= _LONG_BACKOFF_S
+            growth = _BACKOFF_GROWTH_OTHER if is_slow else _BACKOFF_GROWTH
+            self._backoff_s = min(_MAX_BACKOFF_S, self._backoff_s * growth or self._first_backoff_s())
         own_wait_s = 0.0 if self._is_stated_empty(now_s) else self._backoff_s
         self._wait(own_wait_s if stated.retry_after_s is None else stated.retry_after_s, now_s)
+
+    def refused_for_itself(self, call: SentCall, now_s: float) -> None:
+        """It was refused again, while others are accepted: that says nothing about them, but perhaps about its size."""
+        self._end(call, NOTHING_STATED, now_s)
+        if call.cost.items > self._size.largest:
+            self._size.refused(call.cost.items, at_s=call.at_s, now_s=now_s, is_alone=True)
 
     def _count_refusal(self, call: SentCall, now_s: float) -> None:
         if call.at_s >= self._refused_at_s:  # and not one of several that were in flight together
             self._refusals += 1
-        self._refused_at_s, self._window = now_s, 1.0
+        self._refused_at_s = now_s
         if self._refusals > 1:
             self._wait(min(_MAX_BACKOFF_S, _REPEATED_BACKOFF_S * 2 ** min(self._refusals - 2, 10)), now_s)
 

@@ -49,7 +49,7 @@ class ClientRequest:
     began_s: float = 0.0  # event loop time
     held_until_s: float = 0.0  # event loop time: how long the client waits for that limit
     held_s: float = field(default=0.0, init=False)  # how long it has waited
-    _held_parts: int = field(default=0, init=False)
+    is_held: bool = field(default=False, init=False)  # it waits now
     _held_since_s: float = field(default=0.0, init=False)
     span: Span
     _headers: CIMultiDict[str] | None = field(default=None, init=False)
@@ -60,15 +60,12 @@ class ClientRequest:
         return self.reservation.tenant
 
     def hold(self, now_s: float) -> None:
-        """One of its parts waits for the rate limit, by event loop time. Time in which several wait counts once."""
-        if not self._held_parts:
-            self._held_since_s = now_s
-        self._held_parts += 1
+        """It waits for the rate limit from now on, by event loop time."""
+        self.is_held, self._held_since_s = True, now_s
 
     def release(self, now_s: float) -> None:
-        self._held_parts -= 1
-        if not self._held_parts:
-            self.held_s += now_s - self._held_since_s
+        self.is_held = False
+        self.held_s += now_s - self._held_since_s
 
     @property
     def headers(self) -> CIMultiDict[str]:
@@ -130,6 +127,7 @@ class Policy(NamedTuple):
     is_stored: bool = True
     overwrite: bool = False
     may_merge: bool = True
+    may_be_held: bool = True  # may wait for the upstream's rate limit
 
     def refreshing(self) -> "Policy":
         """Fetch from the upstream and replace what is stored."""

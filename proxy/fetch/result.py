@@ -16,7 +16,6 @@ from proxy.fetch.outcomes import (
     is_about_credential,
     is_success,
     is_verdict,
-    rate_limit_refusal,
     status_of,
     without_quotes,
 )
@@ -62,7 +61,7 @@ class Failure:
 
     def is_for(self, waiter: FetchRequest) -> bool:
         """Whether retrying independently would give this waiter the same failure."""
-        if isinstance(self.cause, Abandoned) or self._is_impatient(waiter):
+        if isinstance(self.cause, Abandoned):
             return False
         match blame(self.cause):
             case Blame.EVERYBODY:
@@ -74,15 +73,6 @@ class Failure:
                 return self._is_as_if_by(waiter)
             case Blame.UNKNOWN:
                 return self._is_for_items_of(waiter)
-
-    def _is_impatient(self, waiter: FetchRequest) -> bool:
-        """Whether the call was given up because its client waits no longer for the rate limit, as the waiter does."""
-        request = self.request
-        return (
-            request is not None
-            and request.client_request.held_until_s < waiter.client_request.held_until_s
-            and rate_limit_refusal(self.cause) is not None
-        )
 
     def seen_by(self, waiter: FetchRequest) -> "Failure":
         """The failure as a waiter may see it that did not make the call."""

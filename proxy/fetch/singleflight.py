@@ -48,32 +48,46 @@ class Flights(Generic[T]):
 class Claim(Generic[T]):
     """One caller's part in the flights of some keys. It must settle each key in ``mine``."""
 
-    __slots__ = ("_all", "flights", "mine")
+    __slots__ = ("_all", "_has_given_up", "_waiter", "flights", "mine")
 
     def __init__(self, all_flights: dict[bytes, "asyncio.Future[T]"]) -> None:
         self._all = all_flights
         self.mine: dict[bytes, asyncio.Future[T]] = {}  # to be settled by this caller
         self.flights: dict[bytes, asyncio.Future[T]] = {}  # of every key, mine among them
+        self._waiter: asyncio.Future[None] | None = None
+        self._has_given_up = False
 
     @property
     def joined(self) -> list[bytes]:
         """The keys whose flights others lead."""
         return [key for key in self.flights if key not in self.mine]
 
-    async def wait(self) -> None:
-        """Wait until all flights have ended. If the waiting is cancelled, they go on.
+    async def wait(self) -> bool:
+        """Wait until all flights have ended, or `give_up` is called: then False. If the waiting is cancelled, they go
+        on.
 
         One after the other: those of one leader end together, so most have ended when the first has.
         """
         for flight in self.flights.values():
-            if not flight.done():
-                waiter = asyncio.get_running_loop().create_future()
+            if flight.done():
+                continue
+            if not self._has_given_up:
+                waiter = self._waiter = asyncio.get_running_loop().create_future()
                 wake = partial(_wake, waiter)
                 flight.add_done_callback(wake)
                 try:
                     await waiter
                 finally:
                     flight.remove_done_callback(wake)
+            if not flight.done():
+                return False
+        return True
+
+    def give_up(self) -> None:
+        """End `wait`, whatever has not ended."""
+        self._has_given_up = True
+        if self._waiter is not None:
+            _wake(self._waiter, None)
 
     def settle(self, key: bytes, result: T) -> None:
         """End this caller's flight of ``key``, if it has not ended: remove it, and wake its waiters.

@@ -58,11 +58,11 @@ class WaitQueue(Generic[T]):
         self._add(ticket)
         return ticket
 
-    def add_again(self, ticket: Ticket[T]) -> Ticket[T]:
+    def add_again(self, ticket: Ticket[T], *, group: Hashable) -> Ticket[T]:
         """To the place that it had."""
         number = next(self._numbers)
         by_urgency, by_turn = (*ticket.by_urgency[:2], number), (*ticket.by_turn[:2], number)
-        again = replace(ticket, by_urgency=by_urgency, by_turn=by_turn, is_valid=True)
+        again = replace(ticket, group=group, by_urgency=by_urgency, by_turn=by_turn, is_valid=True)
         self._add(again)
         return again
 

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proxy.errors import Abandoned, ProxyError
+from proxy.errors import ProxyError
+from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.outcomes import CallFailure, Outcome
 from proxy.fetch.pacer import Cost
 from proxy.fetch.request import FetchRequest
@@ -17,21 +18,16 @@ class Waiting:
     refuses it for its limits."""
 
     request: FetchRequest
+    wait: ClientWait  # of the client that began the fetch
     outcome: "asyncio.Future[Outcome | ProxyError]"
     since_s: float  # by `time.perf_counter`
     call: "asyncio.Task[None] | None" = None  # that it is in; None: it waits
     refusal: CallFailure | None = None  # the last one
+    refusals_together: int = 0  # of calls that it had in common with others
+    refusals_alone: int = 0
+    refused_alone_at_s: float = 0.0  # event loop time
     ticket: "Ticket[Waiting] | None" = None  # its place among those that a rate limit holds
     held_since_s: float = 0.0  # event loop time
-    give_up: asyncio.TimerHandle | None = None
-
-    @property
-    def is_abandoned(self) -> bool:
-        """Whether its client has disconnected."""
-        return self.request.client_request.reservation.has_request_ended
-
-    def abandon(self) -> None:
-        self.resolve(Abandoned("The client has disconnected."))
 
     def resolve(self, outcome: Outcome | ProxyError) -> None:
         if not self.outcome.done():

@@ -12,6 +12,7 @@ from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
 from proxy.cache.store import NoStore, Store
 from proxy.errors import Overloaded, Oversized, ProxyError
+from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.leader import Leader
 from proxy.fetch.outcomes import ErrorResponse, InvalidResponse, Outcome
 from proxy.fetch.request import FetchRequest, Policy
@@ -47,7 +48,8 @@ class Leading:
 
     def another(self, cache: Cache) -> Leader:
         as_batcher: Any = self.batcher
-        return Leader(cache, as_batcher, self.validations, self.claim, timeout_s=TIMEOUT_S, clock=Clock())
+        wait = ClientWait(client_request_for(TEXTS, ALL), self.claim)
+        return Leader(cache, as_batcher, self.validations, wait, timeout_s=TIMEOUT_S, clock=Clock())
 
     def request(self, policy: Policy = PLAIN, **more: Any) -> FetchRequest:
         return FetchRequest(client_request_for(TEXTS, ALL, **more), ALL, policy)

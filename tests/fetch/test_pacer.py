@@ -10,7 +10,7 @@ from proxy.fetch.learned_rate import LearnedRate
 from proxy.fetch.learned_size import LearnedSize
 from proxy.fetch.pacer import Cost, Pacer, SentCall
 from proxy.protocol.rate_limits import NOTHING_STATED, Quota, RateLimits
-from tests.support.limiters import LIMITERS
+from tests.support.limiters import LIMITERS, REFUSAL, Concurrency, Verdict
 from tests.support.paced_upstream import Simulation
 
 # What the limits alone make 100 batches of 40 items and two queries a second take, with calls of 50 ms.
@@ -27,6 +27,23 @@ def test_no_batch_is_lost_and_few_calls_are_refused(name: str, replicas: int) ->
     assert result.late_ratio <= (0.05 if replicas == 1 else 0.08)
     if replicas == 1:
         assert result.took_s <= 1.2 * ALONE_S.get(name, ALONE)
+
+
+class Busy(Concurrency):
+    """States a wait."""
+
+    def refusal(self, items: int, now_s: float) -> Verdict:
+        return Verdict(is_accepted=False, status=503, headers={"Retry-After": "1"}, body=REFUSAL)
+
+
+@pytest.mark.parametrize("limiter", [Concurrency, Busy])
+@pytest.mark.parametrize("most", [1, 4, 16])
+def test_a_slow_server_is_kept_busy(most: int, limiter: type[Concurrency]) -> None:
+    call_s = 2.0
+    result = Simulation(limiter=limiter(most), batches=200, call_s=call_s, query_every_s=10.0).run()
+    assert result.batches == 200
+    assert result.took_s <= 1.2 * (200 + len(result.query_delays_s)) * call_s / most
+    assert result.late_ratio <= 0.05
 
 
 @pytest.mark.parametrize("name", sorted(set(LIMITERS) - {"a fixed window", "halves after 4 s", "punishes retries"}))

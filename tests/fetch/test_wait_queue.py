@@ -31,10 +31,10 @@ def test_what_comes_back_has_its_old_place() -> None:
     tickets = {value: add(queue, value) for value in ("a1", "a2", "a3")}
     assert take(queue, 2) == ["a1", "a2"]
     add(queue, "a4")
-    queue.add_again(tickets["a2"])
-    queue.add_again(tickets["a1"])
+    queue.add_again(tickets["a2"], group="a")
+    queue.add_again(tickets["a1"], group="a")
     assert take(queue, 9) == ["a1", "a2", "a3", "a4"]
-    queue.add_again(tickets["a1"])  # though nothing waited in between
+    queue.add_again(tickets["a1"], group="a")  # though nothing waited in between
     add(queue, "a5")
     assert take(queue, 9) == ["a1", "a5"]
 
@@ -80,7 +80,7 @@ def test_every_value_leaves_once(values: list[tuple[int, bytes, int, int]], data
         elif what == "again" and left:
             again = min(left)
             left.remove(again)
-            tickets[again] = queue.add_again(tickets[again])
+            tickets[again] = queue.add_again(tickets[again], group=tickets[again].group)
         assert len(queue) == len(tickets) - len(left)
         assert set(queue.values()) == tickets.keys() - left
     while taken := take(queue, 3, now_s=20.0):

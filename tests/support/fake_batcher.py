@@ -7,6 +7,7 @@ from msgspec.structs import replace
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.errors import ProxyError
+from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.outcomes import EmbedResult, Outcome
 from proxy.fetch.request import FetchRequest
 from proxy.protocol.vectors import DType, Vector
@@ -51,7 +52,10 @@ class FakeBatcher:
         starts = range(0, len(request.keys), self.max_items)
         return [request.part(slice(start, start + self.max_items)) for start in starts]
 
-    async def submit(self, request: FetchRequest) -> Outcome:
+    async def wait(self, wait: ClientWait) -> None:
+        await wait.claim.wait()
+
+    async def submit(self, request: FetchRequest, wait: ClientWait) -> Outcome:
         self.requests.append(request)
         await self.gate.wait()
         outcome = self.outcome(request)

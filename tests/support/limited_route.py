@@ -53,6 +53,7 @@ class LimitedUpstream:
 
     def __init__(self, limiter: Limiter) -> None:
         self.limiter = limiter
+        self.refuses: Callable[[list[str]], Verdict | None] = lambda _texts: None  # for what is sent
         self.computed: Counter[tuple[str, str]] = Counter()  # by credential and text
         self.calls: list[list[str]] = []  # also those that were refused
         self.verdicts: list[tuple[float, Verdict]] = []  # with when
@@ -64,7 +65,7 @@ class LimitedUpstream:
         given = orjson.loads(body)["input"]
         texts = [given] if isinstance(given, str) else given
         self.calls.append(texts)
-        verdict = self.limiter.arrives(items, loop.time())
+        verdict = self.refuses(texts) or self.limiter.arrives(items, loop.time())
         self.verdicts.append((loop.time(), verdict))
         await asyncio.sleep(CALL_S if verdict.is_accepted else REFUSED_AFTER_S)  # of the virtual clock
         content = verdict.body
@@ -92,7 +93,14 @@ class Scripted(Limiter):
 
 class LimitedRoute:
     def __init__(
-        self, limiter: Limiter, new_pacer: Callable[[], Pacer] = Pacer, *, lanes: int = 4096, concurrency: int = 64
+        self,
+        limiter: Limiter,
+        new_pacer: Callable[[], Pacer] = Pacer,
+        *,
+        lanes: int = 4096,
+        concurrency: int = 64,
+        revalidate_s: float = 1e9,
+        shares_all: bool = False,
     ) -> None:
         self.upstream = LimitedUpstream(limiter)
         upstream: Any = self.upstream
@@ -109,8 +117,8 @@ class LimitedRoute:
             room=cache.room,
             lanes=Lanes(lambda _upstream, _model: new_pacer(), max_lanes=lanes),
         )
-        validations = Validations(ttl_s=1e9, clock=lambda: 0.0)
-        access = Access(shares_all=False, owns_key=False, client_keys=None, validations=validations)
+        validations = Validations(ttl_s=revalidate_s, clock=asyncio.get_running_loop().time)
+        access = Access(shares_all=shares_all, owns_key=False, client_keys=None, validations=validations)
         responses = ResponseBuilder(cache.memory, metrics, reports_full_usage=False)
         origin = Origin(name="o", provider=GENERIC, routes=Routes("http://upstream/v1"), client=upstream)
         self.fetcher = Fetcher(cache, self.batcher, validations, timeout_s=1000, clock=lambda: 0.0)

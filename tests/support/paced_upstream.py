@@ -51,6 +51,8 @@ class Simulation:
     limiter: Limiter
     batches: int = 100
     replicas: int = 1
+    call_s: float = _CALL_S
+    query_every_s: float = _QUERY_EVERY_S
     _now_s: float = 0.0
     _events: list[_Event] = field(default_factory=list)
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
@@ -62,7 +64,7 @@ class Simulation:
         self._delays_s: list[float] = []
         for client in range(_CLIENTS):
             self._at(0.0, partial(self._next_batch, client % self.replicas))
-        self._at(_QUERY_EVERY_S / 2, self._query)
+        self._at(self.query_every_s / 2, self._query)
         while self._done < self.batches and self._now_s < _TOO_LATE_S:
             self._now_s, _, event = heapq.heappop(self._events)
             event()
@@ -84,7 +86,7 @@ class Simulation:
 
     def _query(self) -> None:
         self._arrive(0, 1, is_bulk=False)
-        self._at(self._now_s + _QUERY_EVERY_S, self._query)
+        self._at(self._now_s + self.query_every_s, self._query)
 
     def _arrive(self, replica: int, items: int, *, is_bulk: bool) -> None:
         request = _Request(is_bulk, next(self._numbers), items, self._now_s)
@@ -103,7 +105,7 @@ class Simulation:
             self._calls += 1
             call, request = pacer.sent(cost, self._now_s), heapq.heappop(waiting)
             verdict = self.limiter.arrives(request.items, self._now_s)
-            took_s = _CALL_S if verdict.is_accepted else _REFUSED_AFTER_S
+            took_s = self.call_s if verdict.is_accepted else _REFUSED_AFTER_S
             self._at(self._now_s + took_s, partial(self._answered, replica, request, call, verdict))
 
     def _answered(self, replica: int, request: _Request, call: SentCall, verdict: Verdict) -> None:

@@ -1,0 +1,64 @@
+"""A client's wait for its fetch. While a rate limit holds what it waits for, the client's patience counts."""
+
+import asyncio
+from typing import Any
+
+from proxy.fetch.request import ClientRequest
+from proxy.fetch.singleflight import Claim
+
+
+class ClientWait:
+    """``held`` is what the client waits for that a rate limit holds now, ``given_up`` what it waited for in vain."""
+
+    __slots__ = ("_timer", "claim", "client_request", "given_up", "held", "is_over")
+
+    def __init__(self, client_request: ClientRequest, claim: Claim[Any]) -> None:
+        self.client_request = client_request
+        self.claim = claim
+        self.held: dict[Any, None] = {}
+        self.given_up: Any = None
+        self.is_over = False  # it has what it waits for, has given up, or has disconnected
+        self._timer: asyncio.TimerHandle | None = None
+
+    def hold(self, held: object, stated_at_s: float) -> None:
+        """``held`` waits for a limit that takes it from ``stated_at_s`` on, by what the upstream stated; event loop
+        time. A client that waits no longer than until then does not wait at all."""
+        if self.is_over:
+            return
+        loop = asyncio.get_running_loop()
+        now_s, until_s = loop.time(), self.client_request.held_until_s
+        if not self.held:
+            self.client_request.hold(now_s)
+        self.held[held] = None
+        if until_s <= max(now_s, stated_at_s):
+            self._give_up(held)
+        elif self._timer is None:
+            self._timer = loop.call_at(until_s, self._give_up_first)
+
+    def release(self, held: object) -> None:
+        if held in self.held:
+            del self.held[held]
+            if not self.held and not self.is_over:
+                self._stop()
+
+    def end(self) -> None:
+        """The client waits no longer. `held` stays as it is."""
+        if not self.is_over:
+            self.is_over = True
+            if self.held:
+                self._stop()
+
+    def _give_up_first(self) -> None:
+        self._give_up(next(iter(self.held)))
+
+    def _give_up(self, held: object) -> None:
+        if not self.is_over:
+            self.given_up = held
+            self.end()
+            self.claim.give_up()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.client_request.release(asyncio.get_running_loop().time())
