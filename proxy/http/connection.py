@@ -92,12 +92,13 @@ class Connection(LimitedConnection):
             sent = self._pending + data
             response = handler.handle_bytes(sent, self)
             if isinstance(response, list):
+                self._pending = b""
                 self._respond(response)
                 return
             if response is not None:
                 self._pending = sent
                 self._response = self._context.loop.create_task(response)
-                self._response.add_done_callback(self._respond_to_pending)
+                self._response.add_done_callback(self._pending_ended)
                 return
             if not self._pending and self._begins_known(data, handler):
                 self._time_head(data)
@@ -106,17 +107,11 @@ class Connection(LimitedConnection):
         self.parse_pending()
         self._parse(data)
 
-    def _respond_to_pending(self, task: "asyncio.Task[Response | None]") -> None:
-        if task is not self._response or task.cancelled():
-            return
-        response, self._response = task.result(), None
-        if response is None:
+    def _pending_ended(self, task: "asyncio.Task[Response | None]") -> None:
+        if task is self._response:
             self.parse_pending()
-        else:
-            self._respond(response)
 
     def _respond(self, response: Response) -> None:
-        self._pending = b""
         self._timer.request_ended(self._now())
         if self.transport is not None:
             # To join many parts would copy all of them, to write few of them apart takes longer.
@@ -134,16 +129,18 @@ class Connection(LimitedConnection):
 
     def parse_pending(self) -> None:
         """Pass what is pending to the parser separately: on an error, the parser drops all bytes of the same call."""
-        pending = self._take_pending()
-        if pending:
+        response = self._take_response()
+        pending, self._pending = self._pending, b""
+        if response is not None:
+            self._respond(response)
+        elif pending:
             self._parse(pending)
 
-    def _take_pending(self) -> bytes:
-        if self._response is not None:
-            response, self._response = self._response, None
-            response.cancel()
-        pending, self._pending = self._pending, b""
-        return pending
+    def _take_response(self) -> Response | None:
+        """The response to the pending request if it is there, since then the request has been counted. If it is not, it
+        is cancelled."""
+        task, self._response = self._response, None
+        return None if task is None or task.cancel() or task.cancelled() else task.result()
 
     def _parse(self, data: bytes) -> None:
         if data:  # aiohttp resumes a paused parser without any
@@ -248,5 +245,6 @@ class Connection(LimitedConnection):
         super().force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._take_pending()
+        self._take_response()
+        self._pending = b""
         super().connection_lost(exc)

@@ -534,6 +534,18 @@ async def test_a_pending_request_is_responded_to_before_the_server_stops() -> No
         assert b"Connection: close" in rest
 
 
+async def test_a_response_that_is_there_is_sent_whatever_comes_at_that_moment() -> None:
+    """Its request is counted, and must not be parsed and counted again."""
+    async with pending(turns=100) as (site, line):
+        task = site.connection._response
+        assert task is not None
+        while not task.done():
+            await asyncio.sleep(0)
+        site.server.sweep()
+        assert (await line.answer()).endswith(b"/n xxxx")
+        assert site.seen == ["/n"]
+
+
 async def test_nothing_is_done_on_a_lost_connection() -> None:
     async with pending() as (site, _):
         assert site.connection.transport is not None
