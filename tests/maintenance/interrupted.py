@@ -1,0 +1,34 @@
+"""Work on SQLite files in a process of its own, which a test kills."""
+
+import asyncio
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from proxy.cache.sqlite.store import SQLiteStore
+from proxy.maintenance import transfer
+from proxy.maintenance.loader import Loader
+
+
+def run(work: str, folder: Path, moves: Connection) -> None:
+    """Do ``work`` between the files of a folder. Tells each move, by which a test knows how far it is."""
+    asyncio.run(_run(work, folder, moves))
+
+
+async def _run(work: str, folder: Path, moves: Connection) -> None:
+    source = SQLiteStore(folder / "source", limit_bytes=64 * 1024**2)
+    target = SQLiteStore(folder / "target", limit_bytes=64 * 1024**2)
+    loader = Loader(target, now_s=0.0, ttl_s=None)
+
+    def advance(_: int) -> None:
+        moves.send_bytes(b".")
+
+    match work:
+        case "export":
+            await transfer.export(source, folder / "file", origin="source", advance=advance)
+        case "import":
+            await transfer.import_(folder / "whole", loader, advance=advance)
+        case "copy":
+            await transfer.copy(source, loader, advance=advance)
+    moves.send_bytes(b"end")
+    await source.aclose()
+    await target.aclose()
