@@ -10,6 +10,7 @@ from proxy.access.admission import Access
 from proxy.access.validations import Validations
 from proxy.analysis.call import Call
 from proxy.config.settings import UpstreamSetting
+from proxy.errors import BodyTooComplex
 from proxy.labels import BypassReason
 from proxy.protocol import content_coding, embedding_request, json_structure, keys, query, request_body
 from proxy.protocol.bypass import Bypass
@@ -97,7 +98,7 @@ class Identifier:
         self._identities: dict[tuple[_HeaderFields, str, str], tuple[Identity, keys.Fields]] = {}
 
     def identify(self, call: Call) -> Identified:
-        """Raises `Bypass` for a request that would be relayed and not cached, `InvalidRequest` for one that the proxy
+        """Raises `Bypass` for a request that would be relayed and not cached, `ProxyError` for one that the proxy
         would refuse."""
         signature = _signature(call)
         alike = None if signature is None else self._alike.get(signature)
@@ -111,12 +112,12 @@ class Identifier:
         return found
 
     def _parse(self, call: Call) -> tuple[Identified, keys.TextKeys]:
-        """Raises `Bypass` and `InvalidRequest`. The keys are for other texts in the same request, if it has texts."""
+        """Raises `Bypass` and `ProxyError`. The keys are for other texts in the same request, if it has texts."""
         _require_plain(call.headers)
         body = orjson.dumps(call.fields) if call.body is None else call.body
         structure = json_structure.of(body)
         if structure.is_too_complex:
-            raise Bypass(BypassReason.TOO_COMPLEX)
+            raise BodyTooComplex("The body has too many values.")
         named = parse_path_model(call.target)
         model = request_body.model_of(call.fields) or (named.name if named else None)
         origin = self._router.choose(call.target, model)

@@ -12,7 +12,7 @@ from proxy.analysis.recording import Recording, RequestKind
 from proxy.analysis.report import BypassCount, FileSummary, LineProblem
 from proxy.analysis.token_counter import TokenCounter
 from proxy.config.settings import MIB
-from proxy.errors import InvalidRequest
+from proxy.errors import ProxyError
 from proxy.protocol import request_body
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.vectors import Encoding
@@ -71,7 +71,7 @@ class Intake:
             identified = self._identifier.identify(call)
         except Bypass as bypass:
             self._count_bypass(bypass, request_body.count_items(call.fields), is_cached_whole=False)
-        except InvalidRequest:
+        except ProxyError:
             self.refused_requests += 1
         else:
             self._record(identified, call)
