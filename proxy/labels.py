@@ -80,5 +80,21 @@ class BypassReason(StrEnum):
     UPSTREAM_CACHE = "upstream-cache"  # it controls a cache of the upstream
 
 
+class CanaryVerdict(StrEnum):
+    """What a check of a model says (`proxy.canary`), from the best to the worst."""
+
+    FIRST = "first"  # its vectors are what later checks are compared with
+    SAME_BITS = "same-bits"
+    WITHIN_NOISE = "within-noise"  # no farther from the first vectors than two responses for one text from each other
+    LAST_BITS = "last-bits"  # farther, by less than a search would notice
+    FAILED = "failed"  # no vectors
+    DRIFTED = "drifted"  # other weights
+    OTHER_MODEL = "other-model"  # the response names another model
+    DIMENSIONS = "dimensions"  # vectors of another length
+
+
+# The upstream no longer serves the model that it did.
+CANARY_ALARMS = (CanaryVerdict.DRIFTED, CanaryVerdict.OTHER_MODEL, CanaryVerdict.DIMENSIONS)
+
 # A circuit breaker's states, indexed by the value of its gauge.
 BREAKER_STATES = (State.CLOSED, State.HALF_OPEN, State.OPEN)

@@ -8,7 +8,15 @@ import pytest
 from grafana.source.panels import BREAKER_STATES as DASHBOARD_STATES
 from grafana.source.panels import COLOURS
 from proxy.admin.page import page_html
-from proxy.labels import BREAKER_STATES, OUTCOMES, BypassReason, ItemResult, RequestOutcome
+from proxy.labels import (
+    BREAKER_STATES,
+    CANARY_ALARMS,
+    OUTCOMES,
+    BypassReason,
+    CanaryVerdict,
+    ItemResult,
+    RequestOutcome,
+)
 from proxy.telemetry.metrics import STAGES, Metrics
 from tests.grafana import expressions
 
@@ -17,6 +25,8 @@ VALIDATIONS = {"confirmed", "refused", "unknown"}
 KINDS = {"billed", "saved"}
 # By the metric's name and the label's.
 KNOWN: dict[tuple[str, str], set[str]] = {
+    ("canary_checks_total", "verdict"): set(CanaryVerdict),
+    ("canary_verdict", "verdict"): set(CanaryVerdict),
     ("bypasses_total", "reason"): set(BypassReason),
     ("cost_total", "kind"): KINDS,
     ("items_total", "result"): set(ItemResult),
@@ -56,6 +66,8 @@ def test_matchers_are_found() -> None:
     found = {each for expression in EVERY for each in named_in(expression.promql)}
     assert {("requests_total", "outcome", "error"), ("items_total", "result", "bypass")} <= found
     assert ("request_duration_seconds", "outcome", "hit") in found
+    drifted = {value for metric, _, value in found if metric == "canary_verdict"}
+    assert drifted == set(CANARY_ALARMS)
 
 
 def test_dashboards_have_a_colour_for_every_value() -> None:
@@ -63,6 +75,7 @@ def test_dashboards_have_a_colour_for_every_value() -> None:
     assert set(COLOURS["result"]) == set(ItemResult) | VALIDATIONS
     assert set(COLOURS["stage"]) == set(STAGES)
     assert set(COLOURS["kind"]) == KINDS
+    assert set(COLOURS["verdict"]) == set(CanaryVerdict)
     assert [text for _, (text, _) in sorted(DASHBOARD_STATES.items())] == [state.value for state in BREAKER_STATES]
 
 
@@ -73,6 +86,12 @@ def test_the_status_page_names_every_outcome_and_result() -> None:
     assert sources is not None
     assert json.loads(outcomes[1]) == list(OUTCOMES)
     assert re.findall(r"(\w+): \"", sources[1]) == list(ItemResult)
+
+
+def test_the_status_page_knows_the_verdicts_that_are_bad() -> None:
+    bad = re.search(r"const BAD_VERDICTS = (\[.*?\]);", PAGE)
+    assert bad is not None
+    assert set(json.loads(bad[1])) == {*CANARY_ALARMS, CanaryVerdict.FAILED}
 
 
 def test_the_status_page_names_known_states_of_breakers() -> None:

@@ -35,6 +35,16 @@ COLOURS = {
         "refused": RED,
         "unknown": YELLOW,
     },
+    "verdict": {
+        "first": "blue",
+        "same-bits": GREEN,
+        "within-noise": "dark-green",
+        "last-bits": "light-green",
+        "failed": YELLOW,
+        "drifted": RED,
+        "other-model": "dark-red",
+        "dimensions": "purple",
+    },
     "kind": {"saved": GREEN, "billed": ORANGE},
     "stage": {
         "parse": "purple",

@@ -1,5 +1,6 @@
 """The embeddings APIs behind the proxy, and the calls made to them."""
 
+from grafana.source.canary import CANARY
 from grafana.source.panels import ERROR_STEPS, GREEN, RED, YELLOW, Dashboard, Panel, breakers
 from grafana.source.promql import counted, each_instance, quantiles, recorded, series, totals
 
@@ -130,5 +131,5 @@ UPSTREAM = Dashboard(
     name="upstream",
     title="Embedding proxy / Upstream",
     description="The embeddings APIs behind the proxy, and the calls made to them.",
-    rows={"Answers": _ANSWERS, "Calls": _CALLS},
+    rows={"Answers": _ANSWERS, "Calls": _CALLS, "Drift": CANARY},
 )

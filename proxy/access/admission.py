@@ -30,7 +30,7 @@ _TENANT_FIELDS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 
 
 class Admission(NamedTuple):
-    """An admitted request: the client of the operator's list, if there is one, and the list's version."""
+    """An admitted request: the client of the operator's list, if there is one, and `Access.keys_version` then."""
 
     keys_version: int = 0
     client: str | None = None
@@ -59,6 +59,7 @@ class Access:
         self._cors_origins = cors_origins
         self.neutral_headers = neutral_headers
         self._pseudonyms = pseudonyms
+        self.epochs_begun = 0  # since the start, as far as this process has seen
 
     def identity(self, given: Headers, target: str, origin: Origin | None = None) -> Identity:
         """The credentials and vector-affecting fields in the headers and in the query of ``target``. If ``origin`` is
@@ -69,8 +70,12 @@ class Access:
 
     @property
     def keys_version(self) -> int:
-        """The version of the list of clients. While it does not change, `admit` admits the same keys."""
-        return 0 if self._client_keys is None else self._client_keys.keys_version
+        """While it does not change, `admit` admits the same clients, and requests have the keys that they had."""
+        return self.epochs_begun + (0 if self._client_keys is None else self._client_keys.keys_version)
+
+    def outdate_requests(self) -> None:
+        """An epoch has begun: the keys of items are others from now on."""
+        self.epochs_begun += 1
 
     def admit(self, given: Headers) -> Admission:
         """Identify the client, if there is a list of clients.
@@ -81,7 +86,7 @@ class Access:
         """
         self.admit_preflight(given)
         if self._client_keys is None:
-            return Admission()
+            return Admission(self.keys_version)
         for key in _keys_in(given):
             if (client := self._client_keys.name_of(key)) is not None:
                 return Admission(self.keys_version, client)

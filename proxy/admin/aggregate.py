@@ -14,13 +14,27 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from proxy.telemetry import definitions
+
 _log = logging.getLogger(__name__)
 
 SUFFIX = ".sock"
 _TIMEOUT = ClientTimeout(total=2.0)
 # Gauges of a state, not of an amount: the greatest value counts, not the sum.
 _GREATEST = frozenset(
-    {"embedding_proxy_breaker_state", "embedding_proxy_build_info", "embedding_proxy_store_changes_age_seconds"}
+    definition.name
+    for definition in (
+        definitions.BREAKER_STATE,
+        definitions.BUILD_INFO,
+        definitions.STORE_CHANGES_AGE,
+        definitions.CANARY_VERDICT,
+        definitions.CANARY_DISTANCE,
+        definitions.CANARY_NOISE,
+        definitions.CANARY_CHANGED,
+        definitions.CANARY_EPOCH,
+        definitions.CANARY_FAILURES,
+        definitions.CANARY_MEASURED_AT,
+    )
 )
 
 

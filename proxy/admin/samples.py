@@ -46,6 +46,10 @@ class Samples:
         """A gauge by the value of ``label``."""
         return self._sums(metric.name, label)
 
+    def gauges_by(self, metric: Definition, *labels: str) -> dict[tuple[str, ...], float]:
+        """A gauge by the values of ``labels``, which tell its samples apart."""
+        return {tuple(sample.labels[label] for label in labels): sample.value for sample in self._by_name[metric.name]}
+
     def counters(self, metric: Definition, label: str) -> dict[str, float]:
         """A counter by the value of ``label``, summed over all others."""
         return self._sums(metric.name + "_total", label)

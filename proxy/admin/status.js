@@ -1,6 +1,7 @@
 "use strict";
 const PERIOD_MS = 2000, TIMEOUT_MS = 5000, STEPS = 61, NONE = "–";
 const OUTCOMES = ["hit", "partial", "miss", "bypass", "error"];
+const BAD_VERDICTS = ["failed", "drifted", "other-model", "dimensions"];
 const SOURCES = {
   memory: "memory", store: "store", duplicate: "duplicate in its request", joined: "joined another's fetch",
   upstream: "asked upstream", bypass: "relayed uncached",
@@ -151,6 +152,13 @@ function show(status) {
     count(upstream.calls), {text: count(upstream.failed), kind: upstream.failed ? "number bad" : "number"},
     ...["p50_s", "p99_s"].map((q) => upstream.latency ? took(upstream.latency[q], upstream.latency.limit_s) : NONE),
   ]));
+  $("canary-section").hidden = !status.canary.length;
+  table("canary", status.canary.map((own) => [
+    `${own.model} · ${own.upstream}`, {text: own.verdict, kind: BAD_VERDICTS.includes(own.verdict) ? "number bad" : "number"},
+    own.distance.toExponential(1), {text: own.noise.toExponential(1), kind: "number wide"},
+    {text: share(own.changed), kind: "number wide"}, count(own.epoch),
+    {text: own.measured_at_s ? new Date(own.measured_at_s * 1000).toLocaleString() : NONE, kind: "number wide"},
+  ]));
   table("breakers", Object.entries(status.breakers).map(([circuit, state]) => [
     circuit, state === "closed" ? "closed, all well" : {text: `${state}, ${state === "open" ? "failing" : "trying"}`, kind: "number bad"},
   ]));
@@ -188,6 +196,9 @@ async function poll() {
     lostAt = null;
     show(status);
     const troubles = Object.entries(status.breakers).filter(([, state]) => state !== "closed").map((pair) => pair.join(" is "));
+    for (const own of status.canary) {
+      if (BAD_VERDICTS.includes(own.verdict)) troubles.push(`${own.model}: ${own.verdict}`);
+    }
     if (status.is_draining) troubles.unshift("stopping: not ready, finishing what is under way");
     state(["Live", ...troubles].join("; "), troubles.length > 0);
   } else {

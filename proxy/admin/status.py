@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from proxy.admin.canary_status import CanaryStatus, canary_of
 from proxy.admin.history import History, Step
 from proxy.admin.latency import Latency, latency_of
 from proxy.admin.samples import Buckets, Family, Samples
@@ -114,6 +115,7 @@ class Status:
     store: StoreStatus
     memory: MemoryStatus
     load: Load
+    canary: list[CanaryStatus]  # the models that it checks; none without a canary
 
 
 def status_of(
@@ -155,6 +157,7 @@ def status_of(
             held_bytes=samples.gauge(definitions.HELD_BYTES),
             loop_lag=latency_of(samples.buckets(definitions.LOOP_LAG).get("", {})),
         ),
+        canary=canary_of(samples),
     )
 
 

@@ -16,6 +16,7 @@ from proxy.app.lifecycle import Lifecycle
 from proxy.app.request_path import open_request_path
 from proxy.app.upstreams import forbid_own_address
 from proxy.cache.cache import Cache
+from proxy.canary.canary import Canary
 from proxy.config.settings import Settings
 from proxy.fetch.fetcher import Fetcher
 from proxy.http import listeners
@@ -39,6 +40,7 @@ class Running:
     cache: Cache
     fetcher: Fetcher
     status_page: StatusPage
+    canary: Canary | None
 
 
 @asynccontextmanager
@@ -75,6 +77,7 @@ async def running(
             cache=core.cache,
             fetcher=core.fetcher,
             status_page=page,
+            canary=core.canary,
         )
         core.lifecycle.drain(settings.shutdown_timeout_s)
         core.fetcher.stop_holding(settings.shutdown_timeout_s)

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from proxy.access.validations import Validations
+from proxy.app.drift import open_canary
 from proxy.app.lifecycle import Lifecycle
 from proxy.app.storage import open_cache
 from proxy.app.upstreams import open_router
 from proxy.cache.cache import Cache
 from proxy.cache.change_feed import POLL_S
+from proxy.canary.canary import Canary
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError
 from proxy.fetch.batcher import Batcher
@@ -33,6 +35,7 @@ class Core:
     cache: Cache
     validations: Validations
     fetcher: Fetcher
+    canary: Canary | None
 
 
 async def open_core(
@@ -51,6 +54,7 @@ async def open_core(
     batcher = _make_batcher(settings, metrics, cache)
     fetcher = Fetcher(cache, batcher, validations, timeout_s=settings.upstream_timeout_s, clock=clock)
     lifecycle.close_at_exit(stack, "fetching from upstreams", fetcher.drain)
+    canary = await open_canary(stack, settings, metrics, router, cache, clock=clock)
     return Core(
         lifecycle=lifecycle,
         metrics=metrics,
@@ -59,6 +63,7 @@ async def open_core(
         cache=cache,
         validations=validations,
         fetcher=fetcher,
+        canary=canary,
     )
 
 

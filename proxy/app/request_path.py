@@ -45,6 +45,8 @@ async def open_request_path(
         drop_ended = client_keys.drop_ended
         await stack.enter_async_context(every(_KEYS_S, lambda _: drop_ended()))
     access = make_access(settings, core.validations, client_keys)
+    if core.canary is not None:
+        core.canary.epochs.on_change = access.outdate_requests
     bodies = BodyReader(core.metrics, max_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
     stack.callback(bodies.close)
     log = AccessLog(write_log, is_json=settings.log_format == "json", clock=clock)
@@ -86,6 +88,7 @@ def _make_dispatcher(settings: Settings, core: Core, access: Access, bodies: Bod
         access=access,
         validations=core.validations,
         patience=Patience(settings.rate_limit_wait_s, settings.interactive_items),
+        canary=core.canary,
         is_draining=is_draining,
     )
     return Dispatcher(core.router, route, fast_path, access, log=log, traces=core.traces, is_draining=is_draining)

@@ -54,6 +54,7 @@ async def _open_origin(stack: AsyncExitStack, setting: UpstreamSetting, settings
         routes=routes,
         client=await _open_client(stack, setting, settings, metrics, routes),
         key=setting.key,
+        canary_key=setting.canary_key,
         is_shared=settings.shares_all or settings.owns_key,
         cors=Cors(settings.cors_origins),
     )

@@ -40,6 +40,7 @@ class Cache:
     ) -> None:
         """``timeout_s`` bounds how long a request waits for the store; large batches get more."""
         self.memory = memory
+        self.store = store  # for what is no entry
         self._ttl_s = ttl_s
         self._clock = clock
         self._codec = RecordCodec(metrics, record_key=record_key, ttl_s=ttl_s, store_expires=store.expires, clock=clock)

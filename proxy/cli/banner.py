@@ -5,6 +5,7 @@ from typing import Any
 import orjson
 
 from proxy import __version__
+from proxy.canary.probe import tokens_a_month
 from proxy.config.settings import Settings, UpstreamSetting
 from proxy.config.upstream_urls import usual_path
 from proxy.protocol.hosts import LOOPBACK_HOSTS, UNIX_PREFIX
@@ -27,7 +28,7 @@ def text_of(settings: Settings, base_url: str, admin_url: str) -> str:
 
   base_url  {where}
   upstream  {_upstreams(settings)}
-  store     {settings.store}
+  store     {settings.store}{_canary(settings)}
   status    {admin_url}/
   metrics   {admin_url}/metrics
 
@@ -40,22 +41,47 @@ def text_of(settings: Settings, base_url: str, admin_url: str) -> str:
 """
 
 
+def canary_cost(settings: Settings) -> str:
+    """What the canary costs; "" without one."""
+    if settings.canary_interval_s is None:
+        return ""
+    tokens = tokens_a_month(settings.canary_interval_s)
+    without_key = [own.name for own in settings.upstreams if not (own.canary_key or own.key or _needs_no_key(own))]
+    hint = f"; without a key for {', '.join(without_key)}: set --canary-key-env" if without_key else ""
+    return f"every {_spell(settings.canary_interval_s)}, about {tokens:,} tokens a month for each model in use{hint}"
+
+
+def _spell(seconds: float) -> str:
+    for unit_s, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds % unit_s == 0:
+            return f"{seconds / unit_s:g} {unit}"
+    return f"{seconds:g} s"
+
+
+def _canary(settings: Settings) -> str:
+    cost = canary_cost(settings)
+    return f"\n  canary    {cost}" if cost else ""
+
+
 class _Key:
     """The client's key in the examples: a variable, or `any` if the upstream checks none."""
 
     def __init__(self, settings: Settings) -> None:
         own = settings.upstream
-        is_local = any(f"//{name}" in own.base_url for name in LOOPBACK_HOSTS)
         variable = None
         if settings.client_keys is not None:
             variable = "PROXY_KEY"  # one of embedding-proxy keys add
-        elif not (own.is_demo or own.key or is_local):
+        elif not (own.key or _needs_no_key(own)):
             variable = "OPENAI_API_KEY" if own.name == "openai" else "API_KEY"
         name, _, scheme = own.provider.auth.partition(": ")
         shown = "any" if variable is None else f"${variable}"
         self.header = f'-H "{name}: {scheme + " " if scheme else ""}{shown}" '
         self.python = '"any"' if variable is None else f'os.environ["{variable}"]'
         self.imports = "" if variable is None else "import os; "
+
+
+def _needs_no_key(own: UpstreamSetting) -> bool:
+    return own.is_demo or any(f"//{name}" in own.base_url for name in LOOPBACK_HOSTS)
 
 
 def _upstreams(settings: Settings) -> str:

@@ -9,7 +9,13 @@ import click
 from proxy.config.cors_origins import parse_cors_origins
 from proxy.config.header_names import parse_header_names, parse_neutral_headers
 from proxy.config.paths import parse_file
-from proxy.config.quantities import parse_duration, parse_positive_seconds, parse_seconds, parse_size
+from proxy.config.quantities import (
+    parse_canary_interval,
+    parse_duration,
+    parse_positive_seconds,
+    parse_seconds,
+    parse_size,
+)
 from proxy.config.stores import parse_store, parse_store_limit
 from proxy.errors import ConfigError
 from proxy.upstream.egress import parse_proxy
@@ -40,6 +46,7 @@ STORE = Parsed("url", parse_store)
 STORE_LIMIT = Parsed("size", parse_store_limit)
 SECONDS = Parsed("duration", parse_seconds)
 POSITIVE_SECONDS = Parsed("duration", parse_positive_seconds)
+CANARY_INTERVAL = Parsed("duration", parse_canary_interval)
 TTL = Parsed("duration", parse_duration)
 HEADER_NAMES = Parsed("names", parse_header_names)
 NEUTRAL_HEADERS = Parsed("names", parse_neutral_headers)

@@ -7,6 +7,7 @@ from platformdirs import user_cache_path
 
 from proxy.cli import option_types as types
 from proxy.cli.call_options import CALL_OPTIONS
+from proxy.cli.canary_options import CANARY_OPTIONS
 from proxy.cli.option import Option
 
 
@@ -204,6 +205,7 @@ OPTIONS = (
         to_field=lambda usage: usage == "full",
     ),
     *CALL_OPTIONS,
+    *CANARY_OPTIONS,
     Option(
         name="drain-delay",
         type=types.SECONDS,

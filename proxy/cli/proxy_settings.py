@@ -27,6 +27,7 @@ def settings_of(ctx: click.Context) -> Settings:
     checks.require_client_auth(settings)
     checks.require_use_of(default_egress(ctx), settings)
     checks.forbid_contradictions(settings)
+    checks.require_canary(settings)
     if settings.traces == "otlp":
         checks.require_otlp(os.environ)
     return settings

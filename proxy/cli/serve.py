@@ -36,6 +36,8 @@ def serve_command(ctx: click.Context, /, workers: int, **_: Any) -> int:
 
 def _announce(settings: Settings, base_url: str, admin_url: str) -> None:
     if settings.log_format == "json":
+        if cost := banner.canary_cost(settings):
+            logging.getLogger(__name__).info("canary: %s", cost)
         logging.getLogger(__name__).info(
             "serving %s, upstream %s, store %s, metrics %s/metrics",
             base_url,

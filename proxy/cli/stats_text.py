@@ -31,6 +31,7 @@ def render(status: Status) -> str:
         *([_clients(status)] if status.clients else []),
         *([_uncached(status)] if status.uncached else []),
         _upstreams(status),
+        *([_canary(status)] if status.canary else []),
         _rest(status),
     ]
     return "\n\n".join("\n".join(_printable(line) for line in part) for part in parts)
@@ -98,6 +99,15 @@ def _upstreams(status: Status) -> list[str]:
         of = own.latency
         took = (_NONE, _NONE) if of is None else (_took(of.p50_s, of), _took(of.p99_s, of))
         rows.append((_truncated(own.name), f"{own.calls:,}", f"{own.failed:,}", *took))
+    return _aligned(rows)
+
+
+def _canary(status: Status) -> list[str]:
+    rows: list[Row] = [("canary", "verdict", "distance", "noise", "epoch")]
+    rows += [
+        (_truncated(own.model), own.verdict, f"{own.distance:.1e}", f"{own.noise:.1e}", str(own.epoch))
+        for own in status.canary
+    ]
     return _aligned(rows)
 
 

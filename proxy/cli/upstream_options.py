@@ -17,6 +17,9 @@ from proxy.errors import ConfigError
 from proxy.protocol.provider import Provider
 from proxy.upstream.egress import Egress
 
+# Options that are about `--upstream`, and what a table of the file has in their place.
+_OF_A_TABLE = (("upstream_key_env", "key_env"), ("canary_key_env", "canary_key_env"), ("provider", "provider"))
+
 
 def upstreams(ctx: click.Context) -> tuple[UpstreamSetting, tuple[UpstreamSetting, ...]]:
     """The default upstream, and those to which models are routed. A flag or a variable replaces the file's default.
@@ -36,7 +39,7 @@ def upstreams(ctx: click.Context) -> tuple[UpstreamSetting, tuple[UpstreamSettin
         )
     if default is None or is_given:
         return _default_upstream(ctx, rows, routed), routed
-    for key, own in (("upstream_key_env", "key_env"), ("provider", "provider")):
+    for key, own in _OF_A_TABLE:
         if ctx.params[key] is not None:
             raise _bad(ctx, key, f"it needs --upstream; for an [[upstream]] table, set its {own}")
     return default, routed
@@ -64,6 +67,8 @@ def _default_upstream(
     _require_known_fallbacks(config_file_of(ctx), setting, routed)
     if (variable := ctx.params["upstream_key_env"]) is not None:
         setting = replace(setting, key=read_secret(variable, os.environ, "--upstream-key-env"))
+    if (variable := ctx.params["canary_key_env"]) is not None:
+        setting = replace(setting, canary_key=read_secret(variable, os.environ, "--canary-key-env"))
     return setting
 
 

@@ -44,6 +44,16 @@ def require_client_auth(settings: Settings) -> None:
         )
 
 
+def require_canary(settings: Settings) -> None:
+    """Refuse options of the canary that do nothing without one. Raises `ConfigError`."""
+    if settings.canary_interval_s is not None:
+        return
+    if any(own.canary_key is not None for own in settings.upstreams):
+        raise ConfigError("--canary-key-env needs --canary, as --canary 6h")
+    if settings.begins_epochs:
+        raise ConfigError("--on-drift new-epoch needs --canary, as --canary 6h; without it nothing notices drift")
+
+
 def require_use_of(default: Egress, settings: Settings) -> None:
     """Refuse egress options that no upstream uses. Raises `ConfigError`."""
     if default.has_files and not any(own.uses_tls for own in settings.upstreams):

@@ -7,6 +7,7 @@ from proxy.errors import ConfigError
 
 _SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KIB, "mib": MIB, "gib": GIB}
 _DURATIONS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_MIN_CANARY_INTERVAL_S = 60.0  # each check costs tokens
 _QUANTITY = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([a-z]*)", re.IGNORECASE)
 
 
@@ -35,6 +36,16 @@ def parse_positive_seconds(text: str) -> float:
     seconds = parse_seconds(text)
     if seconds <= 0:
         raise ConfigError(f"{text!r} is not above zero; accepted: a number with ms, s, m, h, d or w, as 10m")
+    return seconds
+
+
+def parse_canary_interval(text: str) -> float | None:
+    """Seconds: ``6h``, at least a minute; None for ``off``. Raises `ConfigError`."""
+    if text.strip().lower() in {"off", "none"}:
+        return None
+    seconds = _quantity(text, _DURATIONS, "a duration", "a number with m, h, d or w, as 6h; or off")
+    if seconds < _MIN_CANARY_INTERVAL_S:
+        raise ConfigError(f"{text!r} is less than a minute; accepted: 1m or more, as 6h; or off")
     return seconds
 
 

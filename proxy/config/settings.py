@@ -39,6 +39,7 @@ class UpstreamSetting:
     base_url: str
     provider: Provider = GENERIC
     key: str | None = field(default=None, repr=False)  # the proxy's own; None: the client's key goes upstream
+    canary_key: str | None = field(default=None, repr=False)  # of the canary's calls; None: ``key``
     models: tuple[str, ...] = ()  # patterns of the models routed to it; none: all models that no other upstream has
     same_model: tuple[SameModel, ...] = ()
     egress: Egress = DIRECT
@@ -105,6 +106,8 @@ class Settings:
     upstream_connect_timeout_s: float
     upstream_read_timeout_s: float
     upstream_timeout_s: float
+    canary_interval_s: float | None  # None: no canary
+    on_drift: str  # alarm or new-epoch
     drain_delay_s: float
     shutdown_timeout_s: float
     log_format: str  # console or json
@@ -119,6 +122,11 @@ class Settings:
     def counts_clients(self) -> bool:
         """Whether metrics and log tell clients apart."""
         return self.client_keys is not None or self.client_labels_key is not None
+
+    @property
+    def begins_epochs(self) -> bool:
+        """Whether entries of a model whose weights have changed are not served any more."""
+        return self.on_drift == "new-epoch"
 
     @property
     def upstreams(self) -> tuple[UpstreamSetting, ...]:

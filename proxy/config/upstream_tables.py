@@ -38,6 +38,7 @@ class _UpstreamTable(Struct, forbid_unknown_fields=True, kw_only=True):
     provider: str = GENERIC.name
     base_url: str | UnsetType = UNSET
     key_env: NonEmpty | UnsetType = UNSET
+    canary_key_env: NonEmpty | UnsetType = UNSET
     models: Annotated[list[NonEmpty], Meta(min_length=1)] | UnsetType = UNSET
     same_model: list[_SameModelTable] = []
     limits: list[_LimitTable] = []
@@ -58,8 +59,8 @@ def parse_upstreams(
 ) -> list[UpstreamSetting]:
     """The upstreams of the ``[[upstream]]`` tables, in the file's order.
 
-    ``environment`` has the variables that ``key_env`` names; ``egress`` applies to a table that sets none of its own.
-    Raises `ConfigError`.
+    ``environment`` has the variables that ``key_env`` and ``canary_key_env`` name; ``egress`` applies to a table that
+    sets none of its own. Raises `ConfigError`.
     """
     upstreams: dict[str, UpstreamSetting] = {}
     for number, value in enumerate(tables, start=1):
@@ -68,6 +69,9 @@ def parse_upstreams(
         if isinstance(table.key_env, str):
             key = read_secret(table.key_env, environment, f"{where}: [[upstream]] key_env")
             setting = replace(setting, key=key)
+        if isinstance(table.canary_key_env, str):
+            key = read_secret(table.canary_key_env, environment, f"{where}: [[upstream]] canary_key_env")
+            setting = replace(setting, canary_key=key)
         setting = replace(setting, egress=_egress(table, egress, f"{where}: [[upstream]] {setting.name}"))
         if (table.ca is not UNSET or table.cert is not UNSET) and setting.egress.has_files and not setting.uses_tls:
             raise ConfigError(f"{where}: [[upstream]] {setting.name}: ca and cert need an https:// base_url")

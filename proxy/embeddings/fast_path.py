@@ -41,8 +41,8 @@ _NO_FIELDS: Mapping[str, str] = {}
 
 
 class Sighting(NamedTuple):
-    """A request whose like may be served without being parsed. ``keys_version``: of the client keys that admitted it,
-    as ``client``. ``fingerprint``: None for a body that has not come before."""
+    """A request whose like may be served without being parsed. ``keys_version``: as it was when it was admitted, as
+    ``client``. ``fingerprint``: None for a body that has not come before."""
 
     request: BaseRequest
     own: Identity
@@ -92,7 +92,9 @@ class FastPath:
         if len(body) > _MAX_BODY_BYTES or not _is_plain(request, own):
             return None
         is_repeated = self._memo.is_repeated(body)
-        fingerprint = self._memo.fingerprint(request.raw_path, own, body) if is_repeated else None
+        # Taken before its keys are derived: if an epoch begins in between, the fingerprint is that of no later request.
+        epochs = self._access.epochs_begun
+        fingerprint = self._memo.fingerprint(request.raw_path, own, body, epochs) if is_repeated else None
         return Sighting(request, own, keys_version, client, fingerprint)
 
     def remember(self, sighting: Sighting, client_request: ClientRequest, *, from_memory: bool) -> None:

@@ -22,7 +22,7 @@ _MAX_ITEMS = 256
 
 class KnownHead(HeadTemplate):
     """A head, and the requests that had it and were hits. It lives as long as its connection, like the credential in
-    it, and no longer than the client keys that admitted it."""
+    it, and no longer than the client keys that admitted it and the epochs of its keys."""
 
     __slots__ = ("_bodies", "_unread", "is_new", "keys_version")
 
@@ -88,6 +88,7 @@ class KnownBody:
             url=client_request.credential_scope.url,
             scope=scope,
             vector_headers=client_request.identity.vector_affecting,
+            epoch=client_request.epoch,
         )
         return cls(client_request, found, text_keys, row)
 

@@ -74,8 +74,18 @@ class _Turns:
 
 
 class Reader:
-    def __init__(self, origins: Router, access: Access, validations: Validations, bodies: BodyReader) -> None:
+    def __init__(
+        self,
+        origins: Router,
+        access: Access,
+        validations: Validations,
+        bodies: BodyReader,
+        *,
+        epoch_of: Callable[[str, str | None], int] = lambda *_: 0,
+    ) -> None:
+        """``epoch_of`` is called with the URL in a request's keys and its model, in any thread."""
         self._origins = origins
+        self._epoch_of = epoch_of
         self._access = access
         self._validations = validations
         self._bodies = bodies
@@ -157,7 +167,8 @@ class Reader:
             # The upstream decides how to read such a body. Where it reads it as JSON, so does the proxy.
             identity = identity._replace(vector_affecting=[*identity.vector_affecting, ("content-type", "")])
         keyed_url, scope = query.keyed(url), self._access.scope(identity)
-        derived = keys.derive(parsed, url=keyed_url, scope=scope, vector_headers=identity.vector_affecting)
+        epoch = self._epoch_of(keyed_url, parsed.model)
+        derived = keys.derive(parsed, url=keyed_url, scope=scope, vector_headers=identity.vector_affecting, epoch=epoch)
         has_id = origin.provider.responses_have_id
         return ClientRequest(
             parsed=parsed,
@@ -172,6 +183,7 @@ class Reader:
             credential_scope=CredentialScope(keyed_url, parsed.model),
             client=client,
             reservation=reservation,
+            epoch=epoch,
             span=span,
         )
 

@@ -41,7 +41,7 @@ class MemoEntry(Struct, frozen=True, gc=False):
     watched: tuple[Group, ...]  # its header fields that a hit clears (`proxy.embeddings.header_watch`)
     doubt: BypassReason | None  # why it is keyed by its whole body
     row: Row = UNCOUNTED  # of the client in the ledger
-    keys_version: int = 0  # of the client keys that admitted it (`proxy.access.admission.Access.keys_version`)
+    keys_version: int = 0  # when it was admitted (`proxy.access.admission.Access.keys_version`)
 
     @classmethod
     def of(cls, client_request: ClientRequest, row: Row) -> "MemoEntry":
@@ -89,10 +89,11 @@ class RequestMemo:
         self._recent[index] = seen
         return False
 
-    def fingerprint(self, target: str, own: Identity, body: bytes) -> bytes:
-        """The MAC of a request with these fields and no other that matters: equal only for equivalent requests."""
+    def fingerprint(self, target: str, own: Identity, body: bytes, epochs: int = 0) -> bytes:
+        """The MAC of a request with these fields and no other that matters: equal only for equivalent requests, whose
+        items have the same keys while no more than so many ``epochs`` have begun."""
         # The body runs to the end, so it needs no length.
-        state = blake2b(pack((target, own.credentials, own.vector_affecting)), key=self._secret, digest_size=32)
+        state = blake2b(pack((target, own.credentials, own.vector_affecting, epochs)), key=self._secret, digest_size=32)
         state.update(body)
         return state.digest()
 

@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 
 from aiohttp.web import BaseRequest, StreamResponse
 
 from proxy.access.admission import Access
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
+from proxy.canary.canary import Canary
+from proxy.canary.subject import Subject
 from proxy.embeddings.bypass import BypassRelay
 from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.log_once import LogOnce, reason_of
@@ -19,6 +22,7 @@ from proxy.embeddings.resolver import Outcome, Resolver
 from proxy.embeddings.responses import ResponseBuilder, finish_head
 from proxy.errors import ProxyError
 from proxy.fetch.fetcher import Fetcher
+from proxy.fetch.request import ClientRequest
 from proxy.http.bodies import BodyReader, BodyReservation
 from proxy.http.connection import Connection
 from proxy.http.streamed import Streamed
@@ -45,12 +49,15 @@ class EmbeddingsRoute:
         access: Access,
         validations: Validations,
         patience: Patience = NO_PATIENCE,
+        canary: Canary | None = None,
         is_draining: Callable[[], bool] = lambda: False,
     ) -> None:
         self._bodies = bodies
         self._patience = patience
+        self._canary = canary
         self._responses = responses
-        self._reader = Reader(origins, access, validations, bodies)
+        epochs = {} if canary is None else {"epoch_of": canary.epochs.of}
+        self._reader = Reader(origins, access, validations, bodies, **epochs)
         self._access = access
         self._fast_path = fast_path
         self._log_once = LogOnce()
@@ -149,9 +156,16 @@ class EmbeddingsRoute:
             outcome, response = await self._resolver.respond(read, sighting, progress, parsed_s)
         finally:
             progress.held_s = read.held_s
+        if self._canary is not None and response.status == HTTPStatus.OK:
+            self._canary.in_use.note(_subject(read))
         if read.held_s:
             response.headers["X-RateLimit-Wait-Ms"] = str(round(read.held_s * 1000))
         return outcome, response
+
+
+def _subject(read: ClientRequest) -> Subject:
+    """What the canary checks in place of a request."""
+    return Subject(read.origin.name, read.credential_scope.url, read.parsed.model, read.spec.model)
 
 
 def status_of_error(error: Exception) -> int:

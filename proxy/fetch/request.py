@@ -45,6 +45,7 @@ class ClientRequest:
     credential_scope: CredentialScope
     client: str | None  # for the ledger
     reservation: BodyReservation  # the memory that the request uses
+    epoch: int = 0  # of the model's weights, by which its keys were derived
     urgency: int = 0  # 0 to 7; the least goes first where requests wait for the upstream's rate limit
     began_s: float = 0.0  # event loop time
     held_until_s: float = 0.0  # event loop time: how long the client waits for that limit

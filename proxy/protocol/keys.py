@@ -24,14 +24,17 @@ KEY_BYTES = 32
 pack = msgpack.Packer(unicode_errors="surrogateescape").pack
 
 
-def derive(request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers: Fields) -> list[bytes]:
+def derive(
+    request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers: Fields, epoch: int = 0
+) -> list[bytes]:
     """The key of each item, in input order.
 
     ``url`` is where the request is sent, query included: it contains the upstream and, on Azure, the deployment.
     ``scope`` are the clients that share the entries, by default those with the same credentials. ``vector_headers`` are
-    `proxy.protocol.identities.Identity.vector_affecting`.
+    `proxy.protocol.identities.Identity.vector_affecting`. ``epoch`` is that of the model's weights: entries of one are
+    not found in another.
     """
-    common = _common(request, url, scope, vector_headers)
+    common = _common(request, url, scope, vector_headers, epoch)
     items: Iterable[bytes]
     if request.kind is ItemKind.TEXT:
         items = map(str.encode, request.items)
@@ -50,19 +53,20 @@ class TextKeys:
 
     __slots__ = ("_copy",)
 
-    def __init__(self, request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers: Fields) -> None:
+    def __init__(
+        self, request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers: Fields, epoch: int = 0
+    ) -> None:
         """The ``request`` is one of texts."""
-        self._copy = blake2b(_common(request, url, scope, vector_headers), digest_size=KEY_BYTES).copy
+        self._copy = blake2b(_common(request, url, scope, vector_headers, epoch), digest_size=KEY_BYTES).copy
 
     def of(self, texts: list[str]) -> list[bytes]:
         return _hashed(self._copy, map(str.encode, texts))
 
 
-def _common(request: EmbeddingRequest, url: str, scope: Fields, vector_headers: Fields) -> bytes:
-    """What the keys of all items begin with."""
-    packed: bytes = pack(
-        (_SCHEMA, scope, url, vector_headers, request.model, _canonical(request.parameters), request.kind.value)
-    )
+def _common(request: EmbeddingRequest, url: str, scope: Fields, vector_headers: Fields, epoch: int) -> bytes:
+    """What the keys of all items begin with. In epoch 0 it has no epoch, as it had before there were any."""
+    parts = (_SCHEMA, scope, url, vector_headers, request.model, _canonical(request.parameters), request.kind.value)
+    packed: bytes = pack((*parts, epoch) if epoch else parts)
     return packed
 
 

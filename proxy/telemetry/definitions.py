@@ -265,6 +265,57 @@ MEMORY_DISCARDED = Definition(
     ("reason",),
 )
 
+# The canary: whether an upstream still computes the vectors that it once did.
+_CANARY = ("upstream", "model")
+CANARY_CHECKS = Definition(
+    "embedding_proxy_canary_checks",
+    "Checks of a model by this process, by what they said: first, its vectors are what later checks are compared with;"
+    " same-bits; within-noise, no farther from the first vectors than the upstream's responses for one text are from"
+    " each other; last-bits, farther, but by less than a search would notice; drifted, other weights; dimensions,"
+    " vectors of another length; other-model, the response names another model; failed, no vectors.",
+    (*_CANARY, "verdict"),
+)
+CANARY_VERDICT = Definition(
+    "embedding_proxy_canary_verdict",
+    "What the latest check of a model that got vectors said, in whichever process: 1 for that verdict, 0 for the"
+    " others. failed is 1 beside it if later checks failed.",
+    (*_CANARY, "verdict"),
+)
+CANARY_DISTANCE = Definition(
+    "embedding_proxy_canary_distance",
+    "The largest cosine distance (1 - cosine) of a text's vector to its first one, in the latest check that got"
+    " vectors.",
+    _CANARY,
+)
+CANARY_NOISE = Definition(
+    "embedding_proxy_canary_noise",
+    "The largest cosine distance between two responses of the upstream for one text, alone and in a batch.",
+    _CANARY,
+)
+CANARY_CHANGED = Definition(
+    "embedding_proxy_canary_changed_ratio",
+    "The ratio of numbers that differ in any bit from the first vectors, in the latest check that got vectors.",
+    _CANARY,
+)
+CANARY_EPOCH = Definition(
+    "embedding_proxy_canary_epoch",
+    "Which generation of the key a model's entries have; it grows when its weights change, with --on-drift new-epoch.",
+    _CANARY,
+)
+CANARY_FAILURES = Definition(
+    "embedding_proxy_canary_failures", "Failed checks of a model in a row, by all processes.", _CANARY
+)
+CANARY_MEASURED_AT = Definition(
+    "embedding_proxy_canary_measured_timestamp_seconds",
+    "Unix time of the latest check of a model that got vectors; 0 before the first.",
+    _CANARY,
+)
+CANARY_TOKENS = Definition(
+    "embedding_proxy_canary_tokens",
+    "Tokens that the upstream billed for checks by this process. They are in no other count of tokens.",
+    _CANARY,
+)
+
 # The process.
 LOOP_LAG = Definition(
     "embedding_proxy_event_loop_lag_seconds",

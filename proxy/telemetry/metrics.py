@@ -48,6 +48,7 @@ class Metrics:
         self._add_upstream()
         self._add_store()
         self._add_memory()
+        self._add_canary()
         self._add_process()
 
     def _add_requests(self) -> None:
@@ -111,6 +112,17 @@ class Metrics:
         self.memory_evicted_age = self._histogram(definitions.MEMORY_EVICTED_AGE)
         self.memory_discarded = self._counter(definitions.MEMORY_DISCARDED)
 
+    def _add_canary(self) -> None:
+        self.canary_checks = self._counter(definitions.CANARY_CHECKS)
+        self.canary_verdict = self._gauge(definitions.CANARY_VERDICT)
+        self.canary_distance = self._gauge(definitions.CANARY_DISTANCE)
+        self.canary_noise = self._gauge(definitions.CANARY_NOISE)
+        self.canary_changed = self._gauge(definitions.CANARY_CHANGED)
+        self.canary_epoch = self._gauge(definitions.CANARY_EPOCH)
+        self.canary_failures = self._gauge(definitions.CANARY_FAILURES)
+        self.canary_measured_at = self._gauge(definitions.CANARY_MEASURED_AT)
+        self.canary_tokens = self._counter(definitions.CANARY_TOKENS)
+
     def _add_process(self) -> None:
         self.loop_lag = self._histogram(definitions.LOOP_LAG)
         self._gauge(definitions.BUILD_INFO).labels(__version__, platform.python_version()).set(1)
@@ -158,6 +170,10 @@ class Metrics:
         """What ``client`` used of ``model``, for the ledger of clients."""
         counters = self._models.get(model, self._other_models)
         return self.ledger.row(client, counters.label, counters.price)
+
+    def items_of_model(self, model: str | None) -> float:
+        """How many items clients got of ``model``, or of all models without a label of their own."""
+        return sum(child.value for child in self.of_model(model).items.values())
 
     def label_of(self, model: str | None) -> str | None:
         """``model`` as logs and traces may show it."""

@@ -27,6 +27,7 @@ class Origin:
     routes: Routes
     client: UpstreamClient
     key: str | None = field(default=None, repr=False)  # the proxy's own; None: the client's goes upstream
+    canary_key: str | None = field(default=None, repr=False)  # of the canary's calls; None: ``key``
     cors: Cors = field(default_factory=Cors)
     is_shared: bool = False  # all clients see the same entries
     # All of these include the origin itself.
@@ -55,10 +56,13 @@ class Origin:
         forwarded = self.cors.outbound(forwarded)
         if self.key is None:
             return forwarded
-        outbound = headers.without_credentials(forwarded)
+        return self.with_key(headers.without_credentials(forwarded), self.key)
+
+    def with_key(self, fields: CIMultiDict[str], key: str) -> CIMultiDict[str]:
+        """``fields`` with a key for this upstream, in the field that its provider takes it from."""
         name, _, scheme = self.provider.auth.partition(": ")
-        outbound[name] = f"{scheme} {self.key}" if scheme else self.key
-        return outbound
+        fields[name] = f"{scheme} {key}" if scheme else key
+        return fields
 
     def target(self, received: str) -> str:
         """The target of a request to this upstream: without the client's credentials if the proxy has a key for it."""

@@ -46,6 +46,8 @@ def test_defaults(served: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_p
             upstream_connect_timeout_s=10.0,
             upstream_read_timeout_s=600.0,
             upstream_timeout_s=600.0,
+            canary_interval_s=None,
+            on_drift="alarm",
             drain_delay_s=0.0,
             shutdown_timeout_s=30.0,
         )
@@ -83,8 +85,10 @@ def test_every_flag_has_its_variable_and_its_key(
         "cors_origins": "https://app.example.com, http://localhost:3000",
         "upstream_proxy": "http://u:c4nary@p:3128", "upstream_ca": "ca.pem", "upstream_cert": "cert.pem",
         "upstream_cert_key": "key.pem", "client_labels_key_env": "SECRET",
+        "canary": "2h", "canary_key_env": "CANARY", "on_drift": "new-epoch",
     }  # fmt: skip
     monkeypatch.setenv("KEY", "sk-owned")
+    monkeypatch.setenv("CANARY", "sk-canary")
     monkeypatch.setenv("SECRET", "s" * 32)
     file = tmp_path / "proxy.toml"
     file.write_text("".join(f'{name} = "{value}"\n' for name, value in given.items()))
@@ -95,6 +99,8 @@ def test_every_flag_has_its_variable_and_its_key(
     serve(monkeypatch)
     assert served[0] == served[1] == served[2]
     assert served[0].reports_full_usage
+    assert served[0].canary_interval_s == 7200
+    assert served[0].upstream.canary_key == "sk-canary"
     assert {param.name for param in serve_command.params} == {*given, "config"}
 
 

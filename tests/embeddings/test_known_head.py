@@ -336,6 +336,23 @@ async def test_entries_past_their_ttl_are_fetched_again(start_proxy: StartProxy)
         assert b"X-Cache: MISS" in await line.ask(request(body("c")))
 
 
+async def test_in_a_new_epoch_a_known_head_is_learnt_anew(start_proxy: StartProxy, parsed: Parsed) -> None:
+    client = await start_proxy(canary_interval_s=3600.0, on_drift="new-epoch")
+    async with wire(client) as line:
+        await known(line, client)
+        assert b"X-Cache: HIT" in await line.ask(request(body("c")))
+        canary = client.proxy.canary
+        assert canary is not None
+        (subject,) = canary.in_use.current()
+        await canary.epochs.advance(subject.digest, 0)
+        assert b"X-Cache: MISS" in await line.ask(request(body("d")))
+        await known(line, client)
+        before = parsed.count
+        for text in "cd":
+            assert b"X-Cache: HIT" in await line.ask(request(body(text)))
+        assert parsed.count == before
+
+
 async def test_large_responses_are_streamed(client: Client, upstream: ScriptedUpstream, parsed: Parsed) -> None:
     upstream.dimensions = 4096
     async with wire(client) as line:

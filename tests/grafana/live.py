@@ -185,6 +185,7 @@ def serving(folder: Path) -> Iterator[Live]:
             f"""
             memory = "1MiB"
             revalidate = "1s"
+            canary = "1m"
             [prices]
             "demo*" = 0.02
             [[upstream]]

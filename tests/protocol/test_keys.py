@@ -180,3 +180,30 @@ def test_requests_of_one_group_differ_in_nothing_but_their_items(change: dict[st
     assert group(fields, [("k", "1")]) != group(fields, [("k", "2")])
     assert group(fields, [("k", "1")]) != group(fields | change, [("k", "1")])
     assert group(fields, [("k", "1")]) != group(fields, [("k", "1")], "https://app.example.com")
+
+
+def test_epoch_zero_has_the_keys_that_there_were_before_epochs() -> None:
+    body = body_of("m", ["hello"], {"dimensions": 8})
+    key = "9e42511896f2be8259d79e30bcd129477a21de8d2eebce92151691ad71bee663"
+    assert derive(body, credentials=[("authorization", "Bearer k")], vector_headers=[("x-a", "b")])[0].hex() == key
+
+
+@given(identities(), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+def test_epochs_have_no_key_in_common(identity: dict[str, Any], one: int, other: int) -> None:
+    body = body_of(identity["model"], [identity["item"]], identity["parameters"])
+    request = embedding_request.parse_request(
+        body, request_body.parse_object(body), replace(GENERIC, inputs=frozenset(InputFormat))
+    )
+    found = [
+        keys.derive(
+            request,
+            url=identity["url"],
+            scope=identity["credentials"],
+            vector_headers=identity["vector_headers"],
+            epoch=epoch,
+        )
+        for epoch in (one, other)
+    ]
+    assert (found[0] == found[1]) is (one == other)
+    if one == 0:
+        assert found[0] == [key_of(identity)]
