@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from proxy.fetch.outcomes import EmbedResult, ErrorResponse, Outcome, without_request
-from proxy.fetch.pacer import Cost, Pacer, SentCall
+from proxy.fetch.pacer import Pacer, SentCall
+from proxy.fetch.quotas import Cost
 from proxy.fetch.request import ClientRequest, LaneName
 from proxy.fetch.stated_quota import NEVER_S
 from proxy.fetch.wait_queue import WaitQueue
@@ -60,20 +61,25 @@ class Lane:
         items, tokens = self.pacer.largest(limits.items, limits.tokens)
         return limits._replace(items=self.pacer.most_merged(items) if is_merged else items, tokens=tokens)
 
+    def ready_at_s(self, cost: Cost) -> float:
+        """As of the pacer."""
+        return self.pacer.ready_at_s(cost, self._clock())
+
     def is_ready(self, cost: Cost) -> bool:
         now_s = self._clock()
         return self.pacer.ready_at_s(cost, now_s) <= now_s
 
     def stated_at_s(self, cost: Cost) -> float:
-        """From when on a call is accepted, by what responses stated; event loop time."""
-        return self.pacer.stated_at_s(cost, self._clock())
+        """From when on a call is accepted, by what responses stated and a refusal confirmed; event loop time."""
+        now_s = self._clock()
+        return self.pacer.stated_at_s(cost, now_s) if self.pacer.is_confirmed(now_s) else now_s
 
     def sent(self, batch: Sequence[Waiting]) -> "LaneCall":
         return LaneCall(self, self.pacer.sent(cost_of(batch), self._clock()))
 
     def wake_for(self, cost: Cost) -> None:
         """Wake when a call of ``cost`` may be sent, unless a call in flight ends before."""
-        at_s = self.pacer.ready_at_s(cost, self._clock())
+        at_s = self.ready_at_s(cost)
         if self._timer is not None and self._timer.when() == at_s:
             return
         self._cancel_timer()
