@@ -20,7 +20,12 @@ SUFFIX = ".sock"
 _TIMEOUT = ClientTimeout(total=2.0)
 # Gauges of a state, not of an amount: the greatest value counts, not the sum.
 _GREATEST = frozenset(
-    {"embedding_proxy_breaker_state", "embedding_proxy_build_info", "embedding_proxy_store_changes_age_seconds"}
+    {
+        "embedding_proxy_breaker_state",
+        "embedding_proxy_build_info",
+        "embedding_proxy_store_changes_age_seconds",
+        "embedding_proxy_upstream_rate_limit_held_seconds",
+    }
 )
 
 

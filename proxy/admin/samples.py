@@ -46,16 +46,17 @@ class Samples:
         """A gauge by the value of ``label``."""
         return self._sums(metric.name, label)
 
+    def gauges_by(self, metric: Definition, outer: str, inner: str) -> dict[str, dict[str, float]]:
+        """A gauge by the value of the label ``outer``, and for each by that of ``inner``."""
+        return self._sums_by(metric.name, outer, inner)
+
     def counters(self, metric: Definition, label: str) -> dict[str, float]:
         """A counter by the value of ``label``, summed over all others."""
         return self._sums(metric.name + "_total", label)
 
     def counters_by(self, metric: Definition, outer: str, inner: str) -> dict[str, dict[str, float]]:
         """A counter by the value of the label ``outer``, and for each by that of ``inner``."""
-        sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        for sample in self._by_name[metric.name + "_total"]:
-            sums[sample.labels[outer]][sample.labels[inner]] += sample.value
-        return sums
+        return self._sums_by(metric.name + "_total", outer, inner)
 
     def buckets(self, metric: Definition, label: str = "") -> dict[str, Buckets]:
         """A histogram by the value of ``label``, under ``""`` if it has no labels."""
@@ -63,6 +64,12 @@ class Samples:
         for sample in self._by_name[metric.name + "_bucket"]:
             found[sample.labels.get(label, "")][float(sample.labels["le"])] = sample.value
         return dict(found)
+
+    def _sums_by(self, name: str, outer: str, inner: str) -> dict[str, dict[str, float]]:
+        sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for sample in self._by_name[name]:
+            sums[sample.labels[outer]][sample.labels[inner]] += sample.value
+        return sums
 
     def _sums(self, name: str, label: str) -> dict[str, float]:
         sums: dict[str, float] = defaultdict(float)

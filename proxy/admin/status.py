@@ -24,6 +24,13 @@ class ModelStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimitStatus:
+    model: str  # chosen by a client: show it as text, never as markup
+    held_s: float  # for how long requests have waited for it without a pause; 0: none waits
+    calls_per_s: float | None  # None: unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamStatus:
     name: str
     base_url: str
@@ -32,6 +39,7 @@ class UpstreamStatus:
     calls: int = 0
     failed: int = 0  # calls without a 2xx response
     latency: Latency | None = None  # None: it was never called
+    rate_limits: tuple[RateLimitStatus, ...] = ()  # that are known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,15 +148,40 @@ def _upstreams(samples: Samples, upstreams: Iterable[UpstreamStatus]) -> list[Up
     """``upstreams`` with their numbers filled in."""
     calls = samples.counters_by(definitions.UPSTREAM_RESPONSES, "upstream", "status")
     buckets = samples.buckets(definitions.UPSTREAM_SECONDS, "upstream")
-    return [_upstream(upstream, calls.get(upstream.name, {}), buckets.get(upstream.name)) for upstream in upstreams]
+    held_s = samples.gauges_by(definitions.RATE_LIMIT_HELD_SECONDS, "upstream", "model")
+    calls_per_s = samples.gauges_by(definitions.RATE_LIMIT_CALLS_PER_SECOND, "upstream", "model")
+    return [
+        _upstream(
+            upstream,
+            calls.get(upstream.name, {}),
+            buckets.get(upstream.name),
+            _rate_limits(held_s.get(upstream.name, {}), calls_per_s.get(upstream.name, {})),
+        )
+        for upstream in upstreams
+    ]
 
 
-def _upstream(upstream: UpstreamStatus, calls: Mapping[str, float], buckets: Buckets | None) -> UpstreamStatus:
+def _rate_limits(held_s: Mapping[str, float], calls_per_s: Mapping[str, float]) -> tuple[RateLimitStatus, ...]:
+    """Those that make requests wait first."""
+    limits = [
+        RateLimitStatus(model=model, held_s=seconds, calls_per_s=calls_per_s.get(model))
+        for model, seconds in held_s.items()
+    ]
+    return tuple(sorted(limits, key=lambda limit: (-limit.held_s, limit.model))[:_MAX_MODELS])
+
+
+def _upstream(
+    upstream: UpstreamStatus,
+    calls: Mapping[str, float],
+    buckets: Buckets | None,
+    rate_limits: tuple[RateLimitStatus, ...],
+) -> UpstreamStatus:
     return replace(
         upstream,
         calls=int(sum(calls.values())),
         failed=int(sum(count for status, count in calls.items() if not status.startswith("2"))),
         latency=None if buckets is None else latency_of(buckets),
+        rate_limits=rate_limits,
     )
 
 

@@ -52,6 +52,7 @@ class HeldRequests:
         self._refusals = metrics.rate_limit_refusals
         self._wait_seconds = metrics.rate_limit_wait_seconds
         metrics.rate_limited_items.set_function(self._count_items)
+        metrics.watch_lanes(lambda: [lane.state for lane in lanes.all()])
         self._start = start
         self._room_for = room_for
         self._is_too_large = is_too_large

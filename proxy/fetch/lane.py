@@ -1,22 +1,26 @@
 """The lane to one upstream, credential and model: its pacer, and the requests that wait for it."""
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from proxy.fetch.outcomes import EmbedResult, ErrorResponse, Outcome, without_request
-from proxy.fetch.pacer import Pacer, SentCall
+from proxy.fetch.pacer import Pacer
 from proxy.fetch.quotas import Cost
 from proxy.fetch.request import ClientRequest, LaneName
+from proxy.fetch.sent_call import SentCall
 from proxy.fetch.stated_quota import NEVER_S
 from proxy.fetch.wait_queue import WaitQueue
 from proxy.fetch.waiting import Waiting, cost_of
 from proxy.protocol import rate_limits
 from proxy.protocol.provider import Limits
+from proxy.telemetry.lane_gauges import LaneState
 
 _MAX_LOOKED_AT = 8
+_MAX_LABEL = 128  # lanes outlive requests, and a client chooses the model's name
 # For so long a refusal is an answer to requests that were not sent.
 _RECENT_S = 300.0
 
@@ -24,9 +28,12 @@ NewPacer = Callable[[str, str | None], Pacer]
 
 
 class Lane:
-    def __init__(self, pacer: Pacer, wake: Callable[["Lane"], object]) -> None:
-        """``wake`` is called when a call may be sent."""
+    def __init__(
+        self, pacer: Pacer, wake: Callable[["Lane"], object], *, upstream: str = "", model: str | None = None
+    ) -> None:
+        """``wake`` is called when a call may be sent. ``upstream`` and ``model`` are what metrics call it."""
         self.pacer = pacer
+        self._upstream, self._model = upstream, model
         self.queue: WaitQueue[Waiting] = WaitQueue()
         # What was refused alone, until another call is accepted or has been refused as well. Or, with a timer, until it
         # has waited by itself.
@@ -44,6 +51,12 @@ class Lane:
     @property
     def is_in_use(self) -> bool:
         return bool(self.queue or self.resting) or self.pacer.has_calls
+
+    @property
+    def state(self) -> LaneState:
+        since_s, calls_per_s = self.pacer.held_since_s, self.pacer.calls_per_s
+        held_s = self._clock() - since_s if since_s is not None and (self.queue or self.resting) else 0.0
+        return LaneState(self._upstream, self._model, held_s, calls_per_s if math.isfinite(calls_per_s) else None)
 
     @property
     def held(self) -> list[Waiting]:
@@ -80,6 +93,7 @@ class Lane:
     def wake_for(self, cost: Cost) -> None:
         """Wake when a call of ``cost`` may be sent, unless a call in flight ends before."""
         at_s = self.ready_at_s(cost)
+        self.pacer.holds(self._clock())
         if self._timer is not None and self._timer.when() == at_s:
             return
         self._cancel_timer()
@@ -154,8 +168,9 @@ class Lanes:
         if lane is not None:
             self._lanes.move_to_end(name)
             return lane
-        pacer = self._new_pacer(client_request.origin.name, client_request.parsed.model)
-        lane = self._lanes[name] = Lane(pacer, wake)
+        upstream, model = client_request.origin.name, client_request.parsed.model
+        label = model if model is None or len(model) <= _MAX_LABEL else ""
+        lane = self._lanes[name] = Lane(self._new_pacer(upstream, model), wake, upstream=upstream, model=label)
         self._evict()
         return lane
 

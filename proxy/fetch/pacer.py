@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from proxy.fetch.learned_rate import LearnedRate
 from proxy.fetch.learned_size import LearnedSize
 from proxy.fetch.quotas import Cost, Quotas
+from proxy.fetch.sent_call import SentCall
 from proxy.fetch.stated_quota import MINUTE_S, NEVER_S
 from proxy.protocol.rate_limits import NOTHING_STATED, RateLimits
 
@@ -50,16 +51,6 @@ _CALLS_PER_SLOT = 30
 _FORGET_S = 120.0
 # The same for a quota that responses state, until a refusal confirms it for so long.
 _TRY_S, _CONFIRMED_S = 5.0, 300.0
-
-
-@dataclass(slots=True, eq=False)
-class SentCall:
-    """A call in flight, which was the ``in_flight``-th one when it was sent."""
-
-    cost: Cost
-    at_s: float
-    in_flight: int
-    is_against_stated: bool = False  # it was sent although responses stated that nothing is left
 
 
 @dataclass(slots=True)
@@ -109,6 +100,11 @@ class Pacer:
     @property
     def is_learned(self) -> bool:
         return self._calls.is_learned or math.isfinite(self._max_in_flight) or self._backoff_s > 0
+
+    @property
+    def calls_per_s(self) -> float:
+        """The limit on calls that is known, by whatever means; infinity: none."""
+        return min(self._calls.per_s, self._configured.calls_per_s, self._quotas.calls_per_s)
 
     def ready_at_s(self, cost: Cost, now_s: float) -> float:
         """From when on a call may be sent; ``now_s`` or earlier: now. `NEVER_S`: not before a call in flight ends."""
@@ -183,8 +179,7 @@ class Pacer:
         self.is_paced, is_probe, self._is_distrusted = True, self._backoff_s > 0, False
         self._end(call, stated, now_s)
         self._count_refusal(call, now_s)
-        if self.held_since_s is None:
-            self.held_since_s = now_s
+        self.holds(now_s)
         is_alone = is_probe and call.at_s - self._cut_at_s >= _MIN_BACKOFF_S and not self._calls.accepted
         if not self._size.largest:
             is_alone = is_alone and self._refusals % _REFUSALS_OF_A_SIZE == 0
@@ -235,6 +230,11 @@ class Pacer:
         """It ended without a response, if it has not ended yet."""
         if call in self._in_flight:
             self._end(call, NOTHING_STATED, now_s)
+
+    def holds(self, now_s: float) -> None:
+        """It makes something wait."""
+        if self.held_since_s is None:
+            self.held_since_s = now_s
 
     def is_free(self, now_s: float) -> None:
         """Nothing waits."""

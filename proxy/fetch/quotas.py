@@ -53,6 +53,16 @@ class Quotas:
         """Whether nothing is left of one of them."""
         return any(quota.ready_at_s(1, now_s) > now_s for quota in self._by_name.values())
 
+    @property
+    def calls_per_s(self) -> float:
+        """The least rate of requests that they allow; infinity if none is known."""
+        rates = (
+            quota.per_s or quota.limit / quota.window_s
+            for name, quota in self._by_name.items()
+            if name.startswith("requests")
+        )
+        return min(rates, default=math.inf)
+
     def largest(self, tokens: int) -> int:
         """The tokens of the largest call that can ever be accepted, of at most so many."""
         for name, quota in self._by_name.items():

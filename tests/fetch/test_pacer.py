@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from proxy.fetch.learned_rate import LearnedRate
 from proxy.fetch.learned_size import LearnedSize
-from proxy.fetch.pacer import Pacer, SentCall
+from proxy.fetch.pacer import Pacer
 from proxy.fetch.quotas import Cost
+from proxy.fetch.sent_call import SentCall
 from proxy.protocol.rate_limits import NOTHING_STATED, Quota, RateLimits
 from tests.support.limiters import LIMITERS, REFUSAL, Concurrency, Verdict
 from tests.support.paced_upstream import Simulation
