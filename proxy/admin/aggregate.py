@@ -27,6 +27,7 @@ _GREATEST = frozenset(
         definitions.BREAKER_STATE,
         definitions.BUILD_INFO,
         definitions.STORE_CHANGES_AGE,
+        definitions.RATE_LIMIT_HELD_SECONDS,
         definitions.CANARY_VERDICT,
         definitions.CANARY_DISTANCE,
         definitions.CANARY_NOISE,

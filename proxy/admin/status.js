@@ -99,6 +99,12 @@ function chart(steps) {
   $("chart").setAttribute("aria-label", `In the last ten minutes ${count(all)} items, ${count(cached)} of them from the cache; at most ${all ? count(most) : 0} in 10 seconds`);
 }
 
+function limited({model, held_s, calls_per_s}) {
+  const since = new Date(Date.now() - held_s * 1000).toLocaleTimeString();
+  return `${model}: ${held_s ? `held by the upstream's limit since ${since}, ` : ""}`
+    + (calls_per_s === null ? "limit unknown" : `limit ${Number(calls_per_s.toPrecision(2))} calls/s`);
+}
+
 let last = null;
 function windowed() {
   const chosen = last[document.querySelector("input[name=window]:checked").value];
@@ -148,7 +154,8 @@ function show(status) {
     `${each.reason} ${each.field}`.trim(), count(each.requests), {text: each.client || NONE, kind: "text"}, {text: each.user_agent || NONE, kind: "text"},
   ]), "All requests can be cached.");
   table("upstreams", status.upstreams.map((upstream) => [
-    [upstream.name, upstream.base_url === "http://demo-2.invalid/v1" ? "built in" : upstream.base_url, ...upstream.models].join(" · "),
+    [upstream.name, upstream.base_url === "http://demo-2.invalid/v1" ? "built in" : upstream.base_url, ...upstream.models,
+      ...upstream.rate_limits.map(limited)].join(" · "),
     count(upstream.calls), {text: count(upstream.failed), kind: upstream.failed ? "number bad" : "number"},
     ...["p50_s", "p99_s"].map((q) => upstream.latency ? took(upstream.latency[q], upstream.latency.limit_s) : NONE),
   ]));
@@ -198,6 +205,9 @@ async function poll() {
     const troubles = Object.entries(status.breakers).filter(([, state]) => state !== "closed").map((pair) => pair.join(" is "));
     for (const own of status.canary) {
       if (BAD_VERDICTS.includes(own.verdict)) troubles.push(`${own.model}: ${own.verdict}`);
+    }
+    for (const {name, rate_limits} of status.upstreams) {
+      if (rate_limits.some((limit) => limit.held_s)) troubles.push(`requests wait for the rate limit of ${name}`);
     }
     if (status.is_draining) troubles.unshift("stopping: not ready, finishing what is under way");
     state(["Live", ...troubles].join("; "), troubles.length > 0);

@@ -53,6 +53,13 @@ class UncachedStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimitStatus:
+    model: str  # chosen by a client: show it as text, never as markup
+    held_s: float  # for how long requests have waited for it without a pause; 0: none waits
+    calls_per_s: float | None  # None: unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamStatus:
     name: str
     base_url: str
@@ -61,6 +68,7 @@ class UpstreamStatus:
     calls: int = 0
     failed: int = 0  # calls without a 2xx response
     latency: Latency | None = None  # None: it was never called
+    rate_limits: tuple[RateLimitStatus, ...] = ()  # that are known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,15 +222,41 @@ def _upstreams(samples: Samples, upstreams: Iterable[UpstreamStatus]) -> list[Up
     """``upstreams`` with their numbers filled in."""
     calls = samples.counters_by(definitions.UPSTREAM_RESPONSES, "upstream", "status")
     buckets = samples.buckets(definitions.UPSTREAM_SECONDS, "upstream")
-    return [_upstream(upstream, calls.get(upstream.name, {}), buckets.get(upstream.name)) for upstream in upstreams]
+    limits = _rate_limits(samples)
+    return [
+        _upstream(
+            upstream,
+            calls.get(upstream.name, {}),
+            buckets.get(upstream.name),
+            tuple(limits.get(upstream.name, [])[:_MAX_MODELS]),
+        )
+        for upstream in upstreams
+    ]
 
 
-def _upstream(upstream: UpstreamStatus, calls: Mapping[str, float], buckets: Buckets | None) -> UpstreamStatus:
+def _rate_limits(samples: Samples) -> dict[str, list[RateLimitStatus]]:
+    """By upstream, those that make requests wait first."""
+    calls_per_s = samples.gauges_by(definitions.RATE_LIMIT_CALLS_PER_SECOND, "upstream", "model")
+    limits: dict[str, list[RateLimitStatus]] = {}
+    held = samples.gauges_by(definitions.RATE_LIMIT_HELD_SECONDS, "upstream", "model")
+    for (upstream, model), held_s in sorted(held.items(), key=lambda item: (-item[1], item[0])):
+        limit = RateLimitStatus(model=model, held_s=held_s, calls_per_s=calls_per_s.get((upstream, model)))
+        limits.setdefault(upstream, []).append(limit)
+    return limits
+
+
+def _upstream(
+    upstream: UpstreamStatus,
+    calls: Mapping[str, float],
+    buckets: Buckets | None,
+    rate_limits: tuple[RateLimitStatus, ...],
+) -> UpstreamStatus:
     return replace(
         upstream,
         calls=int(sum(calls.values())),
         failed=int(sum(count for status, count in calls.items() if not status.startswith("2"))),
         latency=None if buckets is None else latency_of(buckets),
+        rate_limits=rate_limits,
     )
 
 

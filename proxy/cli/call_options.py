@@ -20,8 +20,8 @@ CALL_OPTIONS = (
     Option(
         name="rate-limit-wait",
         type=types.SECONDS,
-        default="0s",
-        help="How long a request may wait for the upstream's rate limit, from its start, as `60s`. Refused calls (429,"
+        default="60s",
+        help="How long a request may wait for the upstream's rate limit, from its start. Refused calls (429,"
         " or 503 and 529 with `Retry-After`) are sent again when the limit allows it. `0s` relays refusals at once.",
         field="rate_limit_wait_s",
     ),

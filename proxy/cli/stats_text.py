@@ -99,7 +99,13 @@ def _upstreams(status: Status) -> list[str]:
         of = own.latency
         took = (_NONE, _NONE) if of is None else (_took(of.p50_s, of), _took(of.p99_s, of))
         rows.append((_truncated(own.name), f"{own.calls:,}", f"{own.failed:,}", *took))
-    return _aligned(rows)
+    return _aligned(rows) + [
+        f"{_truncated(own.name)}: {_truncated(limit.model)} held by its rate limit for {_duration(limit.held_s)}"
+        + ("" if limit.calls_per_s is None else f", {limit.calls_per_s:.3g} calls/s")
+        for own in status.upstreams
+        for limit in own.rate_limits
+        if limit.held_s
+    ]
 
 
 def _canary(status: Status) -> list[str]:

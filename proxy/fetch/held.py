@@ -16,7 +16,7 @@ from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.held_keys import HeldKeys
 from proxy.fetch.lane import Lane, LaneCall, Lanes
 from proxy.fetch.outcomes import CallFailure, ErrorResponse, Outcome, rate_limit_refusal
-from proxy.fetch.pacer import Cost
+from proxy.fetch.quotas import Cost
 from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.stated_quota import NEVER_S
 from proxy.fetch.wait_queue import Ticket
@@ -52,6 +52,7 @@ class HeldRequests:
         self._refusals = metrics.rate_limit_refusals
         self._wait_seconds = metrics.rate_limit_wait_seconds
         metrics.rate_limited_items.set_function(self._count_items)
+        metrics.watch_lanes(lambda: [lane.state for lane in lanes.all()])
         self._start = start
         self._room_for = room_for
         self._is_too_large = is_too_large
@@ -256,7 +257,7 @@ def _note(waiting: Waiting, refusal: ErrorResponse, *, is_alone: bool) -> None:
 
 
 def _stated(lane: Lane, waiting: Waiting) -> RateLimited:
-    left_s = lane.stated_at_s(cost_of([waiting])) - asyncio.get_running_loop().time()
+    left_s = lane.ready_at_s(cost_of([waiting])) - asyncio.get_running_loop().time()
     retry_after_s = max(1, math.ceil(left_s)) if left_s < NEVER_S else 1
     return RateLimited("The upstream's rate limit takes no call now.", retry_after_s=retry_after_s)
 

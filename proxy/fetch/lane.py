@@ -1,21 +1,26 @@
 """The lane to one upstream, credential and model: its pacer, and the requests that wait for it."""
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from proxy.fetch.outcomes import EmbedResult, ErrorResponse, Outcome, without_request
-from proxy.fetch.pacer import Cost, Pacer, SentCall
+from proxy.fetch.pacer import Pacer
+from proxy.fetch.quotas import Cost
 from proxy.fetch.request import ClientRequest, LaneName
+from proxy.fetch.sent_call import SentCall
 from proxy.fetch.stated_quota import NEVER_S
 from proxy.fetch.wait_queue import WaitQueue
 from proxy.fetch.waiting import Waiting, cost_of
 from proxy.protocol import rate_limits
 from proxy.protocol.provider import Limits
+from proxy.telemetry.lane_gauges import LaneState
 
 _MAX_LOOKED_AT = 8
+_MAX_LABEL = 128  # lanes outlive requests, and a client chooses the model's name
 # For so long a refusal is an answer to requests that were not sent.
 _RECENT_S = 300.0
 
@@ -23,9 +28,12 @@ NewPacer = Callable[[str, str | None], Pacer]
 
 
 class Lane:
-    def __init__(self, pacer: Pacer, wake: Callable[["Lane"], object]) -> None:
-        """``wake`` is called when a call may be sent."""
+    def __init__(
+        self, pacer: Pacer, wake: Callable[["Lane"], object], *, upstream: str = "", model: str | None = None
+    ) -> None:
+        """``wake`` is called when a call may be sent. ``upstream`` and ``model`` are what metrics call it."""
         self.pacer = pacer
+        self._upstream, self._model = upstream, model
         self.queue: WaitQueue[Waiting] = WaitQueue()
         # What was refused alone, until another call is accepted or has been refused as well. Or, with a timer, until it
         # has waited by itself.
@@ -45,6 +53,12 @@ class Lane:
         return bool(self.queue or self.resting) or self.pacer.has_calls
 
     @property
+    def state(self) -> LaneState:
+        since_s, calls_per_s = self.pacer.held_since_s, self.pacer.calls_per_s
+        held_s = self._clock() - since_s if since_s is not None and (self.queue or self.resting) else 0.0
+        return LaneState(self._upstream, self._model, held_s, calls_per_s if math.isfinite(calls_per_s) else None)
+
+    @property
     def held(self) -> list[Waiting]:
         return [*self.queue.values(), *self.resting]
 
@@ -60,20 +74,26 @@ class Lane:
         items, tokens = self.pacer.largest(limits.items, limits.tokens)
         return limits._replace(items=self.pacer.most_merged(items) if is_merged else items, tokens=tokens)
 
+    def ready_at_s(self, cost: Cost) -> float:
+        """As of the pacer."""
+        return self.pacer.ready_at_s(cost, self._clock())
+
     def is_ready(self, cost: Cost) -> bool:
         now_s = self._clock()
         return self.pacer.ready_at_s(cost, now_s) <= now_s
 
     def stated_at_s(self, cost: Cost) -> float:
-        """From when on a call is accepted, by what responses stated; event loop time."""
-        return self.pacer.stated_at_s(cost, self._clock())
+        """From when on a call is accepted, by what responses stated and a refusal confirmed; event loop time."""
+        now_s = self._clock()
+        return self.pacer.stated_at_s(cost, now_s) if self.pacer.is_confirmed(now_s) else now_s
 
     def sent(self, batch: Sequence[Waiting]) -> "LaneCall":
         return LaneCall(self, self.pacer.sent(cost_of(batch), self._clock()))
 
     def wake_for(self, cost: Cost) -> None:
         """Wake when a call of ``cost`` may be sent, unless a call in flight ends before."""
-        at_s = self.pacer.ready_at_s(cost, self._clock())
+        at_s = self.ready_at_s(cost)
+        self.pacer.holds(self._clock())
         if self._timer is not None and self._timer.when() == at_s:
             return
         self._cancel_timer()
@@ -148,8 +168,9 @@ class Lanes:
         if lane is not None:
             self._lanes.move_to_end(name)
             return lane
-        pacer = self._new_pacer(client_request.origin.name, client_request.parsed.model)
-        lane = self._lanes[name] = Lane(pacer, wake)
+        upstream, model = client_request.origin.name, client_request.parsed.model
+        label = model if model is None or len(model) <= _MAX_LABEL else ""
+        lane = self._lanes[name] = Lane(self._new_pacer(upstream, model), wake, upstream=upstream, model=label)
         self._evict()
         return lane
 

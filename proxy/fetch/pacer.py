@@ -13,17 +13,19 @@ Three sources limit it, and the latest time counts:
   set from what was accepted before a refusal, and grow while nothing is refused (additive increase, multiplicative
   decrease, as in TCP).
 
-All of it may be wrong, or no longer true. So one call is sent after two minutes without any, whatever was said.
+All of it may be wrong, or no longer true. So one call is sent after two minutes without any, whatever was said; and
+after a few seconds, if no refusal has confirmed yet what responses state. If that call is accepted against what was
+stated, statements count for nothing until a call is refused.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from proxy.fetch.learned_rate import LearnedRate
 from proxy.fetch.learned_size import LearnedSize
-from proxy.fetch.stated_quota import MINUTE_S, NEVER_S, StatedQuota
+from proxy.fetch.quotas import Cost, Quotas
+from proxy.fetch.sent_call import SentCall
+from proxy.fetch.stated_quota import MINUTE_S, NEVER_S
 from proxy.protocol.rate_limits import NOTHING_STATED, RateLimits
 
 # The wait after a refusal that states none. It doubles with each further one until a call is accepted. The next time it
@@ -47,23 +49,8 @@ _WINDOW_GROWTH = 1 / 4
 _CALLS_PER_SLOT = 30
 # Without a call for this long learned limits are forgotten, and one call is sent to try stated ones.
 _FORGET_S = 120.0
-_MAX_QUOTAS = 16
-
-
-class Cost(NamedTuple):
-    """What a call takes of the limits, besides being one call."""
-
-    items: int
-    tokens: int
-
-
-@dataclass(slots=True, eq=False)
-class SentCall:
-    """A call in flight, which was the ``in_flight``-th one when it was sent."""
-
-    cost: Cost
-    at_s: float
-    in_flight: int
+# The same for a quota that responses state, until a refusal confirms it for so long.
+_TRY_S, _CONFIRMED_S = 5.0, 300.0
 
 
 @dataclass(slots=True)
@@ -74,8 +61,8 @@ class Pacer:
     tokens_per_minute: float | None = None
     # When it began to make calls wait, until a call is accepted that did not have to.
     held_since_s: float | None = None
-    _configured: dict[str, StatedQuota] = field(default_factory=dict)
-    _quotas: dict[str, StatedQuota] = field(default_factory=dict)  # that responses stated
+    _configured: Quotas = field(default_factory=Quotas)
+    _quotas: Quotas = field(default_factory=Quotas)  # that responses stated
     _calls: LearnedRate = field(default_factory=LearnedRate)
     _items: LearnedRate = field(default_factory=LearnedRate)
     _in_flight: set[SentCall] = field(default_factory=set)
@@ -92,13 +79,13 @@ class Pacer:
     _blamed_at_s: float = -math.inf  # the last one that changed how many may be in flight
     _called_at_s: float = -math.inf  # the last call was sent, or ended
     _refused_at_s: float = -math.inf  # the last refusal
+    _is_distrusted: bool = False  # a call was accepted against what responses state
     _began_at_s: float = -math.inf  # since when accepted calls are counted
 
     def __post_init__(self) -> None:
         for name, per_minute in (("requests", self.requests_per_minute), ("tokens", self.tokens_per_minute)):
             if per_minute is not None:
-                quota = StatedQuota(limit=per_minute, level=per_minute, per_s=per_minute / MINUTE_S)
-                self._configured[name] = quota
+                self._configured.configure(name, per_minute)
         self.is_paced = bool(self._configured)
 
     @property
@@ -114,6 +101,11 @@ class Pacer:
     def is_learned(self) -> bool:
         return self._calls.is_learned or math.isfinite(self._max_in_flight) or self._backoff_s > 0
 
+    @property
+    def calls_per_s(self) -> float:
+        """The limit on calls that is known, by whatever means; infinity: none."""
+        return min(self._calls.per_s, self._configured.calls_per_s, self._quotas.calls_per_s)
+
     def ready_at_s(self, cost: Cost, now_s: float) -> float:
         """From when on a call may be sent; ``now_s`` or earlier: now. `NEVER_S`: not before a call in flight ends."""
         if not self.is_paced:
@@ -125,11 +117,18 @@ class Pacer:
         else:
             learned_at_s = max(self._calls.ready_at_s, self._items.ready_at_s)
         ready_at_s = max(learned_at_s, self.stated_at_s(cost, now_s))
-        return max(min(ready_at_s, self._called_at_s + _FORGET_S), _quotas_at_s(self._configured, cost, now_s))
+        tried_at_s = self._called_at_s + (_FORGET_S if self.is_confirmed(now_s) else _TRY_S)
+        return max(min(ready_at_s, tried_at_s), self._configured.ready_at_s(cost, now_s))
+
+    def is_confirmed(self, now_s: float) -> bool:
+        """Whether a call was refused lately, so that what is stated counts."""
+        return now_s - self._refused_at_s < _CONFIRMED_S
 
     def stated_at_s(self, cost: Cost, now_s: float) -> float:
         """From when on a call is accepted, by what responses stated."""
-        return max(self._blocked_until_s, _quotas_at_s(self._quotas, cost, now_s))
+        if self._is_distrusted:
+            return self._blocked_until_s
+        return max(self._blocked_until_s, self._quotas.ready_at_s(cost, now_s))
 
     def most_merged(self, items: int) -> int:
         """How many items to merge into one call, of at most so many."""
@@ -137,11 +136,7 @@ class Pacer:
 
     def largest(self, items: int, tokens: int) -> tuple[int, int]:
         """The largest call that can ever be accepted, of at most so many items and tokens."""
-        for quotas in (self._configured, self._quotas):
-            for name, quota in quotas.items():
-                if name.startswith("tokens") and quota.limit >= 1:
-                    tokens = int(min(tokens, quota.limit))
-        return int(min(items, self._size.max_items)), tokens
+        return int(min(items, self._size.max_items)), self._quotas.largest(self._configured.largest(tokens))
 
     def sent(self, cost: Cost, now_s: float) -> SentCall:
         if self.is_paced:
@@ -153,11 +148,11 @@ class Pacer:
         self._called_at_s = now_s
         if not self.is_paced:
             return call
+        call.is_against_stated = self.stated_at_s(cost, now_s) > now_s
         self._calls.take(1, now_s)
         self._items.take(cost.items, now_s)
-        for quotas in (self._configured, self._quotas):
-            for name, quota in quotas.items():
-                quota.take(_amount(name, cost), now_s)
+        self._configured.take(cost, now_s)
+        self._quotas.take(cost, now_s)
         return call
 
     def accepted(self, call: SentCall, stated: RateLimits, now_s: float) -> None:
@@ -168,6 +163,7 @@ class Pacer:
         self._size.accepted(call.cost.items)
         if not self.is_paced:
             return
+        self._is_distrusted = self._is_distrusted or call.is_against_stated
         if call.at_s >= self._refused_at_s:
             self._refusals, self._blocked_until_s = 0, min(self._blocked_until_s, now_s)
         elif call.at_s < self._blocked_until_s:
@@ -180,11 +176,10 @@ class Pacer:
     def refused(self, call: SentCall, stated: RateLimits, now_s: float, *, is_other_next: bool = False) -> None:
         """It was refused for the upstream's limits and computed nothing. ``is_other_next``: the next call is another
         request."""
-        self.is_paced, is_probe = True, self._backoff_s > 0
+        self.is_paced, is_probe, self._is_distrusted = True, self._backoff_s > 0, False
         self._end(call, stated, now_s)
         self._count_refusal(call, now_s)
-        if self.held_since_s is None:
-            self.held_since_s = now_s
+        self.holds(now_s)
         is_alone = is_probe and call.at_s - self._cut_at_s >= _MIN_BACKOFF_S and not self._calls.accepted
         if not self._size.largest:
             is_alone = is_alone and self._refusals % _REFUSALS_OF_A_SIZE == 0
@@ -209,7 +204,8 @@ class Pacer:
             is_slow = is_other_next and self._backoff_s >= _LONG_BACKOFF_S
             growth = _BACKOFF_GROWTH_OTHER if is_slow else _BACKOFF_GROWTH
             self._backoff_s = min(_MAX_BACKOFF_S, self._backoff_s * growth or self._first_backoff_s())
-        own_wait_s = 0.0 if self._is_stated_empty(now_s) else self._backoff_s
+        # A quota of which nothing is left says by itself for how long nothing can be sent.
+        own_wait_s = 0.0 if self._quotas.is_empty(now_s) else self._backoff_s
         self._wait(own_wait_s if stated.retry_after_s is None else stated.retry_after_s, now_s)
 
     def refused_for_itself(self, call: SentCall, now_s: float) -> None:
@@ -235,6 +231,11 @@ class Pacer:
         if call in self._in_flight:
             self._end(call, NOTHING_STATED, now_s)
 
+    def holds(self, now_s: float) -> None:
+        """It makes something wait."""
+        if self.held_since_s is None:
+            self.held_since_s = now_s
+
     def is_free(self, now_s: float) -> None:
         """Nothing waits."""
         if now_s >= self._blocked_until_s and not self._backoff_s:
@@ -243,13 +244,9 @@ class Pacer:
     def _end(self, call: SentCall, stated: RateLimits, now_s: float) -> None:
         self._in_flight.remove(call)
         self._called_at_s = now_s
-        if not stated.quotas:
-            return
-        self.is_paced = True
-        for name, quota in stated.quotas.items():
-            in_flight = sum(_amount(name, other.cost) for other in self._in_flight)
-            if name in self._quotas or len(self._quotas) < _MAX_QUOTAS:
-                self._quotas.setdefault(name, StatedQuota()).state(quota, in_flight, now_s)
+        if stated.quotas:
+            self.is_paced = True
+            self._quotas.state(stated, lambda: (other.cost for other in self._in_flight), now_s)
 
     def _learn_from_burst(self, call: SentCall, wait_s: float, now_s: float) -> None:
         """A wait is stated, so there is a limit on a rate: what was accepted, and is in flight, in as long."""
@@ -294,10 +291,6 @@ class Pacer:
         if call.in_flight + 1 > self._max_in_flight:
             self._max_in_flight += calm / _CALLS_PER_SLOT
 
-    def _is_stated_empty(self, now_s: float) -> bool:
-        """Whether a stated quota says by itself for how long nothing can be sent."""
-        return any(quota.ready_at_s(1, now_s) > now_s for quota in self._quotas.values())
-
     def _forget(self, now_s: float) -> None:
         if now_s - max(self._called_at_s, self._blocked_until_s) > _FORGET_S and not self._in_flight:
             self._calls, self._items = LearnedRate(), LearnedRate()
@@ -305,11 +298,3 @@ class Pacer:
             self.is_paced = bool(self._configured or self._quotas)
             self._window = math.inf
             self._safe_in_flight, self._refusals, self._backoff_s, self._long_enough_s = 0, 0, 0.0, 0.0
-
-
-def _quotas_at_s(quotas: Mapping[str, StatedQuota], cost: Cost, now_s: float) -> float:
-    return max((quota.ready_at_s(_amount(name, cost), now_s) for name, quota in quotas.items()), default=-math.inf)
-
-
-def _amount(quota: str, cost: Cost) -> int:
-    return cost.tokens if quota.startswith("tokens") else 1

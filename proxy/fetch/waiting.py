@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from proxy.errors import ProxyError
 from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.outcomes import CallFailure, Outcome
-from proxy.fetch.pacer import Cost
+from proxy.fetch.quotas import Cost
 from proxy.fetch.request import FetchRequest
 from proxy.fetch.wait_queue import Ticket
 

@@ -198,6 +198,16 @@ RATE_LIMIT_REFUSALS = Definition(
     "Calls that an upstream refused for its rate limit or its load. Their requests wait and are sent again.",
     ("upstream",),
 )
+RATE_LIMIT_HELD_SECONDS = Definition(
+    "embedding_proxy_upstream_rate_limit_held_seconds",
+    "For how long an upstream's rate limit has made requests wait without a pause. No series: no limit is known.",
+    ("upstream", "model"),
+)
+RATE_LIMIT_CALLS_PER_SECOND = Definition(
+    "embedding_proxy_upstream_rate_limit_calls_per_second",
+    "The limit on calls that the proxy keeps to, as it was stated or learned. No series: none is known.",
+    ("upstream", "model"),
+)
 QUEUE_LIMIT_ITEMS = Definition(
     "embedding_proxy_upstream_queue_limit_items",
     "Limit on items queued in the batcher; requests that exceed it get 503.",

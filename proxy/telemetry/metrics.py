@@ -18,6 +18,7 @@ from proxy.telemetry import definitions
 from proxy.telemetry.client_counters import ClientCounters
 from proxy.telemetry.counters import Counter, CounterChild, Histogram
 from proxy.telemetry.definitions import Definition
+from proxy.telemetry.lane_gauges import LaneGauges, LaneState
 from proxy.telemetry.model_counters import ModelCounters
 
 STAGES = ("parse", "lookup", "wait", "slot", "upstream", "assemble")
@@ -90,6 +91,7 @@ class Metrics:
         self.rate_limit_wait_seconds = self._histogram(definitions.RATE_LIMIT_WAIT_SECONDS)
         self.rate_limit_refusals = self._counter(definitions.RATE_LIMIT_REFUSALS)
         self._breakers = self._gauge(definitions.BREAKER_STATE)
+        self._lane_gauges = LaneGauges(self.label_of, registry=self._registry)
 
     def _add_store(self) -> None:
         store = self._histogram(definitions.STORE_SECONDS)
@@ -195,6 +197,10 @@ class Metrics:
         self._memory_bytes.set_function(size_bytes)
         self._memory_entries.set_function(entries)
         self._memory_limit_bytes.set(limit_bytes)
+
+    def watch_lanes(self, lanes: Callable[[], Iterable[LaneState]]) -> None:
+        """Read what is known of rate limits at each scrape."""
+        self._lane_gauges.lanes = lanes
 
     def breaker(self, circuit: str, state: str) -> None:
         self._breakers.labels(circuit).set(_BREAKER_GAUGE[state])

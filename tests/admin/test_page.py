@@ -14,11 +14,12 @@ import orjson
 import pytest
 
 from proxy.admin.history import STEP_S, History
-from proxy.admin.status import About, status_of
+from proxy.admin.status import About, UpstreamStatus, status_of
 from proxy.cli import stats_text
 from proxy.config.settings import StoreSetting, UpstreamSetting
 from proxy.labels import ItemResult
 from proxy.protocol.providers import GENERIC
+from proxy.telemetry.lane_gauges import LaneState
 from proxy.telemetry.metrics import Metrics
 from tests.conftest import StartProxy
 from tests.support.client import Client
@@ -198,3 +199,13 @@ def test_a_models_name_can_not_control_the_terminal() -> None:
     assert "up 1 d 2 h" in text
     assert "stopping" in text
     assert ["money", "saved", "2.00", "2.00"] in [line.split() for line in text.splitlines()]
+
+
+def test_the_screen_says_what_waits_for_a_rate_limit() -> None:
+    metrics = Metrics()
+    metrics.admit_model("m")
+    metrics.watch_lanes(lambda: [LaneState("openai", "m", 125.0, 10.0)])
+    upstream = UpstreamStatus(name="openai", base_url="http://x/v1", provider="openai", models=())
+    about = About(version="1", base_url="http://x/v1", upstreams=(upstream,), store_url="memory:")
+    shown = status_of(metrics.families(), about, History(0.0), now_s=STEP_S, uptime_s=1.0, is_draining=False)
+    assert "openai: m held by its rate limit for 2 min 5 s, 10 calls/s" in stats_text.render(shown).splitlines()

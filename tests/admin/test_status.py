@@ -9,9 +9,10 @@ import pytest
 from proxy.admin.history import RECENT_S, STEP_S, History, Step
 from proxy.admin.latency import Latency, quantile
 from proxy.admin.samples import Samples
-from proxy.admin.status import About, MemoryStatus, ModelStatus, Status, UpstreamStatus, status_of
+from proxy.admin.status import About, MemoryStatus, ModelStatus, RateLimitStatus, Status, UpstreamStatus, status_of
 from proxy.admin.window import counts_of
 from proxy.labels import OUTCOMES, ItemResult, RequestOutcome
+from proxy.telemetry.lane_gauges import LaneState
 from proxy.telemetry.metrics import Metrics
 
 ABOUT = About(
@@ -146,6 +147,19 @@ def test_every_number() -> None:  # noqa: PLR0915 - there are many
     assert shown.memory == MemoryStatus(bytes=1000, limit_bytes=4000, entries=7)
     load = shown.load
     assert (load.requests_in_flight, load.queued_items, load.held_bytes, load.loop_lag.count) == (5, 9, 2048, 0)
+
+
+def test_rate_limits_are_shown_of_the_upstream_that_has_them() -> None:
+    metrics = Metrics()
+    for model in ("a", "b"):
+        metrics.admit_model(model)
+    metrics.watch_lanes(lambda: [LaneState("tei", "a", 0.0, 10.0), LaneState("tei", "b", 90.0, None)])
+    openai, tei = status(metrics).upstreams
+    assert openai.rate_limits == ()
+    assert tei.rate_limits == (
+        RateLimitStatus(model="b", held_s=90.0, calls_per_s=None),
+        RateLimitStatus(model="a", held_s=0.0, calls_per_s=10.0),
+    )
 
 
 def test_the_models_with_the_most_items_are_shown() -> None:

@@ -37,7 +37,7 @@ def test_defaults(served: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_p
             traces="off",
             batch_window_s=0.01,
             max_batch_items=None,
-            rate_limit_wait_s=0.0,
+            rate_limit_wait_s=60.0,
             interactive_items=4,
             max_queued_items=100_000,
             max_held_bytes=1024**3,

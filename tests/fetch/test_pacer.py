@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from proxy.fetch.learned_rate import LearnedRate
 from proxy.fetch.learned_size import LearnedSize
-from proxy.fetch.pacer import Cost, Pacer, SentCall
+from proxy.fetch.pacer import Pacer
+from proxy.fetch.quotas import Cost
+from proxy.fetch.sent_call import SentCall
 from proxy.protocol.rate_limits import NOTHING_STATED, Quota, RateLimits
 from tests.support.limiters import LIMITERS, REFUSAL, Concurrency, Verdict
 from tests.support.paced_upstream import Simulation
@@ -156,6 +158,25 @@ def test_one_call_is_sent_after_two_minutes_whatever_was_stated() -> None:
     assert pacer.ready_at_s(ONE, 120.0) == 240
     pacer.accepted(probe, RateLimits(quotas={"requests": Quota(limit=10, remaining=9, reset_s=60)}), 121.0)
     assert pacer.ready_at_s(ONE, 121.0) <= 121.0
+
+
+def test_what_responses_state_is_tried_until_a_refusal_confirms_it() -> None:
+    pacer = Pacer()
+    stated = RateLimits(quotas={"requests": Quota(limit=1, remaining=0, reset_s=60)})
+    pacer.accepted(pacer.sent(ONE, 0.0), stated, 0.0)
+    assert pacer.ready_at_s(ONE, 0.0) == 5
+    pacer.refused(pacer.sent(ONE, 5.0), stated, 5.0)
+    assert pacer.ready_at_s(ONE, 5.0) >= 60
+
+
+def test_what_responses_state_wrongly_counts_for_nothing() -> None:
+    pacer = Pacer()
+    stated = RateLimits(quotas={"requests": Quota(limit=1, remaining=0, reset_s=60)})
+    for now_s in (0.0, 5.0, 5.1, 5.2):
+        assert pacer.ready_at_s(ONE, now_s) <= now_s
+        pacer.accepted(pacer.sent(ONE, now_s), stated, now_s)
+    pacer.refused(pacer.sent(ONE, 6.0), stated, 6.0)
+    assert pacer.ready_at_s(ONE, 6.0) >= 60
 
 
 def test_the_operators_limits_are_not_tried() -> None:

@@ -1,0 +1,15 @@
+"""A call in flight, as a pacer sees it (pure)."""
+
+from dataclasses import dataclass
+
+from proxy.fetch.quotas import Cost
+
+
+@dataclass(slots=True, eq=False)
+class SentCall:
+    """It was the ``in_flight``-th one when it was sent."""
+
+    cost: Cost
+    at_s: float
+    in_flight: int
+    is_against_stated: bool = False  # it was sent although responses stated that nothing is left
