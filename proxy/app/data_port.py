@@ -25,6 +25,8 @@ _http_log.setLevel(logging.CRITICAL)
 _OTHER_FILES = 768
 _MIN_CONNECTIONS = 128
 _LAG_PERIOD_S = 0.5
+# Reading from a connection pauses at twice this. aiohttp's default of 256 KiB is a millisecond of copying at a time.
+_BUFFER_BYTES = 64 * 1024
 
 
 async def open_data_port(
@@ -46,6 +48,7 @@ async def open_data_port(
         max_field_size=MAX_FIELD_BYTES,
         max_line_size=MAX_TARGET_BYTES,
         max_headers=MAX_FIELDS,
+        read_bufsize=_BUFFER_BYTES,
     )
     await stack.enter_async_context(every(SWEEP_S, lambda _: server.sweep()))
     await stack.enter_async_context(every(_LAG_PERIOD_S, metrics.loop_lag.observe))

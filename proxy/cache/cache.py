@@ -13,10 +13,10 @@ from proxy.cache.lease import Lease
 from proxy.cache.memory import Memory
 from proxy.cache.recent_writes import RecentWrites
 from proxy.cache.store import Store
-from proxy.cache.turns import KEYS_A_TURN, in_turns
 from proxy.cache.writer import Writer
 from proxy.protocol.records import Record, RecordKey
 from proxy.telemetry.metrics import Metrics
+from proxy.turns import KEYS_A_TURN, in_turns
 
 
 class Cache:

@@ -14,9 +14,9 @@ from proxy.cache.discards import EVERYTHING, Discards
 from proxy.cache.memory import Memory
 from proxy.cache.recent_writes import RecentWrite, RecentWrites
 from proxy.cache.store import Changes, Purge, Store
-from proxy.cache.turns import in_turns
 from proxy.errors import StoreError
 from proxy.telemetry.metrics import Metrics
+from proxy.turns import in_turns
 
 _log = logging.getLogger(__name__)
 

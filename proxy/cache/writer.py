@@ -14,9 +14,9 @@ from proxy.cache.guarded import GuardedStore, Written
 from proxy.cache.memory import Memory
 from proxy.cache.recent_writes import RecentWrite, RecentWrites
 from proxy.cache.store import Purge
-from proxy.cache.turns import in_turns
 from proxy.protocol.records import Record
 from proxy.tasks import TaskSet, log_to
+from proxy.turns import in_turns
 
 _log = logging.getLogger(__name__)
 

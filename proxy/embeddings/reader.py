@@ -1,11 +1,12 @@
 """Parses a request on the embeddings route, and chooses its upstream."""
 
-import asyncio
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from proxy import turns
 from proxy.access.admission import Access
 from proxy.access.validations import CredentialId, CredentialScope, Validations
 from proxy.fetch.request import ClientRequest
@@ -14,10 +15,12 @@ from proxy.labels import BypassReason
 from proxy.protocol import embedding_request, keys, query, request_body
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.directives import cache_control
+from proxy.protocol.embedding_request import EmbeddingRequest
 from proxy.protocol.headers import Headers
 from proxy.protocol.identities import Identity
 from proxy.protocol.response_spec import ResponseSpec
-from proxy.protocol.targets import parse_path_model
+from proxy.protocol.targets import PathModel, parse_path_model
+from proxy.steps import finish
 from proxy.telemetry.tracing import Span
 from proxy.upstream.router import Origin, Router
 
@@ -25,9 +28,9 @@ _T = TypeVar("_T")
 
 _PLAIN_JSON = re.compile(r"application/json\s*(;\s*charset=\"?utf-?8\"?\s*)?", re.IGNORECASE)
 # Longer work would block the event loop.
-_MAX_ON_LOOP_S = 0.005
-# A larger request has so many turns of the event loop before the next one begins.
-_MANY_VALUES, _TURNS = 256, 10
+_MAX_ON_LOOP_S = 0.0005
+# A request with more is parsed in turns with others.
+_MANY_VALUES = 256
 # For less memory the exact size is not worth computing.
 _SMALL_BYTES = 64 * 1024
 
@@ -52,27 +55,6 @@ class Unread(NamedTuple):
     items: int
 
 
-class _Turns:
-    """Lets large requests that arrive together begin one by one, so that other requests need not wait for all of them.
-
-    Each takes several steps: parse it, look its items up, fetch them. If all took these steps at the same time, each
-    turn of the event loop would take as long as one step of all of them.
-    """
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-
-    async def next(self) -> None:
-        await self._lock.acquire()
-        self._go_on(_TURNS)
-
-    def _go_on(self, turns: int) -> None:
-        if turns:
-            asyncio.get_running_loop().call_soon(self._go_on, turns - 1)
-        else:
-            self._lock.release()
-
-
 class Reader:
     def __init__(
         self,
@@ -89,7 +71,6 @@ class Reader:
         self._access = access
         self._validations = validations
         self._bodies = bodies
-        self._turns = _Turns()
 
     async def read(
         self,
@@ -116,10 +97,9 @@ class Reader:
             return await self._run(body, reservation, self._unread, request, body.content, bypass, reservation)
         objects_bytes = body.structure.objects_bytes
         reservation.take(objects_bytes)
-        if body.structure.values > _MANY_VALUES:
-            await self._turns.next()
-        parse = partial(self._read, request, body, own, identity, reservation=reservation, client=client, span=span)
-        read = await self._run(body, reservation, parse)
+        if _is_large(body):
+            await turns.turn()
+        read = await self._read(request, body, own, identity, reservation=reservation, client=client, span=span)
         if isinstance(read, Unread):
             reservation.give_back(reservation.bytes - sent_bytes)
         elif objects_bytes > _SMALL_BYTES:
@@ -131,7 +111,7 @@ class Reader:
             return await self._bodies.worker.run(function, *arguments, held=reservation)
         return function(*arguments)
 
-    def _read(
+    async def _read(
         self,
         request: RequestHead,
         body: Body,
@@ -146,7 +126,7 @@ class Reader:
         fields: dict[str, Any] = {}
         origin = None
         try:
-            fields = request_body.parse_object(body.content)
+            fields = await self._parse_object(body, reservation)
             named = parse_path_model(request.raw_path)
             model = request_body.model_of(fields) or (named.name if named else None)
             origin = self._origins.choose(request.raw_path, model)
@@ -155,12 +135,10 @@ class Reader:
                 identity = self._access.outgoing(request.headers, own, origin)
             target = origin.target(request.raw_path)
             url = _embeddings_url(origin, target)
-            parsed = embedding_request.parse_request(
-                body.content, fields, origin.provider, named, members=body.structure.members
-            )
+            parsed = await self._parse_request(body, fields, origin, named, reservation)
         except Bypass as bypass:
             if origin is None:
-                return self._unread(request, body.content, bypass, reservation)
+                return await self._run(body, reservation, self._unread, request, body.content, bypass, reservation)
             items = request_body.count_items(fields)
             return Unread(bypass, origin, self._credential_id(reservation, origin, own), model, items)
         if "Content-Type" not in request.headers:
@@ -168,7 +146,11 @@ class Reader:
             identity = identity._replace(vector_affecting=[*identity.vector_affecting, ("content-type", "")])
         keyed_url, scope = query.keyed(url), self._access.scope(identity)
         epoch = self._epoch_of(keyed_url, parsed.model)
-        derived = keys.derive(parsed, url=keyed_url, scope=scope, vector_headers=identity.vector_affecting, epoch=epoch)
+        vector_headers = identity.vector_affecting
+        derivation = keys.derive_in_steps(
+            parsed, url=keyed_url, scope=scope, vector_headers=vector_headers, epoch=epoch
+        )
+        derived = await turns.run(derivation) if _is_large(body) else finish(derivation)
         has_id = origin.provider.responses_have_id
         return ClientRequest(
             parsed=parsed,
@@ -187,6 +169,24 @@ class Reader:
             span=span,
         )
 
+    async def _parse_object(self, body: Body, reservation: BodyReservation) -> dict[str, Any]:
+        """Raises `Bypass`."""
+        if body.structure.parse_s <= _MAX_ON_LOOP_S:
+            return request_body.parse_object(body.content)
+        return await turns.run(request_body.parse_object_in_steps(body.content))
+
+    async def _parse_request(
+        self, body: Body, fields: dict[str, Any], origin: Origin, named: PathModel | None, reservation: BodyReservation
+    ) -> EmbeddingRequest:
+        """Raises `Bypass`."""
+        members, provider = body.structure.members, origin.provider
+        if _is_large(body):
+            with suppress(Bypass):  # most others are keyed as a whole, which has no short steps
+                apart = embedding_request.parse_items_apart(body.content, fields, provider, named, members=members)
+                return await turns.run(apart)
+        parse = partial(embedding_request.parse_request, members=members)
+        return await self._run(body, reservation, parse, body.content, fields, provider, named)
+
     def _unread(self, request: RequestHead, body: bytes, bypass: Bypass, reservation: BodyReservation) -> Unread:
         """What was not understood may be read well enough to choose an upstream."""
         target = request.raw_path
@@ -196,6 +196,11 @@ class Reader:
 
     def _credential_id(self, reservation: BodyReservation, origin: Origin, own: Identity) -> CredentialId:
         return self._validations.credential_id(reservation.tenant.name, origin, own)
+
+
+def _is_large(body: Body) -> bool:
+    structure = body.structure
+    return structure.values > _MANY_VALUES or structure.parse_and_key_s > _MAX_ON_LOOP_S
 
 
 def _require_json(request: RequestHead, *, is_signed: bool) -> None:

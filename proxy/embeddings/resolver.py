@@ -30,6 +30,7 @@ from proxy.protocol import tokens
 from proxy.protocol.directives import NO_DIRECTIVES
 from proxy.protocol.preferences import prefers_minimal
 from proxy.telemetry.metrics import Metrics
+from proxy.turns import turn_if_many
 
 # How long requests for stored items wait for the upstream's verdict on their credential.
 _PROBE_TIMEOUT_S = 2.0
@@ -79,6 +80,8 @@ class Resolver:
         """The outcome and response of a request that was parsed at ``parsed_s``. With a ``sighting``, a hit from memory
         is remembered for the fast path. Raises `ProxyError`."""
         found = await self._look_up(client_request)
+        if await turn_if_many(found.missing):
+            found = found.current()
         self._lookup_seconds.observe(time.perf_counter() - parsed_s)
         self._watch_headers(client_request, is_hit=bool(found.entries))
         is_moved = count_model_versions(found.entries) > 1
@@ -266,6 +269,7 @@ class Resolver:
             settled = first.settled
             missing = [key for key in missing if key not in settled]
         fetched = await self._fetcher.fetch(client_request.request(missing, policy)) if missing else NOTHING
+        await turn_if_many(missing)
         if first is not NOTHING:
             fetched = fetched.after(first)
         cached = current(found.entries)

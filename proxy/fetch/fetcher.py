@@ -22,6 +22,7 @@ from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.result import NOTHING, Failure, FetchResult, FlightResult
 from proxy.fetch.singleflight import Claim, Flights
 from proxy.tasks import TaskSet, log_to
+from proxy.turns import turn_if_many
 from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin
 
@@ -94,6 +95,7 @@ class Fetcher:
             given_up = await self._batcher.wait(wait)
         if given_up is not None:
             return FetchResult(failure=_refusal(given_up, request)), {}
+        await turn_if_many(request.keys)
         fetched, foreign = _collected(request, claim, leader)
         if in_memory:
             fetched = fetched.after(FetchResult(entries=in_memory))

@@ -18,6 +18,7 @@ from proxy.fetch.result import Failure, FlightResult
 from proxy.fetch.singleflight import Claim
 from proxy.protocol.records import Record
 from proxy.protocol.vectors import Encoding
+from proxy.turns import in_turns
 
 # How often to look for a key that another replica fetches: at first, and at most.
 _POLL_S, _MAX_POLL_S = 0.005, 0.1
@@ -168,18 +169,21 @@ class Leader:
         now = int(self._clock())
         is_float = part.client_request.spec.encoding is Encoding.FLOAT
         texts = result.texts if is_float and result.texts else repeat(None)
-        records = {
-            key: Record(
-                vector=vector,
-                model=result.model,
-                tokens=tokens,
-                tokens_exact=len(part.keys) == 1 and result.is_unmerged,
-                stored_at_s=now,
-                numbers=None if text is None else bytes(text),
-            )
-            for key, vector, tokens, text in zip(part.keys, result.vectors, result.tokens, texts, strict=False)
-            if vector is not None
-        }
+        received = list(zip(part.keys, result.vectors, result.tokens, texts, strict=False))
+        records: dict[bytes, Record] = {}
+        async for some in in_turns(received):
+            records |= {
+                key: Record(
+                    vector=vector,
+                    model=result.model,
+                    tokens=tokens,
+                    tokens_exact=len(part.keys) == 1 and result.is_unmerged,
+                    stored_at_s=now,
+                    numbers=None if text is None else bytes(text),
+                )
+                for key, vector, tokens, text in some
+                if vector is not None
+            }
         if not part.policy.is_stored:
             return {key: Entry.of(record) for key, record in records.items()}
         return await self._cache.write(records, overwrite=part.policy.overwrite, asked=asked)

@@ -1,5 +1,6 @@
 """One body sent upstream, and the validation of its response."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,15 +8,18 @@ from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
+from proxy import turns
 from proxy.errors import ProxyError
 from proxy.fetch.failover import Failover
 from proxy.fetch.isolation import RetryBudget
 from proxy.fetch.outcomes import CallFailure, ErrorResponse, InvalidResponse, is_outage, is_success
 from proxy.fetch.request import ClientRequest, FetchRequest
-from proxy.protocol import embedding_response
+from proxy.protocol import embedding_response, vector_batch
 from proxy.protocol.embedding_response import EmbeddingResponse, InvalidEmbeddingResponse
+from proxy.protocol.expected_response import ExpectedResponse
 from proxy.protocol.json_parts import LARGE_BYTES
 from proxy.protocol.tokens import share_tokens
+from proxy.steps import finish
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import Calls
 from proxy.upstream.client import UpstreamResponse
@@ -53,6 +57,7 @@ class UpstreamCalls:
         self._budgets = budgets
         self._flow_control = FlowControl(max_incoming_bytes)
         self._worker = Worker("responses")
+        self._large_parse = asyncio.Lock()  # one at a time uses memory, and is done early
 
     def close(self) -> None:
         self._worker.close()
@@ -70,7 +75,7 @@ class UpstreamCalls:
                 return ErrorResponse(response, body)
             by_origin = origin is client_request.origin
             try:
-                parsed = await self._with(response, _validated, client_request, origin, response, items)
+                parsed = await self._validated(client_request, origin, response, items)
             except InvalidEmbeddingResponse as invalid:
                 self._metrics.upstream_rejected.labels(invalid.reason).inc()
                 billed = await self._with(response, embedding_response.billed_tokens, response.body)
@@ -103,6 +108,27 @@ class UpstreamCalls:
         spans = [request.client_request.span for request in requests]
         return client_request.span.calls(spans, model=lambda: self._metrics.label_of(client_request.spec.model))
 
+    async def _validated(
+        self, client_request: ClientRequest, origin: Origin, response: UpstreamResponse, items: int
+    ) -> EmbeddingResponse:
+        """The response of ``origin`` to a call for so many items. Raises `InvalidEmbeddingResponse`."""
+        _require_storable(origin, response)
+        parsed = client_request.parsed
+        expected = ExpectedResponse(origin.provider, items, parsed.packed, parsed.reads_base64)
+        if len(response.body) <= LARGE_BYTES or "Content-Encoding" in response.headers:
+            embeddings = await self._with(response, _parsed, response, expected)
+        else:
+            async with self._large_parse:
+                embeddings = await self._parse_large(response.body, expected)
+        return _named(client_request, origin, embeddings)
+
+    async def _parse_large(self, body: bytes, expected: ExpectedResponse) -> EmbeddingResponse:
+        """Raises `InvalidEmbeddingResponse`."""
+        await turns.turn()
+        batch = await turns.run(vector_batch.parse(body, expected))
+        steps = embedding_response.parse(body, expected, batch)
+        return await (self._worker.run(finish, steps) if batch is None else turns.run(steps))
+
     async def _with(self, response: UpstreamResponse, function: Callable[..., _T], *arguments: Any) -> _T:
         """Call ``function``, which parses ``response``: in a thread if that takes long."""
         if len(response.body) > LARGE_BYTES or "Content-Encoding" in response.headers:
@@ -132,21 +158,28 @@ def _by_client(
     return [(client, sum(islice(shares, len(request.keys)))) for client, request in zip(clients, requests, strict=True)]
 
 
-def _validated(
-    client_request: ClientRequest, origin: Origin, response: UpstreamResponse, items: int
-) -> EmbeddingResponse:
-    """The response of ``origin`` to a call for so many items. Raises `InvalidEmbeddingResponse`."""
-    parsed, provider = client_request.parsed, origin.provider
+def _require_storable(origin: Origin, response: UpstreamResponse) -> None:
+    """Raises `InvalidEmbeddingResponse`."""
     if response.status not in _STORABLE:
         raise InvalidEmbeddingResponse("status")
-    for name, pattern in provider.fallback_markers.items():
+    for name, pattern in origin.provider.fallback_markers.items():
         if fnmatchcase(response.headers.get(name, ""), pattern):
             raise InvalidEmbeddingResponse("disowned")
-    embeddings = embedding_response.parse_response(
-        response.plain_body(), provider, items=items, packed=parsed.packed, reads_base64=parsed.reads_base64
+
+
+def _parsed(response: UpstreamResponse, expected: ExpectedResponse) -> EmbeddingResponse:
+    """Raises `InvalidEmbeddingResponse`."""
+    provider, items, packed, reads_base64 = expected
+    return embedding_response.parse_response(
+        response.plain_body(), provider, items=items, packed=packed, reads_base64=reads_base64
     )
+
+
+def _named(client_request: ClientRequest, origin: Origin, embeddings: EmbeddingResponse) -> EmbeddingResponse:
+    """A response under the model name that its entries get. Raises `InvalidEmbeddingResponse`."""
+    parsed = client_request.parsed
     # A server of a single model may accept any model name, and none.
-    if provider.is_multi_vector_model(embeddings.model):
+    if origin.provider.is_multi_vector_model(embeddings.model):
         raise InvalidEmbeddingResponse("multi-vector")
     if origin is client_request.origin:
         origin.remember(client_request.credential_id.credentials_mac, parsed.model, embeddings.model)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from aiohttp import HttpVersion11
 from aiohttp.web import BaseRequest, RequestPayloadError
 
+from proxy import turns
 from proxy.budget import Budget, Tenant
 from proxy.errors import BodyTooComplex, BodyTooLarge, InvalidRequest
 from proxy.http.pacing import paced
@@ -16,12 +17,13 @@ from proxy.protocol import content_coding
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.content_coding import InvalidCoding
 from proxy.protocol.headers import Headers
-from proxy.protocol.json_structure import MAX_MEMBERS, MAX_VALUES, Structure
+from proxy.protocol.json_structure import MAX_MEMBERS, MAX_VALUES, STEP_BYTES, Structure
+from proxy.steps import Steps
 from proxy.telemetry.metrics import Metrics
 from proxy.worker_thread import Worker
 
 _MAX_RATIO, _LEAST_BOUND_BYTES = 100, 1024 * 1024
-_COUNTED_STEP_BYTES = 16 * 1024  # its structure takes up to half a millisecond to count
+_SMALL_BYTES = 64 * 1024
 
 
 class Body(NamedTuple):
@@ -60,11 +62,10 @@ class BodyReader:
             reservation.take(len(chunk))
             if reservation.bytes > self._max_bytes:
                 raise self._too_large()
-            for start in range(0, len(chunk) if is_json else 0, _COUNTED_STEP_BYTES):
-                if start:
-                    await asyncio.sleep(0)
-                structure.feed(chunk[start : start + _COUNTED_STEP_BYTES])
-                _require_simple(structure)
+            if reservation.bytes > _SMALL_BYTES:
+                await turns.turn()
+            if is_json:
+                await turns.run(_count(structure, chunk))
 
         try:
             if request.content.is_eof():  # it arrived together with its head
@@ -92,10 +93,11 @@ class BodyReader:
         before_bytes = reservation.bytes
         pieces, plain, structure = content_coding.decode_in_pieces(body), Pieces(), Structure()
         try:
-            while piece := await self.worker.run(_next, pieces, structure, held=reservation):
+            while piece := _next(pieces):
                 reservation.take(len(piece))
+                await turns.turn()
+                await turns.run(_count(structure, piece))
                 _require_small(structure, max_bytes)
-                _require_simple(structure)
                 plain.write(piece)
             return Body(await self._joined(plain, reservation), structure)
         except BaseException:
@@ -156,15 +158,21 @@ def _require_simple(structure: Structure) -> None:
         )
 
 
-def _next(pieces: Iterator[bytes], structure: Structure) -> bytes:
-    """The next piece, counted in ``structure``. Raises `Bypass`."""
+def _count(structure: Structure, piece: bytes) -> Steps[None]:
+    """Count a piece of JSON. Raises `BodyTooComplex`."""
+    for start in range(0, len(piece), STEP_BYTES):
+        if start:
+            yield
+        structure.feed(piece[start : start + STEP_BYTES])
+        _require_simple(structure)
+
+
+def _next(pieces: Iterator[bytes]) -> bytes:
+    """The next piece of a decompressed body. Raises `Bypass`."""
     try:
-        piece = next(pieces, b"")
+        return next(pieces, b"")
     except InvalidCoding:
         raise Bypass(BypassReason.CONTENT_ENCODING) from None
-    for start in range(0, len(piece), _COUNTED_STEP_BYTES):
-        structure.feed(piece[start : start + _COUNTED_STEP_BYTES])
-    return piece
 
 
 async def send_continue(request: BaseRequest) -> None:

@@ -1,10 +1,11 @@
 """Responses that are written in parts, as fast as the client reads them."""
 
-import asyncio
 from collections.abc import Iterable
 
 from aiohttp.web import BaseRequest, StreamResponse
 from multidict import CIMultiDict
+
+from proxy.turns import turn
 
 # Written at a time. More would block the event loop for other requests.
 _PIECE_BYTES = 128 * 1024
@@ -28,6 +29,7 @@ class Streamed(StreamResponse):
 
     async def send(self, request: BaseRequest) -> None:
         """Raises `ConnectionError` if the client disconnects."""
+        await turn()
         await self.prepare(request)
         piece: list[bytes] = []
         size = 0
@@ -36,7 +38,7 @@ class Streamed(StreamResponse):
             size += len(part)
             if size >= _PIECE_BYTES:
                 await self.write(b"".join(piece))
-                await asyncio.sleep(0)  # a client that reads fast must not occupy the event loop
+                await turn()  # a client that reads fast must not occupy the event loop
                 piece, size = [], 0
         await self.write_eof(b"".join(piece))
 

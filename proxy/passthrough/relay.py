@@ -17,12 +17,14 @@ from proxy.http.pacing import paced
 from proxy.passthrough import tunnel
 from proxy.protocol import headers
 from proxy.protocol.headers import Headers
+from proxy.turns import turn
 from proxy.upstream.client import UpstreamClient, read_chunk
 
 # Browsers can set no header fields, so they send OpenAI credentials as subprotocols.
 _CREDENTIAL_PROTOCOLS = ("openai-insecure-api-key.", "openai-organization.", "openai-project.")
 # A body of at most this length is sent on once it is complete. aiohttp buffers as much of a longer one.
 _MAX_REPEATABLE_BYTES = 64 * 1024
+_LARGE_CHUNK_BYTES = 32 * 1024  # smaller ones, as of a streamed chat, do not wait for large work
 _PROTOCOLS = "Sec-WebSocket-Protocol"
 # Forwarded unchanged, although the name of one sounds like a credential.
 _HANDSHAKE = ("Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Extensions", _PROTOCOLS)
@@ -78,6 +80,8 @@ async def relay(
         # that the response is incomplete.
         while chunk := await read_chunk(response):
             await relayed.write(chunk)
+            if len(chunk) > _LARGE_CHUNK_BYTES:
+                await turn()
         await relayed.write_eof()
         return relayed
 
@@ -95,12 +99,19 @@ async def _content_of(request: BaseRequest, forwarded: CIMultiDict[str]) -> byte
 
     Raises `RequestTimeout`.
     """
-    chunks = paced(request.content)
+    chunks = _in_turns(paced(request.content))
     length = request.content_length
     if length is None:  # chunked, and stays chunked
         return chunks
     forwarded["Content-Length"] = str(length)  # the number, not its spelling, as 005
     return b"".join([chunk async for chunk in chunks]) if length <= _MAX_REPEATABLE_BYTES else chunks
+
+
+async def _in_turns(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        if len(chunk) > _LARGE_CHUNK_BYTES:
+            await turn()
+        yield chunk
 
 
 def _is_handshake(request: BaseRequest) -> bool:

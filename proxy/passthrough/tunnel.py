@@ -15,6 +15,7 @@ from aiohttp.web import BaseRequest, StreamResponse
 from proxy.http.connection import Connection
 from proxy.http.lingering import shut_down
 from proxy.passthrough.frames import Frames, close_frame
+from proxy.turns import turn
 
 # Buffer of one direction beyond the transports' own; reading pauses at twice this.
 _BUFFER_BYTES = 32 * 1024
@@ -108,7 +109,8 @@ async def _pump(source: _Endpoint, sink: _Endpoint) -> None:
     with suppress(ConnectionError):  # the other direction fails as well
         while data := await source.received.read(_SLICE_BYTES):
             await sink.write(data)
-            await asyncio.sleep(0)  # tracking frames takes time, and a slice may have many
+            # Tracking frames takes time, and a slice may have many. Short messages do not wait for large work.
+            await (turn() if len(data) == _SLICE_BYTES else asyncio.sleep(0))
 
 
 async def join(request: BaseRequest, relayed: StreamResponse, response: ClientResponse) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 CODINGS = frozenset({"gzip", "deflate"})
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # by its header
-_STEP_BYTES, _PIECE_BYTES = 16 * 1024, 256 * 1024  # of compressed input, and of output
+_STEP_BYTES, _PIECE_BYTES = 4 * 1024, 64 * 1024  # of compressed input, and of output
 
 
 class InvalidCoding(ValueError):

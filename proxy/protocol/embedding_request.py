@@ -24,6 +24,7 @@ from proxy.protocol.request_body import count_items, forbid_many_items, model_of
 from proxy.protocol.targets import PathModel
 from proxy.protocol.vectors import DType, Encoding
 from proxy.protocol.volatile_input import forbid_references, forbid_remote_media, forbid_volatile
+from proxy.steps import Steps, finish
 
 _TOKEN_BYTES = 32  # an integer object
 # Reasons why a request can't be keyed item by item that allow keying it by its whole body.
@@ -84,19 +85,20 @@ def parse_request(
     if members is None:
         members = json_structure.of(body).members
     try:
-        return _parse_items_apart(body, fields, provider, path_model, members=members)
+        return finish(parse_items_apart(body, fields, provider, path_model, members=members))
     except Bypass as doubt:
         if doubt.reason not in _WHOLE_REASONS:
             raise
         return _parse_whole(body, fields, provider, path_model, doubt, members=members)
 
 
-def _parse_items_apart(
+def parse_items_apart(
     body: bytes, fields: dict[str, Any], provider: Provider, path_model: PathModel | None, *, members: int
-) -> EmbeddingRequest:
-    """A request with a key for each item. Raises `Bypass`."""
+) -> Steps[EmbeddingRequest]:
+    """`parse_request` of a request with a key for each item. Raises `Bypass` for any other."""
+    forbid_many_items(fields)
     model = _parse_model(fields, provider, path_model)
-    kind, items = parse_items(fields.get("input"), provider.inputs)
+    kind, items = yield from parse_items(fields.get("input"), provider.inputs)
     forbid_duplicate_names(members, fields, kind)
     forbid_two_encodings(fields, provider)
     output, parameters = parse_parameters(fields, provider)

@@ -11,10 +11,13 @@ from typing import Any
 import orjson
 
 from proxy.protocol import json_parts, json_structure, vector_batch, vectors
+from proxy.protocol.expected_response import ExpectedResponse
 from proxy.protocol.json_numbers import MAX_EXACT_INTEGER
 from proxy.protocol.json_parts import JSONParseError
 from proxy.protocol.provider import Provider
+from proxy.protocol.vector_batch import Batch
 from proxy.protocol.vectors import DType, InvalidVector, Vector
+from proxy.steps import Steps, finish
 
 _REBUILT = frozenset({"object", "data", "model", "usage", "error"})  # fields of a response that the proxy writes itself
 # Fields of one item of a response. llama.cpp's `encoding_format` is about the notation and not about the item.
@@ -61,32 +64,35 @@ class InvalidEmbeddingResponse(ValueError):
 
 
 def parse_response(
-    body: bytes,
-    provider: Provider,
-    *,
-    items: int,
-    packed: DType | None = None,
-    reads_base64: bool = True,
+    body: bytes, provider: Provider, *, items: int, packed: DType | None = None, reads_base64: bool = True
 ) -> EmbeddingResponse:
-    """Parse and validate a 200 or 201 of ``provider`` to a request with ``items`` items. ``packed`` is the integer type
-    that the request named; ``reads_base64``: base64 contains float32 or that type. Raises `InvalidEmbeddingResponse`.
+    """`parse` without an interruption."""
+    expected = ExpectedResponse(provider, items, packed, reads_base64)
+    return finish(parse(body, expected, finish(vector_batch.parse(body, expected))))
+
+
+def parse(body: bytes, expected: ExpectedResponse, batch: Batch | None) -> Steps[EmbeddingResponse]:
+    """Parse and validate a 200 or 201. ``batch`` is its `vector_batch.parse`; without one, the first step takes as long
+    as all of the parsing. Raises `InvalidEmbeddingResponse`.
 
     All vectors must have one length, but not necessarily the requested one: LM Studio and llama.cpp ignore
     ``dimensions``.
     """
-    dtype = packed or (DType.FLOAT32_SHORTEST if provider.uses_shortest_floats else DType.FLOAT32)
-    batch = vector_batch.parse(body, items, dtype) if packed is None and reads_base64 else None
+    provider, items, packed, reads_base64 = expected
     response = _parse_json(body, provider, items, packed) if batch is None else batch.response
     if type(response) is not dict or response.get("error"):
         raise InvalidEmbeddingResponse("error-in-200")
+    yield
     data = _sort_by_index(response.get("data"), items)
+    yield
     _forbid_further_fields(data)
+    yield
     texts: list[memoryview] = []
     found: Sequence[Vector | None]
     if batch is not None:
         (found, texts), unusable = batch.in_order(data), None
     else:
-        found, unusable = _parse_singly(data, provider, packed, dtype, reads_base64=reads_base64)
+        found, unusable = _parse_singly(data, provider, packed, expected.base64_dtype, reads_base64=reads_base64)
     model = response.get("model")
     extra_fields = {name: value for name, value in response.items() if name not in _REBUILT}
     return EmbeddingResponse(

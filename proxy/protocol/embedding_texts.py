@@ -6,6 +6,8 @@ A response is nearly all embeddings. What is left of it without them is small, a
 import re
 from typing import NamedTuple
 
+from proxy.steps import Steps
+
 _NAME = b'"embedding":'
 _ENDS = {ord("["): b"]", ord('"'): b'"'}
 _MEMBER = re.compile(rb'"embedding"[ \t\r\n]*:')
@@ -22,7 +24,7 @@ class Cut(NamedTuple):
     texts: list[memoryview]  # of the response
 
 
-def cut(body: bytes, items: int) -> Cut | None:
+def cut(body: bytes, items: int) -> Steps[Cut | None]:
     """Cut ``items`` embeddings out of a response. None for one that is written in an unusual way, or has not as many.
 
     A text begins after the unescaped quote and the colon of a member's name, so outside strings, and it is whole: an
@@ -43,6 +45,7 @@ def cut(body: bytes, items: int) -> Cut | None:
         if not end:
             return None
         texts.append(view[start:end])
+        yield
     outline.append(body[end:])
     rest = b"".join(outline)
     # An escape might hide a member of the same name, whose value would count in place of the one that was cut out.

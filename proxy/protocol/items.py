@@ -9,6 +9,7 @@ from proxy.labels import BypassReason
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.json_numbers import MAX_EXACT_INTEGER
 from proxy.protocol.provider import InputFormat
+from proxy.steps import Steps
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 
@@ -22,7 +23,7 @@ class ItemKind(Enum):
     WHOLE = b"w"  # an item can't be interpreted alone: the key of each contains the whole body
 
 
-def parse_items(given: Any, accepted: frozenset[InputFormat]) -> tuple[ItemKind, list[Any]]:
+def parse_items(given: Any, accepted: frozenset[InputFormat]) -> Steps[tuple[ItemKind, list[Any]]]:
     """The items of an ``input``, in order. Raises `Bypass`."""
     input_format, items = _parse_format(given)
     if input_format not in accepted:
@@ -34,6 +35,7 @@ def parse_items(given: Any, accepted: frozenset[InputFormat]) -> tuple[ItemKind,
     kind, require = _CHECKS[input_format]
     for item in items:
         require(item)
+        yield
     return kind, items
 
 

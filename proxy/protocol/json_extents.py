@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-_WINDOW = 256 * 1024
+from proxy.steps import Steps, finish
+
+_WINDOW = 32 * 1024
 _QUOTE, _BACKSLASH = ord('"'), ord("\\")
 _OPENING, _CLOSING = ord("{"), ord("}")  # and, where bit 5 is set, `[` and `]`
 _BIT_5 = 0x20
@@ -36,6 +38,11 @@ def inside(text: bytes | memoryview, *, limit: int) -> Extents:
 
     Raises `TooMany` as soon as there are more than ``limit``.
     """
+    return finish(inside_in_steps(text, limit=limit))
+
+
+def inside_in_steps(text: bytes | memoryview, *, limit: int) -> Steps[Extents]:
+    """`inside`, window by window."""
     scan = _Scan()
     starts, ends, found = [_NONE], [_NONE], 0
     for offset in range(0, len(text), _WINDOW):
@@ -45,6 +52,7 @@ def inside(text: bytes | memoryview, *, limit: int) -> Extents:
         found += len(opened)
         if found > limit:
             raise TooMany
+        yield
     count = min(found, sum(map(len, ends)))  # a value without an end does not count
     return Extents(np.concatenate(starts)[:count], np.concatenate(ends)[:count])
 

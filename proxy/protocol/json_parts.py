@@ -13,6 +13,7 @@ import orjson
 
 from proxy.protocol import json_extents, json_structure
 from proxy.protocol.json_extents import TooMany
+from proxy.steps import Steps, finish
 
 LARGE_BYTES = 1024 * 1024
 _MAX_PART_S = 0.05
@@ -36,13 +37,18 @@ def members(body: bytes) -> dict[str, Any]:
 
     Raises `JSONParseError`.
     """
+    return finish(members_in_steps(body))
+
+
+def members_in_steps(body: bytes) -> Steps[dict[str, Any]]:
+    """`members`, in steps as long as the longest value takes."""
     try:
-        cut = _cut(memoryview(body), limit=json_structure.MAX_MEMBERS, min_string_bytes=_LONG_BYTES)
+        cut = yield from _cut(memoryview(body), limit=json_structure.MAX_MEMBERS, min_string_bytes=_LONG_BYTES)
     except TooMany:
         raise JSONParseError("too-complex") from None
     if type(cut.outline) is not dict:
         raise JSONParseError("not-an-object")
-    cut.forbid_invalid_leftovers()
+    yield from cut.forbid_invalid_leftovers()
     return {name: cut.whole(member) for name, member in cut.outline.items()}
 
 
@@ -50,10 +56,15 @@ def elements(array: Any, *, max_elements: int) -> Iterator[Any] | None:
     """The elements of an array that begins with a string, array or object, each parsed when the iterator reaches it;
     None for any other value. Raises `JSONParseError`, also during the iteration.
     """
+    return finish(elements_in_steps(array, max_elements=max_elements))
+
+
+def elements_in_steps(array: Any, *, max_elements: int) -> Steps[Iterator[Any] | None]:
+    """`elements`, found in short steps."""
     if type(array) is not Raw or not _ARRAY_OF.match(array):
         return None
     try:
-        cut = _cut(array, limit=max_elements)
+        cut = yield from _cut(array, limit=max_elements)
     except TooMany:
         raise JSONParseError("too-many-items") from None
     if len(cut.outline) > max_elements:
@@ -63,10 +74,17 @@ def elements(array: Any, *, max_elements: int) -> Iterator[Any] | None:
 
 def value(part: Any) -> Any:
     """Parse a part if it is `Raw`. Raises `JSONParseError`."""
+    return finish(value_in_steps(part))
+
+
+def value_in_steps(part: Any) -> Steps[Any]:
+    """`value`, of whose steps the parsing itself is one."""
     if type(part) is not Raw:
         return part
-    if len(part) > LARGE_BYTES and json_structure.of(part).parse_s > _MAX_PART_S:
-        raise JSONParseError("too-complex")
+    if len(part) > LARGE_BYTES:
+        structure = yield from json_structure.count_in_steps(part)
+        if structure.parse_s > _MAX_PART_S:
+            raise JSONParseError("too-complex")
     try:
         return orjson.loads(part)
     except orjson.JSONDecodeError:
@@ -82,7 +100,7 @@ class _Cut(NamedTuple):
     def whole(self, member: Any) -> Any:
         return self.values[member[0]] if type(member) is list else member
 
-    def forbid_invalid_leftovers(self) -> None:
+    def forbid_invalid_leftovers(self) -> Steps[None]:
         """Parse the values that are not in the outline of an object, because a later member has the same name.
 
         Otherwise nothing parses them, and an invalid document might seem valid. Raises `JSONParseError`.
@@ -91,13 +109,14 @@ class _Cut(NamedTuple):
         if len(kept) < len(self.values):
             for index, part in enumerate(self.values):
                 if index not in kept:
-                    value(part)
+                    yield from value_in_steps(part)
+                    yield
 
 
-def _cut(text: Raw, *, limit: int, min_string_bytes: int = 0) -> _Cut:
+def _cut(text: Raw, *, limit: int, min_string_bytes: int = 0) -> Steps[_Cut]:
     """Cut all arrays, objects and long strings out of an array or object. The outline and the values are valid JSON if
     and only if the text is. Raises `JSONParseError`, `TooMany`."""
-    starts, ends = json_extents.inside(text, limit=limit)
+    starts, ends = yield from json_extents.inside_in_steps(text, limit=limit)
     is_short = (ends - starts < min_string_bytes) & (np.frombuffer(text, np.uint8)[starts] == ord('"'))
     values: list[Raw] = []
     outline: list[bytes | Raw] = []
@@ -106,4 +125,5 @@ def _cut(text: Raw, *, limit: int, min_string_bytes: int = 0) -> _Cut:
         outline += [text[end:start], b"[%d]" % len(values)]
         values.append(text[start:next_end])
         end = next_end
-    return _Cut(value(memoryview(b"".join([*outline, text[end:]]))), values)
+    rest = memoryview(b"".join([*outline, text[end:]]))
+    return _Cut((yield from value_in_steps(rest)), values)

@@ -8,6 +8,7 @@ attacker can construct two texts with equal XXH3 in seconds, and then one docume
 from array import array
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 import msgpack
@@ -15,11 +16,13 @@ import orjson
 
 from proxy.protocol.embedding_request import EmbeddingRequest
 from proxy.protocol.items import ItemKind
+from proxy.steps import Steps, finish
 
 Fields = list[tuple[str, str]]  # header names and values
 
 _SCHEMA = 1
 KEY_BYTES = 32
+_ITEMS_A_STEP = 16
 # Header bytes that are not UTF-8 are decoded to surrogate escapes, which this encodes to the same bytes.
 pack = msgpack.Packer(unicode_errors="surrogateescape").pack
 
@@ -34,18 +37,31 @@ def derive(
     `proxy.protocol.identities.Identity.vector_affecting`. ``epoch`` is that of the model's weights: entries of one are
     not found in another.
     """
+    return finish(derive_in_steps(request, url=url, scope=scope, vector_headers=vector_headers, epoch=epoch))
+
+
+def derive_in_steps(
+    request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers: Fields, epoch: int = 0
+) -> Steps[list[bytes]]:
+    """`derive`, a few items at a time."""
     common = _common(request, url, scope, vector_headers, epoch)
     items: Iterable[bytes]
     if request.kind is ItemKind.TEXT:
         items = map(str.encode, request.items)
     elif request.kind is ItemKind.WHOLE:
         # The parameters contain the whole body, so an item is identified by its position.
-        items = [index.to_bytes(8) for index in range(len(request.items))]
+        items = (index.to_bytes(8) for index in range(len(request.items)))
     elif request.kind is ItemKind.TOKENS:
-        items = [array("Q", item).tobytes() for item in request.items]
+        items = (array("Q", item).tobytes() for item in request.items)
     else:
         items = map(_canonical, request.items)
-    return _hashed(blake2b(common, digest_size=KEY_BYTES).copy, items)
+    items, copy = iter(items), blake2b(common, digest_size=KEY_BYTES).copy
+    derived: list[bytes] = []
+    while some := _hashed(copy, islice(items, _ITEMS_A_STEP)):
+        derived += some
+        if len(some) == _ITEMS_A_STEP:
+            yield
+    return derived
 
 
 class TextKeys:

@@ -1,6 +1,7 @@
 """The JSON object of an embeddings request, before its fields are interpreted (pure)."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -9,6 +10,7 @@ from proxy.labels import BypassReason
 from proxy.protocol import json_parts
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.json_parts import JSONParseError
+from proxy.steps import Steps, finish
 
 # Items of one request. More of them would block the event loop for too long, and no provider accepts as many.
 MAX_ITEMS = 16_384
@@ -30,15 +32,34 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 def parse_large_object(body: bytes) -> dict[str, Any]:
     """The same result for a large body, whose items are parsed one by one. Raises `Bypass`."""
+    return finish(parse_object_in_steps(body))
+
+
+def parse_object_in_steps(body: bytes) -> Steps[dict[str, Any]]:
+    """`parse_large_object`, item by item."""
     try:
-        members = json_parts.members(body)
+        members = yield from json_parts.members_in_steps(body)
         fields: dict[str, Any] = {}
         for name, part in members.items():
-            items = json_parts.elements(part, max_elements=MAX_ITEMS) if name == "input" else None
-            fields[name] = json_parts.value(part) if items is None else list(items)
+            items = None
+            if name == "input":
+                items = yield from json_parts.elements_in_steps(part, max_elements=MAX_ITEMS)
+            if items is None:
+                fields[name] = yield from json_parts.value_in_steps(part)
+            else:
+                fields[name] = yield from _listed(items)
+            yield
     except JSONParseError as error:
         raise Bypass(BypassReason(error.reason)) from None
     return fields
+
+
+def _listed(items: Iterator[Any]) -> Steps[list[Any]]:
+    parsed = []
+    for item in items:
+        parsed.append(item)
+        yield
+    return parsed
 
 
 def model_of(fields: dict[str, Any]) -> str | None:

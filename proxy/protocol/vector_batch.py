@@ -13,11 +13,14 @@ import simdjson
 from numpy.typing import NDArray
 
 from proxy.protocol import embedding_texts, json_parts, shortest_floats, vectors
+from proxy.protocol.expected_response import ExpectedResponse
 from proxy.protocol.vectors import DType, InvalidVector, Vector
+from proxy.steps import Steps
 
 _QUOTE, _POINT, _OPENING = ord('"'), ord("."), ord("[")
 _MAX_NUMBER_BYTES = 32  # with what separates it from the next
 _CHUNK = 8  # vectors: with 1536 numbers each, the intermediate results stay in a core's own cache
+_CHUNK_BYTES = 256 * 1024  # of their texts; to check so many numbers takes half a millisecond
 
 
 class Batch(NamedTuple):
@@ -35,9 +38,12 @@ class Batch(NamedTuple):
         return [self.vectors[i] for i in indices], [texts[i] for i in indices if texts]
 
 
-def parse(body: bytes, items: int, base64_dtype: DType) -> Batch | None:
-    """The usual response to a request for ``items``. Base64 contains ``base64_dtype``."""
-    cut = embedding_texts.cut(body, items)
+def parse(body: bytes, expected: ExpectedResponse) -> Steps[Batch | None]:
+    """The usual response. To parse one of integers, or of base64 that may contain anything, is not tried."""
+    if expected.packed is not None or not expected.reads_base64:
+        return None
+    items = expected.items
+    cut = yield from embedding_texts.cut(body, items)
     if cut is None or len(cut.outline) > json_parts.LARGE_BYTES:
         return None
     try:
@@ -47,21 +53,25 @@ def parse(body: bytes, items: int, base64_dtype: DType) -> Batch | None:
     data = response.get("data") if type(response) is dict else None
     if type(data) is not list or {datum.get("embedding") for datum in data if type(datum) is dict} != set(range(items)):
         return None
-    found = _vectors(cut.texts, base64_dtype)
+    yield
+    found = yield from _vectors(cut.texts, expected.base64_dtype)
     return None if found is None else Batch(response, found, cut.texts)
 
 
-def _vectors(texts: Sequence[memoryview], base64_dtype: DType) -> list[Vector] | None:
+def _vectors(texts: Sequence[memoryview], base64_dtype: DType) -> Steps[list[Vector] | None]:
     """The vectors of ``texts``, at least one, which are all strings or all arrays."""
     first = texts[0][0]
     if any(text[0] != first for text in texts):
         return None
-    return _from_base64(texts, base64_dtype) if first == _QUOTE else _from_arrays(texts)
+    return (yield from _from_base64(texts, base64_dtype) if first == _QUOTE else _from_arrays(texts))
 
 
-def _from_base64(texts: Sequence[memoryview], dtype: DType) -> list[Vector] | None:
+def _from_base64(texts: Sequence[memoryview], dtype: DType) -> Steps[list[Vector] | None]:
+    payloads: list[bytes] = []
     try:
-        payloads = [pybase64.b64decode(text[1:-1], validate=True) for text in texts]
+        for start in range(0, len(texts), _CHUNK):
+            payloads += [pybase64.b64decode(text[1:-1], validate=True) for text in texts[start : start + _CHUNK]]
+            yield
     except ValueError:
         return None
     if len(set(map(len, payloads))) > 1 or not vectors.is_whole(Vector(dtype, payloads[0])):
@@ -70,26 +80,34 @@ def _from_base64(texts: Sequence[memoryview], dtype: DType) -> list[Vector] | No
         values = np.frombuffer(b"".join(payloads[start : start + _CHUNK]), "<f4")
         if not _are_usable(values.reshape(-1, len(payloads[0]) // 4)):
             return None
+        yield
     return [Vector(dtype, payload) for payload in payloads]
 
 
-def _from_arrays(texts: Sequence[memoryview]) -> list[Vector] | None:
+def _from_arrays(texts: Sequence[memoryview]) -> Steps[list[Vector] | None]:
     parser = simdjson.Parser()
+    chunk = max(1, min(_CHUNK, _CHUNK_BYTES // len(texts[0])))
     found: list[Vector] = []
     dimensions = 0
     try:
-        for start in range(0, len(texts), _CHUNK):
-            wide = np.stack([_floats(parser, text) for text in texts[start : start + _CHUNK]])
+        for start in range(0, len(texts), chunk):
+            rows = []
+            for text in texts[start : start + chunk]:
+                rows.append(_floats(parser, text))
+                yield
+            wide = np.stack(rows)
             if wide.shape[1] != (dimensions := dimensions or wide.shape[1]) or not dimensions:
                 return None
             with np.errstate(over="ignore"):
                 narrow = wide.astype(np.float32)
             if not _are_usable(narrow):
                 return None
+            yield
             if (dtype := _dtype(wide, narrow)) is not None:
                 found += [Vector(dtype, row.tobytes()) for row in narrow.astype("<f4", copy=False)]
             else:
                 found += [vectors.from_floats(row) for row in wide]
+            yield
     except (ValueError, TypeError):  # also of simdjson, and InvalidVector
         return None
     return found

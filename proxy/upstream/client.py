@@ -28,6 +28,7 @@ from proxy.protocol.content_coding import InvalidCoding
 from proxy.protocol.embedding_response import InvalidEmbeddingResponse
 from proxy.protocol.headers import reason_phrase
 from proxy.telemetry.metrics import Metrics
+from proxy.turns import turn
 from proxy.upstream.circuit import Circuit
 from proxy.upstream.connections import Connections, ConnectionTrace, Pool
 from proxy.upstream.egress import DIRECT, Egress
@@ -41,6 +42,7 @@ from proxy.upstream.urls import Routes
 _MAX_STREAMS = 512
 # 2048 items of 4096 numbers, written out at full length, are 180 MiB.
 _MAX_RESPONSE_BYTES = 512 * 1024 * 1024
+_SMALL_BYTES = 256 * 1024
 _LAST_STATUS = 599  # RFC 9110 §15
 
 
@@ -243,6 +245,8 @@ async def _read(response: ClientResponse, flow: ResponseFlow) -> bytes:
     async for chunk in response.content.iter_any():
         body.write(chunk)
         await flow.received(len(chunk))
+        if body.tell() > _SMALL_BYTES:
+            await turn()
         if body.tell() > _MAX_RESPONSE_BYTES:
             raise ClientPayloadError("the response is too large")
     return body.getvalue()

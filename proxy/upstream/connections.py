@@ -31,6 +31,8 @@ from proxy.upstream.outbound import Outbound
 _NO_AUTO_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 # Limits of a response's head: no lower than those of the clients themselves.
 _MAX_FIELD_BYTES, _MAX_FIELDS = 64 * 1024, 1024
+# Reading from a connection pauses at twice this. aiohttp's default of 256 KiB is a millisecond of copying at a time.
+_BUFFER_BYTES = 64 * 1024
 _LARGE_BYTES, _CHUNK_BYTES = 1024 * 1024, 64 * 1024
 
 
@@ -137,6 +139,7 @@ def _open_session(connector: BaseConnector, connect_timeout_s: float, read_timeo
         max_line_size=_MAX_FIELD_BYTES,
         max_field_size=_MAX_FIELD_BYTES,
         max_headers=_MAX_FIELDS,
+        read_bufsize=_BUFFER_BYTES,
     )
     disable_retries(session)  # `Connections.send` resends a request of any method, and on a new connection
     return session

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from proxy.protocol import embedding_response, embedding_texts, vectors
 from proxy.protocol.embedding_response import EmbeddingResponse, InvalidEmbeddingResponse
 from proxy.protocol.providers import GENERIC
+from proxy.steps import Steps
 
 _WIDE = st.floats(allow_nan=False, allow_infinity=False)
 _NARROW = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -30,9 +31,13 @@ _EMBEDDINGS = st.one_of(
 Parse = Callable[[bytes, int], EmbeddingResponse]
 
 
+def cut_nothing(_body: bytes, _items: int) -> Steps[None]:
+    yield from ()
+
+
 def parse_singly(body: bytes, items: int) -> EmbeddingResponse:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedding_texts, "cut", lambda _body, _items: None)
+        patch.setattr(embedding_texts, "cut", cut_nothing)
         return embedding_response.parse_response(body, GENERIC, items=items)
 
 

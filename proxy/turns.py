@@ -1,0 +1,90 @@
+"""Large work in turns with everything else that the event loop does.
+
+In each iteration of the loop large work has one turn of about half a millisecond, whatever the number of requests that
+it is for. So a short request waits for a turn of one large request, and not of each.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+from proxy.steps import Steps
+
+_T = TypeVar("_T")
+_Item = TypeVar("_Item")
+
+_TURN_S = 0.0003  # begun steps are finished, so it may take twice as long
+KEYS_A_TURN = 32  # less than half a millisecond of making entries
+
+
+class _Turns:
+    """The turns of one event loop, in the order in which they were asked for."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._is_scheduled = False
+
+    def next(self) -> asyncio.Future[None]:
+        turn = self._loop.create_future()
+        self._waiting.append(turn)
+        self._schedule()
+        return turn
+
+    def _schedule(self) -> None:
+        if self._waiting and not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._give)
+
+    def _give(self) -> None:
+        self._is_scheduled = False
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():  # else its waiter was cancelled
+                turn.set_result(None)
+                break
+        self._schedule()
+
+
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns] = WeakKeyDictionary()
+
+
+async def turn() -> None:
+    """Wait for the next turn. The caller works for at most half a millisecond before it waits for another."""
+    loop = asyncio.get_running_loop()
+    if loop not in _turns:
+        _turns[loop] = _Turns(loop)
+    await _turns[loop].next()
+
+
+async def turn_if_many(keys: Sequence[bytes]) -> bool:
+    """Wait for a turn if the work on so many keys takes one. Returns whether it did."""
+    is_many = len(keys) > KEYS_A_TURN
+    if is_many:
+        await turn()
+    return is_many
+
+
+async def run(steps: Steps[_T]) -> _T:
+    """The result of ``steps``. The first turn begins at once."""
+    while True:
+        ends_s = time.perf_counter() + _TURN_S
+        while time.perf_counter() < ends_s:
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: _T = end.value
+                return result
+        await turn()
+
+
+async def in_turns(items: Sequence[_Item]) -> AsyncIterator[Sequence[_Item]]:
+    """``items`` in chunks, each in a turn of its own. Thousands of entries may be made for one request while others
+    wait for a hit."""
+    for start in range(0, len(items), KEYS_A_TURN):
+        if start:
+            await turn()
+        yield items[start : start + KEYS_A_TURN]
