@@ -73,11 +73,11 @@ def verify_command(ctx: click.Context, /, *, is_json: bool, **_: Any) -> int:
 
 
 @cache_group.command(name="export")
-@click.argument("path", metavar="FILE", type=option_types.FILE)
+@click.argument("file", metavar="FILE", type=option_types.FILE)
 @JSON
 @with_store_options
 @click.pass_context
-def export_command(ctx: click.Context, /, path: Path, *, is_json: bool, **_: Any) -> None:
+def export_command(ctx: click.Context, /, file: Path, *, is_json: bool, **_: Any) -> None:
     """Write all entries to a file, bit for bit.
 
     If it is interrupted, the same command continues it. FILE gets its name when it is complete.
@@ -87,25 +87,25 @@ def export_command(ctx: click.Context, /, path: Path, *, is_json: bool, **_: Any
 
     async def run(store: Store) -> transfer.Exported:
         with progress("exporting", None) as advance:
-            return await transfer.export(store, path, origin=name, advance=advance)
+            return await transfer.export(store, file, origin=name, advance=advance)
 
     done = on_store(options, run)
     show(
-        cache_text.exported_text(name, str(path), done),
-        cache_text.exported_json(name, str(path), done),
+        cache_text.exported_text(name, str(file), done),
+        cache_text.exported_json(name, str(file), done),
         is_json=is_json,
     )
 
 
 @cache_group.command(name="import")
-@click.argument("path", metavar="FILE", type=option_types.FILE)
+@click.argument("file", metavar="FILE", type=option_types.FILE)
 @OVERWRITE
 @DRY_RUN
 @JSON
 @with_store_options
 @click.pass_context
 def import_command(
-    ctx: click.Context, /, path: Path, *, overwrites: bool, is_dry_run: bool, is_json: bool, **_: Any
+    ctx: click.Context, /, file: Path, *, overwrites: bool, is_dry_run: bool, is_json: bool, **_: Any
 ) -> int:
     """Put the entries of an exported file into the store, bit for bit.
 
@@ -113,16 +113,17 @@ def import_command(
     whole is imported, and the exit status is 1.
     """
     options = StoreOptions.of(ctx)
-    size_bytes = path.stat().st_size if path.is_file() else None
+    size_bytes = file.stat().st_size if file.is_file() else None
 
     async def run(store: Store) -> transfer.Imported:
         loader = _loader(store, options, overwrites=overwrites, is_dry_run=is_dry_run)
         with progress("importing", size_bytes, is_bytes=True) as advance:
-            return await transfer.import_(path, loader, advance=advance)
+            return await transfer.import_(file, loader, advance=advance)
 
-    done, name = on_store(options, run, creates=not is_dry_run), str(options.setting)
-    text = cache_text.imported_text(name, str(path), done, is_dry_run=is_dry_run)
-    show(text, cache_text.imported_json(name, str(path), done, is_dry_run=is_dry_run), is_json=is_json)
+    done = on_store(options, run, creates=not is_dry_run, may_be_absent=is_dry_run)
+    name = str(options.setting)
+    text = cache_text.imported_text(name, str(file), done, is_dry_run=is_dry_run)
+    show(text, cache_text.imported_json(name, str(file), done, is_dry_run=is_dry_run), is_json=is_json)
     return _FAILED if done.damaged or not done.is_complete else 0
 
 
@@ -154,7 +155,7 @@ def copy_command(
         raise ConfigError(f"{source}: both stores are the same")
 
     async def run(first: Store) -> Loaded:
-        async with options.opened(setting=target, creates=not is_dry_run) as second:
+        async with options.opened(setting=target, creates=not is_dry_run, may_be_absent=is_dry_run) as second:
             loader = _loader(second, options, overwrites=overwrites, is_dry_run=is_dry_run)
             with progress("copying", None) as advance:
                 return await transfer.copy(first, loader, advance=advance)
@@ -173,12 +174,13 @@ def on_store(
     run: Callable[[Store], Awaitable[_T]],
     *,
     creates: bool = False,
+    may_be_absent: bool = False,
     setting: StoreSetting | None = None,
 ) -> _T:
     """The result of ``run`` with the store of ``options``, or that of ``setting``."""
 
     async def on_opened() -> _T:
-        async with options.opened(creates=creates, setting=setting) as store:
+        async with options.opened(creates=creates, may_be_absent=may_be_absent, setting=setting) as store:
             return await run(store)
 
     return asyncio.run(on_opened())

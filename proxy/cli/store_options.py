@@ -10,7 +10,7 @@ from typing import Any, Self
 import click
 
 from proxy.app.storage import open_store
-from proxy.cache.store import Store
+from proxy.cache.store import NoStore, Store
 from proxy.cli import environment
 from proxy.cli.config_file import use_config_file
 from proxy.cli.options import CONFIG, OPTIONS
@@ -47,13 +47,21 @@ class StoreOptions:
         )
 
     @asynccontextmanager
-    async def opened(self, *, creates: bool = False, setting: StoreSetting | None = None) -> AsyncIterator[Store]:
-        """The store, or that of ``setting``, until the block ends. Raises `ConfigError` if it does not exist yet and
-        ``creates`` is false, or if it is one that keeps nothing."""
+    async def opened(
+        self, *, creates: bool = False, may_be_absent: bool = False, setting: StoreSetting | None = None
+    ) -> AsyncIterator[Store]:
+        """The store, or that of ``setting``, until the block ends.
+
+        A SQLite file that does not exist yet is created if the command ``creates`` it, and is an empty store if it
+        ``may_be_absent``. Raises `ConfigError` otherwise, and for a store that keeps nothing.
+        """
         named = self.setting if setting is None else setting
         if named.path is None and named.url is None:
             raise ConfigError(f"{named} is only the memory of a running proxy; accepted: sqlite:///… or redis://…")
         if named.path is not None and not creates and not named.path.is_file():
+            if may_be_absent:
+                yield NoStore()
+                return
             raise ConfigError(f"{named}: there is no such file")
         store = open_store(named, self.limit_bytes, time.time, redis_timeout_s=_REDIS_TIMEOUT_S)
         try:
