@@ -23,6 +23,7 @@ from proxy.protocol import headers
 from proxy.protocol.cors import is_preflight, origin_of
 from proxy.protocol.targets import is_embeddings_like, loggable_path
 from proxy.telemetry.access_log import AccessLog, AccessLogLine, RequestIds, trace_id
+from proxy.telemetry.recent_requests import RecentRequests
 from proxy.telemetry.tracing import Traces
 from proxy.upstream.router import Origin, Router
 
@@ -52,6 +53,7 @@ class Dispatcher:
         access: Access,
         *,
         log: AccessLog,
+        recent: RecentRequests,
         traces: Traces,
         is_draining: Callable[[], bool],
     ) -> None:
@@ -60,6 +62,7 @@ class Dispatcher:
         self._fast_path = fast_path
         self._access = access
         self._log = log
+        self._recent = recent
         self._traces = traces
         self._is_draining = is_draining
         self._ids = RequestIds(secrets.token_hex(4))
@@ -151,6 +154,7 @@ class Dispatcher:
             progress.user_agent,
         )
         self._log.add(line)
+        self._recent.add(line, progress.cache_status, progress.detail)
         progress.span.end(status, progress.outcome, progress.model_label, items=progress.items, cached=progress.cached)
 
     async def _respond(self, request: web.BaseRequest, progress: Progress, started_s: float) -> web.StreamResponse:

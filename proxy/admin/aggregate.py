@@ -1,4 +1,4 @@
-"""The metrics of all workers of one proxy, added up.
+"""The metrics of all workers of one proxy, added up, and their last requests.
 
 Each worker serves its metrics on a Unix socket, whose name ends in `SUFFIX`, in a directory that only this user can
 enter.
@@ -7,6 +7,7 @@ enter.
 import asyncio
 import logging
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector
@@ -14,7 +15,9 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from proxy.admin.recent import parse_recent
 from proxy.telemetry import definitions
+from proxy.telemetry.recent_request import RecentRequest
 
 _log = logging.getLogger(__name__)
 
@@ -60,16 +63,30 @@ class Workers:
                 self._past = add_up([self._past, _counters(self._last.pop(path))])
             return add_up([self._past, *self._last.values()])
 
+    async def recent_requests(self, count: int) -> list[RecentRequest]:
+        """The last requests of all workers that run, in the order in which they ended."""
+        paths = sorted(self._folder.glob("*" + SUFFIX))
+        bodies = await asyncio.gather(*(_get(path, f"requests.json?last={count}") for path in paths))
+        found = [request for body in bodies if body is not None for request in parse_recent(body)]
+        return sorted(found, key=attrgetter("ended_at_s"))[-count:]
+
 
 async def _scrape(path: Path) -> list[Metric] | None:
+    body = await _get(path, "metrics")
+    return None if body is None else list(text_string_to_metric_families(body.decode()))
+
+
+async def _get(path: Path, name: str) -> bytes | None:
+    """What a worker's own admin port has under ``name``; None if it does not respond."""
     try:
         async with (
             ClientSession(connector=UnixConnector(str(path)), timeout=_TIMEOUT) as session,
-            session.get("http://worker/metrics") as response,
+            session.get(f"http://localhost/{name}") as response,
         ):
-            return list(text_string_to_metric_families(await response.text()))
+            response.raise_for_status()
+            return await response.read()
     except (ClientError, OSError, TimeoutError) as error:
-        _log.warning("can't read the metrics of a worker: %s", type(error).__name__)
+        _log.warning("can't read the %s of a worker: %s", name.partition(".")[0], type(error).__name__)
         return None
 
 

@@ -10,12 +10,14 @@ from proxy import __version__
 from proxy.admin import openapi
 from proxy.admin.history import STEP_S
 from proxy.admin.page import StatusPage
+from proxy.admin.recent import Recent, add_recent_requests
 from proxy.admin.status import About, UpstreamStatus
 from proxy.config.settings import Settings
 from proxy.http import listeners
 from proxy.http.listeners import Sockets
 from proxy.http.malformed import HTTP_LOG
 from proxy.periodic import every
+from proxy.protocol.hosts import LOOPBACK_HOSTS
 from proxy.telemetry.metrics import Families, text_of
 
 
@@ -26,6 +28,7 @@ async def open_port(
     sockets: Sockets,
     families: Families,
     *,
+    recent: Recent,
     is_draining: Callable[[], bool],
     is_ready: Callable[[], bool],
     now: Callable[[], float],
@@ -36,6 +39,7 @@ async def open_port(
     app = _make_app(
         families, page, is_ready=is_ready, describe=lambda: openapi.describe(settings.upstream.provider, base_url)
     )
+    add_recent_requests(app.router, recent, is_loopback=settings.admin_host in LOOPBACK_HOSTS)
     await listeners.accept(stack, web.AppRunner(app, access_log=None, logger=HTTP_LOG, shutdown_timeout=1.0), sockets)
     return page
 

@@ -23,6 +23,8 @@ from proxy.http import listeners
 from proxy.http.listeners import Listeners, Sockets
 from proxy.telemetry.access_log import AccessLog
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.recent_request import RecentRequest
+from proxy.telemetry.recent_requests import RecentRequests
 from proxy.upstream.router import Router
 
 
@@ -64,7 +66,7 @@ async def running(
         core = await open_core(stack, settings, clock=clock, monotonic=monotonic)
         path = await open_request_path(stack, settings, core, write_log=write_log, clock=clock)
         # Closed after the data port, because it reports that the proxy is draining.
-        page = await _open_admin_port(stack, settings, base_url, bound.admin, core, now=monotonic)
+        page = await _open_admin_port(stack, settings, base_url, bound.admin, core, requests=path.recent, now=monotonic)
         await open_data_port(stack, settings, bound.data, path, core.metrics)
         yield Running(
             base_url=base_url,
@@ -89,10 +91,20 @@ def base_url_of(sockets: Sockets) -> str:
 
 
 async def _open_admin_port(
-    stack: AsyncExitStack, settings: Settings, base_url: str, sockets: Sockets, core: Core, *, now: Callable[[], float]
+    stack: AsyncExitStack,
+    settings: Settings,
+    base_url: str,
+    sockets: Sockets,
+    core: Core,
+    *,
+    requests: RecentRequests,
+    now: Callable[[], float],
 ) -> StatusPage:
     async def families() -> Iterable[Metric]:
         return core.metrics.families()
+
+    async def recent(count: int) -> list[RecentRequest]:
+        return requests.last(count)
 
     return await port.open_port(
         stack,
@@ -100,6 +112,7 @@ async def _open_admin_port(
         base_url,
         sockets,
         families,
+        recent=recent,
         is_draining=lambda: core.lifecycle.is_draining,
         is_ready=lambda: not core.lifecycle.is_draining,
         now=now,

@@ -18,6 +18,7 @@ from proxy.embeddings.route import EmbeddingsRoute
 from proxy.http.bodies import BodyReader
 from proxy.periodic import every
 from proxy.telemetry.access_log import FLUSH_S, AccessLog
+from proxy.telemetry.recent_requests import RecentRequests
 
 _KEYS_S = 1.0  # how often client keys that have ended are dropped
 
@@ -27,6 +28,7 @@ class RequestPath:
     client_keys: ClientKeys | None  # None: clients need no key of the proxy's own
     bodies: BodyReader
     log: AccessLog
+    recent: RecentRequests
     dispatcher: Dispatcher
 
 
@@ -52,8 +54,9 @@ async def open_request_path(
     log = AccessLog(write_log, is_json=settings.log_format == "json", clock=clock)
     stack.callback(log.flush)
     await stack.enter_async_context(every(FLUSH_S, lambda _: log.flush()))
-    dispatcher = _make_dispatcher(settings, core, access, bodies, log)
-    return RequestPath(client_keys=client_keys, bodies=bodies, log=log, dispatcher=dispatcher)
+    recent = RecentRequests(clock)
+    dispatcher = _make_dispatcher(settings, core, access, bodies, log=log, recent=recent)
+    return RequestPath(client_keys=client_keys, bodies=bodies, log=log, recent=recent, dispatcher=dispatcher)
 
 
 def make_access(settings: Settings, validations: Validations, client_keys: ClientKeys | None) -> Access:
@@ -71,7 +74,9 @@ def make_access(settings: Settings, validations: Validations, client_keys: Clien
     )
 
 
-def _make_dispatcher(settings: Settings, core: Core, access: Access, bodies: BodyReader, log: AccessLog) -> Dispatcher:
+def _make_dispatcher(
+    settings: Settings, core: Core, access: Access, bodies: BodyReader, *, log: AccessLog, recent: RecentRequests
+) -> Dispatcher:
     def is_draining() -> bool:
         return core.lifecycle.is_draining
 
@@ -91,4 +96,6 @@ def _make_dispatcher(settings: Settings, core: Core, access: Access, bodies: Bod
         canary=core.canary,
         is_draining=is_draining,
     )
-    return Dispatcher(core.router, route, fast_path, access, log=log, traces=core.traces, is_draining=is_draining)
+    return Dispatcher(
+        core.router, route, fast_path, access, log=log, recent=recent, traces=core.traces, is_draining=is_draining
+    )

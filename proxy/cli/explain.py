@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import orjson
 from click.core import ParameterSource
 from multidict import CIMultiDict
 
-from proxy.cli import explain_text
+from proxy.cli import explain_text, stats_client
 from proxy.cli import option_types as types
 from proxy.cli.request_options import parse_header, request_settings, settings_parameters
 from proxy.cli.store_options import StoreOptions
@@ -23,10 +24,12 @@ from proxy.explain.curl import is_curl, parse_curl
 from proxy.explain.explanation import explain
 from proxy.explain.har import parse_har
 from proxy.explain.http_request import HTTPRequest, UnreadableRequest
+from proxy.explain.recent_report import report_recent
 from proxy.explain.report import Explanation
 from proxy.maintenance.identity import RequestReader, open_request_reader
 from proxy.protocol import records
 from proxy.protocol.records import InvalidRecord, Record, RecordKey
+from proxy.telemetry.recent_request import MAX_REQUESTS
 from proxy.upstream.urls import Routes
 
 _READ_TIMEOUT_S = 10.0
@@ -43,6 +46,18 @@ _PARAMETERS: list[click.Parameter] = [
         help="With --body: a header field of the request. May be given several times.",
     ),
     click.Option(["--path"], default="/v1/embeddings", show_default=True, help="With --body: the request's path."),
+    click.Option(
+        ["--last"],
+        type=click.IntRange(1, MAX_REQUESTS),
+        metavar="N",
+        help=f"Explain the last N requests of a running proxy in place of a REQUEST; it remembers {MAX_REQUESTS}.",
+    ),
+    click.Option(
+        ["--admin-url"],
+        default=stats_client.default_admin_url,
+        show_default=stats_client.DEFAULT_IN_WORDS,
+        help="With --last: URL of the proxy's admin port.",
+    ),
     click.Option(["--json", "is_json"], is_flag=True, help="Print the explanation as JSON."),
     *settings_parameters(),
 ]
@@ -55,8 +70,12 @@ def explain_command(ctx: click.Context, /, *, is_json: bool, **_: Any) -> None:
     relayed.
 
     REQUEST is a curl command line, the name of a file that has one or that is an HTTP Archive (HAR), or - for standard
-    input. Nothing is sent. --store names a store to look in; the other options are those of serve.
+    input. Nothing is sent. --store names a store to look in; the other options are those of serve. With --last, it
+    explains requests that a running proxy has had.
     """
+    if ctx.params["last"] is not None:
+        _explain_last(ctx, is_json=is_json)
+        return
     settings = request_settings(ctx)
     requests = _requests(ctx)
     store = None
@@ -67,6 +86,19 @@ def explain_command(ctx: click.Context, /, *, is_json: bool, **_: Any) -> None:
         click.echo(orjson.dumps(explanations, option=orjson.OPT_INDENT_2))
     else:
         click.echo("\n\n".join(map(explain_text.render, explanations)))
+
+
+def _explain_last(ctx: click.Context, *, is_json: bool) -> None:
+    """Raises `click.UsageError` and `Unreachable`."""
+    if ctx.params["request"] is not None or ctx.params["body"] is not None:
+        raise click.UsageError("--last is about requests that a proxy has had; leave out the REQUEST and --body")
+    requests = asyncio.run(stats_client.recent_requests(ctx.params["admin_url"], ctx.params["last"]))
+    if is_json:
+        reports = map(report_recent, requests)
+        shown = [{"request": request, **report._asdict()} for request, report in zip(requests, reports, strict=True)]
+        click.echo(msgspec.json.format(msgspec.json.encode(shown)))
+    else:
+        click.echo(explain_text.render_recent(requests))
 
 
 def _requests(ctx: click.Context) -> list[HTTPRequest]:

@@ -1,10 +1,14 @@
 """An explanation as text (pure)."""
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 
 import orjson
 
+from proxy.cli.printable import printable
+from proxy.explain.recent_report import report_recent
 from proxy.explain.report import Explanation, FieldReport, ItemReport, KeyReport
+from proxy.telemetry.recent_request import RecentRequest
 
 _MAX_ITEMS = 20
 _KEY_CHARS = 16
@@ -27,6 +31,22 @@ def render(explanation: Explanation) -> str:
     lines += _section("what would change it", (f"  {text}" for text in explanation.advice))
     lines += _section("notes", (f"  {text}" for text in explanation.notes))
     return "\n".join(lines)
+
+
+def render_recent(requests: Sequence[RecentRequest]) -> str:
+    """The last requests, one after the other, the newest last."""
+    return "\n".join(map(_recent, requests)) or "no requests yet"
+
+
+def _recent(request: RecentRequest) -> str:
+    at = datetime.fromtimestamp(request.ended_at_s, UTC).strftime("%H:%M:%SZ")
+    head = (
+        f"{at}  {request.outcome.upper():<9} {request.status}  {request.cached}/{request.items} cached"
+        f"  {request.duration_ms:,.1f} ms  {printable(request.model or '-')}  {printable(request.request_id)}"
+    )
+    report = report_recent(request)
+    advice = "" if report.advice is None else f"\n    to change that: {report.advice}"
+    return f"{head}\n    {printable(report.why)}{advice}"
 
 
 def _labelled(label: str, text: str) -> str:

@@ -129,7 +129,7 @@ async def _read_call(reader: RequestReader, form: RequestForm, body: bytes, path
     except ProxyError as error:
         raise ConfigError(f"the proxy would refuse the request: {error.message}") from error
     except Bypass as bypass:
-        raise ConfigError(EXPLANATIONS[bypass.reason].why) from bypass
+        raise ConfigError(EXPLANATIONS[bypass.reason]) from bypass
     if isinstance(read, Unread):
-        raise ConfigError(f"the proxy does not cache the request: {EXPLANATIONS[read.bypass.reason].why}")
+        raise ConfigError(f"the proxy does not cache the request: {EXPLANATIONS[read.bypass.reason]}")
     return read

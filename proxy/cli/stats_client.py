@@ -1,22 +1,33 @@
-"""The client of `proxy.admin.page`: reads the status of a running proxy."""
+"""The client of `proxy.admin`: reads the status and the last requests of a running proxy."""
 
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from typing import TypeVar
 
 import click
 import msgspec
 from aiohttp import ClientConnectorError, ClientError, ClientSession, ClientTimeout, InvalidURL, NonHttpUrlClientError
 
+from proxy.admin.recent import RecentDocument
 from proxy.admin.status import Status
+from proxy.telemetry.recent_request import RecentRequest
+
+_T = TypeVar("_T")
 
 PERIOD_S = 2.0
 _TIMEOUT_S = 5.0
 
+
+def default_admin_url() -> str:
+    return f"http://127.0.0.1:{os.environ.get('EMBEDDING_PROXY_ADMIN_PORT', '9090')}"
+
+
+DEFAULT_IN_WORDS = "http://127.0.0.1:9090, or the port of EMBEDDING_PROXY_ADMIN_PORT"
 ADMIN_URL = click.option(
     "--admin-url",
-    default=lambda: f"http://127.0.0.1:{os.environ.get('EMBEDDING_PROXY_ADMIN_PORT', '9090')}",
-    show_default="http://127.0.0.1:9090, or the port of EMBEDDING_PROXY_ADMIN_PORT",
+    default=default_admin_url,
+    show_default=DEFAULT_IN_WORDS,
     help="URL of the proxy's admin port.",
 )
 
@@ -27,7 +38,15 @@ class Unreachable(Exception):
 
 async def ask(session: ClientSession, admin_url: str) -> tuple[bytes, Status]:
     """The status, as JSON and parsed. Raises `Unreachable`."""
-    url = admin_url.rstrip("/") + "/status.json"
+    return await read(session, admin_url, "status.json", Status, what="a status")
+
+
+async def read(session: ClientSession, admin_url: str, name: str, kind: type[_T], *, what: str) -> tuple[bytes, _T]:
+    """What the admin port has under ``name``, as JSON and parsed; ``what`` is its name in messages.
+
+    Raises `Unreachable`.
+    """
+    url = f"{admin_url.rstrip('/')}/{name}"
     try:
         async with session.get(url, allow_redirects=False, timeout=ClientTimeout(_TIMEOUT_S)) as response:
             body = await response.read()
@@ -40,10 +59,10 @@ async def ask(session: ClientSession, admin_url: str) -> tuple[bytes, Status]:
             f"can't reach the proxy at {url}: {_why(error)}; is it running, and is this its admin port (--admin-url)?"
         ) from error
     try:
-        return body, msgspec.json.decode(body, type=Status)
+        return body, msgspec.json.decode(body, type=kind)
     except msgspec.DecodeError as error:
         raise Unreachable(
-            f"{url} returned {response.status} without a status; is this the admin port of a proxy of this version?"
+            f"{url} returned {response.status} without {what}; is this the admin port of a proxy of this version?"
         ) from error
 
 
@@ -52,6 +71,14 @@ def _why(error: ClientError) -> str:
         return str(error) or type(error).__name__
     # asyncio's own text for a refused connection repeats the address. The resolver's error numbers are below zero.
     return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error.strerror)
+
+
+async def recent_requests(admin_url: str, count: int) -> list[RecentRequest]:
+    """The last ``count`` requests, the newest last. Raises `Unreachable`."""
+    async with ClientSession() as session:
+        name = f"requests.json?last={count}"
+        _, document = await read(session, admin_url, name, RecentDocument, what="requests")
+        return document.requests
 
 
 async def once(admin_url: str) -> tuple[bytes, Status]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from proxy.admin.latency import Latency
 from proxy.admin.status import Status
 from proxy.admin.window import Window
+from proxy.cli.printable import printable
 from proxy.labels import OUTCOMES, ItemResult
 
 _NONE = "-"
@@ -34,7 +35,7 @@ def render(status: Status) -> str:
         *([_canary(status)] if status.canary else []),
         _rest(status),
     ]
-    return "\n\n".join("\n".join(_printable(line) for line in part) for part in parts)
+    return "\n\n".join("\n".join(printable(line) for line in part) for part in parts)
 
 
 def _totals(status: Status) -> list[str]:
@@ -131,16 +132,11 @@ def _rest(status: Status) -> list[str]:
 
 
 def _aligned(rows: Iterable[Row], width: int = _NAME_WIDTH) -> list[str]:
-    return [f"{_printable(name):<{width}}" + "".join(f"{cell:>13}" for cell in cells) for name, *cells in rows]
+    return [f"{printable(name):<{width}}" + "".join(f"{cell:>13}" for cell in cells) for name, *cells in rows]
 
 
 def _truncated(name: str, width: int = _NAME_WIDTH) -> str:
     return name if len(name) <= width else name[: width - 1] + "…"
-
-
-def _printable(text: str) -> str:
-    """Without control characters: clients choose the names of models, and the terminal would obey them."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _percent(share: float | None) -> str:

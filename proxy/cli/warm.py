@@ -150,7 +150,7 @@ def _forecast(ctx: click.Context, call: EmbeddingCall, distinct: int) -> Forecas
     """Raises `Stopped`."""
 
     async def run(advance: Advance) -> Forecast:
-        async with connected(call, connections=1, timeout_s=ctx.params["timeout"]) as sender:
+        async with connected(call, connections=1, timeout_s=ctx.params["timeout"], is_kept=False) as sender:
             return await forecast(sender, _batches(ctx, _ASKED_ITEMS, _ASKED_CHARS), advance=advance)
 
     with progress("asking", distinct) as advance:

@@ -4,6 +4,7 @@ from proxy.access.admission import Admission
 from proxy.embeddings.fast_path import FastPathHit
 from proxy.labels import RequestOutcome
 from proxy.ledger.cause import Cause
+from proxy.telemetry.recent_request import RequestDetail
 from proxy.telemetry.tracing import NO_SPAN, Span
 from proxy.upstream.router import Origin
 
@@ -13,10 +14,12 @@ _ADMISSION = Admission()
 class Progress:
     __slots__ = (
         "admission",
+        "cache_status",
         "cached",
         "cause",
         "client",
         "client_label",
+        "detail",
         "held_s",
         "items",
         "model",
@@ -43,6 +46,9 @@ class Progress:
         self.span: Span = NO_SPAN
         self.cause: Cause | None = None  # why it can't be cached item by item
         self.user_agent: str | None = None  # its program, of a request that was no hit
+        # Of a request that was parsed.
+        self.detail: RequestDetail | None = None
+        self.cache_status = ""
 
     def hit(self, repeat: FastPathHit) -> None:
         """The fast path has the response."""

@@ -18,6 +18,7 @@ from proxy.embeddings.no_hits import NoHits
 from proxy.embeddings.patience import NO_PATIENCE, Patience
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.reader import Reader, Unread
+from proxy.embeddings.request_detail import detail_of
 from proxy.embeddings.resolver import Outcome, Resolver
 from proxy.embeddings.responses import ResponseBuilder, finish_head
 from proxy.errors import ProxyError
@@ -139,10 +140,13 @@ class EmbeddingsRoute:
             return RequestOutcome.HIT, response
         read = await self._reader.read(request, sent, own, reservation, client=progress.client, span=progress.span)
         progress.origin = read.origin
+        progress.detail = detail_of(read)
         if isinstance(read, Unread):
             progress.model, progress.items = read.model, read.items
             progress.cause = Cause.of(read.bypass.reason, read.bypass.field)
-            return RequestOutcome.BYPASS, await self._bypass.relay(request, progress, sent.content, read)
+            response = await self._bypass.relay(request, progress, sent.content, read)
+            progress.cache_status = response.headers.getall("Cache-Status", ("",))[-1]
+            return RequestOutcome.BYPASS, response
         progress.model = read.spec.model
         doubt = read.parsed.doubt
         if doubt is not None:
@@ -156,6 +160,7 @@ class EmbeddingsRoute:
             outcome, response = await self._resolver.respond(read, sighting, progress, parsed_s)
         finally:
             progress.held_s = read.held_s
+        progress.cache_status = response.headers.getall("Cache-Status", ("",))[-1]  # after those of other caches
         if self._canary is not None and response.status == HTTPStatus.OK:
             self._canary.in_use.note(_subject(read))
         if read.held_s:

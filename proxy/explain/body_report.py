@@ -25,7 +25,7 @@ def _report(name: str, value: Any, provider: Provider, parsed: EmbeddingRequest 
     harmless = {**provider.fixed, **provider.cross_item}.get(name)
     why = MEANINGS[kind].format(orjson.dumps(harmless).decode())
     if doubt is not None and kind is not FieldClass.UNKNOWN:
-        why += f"; {EXPLANATIONS[doubt.reason].why}"
+        why += f"; {EXPLANATIONS[doubt.reason]}"
     return FieldReport(
         name=shown(name),
         value=None if kind is FieldClass.INPUT else shown(orjson.dumps(value).decode()),

@@ -11,6 +11,7 @@ from proxy.explain.http_request import HTTPRequest
 from proxy.explain.lookup_report import look_up, report_items
 from proxy.explain.report import Explanation, FieldReport, ItemReport, Keying, KeyReport
 from proxy.fetch.request import ClientRequest
+from proxy.ledger.cause import VARYING_HEADER, Cause
 from proxy.protocol import query, request_body
 from proxy.protocol.bypass import EXPLANATIONS, Bypass
 from proxy.protocol.header_kinds import Rule, rule_of, why_not_neutral
@@ -80,7 +81,7 @@ def _outcome(
     read: ClientRequest | Unread, settings: Settings, stored: Mapping[bytes, Record] | None, now_s: float
 ) -> tuple[str | None, str]:
     if isinstance(read, Unread):
-        return "BYPASS", f"{EXPLANATIONS[read.bypass.reason].why}, so the request is relayed as it came"
+        return "BYPASS", f"{EXPLANATIONS[read.bypass.reason]}, so the request is relayed as it came"
     if stored is None:
         return None, _UNKNOWN_OUTCOME
     return look_up(read, stored, min_stored_at_s=min_stored_at_s(read, settings, now_s))
@@ -133,12 +134,12 @@ def _merging(read: ClientRequest | Unread) -> str:
 def _advice(doubt: Bypass | None, headers: Sequence[FieldReport], settings: Settings, provider: str) -> list[str]:
     advice = []
     if doubt is not None:
-        advice.append(EXPLANATIONS[doubt.reason].remedy.replace("NAME", provider))
+        advice.append(Cause.of(doubt.reason, doubt.field).remedy(provider))
     for field in headers:
         rule = rule_of(field.name, settings.key_headers, settings.neutral_headers)
         is_guessed = rule in _GUESSED and why_not_neutral(field.name.lower()) is None
         if field.is_in_key and is_guessed:
-            advice.append(f"if {field.name} does not change the vector, set --neutral-headers {field.name.lower()}")
+            advice.append(Cause.of(VARYING_HEADER, field.name.lower()).remedy(provider))
     return list(dict.fromkeys(advice))
 
 

@@ -7,11 +7,13 @@ from typing import Protocol
 
 from proxy.filling.batches import Batch
 from proxy.filling.estimate import estimated_tokens
-from proxy.filling.replies import Later, Reply, Stopped, read_missing
+from proxy.filling.replies import Later, NotTold, Reply, Stopped, read_missing
 from proxy.filling.results import Forecast
 from proxy.protocol import rate_limits
 
 _MAX_ATTEMPTS, _PAUSE_S = 5, 1.0
+# Workers validate credentials apart, and a new connection may come to any of them.
+_MAX_UNTOLD = 24
 _THROTTLED = 503
 
 
@@ -47,16 +49,24 @@ async def forecast(
 async def _missing(
     sender: Asks, batch: Batch, sleep: Callable[[float], Awaitable[None]], now: Callable[[], float]
 ) -> list[int]:
-    reason = ""
-    for _ in range(_MAX_ATTEMPTS):
+    untold = failed = 0
+    while True:
         reply = await sender.ask([text.text for text in batch.texts])
         if isinstance(reply, Reply) and reply.status != _THROTTLED:
-            return read_missing(reply, len(batch.texts))
+            try:
+                return read_missing(reply, len(batch.texts))
+            except NotTold:
+                untold += 1
+                if untold >= _MAX_UNTOLD:
+                    raise
+                continue
+        failed += 1
         pause_s = None
         if isinstance(reply, Later):
             reason = reply.reason
         else:
             reason = f"the proxy is overloaded: {reply.status}"
             pause_s = rate_limits.of_headers(reply.headers, now_s=now()).retry_after_s
+        if failed >= _MAX_ATTEMPTS:
+            raise Stopped(reason)
         await sleep(_PAUSE_S if pause_s is None else pause_s)
-    raise Stopped(reason)

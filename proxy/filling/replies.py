@@ -21,6 +21,10 @@ class Stopped(Exception):
     """Nothing more can be sent, and the message says why."""
 
 
+class NotTold(Stopped):
+    """The proxy does not say what is cached to this credential. Another worker of it may, which has validated it."""
+
+
 class Refused(Exception):
     """The proxy or the upstream refused a batch, perhaps for one of its items."""
 
@@ -85,7 +89,10 @@ def read_embedded(reply: Reply, items: int, *, now_s: float) -> Embedded | Later
 
 
 def read_missing(reply: Reply, items: int) -> list[int]:
-    """The positions of items that are not cached, from a reply to a request ``only-if-cached``. Raises `Stopped`."""
+    """The positions of items that are not cached, from a reply to a request ``only-if-cached``.
+
+    Raises `Stopped`, of which `NotTold` is one.
+    """
     if reply.status == HTTPStatus.NO_CONTENT and reply.cache == "HIT":
         return []
     response = reply.json()
@@ -94,7 +101,7 @@ def read_missing(reply: Reply, items: int) -> list[int]:
         missing = error.get("missing")
         if type(missing) is list and len(missing) <= items:
             return missing
-        raise Stopped(
+        raise NotTold(
             "the proxy says what is cached only to an API key that the upstream has accepted recently;"
             " send something with it first, as with --limit 1, or use a proxy that has the upstream's key"
         )

@@ -50,6 +50,9 @@ class Sender:
 
 
 @asynccontextmanager
-async def connected(call: EmbeddingCall, *, connections: int, timeout_s: float) -> AsyncIterator[Sender]:
-    async with ClientSession(connector=TCPConnector(limit=connections)) as session:
+async def connected(
+    call: EmbeddingCall, *, connections: int, timeout_s: float, is_kept: bool = True
+) -> AsyncIterator[Sender]:
+    """Unless connections are kept, each request has a new one, and may come to any worker of a proxy."""
+    async with ClientSession(connector=TCPConnector(limit=connections, force_close=not is_kept)) as session:
         yield Sender(session, call, timeout_s=timeout_s)

@@ -130,12 +130,14 @@ async def serve_admin(
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, on_signal)
     async with AsyncExitStack() as stack:
+        summed = Workers(workers)
         await open_port(
             stack,
             settings,
             base_url,
             sockets,
-            Workers(workers).families,
+            summed.families,
+            recent=summed.recent_requests,
             is_draining=lambda: is_draining,
             is_ready=lambda: not is_draining and any(workers.glob("*" + SUFFIX)),
             now=time.monotonic,

@@ -14,6 +14,7 @@ from proxy.config.settings import StoreSetting
 from tests.conftest import StartProxy
 from tests.support import cli
 from tests.support.cli import Ended
+from tests.support.client import Client
 from tests.support.scripted import ScriptedUpstream
 
 Explain = Callable[..., Ended]
@@ -67,7 +68,7 @@ def test_a_body_with_header_fields_is_explained(explain: Explain, tmp_path: Path
         "POST /openai/v1/embeddings?a=b to demo (generic)\n\n  keyed     not cached, because of"
     )
     assert "  outcome   BYPASS: a streamed response is asked for, so the request is relayed as it came\n" in ended.out
-    assert "\nwhat would change it\n  send stream: false, or leave it out\n" in ended.out
+    assert "\nwhat would change it\n  let the client leave out stream\n" in ended.out
 
 
 def test_standard_input_and_files_and_archives_are_read(
@@ -86,6 +87,44 @@ def test_standard_input_and_files_and_archives_are_read(
     request: dict[str, Any] = {"method": "POST", "url": "http://h/v1/embeddings", "postData": {"text": "{}"}}
     (tmp_path / "a.har").write_bytes(orjson.dumps({"log": {"entries": [{"request": request}] * 2}}))
     assert explain(str(tmp_path / "a.har")).out.count("POST /v1/embeddings to demo (generic)\n") == 2
+
+
+async def test_the_last_requests_of_a_running_proxy_are_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], client: Client
+) -> None:
+    await client.embed(["a", "b"])
+    await client.embed(["a", "b", "c"], headers={"X-Request-Id": "my-id"})
+    await client.embed("a", foo=1)
+    await client.send("POST", "/v1/other", body=b'{"model": "m", "input": "x"}')
+    for _ in range(3):
+        await client.embed("a")
+    command = ("explain", "--admin-url", client.proxy.admin_url, "--last")
+    ended = await cli.run_beside(monkeypatch, capsys, *command, "7")
+    lines = ended.out.splitlines()
+    assert (ended.status, ended.err) == (0, "")
+    assert "  MISS      200  0/2 cached  " in lines[0]
+    assert lines[1] == "    no item was cached"
+    assert lines[2].endswith(" ms  m  my-id")
+    assert lines[3] == "    2 of 3 items were cached"
+    assert lines[5] == (
+        "    no item was cached; keyed by its whole body because of unknown-field (foo): the provider's row does not"
+        " describe the field"
+    )
+    assert lines[6].startswith("    to change that: say what the field does: [providers.generic] neutral = ")
+    assert lines[8] == "    it is not the cached route, so it was passed through"
+    assert lines[10] == "    all items were cached"
+    assert lines[-1] == "    all items were in memory, for a request like others before it"
+    assert (await cli.run_beside(monkeypatch, capsys, *command, "1")).out.count("\n") == 2
+    (last,) = (await cli.run_beside(monkeypatch, capsys, *command, "1", "--json")).json
+    assert (last["request"]["outcome"], last["why"], last["advice"]) == ("hit", lines[-1].strip(), None)
+
+
+def test_a_proxy_that_can_not_be_asked_is_one_line(explain: Explain) -> None:
+    ended = explain("--last", "5", "--admin-url", "http://127.0.0.1:1")
+    assert (ended.status, ended.err.count("\n")) == (1, 1)
+    assert ended.err.startswith(
+        "embedding-proxy: can't reach the proxy at http://127.0.0.1:1/requests.json?last=5: Conn"
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,6 +146,8 @@ def test_standard_input_and_files_and_archives_are_read(
         (["curl h -d x", "--header", "A: b"], "--header is for --body; a curl command or an archive has its own"),
         (["--body", "{file}", "--header", "x"], "--header: 'x' is not a header field; accepted: NAME:VALUE"),
         (["--body", "/none"], "/none: No such file or directory"),
+        ([CURL, "--last", "3"], "--last is about requests that a proxy has had; leave out the REQUEST and --body"),
+        (["--last", "0"], "--last: 0 is not in the range 1<=x<=256"),
         ([CURL, "--store", "sqlite:////none/c.db"], "sqlite:////none/c.db: there is no such file"),
         ([CURL, "--upstream", "opneai"], "--upstream: 'opneai' is not an upstream; did you mean openai?"),
     ],

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import orjson
 import pytest
 
 from proxy.config.settings import UpstreamSetting
@@ -10,7 +11,7 @@ from proxy.filling.corpus import Text
 from proxy.filling.embedding_call import EmbeddingCall
 from proxy.filling.estimate import estimated_tokens
 from proxy.filling.forecast import forecast
-from proxy.filling.replies import Later, Reply, Stopped
+from proxy.filling.replies import Later, NotTold, Reply, Stopped
 from proxy.filling.results import Forecast
 from proxy.filling.sender import connected
 from tests.conftest import StartProxy
@@ -87,3 +88,26 @@ async def test_no_reply_is_asked_for_again_and_then_said() -> None:
 
 def test_tokens_are_estimated_by_bytes() -> None:
     assert [estimated_tokens(text) for text in ("a", "abcd", "abcde", "日本語")] == [1, 1, 2, 3]
+
+
+async def test_of_several_workers_one_that_knows_the_credential_is_found() -> None:
+    class Workers:
+        def __init__(self, *, knowing: int) -> None:
+            self.asked = 0
+            self.knowing = knowing
+
+        async def ask(self, _: list[str]) -> Reply | Later:
+            self.asked += 1
+            told = {"items": 1, "missing": [0]} if self.asked == self.knowing else {}
+            body = orjson.dumps({"error": {"code": "not_cached", "message": "No.", **told}})
+            return Reply(status=504, headers={}, body=body)
+
+    async def sleep(_: float) -> None:
+        raise AssertionError
+
+    found = await forecast(Workers(knowing=9), [Batch(texts("a"))], advance=lambda _: None, sleep=sleep)
+    assert found.missing == 1
+    unknown = Workers(knowing=0)
+    with pytest.raises(NotTold):
+        await forecast(unknown, [Batch(texts("a"))], advance=lambda _: None, sleep=sleep)
+    assert unknown.asked == 24

@@ -1,0 +1,58 @@
+"""The last requests as JSON, for programs on this machine and not for web pages."""
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from aiohttp import web
+
+from proxy.protocol.headers import Headers
+from proxy.protocol.hosts import LOOPBACK_HOSTS
+from proxy.protocol.targets import resolve
+from proxy.telemetry.recent_request import MAX_REQUESTS, RecentRequest
+
+Recent = Callable[[int], Awaitable[list[RecentRequest]]]
+
+_DEFAULT = 20
+_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+
+class RecentDocument(msgspec.Struct):
+    """What `add_recent_requests` serves."""
+
+    requests: list[RecentRequest]
+
+
+def parse_recent(body: bytes) -> list[RecentRequest]:
+    """Raises `msgspec.DecodeError` for anything else than what `add_recent_requests` serves."""
+    return msgspec.json.decode(body, type=RecentDocument).requests
+
+
+def add_recent_requests(router: web.UrlDispatcher, recent: Recent, *, is_loopback: bool) -> None:
+    """Serve ``/requests.json?last=N``. ``is_loopback``: only this machine can connect."""
+
+    async def handle(request: web.Request) -> web.Response:
+        if (reason := why_forbidden(request.headers, is_loopback=is_loopback)) is not None:
+            return web.Response(status=403, text=reason + "\n")
+        given = request.query.get("last", str(_DEFAULT))
+        if not (given.isascii() and given.isdecimal() and 1 <= int(given[:9]) <= MAX_REQUESTS):
+            return web.Response(status=400, text=f"last: accepted: a number from 1 to {MAX_REQUESTS}\n")
+        body = msgspec.json.encode(RecentDocument(requests=await recent(int(given))))
+        return web.Response(body=body, content_type="application/json", headers=_HEADERS)
+
+    router.add_get("/requests.json", handle)
+
+
+def why_forbidden(given: Headers, *, is_loopback: bool) -> str | None:
+    """Why a request may come from a web page of another site; None if it does not.
+
+    A page whose own name resolves to this machine (DNS rebinding) is of the same origin to the browser, so the name in
+    Host has to be one of this machine's.
+    """
+    host = given.get("Host", "").lower()
+    if "Origin" in given and given["Origin"].lower().partition("://")[2] != host:
+        return "The request comes from a web page on another origin."
+    if given.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
+        return "The request comes from a web page on another site."
+    if is_loopback and resolve(f"http://{host}", "").origin[1].strip("[]") not in LOOPBACK_HOSTS:
+        return "The name in Host is not this machine's; use localhost."
+    return None
