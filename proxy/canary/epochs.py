@@ -63,14 +63,23 @@ class Epochs:
         """The epoch of a subject."""
         return self._now.table.get(digest, 0)
 
+    @property
+    def largest(self) -> int:
+        """The epoch of the subject that has begun most."""
+        return max(self._now.table.values(), default=0)
+
     async def poll(self, _late_s: float = 0.0) -> None:
         """Take over what other processes have written, and write again what the store has lost."""
         with suppress(StoreError):  # the epochs known so far apply until the next poll
-            found = await self._kept.read(EPOCHS_KEY)
-            stored = _table_of(found)
-            self._adopt(stored)
-            if self._now.table != stored:
-                await self._kept.swap(EPOCHS_KEY, msgspec.msgpack.encode(self._now.table), found)
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """As `poll`. Raises `StoreError`."""
+        found = await self._kept.read(EPOCHS_KEY)
+        stored = _table_of(found)
+        self._adopt(stored)
+        if self._now.table != stored:
+            await self._kept.swap(EPOCHS_KEY, msgspec.msgpack.encode(self._now.table), found)
 
     async def advance(self, digest: bytes, epoch: int) -> int:
         """Begin the epoch after ``epoch``, unless another process has done so. Returns the one that counts.

@@ -26,6 +26,7 @@ from proxy.explain.har import parse_har
 from proxy.explain.http_request import HTTPRequest, UnreadableRequest
 from proxy.explain.recent_report import report_recent
 from proxy.explain.report import Explanation
+from proxy.maintenance.epochs import FIRST_EPOCH, epochs_of_proxy
 from proxy.maintenance.identity import RequestReader, open_request_reader
 from proxy.protocol import records
 from proxy.protocol.records import InvalidRecord, Record, RecordKey
@@ -145,7 +146,11 @@ def _content(path: Path) -> bytes:
 async def _explain_all(
     requests: Sequence[HTTPRequest], settings: Settings, store: StoreOptions | None
 ) -> list[Explanation]:
-    async with open_request_reader(settings) as reader:
+    epoch_of = FIRST_EPOCH
+    if store is not None:
+        async with store.opened() as opened:
+            epoch_of = await epochs_of_proxy(settings, opened, store.record_key)
+    async with open_request_reader(settings, epoch_of=epoch_of) as reader:
         return [await _explain(request, reader, settings, store) for request in requests]
 
 

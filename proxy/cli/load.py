@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from proxy.filling.paid import Paid
 from proxy.filling.paid_lines import read_paid_lines
 from proxy.filling.parquet_file import is_parquet, read_parquet_file
 from proxy.filling.results import Loaded
+from proxy.maintenance.epochs import epochs_of_proxy
 from proxy.maintenance.identity import RequestForm, RequestReader, open_request_reader
 from proxy.protocol import request_body
 from proxy.protocol.bypass import EXPLANATIONS, Bypass
@@ -107,7 +109,10 @@ def _paid(ctx: click.Context) -> Paid:
 async def _load(
     settings: Settings, options: StoreOptions, form: RequestForm, policy: LoadPolicy, *, paid: Paid, advance: Advance
 ) -> Loaded:
-    async with open_request_reader(settings) as reader, options.opened(creates=not policy.is_dry_run) as store:
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(options.opened(creates=not policy.is_dry_run))
+        epoch_of = await epochs_of_proxy(settings, store, options.record_key)
+        reader = await stack.enter_async_context(open_request_reader(settings, epoch_of=epoch_of))
 
         async def read_texts(texts: Sequence[str]) -> ClientRequest:
             return await reader.read_texts(texts, form)

@@ -15,6 +15,7 @@ from proxy.cli.request_options import request_form, request_settings, with_reque
 from proxy.cli.store_options import StoreOptions
 from proxy.errors import ConfigError
 from proxy.filling.corpus import read_texts
+from proxy.maintenance.epochs import in_epoch, largest_epoch
 from proxy.maintenance.identity import open_request_reader
 from proxy.maintenance.purge import Purged, Selection, purge, purge_keys
 
@@ -57,7 +58,8 @@ def purge_command(
     options = StoreOptions.of(ctx)
     keys = None
     if texts_path is not None:
-        keys = asyncio.run(_keys_of(ctx, _texts(texts_path), model or ""))
+        epochs = 1 + on_store(options, lambda store: largest_epoch(store, options.record_key))
+        keys = asyncio.run(_keys_of(ctx, _texts(texts_path), model or "", epochs))
     before_s = None if older_than is None else time.time() - older_than
 
     async def run(store: Store) -> Purged:
@@ -94,6 +96,10 @@ def _texts(path: Path) -> list[str]:
     return texts
 
 
-async def _keys_of(ctx: click.Context, texts: list[str], model: str) -> list[bytes]:
-    async with open_request_reader(request_settings(ctx)) as reader:
-        return await reader.keys_of(texts, request_form(ctx, model))
+async def _keys_of(ctx: click.Context, texts: list[str], model: str, epochs: int) -> list[bytes]:
+    """The keys of ``texts`` in the first ``epochs`` epochs: entries of those that have ended are still there."""
+    keys: list[bytes] = []
+    for epoch in range(epochs):
+        async with open_request_reader(request_settings(ctx), epoch_of=in_epoch(epoch)) as reader:
+            keys += await reader.keys_of(texts, request_form(ctx, model))
+    return keys

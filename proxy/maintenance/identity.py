@@ -18,6 +18,7 @@ from proxy.embeddings.reader import Reader, Unread
 from proxy.errors import ConfigError, ProxyError
 from proxy.fetch.request import ClientRequest
 from proxy.http.bodies import Body, BodyReader
+from proxy.maintenance.epochs import FIRST_EPOCH, EpochOf
 from proxy.protocol import json_structure
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import NO_SPAN
@@ -47,11 +48,13 @@ class _Head:
 class RequestReader:
     """Reads requests as a proxy by these settings does. It sends nothing."""
 
-    def __init__(self, router: Router, access: Access, bodies: BodyReader, validations: Validations) -> None:
+    def __init__(
+        self, router: Router, access: Access, bodies: BodyReader, validations: Validations, epoch_of: EpochOf
+    ) -> None:
         self._router = router
         self._access = access
         self._bodies = bodies
-        self._reader = Reader(router, access, validations, bodies)
+        self._reader = Reader(router, access, validations, bodies, epoch_of=epoch_of)
 
     async def read(self, body: bytes, headers: CIMultiDict[str], path: str) -> ClientRequest | Unread:
         """What the proxy would understand of a request. Raises `ProxyError` for one that it would refuse."""
@@ -95,12 +98,12 @@ class RequestReader:
 
 
 @asynccontextmanager
-async def open_request_reader(settings: Settings) -> AsyncIterator[RequestReader]:
-    """A reader of requests to a proxy by ``settings``, until the block ends."""
+async def open_request_reader(settings: Settings, *, epoch_of: EpochOf = FIRST_EPOCH) -> AsyncIterator[RequestReader]:
+    """A reader of requests to a proxy by ``settings``, in the epochs of ``epoch_of``, until the block ends."""
     async with AsyncExitStack() as stack:
         metrics = Metrics(prices=settings.prices)
         router = await open_router(stack, settings, metrics)
         validations = Validations(ttl_s=settings.revalidate_s, clock=time.monotonic)
         bodies = BodyReader(metrics, max_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
         stack.callback(bodies.close)
-        yield RequestReader(router, make_access(settings, validations, None), bodies, validations)
+        yield RequestReader(router, make_access(settings, validations, None), bodies, validations, epoch_of)

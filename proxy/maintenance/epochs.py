@@ -1,0 +1,41 @@
+"""The epochs that proxies on a store have begun (`proxy.canary.epochs`), for commands that derive keys."""
+
+import time
+from collections.abc import Callable
+
+from proxy.cache.store import Store
+from proxy.canary.epochs import Epochs
+from proxy.canary.kept import KeptValues
+from proxy.config.settings import Settings
+from proxy.protocol.records import RecordKey
+
+# The epoch of requests for a model at a URL.
+EpochOf = Callable[[str, str | None], int]
+
+
+def in_epoch(epoch: int) -> EpochOf:
+    return lambda url, model: epoch
+
+
+FIRST_EPOCH = in_epoch(0)
+
+
+async def epochs_of_proxy(settings: Settings, store: Store, record_key: RecordKey | None) -> EpochOf:
+    """The epochs in which a proxy by ``settings`` derives keys. Without a canary it knows of none.
+
+    Raises `StoreError`.
+    """
+    if settings.canary_interval_s is None:
+        return FIRST_EPOCH
+    return (await _read(store, record_key)).of
+
+
+async def largest_epoch(store: Store, record_key: RecordKey | None) -> int:
+    """That of any model. Raises `StoreError`."""
+    return (await _read(store, record_key)).largest
+
+
+async def _read(store: Store, record_key: RecordKey | None) -> Epochs:
+    epochs = Epochs(KeptValues(store, record_key=record_key, clock=time.time), must_agree=False)
+    await epochs.refresh()
+    return epochs
