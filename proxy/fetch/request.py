@@ -23,7 +23,9 @@ from proxy.protocol.tokens import estimated_tokens, weight
 from proxy.telemetry.tracing import Span
 from proxy.upstream.router import Origin
 
-LaneName = tuple[str, bytes, bytes]  # the upstream's name, hashes of the credentials and of the model
+_MAX_MODEL_BYTES = 32
+
+LaneName = tuple[str, bytes, bytes]  # the upstream's name, a hash of the credentials, the model or a hash of it
 
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)
@@ -78,8 +80,10 @@ class ClientRequest:
     def lane_name(self) -> LaneName:
         """Equal for requests that have an upstream's rate limits in common."""
         credentials = b"" if self.origin.key is not None else self.credential_id.credentials_mac
-        model = (self.parsed.model or "").encode()  # as long as the client likes; lanes outlive the request
-        return self.origin.name, credentials, blake2b(model, digest_size=16).digest()
+        model = (self.parsed.model or "").encode()
+        if len(model) > _MAX_MODEL_BYTES:  # as long as the client likes; lanes outlive the request
+            model = blake2b(model, digest_size=_MAX_MODEL_BYTES).digest()
+        return self.origin.name, credentials, model
 
     def with_headers(self, fields: CIMultiDict[str]) -> "ClientRequest":
         """The same with other header fields."""
