@@ -122,12 +122,14 @@ class HeldRequests:
         self._send_ready(lane)
 
     async def wait(self, wait: ClientWait) -> GivenUp | None:
-        """Wait until all flights of a client's claim have ended, or its patience has."""
+        """Wait until all flights of a client's claim have ended, or its patience has, or it left some of them."""
         has_joined = len(wait.claim.mine) < len(wait.claim.flights)
         try:
             if has_joined:
                 self._keys.follow(wait)
-            return None if await wait.claim.wait() else self._given_up(wait.given_up)
+            if await wait.claim.wait() or wait.given_up is None:
+                return None
+            return self._given_up(wait.given_up)
         finally:
             wait.end()
             if has_joined:

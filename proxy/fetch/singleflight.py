@@ -1,7 +1,7 @@
 """Single-flight over many keys: while a key is being fetched, other requests for it wait for that fetch."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -24,8 +24,8 @@ class Flights(Generic[T]):
     def __repr__(self) -> str:
         return f"<Flights {len(self)} under way>"
 
-    def claim(self, keys: Iterable[bytes]) -> "Claim[T]":
-        """Join the flights of ``keys``, and lead those of keys that had none.
+    def claim(self, keys: Iterable[bytes], instead_of: Collection["asyncio.Future[T]"] = ()) -> "Claim[T]":
+        """Join the flights of ``keys``, and lead those of keys that had none, or had one of ``instead_of``.
 
         There is no await in here. A caller that looked into memory before, without an await since, can't miss a flight
         that has ended: its result went into memory before the flight was removed.
@@ -34,7 +34,7 @@ class Flights(Generic[T]):
         new = asyncio.get_running_loop().create_future
         for key in keys:
             flight = self._flights.get(key)
-            if flight is None:
+            if flight is None or flight in instead_of:
                 flight = self._flights[key] = claim.mine[key] = new()
             claim.flights[key] = flight
         return claim
@@ -91,7 +91,8 @@ class Claim(Generic[T]):
         """
         flight = self.mine[key]
         if not flight.done():
-            del self._all[key]
+            if self._all.get(key) is flight:  # and was not replaced
+                del self._all[key]
             flight.set_result(result)
 
     def settle_rest(self, result: T) -> None:
