@@ -215,7 +215,7 @@ async def test_a_merged_call_prefers_a_sampled_parent(
 
 
 async def test_errors(traced: Traced, collector: Receiver, upstream: ScriptedUpstream) -> None:
-    async with traced() as client:
+    async with traced(rate_limit_wait_s=0.0) as client:
         for status in (429, 500):
             upstream.reply = error_reply(status, b"{}")
             await client.embed("a", model="unheard-of")
