@@ -134,8 +134,9 @@ class HeldRequests:
             wait.end()
             if has_joined:
                 self._keys.unfollow(wait)
-            for waiting in list(wait.held):
-                self._drop_unwanted(waiting)
+            if wait.held:
+                for waiting in list(wait.held):
+                    self._drop_unwanted(waiting)
 
     def stop(self, at_s: float) -> None:
         """The proxy stops: what is still held at ``at_s``, event loop time, is refused then."""

@@ -55,6 +55,7 @@ class ClientRequest:
     span: Span
     _headers: CIMultiDict[str] | None = field(default=None, init=False)
     _group: bytes | None = field(default=None, init=False)
+    _lane_name: LaneName | None = field(default=None, init=False)
 
     @property
     def tenant(self) -> Tenant:
@@ -79,11 +80,14 @@ class ClientRequest:
     @property
     def lane_name(self) -> LaneName:
         """Equal for requests that have an upstream's rate limits in common."""
+        if self._lane_name is not None:
+            return self._lane_name
         credentials = b"" if self.origin.key is not None else self.credential_id.credentials_mac
         model = (self.parsed.model or "").encode()
         if len(model) > _MAX_MODEL_BYTES:  # as long as the client likes; lanes outlive the request
             model = blake2b(model, digest_size=_MAX_MODEL_BYTES).digest()
-        return self.origin.name, credentials, model
+        self._lane_name = self.origin.name, credentials, model
+        return self._lane_name
 
     def with_headers(self, fields: CIMultiDict[str]) -> "ClientRequest":
         """The same with other header fields."""
