@@ -30,8 +30,9 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
 
 
 @pytest.fixture
-async def start_proxy(upstream: ScriptedUpstream) -> AsyncIterator[StartProxy]:
+async def start_proxy(upstream: ScriptedUpstream, request: pytest.FixtureRequest) -> AsyncIterator[StartProxy]:
     """Start proxies in front of ``upstream``; keywords change their settings."""
+    given = {"rate_limit_wait_s": 0.0} if request.node.get_closest_marker("relays_refusals") else {}
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(ClientSession(connector=TCPConnector(limit=0), auto_decompress=False))
 
@@ -42,7 +43,7 @@ async def start_proxy(upstream: ScriptedUpstream) -> AsyncIterator[StartProxy]:
             write_log: Callable[[str], object] | None = None,
             **changes: Any,
         ) -> Client:
-            settings = settings_for(upstream, **changes)
+            settings = settings_for(upstream, **given | changes)
             proxy = await stack.enter_async_context(
                 running(settings, clock=clock, monotonic=monotonic, write_log=write_log)
             )

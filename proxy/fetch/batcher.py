@@ -22,7 +22,7 @@ from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.runs import runs_of
 from proxy.fetch.slots import Slots
 from proxy.fetch.upstream_call import UpstreamCalls
-from proxy.fetch.waiting import Waiting, cost_of
+from proxy.fetch.waiting import Waiting
 from proxy.protocol.provider import Limits
 from proxy.protocol.tokens import estimated_tokens
 from proxy.tasks import TaskSet, log_to
@@ -231,7 +231,7 @@ class Batcher:
             if group.calls >= self._max_calls_a_tenant:
                 group.waiting = waiting[run.start :]
                 return
-            if group.lane is not None and (group.lane.queue or not group.lane.is_ready(cost_of(waiting[run]))):
+            if group.lane is not None and not group.lane.takes(waiting[run]):
                 self._hold(group, waiting[run.start :])
                 return
             self._start(group, waiting[run])

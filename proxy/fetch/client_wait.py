@@ -10,13 +10,15 @@ from proxy.fetch.singleflight import Claim
 class ClientWait:
     """``held`` is what the client waits for that a rate limit holds now, ``given_up`` what it waited for in vain."""
 
-    __slots__ = ("_timer", "claim", "client_request", "given_up", "held", "is_over")
+    __slots__ = ("_timer", "claim", "client_request", "given_up", "held", "is_over", "left")
 
     def __init__(self, client_request: ClientRequest, claim: Claim[Any]) -> None:
         self.client_request = client_request
         self.claim = claim
         self.held: dict[Any, None] = {}
         self.given_up: Any = None
+        # Flights that another credential's limit holds: this client's own may take the call.
+        self.left: dict[bytes, asyncio.Future[Any]] = {}
         self.is_over = False  # it has what it waits for, has given up, or has disconnected
         self._timer: asyncio.TimerHandle | None = None
 
@@ -34,6 +36,12 @@ class ClientWait:
             self._give_up(held)
         elif self._timer is None:
             self._timer = loop.call_at(until_s, self._give_up_first)
+
+    def leave(self, key: bytes) -> None:
+        """Wait no longer for what another credential's limit holds."""
+        self.left[key] = self.claim.flights[key]
+        self.end()
+        self.claim.give_up()
 
     def release(self, held: object) -> None:
         if held in self.held:

@@ -6,6 +6,7 @@ A fetch is independent of the request that started it: a client that disconnects
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TypeGuard
 
 from proxy.access.validations import Validations
@@ -31,6 +32,7 @@ _log = logging.getLogger(__name__)
 ATTEMPTS = 3
 # Of the time in which the proxy stops, the part in which requests may still wait for a rate limit.
 _HELD_PART = 0.5
+_LEFT = Failure(Abandoned("Another credential's rate limit holds it."))
 _ABANDONED = Failure(ProxyError("The fetch was abandoned."))
 
 
@@ -60,8 +62,9 @@ class Fetcher:
     async def fetch(self, request: FetchRequest) -> FetchResult:
         """Fetch the keys of a request, or wait for other requests that already fetch them."""
         fetched, attempt = NOTHING, 1
+        left: dict[bytes, asyncio.Future[FlightResult]] = {}
         while True:
-            step, foreign = await self._attempt(request, attempt=attempt)
+            step, foreign = await self._attempt(request, attempt=attempt, left=left)
             fetched = step if fetched is NOTHING else step.after(fetched)
             if step.failure is not None or not foreign:
                 return fetched
@@ -70,8 +73,13 @@ class Fetcher:
             # A client that left says nothing about these keys, and there is an end of such clients.
             attempt += not all(isinstance(failure.cause, Abandoned) for failure in foreign.values())
 
-    async def _attempt(self, request: FetchRequest, *, attempt: int) -> tuple[FetchResult, dict[bytes, Failure]]:
-        """The results of a request's keys, and failures of keys that concern other requests."""
+    async def _attempt(
+        self, request: FetchRequest, *, attempt: int, left: dict[bytes, "asyncio.Future[FlightResult]"]
+    ) -> tuple[FetchResult, dict[bytes, Failure]]:
+        """The results of a request's keys, and failures of keys that concern other requests.
+
+        The flights in ``left`` are not joined; those that the request leaves now are added.
+        """
         in_memory = self._in_memory(request)
         if in_memory:
             request = request.only([key for key in request.keys if key not in in_memory])
@@ -81,7 +89,9 @@ class Fetcher:
         may_join = request.policy.may_join and attempt < ATTEMPTS
         flights: Flights[FlightResult] = self._flights if may_join else Flights()
         # There was no await since the look into memory: a flight that ended before has put its entries there.
-        claim = flights.claim(request.keys)
+        claim = flights.claim(request.keys, instead_of=left.values())
+        for key in left.keys() & claim.mine.keys():
+            claim.mine[key].add_done_callback(partial(_settle_as_well, left[key]))
         wait = ClientWait(request.client_request, claim)
         leader = Leader(
             self._cache, self._batcher, self._validations, wait, timeout_s=self._timeout_s, clock=self._clock
@@ -95,6 +105,7 @@ class Fetcher:
             given_up = await self._batcher.wait(wait)
         if given_up is not None:
             return FetchResult(failure=_refusal(given_up, request)), {}
+        left |= wait.left
         await turn_if_many(request.keys)
         fetched, foreign = _collected(request, claim, leader)
         if in_memory:
@@ -143,6 +154,13 @@ class Fetcher:
             self._batcher.abandon()
 
 
+def _settle_as_well(left: "asyncio.Future[FlightResult]", flight: "asyncio.Future[FlightResult]") -> None:
+    """What was fetched in place of a flight that was left is its result, too."""
+    result = flight.result()
+    if isinstance(result, Entry) and not left.done():
+        left.set_result(result)
+
+
 def _refusal(given_up: GivenUp, waiter: FetchRequest) -> Failure:
     """The failure of a request whose client waits no longer for the rate limit."""
     request = given_up.request
@@ -159,7 +177,7 @@ def _collected(
     entries, unusable, failure = {}, {}, None
     foreign: dict[bytes, Failure] = {}
     for key, flight in claim.flights.items():
-        result = flight.result()
+        result = flight.result() if flight.done() else _LEFT
         if isinstance(result, Entry):
             entries[key] = result.current  # during the wait the store may have named another record the first
         elif not (key in claim.mine or result.is_for(request)):

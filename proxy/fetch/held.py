@@ -76,30 +76,44 @@ class HeldRequests:
     def ended(self, batch: Sequence[Waiting], sent: LaneCall, outcomes: Sequence[Outcome | ProxyError]) -> None:
         """A call ended. Every request is resolved, or waits to be sent again."""
         lane, call = sent
-        refusals = list(map(rate_limit_refusal, outcomes))
-        # Parts that were sent alone have outcomes of their own.
-        refused = {id(refusal.response): refusal for refusal in refusals if refusal is not None}
-        if refused:
-            self._refusals.labels(batch[0].request.client_request.origin.name).inc(len(refused))
-        is_alone = len(batch) == 1
-        is_for_itself = is_alone and batch[0].refusals_alone > 0 and lane.has_passed(batch[0].refused_alone_at_s)
         try:
-            until_s = 0.0
-            if refused:
-                refusal = next(iter(refused.values()))
-                until_s = lane.refused(call, refusal, is_alone=is_alone, is_for_itself=is_for_itself)
-            elif not isinstance(outcomes[0], ProxyError):
+            refusals = [rate_limit_refusal(outcome) for outcome in outcomes]
+            if any(refusals):
+                self._refused(batch, sent, outcomes, refusals)
+                return
+            if isinstance(outcomes[0], ProxyError):
+                lane.lost(call)
+            else:
                 lane.accepted(call, outcomes[0])
                 self._wake_resting(lane)
-            for waiting, outcome, own in zip(batch, outcomes, refusals, strict=True):
-                if own is None:
-                    waiting.resolve(outcome)
-                else:
-                    _note(waiting, own, is_alone=is_alone)
-                    self._hold(lane, waiting, rests_until_s=until_s if is_for_itself else None)
-        finally:
+            for waiting, outcome in zip(batch, outcomes, strict=True):
+                waiting.resolve(outcome)
+        except BaseException:
             lane.lost(call)
+            raise
+        finally:
             self._send_ready(lane)
+
+    def _refused(
+        self,
+        batch: Sequence[Waiting],
+        sent: LaneCall,
+        outcomes: Sequence[Outcome | ProxyError],
+        refusals: Sequence[ErrorResponse | None],
+    ) -> None:
+        """Requests of a call were refused; perhaps not all of them, if its parts were sent alone."""
+        lane, call = sent
+        refused = {id(refusal.response): refusal for refusal in refusals if refusal is not None}
+        self._refusals.labels(batch[0].request.client_request.origin.name).inc(len(refused))
+        is_alone = len(batch) == 1
+        is_for_itself = is_alone and _is_for_itself(lane, batch[0])
+        until_s = lane.refused(call, next(iter(refused.values())), is_alone=is_alone, is_for_itself=is_for_itself)
+        for waiting, outcome, refusal in zip(batch, outcomes, refusals, strict=True):
+            if refusal is None:
+                waiting.resolve(outcome)
+            else:
+                _note(waiting, refusal, is_alone=is_alone)
+                self._hold(lane, waiting, rests_until_s=until_s if is_for_itself else None)
 
     def hold(self, lane: Lane, batch: Sequence[Waiting]) -> None:
         """Let requests wait in ``lane``."""
@@ -108,18 +122,21 @@ class HeldRequests:
         self._send_ready(lane)
 
     async def wait(self, wait: ClientWait) -> GivenUp | None:
-        """Wait until all flights of a client's claim have ended, or its patience has."""
+        """Wait until all flights of a client's claim have ended, or its patience has, or it left some of them."""
         has_joined = len(wait.claim.mine) < len(wait.claim.flights)
         try:
             if has_joined:
                 self._keys.follow(wait)
-            return None if await wait.claim.wait() else self._given_up(wait.given_up)
+            if await wait.claim.wait() or wait.given_up is None:
+                return None
+            return self._given_up(wait.given_up)
         finally:
             wait.end()
             if has_joined:
                 self._keys.unfollow(wait)
-            for waiting in list(wait.held):
-                self._drop_unwanted(waiting)
+            if wait.held:
+                for waiting in list(wait.held):
+                    self._drop_unwanted(waiting)
 
     def stop(self, at_s: float) -> None:
         """The proxy stops: what is still held at ``at_s``, event loop time, is refused then."""
@@ -180,15 +197,20 @@ class HeldRequests:
 
     def _wake_resting(self, lane: Lane) -> None:
         """Queue what rests until another call has ended."""
+        if not lane.resting:  # the usual case
+            return
         for waiting in [waiting for waiting, timer in lane.resting.items() if timer is None]:
             del lane.resting[waiting]
             waiting.ticket = _queued(lane, waiting)
 
     def _send_ready(self, lane: Lane) -> None:
         """Send what waits in a lane, in order, as far as it may be sent now."""
-        now_s = asyncio.get_running_loop().time()
-        if not lane.queue and lane.resting:
+        if not lane.queue:
+            if not lane.resting:  # the usual case
+                lane.is_free()
+                return
             self._wake_resting(lane)
+        now_s = asyncio.get_running_loop().time()
         while (first := lane.queue.first(now_s)) is not None:
             limits = self._room_for(lane, first)
             if limits is None:
@@ -254,6 +276,11 @@ def _note(waiting: Waiting, refusal: ErrorResponse, *, is_alone: bool) -> None:
         waiting.refused_alone_at_s = asyncio.get_running_loop().time()
     else:
         waiting.refusals_together += 1
+
+
+def _is_for_itself(lane: Lane, waiting: Waiting) -> bool:
+    """Whether a request that was refused alone is refused again, though another was accepted meanwhile."""
+    return waiting.refusals_alone > 0 and lane.has_passed(waiting.refused_alone_at_s)
 
 
 def _stated(lane: Lane, waiting: Waiting) -> RateLimited:

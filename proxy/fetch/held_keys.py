@@ -20,10 +20,12 @@ class HeldKeys:
 
     def hold(self, waiting: Waiting, stated_at_s: float) -> None:
         """``waiting`` is held, for all that wait for it, until it is released."""
-        for flight in _flights(waiting):
+        for key in waiting.request.keys:
+            flight = waiting.wait.claim.mine[key]
             self._held[flight] = waiting
-        for wait in list(self._waits(waiting)):
-            wait.hold(waiting, stated_at_s)
+            for follower in self._followers.get(flight, ()):
+                _hold(follower, key, waiting, stated_at_s)
+        waiting.wait.hold(waiting, stated_at_s)
 
     def release(self, waiting: Waiting) -> None:
         for flight in _flights(waiting):
@@ -33,13 +35,15 @@ class HeldKeys:
 
     def follow(self, wait: ClientWait) -> None:
         """A client joined flights of others. Nothing was refused to it yet, so it waits also for what is held."""
-        for flight in _joined(wait):
+        for key in wait.claim.joined:
+            flight = wait.claim.flights[key]
             self._followers.setdefault(flight, []).append(wait)
             if flight in self._held:
-                wait.hold(self._held[flight], 0.0)
+                _hold(wait, key, self._held[flight], 0.0)
 
     def unfollow(self, wait: ClientWait) -> None:
-        for flight in _joined(wait):
+        for key in wait.claim.joined:
+            flight = wait.claim.flights[key]
             followers = self._followers[flight]
             followers.remove(wait)
             if not followers:
@@ -62,11 +66,13 @@ class HeldKeys:
                 yield from self._followers.get(flight, ())
 
 
+def _hold(follower: ClientWait, key: bytes, waiting: Waiting, stated_at_s: float) -> None:
+    if follower.client_request.lane_name == waiting.request.client_request.lane_name:
+        follower.hold(waiting, stated_at_s)
+    else:
+        follower.leave(key)
+
+
 def _flights(waiting: Waiting) -> Iterator[_Flight]:
     mine = waiting.wait.claim.mine
     return (mine[key] for key in waiting.request.keys)
-
-
-def _joined(wait: ClientWait) -> Iterator[_Flight]:
-    claim = wait.claim
-    return (claim.flights[key] for key in claim.joined)

@@ -78,6 +78,12 @@ class Lane:
         """As of the pacer."""
         return self.pacer.ready_at_s(cost, self._clock())
 
+    def takes(self, batch: Sequence[Waiting]) -> bool:
+        """Whether a call may be sent now, and nothing waits."""
+        if not self.pacer.is_paced:  # the usual case
+            return True
+        return not self.queue and self.is_ready(cost_of(batch))
+
     def is_ready(self, cost: Cost) -> bool:
         now_s = self._clock()
         return self.pacer.ready_at_s(cost, now_s) <= now_s
@@ -106,8 +112,9 @@ class Lane:
 
     def is_free(self) -> None:
         """Nothing waits."""
-        self._cancel_timer()
-        self.pacer.is_free(self._clock())
+        if self.pacer.is_paced:
+            self._cancel_timer()
+            self.pacer.is_free(self._clock())
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

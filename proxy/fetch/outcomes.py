@@ -125,7 +125,7 @@ def blame(failure: CallFailure) -> Blame:
 
 def rate_limit_refusal(outcome: Outcome | ProxyError) -> ErrorResponse | None:
     """The error, if the upstream refused the call for its limits or its load, and so computed nothing."""
-    if not isinstance(outcome, ErrorResponse | InvalidResponse):
+    if isinstance(outcome, EmbedResult | ProxyError):
         return None
     response, status = outcome.response, status_of(outcome.response)
     is_paced = "Retry-After" in response.headers or "retry-after-ms" in response.headers

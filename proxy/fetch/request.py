@@ -23,7 +23,9 @@ from proxy.protocol.tokens import estimated_tokens, weight
 from proxy.telemetry.tracing import Span
 from proxy.upstream.router import Origin
 
-LaneName = tuple[str, bytes, bytes]  # the upstream's name, hashes of the credentials and of the model
+_MAX_MODEL_BYTES = 32
+
+LaneName = tuple[str, bytes, bytes]  # the upstream's name, a hash of the credentials, the model or a hash of it
 
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)
@@ -55,6 +57,7 @@ class ClientRequest:
     span: Span
     _headers: CIMultiDict[str] | None = field(default=None, init=False)
     _group: bytes | None = field(default=None, init=False)
+    _lane_name: LaneName | None = field(default=None, init=False)
 
     @property
     def tenant(self) -> Tenant:
@@ -79,9 +82,14 @@ class ClientRequest:
     @property
     def lane_name(self) -> LaneName:
         """Equal for requests that have an upstream's rate limits in common."""
+        if self._lane_name is not None:
+            return self._lane_name
         credentials = b"" if self.origin.key is not None else self.credential_id.credentials_mac
-        model = (self.parsed.model or "").encode()  # as long as the client likes; lanes outlive the request
-        return self.origin.name, credentials, blake2b(model, digest_size=16).digest()
+        model = (self.parsed.model or "").encode()
+        if len(model) > _MAX_MODEL_BYTES:  # as long as the client likes; lanes outlive the request
+            model = blake2b(model, digest_size=_MAX_MODEL_BYTES).digest()
+        self._lane_name = self.origin.name, credentials, model
+        return self._lane_name
 
     def with_headers(self, fields: CIMultiDict[str]) -> "ClientRequest":
         """The same with other header fields."""

@@ -1,7 +1,7 @@
 """Single-flight over many keys: while a key is being fetched, other requests for it wait for that fetch."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -29,8 +29,8 @@ class Flights(Generic[T]):
         for key in [key for key in self._flights if is_outdated(key)]:
             del self._flights[key]
 
-    def claim(self, keys: Iterable[bytes]) -> "Claim[T]":
-        """Join the flights of ``keys``, and lead those of keys that had none.
+    def claim(self, keys: Iterable[bytes], instead_of: Collection["asyncio.Future[T]"] = ()) -> "Claim[T]":
+        """Join the flights of ``keys``, and lead those of keys that had none, or had one of ``instead_of``.
 
         There is no await in here. A caller that looked into memory before, without an await since, can't miss a flight
         that has ended: its result went into memory before the flight was removed.
@@ -39,7 +39,7 @@ class Flights(Generic[T]):
         new = asyncio.get_running_loop().create_future
         for key in keys:
             flight = self._flights.get(key)
-            if flight is None:
+            if flight is None or flight in instead_of:
                 flight = self._flights[key] = claim.mine[key] = new()
             claim.flights[key] = flight
         return claim
@@ -96,7 +96,7 @@ class Claim(Generic[T]):
         """
         flight = self.mine[key]
         if not flight.done():
-            if self._all.get(key) is flight:  # it may be detached
+            if self._all.get(key) is flight:  # it may be detached or replaced
                 del self._all[key]
             flight.set_result(result)
 

@@ -34,7 +34,7 @@ _TOKEN_WORDS = frozenset({"token", "tokens", "input", "output"})
 _REQUEST_WORDS = frozenset({"request", "requests", "req"})
 _WINDOW_WORDS = frozenset({"second", "minute", "hour", "day", "month"})
 _MAX_QUOTAS = 8
-_MAX_NAME = 128
+_MAX_NAME, _MAX_NAMES = 128, 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +64,13 @@ def of_headers(headers: Mapping[str, str], *, now_s: float) -> RateLimits:
 
     A field that can't be read is ignored: a wrong limit would stop calls that the upstream takes.
     """
+    names = _names_among("\n".join(headers))
+    if not names:  # the usual case
+        return NOTHING_STATED
     stated: dict[str, dict[str, float]] = {}
     retry_after_s = None
     for name, value in headers.items():
-        field = _field(name)
+        field = _field(name) if name in names else None
         if field is None:
             continue
         quota, attribute = field
@@ -108,6 +111,13 @@ def retry_delay_s(error: Any) -> float | None:
             delay_s = _duration_s(delay) if type(delay) is str else None
             return None if delay_s is None else min(delay_s, _MAX_WAIT_S)
     return None
+
+
+@memoized(max_length=_MAX_NAMES)
+def _names_among(names: str) -> frozenset[str]:
+    """Those of the names of a response's header fields, one a line, that are about rate limits. An upstream sends the
+    same ones all the time."""
+    return frozenset(name for name in names.split("\n") if _field(name) is not None)
 
 
 @memoized(max_length=_MAX_NAME)

@@ -209,6 +209,7 @@ async def test_in_a_shared_scope_another_clients_validation_does_not_count(
 
 
 @pytest.mark.parametrize(("status", "purges"), [(401, True), (403, True), (404, True), (429, False), (500, False)])
+@pytest.mark.relays_refusals
 async def test_which_statuses_end_a_validation(
     start_proxy: StartProxy, upstream: ScriptedUpstream, status: int, purges: bool
 ) -> None:
@@ -259,6 +260,7 @@ async def test_an_upstream_that_hangs_delays_stored_items_once(
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("then", [429, 500, 503, "hangs", "down"])
+@pytest.mark.relays_refusals
 async def test_a_refused_key_stays_refused_until_the_upstream_accepts_it_again(
     start_proxy: StartProxy, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, status: int, then: object
 ) -> None:

@@ -270,6 +270,7 @@ async def test_an_error(
     assert through == await process.embed(upstream.base_url, "m", TEXTS[:1])
 
 
+@pytest.mark.relays_refusals
 async def test_a_retry_after_429(
     program: Program, process: ClientProcess, client: Client, upstream: ScriptedUpstream, fills: Fills
 ) -> None:

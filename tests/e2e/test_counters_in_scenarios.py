@@ -359,6 +359,7 @@ async def test_disconnect_during_a_relayed_response_counts_as_499(client: Client
 # --- the upstream
 
 
+@pytest.mark.relays_refusals
 async def test_error_in_a_200_counts_as_its_own_status(client: Client, upstream: ScriptedUpstream) -> None:
     for code in (429, 502, 20015, "overloaded", None):
         upstream.reply = error_reply(200, {"error": {"code": code, "message": "try later"}})

@@ -144,6 +144,7 @@ async def test_403_about_a_text_does_not_invalidate_merged_credentials(
     ("status", "headers"),
     [(401, {}), (429, {}), (503, {}), (529, {}), (500, {"Retry-After": "7"}), (400, {"Retry-After": "7"})],
 )
+@pytest.mark.relays_refusals
 async def test_failure_common_to_all_is_not_retried(
     client: Client, upstream: ScriptedUpstream, status: int, headers: dict[str, str]
 ) -> None:
@@ -159,6 +160,7 @@ async def test_failure_common_to_all_is_not_retried(
         assert set(answer.json["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.relays_refusals
 async def test_merged_429_keeps_documented_error_codes(client: Client, upstream: ScriptedUpstream) -> None:
     error = {"message": "quoting one", "type": "insufficient_quota", "code": "one"}
     answers = await merged(client, upstream, ["one", "two"], error_reply(429, {"error": error}))
@@ -231,6 +233,7 @@ async def test_merging_stops_if_merged_responses_cannot_be_split(client: Client,
 
 @pytest.mark.parametrize("status", [400, 404, 409, 424, 429, 500, 503, 529])
 @pytest.mark.parametrize("scope", ["held key", "share all"])
+@pytest.mark.relays_refusals
 async def test_error_text_of_a_call_is_not_shown_to_joined_clients(
     start_proxy: StartProxy, upstream: ScriptedUpstream, status: int, scope: str
 ) -> None:

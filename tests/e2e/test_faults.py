@@ -196,6 +196,7 @@ ONE_UNUSABLE = frozenset(
 
 @pytest.mark.parametrize("how", FAULTS)
 @pytest.mark.parametrize("is_partial", [False, True], ids=["alone", "with a hit"])
+@pytest.mark.relays_refusals
 async def test_invalid_response_is_not_stored(
     client: Client, upstream: ScriptedUpstream, how: str, is_partial: bool
 ) -> None:

@@ -80,6 +80,7 @@ async def test_header_of_one_client_is_not_sent_for_a_merged_call(
     assert "Cookie" not in said
 
 
+@pytest.mark.relays_refusals
 async def test_refused_merged_call_leaks_no_cookie(client: Client, upstream: ScriptedUpstream) -> None:
     asks: list[Ask] = [(body(text), {}) for text in "ab"]
     answers = await behind_a_first(client, upstream, asks, error_reply(429, b"{}", Set_Cookie="a=b", Retry_After="7"))
@@ -87,6 +88,7 @@ async def test_refused_merged_call_leaks_no_cookie(client: Client, upstream: Scr
     assert not any("Set-Cookie" in answer.headers for answer in answers)
 
 
+@pytest.mark.relays_refusals
 async def test_429_of_one_credential_does_not_affect_another(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:

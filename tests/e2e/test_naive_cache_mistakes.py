@@ -206,6 +206,7 @@ async def test_case_19_unknown_field_with_a_positional_list(
     assert sent(upstream)[1:] == [["a", "b"]] * 2
 
 
+@pytest.mark.relays_refusals
 async def test_case_20_hit_and_miss_over_the_item_limit(client: Client, upstream: ScriptedUpstream) -> None:
     await client.embed("a")
     upstream.reply = error_reply(

@@ -278,6 +278,7 @@ def test_canary_is_found_in_any_encoding() -> None:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=[path.__name__ for path in PATHS])
+@pytest.mark.relays_refusals
 async def test_no_request_path_leaks_canaries(
     start_proxy: StartProxy, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture, redis_server: RedisServer,
     redis: Redis, sqlite_path: Path, path: Callable[[Client, ScriptedUpstream], Awaitable[None]],
@@ -366,6 +367,7 @@ async def test_upstream_failures_leak_no_canaries(
 
 
 @pytest.mark.parametrize("status", [200, 401, 403, 404, 429, 500])
+@pytest.mark.relays_refusals
 async def test_proxy_and_client_keys_are_not_leaked(
     start_proxy: StartProxy, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture, tmp_path: Path, status: int
 ) -> None:
@@ -451,6 +453,7 @@ MODELS = 100_000 if IS_SLOW_PROFILE else 5_000
 AT_ONCE = 50
 
 
+@pytest.mark.relays_refusals
 async def test_many_models_make_few_metric_series(
     client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -252,6 +252,7 @@ async def test_items_over_the_limit_are_split(stage: Stage) -> None:
         for name in EMULATORS
     ],
 )
+@pytest.mark.relays_refusals
 async def test_error_is_relayed_unchanged_and_not_stored(stage: Stage, column: str) -> None:
     body = stage.body(["a", "b"])
     stage.upstream.reply = stage.emulator.failing(int(column))

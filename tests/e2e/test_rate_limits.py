@@ -101,6 +101,7 @@ async def test_client_says_how_long_it_waits(patient: Client, upstream: Scripted
     assert (answer.status, len(upstream.calls)) == (429, 1)
 
 
+@pytest.mark.relays_refusals
 async def test_without_patience_refusals_are_relayed(client: Client, upstream: ScriptedUpstream) -> None:
     upstream.reply = refusing(upstream, 1)
     assert (await client.embed("a")).status == 429

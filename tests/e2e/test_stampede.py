@@ -83,6 +83,7 @@ async def test_overlapping_batches_fetch_each_item_once(client: Client, upstream
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.relays_refusals
 async def test_followers_share_a_failure_common_to_all(client: Client, upstream: ScriptedUpstream, status: int) -> None:
     gate = asyncio.Event()
 
@@ -204,6 +205,7 @@ async def test_request_over_the_call_limit_is_split(start_proxy: StartProxy, ups
     assert answer.json["usage"]["prompt_tokens"] == sum(map(len, texts))
 
 
+@pytest.mark.relays_refusals
 async def test_successful_parts_are_stored_when_another_fails(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
@@ -339,6 +341,7 @@ async def test_connect_failures_open_the_circuit(start_proxy: StartProxy, upstre
 
 
 @pytest.mark.parametrize("status", [401, 429, 500])
+@pytest.mark.relays_refusals
 async def test_response_failures_do_not_open_the_circuit(
     client: Client, upstream: ScriptedUpstream, status: int
 ) -> None:
@@ -401,6 +404,7 @@ async def test_malformed_response_to_many_causes_no_stampede(client: Client, ups
     assert len(upstream.calls) <= 52
 
 
+@pytest.mark.relays_refusals
 async def test_follower_gets_its_own_failure(client: Client, upstream: ScriptedUpstream) -> None:
     gate = asyncio.Event()
 

@@ -79,6 +79,7 @@ class Tenants(LoadRunner):
             shares_all=self.scope == "all",
             client_keys=self.keys_file if key else None,
             traces="otlp",
+            rate_limit_wait_s=0.0,  # what the reference relays
             **rest,
         )
 

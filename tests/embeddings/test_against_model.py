@@ -29,7 +29,7 @@ from proxy.errors import ProxyError, StoreError, UpstreamUnreachable
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.fetcher import ATTEMPTS, Fetcher
 from proxy.fetch.request import ClientRequest, FetchRequest
-from proxy.fetch.result import Failure, FetchResult
+from proxy.fetch.result import Failure, FetchResult, FlightResult
 from proxy.http.bodies import BodyReader
 from proxy.protocol import embedding_request, identities, keys
 from proxy.protocol.provider import Limits
@@ -334,11 +334,13 @@ class WatchedFetcher(Fetcher):
         super().__init__(machine.cache, batcher, machine.validations, timeout_s=1000, clock=lambda: 1000.0)
         self._machine = machine
 
-    async def _attempt(self, request: FetchRequest, *, attempt: int) -> tuple[FetchResult, dict[bytes, Failure]]:
+    async def _attempt(
+        self, request: FetchRequest, *, attempt: int, left: dict[bytes, "asyncio.Future[FlightResult]"]
+    ) -> tuple[FetchResult, dict[bytes, Failure]]:
         if attempt == ATTEMPTS:
             in_memory = self._in_memory(request)
             self._machine.apart |= set(request.only([key for key in request.keys if key not in in_memory]).items)
-        return await super()._attempt(request, attempt=attempt)
+        return await super()._attempt(request, attempt=attempt, left=left)
 
     async def replay(self, client_request: ClientRequest) -> UpstreamResponse:
         self._machine.apart |= set(client_request.parsed.items)

@@ -51,7 +51,7 @@ async def test_requests_refused_for_themselves_delay_no_others(
     headers: dict[str, str], culprits: int, fields: dict[str, str]
 ) -> None:
     route = LimitedRoute(Limiter(calls_per_s=UNLIMITED, items_per_s=UNLIMITED))
-    route.upstream.refuses = lambda texts: refused(**headers) if any(CULPRIT in text for text in texts) else None
+    route.upstream.refuses = lambda texts, _: refused(**headers) if any(CULPRIT in text for text in texts) else None
     bad = [route.start([f"{CULPRIT} {n}"], "bad", fields=fields) for n in range(culprits)]
     answers = await steadily(route, every_s=0.1, for_s=50.0, key="bad")
     assert {answer.status for answer in answers} == {200}
@@ -66,7 +66,7 @@ async def test_requests_refused_for_themselves_delay_no_others(
 @virtually
 async def test_a_culprit_in_merged_calls_delays_its_company_for_a_while_only() -> None:
     route = LimitedRoute(Limiter(calls_per_s=UNLIMITED, items_per_s=UNLIMITED))
-    route.upstream.refuses = lambda texts: refused() if CULPRIT in texts else None
+    route.upstream.refuses = lambda texts, _: refused() if CULPRIT in texts else None
     first = route.start(["first"])
     await asyncio.sleep(0.01)  # the others gather while it is under way
     tasks = [route.start([f"good {n}"]) for n in range(10)]
@@ -180,3 +180,27 @@ async def test_a_request_that_waits_alone_for_a_script_is_sent_when_it_says() ->
     answer = await route.send(["a"])
     assert (answer.status, len(route.upstream.calls)) == (200, 3)
     assert answer.took_s == pytest.approx(14, abs=0.2)
+
+
+@virtually
+async def test_one_credentials_limit_does_not_hold_anothers_requests() -> None:
+    """In a shared scope, where they wait for each other's fetches."""
+    route = LimitedRoute(Limiter(calls_per_s=UNLIMITED, items_per_s=UNLIMITED), shares_all=True)
+    route.upstream.refuses = lambda _, authorization: (
+        refused(Retry_After="30") if authorization == "Bearer limited" else None
+    )
+    limited = [route.start(["a", "b"], "limited") for _ in range(3)]
+    await asyncio.sleep(0.001)
+    joined = [route.start(["a", "c"], f"free {n}") for n in range(3)]  # before the refusal
+    await asyncio.sleep(1)
+    late = [route.start(["b"], f"free {n}") for n in range(3)]
+    for task in (*joined, *late):
+        answer = await task
+        assert answer.status == 200
+        assert answer.took_s <= 0.2
+    for task in limited:
+        assert (await task).status in {200, 429}
+    assert all(authorization != "Bearer limited" for authorization, _ in route.upstream.computed)
+    texts = [text for _, text in route.upstream.computed.elements()]
+    assert texts.count("b") == 1
+    await route.assert_idle()

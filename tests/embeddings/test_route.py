@@ -295,6 +295,7 @@ def spoil(upstream: ScriptedUpstream, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", [*SPOILS, *RAW_SPOILS])
+@pytest.mark.relays_refusals
 async def test_an_invalid_response_is_relayed_verbatim_and_never_stored(
     client: Client, upstream: ScriptedUpstream, how: str
 ) -> None:
@@ -309,6 +310,7 @@ async def test_an_invalid_response_is_relayed_verbatim_and_never_stored(
 
 
 @pytest.mark.parametrize("how", [*SPOILS, *RAW_SPOILS])
+@pytest.mark.relays_refusals
 async def test_an_invalid_response_to_a_part_is_followed_by_the_whole_request_once(
     client: Client, upstream: ScriptedUpstream, how: str
 ) -> None:
@@ -335,6 +337,7 @@ async def test_dimensions_that_the_upstream_ignores_are_stored_as_asked(
 
 
 @pytest.mark.parametrize("given_status", [400, 401, 402, 403, 404, 413, 422, 424, 429, 500, 502, 503, 504, 524, 529])
+@pytest.mark.relays_refusals
 async def test_errors_are_relayed_to_the_byte(client: Client, upstream: ScriptedUpstream, given_status: int) -> None:
     body = b'{"error" : {"message":"no", "code":null}}\n'
     upstream.reply = error_reply(given_status, body, retry_after="3", retry_after_ms="2500", x_should_retry="false")
@@ -348,6 +351,7 @@ async def test_errors_are_relayed_to_the_byte(client: Client, upstream: Scripted
     assert len(upstream.calls) == 1
 
 
+@pytest.mark.relays_refusals
 async def test_a_hit_and_a_rejected_miss_give_no_partial_response(client: Client, upstream: ScriptedUpstream) -> None:
     await client.embed("a")
     upstream.reply = error_reply(429, {"error": {"message": "slow down"}}, retry_after_ms="2500")

@@ -634,6 +634,7 @@ async def test_every_response_to_an_allowed_origin_can_be_read(
     assert all("Origin" not in call.headers for call in upstream.calls)
 
 
+@pytest.mark.relays_refusals
 async def test_rate_limits_by_any_name_are_exposed(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy(cors_origins=ALLOWED)
     upstream.reply = error_reply(429, b"{}", RateLimit_Policy="1", x_ratelimitbysize_remaining="2", other="3")

@@ -53,7 +53,8 @@ class LimitedUpstream:
 
     def __init__(self, limiter: Limiter) -> None:
         self.limiter = limiter
-        self.refuses: Callable[[list[str]], Verdict | None] = lambda _texts: None  # for what is sent
+        # For what is sent, or under which credentials.
+        self.refuses: Callable[[list[str], str], Verdict | None] = lambda _texts, _authorization: None
         self.computed: Counter[tuple[str, str]] = Counter()  # by credential and text
         self.calls: list[list[str]] = []  # also those that were refused
         self.verdicts: list[tuple[float, Verdict]] = []  # with when
@@ -65,7 +66,7 @@ class LimitedUpstream:
         given = orjson.loads(body)["input"]
         texts = [given] if isinstance(given, str) else given
         self.calls.append(texts)
-        verdict = self.refuses(texts) or self.limiter.arrives(items, loop.time())
+        verdict = self.refuses(texts, headers["Authorization"]) or self.limiter.arrives(items, loop.time())
         self.verdicts.append((loop.time(), verdict))
         await asyncio.sleep(CALL_S if verdict.is_accepted else REFUSED_AFTER_S)  # of the virtual clock
         content = verdict.body

@@ -91,7 +91,9 @@ class LoadRunner:
         key = HELD_KEY if self.scope == "owned" else None
         its = UpstreamSetting(name="reference", base_url=self.upstream.base_url, key=key)
         shares_all = self.scope == "all"
-        return settings_for(self.upstream, upstream=its, store=store, shares_all=shares_all, **changes)
+        # The reference relays what its upstream refuses.
+        given = {"rate_limit_wait_s": 0.0} | dict(changes)
+        return settings_for(self.upstream, upstream=its, store=store, shares_all=shares_all, **given)
 
     async def faults(self, scenario: Scenario) -> list[Fault]:
         """Run a scenario up to the first wave with a fault, and return its faults."""

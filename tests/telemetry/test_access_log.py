@@ -105,6 +105,7 @@ def test_request_ids() -> None:
     ]
 
 
+@pytest.mark.relays_refusals
 async def test_every_request_has_one_line_and_an_id(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     lines: list[str] = []
     client = await start_proxy(write_log=lines.append, log_format="json")
