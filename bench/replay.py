@@ -12,6 +12,15 @@ them. With --check every vector is compared, bit by bit, with the upstream's own
     .venv/bin/embedding-proxy serve --upstream http://127.0.0.1:8081/v1 --store sqlite:////tmp/replay.sqlite3 &
     .venv/bin/python bench/replay.py corpus.jsonl.gz --passes 2 --store sqlite:////tmp/replay.sqlite3 \\
         --check http://127.0.0.1:8081/v1
+
+With --ids the texts are sent in another order, as a trace of accesses has them: each line of that file is the number of
+a line of the corpus. --write writes what is sent as a corpus of its own. --expect compares the counts of all passes
+with those of a report on the same texts, for as many passes as the report has the file, and for one memory and store:
+
+    .venv/bin/python bench/replay.py texts.jsonl.gz --ids trace.gz --write sent.jsonl.gz --passes 0
+    .venv/bin/embedding-proxy analyze sent.jsonl.gz sent.jsonl.gz --model demo --json \\
+        --memory 512MiB --store-limit 10GiB > report.json
+    .venv/bin/python bench/replay.py sent.jsonl.gz --concurrency 1 --passes 2 --expect report.json
 """
 
 import argparse
@@ -22,6 +31,7 @@ import sqlite3
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +55,12 @@ COUNTERS = {
     "memory": ("embedding_proxy_items_total", {"result": "memory"}),
     "store": ("embedding_proxy_items_total", {"result": "store"}),
     "duplicate": ("embedding_proxy_items_total", {"result": "duplicate"}),
+    "joined": ("embedding_proxy_items_total", {"result": "joined"}),
     "upstream": ("embedding_proxy_items_total", {"result": "upstream"}),
     "sent": ("embedding_proxy_upstream_batch_items_sum", {}),
     "calls": ("embedding_proxy_upstream_batch_items_count", {}),
 }
+ITEM_COUNTERS = ("memory", "store", "duplicate", "joined", "upstream")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +82,18 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--store", default="", help="the proxy's store, to measure its bytes per item")
     parser.add_argument("--check", default="", metavar="URL", help="the upstream's own base URL, to compare with")
+    parser.add_argument("--ids", type=Path, metavar="FILE.gz", help="numbers of the texts to send, one a line")
+    parser.add_argument("--first", type=int, help="send only so many texts")
+    parser.add_argument("--write", type=Path, metavar="FILE.jsonl.gz", help="write the texts that are sent")
+    parser.add_argument("--expect", type=Path, metavar="REPORT.json", help="a report to compare with: analyze --json")
     given = parser.parse_args()
     texts = [text for file in given.files for text in read(file)]
+    if given.ids:
+        texts = [texts[number % len(texts)] for number in read_ids(given.ids)]
+    texts = texts[: given.first]
+    if given.write:
+        with gzip.open(given.write, "wb", compresslevel=1) as corpus:
+            corpus.writelines(orjson.dumps({"text": text}) + b"\n" for text in texts)
     try:
         show(texts, given)
     except (APIConnectionError, URLError) as error:
@@ -89,9 +111,11 @@ def show(texts: list[str], given: argparse.Namespace) -> None:
     print(f"{len(texts)} items, {distinct} distinct, batches of {given.batch}, {given.concurrency} at a time")
     print(f"{'pass':>4} {'hits':>8} {'dups':>6} {'sent up':>8} {'calls':>6} {'p50 ms':>8} {'p99 ms':>8} {'B/item':>8}")
     known: dict[str, NDArray[np.float32]] = {}
+    totals: Counter[str] = Counter()
     for number in range(1, given.passes + 1):
         done = asyncio.run(replay(texts, known, given, f"pass {number}"))
         known |= done.vectors
+        totals += Counter(done.counts)
         p50, p99 = np.percentile(done.seconds, [50, 99]) * 1000
         counts = done.counts
         print(
@@ -101,6 +125,38 @@ def show(texts: list[str], given: argparse.Namespace) -> None:
         )
     if given.check:
         asyncio.run(check(known, given))
+    if given.expect:
+        compare(given.expect, totals, distinct)
+
+
+def compare(report: Path, counts: Counter[str], distinct: int) -> None:
+    """Print the counts beside those of a report of `embedding-proxy analyze`. Exits with 1 if they differ, unless
+    something was evicted: that is in part random."""
+    expected = orjson.loads(report.read_bytes())
+    [scenario] = expected["scenarios"]
+    of, repetition = scenario["items"], expected["repetition"]
+    rows = [
+        ("items", sum(counts[name] for name in ITEM_COUNTERS), repetition["items"]),
+        ("distinct", distinct, repetition["distinct"]),
+        ("hits", counts["memory"] + counts["store"] + counts["joined"], of["memory"] + of["store"]),
+        ("duplicates", counts["duplicate"], of["duplicate"]),
+        ("upstream", counts["upstream"], of["upstream"]),
+    ]
+    print(f"{'':<12}{'proxy':>10}{'analyze':>10}{'points':>9}")
+    for name, seen, said in rows:
+        print(f"{name:<12}{seen:>10}{said:>10}{100 * (said - seen) / max(1, rows[0][1]):>9.3f}")
+    if not scenario["evicts"] and any(seen != said for _, seen, said in rows):
+        sys.exit("the report and the proxy differ")
+
+
+def read_ids(file: Path) -> list[int]:
+    try:
+        with gzip.open(file) as lines:
+            return list(map(int, lines))
+    except (OSError, EOFError) as error:
+        sys.exit(f"{file}: {getattr(error, 'strerror', None) or error}")
+    except ValueError:
+        sys.exit(f"{file}: each line has to be a number")
 
 
 def read(file: Path) -> Iterable[str]:

@@ -58,7 +58,10 @@ def _frame(title: str) -> str:
 
 def _x_label(label: tuple[float, str]) -> str:
     x, text = label
-    return f'<text class="tick" x="{_x(x):.1f}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">{escape(text)}</text>'
+    anchor = "start" if x == 0 else "end" if x == 1 else "middle"
+    return (
+        f'<text class="tick" x="{_x(x):.1f}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="{anchor}">{escape(text)}</text>'
+    )
 
 
 def _dot(x: float, y: float, color: int, text: str) -> str:

@@ -165,7 +165,8 @@ def _assumptions(report: Report) -> Table:
         why = "not known, assumed (--dimensions)" if model in own.guessed_dimensions else "as its maker documents"
         rows.append((f"dimensions of {model}", f"{dimensions:,}, {why}"))
     if own.rate is not None:
-        rows.append(("times", f"the files have none: {own.rate:g} requests a second (--rate), in the files' order"))
+        pace = f"{own.rate:g} requests a second (--rate), in the order of the files"
+        rows.append(("times", f"not every request has one: {pace}"))
     else:
         rows.append(("order", "requests in the order of their times"))
     if report.money is not None and report.money.models_without_price:

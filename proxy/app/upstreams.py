@@ -63,7 +63,7 @@ async def _open_origin(stack: AsyncExitStack, setting: UpstreamSetting, settings
 async def _open_client(
     stack: AsyncExitStack, setting: UpstreamSetting, settings: Settings, metrics: Metrics, routes: Routes
 ) -> UpstreamClient:
-    socket = str(await stack.enter_async_context(_demo_upstream())) if setting.is_demo else None
+    socket = str(await stack.enter_async_context(demo_upstream())) if setting.is_demo else None
 
     def connect(is_kept: bool) -> BaseConnector:
         # No limit here: `UpstreamClient` and the batcher limit the number of connections.
@@ -81,7 +81,7 @@ async def _open_client(
 
 
 @asynccontextmanager
-async def _demo_upstream() -> AsyncIterator[Path]:
+async def demo_upstream() -> AsyncIterator[Path]:
     """The demo upstream on a Unix socket that only this process knows; yields the socket's path."""
     with tempfile.TemporaryDirectory(prefix="embedding-proxy-") as folder:
         path = Path(folder) / "demo.sock"

@@ -11,6 +11,7 @@ from proxy import __version__
 from proxy.cli import environment, option_types, providers_text, stats_client, stats_text
 from proxy.cli.analyze import analyze_command
 from proxy.cli.cache_commands import cache_group
+from proxy.cli.check import check_command
 from proxy.cli.config_file import config_file_of, use_config_file
 from proxy.cli.explain import explain_command
 from proxy.cli.keys import keys_group
@@ -44,6 +45,7 @@ cache_group.add_command(load_command)
 cli.add_command(warm_command)
 cli.add_command(explain_command)
 cli.add_command(analyze_command)
+cli.add_command(check_command)
 cli.add_command(keys_group)
 
 

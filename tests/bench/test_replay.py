@@ -54,3 +54,32 @@ def test_what_goes_wrong_is_one_line(tmp_path: Path) -> None:
         assert ended.returncode == 1
         assert message in ended.stderr
         assert ended.stderr.count("\n") == 1
+
+
+def test_it_compares_with_a_report(tmp_path: Path) -> None:
+    texts, ids, sent = tmp_path / "texts.jsonl.gz", tmp_path / "ids.gz", tmp_path / "sent.jsonl.gz"
+    texts.write_bytes(gzip.compress(b"".join(b'{"text": "text %d"}\n' % n for n in range(5))))
+    ids.write_bytes(gzip.compress(b"0\n1\n1\n4\n0\n7\n"))
+    made = replay(SCRIPT, str(texts), "--ids", str(ids), "--write", str(sent), "--passes", "0")
+    assert made.returncode == 0, made.stderr
+    assert gzip.decompress(sent.read_bytes()).count(b"\n") == 6
+    sizes = "--memory", "64MiB", "--store-limit", "none"
+    report = replay("-m", "proxy", "analyze", str(sent), str(sent), "--model", "demo", "--batch", "2", "--json", *sizes)
+    (tmp_path / "report.json").write_text(report.stdout)
+    (tmp_path / "other.json").write_text(report.stdout.replace('"upstream": 4', '"upstream": 3'))
+    for name, status in (("report", 0), ("other", 1)):
+        process = Process(tmp_path, 0, "--store", "memory:", "--memory", "64MiB")
+        urls = "--base-url", process.base_url, "--admin-url", process.admin_url
+        try:
+            ended = replay(
+                SCRIPT, str(sent), *urls, "--batch", "2", "--concurrency", "1",
+                "--expect", str(tmp_path / f"{name}.json"),
+            )  # fmt: skip
+        finally:
+            process.popen.kill()
+            process.wait()
+        assert ended.returncode == status, ended.stderr
+        counts = {line.split()[0]: line.split()[1:3] for line in ended.stdout.splitlines()[-5:]}
+        assert counts["items"] == ["12", "12"]
+        assert counts["distinct"] == ["4", "4"]
+        assert counts["upstream"][0] == "4"

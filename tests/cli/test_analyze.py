@@ -1,7 +1,6 @@
 """The command ``embedding-proxy analyze``."""
 
 import gzip
-import re
 import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -39,10 +38,12 @@ def test_a_report_as_text_json_and_html(run: Run, tmp_path: Path) -> None:
     status, text, _ = run(corpus, corpus, "--config", config, "--html", page, "--batch", 2)
     assert status == 0
     assert "62.5 % of 8 items repeat an earlier one: a cache saves up to 6.00 of 10.00 (estimated by bytes)." in text
-    assert re.search(r'c\.jsonl\.gz +no "text", "input" or "content", and no request +1 +4\n', text)
+    assert "Lines that could not be read" in text
     status, json, _ = run(corpus, corpus, "--config", config, "--json", "--batch", 2)
     report = orjson.loads(json)
     assert status == 0
+    reason = 'no "text", "input" or "content", and no request'
+    assert report["unread"] == 2 * [{"file": str(corpus), "reason": reason, "lines": 1, "first_line": 4}]
     assert (report["repetition"]["items"], report["repetition"]["distinct"]) == (8, 3)
     assert report["money"] == {"without_cache": 10.0, "at_best": 4.0, "models_without_price": []}
     assert {own["hit_rate"] for own in report["scenarios"]} == {0.625}

@@ -1,0 +1,145 @@
+"""The command ``embedding-proxy check``: asks an upstream what it accepts."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any
+
+import click
+import msgspec
+from aiohttp import UnixConnector
+
+from proxy.app.upstreams import demo_upstream
+from proxy.cli.config_file import config_file_of, use_config_file
+from proxy.cli.option_types import FILE
+from proxy.cli.options import OPTIONS
+from proxy.cli.progress import progress
+from proxy.cli.stats_client import Unreachable
+from proxy.cli.upstream_options import default_egress
+from proxy.config.secrets import read_secret
+from proxy.config.settings import UpstreamSetting
+from proxy.config.suggestion import suggestion
+from proxy.config.upstream_urls import parse_upstream
+from proxy.errors import ConfigError
+from proxy.probe import interview
+from proxy.probe.advice import advise
+from proxy.probe.client import asking
+from proxy.probe.facts import Facts
+from proxy.probe.interview import Interview, NoAnswer
+from proxy.probe.reply import Reply
+from proxy.protocol.provider import Provider
+from proxy.upstream.urls import Routes
+
+_AS_SERVE = {option.key: option for option in OPTIONS}
+_EGRESS = ("upstream_proxy", "upstream_ca", "upstream_cert", "upstream_cert_key")
+_DEFAULT_MAX_ITEMS = 256
+
+_PARAMETERS: list[click.Parameter] = [
+    click.Argument(["upstream"], metavar="URL|NAME"),
+    click.Option(["--model"], required=True, help="The model to ask for."),
+    click.Option(
+        ["--key-env"], metavar="NAME", help="Env var holding the upstream's API key. Default: no key is sent."
+    ),
+    click.Option(
+        ["--config"],
+        type=FILE,
+        is_eager=True,
+        expose_value=False,
+        callback=use_config_file(OPTIONS),
+        help="TOML file whose [providers] tables apply.",
+    ),
+    *(_AS_SERVE[key].parameter() for key in ("provider", *_EGRESS)),
+    click.Option(
+        ["--max-items"],
+        type=click.IntRange(1, 16_384),
+        default=_DEFAULT_MAX_ITEMS,
+        show_default=True,
+        help="The largest batch to try, if the provider documents no smaller limit.",
+    ),
+    click.Option(["--yes"], is_flag=True, help="Do not ask before tokens are spent."),
+    click.Option(["--json", "as_json"], is_flag=True, help="Print the facts as JSON."),
+]
+
+
+@click.command(name="check", params=_PARAMETERS)
+@click.pass_context
+def check_command(
+    ctx: click.Context, /, upstream: str, model: str, *, key_env: str | None, yes: bool, as_json: bool, **options: Any
+) -> None:
+    """Ask an upstream which inputs, encodings and batches it takes, and print how to serve it.
+
+    URL is its base URL, as of SDKs; or the name of a provider. This spends a few tokens: how many at most, it says
+    before.
+    """
+    setting = _setting(ctx, upstream, options["provider"])
+    key = None if key_env is None else read_secret(key_env, os.environ, "--key-env")
+    max_items = min(options["max_items"], setting.provider.limits.items)
+    calls, tokens = interview.cost(max_items)
+    _confirm(f"This makes at most {calls} calls for at most {tokens:,} tokens to {setting.base_url}.", is_agreed=yes)
+    with progress("asking", calls) as advance:
+        facts = asyncio.run(_ask(setting, key, model, max_items, lambda: advance(1)))
+    advice = advise(facts, setting, key_env=key_env)
+    if as_json:
+        report = {"facts": facts, "serve": advice.serve, "toml": advice.toml}
+        click.echo(msgspec.json.format(msgspec.json.encode(report)))
+        return
+    # Imported only here: other commands need not wait for rich.
+    from proxy.cli import check_text  # noqa: PLC0415
+
+    check_text.show(facts, advice)
+
+
+def _setting(ctx: click.Context, upstream: str, name: str | None) -> UpstreamSetting:
+    """Raises `ConfigError` and `click.BadParameter`."""
+    rows = config_file_of(ctx).provider_rows()
+    if name is not None and name not in rows:
+        raise ConfigError(f"--provider: {name!r} is not a provider; {suggestion(name, rows)}")
+    row = None if name is None else rows[name]
+    setting = parse_upstream(upstream, row=row, rows=rows)
+    if row is None:  # the address of a provider, given as a URL
+        row = next((own for own in rows.values() if own.base_url == setting.base_url), setting.provider)
+    if setting.is_demo:
+        return setting
+    return replace(setting, provider=row, egress=default_egress(ctx))
+
+
+async def _ask(
+    setting: UpstreamSetting, key: str | None, model: str, max_items: int, advance: Callable[[], object]
+) -> Facts:
+    """Raises `Unreachable` if the upstream does not answer."""
+    url = _embeddings_url(setting)
+    async with AsyncExitStack() as stack:
+        connector = None
+        if setting.is_demo:
+            connector = UnixConnector(str(await stack.enter_async_context(demo_upstream())))
+        ask = await stack.enter_async_context(asking(setting, url, key, connector=connector))
+
+        async def counted(body: dict[str, Any]) -> Reply:
+            reply = await ask(body)
+            advance()
+            return reply
+
+        asked = Interview(counted, setting.provider, model, url=url, max_items=max_items)
+        try:
+            return await asked.run()
+        except NoAnswer as error:
+            raise Unreachable(f"{url} did not return a vector for model {model!r}: {error}") from error
+
+
+def _embeddings_url(setting: UpstreamSetting) -> str:
+    row: Provider = setting.provider
+    route = Routes(setting.base_url, row).find("/v1" + row.path)
+    return setting.base_url + row.path if route is None or not route.is_embeddings else route.url
+
+
+def _confirm(cost: str, *, is_agreed: bool) -> None:
+    """Raises `click.UsageError` where nobody can be asked, and `click.Abort` if the answer is no."""
+    if is_agreed:
+        click.echo(f"embedding-proxy: {cost}", err=True)
+    elif not sys.stdin.isatty():
+        raise click.UsageError(f"{cost} To agree to that, add --yes")
+    else:
+        click.confirm(f"{cost} Go on?", abort=True, err=True)
