@@ -147,8 +147,7 @@ class Dispatcher:
             time.perf_counter() - started_s,
             progress.held_s,
             progress.client_label,
-            progress.cause,
-            progress.user_agent,
+            progress.why,
         )
         self._log.add(line)
         progress.span.end(status, progress.outcome, progress.model_label, items=progress.items, cached=progress.cached)

@@ -3,7 +3,7 @@
 from proxy.access.admission import Admission
 from proxy.embeddings.fast_path import FastPathHit
 from proxy.labels import RequestOutcome
-from proxy.ledger.cause import Cause
+from proxy.ledger.cause import Why
 from proxy.telemetry.tracing import NO_SPAN, Span
 from proxy.upstream.router import Origin
 
@@ -14,7 +14,6 @@ class Progress:
     __slots__ = (
         "admission",
         "cached",
-        "cause",
         "client",
         "client_label",
         "held_s",
@@ -25,7 +24,7 @@ class Progress:
         "outcome",
         "request_id",
         "span",
-        "user_agent",
+        "why",
     )
 
     def __init__(self, request_id: str) -> None:
@@ -41,8 +40,7 @@ class Progress:
         self.cached = 0  # of the items
         self.held_s = 0.0  # for the upstream's rate limit
         self.span: Span = NO_SPAN
-        self.cause: Cause | None = None  # why it can't be cached item by item
-        self.user_agent: str | None = None  # its program, of a request that was no hit
+        self.why: Why | None = None  # it is no hit
 
     def hit(self, repeat: FastPathHit) -> None:
         """The fast path has the response."""
