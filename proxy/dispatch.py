@@ -150,8 +150,7 @@ class Dispatcher:
             time.perf_counter() - started_s,
             progress.held_s,
             progress.client_label,
-            progress.cause,
-            progress.user_agent,
+            progress.why,
         )
         self._log.add(line)
         self._recent.add(line, progress.cache_status, progress.detail)

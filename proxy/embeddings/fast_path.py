@@ -253,7 +253,8 @@ class FastPath:
 
     def _observed(self, hit: FastPathHit, began_s: float) -> FastPathHit:
         self.header_watch.clear(hit.known.watched)
-        self.hitless.hit(hit.known.tenant.name)
+        if self.hitless.streaks:
+            self.hitless.hit(hit.known.tenant.name)
         if hit.known.doubt is not None:
             self._metrics.whole_bodies.labels(hit.known.doubt.value).inc()
         self._parse_seconds.observe(hit.looked_up_s - began_s)

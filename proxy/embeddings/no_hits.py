@@ -7,7 +7,7 @@ from proxy.embeddings.header_watch import MANY_VALUES
 from proxy.embeddings.log_once import LogOnce
 from proxy.embeddings.progress import Progress
 from proxy.labels import RequestOutcome
-from proxy.ledger.cause import VARYING_HEADER, WRONG_PATH, Cause, agent_of
+from proxy.ledger.cause import VARYING_HEADER, WRONG_PATH, Cause, Why, agent_of
 from proxy.ledger.hitless import MANY_REQUESTS, Hitless
 from proxy.protocol.identities import Identity
 from proxy.telemetry.metrics import Metrics
@@ -26,19 +26,21 @@ class NoHits:
     def ended(self, progress: Progress, tenant: bytes, own: Identity, user_agent: str | None) -> None:
         """A request on the embeddings route has ended, and was counted."""
         if progress.outcome is RequestOutcome.HIT:
+            progress.why = None
             self._hitless.hit(tenant)
             self._hitless.hit(_program(user_agent))
             return
-        agent = progress.user_agent = agent_of(user_agent)
-        if progress.cause is not None and progress.outcome is not RequestOutcome.ERROR:
-            self._metrics.uncached(progress.client_label, progress.cause, agent)
+        cause, agent = None if progress.why is None else progress.why.cause, agent_of(user_agent)
+        progress.why = Why(cause, agent)
+        if cause is not None and progress.outcome is not RequestOutcome.ERROR:
+            self._metrics.uncached(progress.client_label, cause, agent)
         if progress.outcome in _UNJUDGED:
             return
         if progress.cached:
             self._hitless.hit(tenant)
             self._hitless.hit(_program(user_agent))
             return
-        self._warn(self._hitless.missed(tenant, progress.cause), progress, agent)
+        self._warn(self._hitless.missed(tenant, cause), progress, agent)
         if any(_EXPIRING.fullmatch(value) for _, value in own.credentials):
             self._warn(self._hitless.missed_with_token(_program(user_agent), tenant), progress, agent)
 
@@ -51,10 +53,10 @@ class NoHits:
 
     def wrong_path(self, progress: Progress, tenant: bytes, path: str, user_agent: str | None) -> None:
         """A request that looks like an embeddings call was passed through. ``path`` is safe to show."""
-        agent = progress.user_agent = agent_of(user_agent)
-        progress.cause = Cause(WRONG_PATH, path)
-        self._metrics.uncached(progress.client_label, progress.cause, agent)
-        self._warn(self._hitless.missed(tenant, progress.cause), progress, agent)
+        cause, agent = Cause(WRONG_PATH, path), agent_of(user_agent)
+        progress.why = Why(cause, agent)
+        self._metrics.uncached(progress.client_label, cause, agent)
+        self._warn(self._hitless.missed(tenant, cause), progress, agent)
 
     def _warn(self, cause: Cause | None, progress: Progress, agent: str) -> None:
         if cause is None:

@@ -3,7 +3,7 @@
 from proxy.access.admission import Admission
 from proxy.embeddings.fast_path import FastPathHit
 from proxy.labels import RequestOutcome
-from proxy.ledger.cause import Cause
+from proxy.ledger.cause import Why
 from proxy.telemetry.recent_request import RequestDetail
 from proxy.telemetry.tracing import NO_SPAN, Span
 from proxy.upstream.router import Origin
@@ -16,7 +16,6 @@ class Progress:
         "admission",
         "cache_status",
         "cached",
-        "cause",
         "client",
         "client_label",
         "detail",
@@ -28,7 +27,7 @@ class Progress:
         "outcome",
         "request_id",
         "span",
-        "user_agent",
+        "why",
     )
 
     def __init__(self, request_id: str) -> None:
@@ -44,8 +43,7 @@ class Progress:
         self.cached = 0  # of the items
         self.held_s = 0.0  # for the upstream's rate limit
         self.span: Span = NO_SPAN
-        self.cause: Cause | None = None  # why it can't be cached item by item
-        self.user_agent: str | None = None  # its program, of a request that was no hit
+        self.why: Why | None = None  # it is no hit
         # Of a request that was parsed.
         self.detail: RequestDetail | None = None
         self.cache_status = ""

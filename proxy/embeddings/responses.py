@@ -109,7 +109,12 @@ class ResponseBuilder:
         self._metrics.of_model(spec.model).count_hit(
             items=len(keys), distinct=len(found), from_memory=from_memory, saved=saved
         )
-        row.count_hit(len(keys), len(found), from_memory, saved)
+        row.hits += 1
+        row.hit_items += len(keys)
+        row.saved += saved
+        if from_memory < len(keys):
+            row.duplicates += len(keys) - len(found)
+            row.from_store += len(found) - from_memory
         return body
 
     def fetched(

@@ -28,7 +28,7 @@ from proxy.http.bodies import BodyReader, BodyReservation
 from proxy.http.connection import Connection
 from proxy.http.streamed import Streamed
 from proxy.labels import RequestOutcome
-from proxy.ledger.cause import Cause
+from proxy.ledger.cause import Cause, Why
 from proxy.protocol.identities import Identity
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.router import Router
@@ -143,14 +143,14 @@ class EmbeddingsRoute:
         progress.detail = detail_of(read)
         if isinstance(read, Unread):
             progress.model, progress.items = read.model, read.items
-            progress.cause = Cause.of(read.bypass.reason, read.bypass.field)
+            progress.why = Why(Cause.of(read.bypass.reason, read.bypass.field), "")
             response = await self._bypass.relay(request, progress, sent.content, read)
             progress.cache_status = response.headers.getall("Cache-Status", ("",))[-1]
             return RequestOutcome.BYPASS, response
         progress.model = read.spec.model
         doubt = read.parsed.doubt
         if doubt is not None:
-            progress.cause = Cause.of(doubt.reason, doubt.field)
+            progress.why = Why(Cause.of(doubt.reason, doubt.field), "")
             self._metrics.whole_bodies.labels(doubt.reason.value).inc()
             self._log_once.warn(reason_of(doubt), f"requests to {read.origin.name} are cached by their whole body")
         parsed_s = time.perf_counter()

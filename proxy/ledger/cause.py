@@ -62,6 +62,18 @@ class Cause(NamedTuple):
         return found.format(field=self.field or "the field", provider=provider)
 
 
+class Why(NamedTuple):
+    """What is known of a request that was no hit: why it can't be cached item by item, and the client's program."""
+
+    cause: Cause | None
+    program: str  # "" if it is not known
+
+    def fields(self) -> dict[str, str]:
+        """As fields of a log line."""
+        found = {} if self.cause is None else {"reason": self.cause.reason, "field": self.cause.field}
+        return {name: value for name, value in (found | {"user_agent": self.program}).items() if value}
+
+
 def agent_of(user_agent: str | None) -> str:
     """The first product of a ``User-Agent`` (RFC 9110 §10.1.5), if it is short and plain, as `OpenAI/Python`."""
     match = None if user_agent is None else _AGENT.match(user_agent)

@@ -26,12 +26,11 @@ class Hitless:
     """Counts requests without a hit. After `MANY_REQUESTS` of one client, the count begins again."""
 
     def __init__(self) -> None:
-        self._streaks: OrderedDict[Hashable, _Streak] = OrderedDict()
+        self.streaks: OrderedDict[Hashable, _Streak] = OrderedDict()
 
     def hit(self, client: Hashable) -> None:
         """Some item of a request was cached."""
-        if self._streaks:
-            self._streaks.pop(client, None)
+        self.streaks.pop(client, None)
 
     def missed(self, client: Hashable, cause: Cause | None, *, requests: int = 1, weight: int = 1) -> Cause | None:
         """A request had no hit. Returns the cause of at least half of `MANY_REQUESTS`, if they have one.
@@ -56,15 +55,15 @@ class Hitless:
         return self._ended(program, streak)
 
     def _streak(self, client: Hashable) -> _Streak:
-        streak = self._streaks.setdefault(client, _Streak())
-        self._streaks.move_to_end(client)
-        if len(self._streaks) > _MAX_CLIENTS:
-            self._streaks.popitem(last=False)
+        streak = self.streaks.setdefault(client, _Streak())
+        self.streaks.move_to_end(client)
+        if len(self.streaks) > _MAX_CLIENTS:
+            self.streaks.popitem(last=False)
         return streak
 
     def _ended(self, client: Hashable, streak: _Streak) -> Cause | None:
         if streak.requests < MANY_REQUESTS:
             return None
-        del self._streaks[client]
+        del self.streaks[client]
         cause, count = next(iter(streak.causes.most_common(1)), (None, 0))
         return cause if 2 * count >= MANY_REQUESTS else None

@@ -15,8 +15,8 @@ class Row:
     """
 
     __slots__ = (
-        "_distinct", "_hit_items", "_hits", "_items", "_memory", "_requests", "billed", "bypasses", "client", "held_s",
-        "model", "price", "saved",
+        "_items", "_requests", "billed", "bypasses", "client", "duplicates", "from_store", "held_s", "hit_items",
+        "hits", "model", "price", "saved",
     )  # fmt: skip
 
     def __init__(self, client: str | None, model: str, price: float | None) -> None:
@@ -25,32 +25,29 @@ class Row:
         self.price = price
         self._requests = dict.fromkeys(OUTCOMES, 0)
         self._items = dict.fromkeys(ItemResult, 0)
-        # What `count_hit` counts: a look into a dictionary by an enum takes as long as all of it.
-        self._hits = self._hit_items = self._distinct = self._memory = 0
+        # Of the fast path, which adds to them itself: a look into a dictionary by an enum, or a call, takes as long as
+        # all of it.
+        self.hits = 0
+        self.hit_items = 0
+        self.duplicates = 0  # of these
+        self.from_store = 0  # likewise
         self.billed = 0
         self.saved = 0
         self.bypasses: dict[BypassReason, int] = {}
         self.held_s = 0.0  # for the upstream's rate limit
 
-    def count_hit(self, items: int, distinct: int, from_memory: int, saved: int) -> None:
-        """Count a request all of whose ``items`` were in the cache."""
-        self._hits += 1
-        self._hit_items += items
-        self._distinct += distinct
-        self._memory += from_memory
-        self.saved += saved
-
     @property
     def requests(self) -> Mapping[RequestOutcome, int]:
-        return self._requests | {RequestOutcome.HIT: self._requests[RequestOutcome.HIT] + self._hits}
+        return self._requests | {RequestOutcome.HIT: self._requests[RequestOutcome.HIT] + self.hits}
 
     @property
     def items(self) -> Mapping[ItemResult, int]:
         counted = self._items
+        from_memory = self.hit_items - self.duplicates - self.from_store
         return counted | {
-            ItemResult.MEMORY: counted[ItemResult.MEMORY] + self._memory,
-            ItemResult.STORE: counted[ItemResult.STORE] + self._distinct - self._memory,
-            ItemResult.DUPLICATE: counted[ItemResult.DUPLICATE] + self._hit_items - self._distinct,
+            ItemResult.MEMORY: counted[ItemResult.MEMORY] + from_memory,
+            ItemResult.STORE: counted[ItemResult.STORE] + self.from_store,
+            ItemResult.DUPLICATE: counted[ItemResult.DUPLICATE] + self.duplicates,
         }
 
     def count_request(self, outcome: RequestOutcome, *, held_s: float) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import orjson
 
 from proxy.labels import RequestOutcome
-from proxy.ledger.cause import Cause
+from proxy.ledger.cause import Why
 
 FLUSH_S = 0.2
 _MAX_LINES = 4096  # buffered lines; one more writes them at once
@@ -36,8 +36,7 @@ class AccessLogLine(NamedTuple):
     duration_s: float
     held_s: float  # of that, for the upstream's rate limit
     client: str | None  # its label; None: clients are not told apart
-    cause: Cause | None  # why it can't be cached item by item
-    user_agent: str | None  # its program, of a request that was no hit
+    why: Why | None  # of a request that was no hit
 
 
 Write = Callable[[str], object]
@@ -81,12 +80,8 @@ def _json(line: AccessLogLine, now: float) -> str:
     }
     if line.client is not None:
         fields["client"] = line.client
-    if line.cause is not None:
-        fields["reason"] = line.cause.reason
-        if line.cause.field:
-            fields["field"] = line.cause.field
-    if line.user_agent:
-        fields["user_agent"] = line.user_agent
+    if line.why is not None:
+        fields |= line.why.fields()
     if line.held_s:
         fields["rate_limit_wait_ms"] = round(line.held_s * 1000, 3)
     if line.trace_id is not None:
@@ -95,13 +90,17 @@ def _json(line: AccessLogLine, now: float) -> str:
 
 
 def _console(line: AccessLogLine, now: float) -> str:
-    return (
+    text = (
         f"{_formatted_time(int(now), '%H:%M:%S')} {_outcome_columns(line.outcome, line.status)}"
         f" {line.duration_s * 1000:9.2f} ms {_item_columns(line.cached, line.items, line.model)}  {line.request_id}"
-        + ("" if line.client is None else f"  {line.client}")
-        + ("" if line.cause is None else f"  {line.cause} {line.user_agent or ''}".rstrip())
-        + (f"  rate limit {line.held_s * 1000:.0f} ms" if line.held_s else "")
     )
+    if line.client is not None:
+        text = f"{text}  {line.client}"
+    if line.why is not None and line.why.cause is not None:
+        text = f"{text}  {line.why.cause} {line.why.program}".rstrip()
+    if line.held_s:
+        text = f"{text}  rate limit {line.held_s * 1000:.0f} ms"
+    return text
 
 
 @lru_cache(maxsize=256)

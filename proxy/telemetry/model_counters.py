@@ -15,7 +15,18 @@ RequestCounter = Callable[[RequestOutcome, int, str], CounterChild]
 class ModelCounters:
     """Counters of one model. ``items`` and ``tokens`` are children by their other label."""
 
-    __slots__ = ("_cost_billed", "_cost_saved", "_hits", "_requests", "_saved", "items", "label", "price", "tokens")
+    __slots__ = (
+        "_cost_billed",
+        "_cost_saved",
+        "_hits",
+        "_memory",
+        "_requests",
+        "_saved",
+        "items",
+        "label",
+        "price",
+        "tokens",
+    )
 
     def __init__(
         self,
@@ -32,6 +43,7 @@ class ModelCounters:
         self.price = price
         self._requests = requests
         self.items = {result: items.labels(result.value, label) for result in ItemResult}
+        self._memory = self.items[ItemResult.MEMORY]
         self.tokens = {kind: tokens.labels(kind, label) for kind in ("billed", "saved")}
         self._saved = self.tokens["saved"]
         self._hits: CounterChild | None = None  # a series begins with the first request that it counts
@@ -46,12 +58,13 @@ class ModelCounters:
         if self._hits is None:
             self._hits = self._requests(RequestOutcome.HIT, HTTPStatus.OK.value, self.label)
         self._hits.value += 1
-        self.items[ItemResult.MEMORY].value += from_memory
-        if distinct > from_memory:
+        self._memory.value += from_memory
+        if items > from_memory:
             self.items[ItemResult.STORE].value += distinct - from_memory
-        if items > distinct:
             self.items[ItemResult.DUPLICATE].value += items - distinct
-        self.save(saved)
+        self._saved.value += saved
+        if self.price is not None:
+            self._cost_saved.value += saved * self.price / _MILLION
 
     def bill(self, tokens: int) -> None:
         self.tokens["billed"].inc(tokens)

@@ -63,8 +63,8 @@ def test_any_number_of_clients_and_fields_is_bounded(requests: list[tuple[int, s
         for number in range(40):
             hitless.missed((client, number), Cause("unknown-field", f"{field}{number}"))
             hitless.missed("one", Cause("unknown-field", f"{field}{number}"))
-    assert len(hitless._streaks) <= 1024
-    assert all(len(streak.causes) <= 16 for streak in hitless._streaks.values())
+    assert len(hitless.streaks) <= 1024
+    assert all(len(streak.causes) <= 16 for streak in hitless.streaks.values())
 
 
 def test_a_field_is_shown_only_if_it_is_a_name() -> None:

@@ -60,16 +60,16 @@ def test_names_are_bounded_by_their_list_only() -> None:
 
 def test_while_it_is_off_nothing_is_shown() -> None:
     metrics = Metrics()
-    metrics.row("team", "m").count_hit(1, 1, 1, 5)
+    metrics.row("team", "m").saved += 5
     assert labels_of(metrics) == set()
     assert metrics.row("team", "m").client is None
 
 
 def test_a_row_counts_what_a_hit_saves() -> None:
     row = Ledger().row("team", "m", 2.0)
-    row.count_hit(5, 3, 2, 1_000_000)
+    row.hits, row.hit_items, row.duplicates, row.from_store, row.saved = 1, 5, 2, 1, 1_000_000
     assert (row.requests[RequestOutcome.HIT], row.saved, row.cost) == (1, 1_000_000, (0.0, 2.0))
-    assert (row.items[ItemResult.MEMORY], row.items[ItemResult.DUPLICATE]) == (2, 2)
+    assert (row.items[ItemResult.MEMORY], row.items[ItemResult.DUPLICATE], row.items[ItemResult.STORE]) == (2, 2, 1)
 
 
 @given(st.binary(min_size=32, max_size=64), st.lists(st.tuples(st.text(), st.text()), max_size=3))

@@ -20,8 +20,7 @@ LINE = AccessLogLine(
     duration_s=0.00021,
     held_s=0.0,
     client=None,
-    cause=None,
-    user_agent=None,
+    why=None,
 )
 NOW = 1_700_000_000.25
 
