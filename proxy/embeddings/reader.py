@@ -141,9 +141,7 @@ class Reader:
                 return await self._run(body, reservation, self._unread, request, body.content, bypass, reservation)
             items = request_body.count_items(fields)
             return Unread(bypass, origin, self._credential_id(reservation, origin, own), model, items)
-        if "Content-Type" not in request.headers:
-            # The upstream decides how to read such a body. Where it reads it as JSON, so does the proxy.
-            identity = identity._replace(vector_affecting=[*identity.vector_affecting, ("content-type", "")])
+        identity = _with_content_type(identity, request.headers)
         keyed_url, scope = query.keyed(url), self._access.scope(identity)
         epoch = self._epoch_of(keyed_url, parsed.model)
         vector_headers = identity.vector_affecting
@@ -211,6 +209,14 @@ def _require_json(request: RequestHead, *, is_signed: bool) -> None:
     # In another charset the same bytes are another text.
     if content_type != "application/json" and not _PLAIN_JSON.fullmatch(content_type):
         raise Bypass(BypassReason.CONTENT_TYPE)
+
+
+def _with_content_type(identity: Identity, given: Headers) -> Identity:
+    """``identity`` of a request whose body is read as JSON. Without Content-Type the upstream decides how to read a
+    body: if it reads it as JSON, so does the proxy, but the entries are not those of requests with the field."""
+    if "Content-Type" in given:
+        return identity
+    return identity._replace(vector_affecting=[*identity.vector_affecting, ("content-type", "")])
 
 
 def _embeddings_url(origin: Origin, target: str) -> str:

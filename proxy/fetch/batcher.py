@@ -14,11 +14,12 @@ from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.failover import Failover
 from proxy.fetch.group import Group
 from proxy.fetch.held import GivenUp, HeldRequests
-from proxy.fetch.isolation import MergeLimits, RetryBudget
 from proxy.fetch.lane import Lane, LaneCall, Lanes
+from proxy.fetch.merge_limits import MergeLimits
 from proxy.fetch.merged_call import MergedCalls
 from proxy.fetch.outcomes import Outcome
 from proxy.fetch.request import ClientRequest, FetchRequest
+from proxy.fetch.retry_budget import RetryBudget
 from proxy.fetch.runs import runs_of
 from proxy.fetch.slots import Slots
 from proxy.fetch.upstream_call import UpstreamCalls

@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 from multidict import CIMultiDict
 
 from proxy.errors import ProxyError
-from proxy.fetch.isolation import MergeLimits, RetryBudget
+from proxy.fetch.merge_limits import MergeLimits
 from proxy.fetch.outcomes import (
     Blame,
     CallFailure,
@@ -21,6 +21,7 @@ from proxy.fetch.outcomes import (
     without_quotes,
 )
 from proxy.fetch.request import FetchRequest
+from proxy.fetch.retry_budget import RetryBudget
 from proxy.fetch.upstream_call import UpstreamCalls, ValidResponse
 from proxy.protocol import embedding_request
 from proxy.protocol.header_kinds import is_assertion

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 from proxy import turns
 from proxy.errors import ProxyError
 from proxy.fetch.failover import Failover
-from proxy.fetch.isolation import RetryBudget
 from proxy.fetch.outcomes import CallFailure, ErrorResponse, InvalidResponse, is_outage, is_success
 from proxy.fetch.request import ClientRequest, FetchRequest
+from proxy.fetch.retry_budget import RetryBudget
 from proxy.protocol import embedding_response, vector_batch
 from proxy.protocol.embedding_response import EmbeddingResponse, InvalidEmbeddingResponse
 from proxy.protocol.expected_response import ExpectedResponse

@@ -76,14 +76,18 @@ async def relay(
         if is_draining():
             relayed.force_close()
         await relayed.prepare(request)
-        # The status is sent, so a failure from here on is raised, and the server cuts the connection: the client sees
-        # that the response is incomplete.
-        while chunk := await read_chunk(response):
-            await relayed.write(chunk)
-            if len(chunk) > _LARGE_CHUNK_BYTES:
-                await turn()
-        await relayed.write_eof()
+        await _stream(response, relayed)
         return relayed
+
+
+async def _stream(response: ClientResponse, relayed: StreamResponse) -> None:
+    """Send the body of a response whose head is sent. A failure is raised, and the server cuts the connection: the
+    client sees that the response is incomplete."""
+    while chunk := await read_chunk(response):
+        await relayed.write(chunk)
+        if len(chunk) > _LARGE_CHUNK_BYTES:
+            await turn()
+    await relayed.write_eof()
 
 
 def _for_client(received: Headers, *, owns_key: bool) -> CIMultiDict[str]:

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from proxy.admin.samples import Samples
 from proxy.errors import ProxyError, UpstreamBroke, UpstreamUnreachable
 from proxy.fetch.failover import Failover
-from proxy.fetch.isolation import MergeLimits, RetryBudget
+from proxy.fetch.merge_limits import MergeLimits
 from proxy.fetch.merged_call import MergedCalls
 from proxy.fetch.outcomes import EmbedResult, ErrorResponse, InvalidResponse, Outcome
 from proxy.fetch.request import FetchRequest, Policy
+from proxy.fetch.retry_budget import RetryBudget
 from proxy.fetch.slots import Slots
 from proxy.fetch.upstream_call import UpstreamCalls
 from proxy.telemetry.definitions import UPSTREAM_MERGED_REQUESTS

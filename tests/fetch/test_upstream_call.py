@@ -13,9 +13,9 @@ import pytest
 from proxy.admin.samples import Samples
 from proxy.errors import ProxyError, UpstreamBroke
 from proxy.fetch.failover import Failover
-from proxy.fetch.isolation import RetryBudget
 from proxy.fetch.outcomes import CallFailure, ErrorResponse, InvalidResponse
 from proxy.fetch.request import ClientRequest, FetchRequest, Policy
+from proxy.fetch.retry_budget import RetryBudget
 from proxy.fetch.slots import Slots
 from proxy.fetch.upstream_call import UpstreamCalls, ValidResponse
 from proxy.protocol.json_parts import LARGE_BYTES

@@ -7,7 +7,7 @@ from proxy.telemetry.recent_requests import RecentRequests
 
 
 def line(number: int) -> AccessLogLine:
-    return AccessLogLine(f"id-{number}", None, RequestOutcome.HIT, 200, "m", 2, 1, 0.0125, 0.5, None, None, None)
+    return AccessLogLine(f"id-{number}", None, RequestOutcome.HIT, 200, "m", 2, 1, 0.0125, 0.5, None, None)
 
 
 def test_the_last_are_kept_in_order() -> None:
