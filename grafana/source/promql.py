@@ -42,6 +42,11 @@ def each_instance(value: str) -> Queries:
     return {"{{instance}}": f"max by (instance) ({value})"}
 
 
+def each_model_of_an_upstream(function: str, name: str) -> Queries:
+    """A gauge that has both labels, over all instances."""
+    return {_legend("upstream, model"): f"{function} by (upstream, model) ({series(name)})"}
+
+
 def quantile(q: float, by: str, histogram: str, *labels: str) -> str:
     les = f"le, {by}" if by else "le"
     return f"histogram_quantile({q}, {total(les, f'{histogram}_bucket', *labels)})"

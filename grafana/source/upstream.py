@@ -2,7 +2,7 @@
 
 from grafana.source.canary import CANARY
 from grafana.source.panels import ERROR_STEPS, GREEN, RED, YELLOW, Dashboard, Panel, breakers
-from grafana.source.promql import counted, each_instance, quantiles, recorded, series, totals
+from grafana.source.promql import counted, each_instance, each_model_of_an_upstream, quantiles, recorded, series, totals
 
 _ANSWERS = [
     Panel(
@@ -103,6 +103,19 @@ _CALLS = [
         "How long requests waited for an upstream's rate limit, each time until they were sent or given up.",
         quantiles("instance", "upstream_rate_limit_wait_seconds", of=(0.5, 0.95)),
         "s",
+    ),
+    Panel(
+        "Held by the upstream's limit for",
+        "For how long requests have waited for a rate limit without a pause: the longest of all instances.",
+        each_model_of_an_upstream("max", "upstream_rate_limit_held_seconds"),
+        "s",
+    ),
+    Panel(
+        "Known rate limits",
+        "Calls per second that the proxy sends at most, by what the upstream states or refuses: the sum of all"
+        " instances and credentials.",
+        each_model_of_an_upstream("sum", "upstream_rate_limit_calls_per_second"),
+        "cps",
     ),
     Panel(
         "Calls refused by rate limits",
