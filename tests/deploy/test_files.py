@@ -257,7 +257,8 @@ def test_the_ingress_and_nginx_agree() -> None:
     for name, value in annotations.items():
         assert nginx[name.replace("-", "_")].removesuffix("s") == value
     defaults = settings({})
-    assert int(annotations["proxy-read-timeout"]) > max(defaults["upstream_timeout"], defaults["upstream_read_timeout"])
+    longest_s = defaults["rate_limit_wait"] + defaults["upstream_timeout"]
+    assert int(annotations["proxy-read-timeout"]) > max(longest_s, defaults["upstream_read_timeout"])
     assert int(nginx["client_max_body_size"].removesuffix("m")) * MIB == defaults["max_body"]
 
 
