@@ -453,7 +453,6 @@ MODELS = 100_000 if IS_SLOW_PROFILE else 5_000
 AT_ONCE = 50
 
 
-@pytest.mark.relays_refusals
 async def test_many_models_make_few_metric_series(
     client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
