@@ -9,13 +9,14 @@ from proxy.fetch.request import FetchRequest, Policy
 from proxy.fetch.singleflight import Flights
 from proxy.fetch.waiting import Waiting
 from tests.support.client_requests import client_request_for
+from tests.support.fake_client import FakeClient, origin_of
 from tests.support.virtual_loop import virtually
 
 A, B = b"a" * 32, b"b" * 32
 
 
 def client(flights: Flights[Any], *keys: bytes, until_s: float = 60.0) -> tuple[FetchRequest, ClientWait]:
-    client_request = client_request_for([key.hex() for key in keys], list(keys))
+    client_request = client_request_for([key.hex() for key in keys], list(keys), origin=origin_of(FakeClient()))
     client_request.held_until_s = until_s
     request = FetchRequest(client_request, list(keys), Policy(0.0))
     return request, ClientWait(client_request, flights.claim(keys))
