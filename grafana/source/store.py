@@ -97,7 +97,7 @@ _MEMORY_TIER = [
         "Discarded entries",
         "Entries that memory removed because the store may have another record. replaced: a process has replaced it;"
         " again: the same two seconds later, in case that process died meanwhile; missed: all entries of an instance"
-        " that could not read the changes for too long.",
+        " that could not read the changes for too long; purged: an operator removes it from the store.",
         totals("reason", "memory_discarded_entries_total"),
         "cps",
     ),

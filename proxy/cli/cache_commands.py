@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import click
@@ -74,10 +75,18 @@ def verify_command(ctx: click.Context, /, *, is_json: bool, **_: Any) -> int:
 
 @cache_group.command(name="export")
 @click.argument("file", metavar="FILE", type=option_types.FILE)
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["entries", "parquet"]),
+    default="entries",
+    show_default=True,
+    help="entries can be imported again. parquet is for analysis: one row an entry; it needs the extra parquet.",
+)
 @JSON
 @with_store_options
 @click.pass_context
-def export_command(ctx: click.Context, /, file: Path, *, is_json: bool, **_: Any) -> None:
+def export_command(ctx: click.Context, /, file: Path, *, file_format: str, is_json: bool, **_: Any) -> None:
     """Write all entries to a file, bit for bit.
 
     If it is interrupted, the same command continues it. FILE gets its name when it is complete.
@@ -87,6 +96,9 @@ def export_command(ctx: click.Context, /, file: Path, *, is_json: bool, **_: Any
 
     async def run(store: Store) -> transfer.Exported:
         with progress("exporting", None) as advance:
+            if file_format == "parquet":
+                exported: transfer.Exported = await _parquet().export_parquet(store, file, advance=advance)
+                return exported
             return await transfer.export(store, file, origin=name, advance=advance)
 
     done = on_store(options, run)
@@ -163,6 +175,17 @@ def copy_command(
     loaded, name = on_store(options, run, setting=source), str(target)
     text = cache_text.loaded_text(name, loaded, is_dry_run=is_dry_run)
     show(text, cache_text.loaded_json(name, loaded, is_dry_run=is_dry_run), is_json=is_json)
+
+
+def _parquet() -> ModuleType:
+    """Raises `ConfigError`."""
+    try:
+        from proxy.maintenance import parquet  # noqa: PLC0415 - what it needs is an extra
+    except ImportError as error:
+        raise ConfigError(
+            f"--format parquet needs pyarrow ({error}): pip install 'embedding-cache-proxy[parquet]'"
+        ) from error
+    return parquet
 
 
 def _loader(store: Store, options: StoreOptions, *, overwrites: bool, is_dry_run: bool) -> Loader:

@@ -45,8 +45,8 @@ class _Kept(NamedTuple):
 class ArchiveWriter:
     """The file gets its name when it is complete. Until then it is beside it, with the suffix ``.part``."""
 
-    def __init__(self, path: Path, file: BinaryIO, origin: str) -> None:
-        self._path, self._file = path, file
+    def __init__(self, path: Path, part: Path, file: BinaryIO, origin: str) -> None:
+        self._path, self._part, self._file = path, part, file
         kept = _kept(file, origin)
         self.cursor, self.entries = kept.cursor, kept.entries
         self.is_resumed = kept.end > 0
@@ -67,28 +67,29 @@ class ArchiveWriter:
         """Give the file its name. Returns its size in bytes."""
         os.fsync(self._file.fileno())
         size = self._file.tell()
-        _part_of(self._path).rename(self._path)
+        self._part.rename(self._path)
         return size
 
 
 @contextmanager
 def open_archive(path: Path, origin: str) -> Iterator[ArchiveWriter]:
     """A new file of entries of the store ``origin``. Raises `ConfigError`."""
-    if path.exists():
-        raise ConfigError(f"{path}: it exists already; delete it, or choose another name")
-    part = _part_of(path)
+    part = part_of(path)
     try:
         with part.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.seek(0)
-            yield ArchiveWriter(path, file, origin)
+            yield ArchiveWriter(path, part, file, origin)
     except BlockingIOError as error:
         raise ConfigError(f"{part}: another export writes it") from error
     except OSError as error:
         raise ConfigError(f"{part}: {error.strerror}") from error
 
 
-def _part_of(path: Path) -> Path:
+def part_of(path: Path) -> Path:
+    """Where a new file is until it is complete. Raises `ConfigError` if there is one of its name."""
+    if path.exists():
+        raise ConfigError(f"{path}: it exists already; delete it, or choose another name")
     return path.with_name(path.name + _PART_SUFFIX)
 
 

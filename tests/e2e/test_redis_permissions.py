@@ -10,10 +10,13 @@ from aiohttp import web
 from redis.asyncio import Redis
 from redis.crc import key_slot
 
+from proxy.cache.redis.store import RedisStore
+from proxy.cache.store import Page, Purge
 from proxy.config.settings import StoreSetting
+from proxy.errors import StoreError
 from tests.conftest import StartProxy
 from tests.support.client import Client
-from tests.support.dict_store import written
+from tests.support.dict_store import key_of, written
 from tests.support.redis_cluster import RedisCluster, ask
 from tests.support.redis_server import RedisServer
 from tests.support.scripted import Call, ScriptedUpstream
@@ -110,6 +113,23 @@ async def one_upstream_computation(
     assert one.vectors == other.vectors
     assert len(upstream.calls) == sent + 1
     upstream.reply = None
+
+
+async def test_the_commands_on_a_store_need_one_more_rule(redis_server: RedisServer, admin: Redis) -> None:
+    url = allow(redis_server).url or ""
+    store = RedisStore(url, timeout_s=5.0, max_connections=4)
+    await store.put_many({key_of(1): b"x", key_of(2): b"y"}, ttl_s=None, overwrite=False)
+    with pytest.raises(StoreError, match="scan") as refused:
+        await store.scan()
+    assert refused.value.reason == "refused"
+    await admin.acl_log_reset()
+    redis_server.command("ACL", "SETUSER", "embedding-proxy", "+scan")
+    assert await store.scan() == Page({key_of(1): b"x", key_of(2): b"y"}, None)
+    await store.announce_purge(Purge(models=frozenset("*")))
+    assert await store.delete_many([key_of(1)]) == 1
+    assert (await store.changes()).purge.models == {"*"}
+    assert await admin.acl_log() == []
+    await store.aclose()
 
 
 async def test_another_database_needs_one_more_rule(
