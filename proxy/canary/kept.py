@@ -14,7 +14,6 @@ from proxy.protocol.records import InvalidRecord, Record, RecordKey
 from proxy.protocol.vectors import DType, Vector
 
 _READ_TIMEOUT_S = 2.0
-_MODEL = "canary"  # in place of a model's name
 # Longer than a check takes, so that a process which ends during a check costs one delay.
 _TURN_S = 600.0
 
@@ -84,7 +83,7 @@ class KeptValues:
     def _sealed(self, key: bytes, content: bytes) -> bytes:
         record = Record(
             vector=Vector(DType.UINT8, content),
-            model=_MODEL,
+            model=records.OWN,
             tokens=0,
             tokens_exact=True,
             stored_at_s=math.floor(self._clock()),

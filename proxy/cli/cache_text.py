@@ -47,6 +47,8 @@ def survey_text(name: str, found: Survey) -> str:
         lines += ["", table(head, rows), "", "age"]
         lines += [f"  up to {age:8} {found.ages[age]:>12,}" for age in AGES if found.ages[age]]
         lines += [f"  {OLDER:14} {found.ages[OLDER]:>12,}"] if found.ages[OLDER] else []
+    if found.own.entries:
+        lines += ["", f"Besides, {found.own.entries:,} values of the canary, {size(found.own.bytes)}."]
     if found.tagged:
         lines += ["", f"{found.tagged:,} have a tag of a record key."]
     if found.invalid:
@@ -77,6 +79,7 @@ def survey_json(name: str, found: Survey) -> dict[str, Any]:
         "store": name,
         "entries": found.entries,
         "bytes": found.bytes,
+        "own": {"values": found.own.entries, "bytes": found.own.bytes},
         "tagged": found.tagged,
         "invalid": dict(found.invalid),
         "ages": {age: found.ages[age] for age in (*AGES, OLDER)},

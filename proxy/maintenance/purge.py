@@ -13,12 +13,15 @@ from proxy.protocol.records import InvalidRecord
 _EVERY_MODEL = "*"
 _KEYS_PER_DELETION = 256
 _TIMEOUT_S = 30.0
-NO_RECORD = "(invalid)"  # in place of the model, for a value that is no valid record
+# In place of the model:
+NO_RECORD = "(invalid)"  # for a value that is no valid record
+OWN = "(of the canary)"  # for what the proxy keeps for itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which entries: those that all of its conditions hold for, without any condition all, invalid ones among them."""
+    """Which entries: those that all of its conditions hold for. Without any condition it is everything, invalid values
+    and what the proxy keeps for itself included."""
 
     model: str | None = None  # a pattern
     stored_before_s: float | None = None  # Unix time
@@ -33,6 +36,8 @@ class Selection:
             record, _ = records.inspect(key, value)
         except InvalidRecord:
             return NO_RECORD if self.is_everything else None
+        if record.model == records.OWN:
+            return OWN if self.is_everything else None
         if self.model is not None and not fnmatchcase(record.model, self.model):
             return None
         if self.stored_before_s is not None and record.stored_at_s >= self.stored_before_s:

@@ -35,6 +35,7 @@ class Group:
 @dataclass(slots=True)
 class Survey:
     groups: dict[Kind, Group] = field(default_factory=lambda: defaultdict(Group))
+    own: Group = field(default_factory=Group)  # what the proxy keeps for itself, which are no entries
     ages: Counter[str] = field(default_factory=Counter)
     tagged: int = 0
     invalid: Counter[str] = field(default_factory=Counter)  # by flaw
@@ -74,6 +75,10 @@ def _count(found: Survey, key: bytes, value: bytes, now_s: float) -> None:
     except InvalidRecord as error:
         found.invalid[error.flaw.value] += 1
         found.invalid_bytes += size_bytes
+        return
+    if record.model == records.OWN:
+        found.own.entries += 1
+        found.own.bytes += size_bytes
         return
     vector = record.vector
     group = found.groups[Kind(record.model, vector.dimensions, vector.dtype.name.lower())]

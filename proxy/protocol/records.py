@@ -33,6 +33,10 @@ _FIELDS = 9
 _TAGGED_HEAD: bytes = msgpack.packb([0] * _FIELDS)[:1] + msgpack.packb(_TAGGED)
 
 
+# In place of a model's name, in records of what the proxy keeps for itself. No upstream's model has such a name.
+OWN = "\0embedding-proxy"
+
+
 class Flaw(StrEnum):
     """Why stored bytes can't be served as a record. The values are labels of a metric.
 

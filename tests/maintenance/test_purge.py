@@ -68,3 +68,16 @@ async def test_keys_go_also_where_only_a_process_has_them_in_memory(store: DictS
     assert set(store.log) == set(keys)
     assert done == dry == Purged(entries=done.entries, bytes=dry.bytes)
     assert dict(done.entries) == {"text-a": 1, NO_RECORD: 1}
+
+
+@pytest.mark.parametrize(
+    ("selection", "remains"),
+    [(Selection(stored_before_s=NOW_S), True), (Selection(model="*"), True), (Selection(), False)],
+)
+async def test_what_the_canary_keeps_goes_only_with_everything(
+    store: DictStore, selection: Selection, remains: bool
+) -> None:
+    own = key_of(99)
+    store.values[own] = records.encode(own, record(1.0, at=0, model=records.OWN))
+    await purge(store, selection, is_dry_run=False, advance=ignore)
+    assert (own in store.values) == remains
