@@ -126,7 +126,7 @@ class Reader:
         fields: dict[str, Any] = {}
         origin = None
         try:
-            fields = await self._parse_object(body, reservation)
+            fields = await self._parse_object(body)
             named = parse_path_model(request.raw_path)
             model = request_body.model_of(fields) or (named.name if named else None)
             origin = self._origins.choose(request.raw_path, model)
@@ -167,7 +167,7 @@ class Reader:
             span=span,
         )
 
-    async def _parse_object(self, body: Body, reservation: BodyReservation) -> dict[str, Any]:
+    async def _parse_object(self, body: Body) -> dict[str, Any]:
         """Raises `Bypass`."""
         if body.structure.parse_s <= _MAX_ON_LOOP_S:
             return request_body.parse_object(body.content)
