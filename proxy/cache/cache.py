@@ -69,7 +69,9 @@ class Cache:
         await self._store.backlog.room()
 
     async def probe_store(self) -> None:
+        """Log a store that does not work, and read its log for the first time: what is in there is from before."""
         await self._store.probe()
+        await self.feed.poll()
 
     @property
     def has_store(self) -> bool:

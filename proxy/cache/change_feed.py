@@ -104,7 +104,9 @@ class ChangeFeed:
             await self._discard(changes.keys, "replaced")
 
     async def _purge(self, purge: Purge, now_s: float) -> None:
-        self._discards.add(EVERYTHING if purge.models else purge.keys, now_s, purge)
+        # The first poll is at the start of the process. Purges that it finds were long before anything was asked for.
+        concerned = None if self._is_first else purge
+        self._discards.add(EVERYTHING if purge.models else purge.keys, now_s, concerned)
         for call in self._on_purge:
             call(purge)
         if purge.models:  # their entries in memory may no longer be in the store, whose keys are announced

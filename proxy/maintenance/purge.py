@@ -12,6 +12,8 @@ from proxy.protocol.records import InvalidRecord
 
 _EVERY_MODEL = "*"
 _KEYS_PER_DELETION = 256
+# More than this would push each other out of the store's log.
+_MAX_ANNOUNCED_KEYS = 4096
 _TIMEOUT_S = 30.0
 # In place of the model:
 NO_RECORD = "(invalid)"  # for a value that is no valid record
@@ -76,7 +78,8 @@ async def purge(store: Store, selection: Selection, *, is_dry_run: bool, advance
 async def purge_keys(store: Store, keys: Collection[bytes], *, is_dry_run: bool, advance: Advance) -> Purged:
     """Remove the entries of ``keys``, as `purge` does."""
     distinct = list(dict.fromkeys(keys))
-    announced = Purge(keys=frozenset(distinct))
+    is_large = len(distinct) > _MAX_ANNOUNCED_KEYS
+    announced = Purge(models=frozenset({_EVERY_MODEL})) if is_large else Purge(keys=frozenset(distinct))
     if not is_dry_run:
         await store.announce_purge(announced)
     purged = Purged()

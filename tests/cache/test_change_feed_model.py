@@ -62,6 +62,7 @@ class Process(SteppedStore):
         self.cache = Cache(
             Memory(10**6), self, Metrics(), ttl_s=None, timeout_s=timeout_s, clock=Clock(), monotonic=world.clock
         )
+        self.cache.feed._is_first = False  # it has polled before it served
         for breaker in self.cache._store._breakers.values():
             breaker._clock = world.clock  # a run must not depend on how long it takes
 

@@ -181,6 +181,18 @@ async def test_a_store_that_refuses_deletion_is_reported(
     assert not caplog.text
 
 
+async def test_what_was_purged_before_a_process_began_does_not_concern_it(store: DictStore) -> None:
+    await purge(store, EVERYTHING, A)
+    fresh = make_cache(store.of_another_process())
+    asked = fresh.now
+    await fresh.probe_store()  # as at its start
+    await fresh.write({A: record(2.0)}, overwrite=False, asked=asked)
+    await written(fresh)
+    await fresh.feed.poll()
+    assert await look_up(fresh, A) == {A: TWO}
+    assert A in store.values
+
+
 async def test_nobody_joins_a_flight_from_before_a_purge() -> None:
     flights: Flights[str] = Flights()
     old = flights.claim([A, B])

@@ -86,6 +86,8 @@ async def test_what_was_under_way_does_not_bring_the_old_vector_back(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     one, other = [await start_proxy(store=store) for _ in range(2)]
+    for client in (one, other):
+        await client.proxy.cache.probe_store()  # as at the start of a process
     await known_to(one, other)
     held = HeldUpstream(upstream)
     asking = asyncio.create_task(one.embed("under way"))
@@ -118,6 +120,8 @@ async def test_what_landed_before_the_process_knew_is_gone_after_its_next_poll(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     one, other = [await start_proxy(store=store) for _ in range(2)]
+    for client in (one, other):
+        await client.proxy.cache.probe_store()  # as at the start of a process
     await known_to(one, other)
     held = HeldUpstream(upstream)
     asking = asyncio.create_task(one.embed("under way"))

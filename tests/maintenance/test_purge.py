@@ -56,6 +56,13 @@ async def test_what_went_is_counted_by_model(store: DictStore) -> None:
     assert dict(done.entries) == {"text-a": 2, "text-b": 1, "other": 2, NO_RECORD: 1}
 
 
+async def test_so_many_keys_that_no_log_holds_them_are_announced_as_everything(store: DictStore) -> None:
+    keys = [key_of(n) for n in range(5000)]
+    await purge_keys(store, keys, is_dry_run=False, advance=ignore)
+    assert store.values == {}
+    assert store.purges == [Purge(models=frozenset("*"))] * 2
+
+
 async def test_keys_go_also_where_only_a_process_has_them_in_memory(store: DictStore) -> None:
     keys = [key_of(1), key_of(77), key_of(1), DAMAGED]
     left = {key: value for key, value in store.values.items() if key not in keys}
