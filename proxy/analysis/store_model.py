@@ -5,7 +5,7 @@ of the file the entries take is estimated from their sizes.
 """
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -60,11 +60,16 @@ class StoreModel:
     def put(self, items: Sequence[int], dimensions: int, now_s: float) -> None:
         """Store items that are not stored yet, in one transaction."""
         now, size = int(now_s), value_bytes(dimensions)
-        freed = self._evict(self._used_bytes + len(items) * size - self._limit_bytes)
+        excess_bytes = self._used_bytes + len(items) * size - self._limit_bytes
+        freed = self._evict(excess_bytes) if excess_bytes > 0 else []
         for item in items:
             self._insert(item, size, now, freed)
-        self._pages.delete(freed)
-        fresh = set(items)
+        if freed:
+            self._pages.delete(freed)
+        if self._used_bytes > self._limit_bytes:
+            self._keep_within(frozenset(items))
+
+    def _keep_within(self, fresh: Collection[int]) -> None:
         while self._used_bytes > self._limit_bytes:
             oldest = [row for row in self._oldest() if self._item_of[row] not in fresh]
             if not oldest:

@@ -69,7 +69,7 @@ _PARAMETERS: list[click.Parameter] = [
     click.Option(
         ["--store-limit"],
         type=Parsed("sizes", _store_sizes),
-        default="none,1GiB,10GiB",
+        default="none,10GiB",
         show_default=True,
         help="Sizes of a SQLite store to try behind each of them; none: no store.",
     ),
