@@ -211,6 +211,29 @@ class RateLimited(ProxyError):
         return type(self)(self.message, param=self.param, retry_after_s=self.retry_after_s or 1)
 
 
+class BudgetSpent(ProxyError):
+    """A client's budget is used up (`[budgets]`). The SDKs raise it like the provider's own exhausted quota."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
+
+    def again(self) -> Self:
+        return type(self)(self.message, param=self.param, retry_after_s=self.retry_after_s)
+
+
+class BudgetUnknown(ProxyError):
+    """The store that counts a budget fails, and the operator chose to refuse calls then."""
+
+    status = 503
+    code = "budget_unknown"
+    retry_after_s = 1
+
+
 class Oversized(ProxyError):
     """The upstream's rate limit never takes a request at once that can be cut into smaller ones."""
 

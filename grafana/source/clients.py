@@ -1,7 +1,7 @@
 """Who uses the proxy, what it costs, and what each client saves: with client keys or client labels only."""
 
-from grafana.source.panels import ERROR_STEPS, HIT_STEPS, Dashboard, Panel, stat
-from grafana.source.promql import RATE, SHOWN, total, totals
+from grafana.source.panels import ERROR_STEPS, FULL_STEPS, HIT_STEPS, Dashboard, Panel, stat
+from grafana.source.promql import RATE, SHOWN, series, total, totals
 
 _NEEDS = " Needs --client-keys or --client-labels-key-env."
 
@@ -168,9 +168,37 @@ _WHY_NO_HITS = [
     ),
 ]
 
+_SPENT_OF = f"max by (budget, client) ({series('budget_spent')} / ({series('budget_limit')} > 0))"
+_BUDGETS = [
+    Panel(
+        "Budgets, how full",
+        "What each client has spent in the present window, of its budget. Above 80 % EmbeddingProxyBudgetNearLimit"
+        " fires; at 100 % the client's misses get 429, its hits are served. Needs [budgets] in the configuration.",
+        {"{{budget}} {{client}}": _SPENT_OF},
+        "percentunit",
+        maximum=1,
+        steps=FULL_STEPS,
+        width=12,
+    ),
+    Panel(
+        "Calls refused for a budget",
+        "Upstream calls that were not made because the client's budget is used up.",
+        totals("budget, client", "budget_refusals_total"),
+        "reqps",
+    ),
+    Panel(
+        "Counts that the store did not reply to",
+        "Meanwhile each process counts by itself, or refuses calls if on_store_down is closed. What was spent is"
+        " reported later.",
+        {"errors": total("", "budget_store_errors_total")},
+        "cps",
+        width=4,
+    ),
+]
+
 CLIENTS = Dashboard(
     name="clients",
     title="Embedding proxy / Clients",
     description="Who uses the proxy, what it costs, what it saves them, and who gets no hits.",
-    rows={"In the time shown": _SPENT, "Who": _WHO, "Hits": _HITS, "Why no hits": _WHY_NO_HITS},
+    rows={"In the time shown": _SPENT, "Who": _WHO, "Budgets": _BUDGETS, "Hits": _HITS, "Why no hits": _WHY_NO_HITS},
 )

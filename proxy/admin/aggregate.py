@@ -28,6 +28,8 @@ _GREATEST = frozenset(
     definition.name
     for definition in (
         definitions.BREAKER_STATE,
+        definitions.BUDGET_LIMIT,  # with a store, each worker knows what all have spent
+        definitions.BUDGET_SPENT,
         definitions.BUILD_INFO,
         definitions.STORE_CHANGES_AGE,
         definitions.RATE_LIMIT_HELD_SECONDS,

@@ -61,6 +61,10 @@ class Samples:
             sums[sample.labels[outer]][sample.labels[inner]] += sample.value
         return sums
 
+    def gauge_children(self, metric: Definition) -> list[tuple[Mapping[str, str], float]]:
+        """A gauge by all of its labels."""
+        return [(sample.labels, sample.value) for sample in self._by_name[metric.name]]
+
     def counter_children(self, metric: Definition) -> list[tuple[Mapping[str, str], float]]:
         """A counter by all of its labels."""
         return [(sample.labels, sample.value) for sample in self._by_name[metric.name + "_total"]]

@@ -149,6 +149,12 @@ function show(status) {
     ...(priced ? [{text: money(client.cost.billed), kind: "number wide"}] : []),
     {text: count(client.requests.bypass || 0), kind: "number wide"}, {text: usedAt(client.last_used_s), kind: "number wide"},
   ]), "No client has sent a request yet.");
+  $("budgets-section").hidden = !status.budgets.length;
+  table("budgets", status.budgets.slice(0, 10).map((budget) => {
+    const used = budget.spent / budget.limit, write = budget.unit === "money" ? money : count;
+    return [budget.name, {text: budget.client, kind: "text"}, {text: share(used), kind: used >= 0.8 ? "number bad" : "number"},
+      write(budget.spent), write(budget.limit), count(budget.refused)];
+  }), "No budget has been used.");
   $("uncached-section").hidden = !status.uncached.length;
   table("uncached", status.uncached.slice(0, 10).map((each) => [
     `${each.reason} ${each.field}`.trim(), count(each.requests), {text: each.client || NONE, kind: "text"}, {text: each.user_agent || NONE, kind: "text"},

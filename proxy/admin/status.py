@@ -42,6 +42,18 @@ class ClientStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetStatus:
+    """A budget of one client in the present window, by all processes with the same store."""
+
+    name: str
+    client: str  # "*": all that share it
+    unit: str  # tokens or money
+    spent: float
+    limit: float
+    refused: int  # calls since the start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UncachedStatus:
     """Requests that can't be hits, since the start. Clients choose ``field`` and ``user_agent``."""
 
@@ -117,6 +129,7 @@ class Status:
     history: list[Step]  # oldest first
     models: list[ModelStatus]  # most items first
     clients: list[ClientStatus]  # most tokens first; none if clients are not told apart
+    budgets: list[BudgetStatus]  # the fullest first; those that were used in the present window
     uncached: list[UncachedStatus]  # most requests first
     breakers: dict[str, str]  # state by circuit
     upstreams: list[UpstreamStatus]
@@ -150,6 +163,7 @@ def status_of(
         history=history.steps(now_s, counts),
         models=_models(samples),
         clients=_clients(samples, last_used_s),
+        budgets=_budgets(samples),
         uncached=_uncached(samples),
         breakers={circuit: BREAKER_STATES[int(gauge)].value for circuit, gauge in breakers.items()},
         upstreams=_upstreams(samples, about.upstreams),
@@ -208,6 +222,23 @@ def _clients(samples: Samples, last_used_s: Mapping[str, float]) -> list[ClientS
         for name, by_outcome in requests.items()
     ]
     return sorted(clients, key=lambda client: (-sum(client.tokens.values()), client.name))
+
+
+def _budgets(samples: Samples) -> list[BudgetStatus]:
+    limits = {tuple(labels.values()): limit for labels, limit in samples.gauge_children(definitions.BUDGET_LIMIT)}
+    refused = samples.counters_by(definitions.BUDGET_REFUSALS, "budget", "client")
+    budgets = [
+        BudgetStatus(
+            name=labels["budget"],
+            client=labels["client"],
+            unit=labels["unit"],
+            spent=spent,
+            limit=limits[tuple(labels.values())],
+            refused=int(refused.get(labels["budget"], {}).get(labels["client"], 0)),
+        )
+        for labels, spent in samples.gauge_children(definitions.BUDGET_SPENT)
+    ]
+    return sorted(budgets, key=lambda budget: (-budget.spent / budget.limit, budget.name, budget.client))
 
 
 def _uncached(samples: Samples) -> list[UncachedStatus]:

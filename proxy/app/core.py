@@ -12,6 +12,7 @@ from proxy.app.storage import open_cache
 from proxy.app.upstreams import open_router
 from proxy.cache.cache import Cache
 from proxy.cache.change_feed import POLL_S
+from proxy.cache.store import CounterStore
 from proxy.canary.canary import Canary
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError
@@ -19,11 +20,14 @@ from proxy.fetch.batcher import Batcher
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.lane import Lanes
 from proxy.fetch.pacer import Pacer
+from proxy.fetch.spending import REPORT_S, Spending
 from proxy.ledger.ledger import MAX_PSEUDONYMS, Ledger
 from proxy.periodic import every
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import Traces
 from proxy.upstream.router import Router, matches
+
+_MIN_COUNT_S = 0.5  # a call waits longer for the count of its budget than a hit for the store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +51,17 @@ async def open_core(
     traces = _open_traces(settings)
     lifecycle.close_at_exit(stack, "sending traces", traces.aclose)
     router = await open_router(stack, settings, metrics)
-    cache = open_cache(settings, metrics, clock=clock, monotonic=monotonic)
+    cache, counters = open_cache(settings, metrics, clock=clock, monotonic=monotonic)
     lifecycle.close_at_exit(stack, "writing to the store", cache.aclose)
     await stack.enter_async_context(every(POLL_S, cache.feed.poll))
     validations = Validations(ttl_s=settings.revalidate_s, clock=monotonic)
     batcher = _make_batcher(settings, metrics, cache)
-    fetcher = Fetcher(cache, batcher, validations, timeout_s=settings.upstream_timeout_s, clock=clock)
+    spending = _make_spending(settings, counters, metrics, clock=clock)
+    lifecycle.close_at_exit(stack, "reporting what was spent", spending.aclose)
+    await stack.enter_async_context(every(REPORT_S, lambda _: spending.report_all()))
+    fetcher = Fetcher(
+        cache, batcher, validations, timeout_s=settings.upstream_timeout_s, clock=clock, spending=spending
+    )
     lifecycle.close_at_exit(stack, "fetching from upstreams", fetcher.drain)
     canary = await open_canary(stack, settings, metrics, router, cache, clock=clock)
     return Core(
@@ -64,6 +73,21 @@ async def open_core(
         validations=validations,
         fetcher=fetcher,
         canary=canary,
+    )
+
+
+def _make_spending(
+    settings: Settings, counters: CounterStore | None, metrics: Metrics, *, clock: Callable[[], float]
+) -> Spending:
+    budgets = settings.budgets
+    return Spending(
+        budgets.budgets,
+        store=counters,
+        prices=settings.prices,
+        metrics=metrics,
+        fails_open=budgets.fails_open,
+        timeout_s=max(_MIN_COUNT_S, settings.store_timeout_s),
+        clock=clock,
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from proxy.cache.cache import Cache
 from proxy.cache.memory import Memory
 from proxy.cache.sqlite.store import SQLiteStore
-from proxy.cache.store import NoStore, Store
+from proxy.cache.store import CounterStore, NoStore, Store
 from proxy.config.settings import Settings, StoreSetting
 from proxy.protocol.records import RecordKey
 from proxy.telemetry.metrics import Metrics
@@ -18,7 +18,8 @@ _REDIS_TIMEOUT_S = 1.0
 
 def open_cache(
     settings: Settings, metrics: Metrics, *, clock: Callable[[], float], monotonic: Callable[[], float]
-) -> Cache:
+) -> tuple[Cache, CounterStore | None]:
+    """The cache, and its store if that has counters."""
     memory = Memory(
         settings.memory_bytes,
         on_evicted=lambda entry: metrics.memory_evicted_age.observe(max(0.0, clock() - entry.stored_at_s)),
@@ -26,9 +27,10 @@ def open_cache(
     metrics.watch_memory(
         size_bytes=lambda: memory.bytes, entries=lambda: memory.entries, limit_bytes=settings.memory_bytes
     )
-    return Cache(
+    store = open_store(settings.store, settings.store_limit_bytes, clock)
+    cache = Cache(
         memory,
-        open_store(settings.store, settings.store_limit_bytes, clock),
+        store,
         metrics,
         ttl_s=settings.ttl_s,
         timeout_s=settings.store_timeout_s,
@@ -36,6 +38,7 @@ def open_cache(
         clock=clock,
         monotonic=monotonic,
     )
+    return cache, store if isinstance(store, CounterStore) else None
 
 
 def open_store(

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from fnmatch import fnmatchcase
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 # Of the circuit breakers of a store and its nodes.
 MAX_FAILURES = 5
@@ -113,6 +113,16 @@ class Store(Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class CounterStore(Protocol):
+    """Counters that all processes add to. Like values, they may be lost: with the file, or with the server's memory."""
+
+    async def add(self, name: str, amount: int, *, expires_at_s: int) -> int:
+        """Add ``amount``, which may be 0, to a counter that begins at 0. Returns its new value. The store may drop it
+        after ``expires_at_s``, Unix time. Raises `StoreError`; then the amount may or may not have been added."""
+        ...
 
 
 class Unleased:

@@ -9,16 +9,19 @@ from typing import Any
 import click
 
 from proxy.cli.option import Option
+from proxy.config.budget_table import parse_budgets
 from proxy.config.price_table import parse_prices
 from proxy.config.provider_tables import parse_providers
+from proxy.config.settings import BudgetSettings
 from proxy.config.suggestion import suggestion
 from proxy.protocol.provider import Provider
 
-_TABLES = {"upstream": list, "providers": dict, "prices": dict}
+_TABLES = {"upstream": list, "providers": dict, "prices": dict, "budgets": dict}
 _ACCEPTED = {
     "upstream": 'a URL or a name, as in upstream = "openai", or [[upstream]] tables, with two brackets',
     "providers": "tables, as [providers.NAME]",
     "provider": 'the name of a provider, as in provider = "vllm"; to change a provider, use [providers.NAME]',
+    "budgets": "tables, as [budgets.NAME]",
     "prices": 'a table [prices] with lines as "text-embedding-3-*" = 0.02',
 }
 
@@ -32,6 +35,7 @@ class ConfigFile:
     upstream: Sequence[Any] = ()
     providers: Mapping[str, Any] = field(default_factory=dict)
     prices: Mapping[str, Any] = field(default_factory=dict)
+    budgets: Mapping[str, Any] = field(default_factory=dict)
 
     def provider_rows(self) -> Mapping[str, Provider]:
         """Raises `ConfigError`."""
@@ -40,6 +44,10 @@ class ConfigFile:
     def prices_by_model(self) -> Mapping[str, float]:
         """Raises `ConfigError`."""
         return parse_prices(self.prices, self.path)
+
+    def budgets_of_clients(self, *, names_clients: bool) -> BudgetSettings:
+        """``names_clients``: whether clients are told apart. Raises `ConfigError`."""
+        return parse_budgets(self.budgets, self.path, has_prices=bool(self.prices), names_clients=names_clients)
 
 
 def read_config_file(path: Path, options: Iterable[Option]) -> ConfigFile:

@@ -1,6 +1,7 @@
 """The settings of a proxy, from flags, environment and file."""
 
 import os
+from dataclasses import replace
 
 import click
 
@@ -24,6 +25,8 @@ def settings_of(ctx: click.Context) -> Settings:
         client_labels_key=_mac_key(ctx, "client_labels_key_env"),
         prices=config_file_of(ctx).prices_by_model(),
     )
+    budgets = config_file_of(ctx).budgets_of_clients(names_clients=settings.counts_clients)
+    settings = replace(settings, budgets=budgets)
     checks.require_client_auth(settings)
     checks.require_use_of(default_egress(ctx), settings)
     checks.forbid_contradictions(settings)

@@ -13,6 +13,7 @@ _NAME_WIDTH = 24
 _MODELS = 5
 _CLIENTS = 10
 _UNCACHED = 5
+_BUDGETS = 10
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _KIB = 1024
 _ROUNDING = 1e-9  # 0.57 * 1000 is less than 570
@@ -30,6 +31,7 @@ def render(status: Status) -> str:
         _latencies(status.recent),
         _models(status),
         *([_clients(status)] if status.clients else []),
+        *([_budgets(status)] if status.budgets else []),
         *([_uncached(status)] if status.uncached else []),
         _upstreams(status),
         *([_canary(status)] if status.canary else []),
@@ -83,6 +85,16 @@ def _clients(status: Status) -> list[str]:
     if len(status.clients) > _CLIENTS:
         lines.append(f"and {len(status.clients) - _CLIENTS} more: embedding-proxy stats --json")
     return lines
+
+
+def _budgets(status: Status) -> list[str]:
+    rows: list[Row] = [("budget of client", "used", "spent", "limit", "refused")]
+    for budget in status.budgets[:_BUDGETS]:
+        name = _truncated(f"{budget.name} of {budget.client}")
+        write = _money if budget.unit == "money" else "{:,.0f}".format
+        amounts = write(budget.spent), write(budget.limit)
+        rows.append((name, _percent(budget.spent / budget.limit), *amounts, f"{budget.refused:,}"))
+    return _aligned(rows)
 
 
 def _uncached(status: Status) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from proxy.ledger.spending import SpendingBudget
 from proxy.protocol.provider import Provider
 from proxy.protocol.providers import GENERIC
 from proxy.upstream import base_urls
@@ -70,6 +71,14 @@ class StoreSetting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetSettings:
+    """``[budgets]``."""
+
+    budgets: tuple[SpendingBudget, ...] = ()
+    fails_open: bool = True  # whether calls go on while the store that counts them fails
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The defaults of what operators set are in the table of options (`proxy.cli.options`)."""
 
@@ -93,6 +102,7 @@ class Settings:
     client_labels_key: bytes | None = field(default=None, repr=False)  # None: no pseudonyms in metrics and log
     record_key: bytes | None = field(default=None, repr=False)
     prices: Mapping[str, float] = field(default_factory=dict)  # per million tokens, by patterns of model names
+    budgets: BudgetSettings = BudgetSettings()
     reports_full_usage: bool
     batch_window_s: float
     max_batch_items: int | None  # None: the provider's limit

@@ -12,6 +12,7 @@ from proxy.embeddings.reader import Unread
 from proxy.embeddings.responses import cache_headers
 from proxy.errors import NotCached
 from proxy.fetch.outcomes import is_success
+from proxy.fetch.spending import Spending
 from proxy.labels import ItemResult
 from proxy.passthrough.relay import relay
 from proxy.protocol import headers
@@ -22,11 +23,18 @@ from proxy.telemetry.metrics import Metrics
 
 class BypassRelay:
     def __init__(
-        self, metrics: Metrics, validations: Validations, log_once: LogOnce, *, is_draining: Callable[[], bool]
+        self,
+        metrics: Metrics,
+        validations: Validations,
+        log_once: LogOnce,
+        spending: Spending,
+        *,
+        is_draining: Callable[[], bool],
     ) -> None:
         self._metrics = metrics
         self._validations = validations
         self._log_once = log_once
+        self._spending = spending
         self._is_draining = is_draining
 
     async def relay(self, request: BaseRequest, progress: Progress, body: bytes, unread: Unread) -> StreamResponse:
@@ -34,6 +42,7 @@ class BypassRelay:
         origin, reason = unread.origin, unread.bypass.reason
         if cache_control(request.headers).only_if_cached:
             raise NotCached(f"The request can't be cached ({reason}).")
+        await self._spending.require(self._spending.label_of(progress.client), unread.model)
         self._log_once.warn(reason_of(unread.bypass), f"requests to {origin.name} are relayed without caching")
         target = origin.target(request.raw_path)
         route = origin.routes.find(target)

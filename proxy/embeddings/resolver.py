@@ -224,8 +224,13 @@ class Resolver:
         items = zip(candidates, client_request.items(candidates), strict=True)
         cheapest, _ = min(items, key=lambda item: tokens.weight(kind, item[1]))
         policy = self._policy(client_request)
-        is_stored = policy.is_stored and bool(found.missing)
-        policy = policy._replace(may_join=False, is_stored=is_stored, may_be_held=may_be_held)
+        has_missing = bool(found.missing)  # if not, hits are served also to a client whose budget is used up
+        policy = policy._replace(
+            may_join=False,
+            is_stored=policy.is_stored and has_missing,
+            is_budgeted=has_missing,
+            may_be_held=may_be_held,
+        )
         return client_request.request(keys, policy).only([cheapest])
 
     async def _respond_unvalidated(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from proxy.access.validations import CredentialId, CredentialScope
-from proxy.errors import Overloaded, ProxyError, RateLimited, UpstreamDown
+from proxy.errors import BudgetSpent, BudgetUnknown, Overloaded, ProxyError, RateLimited, UpstreamDown
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.outcomes import Blame, blame, rate_limit_refusal
 from proxy.fetch.request import ClientRequest, FetchRequest
@@ -139,7 +139,7 @@ def _label(fetched: FetchResult) -> str | None:
     failure = fetched.failure
     if failure is None:
         return "confirmed" if fetched.is_by_origin else "unknown"
-    if isinstance(failure.cause, Overloaded | RateLimited | UpstreamDown):
+    if isinstance(failure.cause, BudgetSpent | BudgetUnknown | Overloaded | RateLimited | UpstreamDown):
         return None
     if failure.confirms:
         return "confirmed"

@@ -74,7 +74,8 @@ class EmbeddingsRoute:
             log_once=self._log_once,
             no_hits=self.no_hits,
         )
-        self._bypass = BypassRelay(metrics, validations, self._log_once, is_draining=is_draining)
+        self._bypass = BypassRelay(metrics, validations, self._log_once, fetcher.spending, is_draining=is_draining)
+        self._spending = fetcher.spending
         self._metrics = metrics
         self._parse_seconds = metrics.stage_seconds["parse"]
         self._in_flight = 0
@@ -165,6 +166,9 @@ class EmbeddingsRoute:
             self._canary.in_use.note(_subject(read))
         if read.held_s:
             response.headers["X-RateLimit-Wait-Ms"] = str(round(read.held_s * 1000))
+        client = self._spending.label_of(read.client)
+        if (left := self._spending.remaining_tokens(client, read.spec.model)) is not None:
+            response.headers["X-Budget-Remaining-Tokens"] = str(left)
         return outcome, response
 
 

@@ -22,6 +22,7 @@ from proxy.fetch.outcomes import CallFailure, InvalidResponse, is_success, statu
 from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.result import NOTHING, Failure, FetchResult, FlightResult
 from proxy.fetch.singleflight import Claim, Flights
+from proxy.fetch.spending import Spending
 from proxy.tasks import TaskSet, log_to
 from proxy.turns import turn_if_many
 from proxy.upstream.client import UpstreamResponse
@@ -45,6 +46,7 @@ class Fetcher:
         *,
         timeout_s: float,
         clock: Callable[[], float],
+        spending: Spending | None = None,
     ) -> None:
         """``timeout_s``: how long to wait for another replica."""
         self._cache = cache
@@ -52,6 +54,7 @@ class Fetcher:
         self._timeout_s = timeout_s
         self._batcher = batcher
         self._clock = clock
+        self.spending = spending or Spending()
         self._flights: Flights[FlightResult] = Flights()
         self._fetches = TaskSet(log_to(_log, "a fetch"))
         cache.feed.on_purge(self._on_purge)
@@ -94,7 +97,13 @@ class Fetcher:
             claim.mine[key].add_done_callback(partial(_settle_as_well, left[key]))
         wait = ClientWait(request.client_request, claim)
         leader = Leader(
-            self._cache, self._batcher, self._validations, wait, timeout_s=self._timeout_s, clock=self._clock
+            self._cache,
+            self._batcher,
+            self._validations,
+            wait,
+            timeout_s=self._timeout_s,
+            clock=self._clock,
+            spending=self.spending,
         )
         if claim.mine:
             fetch = self._fetches.start(leader.fetch(request.only(list(claim.mine))))

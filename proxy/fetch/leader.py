@@ -9,13 +9,14 @@ from proxy.cache.cache import Cache
 from proxy.cache.discards import Mark
 from proxy.cache.entry import Entry
 from proxy.cache.lease import Lease
-from proxy.errors import Oversized, ProxyError
+from proxy.errors import BudgetSpent, BudgetUnknown, Oversized, ProxyError
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.outcomes import CallFailure, EmbedResult, ErrorResponse, InvalidResponse, Outcome, status_of
 from proxy.fetch.request import FetchRequest
 from proxy.fetch.result import Failure, FlightResult
 from proxy.fetch.singleflight import Claim
+from proxy.fetch.spending import Spending
 from proxy.protocol.records import Record
 from proxy.protocol.vectors import Encoding
 from proxy.turns import in_turns
@@ -37,11 +38,13 @@ class Leader:
         *,
         timeout_s: float,
         clock: Callable[[], float],
+        spending: Spending | None = None,
     ) -> None:
         """``timeout_s``: how long to wait for another replica."""
         self._cache = cache
         self._batcher = batcher
         self._validations = validations
+        self._spending = spending or Spending()
         self._wait = wait
         self._claim: Claim[FlightResult] = wait.claim
         self._timeout_s = timeout_s
@@ -100,6 +103,23 @@ class Leader:
         return stored
 
     async def _ask(self, request: FetchRequest) -> None:
+        """Ask the upstream for leased keys, if the client's budgets allow it: for all of them or for none."""
+        client_request = request.client_request
+        reservation = None
+        if request.keys and request.policy.is_budgeted:
+            label = self._spending.label_of(client_request.client)
+            try:
+                reservation = await self._spending.reserve(label, client_request.spec.model, request.tokens)
+            except (BudgetSpent, BudgetUnknown) as error:
+                self._settle_failed(request, request.keys, error)
+                return
+        try:
+            await self._ask_now(request)
+        finally:
+            if reservation is not None:
+                reservation.release()
+
+    async def _ask_now(self, request: FetchRequest) -> None:
         """Ask the upstream for leased keys, in as few calls as its limits allow."""
         parts = self._batcher.split(request)
         if len(parts) == 1:
@@ -118,8 +138,10 @@ class Leader:
         except ProxyError as error:
             outcome = error
         if isinstance(outcome, Oversized):
-            await self._ask(part)  # now that the batcher knows what the upstream takes
+            await self._ask_now(part)  # now that the batcher knows what the upstream takes
             return
+        client_request = part.client_request
+        await self._spending.reported(self._spending.label_of(client_request.client), client_request.spec.model)
         self._note(part, outcome, asked_at_s)
         if not isinstance(outcome, EmbedResult):
             self._settle_failed(part, part.keys, outcome)

@@ -137,6 +137,7 @@ class Policy(NamedTuple):
     overwrite: bool = False
     may_merge: bool = True
     may_be_held: bool = True  # may wait for the upstream's rate limit
+    is_budgeted: bool = True  # False: it only validates a credential, for items that are cached
 
     def refreshing(self) -> "Policy":
         """Fetch from the upstream and replace what is stored."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from msgspec import Struct
 
 from proxy.cache.entry import Entry
-from proxy.errors import Abandoned, ProxyError
+from proxy.errors import Abandoned, BudgetSpent, BudgetUnknown, ProxyError
 from proxy.fetch.outcomes import (
     Blame,
     CallFailure,
@@ -61,7 +61,7 @@ class Failure:
 
     def is_for(self, waiter: FetchRequest) -> bool:
         """Whether retrying independently would give this waiter the same failure."""
-        if isinstance(self.cause, Abandoned):
+        if isinstance(self.cause, Abandoned | BudgetSpent | BudgetUnknown):
             return False
         match blame(self.cause):
             case Blame.EVERYBODY:

@@ -142,9 +142,7 @@ class UpstreamCalls:
         self._metrics.of_model(client_request.spec.model).bill(tokens)
         calls.billed(tokens)
         for client, share in _by_client(client_request, requests, tokens):
-            if tokens:
-                self._metrics.ledger.admit(client)
-            self._metrics.row(client, client_request.spec.model).billed += share
+            self._metrics.bill_client(client, client_request.spec.model, share)
 
 
 def _by_client(

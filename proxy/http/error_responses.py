@@ -2,13 +2,15 @@
 
 from aiohttp import web
 
-from proxy.errors import ProxyError, RequestTimeout
+from proxy.errors import BudgetSpent, ProxyError, RequestTimeout
 
 
 def error_response(error: ProxyError) -> web.Response:
     response = web.Response(status=error.status, body=error.body(), content_type="application/json")
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, BudgetSpent):
+        response.headers["X-Budget-Remaining-Tokens"] = "0"
     if isinstance(error, RequestTimeout):
         response.force_close()  # the rest of the body, if it arrives, must not be read as a request
     return response

@@ -43,6 +43,12 @@ class Ledger:
             return client or UNKNOWN
         return client if client in self._admitted else OTHER
 
+    def account_of(self, client: str | None) -> str | None:
+        """The name of ``client`` for budgets: its label, or the one that it gets once an upstream accepts it."""
+        if client is not None and self._max_clients is not None and len(self._admitted) < self._max_clients:
+            return client if self.is_on else None
+        return self.label_of(client)
+
     def row(self, client: str | None, model: str, price: float | None) -> Row:
         """The row of a client and of ``model``, which is a label. What is counted while the ledger is off is never
         read."""

@@ -146,6 +146,28 @@ CLIENT_HELD_SECONDS = Definition(
 )
 BY_CLIENT = (CLIENT_REQUESTS, CLIENT_ITEMS, CLIENT_TOKENS, CLIENT_COST, CLIENT_BYPASSES, CLIENT_HELD_SECONDS)
 
+# Budgets of clients.
+BUDGET_SPENT = Definition(
+    "embedding_proxy_budget_spent",
+    "What a client has spent of a budget in the present window, by all processes with the same store, as far as this"
+    " one knows; in tokens or in money. Client *: all that share the budget.",
+    ("budget", "client", "unit"),
+)
+BUDGET_LIMIT = Definition(
+    "embedding_proxy_budget_limit",
+    "The budget itself, for every client that has used it in the present window.",
+    ("budget", "client", "unit"),
+)
+BUDGET_REFUSALS = Definition(
+    "embedding_proxy_budget_refusals",
+    "Upstream calls that were not made because the client's budget is used up. Their requests get 429.",
+    ("budget", "client"),
+)
+BUDGET_STORE_ERRORS = Definition(
+    "embedding_proxy_budget_store_errors",
+    "Reads and reports of what was spent that the store did not reply to. Reports are repeated.",
+)
+
 # Embeddings calls to upstreams.
 UPSTREAM_SECONDS = Definition(
     "embedding_proxy_upstream_duration_seconds",

@@ -15,6 +15,7 @@ from proxy.ledger.ledger import Ledger
 from proxy.ledger.row import Row
 from proxy.protocol.records import Flaw
 from proxy.telemetry import definitions
+from proxy.telemetry.budget_gauges import BudgetGauges
 from proxy.telemetry.client_counters import ClientCounters
 from proxy.telemetry.counters import Counter, CounterChild, Histogram
 from proxy.telemetry.definitions import Definition
@@ -30,6 +31,12 @@ _BREAKER_GAUGE = {state.value: gauge for gauge, state in enumerate(BREAKER_STATE
 
 # Reads the metrics of one process, or of several, added up.
 Families = Callable[[], Awaitable[Iterable[Metric]]]
+# A client's label, the model as it was asked for, and billed tokens.
+Billed = Callable[[str | None, str | None, int], None]
+
+
+def _ignore(client: str | None, model: str | None, tokens: int) -> None:
+    pass
 
 
 class Metrics:
@@ -42,6 +49,7 @@ class Metrics:
         """``prices`` are per million tokens, by patterns of model names; the first that matches applies."""
         self._registry = CollectorRegistry()
         self.ledger = ledger or Ledger(is_on=False)
+        self.on_billed: Billed = _ignore
         self._prices = dict(prices or {})
         # /metrics shows them in this order.
         self._add_requests()
@@ -77,6 +85,9 @@ class Metrics:
         self._other_models = self._model_counters(_OTHER, None)
         self._models: dict[str | None, ModelCounters] = {}
         ClientCounters(self.ledger, self._registry)
+        self.budgets = BudgetGauges(self._registry)
+        self.budget_refusals = self._counter(definitions.BUDGET_REFUSALS)
+        self.budget_store_errors = self._counter(definitions.BUDGET_STORE_ERRORS)
 
     def _add_upstream(self) -> None:
         self.upstream_seconds = self._histogram(definitions.UPSTREAM_SECONDS)
@@ -176,6 +187,13 @@ class Metrics:
     def items_of_model(self, model: str | None) -> float:
         """How many items clients got of ``model``, or of all models without a label of their own."""
         return sum(child.value for child in self.of_model(model).items.values())
+
+    def bill_client(self, client: str | None, model: str | None, tokens: int) -> None:
+        """Charge what an upstream billed to ``client``."""
+        if tokens:
+            self.ledger.admit(client)
+        self.row(client, model).billed += tokens
+        self.on_billed(self.ledger.label_of(client), model, tokens)
 
     def label_of(self, model: str | None) -> str | None:
         """``model`` as logs and traces may show it."""

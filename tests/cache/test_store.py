@@ -1,6 +1,7 @@
 """One suite for every store: what the cache relies on."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from proxy.cache.redis.store import RedisStore
 from proxy.cache.sqlite.store import SQLiteStore
-from proxy.cache.store import Purge, Store
+from proxy.cache.store import CounterStore, Purge, Store
 from tests.support.dict_store import key_of as key
 from tests.support.dict_store import look_up, make_cache, record, written
 from tests.support.servers import AVAILABLE, Servers
@@ -272,3 +273,29 @@ async def test_every_process_learns_what_is_purged(open_store: OpenStore) -> Non
     await store.announce_purge(Purge(models={"text-*"}))
     for process in (other, store):
         assert "text-*" in (await changes_and_purges(process))[2]
+
+
+async def test_processes_add_to_one_counter(open_store: OpenStore) -> None:
+    stores = [open_store() for _ in range(3)]
+    assert all(isinstance(store, CounterStore) for store in stores)
+    later_s = int(time.time()) + 1000
+
+    async def add(store: Store, amount: int) -> int:
+        assert isinstance(store, CounterStore)
+        return await store.add("b:team:1800000000", amount, expires_at_s=later_s)
+
+    assert await add(stores[0], 0) == 0
+    totals = await asyncio.gather(*(add(store, amount) for store in stores for amount in range(1, 20)))
+    assert max(totals) == 3 * 190
+    assert len(set(totals)) == len(totals)
+    assert [await add(store, 0) for store in stores] == [570] * 3
+    store = stores[0]
+    assert isinstance(store, CounterStore)
+    assert await store.add("another", 5, expires_at_s=later_s) == 5
+
+
+async def test_counters_are_no_values(open_store: OpenStore) -> None:
+    store = open_store()
+    assert isinstance(store, CounterStore)
+    await store.add("b", 1, expires_at_s=int(time.time()) + 1000)
+    assert await scanned(store) == {}

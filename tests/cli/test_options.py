@@ -53,6 +53,6 @@ def test_the_command_has_the_options_of_the_table_and_no_others() -> None:
 def test_every_setting_is_decided_by_one_option_or_is_made_of_several() -> None:
     by_one = Counter(option.field or option.key for option in OPTIONS if option.field is not None)
     assert set(by_one.values()) == {1}
-    of_several = {"upstream", "routed", "record_key", "client_labels_key", "prices", "store_timeout_s"}
+    of_several = {"upstream", "routed", "record_key", "client_labels_key", "prices", "budgets", "store_timeout_s"}
     assert {field.name for field in fields(Settings)} == {*by_one, *of_several}
     assert not of_several & set(by_one)

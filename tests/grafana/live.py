@@ -188,6 +188,9 @@ def serving(folder: Path) -> Iterator[Live]:
             canary = "1m"
             [prices]
             "demo*" = 0.02
+            [budgets.tight]
+            models = ["tight"]
+            tokens = 20
             [[upstream]]
             name = "demo"
             base_url = "http://127.0.0.1:{stack.enter_context(demo(folder))}/v1"
@@ -207,7 +210,7 @@ def serving(folder: Path) -> Iterator[Live]:
         stack.callback(os.environ.pop, "RECORD_KEY")
         for name, store in (("A", redis.url), ("B", redis.url), ("C", f"redis://127.0.0.1:{free_port()}/0")):
             arguments = ["--config", str(config), "--store", store, "--record-key-env", "RECORD_KEY"]
-            arguments += ["--rate-limit-wait", "60s"]
+            arguments += ["--rate-limit-wait", "60s", "--client-labels-key-env", "RECORD_KEY"]
             proxies[name] = Process(folder, free_port(), *arguments)
             stack.callback(proxies[name].stop, signal.SIGTERM)
         base_urls = {name: process.base_url for name, process in proxies.items()}
@@ -303,6 +306,7 @@ def _requests(number: int, name: str) -> Iterator[dict[str, Any]]:
     texts = [f"{name}: a text that comes again {(number * _BATCH + i) % _TEXTS}" for i in range(_BATCH)]
     for model in _MODELS:
         yield {"model": model, "input": f"{name}: a new text {number}"}
+    yield {"model": "tight", "input": f"{name}: a text for which there is soon no budget {number}"}
     yield {"model": "demo", "input": texts}
     yield {"model": "demo", "input": [*texts, texts[0], f"{name}: another new text {number}"]}
     yield {"model": "demo", "input": "a field that nobody knows", "what_is_this": True}

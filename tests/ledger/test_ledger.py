@@ -52,6 +52,16 @@ def test_a_credential_that_no_upstream_has_accepted_takes_no_label() -> None:
     assert [ledger.row(client, "m", None).client for client in ("real", "late", None)] == ["real", OTHER, OTHER]
 
 
+def test_a_client_has_its_budget_before_its_label() -> None:
+    """Otherwise a client that is new could not ask once `other` has spent its own."""
+    ledger = Ledger(max_clients=1)
+    assert ledger.account_of("new") == "new"
+    ledger.admit("first")
+    assert [ledger.account_of(client) for client in ("first", "new", None)] == ["first", OTHER, OTHER]
+    assert Ledger().account_of("team") == "team"
+    assert Ledger(is_on=False, max_clients=1).account_of("team") is None
+
+
 def test_names_are_bounded_by_their_list_only() -> None:
     ledger = Ledger()
     assert {ledger.row(f"team {n}", "m", None).client for n in range(1000)} == {f"team {n}" for n in range(1000)}

@@ -223,6 +223,6 @@ def _shape(command: Command) -> Shape:
             return resp.values(2)
         case "CLUSTER" | "XRANGE" | "SCAN":  # SLOTS; events; a cursor and names
             return resp.TREE
-        case "DEL":
+        case "DEL" | "INCRBY" | "EXPIREAT":
             return resp.NUMBER
     return resp.STATUS  # SET, ASKING

@@ -4,6 +4,7 @@ from proxy.protocol.keys import KEY_BYTES
 
 _RECORD_PREFIX = "embedding:"
 _LEASE_PREFIX = "embedding-lease:"
+_COUNTER_PREFIX = "embedding-budget:"
 CHANGES_NAME = "embedding-changes"
 RECORDS_PATTERN = f"{_RECORD_PREFIX}*"
 
@@ -20,6 +21,10 @@ def record_key(name: bytes) -> bytes | None:
     except ValueError:
         return None
     return key if len(key) == KEY_BYTES and record_name(key).encode() == name else None
+
+
+def counter_name(name: str) -> str:
+    return _COUNTER_PREFIX + name
 
 
 def lease_name(key: bytes) -> str:

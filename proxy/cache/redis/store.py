@@ -13,7 +13,7 @@ from proxy.cache.redis import redis_url
 from proxy.cache.redis.change_log import ChangeLog
 from proxy.cache.redis.cluster import Cluster
 from proxy.cache.redis.connection import Command
-from proxy.cache.redis.names import CHANGES_NAME, lease_name, record_name
+from proxy.cache.redis.names import CHANGES_NAME, counter_name, lease_name, record_name
 from proxy.cache.redis.node import Node, store_error
 from proxy.cache.redis.put import Put
 from proxy.cache.redis.reads import MergedReads
@@ -97,6 +97,20 @@ class RedisStore:
     async def changes(self) -> Changes:
         return await self._log.read()
 
+    async def add(self, name: str, amount: int, *, expires_at_s: int) -> int:
+        """As `proxy.cache.store.CounterStore`."""
+        counter = counter_name(name)
+        commands: list[Command] = [("INCRBY", counter, amount), ("EXPIREAT", counter, expires_at_s)]
+        if not amount:  # a name that is only read must not fill the server
+            commands = [("GET", counter)]
+        total, *_ = await self._run_together(counter, commands)
+        if isinstance(total, RedisError):
+            raise store_error(total) from total
+        try:
+            return int(total or 0)  # type: ignore[call-overload,no-any-return] # whatever it is
+        except (TypeError, ValueError):
+            raise StoreError("corrupt", f"{counter}: not a number") from None
+
     async def lease_many(self, keys: Sequence[bytes], *, ttl_s: float) -> set[bytes]:
         results = await self._set_leases(keys, ttl_s, "NX")
         if all(isinstance(result, RedisError) for result in results.values()):
@@ -123,13 +137,16 @@ class RedisStore:
         return results
 
     async def _run_on_log(self, commands: Sequence[Command]) -> list[object]:
-        """The replies of the server that has the log of changes, each an object or a `RedisError`."""
+        return await self._run_together(CHANGES_NAME, commands)
+
+    async def _run_together(self, name: str, commands: Sequence[Command]) -> list[object]:
+        """The replies of the server that has ``name``, each an object or a `RedisError`."""
         results: dict[str, object] = {str(number): no_server() for number in range(len(commands))}
         try:
             await self._servers.ready(timeout_s=self._timeout_s)
         except RedisError as error:
             return [error] * len(commands)
-        for server in self._servers.by_server([CHANGES_NAME]):
+        for server in self._servers.by_server([name]):
             await self._servers.run(server, dict(zip(results, commands, strict=True)), results)
         return list(results.values())
 

@@ -46,9 +46,11 @@ _TABLES = {
     "proxy": "id BLOB PRIMARY KEY, limit_bytes INTEGER NOT NULL, used_at INTEGER NOT NULL",
     # The keys whose values were replaced lately.
     "changes": "key BLOB PRIMARY KEY, id INTEGER NOT NULL",
+    # Counters that all processes add to.
+    "counter": "name TEXT PRIMARY KEY, amount INTEGER NOT NULL, expires_at INTEGER NOT NULL",
 }
-_LATER_TABLES = ("proxy", "changes")  # which files of earlier versions do not have
-_WITHOUT_ROWID = {"slot", "proxy", "changes"}
+_LATER_TABLES = ("proxy", "changes", "counter")  # which files of earlier versions do not have
+_WITHOUT_ROWID = {"slot", "proxy", "changes", "counter"}
 
 # https://sqlite.org/rescode.html. The statements are valid, so these errors come from the file's content.
 _DAMAGE = frozenset(

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from proxy.cache.sqlite import changes, rows, scan
+from proxy.cache.sqlite import changes, counters, rows, scan
 from proxy.cache.sqlite.file import FAILURES, DatabaseThread, transaction
 from proxy.cache.sqlite.reads import MergedReads
 from proxy.cache.sqlite.salvage import Salvage
@@ -62,6 +62,11 @@ class SQLiteStore(Unleased):
             self._limit.registered_at_s = now_s
             self._touch(stale)
         return found
+
+    async def add(self, name: str, amount: int, *, expires_at_s: int) -> int:
+        """As `proxy.cache.store.CounterStore`."""
+        now_s = int(self._clock())
+        return await self._writer.run(lambda connection: counters.add(connection, name, amount, expires_at_s, now_s))
 
     def _touch(self, keys: set[bytes]) -> None:
         """Update the time of last read of ``keys`` soon. While one update runs, the next keys are collected.
