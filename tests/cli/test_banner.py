@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from proxy.canary.probe import tokens_a_month
 from proxy.cli import banner
 from proxy.config.settings import SameModel
 from proxy.config.upstream_urls import parse_upstream
@@ -42,3 +43,18 @@ def test_a_banner_asks_for_no_key_that_is_not_needed() -> None:
     other = replace(local, name="gpu", models=("a", "b*"), same_model=(SameModel(upstream="gpu-2"),))
     assert "gpu for a, b*, http://127.0.0.1:8000/v1, as vllm, else gpu-2\n" in shown(routed=(other,))
     assert "c4nary" not in shown(upstream=held)
+
+
+def test_a_banner_says_what_the_canary_costs_and_whether_it_has_a_key() -> None:
+    def shown(**changes: Any) -> str:
+        return banner.text_of(replace(DEFAULTS, **changes), "http://127.0.0.1:8080/v1", "http://127.0.0.1:9090")
+
+    remote, local = parse_upstream("openai"), parse_upstream("vllm")
+    assert "canary" not in shown(upstream=remote)
+    cost = f"every 6 h, about {tokens_a_month(21600.0):,} tokens a month for each model in use"
+    hint = "; without a key for openai: set --canary-key-env"
+    assert f"  canary    {cost}{hint}\n" in shown(upstream=remote, canary_interval_s=21600.0)
+    for upstream in (local, replace(remote, key="sk-own"), replace(remote, canary_key="sk-c4nary")):
+        text = shown(upstream=upstream, canary_interval_s=21600.0)
+        assert f"  canary    {cost}\n" in text
+        assert "c4nary" not in text

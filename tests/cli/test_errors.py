@@ -115,6 +115,15 @@ ERRORS = [
     (["--upstream", "openai", "--upstream-cert-key", "f"], {}, "", "--upstream-cert-key: it needs --upstream-cert"),
     (["--upstream", "https://u:c4nary@h/v1"], {}, "", "--upstream: 'https://…@h/v1' has a query, a fragment, a user"),
     (["--upstream", "https://h/v1?key=c4nary"], {}, "", "--upstream: 'https://h/v1?…' has a query, a fragment, a us"),
+    (["--canary", "5s"], {}, "", "--canary: '5s' is less than a minute; accepted: 1m or more, as 6h; or off"),
+    (["--canary", "often"], {}, "", "--canary: 'often' is not a duration; accepted: a number with m, h, d or w"),
+    (["--on-drift", "new-epoch"], {}, "", "--on-drift new-epoch needs --canary, as --canary 6h"),
+    (["--canary-key-env", "OWNED"], {}, "", "--canary-key-env needs --canary, as --canary 6h"),
+    (["--canary-key-env", "EMPTY"], {}, "", "--canary-key-env: the environment variable EMPTY is not set, or empty"),
+    (["--canary", "6h"], {}, '[[upstream]]\nprovider = "jina"\ncanary_key_env = "EMPTY"',
+     "FILE: [[upstream]] canary_key_env: the environment variable EMPTY is not set"),
+    (["--canary", "6h", "--canary-key-env", "OWNED"], {}, '[[upstream]]\nprovider = "jina"',
+     "--canary-key-env: it needs --upstream; for an [[upstream]] table, set its canary_key_env"),
 ]  # fmt: skip
 
 SECRETS = {
