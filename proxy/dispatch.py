@@ -175,6 +175,7 @@ class Dispatcher:
         try:
             if not is_preflight(request.method, request.headers):  # a preflight has no credentials
                 progress.admission = self._access.admit(request.headers)
+                progress.client = progress.admission.client
             _require_framed(request)
         except ProxyError as error:
             if request.method == "POST" and self._origins.is_embeddings(request.raw_path):

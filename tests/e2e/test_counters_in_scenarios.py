@@ -23,7 +23,20 @@ from tests.support.gate import Gate
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.scripted import Call, ScriptedUpstream, error_reply
 
-LABELS = ("operation", "upstream", "outcome", "status", "kind", "result", "reason", "model")  # as written here
+# As written here.
+LABELS = (
+    "operation",
+    "upstream",
+    "outcome",
+    "status",
+    "kind",
+    "result",
+    "reason",
+    "model",
+    "field",
+    "client",
+    "user_agent",
+)
 PRICES = {"m": 1_000_000.0}  # so that money is as many as tokens
 FAILED = error_reply(500, {"error": {"message": "failed"}})
 
@@ -306,6 +319,7 @@ async def test_bypasses_are_counted_with_any_relayed_response(client: Client, up
         "requests{bypass,200,m}": 1,
         "requests{bypass,500,m}": 1,
         "bypasses{stream}": 2,
+        "uncached_requests{stream,stream,,Python/3.11}": 2,
         "items{bypass,m}": 4,
     }
 
@@ -505,7 +519,12 @@ async def test_refused_clients_count_as_failed_requests(
     assert (await client.send("GET", "/v1/models", headers={"Authorization": "Bearer unknown"})).status == 401
     head = f"POST /v1/embeddings HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n".encode()
     assert b" 400 " in await raw(client, head + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n")
-    assert await counters(client) == {"requests{error,401,other}": 1, "requests{error,400,other}": 1}
+    assert await counters(client) == {
+        "requests{error,401,other}": 1,
+        "requests{error,400,other}": 1,
+        "client_requests{error,unknown key}": 2,
+        "client_requests{error,one}": 1,
+    }
     assert await client.metric("embedding_proxy_request_duration_seconds_count", outcome="error") == 2
 
 

@@ -30,6 +30,7 @@ _CREDENTIALS = frozenset({"authorization", "api-key"})
 # What the holder of a key says: not for clients of a proxy that holds one.
 _KEY_HOLDERS = frozenset({"openai-organization", "x-portkey-config", "x-portkey-metadata"})
 _OWN_ERROR = {"message", "type", "param", "code"}
+_OF_NOT_CACHED = {"items", "missing"}  # to `only-if-cached`: which of the client's own items
 _PASSED_ON = frozenset({"retry-after", "x-ratelimit-remaining-requests"})  # with an error in the proxy's own words
 _MOST_STOPPED_AFTER = 2
 
@@ -159,7 +160,7 @@ def _is_own_error(got: Received) -> bool:
     except (ValueError, KeyError, TypeError):
         return False
     told_of_upstream = {name.lower() for name, _ in got.headers} & {"set-cookie", "x-debug-input"}
-    return type(told) is dict and set(told) == _OWN_ERROR and not told_of_upstream
+    return type(told) is dict and set(told) - _OF_NOT_CACHED == _OWN_ERROR and not told_of_upstream
 
 
 def _kind(response: Reply | Received) -> str:
