@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from proxy.admin.recent import parse_recent
-from proxy.telemetry import definitions
+from proxy.telemetry import client_definitions, definitions
 from proxy.telemetry.recent_request import RecentRequest
 
 _log = logging.getLogger(__name__)
@@ -28,8 +28,8 @@ _GREATEST = frozenset(
     definition.name
     for definition in (
         definitions.BREAKER_STATE,
-        definitions.BUDGET_LIMIT,  # with a store, each worker knows what all have spent
-        definitions.BUDGET_SPENT,
+        client_definitions.BUDGET_LIMIT,  # with a store, each worker knows what all have spent
+        client_definitions.BUDGET_SPENT,
         definitions.BUILD_INFO,
         definitions.STORE_CHANGES_AGE,
         definitions.RATE_LIMIT_HELD_SECONDS,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from proxy.admin.samples import Samples
-from proxy.telemetry import definitions
+from proxy.telemetry import client_definitions
 
 
 class LastUsed:
@@ -15,7 +15,7 @@ class LastUsed:
 
     def note(self, now_s: float, samples: Samples) -> None:
         """``now_s`` is Unix time."""
-        requests = samples.counters(definitions.CLIENT_REQUESTS, "client")
+        requests = samples.counters(client_definitions.CLIENT_REQUESTS, "client")
         for client, count in requests.items():
             if count > self._requests.get(client, 0.0):
                 self.by_client[client] = now_s

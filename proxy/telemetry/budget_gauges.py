@@ -7,7 +7,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from proxy.ledger.spending import Account
-from proxy.telemetry.definitions import BUDGET_LIMIT, BUDGET_SPENT
+from proxy.telemetry.client_definitions import BUDGET_LIMIT, BUDGET_SPENT
 
 
 class BudgetGauges(Collector):

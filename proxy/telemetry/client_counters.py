@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 
 from proxy.ledger.ledger import Ledger
 from proxy.ledger.row import Row
-from proxy.telemetry import definitions
+from proxy.telemetry import client_definitions
 from proxy.telemetry.definitions import Definition
 
 _Samples = Counter[tuple[str, ...]]  # by label values
@@ -23,7 +23,7 @@ class ClientCounters(Collector):
         registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
-        samples = {definition: _Samples() for definition in definitions.BY_CLIENT}
+        samples = {definition: _Samples() for definition in client_definitions.BY_CLIENT}
         for row in self._ledger.rows():
             _add(row, samples)
         for definition, found in samples.items():
@@ -36,14 +36,14 @@ class ClientCounters(Collector):
 def _add(row: Row, samples: dict[Definition, _Samples]) -> None:
     client = row.client or ""
     for outcome, count in row.requests.items():
-        samples[definitions.CLIENT_REQUESTS][client, outcome.value] += count
+        samples[client_definitions.CLIENT_REQUESTS][client, outcome.value] += count
     for result, count in row.items.items():
-        samples[definitions.CLIENT_ITEMS][client, result.value] += count
+        samples[client_definitions.CLIENT_ITEMS][client, result.value] += count
     for kind, tokens in (("billed", row.billed), ("saved", row.saved)):
-        samples[definitions.CLIENT_TOKENS][client, kind] += tokens
+        samples[client_definitions.CLIENT_TOKENS][client, kind] += tokens
     if row.price is not None:
         for kind, cost in zip(("billed", "saved"), row.cost, strict=True):
-            samples[definitions.CLIENT_COST][client, kind] += cost  # type: ignore[assignment]
+            samples[client_definitions.CLIENT_COST][client, kind] += cost  # type: ignore[assignment]
     for reason, count in row.bypasses.items():
-        samples[definitions.CLIENT_BYPASSES][client, reason.value] += count
-    samples[definitions.CLIENT_HELD_SECONDS][client,] += row.held_s  # type: ignore[assignment]
+        samples[client_definitions.CLIENT_BYPASSES][client, reason.value] += count
+    samples[client_definitions.CLIENT_HELD_SECONDS][client,] += row.held_s  # type: ignore[assignment]

@@ -14,7 +14,7 @@ from proxy.ledger.cause import Cause
 from proxy.ledger.ledger import Ledger
 from proxy.ledger.row import Row
 from proxy.protocol.records import Flaw
-from proxy.telemetry import definitions
+from proxy.telemetry import client_definitions, definitions
 from proxy.telemetry.budget_gauges import BudgetGauges
 from proxy.telemetry.client_counters import ClientCounters
 from proxy.telemetry.counters import Counter, CounterChild, Histogram
@@ -69,7 +69,7 @@ class Metrics:
         self.stage_seconds = {stage: stages.labels(stage) for stage in STAGES}
         self.bypasses = self._counter(definitions.BYPASSES)
         self.whole_bodies = self._counter(definitions.WHOLE_BODY_REQUESTS)
-        self._uncached = self._counter(definitions.UNCACHED_REQUESTS)
+        self._uncached = self._counter(client_definitions.UNCACHED_REQUESTS)
         self._uncached_labels: set[tuple[str, ...]] = set()
         self._varying_headers = self._counter(definitions.VARYING_HEADER_MISSES)
         self._varying_header_names: set[str] = set()
@@ -86,8 +86,8 @@ class Metrics:
         self._models: dict[str | None, ModelCounters] = {}
         ClientCounters(self.ledger, self._registry)
         self.budgets = BudgetGauges(self._registry)
-        self.budget_refusals = self._counter(definitions.BUDGET_REFUSALS)
-        self.budget_store_errors = self._counter(definitions.BUDGET_STORE_ERRORS)
+        self.budget_refusals = self._counter(client_definitions.BUDGET_REFUSALS)
+        self.budget_store_errors = self._counter(client_definitions.BUDGET_STORE_ERRORS)
 
     def _add_upstream(self) -> None:
         self.upstream_seconds = self._histogram(definitions.UPSTREAM_SECONDS)
