@@ -18,6 +18,7 @@ A, B = b"a" * 32, b"b" * 32
 def client(flights: Flights[Any], *keys: bytes, until_s: float = 60.0) -> tuple[FetchRequest, ClientWait]:
     client_request = client_request_for([key.hex() for key in keys], list(keys), origin=origin_of(FakeClient()))
     client_request.held_until_s = until_s
+    client_request._lane_name = ("upstream", b"credential", b"model")
     request = FetchRequest(client_request, list(keys), Policy(0.0))
     return request, ClientWait(client_request, flights.claim(keys))
 
