@@ -6,10 +6,10 @@ from functools import partial
 from aiohttp.web import BaseRequest, StreamResponse
 
 from proxy.access.validations import CREDENTIAL_REFUSALS, CredentialScope, Validations
+from proxy.embeddings.cache_headers import cache_headers
 from proxy.embeddings.log_once import LogOnce, reason_of
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.reader import Unread
-from proxy.embeddings.responses import cache_headers
 from proxy.errors import NotCached
 from proxy.fetch.outcomes import is_success
 from proxy.fetch.spending import Spending

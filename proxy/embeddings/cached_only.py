@@ -1,11 +1,11 @@
-"""What ``Cache-Control: only-if-cached`` is told of the cache: which items are missing, or that none is."""
+"""Responses to ``Cache-Control: only-if-cached``: all items are cached, or the error that names the missing ones."""
 
 from collections.abc import Sequence
 from http import HTTPStatus
 
 from aiohttp.web import Response
 
-from proxy.embeddings.responses import cache_headers
+from proxy.embeddings.cache_headers import cache_headers
 from proxy.errors import NotCached
 
 
@@ -17,8 +17,8 @@ def all_cached() -> Response:
 
 
 def not_cached(keys: Sequence[bytes], missing: Sequence[bytes], *, is_valid: bool) -> NotCached:
-    """The error for a request of ``keys``. Only a credential that is valid, so that it would be served what is cached,
-    is told which items are missing."""
+    """The error for a request of ``keys``. It names the missing items only if the credential ``is_valid``, since only
+    then would the client be served the others."""
     absent = set(missing)
     positions = [position for position, key in enumerate(keys) if key in absent]
     message = f"{len(positions)} of {len(keys)} items are not cached."

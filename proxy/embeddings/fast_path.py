@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from aiohttp import HttpVersion11
 from aiohttp.web import BaseRequest
 from msgspec.structs import replace
 
@@ -21,6 +20,7 @@ from proxy.embeddings.known_head import KnownBody, KnownHead
 from proxy.embeddings.lookup import count_model_versions, look_up
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.embeddings.responses import ResponseBuilder
+from proxy.embeddings.sighting import ID_NAMES, IDS, PERSONAL, Sighting, is_plain, is_repeatable
 from proxy.fetch.request import ClientRequest
 from proxy.http.connection import MAX_PENDING_BYTES, Connection
 from proxy.http.recorder import HEAD_END, MAX_WHOLE_BYTES, head_of
@@ -32,23 +32,7 @@ from proxy.telemetry.metrics import Metrics
 # For a larger request the head is looked up first, since a MAC of the whole costs more.
 _SMALL_BYTES = 2 * 1024
 _MAX_BODY_BYTES = 4 * 1024**2
-# Requests with these fields get a response of their own. Origin is one of them: the CORS fields for it may change.
-_PERSONAL = ("Upgrade", "Expect", "Transfer-Encoding", "Origin")
-# Likewise, but a known head may have others of them.
-_IDS = ("X-Request-Id", "traceparent", "tracestate")
-_ID_NAMES = frozenset(map(str.lower, _IDS))
 _NO_FIELDS: Mapping[str, str] = {}
-
-
-class Sighting(NamedTuple):
-    """A request whose like may be served without being parsed. ``keys_version``: as it was when it was admitted, as
-    ``client``. ``fingerprint``: None for a body that has not come before."""
-
-    request: BaseRequest
-    own: Identity
-    keys_version: int
-    client: str | None
-    fingerprint: bytes | None
 
 
 class FastPathHit(NamedTuple):
@@ -89,7 +73,7 @@ class FastPath:
     ) -> Sighting | None:
         """None if a request may differ from others in more than its target, its identity and its body, or is so large
         that its MAC would block the event loop."""
-        if len(body) > _MAX_BODY_BYTES or not _is_plain(request, own):
+        if len(body) > _MAX_BODY_BYTES or not is_plain(request, own):
             return None
         is_repeated = self._memo.is_repeated(body)
         # Taken before its keys are derived: if an epoch begins in between, the fingerprint is that of no later request.
@@ -118,7 +102,7 @@ class FastPath:
 
     def _meet(self, connection: Connection, sighting: Sighting) -> KnownHead | None:
         """The head that the connection knows, if it is that of ``sighting``. If not, it knows that one from now on."""
-        sent = connection.head(sighting.request) if _is_repeatable(sighting.request, _PERSONAL) else None
+        sent = connection.head(sighting.request) if is_repeatable(sighting.request, PERSONAL) else None
         if sent is None or len(sent) > MAX_WHOLE_BYTES:
             return None
         known = self._known_head(connection)
@@ -151,7 +135,7 @@ class FastPath:
     def _has_much_to_learn(self, sighting: Sighting) -> bool:
         """Whether a request with an ID, which has never all bytes of another, is worth being parsed in full once."""
         connection = sighting.request.protocol
-        if not isinstance(connection, Connection) or not any(name in sighting.request.headers for name in _IDS):
+        if not isinstance(connection, Connection) or not any(name in sighting.request.headers for name in IDS):
             return False
         known = self._meet(connection, sighting)
         return known is not None and known.is_new
@@ -263,31 +247,11 @@ class FastPath:
 
     def _remember_bytes(self, request: BaseRequest, known: MemoEntry) -> None:
         connection = request.protocol
-        if not isinstance(connection, Connection) or not _is_repeatable(request, _PERSONAL + _IDS):
+        if not isinstance(connection, Connection) or not is_repeatable(request, PERSONAL + IDS):
             return
         sent = connection.whole(request)
         if sent is not None:
             self._memo.put_by_bytes(sent, known)
-
-
-def _is_plain(request: BaseRequest, own: Identity) -> bool:
-    """Whether nothing of a request matters but its target, its identity and its body."""
-    fields = request.headers
-    return (
-        fields.get("Content-Type") == "application/json"
-        and "Content-Encoding" not in fields
-        and "Cache-Control" not in fields
-        and not own.is_signed
-    )
-
-
-def _is_repeatable(request: BaseRequest, personal: tuple[str, ...]) -> bool:
-    """Whether another request of the same bytes may get the same response, as it has no ``personal`` field."""
-    return (
-        request.version == HttpVersion11
-        and bool(request.keep_alive)
-        and not any(name in request.headers for name in personal)
-    )
 
 
 def _new_head(sent: bytes, sighting: Sighting) -> KnownHead | None:
@@ -297,9 +261,9 @@ def _new_head(sent: bytes, sighting: Sighting) -> KnownHead | None:
     head = None if known is None else known.match(sent)
     if known is None or head is None:
         return None
-    if not _ID_NAMES.isdisjoint(name for name, _ in own.credentials + own.vector_affecting):
+    if not ID_NAMES.isdisjoint(name for name, _ in own.credentials + own.vector_affecting):
         return None  # the operator made it part of the key
-    if any(name in request.headers and name.lower() not in head.fields for name in _IDS):
+    if any(name in request.headers and name.lower() not in head.fields for name in IDS):
         return None  # written in an unusual way, as without a space, so that the template has its value for a constant
     is_read_alike = head.body_bytes == request.content_length and all(
         request.headers.getall(name) == [value] for name, value in head.fields.items()

@@ -12,7 +12,7 @@ from proxy.cache.cache import Cache
 from proxy.cache.entry import current
 from proxy.embeddings.cached_only import all_cached, not_cached
 from proxy.embeddings.failures import FailureResponses
-from proxy.embeddings.fast_path import FastPath, Sighting
+from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.header_watch import MANY_VALUES
 from proxy.embeddings.log_once import LogOnce
 from proxy.embeddings.lookup import Lookup, count_model_versions, look_up, lookup
@@ -20,6 +20,7 @@ from proxy.embeddings.no_hits import NoHits
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.revalidation import Revalidator
+from proxy.embeddings.sighting import Sighting
 from proxy.errors import CredentialRefused, NotCached
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.outcomes import Blame, blame

@@ -1,4 +1,4 @@
-"""Responses of the cached route, made from entries, and their cache headers."""
+"""Responses of the cached route, made from entries."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +14,7 @@ from multidict import CIMultiDict
 
 from proxy.cache.entry import Entry
 from proxy.cache.memory import Memory
+from proxy.embeddings.cache_headers import CACHE_NAME, add_cache_headers, cache_headers, detail_of
 from proxy.errors import ResponseTooLarge
 from proxy.fetch.outcomes import EmbedResult, pace_fields
 from proxy.fetch.result import FetchResult
@@ -29,7 +30,6 @@ from proxy.protocol.vectors import Encoding
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.router import Origin
 
-_CACHE_NAME = "embedding-proxy"
 # These fields of an upstream response describe its body, which is not the one that is sent.
 _BODY_HEADERS = (
     "Content-Length", "Content-Encoding", "Content-Type", "Content-Digest", "Content-MD5", "Digest", "ETag",
@@ -100,7 +100,7 @@ class ResponseBuilder:
         body = self._body(spec, found, self._end(spec, found, _NO_USAGE, saved))
         detail = f"; detail={detail_of(spec)}" if spec.is_keyed_whole else ""
         head = (
-            f"HTTP/1.1 200 OK\r\nX-Cache: HIT\r\nCache-Status: {_CACHE_NAME}; hit{detail}\r\n"
+            f"HTTP/1.1 200 OK\r\nX-Cache: HIT\r\nCache-Status: {CACHE_NAME}; hit{detail}\r\n"
             f"X-Cache-Saved-Tokens: {saved}\r\nContent-Type: application/json\r\n{cors}X-Request-Id: {request_id}\r\n"
             f"Content-Length: {sum(map(len, body))}\r\nDate: {rfc822_formatted_time()}\r\n"
             f"Server: {SERVER_SOFTWARE}\r\n\r\n"
@@ -287,35 +287,11 @@ def _end_of_hit(model: str, tokens: int) -> bytes:
     return embedding_response.ending(model, {"prompt_tokens": tokens, "total_tokens": tokens}, _NOTHING)
 
 
-def detail_of(spec: ResponseSpec) -> str:
-    """How a request was keyed, for the ``detail`` of Cache-Status."""
-    return "whole-body" if spec.is_keyed_whole else ""
-
-
 def _added_up(deliveries: Sequence[EmbedResult]) -> dict[str, Any]:
     """The usage of all calls made for one request; of a single call with all fields of the upstream's."""
     if len(deliveries) == 1:
         return deliveries[0].usage
     return {name: sum(delivery.usage[name] for delivery in deliveries) for name in ("prompt_tokens", "total_tokens")}
-
-
-def cache_headers(state: str, status: str, *, saved_tokens: int) -> CIMultiDict[str]:
-    """What the cache did, for people (X-Cache) and as in RFC 9211 (Cache-Status)."""
-    return CIMultiDict(
-        {
-            "X-Cache": state,
-            "Cache-Status": f"{_CACHE_NAME}; {status}",
-            "X-Cache-Saved-Tokens": str(saved_tokens),
-        }
-    )
-
-
-def add_cache_headers(given: CIMultiDict[str], state: str, status: str, *, saved_tokens: int) -> None:
-    """Add the cache headers to a response that may have those of other caches, each of which adds to Cache-Status
-    (RFC 9211 §2)."""
-    given.popall("X-Cache", None)
-    given.popall("X-Cache-Saved-Tokens", None)
-    given.extend(cache_headers(state, status, saved_tokens=saved_tokens))
 
 
 def finish_head(response: StreamResponse, request: BaseRequest, *, upstream: Origin | None, request_id: str) -> None:
