@@ -21,7 +21,7 @@ from proxy.embeddings.progress import Progress
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.revalidation import Revalidator
 from proxy.embeddings.sighting import Sighting
-from proxy.errors import CredentialRefused, NotCached
+from proxy.errors import CredentialRefused
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.outcomes import Blame, blame
 from proxy.fetch.request import ClientRequest, FetchRequest, Policy
@@ -100,7 +100,8 @@ class Resolver:
                 self._fast_path.remember(sighting, client_request, from_memory=from_memory)
             return self._hit(client_request, found)
         if client_request.directives.only_if_cached:
-            raise self._not_cached(client_request, found, is_valid=is_valid)
+            is_shared = self._access.is_shared_scope(client_request.identity)
+            raise not_cached(client_request.spec.keys, found.missing, is_valid=is_valid, is_shared=is_shared)
         if is_moved:
             return await self._resolve(client_request, FetchPlan(found, self._policy(client_request).refreshing()))
         if is_valid or client_request.directives.no_cache or not self._must_validate(client_request, found):
@@ -148,12 +149,6 @@ class Resolver:
                     f" change the vector, set --neutral-headers {name}",
                     "a header field that is part of the key costs hits",
                 )
-
-    def _not_cached(self, client_request: ClientRequest, found: Lookup, *, is_valid: bool) -> NotCached:
-        if not is_valid and (self._access.is_shared_scope(client_request.identity) or not found.missing):
-            # Other clients' items may be cached, which this credential must not reveal.
-            return NotCached("The upstream has not accepted this API key recently, so cached items are not served.")
-        return not_cached(client_request.spec.keys, found.missing, is_valid=is_valid)
 
     def _hit(
         self, client_request: ClientRequest, found: Lookup, first: FetchResult = NOTHING, *, detail: str = ""

@@ -16,7 +16,7 @@ from proxy.cache.entry import Entry
 from proxy.cache.memory import Memory
 from proxy.embeddings.cache_headers import CACHE_NAME, add_cache_headers, cache_headers, detail_of
 from proxy.errors import ResponseTooLarge
-from proxy.fetch.outcomes import EmbedResult, pace_fields
+from proxy.fetch.outcomes import EmbedResult, pace_fields, usage_of
 from proxy.fetch.result import FetchResult
 from proxy.http.bodies import BodyReservation
 from proxy.http.streamed import Streamed
@@ -68,7 +68,7 @@ class ResponseBuilder:
     ) -> StreamResponse:
         """Raises `ResponseTooLarge`, `Overloaded`."""
         is_large = self._reserve(spec, found, reservation)
-        usage = _added_up(deliveries) if deliveries else _NO_USAGE
+        usage = usage_of(deliveries) if deliveries else _NO_USAGE
         saved = max(0, sum([found[key].tokens for key in spec.keys]) - usage["prompt_tokens"])
         self._count_items(spec, found, client, from_memory, own=0, joined=0, saved=saved)
         detail = detail or detail_of(spec)
@@ -156,7 +156,7 @@ class ResponseBuilder:
         extra["Content-Type"] = "application/json"
         extra_fields = deliveries[0].extra_fields if len(deliveries) == 1 and deliveries[0].is_own_body else _NOTHING
         unusable = {key: response.embedding or b"null" for key, response in fetched.unusable.items()}
-        end = self._end(spec, entries, _added_up(deliveries), saved, extra_fields)
+        end = self._end(spec, entries, usage_of(deliveries), saved, extra_fields)
         if is_large:
             return self._streamed(spec, entries, end, headers=extra, status=upstream_status)
         body = self._body(spec, entries, end, unusable=unusable)
@@ -285,13 +285,6 @@ class ResponseBuilder:
 @memoized(max_length=_MAX_MODEL_LENGTH)
 def _end_of_hit(model: str, tokens: int) -> bytes:
     return embedding_response.ending(model, {"prompt_tokens": tokens, "total_tokens": tokens}, _NOTHING)
-
-
-def _added_up(deliveries: Sequence[EmbedResult]) -> dict[str, Any]:
-    """The usage of all calls made for one request; of a single call with all fields of the upstream's."""
-    if len(deliveries) == 1:
-        return deliveries[0].usage
-    return {name: sum(delivery.usage[name] for delivery in deliveries) for name in ("prompt_tokens", "total_tokens")}
 
 
 def finish_head(response: StreamResponse, request: BaseRequest, *, upstream: Origin | None, request_id: str) -> None:

@@ -19,13 +19,10 @@ from proxy.fetch.outcomes import CallFailure, ErrorResponse, Outcome, rate_limit
 from proxy.fetch.quotas import Cost
 from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.stated_quota import NEVER_S
-from proxy.fetch.wait_queue import Ticket
 from proxy.fetch.waiting import Waiting, cost_of
 from proxy.protocol.provider import Limits
 from proxy.telemetry.metrics import Metrics
 
-# What is refused so often in calls with others is sent alone from then on.
-_MAX_REFUSALS_TOGETHER = 3
 _MIN_REST_S, _MAX_REST_S = 1.0, 16.0
 
 
@@ -188,11 +185,11 @@ class HeldRequests:
         elif waiting.refusals_alone and lane.queue:
             lane.resting[waiting] = None
         else:
-            waiting.ticket = _queued(lane, waiting)
+            waiting.ticket = lane.queued(waiting)
 
     def _wake(self, lane: Lane, waiting: Waiting) -> None:
         del lane.resting[waiting]
-        waiting.ticket = _queued(lane, waiting)
+        waiting.ticket = lane.queued(waiting)
         self._send_ready(lane)
 
     def _wake_resting(self, lane: Lane) -> None:
@@ -201,7 +198,7 @@ class HeldRequests:
             return
         for waiting in [waiting for waiting, timer in lane.resting.items() if timer is None]:
             del lane.resting[waiting]
-            waiting.ticket = _queued(lane, waiting)
+            waiting.ticket = lane.queued(waiting)
 
     def _send_ready(self, lane: Lane) -> None:
         """Send what waits in a lane, in order, as far as it may be sent now."""
@@ -287,19 +284,3 @@ def _stated(lane: Lane, waiting: Waiting) -> RateLimited:
     left_s = lane.ready_at_s(cost_of([waiting])) - asyncio.get_running_loop().time()
     retry_after_s = max(1, math.ceil(left_s)) if left_s < NEVER_S else 1
     return RateLimited("The upstream's rate limit takes no call now.", retry_after_s=retry_after_s)
-
-
-def _queued(lane: Lane, waiting: Waiting) -> Ticket[Waiting]:
-    client_request = waiting.request.client_request
-    goes_alone = waiting.refusals_alone or waiting.refusals_together >= _MAX_REFUSALS_TOGETHER
-    group = client_request.group if waiting.request.policy.may_merge and not goes_alone else waiting
-    if waiting.ticket is not None:
-        return lane.queue.add_again(waiting.ticket, group=group)
-    return lane.queue.add(
-        waiting,
-        group=group,
-        urgency=client_request.urgency,
-        tenant=client_request.tenant.name,
-        items=len(waiting.request.keys),
-        now_s=client_request.began_s,
-    )

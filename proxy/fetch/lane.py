@@ -13,13 +13,15 @@ from proxy.fetch.quotas import Cost
 from proxy.fetch.request import ClientRequest, LaneName
 from proxy.fetch.sent_call import SentCall
 from proxy.fetch.stated_quota import NEVER_S
-from proxy.fetch.wait_queue import WaitQueue
+from proxy.fetch.wait_queue import Ticket, WaitQueue
 from proxy.fetch.waiting import Waiting, cost_of
 from proxy.protocol import rate_limits
 from proxy.protocol.provider import Limits
 from proxy.telemetry.lane_gauges import LaneState
 
 _MAX_LOOKED_AT = 8
+# What is refused so often in calls with others is sent alone from then on.
+_MAX_REFUSALS_TOGETHER = 3
 _MAX_LABEL = 128  # lanes outlive requests, and a client chooses the model's name
 # For so long a refusal is an answer to requests that were not sent.
 _RECENT_S = 300.0
@@ -120,6 +122,22 @@ class Lane:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def queued(self, waiting: Waiting) -> Ticket[Waiting]:
+        """Put a request into the queue, at the place that it had if it was there before."""
+        client_request = waiting.request.client_request
+        goes_alone = waiting.refusals_alone or waiting.refusals_together >= _MAX_REFUSALS_TOGETHER
+        group = client_request.group if waiting.request.policy.may_merge and not goes_alone else waiting
+        if waiting.ticket is not None:
+            return self.queue.add_again(waiting.ticket, group=group)
+        return self.queue.add(
+            waiting,
+            group=group,
+            urgency=client_request.urgency,
+            tenant=client_request.tenant.name,
+            items=len(waiting.request.keys),
+            now_s=client_request.began_s,
+        )
 
     def has_passed(self, since_s: float) -> bool:
         """Whether a call was accepted that was sent after ``since_s``, event loop time."""

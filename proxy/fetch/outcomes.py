@@ -202,3 +202,10 @@ def _error_fields(response: UpstreamResponse) -> Mapping[str, str]:
     error = body.get("error") if type(body) is dict else None
     given = error if type(error) is dict else {}
     return {name: given[name] for name in ("type", "code") if type(given.get(name)) is str}
+
+
+def usage_of(deliveries: Sequence[EmbedResult]) -> dict[str, Any]:
+    """The usage of all calls made for one request; of a single call with all fields of the upstream's."""
+    if len(deliveries) == 1:
+        return deliveries[0].usage
+    return {name: sum(delivery.usage[name] for delivery in deliveries) for name in ("prompt_tokens", "total_tokens")}

@@ -1,8 +1,7 @@
 """The SQLite store's file: opened, and set aside when it is damaged.
 
-A damaged file is renamed and kept, and a new one replaces it, also while the proxy runs. Several processes share the
-file, so opening and renaming happen under a lock on its folder, and before each use a process checks that the file it
-has open is still the one at that path.
+A damaged file is renamed and kept, and a new one replaces it, also while the proxy runs. Processes share it, so it is
+opened and renamed under a lock on its folder, and before each use a process checks that it has the file at that path.
 
 Renaming a database that is in use is safe if its log and shared memory are renamed with it: SQLite checks whether the
 file has moved before it checkpoints or deletes a log by its name (`SQLITE_FCNTL_HAS_MOVED`).
