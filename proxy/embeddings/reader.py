@@ -142,17 +142,12 @@ class Reader:
             items = request_body.count_items(fields)
             return Unread(bypass, origin, self._credential_id(reservation, origin, own), model, items)
         identity = _with_content_type(identity, request.headers)
-        keyed_url, scope = query.keyed(url), self._access.scope(identity)
+        keyed_url = query.keyed(url)
         epoch = self._epoch_of(keyed_url, parsed.model)
-        vector_headers = identity.vector_affecting
-        derivation = keys.derive_in_steps(
-            parsed, url=keyed_url, scope=scope, vector_headers=vector_headers, epoch=epoch
-        )
-        derived = await turns.run(derivation) if _is_large(body) else finish(derivation)
-        has_id = origin.provider.responses_have_id
+        derived = await self._keys(body, parsed, identity, keyed_url, epoch)
         return ClientRequest(
             parsed=parsed,
-            spec=ResponseSpec(model, parsed.encoding, tuple(derived), has_id, is_keyed_whole=parsed.is_keyed_whole),
+            spec=_spec(parsed, model, derived, origin),
             origin=origin,
             target=target,
             url=url,
@@ -166,6 +161,18 @@ class Reader:
             epoch=epoch,
             span=span,
         )
+
+    async def _keys(
+        self, body: Body, parsed: EmbeddingRequest, identity: Identity, url: str, epoch: int
+    ) -> list[bytes]:
+        derivation = keys.derive_in_steps(
+            parsed,
+            url=url,
+            scope=self._access.scope(identity),
+            vector_headers=identity.vector_affecting,
+            epoch=epoch,
+        )
+        return await turns.run(derivation) if _is_large(body) else finish(derivation)
 
     async def _parse_object(self, body: Body) -> dict[str, Any]:
         """Raises `Bypass`."""
@@ -194,6 +201,11 @@ class Reader:
 
     def _credential_id(self, reservation: BodyReservation, origin: Origin, own: Identity) -> CredentialId:
         return self._validations.credential_id(reservation.tenant.name, origin, own)
+
+
+def _spec(parsed: EmbeddingRequest, model: str | None, derived: list[bytes], origin: Origin) -> ResponseSpec:
+    has_id = origin.provider.responses_have_id
+    return ResponseSpec(model, parsed.encoding, tuple(derived), has_id, is_keyed_whole=parsed.is_keyed_whole)
 
 
 def _is_large(body: Body) -> bool:
