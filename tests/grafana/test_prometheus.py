@@ -41,6 +41,7 @@ def values(prometheus: Prometheus, expression: Expression) -> list[float]:
     return [number for series in found if not math.isnan(number := float(series["value"][1]))]
 
 
+@pytest.mark.timeout(600)  # weeks of samples: it takes most of a minute of CPU time
 @pytest.mark.parametrize("what", ["check", "test"])
 def test_promtool_finds_nothing_wrong(what: str) -> None:
     files = RULES if what == "check" else sorted((GRAFANA / "rules" / "tests").glob("*.yaml"))
@@ -53,8 +54,10 @@ def test_promtool_finds_nothing_wrong(what: str) -> None:
 def test_an_expression_has_data(serving: Live, prometheus: Prometheus, expression: Expression) -> None:
     assert serving.poll(lambda: bool(values(prometheus, expression)), timeout_s=_TIMEOUT_S), filled(expression.promql)
     if expression.unit == "percentunit":
-        # A rate is an estimate; where the series of a ratio began at different times it may be a little off.
-        assert all(-0.01 <= value <= 1.01 for value in values(prometheus, expression))
+        # A rate is an estimate; where the series of a ratio began at different times it may be a little off. A budget
+        # may be exceeded by the calls in flight.
+        most = 2.0 if "Budgets" in expression.where else 1.01
+        assert all(-0.01 <= value <= most for value in values(prometheus, expression))
 
 
 def test_hits_avoid_calls(serving: Live, prometheus: Prometheus) -> None:
