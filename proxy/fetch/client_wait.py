@@ -38,10 +38,13 @@ class ClientWait:
             self._timer = loop.call_at(until_s, self._give_up_first)
 
     def leave(self, key: bytes) -> None:
-        """Wait no longer for what another credential's limit holds."""
+        """Wait no longer for what another credential's limit holds, but for everything else."""
         self.left[key] = self.claim.flights[key]
-        self.end()
-        self.claim.give_up()
+        self.claim.leave(key)
+
+    def wants(self, key: bytes) -> bool:
+        """Whether the client still waits for the flight of ``key``."""
+        return not self.is_over and key not in self.left
 
     def release(self, held: object) -> None:
         if held in self.held:

@@ -54,8 +54,9 @@ class HeldKeys:
         is sent for a client alone that has left."""
         if waiting.outcome.done():
             return False
+        mine = waiting.wait.claim.mine
         return not waiting.wait.is_over or all(
-            any(not follower.is_over for follower in self._followers.get(flight, ())) for flight in _flights(waiting)
+            any(follower.wants(key) for follower in self._followers.get(mine[key], ())) for key in waiting.request.keys
         )
 
     def _waits(self, waiting: Waiting) -> Iterator[ClientWait]:

@@ -48,7 +48,7 @@ class Flights(Generic[T]):
 class Claim(Generic[T]):
     """One caller's part in the flights of some keys. It must settle each key in ``mine``."""
 
-    __slots__ = ("_all", "_has_given_up", "_waiter", "flights", "mine")
+    __slots__ = ("_all", "_has_given_up", "_left", "_waiter", "flights", "mine")
 
     def __init__(self, all_flights: dict[bytes, "asyncio.Future[T]"]) -> None:
         self._all = all_flights
@@ -56,6 +56,7 @@ class Claim(Generic[T]):
         self.flights: dict[bytes, asyncio.Future[T]] = {}  # of every key, mine among them
         self._waiter: asyncio.Future[None] | None = None
         self._has_given_up = False
+        self._left: set[bytes] = set()
 
     @property
     def joined(self) -> list[bytes]:
@@ -63,15 +64,14 @@ class Claim(Generic[T]):
         return [key for key in self.flights if key not in self.mine]
 
     async def wait(self) -> bool:
-        """Wait until all flights have ended, or `give_up` is called: then False. If the waiting is cancelled, they go
-        on.
+        """Wait until all flights have ended, except those that it `leave`s, or `give_up` is called. Returns whether all
+        have. If the waiting is cancelled, they go on.
 
         One after the other: those of one leader end together, so most have ended when the first has.
         """
-        for flight in self.flights.values():
-            if flight.done():
-                continue
-            if not self._has_given_up:
+        have_all_ended = True
+        for key, flight in self.flights.items():
+            while not (flight.done() or self._has_given_up or key in self._left):
                 waiter = self._waiter = asyncio.get_running_loop().create_future()
                 wake = partial(_wake, waiter)
                 flight.add_done_callback(wake)
@@ -79,13 +79,18 @@ class Claim(Generic[T]):
                     await waiter
                 finally:
                     flight.remove_done_callback(wake)
-            if not flight.done():
-                return False
-        return True
+            have_all_ended &= flight.done()
+        return have_all_ended
 
     def give_up(self) -> None:
         """End `wait`, whatever has not ended."""
         self._has_given_up = True
+        if self._waiter is not None:
+            _wake(self._waiter, None)
+
+    def leave(self, key: bytes) -> None:
+        """Let `wait` not wait for the flight of ``key``, which another leads."""
+        self._left.add(key)
         if self._waiter is not None:
             _wake(self._waiter, None)
 

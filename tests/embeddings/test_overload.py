@@ -204,3 +204,23 @@ async def test_one_credentials_limit_does_not_hold_anothers_requests() -> None:
     texts = [text for _, text in route.upstream.computed.elements()]
     assert texts.count("b") == 1
     await route.assert_idle()
+
+
+@virtually
+async def test_a_request_that_leaves_what_anothers_limit_holds_still_gets_what_it_asked_for_itself() -> None:
+    route = LimitedRoute(Limiter(calls_per_s=UNLIMITED, items_per_s=UNLIMITED), shares_all=True)
+    for key in ("limited", "free"):
+        assert (await route.send([key], key)).status == 200
+    route.upstream.refuses = lambda _, authorization: (
+        refused(Retry_After="30") if authorization == "Bearer limited" else None
+    )
+    limited = route.start(["shared"], "limited")
+    await asyncio.sleep(1)
+    answer = await route.send(["shared", "own"], "free")
+    assert answer.status == 200
+    assert answer.took_s <= 0.2
+    assert (await limited).status == 200
+    assert {text: count for (_, text), count in route.upstream.computed.items()} == dict.fromkeys(
+        ("limited", "free", "shared", "own"), 1
+    )
+    await route.assert_idle()
