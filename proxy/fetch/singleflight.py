@@ -30,7 +30,8 @@ class Flights(Generic[T]):
             del self._flights[key]
 
     def claim(self, keys: Iterable[bytes], instead_of: Collection["asyncio.Future[T]"] = ()) -> "Claim[T]":
-        """Join the flights of ``keys``, and lead those of keys that had none, or had one of ``instead_of``.
+        """Join the flights of ``keys``, and lead those of keys that had none, or had one of ``instead_of``. One that
+        another call's result has ended, and its own leader not yet, counts as none.
 
         There is no await in here. A caller that looked into memory before, without an await since, can't miss a flight
         that has ended: its result went into memory before the flight was removed.
@@ -39,7 +40,7 @@ class Flights(Generic[T]):
         new = asyncio.get_running_loop().create_future
         for key in keys:
             flight = self._flights.get(key)
-            if flight is None or flight in instead_of:
+            if flight is None or flight.done() or flight in instead_of:
                 flight = self._flights[key] = claim.mine[key] = new()
             claim.flights[key] = flight
         return claim
@@ -100,16 +101,15 @@ class Claim(Generic[T]):
         After that, a waiter that chose to retry may have claimed the key again. Its flight is not affected.
         """
         flight = self.mine[key]
+        if self._all.get(key) is flight:  # it may be detached or replaced
+            del self._all[key]
         if not flight.done():
-            if self._all.get(key) is flight:  # it may be detached or replaced
-                del self._all[key]
             flight.set_result(result)
 
     def settle_rest(self, result: T) -> None:
         """End all of this caller's flights that have not ended."""
-        for key, flight in self.mine.items():
-            if not flight.done():
-                self.settle(key, result)
+        for key in self.mine:
+            self.settle(key, result)
 
 
 def _wake(waiter: "asyncio.Future[None]", _: object) -> None:

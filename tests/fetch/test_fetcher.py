@@ -9,9 +9,11 @@ from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.cache.memory import Memory
 from proxy.cache.store import NoStore
-from proxy.errors import ProxyError
+from proxy.errors import BudgetSpent, ProxyError
+from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.request import FetchRequest, Policy
+from proxy.fetch.result import Failure
 from proxy.protocol.records import Record
 from proxy.telemetry.metrics import Metrics
 from tests.support.client_requests import client_request_for
@@ -72,3 +74,32 @@ async def test_fetch_that_is_cancelled_before_its_first_step_fails_its_waiters(f
     assert fetched.failure is not None
     assert isinstance(fetched.failure.cause, ProxyError)
     assert repr(fetcher).startswith("<Fetcher <Flights 0 under way>")
+
+
+async def test_what_a_last_attempt_fetches_does_not_stay_in_flight(fetcher: Fetcher, batcher: FakeBatcher) -> None:
+    """It ends the flight that it left, because another credential's rate limit holds it."""
+    spent = Failure(BudgetSpent("Nothing is left.", retry_after_s=1))
+    fetcher._cache.memory.discard(A)
+    other = fetcher._flights.claim([A, B])
+    attempts = 0
+
+    async def wait(wait: ClientWait) -> None:
+        nonlocal other, attempts
+        attempts += 1
+        if attempts == 1:
+            other.settle_rest(spent)
+            other = fetcher._flights.claim([A, B])
+        elif attempts == 2:
+            other.settle(B, spent)
+            wait.leave(A)
+        await wait.claim.wait()
+
+    as_any: Any = batcher
+    as_any.wait = wait
+    first = await fetcher.fetch(request(Policy(0.0)))
+    assert (first.failure, attempts) == (None, 3)
+    other.settle(A, spent)  # its leader is done, too
+    assert repr(fetcher).startswith("<Fetcher <Flights 0 under way>")
+    fetcher._cache.memory.discard(A)  # as a purge does
+    again = await fetcher.fetch(request(Policy(0.0)))
+    assert again.asked == {A}

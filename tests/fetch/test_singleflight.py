@@ -35,6 +35,22 @@ async def test_settling_twice_does_not_end_a_later_flight() -> None:
     assert second.flights[A].result() == "fetched"
 
 
+async def test_a_flight_that_anothers_result_has_ended_is_not_joined_and_not_kept() -> None:
+    """As that of a key which its leader's rate limit holds, while the last attempt of another request fetches it."""
+    flights: Flights[int] = Flights()
+    held = flights.claim([A, B])
+    for flight in held.flights.values():
+        flight.set_result(1)
+    later = flights.claim([A])
+    assert list(later.mine) == [A]
+    held.settle(A, 2)
+    held.settle_rest(2)
+    assert [flight.result() for flight in held.flights.values()] == [1, 1]
+    assert not later.flights[A].done()
+    later.settle(A, 3)
+    assert not len(flights)
+
+
 async def test_a_waiter_that_leaves_cancels_nothing() -> None:
     flights: Flights[int] = Flights()
     claim = flights.claim([A])
