@@ -225,6 +225,9 @@ class HeldRequests:
                     waiting.resolve(Abandoned("The client has disconnected."))
             if batch:
                 self._start(batch)
+        if lane.has_only_resting:  # nobody wanted what was to be the next call
+            self._send_ready(lane)
+            return
         lane.is_free()
 
     def _drop_unwanted(self, waiting: Waiting) -> None:

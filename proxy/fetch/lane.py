@@ -55,6 +55,11 @@ class Lane:
         return bool(self.queue or self.resting) or self.pacer.has_calls
 
     @property
+    def has_only_resting(self) -> bool:
+        """Whether something rests until another call has ended, and there is none."""
+        return not (self.queue or self.pacer.has_calls) and None in self.resting.values()
+
+    @property
     def state(self) -> LaneState:
         since_s, calls_per_s = self.pacer.held_since_s, self.pacer.calls_per_s
         held_s = self._clock() - since_s if since_s is not None and (self.queue or self.resting) else 0.0

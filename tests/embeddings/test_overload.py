@@ -183,6 +183,27 @@ async def test_a_request_that_waits_alone_for_a_script_is_sent_when_it_says() ->
 
 
 @virtually
+async def test_what_rests_does_not_wait_for_a_call_that_nobody_wants_any_more() -> None:
+    route = LimitedRoute(Limiter(calls_per_s=UNLIMITED, items_per_s=UNLIMITED), shares_all=True)
+    for key in ("limited", "free"):
+        assert (await route.send([key], key)).status == 200
+    route.upstream.refuses = lambda _, authorization: (
+        refused(Retry_After="5") if authorization == "Bearer limited" and len(route.upstream.calls) <= 4 else None
+    )
+    first = route.start(["first"], "limited")
+    await asyncio.sleep(0.001)
+    resting = route.start(["other"], "limited", dimensions=8)  # in a call of its own
+    joined = route.start(["first"], "free")
+    await asyncio.sleep(0.001)
+    first.cancel()
+    assert (await joined).status == 200  # it left the first call, for which nobody waits now
+    answer = await resting
+    assert answer.status == 200
+    assert answer.took_s == pytest.approx(5, abs=1)
+    await route.assert_idle()
+
+
+@virtually
 async def test_one_credentials_limit_does_not_hold_anothers_requests() -> None:
     """In a shared scope, where they wait for each other's fetches."""
     route = LimitedRoute(Limiter(calls_per_s=UNLIMITED, items_per_s=UNLIMITED), shares_all=True)
