@@ -88,3 +88,12 @@ async def in_turns(items: Sequence[_Item]) -> AsyncIterator[Sequence[_Item]]:
         if start:
             await turn()
         yield items[start : start + KEYS_A_TURN]
+
+
+async def in_iterations(items: Sequence[_Item]) -> AsyncIterator[Sequence[_Item]]:
+    """``items`` in chunks, one in each iteration of the loop: for short work that must not wait behind the turns of
+    large requests."""
+    for start in range(0, len(items), KEYS_A_TURN):
+        if start:
+            await asyncio.sleep(0)
+        yield items[start : start + KEYS_A_TURN]

@@ -16,7 +16,7 @@ from proxy.cache.recent_writes import RecentWrite, RecentWrites
 from proxy.cache.store import Changes, Purge, Store
 from proxy.errors import StoreError
 from proxy.telemetry.metrics import Metrics
-from proxy.turns import in_turns
+from proxy.turns import in_iterations
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class ChangeFeed:
             call(purge)
         if purge.models:  # their entries in memory may no longer be in the store, whose keys are announced
             self._discarded.labels("purged").inc(await self._memory.clear(keeps_undecided=False))
-        async for some in in_turns(list(purge.keys)):
+        async for some in in_iterations(list(purge.keys)):
             for key in some:
                 self._discarded.labels("purged").inc(self._memory.get(key) is not None)
                 self._memory.discard(key)
@@ -132,7 +132,7 @@ class ChangeFeed:
             _log.warning("%d entries that were purged were stored again, and can't be deleted (%s)", len(keys), error)
 
     async def _discard(self, keys: Collection[bytes], reason: str) -> None:
-        async for some in in_turns(list(keys)):
+        async for some in in_iterations(list(keys)):
             self._discarded.labels(reason).inc(sum(map(self._discard_decided, some)))
 
     def _discard_decided(self, key: bytes) -> bool:

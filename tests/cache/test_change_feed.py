@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from proxy import turns
 from proxy.cache.cache import Cache
 from proxy.cache.change_feed import AGAIN_AFTER_S
 from proxy.cache.discards import EVERYTHING, Discards
@@ -67,6 +68,31 @@ async def test_a_refresh_reaches_the_memory_of_another_process_with_its_next_pol
     assert in_memory(pair.other, A) == {}
     assert await look_up(pair.other, A) == in_memory(pair.other, A) == {A: SECOND}
     assert pair.discarded("replaced") == 1
+
+
+async def test_large_requests_do_not_delay_it(pair: Pair) -> None:
+    """Each has a turn before the next of another: of so many requests a poll would wait for hours."""
+    await pair.one.write({A: record(2.0)}, overwrite=True)
+    keys = [bytes([i, j]) * 16 for i in range(10) for j in range(100)]
+
+    async def changes() -> Changes:
+        return Changes(keys=[*keys, A])
+
+    pair.its.changes = changes  # type: ignore[method-assign]
+    iterations = 0
+
+    async def large() -> None:
+        nonlocal iterations
+        while True:
+            await turns.turn()
+            iterations += 1
+
+    requests = [asyncio.create_task(large()) for _ in range(100)]
+    await pair.other.feed.poll()
+    for request in requests:
+        request.cancel()
+    assert in_memory(pair.other, A) == {}
+    assert iterations < len(keys)
 
 
 async def test_what_was_not_replaced_stays_in_memory(pair: Pair) -> None:
