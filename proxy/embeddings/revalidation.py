@@ -18,6 +18,9 @@ from proxy.telemetry.tracing import NO_SPAN, Span
 
 _log = logging.getLogger(__name__)
 
+# How often a request whose patience has ended looks whether the probe in flight was refused, and is held.
+_LOOK_AGAIN_S = 0.1
+
 _Name = tuple[CredentialId, CredentialScope]  # a credential, and what it is to be accepted for
 
 
@@ -81,10 +84,10 @@ class Revalidator:
             left_s = max(0.0, request.client_request.held_until_s - loop.time())
         with span.flight(items=items, joined=items):
             await asyncio.wait([probe.result], timeout=left_s)
-            if timeout_s is None and not probe.result.done():
+            while timeout_s is None and not probe.result.done():
                 if probe.client_request.is_held:
                     return FetchResult(failure=Failure(RateLimited("The upstream's rate limit takes no call now.")))
-                await asyncio.wait([probe.result])
+                await asyncio.wait([probe.result], timeout=_LOOK_AGAIN_S)
         return _result_of(probe.result) if probe.result.done() else None
 
     def _start(self, request: FetchRequest) -> _Probe:

@@ -96,3 +96,18 @@ async def test_in_a_shared_scope_the_verdict_outlasts_the_patience_of_the_first(
     assert {(await task).status for task in rest} == {200}
     assert len(route.upstream.calls) == 4
     await route.assert_idle()
+
+
+@virtually
+async def test_in_a_shared_scope_nobody_waits_longer_if_the_limit_is_known_after_his_patience_has_ended() -> None:
+    route = LimitedRoute(scripted(ACCEPTED, refused(20), then=ACCEPTED), revalidate_s=TTL_S, shares_all=True)
+    assert (await route.send(["a"])).status == 200
+    await asyncio.sleep(TTL_S)
+    route.upstream.refused_after_s = 5.0
+    first = route.start(["a"])
+    await asyncio.sleep(1)
+    short = await route.send(["a"], fields={"Prefer": "wait=2"})
+    assert short.status == 429
+    assert short.took_s == pytest.approx(4, abs=0.2)  # when the call in flight has ended
+    assert (await first).status == 200
+    await route.assert_idle()

@@ -55,6 +55,7 @@ class LimitedUpstream:
         self.limiter = limiter
         # For what is sent, or under which credentials.
         self.refuses: Callable[[list[str], str], Verdict | None] = lambda _texts, _authorization: None
+        self.refused_after_s = REFUSED_AFTER_S
         self.computed: Counter[tuple[str, str]] = Counter()  # by credential and text
         self.calls: list[list[str]] = []  # also those that were refused
         self.verdicts: list[tuple[float, Verdict]] = []  # with when
@@ -68,7 +69,7 @@ class LimitedUpstream:
         self.calls.append(texts)
         verdict = self.refuses(texts, headers["Authorization"]) or self.limiter.arrives(items, loop.time())
         self.verdicts.append((loop.time(), verdict))
-        await asyncio.sleep(CALL_S if verdict.is_accepted else REFUSED_AFTER_S)  # of the virtual clock
+        await asyncio.sleep(CALL_S if verdict.is_accepted else self.refused_after_s)  # of the virtual clock
         content = verdict.body
         if verdict.is_accepted:
             self.limiter.leaves(loop.time())
