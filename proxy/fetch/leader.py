@@ -109,7 +109,9 @@ class Leader:
         if request.keys and request.policy.is_budgeted:
             label = self._spending.label_of(client_request.client)
             try:
-                reservation = await self._spending.reserve(label, client_request.spec.model, request.tokens)
+                reservation = await self._spending.reserve(
+                    label, client_request.spec.model, request.tokens, until_s=client_request.held_until_s or None
+                )
             except (BudgetSpent, BudgetUnknown) as error:
                 self._settle_failed(request, request.keys, error)
                 return

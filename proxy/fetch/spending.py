@@ -91,16 +91,19 @@ class Spending:
         """The name under which a client has its accounts; None if clients are not told apart."""
         return None if self._metrics is None else self._metrics.ledger.account_of(client)
 
-    async def reserve(self, client: str | None, model: str | None, tokens: int) -> Reservation:
+    async def reserve(
+        self, client: str | None, model: str | None, tokens: int, *, until_s: float | None = None
+    ) -> Reservation:
         """Reserve ``tokens`` in every budget that applies, until the reservation is released.
 
-        While calls in flight hold all that is left, it waits for one of them to end. Raises `BudgetSpent`, and
-        `BudgetUnknown` if the store fails and may not.
+        While calls in flight hold all that is left, it waits for one of them to end, which a rate limit may hold, too;
+        no longer than ``until_s``, event loop time. Raises `BudgetSpent`, and `BudgetUnknown` if the store fails and
+        may not.
         """
         reservation = Reservation(self._wake)
         try:
             for account in self._of(client, model):  # always in the same order, so that no two wait for each other
-                await self._wait_for_room(account)
+                await self._wait_for_room(account, until_s)
                 reservation.take(account, account.budget.units(tokens, price_of(model or "", self._prices)))
         except BaseException:
             reservation.release()
@@ -154,14 +157,20 @@ class Spending:
                 if account is new or account.spent or account.reserved
             }
 
-    async def _wait_for_room(self, account: Account) -> None:
+    async def _wait_for_room(self, account: Account, until_s: float | None) -> None:
         while True:
             await self._read(account)
             changed = self._changed
             self._require_left(account)
             if account.has_room:
                 return
-            await changed.wait()
+            try:
+                async with asyncio.timeout_at(until_s):
+                    await changed.wait()
+            except TimeoutError:
+                raise BudgetSpent(
+                    f"Calls in flight may use all that is left of the budget {account.budget.name!r}.", retry_after_s=1
+                ) from None
 
     def _require_left(self, account: Account) -> None:
         if account.left:
