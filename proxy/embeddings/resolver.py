@@ -273,7 +273,7 @@ class Resolver:
         await turn_if_many(missing)
         if first is not NOTHING:
             fetched = fetched.after(first)
-        cached = current(found.entries)
+        cached, fetched = current(found.entries), replace(fetched, entries=current(fetched.entries))
         versions = count_model_versions(cached, fetched.entries)
         if fetched.failure is None and versions > 1:
             # The upstream now serves another model under the same name. A response must not mix the two, and what is
