@@ -47,11 +47,12 @@ def open_store(
     clock: Callable[[], float],
     *,
     redis_timeout_s: float = _REDIS_TIMEOUT_S,
+    replaces_damaged: bool = True,
 ) -> Store:
-    """``limit_bytes`` is for a SQLite file."""
+    """``limit_bytes`` and ``replaces_damaged`` are for a SQLite file."""
     match setting:
         case StoreSetting(path=Path() as path):
-            return SQLiteStore(path, limit_bytes=limit_bytes, clock=clock)
+            return SQLiteStore(path, limit_bytes=limit_bytes, clock=clock, replaces_damaged=replaces_damaged)
         case StoreSetting(url=str(url)):
             # Imported only here: redis-py is slow to import, and imports OpenTelemetry if that is installed.
             from proxy.cache.redis.store import RedisStore  # noqa: PLC0415

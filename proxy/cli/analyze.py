@@ -118,6 +118,8 @@ def analyze_command(
     contain them, logs of LiteLLM or of the OpenAI SDK, or input files of the Batch API; each may be gzipped, and - is
     standard input.
     """
+    if html is not None and any(path.exists() and html.exists() and path.samefile(html) for path in files):
+        raise ConfigError(f"--html {html}: it is one of the files to read; choose another name")
     report = _report(ctx, files, options)
     if html is not None:
         try:

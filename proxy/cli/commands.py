@@ -130,6 +130,10 @@ def main() -> None:
         _exit_with(str(error))
     except (Unreachable, StoreError, Stopped) as error:
         _exit_with(str(error), _EXIT_UNREACHABLE)
+    except OSError as error:
+        if error.filename is None:  # a fault of the program's, or stdout's
+            raise
+        _exit_with(f"{error.filename}: {error.strerror}")
     except click.Abort:
         sys.exit(_EXIT_INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)

@@ -139,8 +139,8 @@ def _content(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(_MAX_FILE_BYTES)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}".replace("\0", "?")) from error
 
 
 async def _explain_all(

@@ -43,7 +43,7 @@ def keys_add(path: Path, name: str) -> None:
 @click.option(
     "--overlap",
     "overlap_s",
-    type=option_types.SECONDS,
+    type=option_types.OVERLAP,
     default="0s",
     show_default=True,
     help="How long the present key stays valid, as 7d.",

@@ -12,6 +12,7 @@ from proxy.config.paths import parse_file
 from proxy.config.quantities import (
     parse_canary_interval,
     parse_duration,
+    parse_overlap,
     parse_positive_seconds,
     parse_seconds,
     parse_size,
@@ -47,6 +48,7 @@ STORE_LIMIT = Parsed("size", parse_store_limit)
 SECONDS = Parsed("duration", parse_seconds)
 POSITIVE_SECONDS = Parsed("duration", parse_positive_seconds)
 CANARY_INTERVAL = Parsed("duration", parse_canary_interval)
+OVERLAP = Parsed("duration", parse_overlap)
 TTL = Parsed("duration", parse_duration)
 HEADER_NAMES = Parsed("names", parse_header_names)
 NEUTRAL_HEADERS = Parsed("names", parse_neutral_headers)

@@ -63,7 +63,8 @@ class StoreOptions:
                 yield NoStore()
                 return
             raise ConfigError(f"{named}: there is no such file")
-        store = open_store(named, self.limit_bytes, time.time, redis_timeout_s=_REDIS_TIMEOUT_S)
+        # The file may be anything, if its name is mistyped. A proxy replaces a damaged file; a command leaves it alone.
+        store = open_store(named, self.limit_bytes, time.time, redis_timeout_s=_REDIS_TIMEOUT_S, replaces_damaged=False)
         try:
             yield store
         finally:

@@ -8,6 +8,7 @@ from proxy.errors import ConfigError
 _SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": KIB, "mib": MIB, "gib": GIB}
 _DURATIONS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _MIN_CANARY_INTERVAL_S = 60.0  # each check costs tokens
+_MAX_OVERLAP_S = 3650 * 86400.0
 _QUANTITY = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([a-z]*)", re.IGNORECASE)
 
 
@@ -29,6 +30,14 @@ def parse_duration(text: str) -> float | None:
 def parse_seconds(text: str) -> float:
     """Seconds, zero included: ``10ms``, ``5s``, ``0``. Raises `ConfigError`."""
     return _quantity(text, _DURATIONS, "a duration", "a number with ms, s, m, h, d or w, as 10ms")
+
+
+def parse_overlap(text: str) -> float:
+    """Seconds of at most ten years. Raises `ConfigError`."""
+    seconds = parse_seconds(text)
+    if seconds > _MAX_OVERLAP_S:
+        raise ConfigError(f"{text!r} is more than ten years; accepted: less, as 7d")
+    return seconds
 
 
 def parse_positive_seconds(text: str) -> float:

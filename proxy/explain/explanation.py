@@ -5,7 +5,7 @@ from typing import Any
 
 from proxy.config.settings import Settings
 from proxy.embeddings.reader import Unread
-from proxy.explain.body_report import report_body
+from proxy.explain.body_report import parameters_of, report_body
 from proxy.explain.header_report import report_headers, shown
 from proxy.explain.http_request import HTTPRequest
 from proxy.explain.lookup_report import look_up, report_items
@@ -100,7 +100,7 @@ def _key(read: ClientRequest, headers: Sequence[FieldReport], settings: Settings
         url=_shown_url(query.keyed(read.url)),
         headers=sorted({name for name, _ in read.identity.vector_affecting}),
         model=parsed.model,
-        parameters={name: value for name, value in parsed.parameters.items() if name != "input"},
+        parameters=parameters_of(parsed, read.origin.provider),
     )
 
 

@@ -19,6 +19,8 @@ _ACTED_ON = {
     "x-request-id": "the proxy's log and its response have it",
 }
 _SECRET_KINDS = frozenset({FieldKind.CREDENTIAL, FieldKind.ASSERTION, FieldKind.COOKIE, FieldKind.SIGNATURE})
+# The values of other fields without an effect are not needed, and may be a session, an address or a token.
+_SHOWN = frozenset({*_ACTED_ON, "accept", "accept-encoding", "user-agent"})
 _NOT_FORWARDED = "for this connection only, so the upstream does not see it"
 _REPLACED = "the proxy sends its own key, so the upstream does not see this field"
 _MAX_SHOWN = 60
@@ -69,7 +71,7 @@ def _report(name: str, value: str, rule: Rule, identity: Identity | None, *, is_
     is_secret = kind in _SECRET_KINDS or is_proof(lower) or why_not_neutral(lower) is not None
     return FieldReport(
         name=name,
-        value=None if is_secret else shown(value),
+        value=None if is_secret or (kind is None and lower not in _SHOWN) else shown(value),
         kind="neutral" if kind is None else kind.name.lower().replace("_", "-"),
         is_in_key=is_in_key,
         why=why,

@@ -14,8 +14,8 @@ class Keying(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldReport:
-    """A header field, a credential in the query, or a field of the body. ``value`` is None if it may be a secret or is
-    the input; ``kind`` is its class."""
+    """A header field, a credential in the query, or a field of the body. ``value`` is None if it may be a secret or a
+    text; ``kind`` is its class."""
 
     name: str
     value: str | None

@@ -41,7 +41,7 @@ def split_words(command: str) -> list[str]:
             continue
         match = _PIECE.match(command, position)
         if match is None:
-            raise UnreadableRequest(f"a quote that is not closed: {command[position : position + 20]!r}")
+            raise UnreadableRequest(f"a quote that is not closed, at character {position + 1}")
         position = match.end()
         if match["continued"] is None:
             word = (word or "") + _unquoted(match)

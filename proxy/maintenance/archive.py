@@ -78,6 +78,7 @@ def open_archive(path: Path, origin: str) -> Iterator[ArchiveWriter]:
     try:
         with part.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            require_own(part, archive_format.BEGINNING)
             file.seek(0)
             yield ArchiveWriter(path, part, file, origin)
     except BlockingIOError as error:
@@ -91,6 +92,16 @@ def part_of(path: Path) -> Path:
     if path.exists():
         raise ConfigError(f"{path}: it exists already; delete it, or choose another name")
     return path.with_name(path.name + _PART_SUFFIX)
+
+
+def require_own(part: Path, beginning: bytes) -> None:
+    """Raises `ConfigError` if there is a file that is not the beginning of an export, and `OSError`."""
+    if not part.exists():
+        return
+    with part.open("rb") as file:
+        found = file.read(len(beginning))
+    if not beginning.startswith(found):
+        raise ConfigError(f"{part}: something else than an interrupted export; delete it, or choose another name")
 
 
 def _kept(file: BinaryIO, origin: str) -> _Kept:

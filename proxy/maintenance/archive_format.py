@@ -23,7 +23,7 @@ import xxhash
 from proxy.protocol.keys import KEY_BYTES
 
 _VERSION: Final = 1
-_MARK = b"\xf5EC"
+_MARK = BEGINNING = b"\xf5EC"
 _HEADER, _RECORD, _CURSOR, _END = b"H", b"R", b"C", b"E"
 _HEAD_BYTES, _CHECKSUM_BYTES, _COUNT_BYTES = 12, 8, 8
 _LENGTH_AT, _CHECK_AT = 4, 8  # in a head

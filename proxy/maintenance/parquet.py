@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from proxy.cache.store import Store
 from proxy.errors import ConfigError
-from proxy.maintenance.archive import part_of
+from proxy.maintenance.archive import part_of, require_own
 from proxy.maintenance.transfer import Advance, Exported, pages
 from proxy.protocol import records, vectors
 from proxy.protocol.records import InvalidRecord
@@ -35,6 +35,7 @@ async def export_parquet(store: Store, path: Path, *, advance: Advance) -> Expor
     """Write all valid records of a store to a new file. Raises `StoreError` and `ConfigError`."""
     part = part_of(path)
     try:
+        require_own(part, b"PAR1")
         entries = await _write(store, part, advance)
         size_bytes = _finish(part, path)
     except OSError as error:

@@ -117,3 +117,12 @@ def test_a_folder_and_an_empty_size_are_one_line(run: Run, tmp_path: Path) -> No
     corpus = tmp_path / "c"
     corpus.write_bytes(CORPUS)
     assert run(corpus, "--memory", "")[0] == 2
+
+
+def test_the_page_does_not_replace_a_file_that_is_read(run: Run, tmp_path: Path) -> None:
+    corpus = tmp_path / "c"
+    corpus.write_bytes(CORPUS)
+    status, out, err = run(corpus, "--html", corpus)
+    assert (status, out) == (2, "")
+    assert err == f"embedding-proxy: --html {corpus}: it is one of the files to read; choose another name\n"
+    assert corpus.read_bytes() == CORPUS

@@ -177,6 +177,8 @@ ERRORS = [
     (["import"], "file is missing: set it; see --help"),
     (["export", "OTHER"], "OTHER: it exists already; delete it, or choose another name"),
     (["export", "/nonexistent/file"], "/nonexistent/file.part: No such file or directory"),
+    (["export", "x" * 300], f"{'x' * 300}: File name too long"),
+    (["import", "x" * 300], f"{'x' * 300}: File name too long"),
     (["copy", "sqlite:////none", "sqlite:////other"], "sqlite:////none: there is no such file"),
     (["copy", "sqlite:////none", "sqlite:////none"], "sqlite:////none: both stores are the same"),
     (["copy", "memory:", "sqlite:////other"], "memory: is only the memory of a running proxy; accepted: sqlite"),
@@ -202,3 +204,29 @@ def test_bad_input_is_one_line_and_nothing_is_lost(
     assert message in err
     assert stored(sqlite_path) == before
     assert other.read_bytes() == b"something else"
+
+
+@pytest.mark.parametrize("command", [["info"], ["verify"], ["import", "EXPORT"], ["purge", "--all"]])
+def test_a_file_that_is_no_store_is_left_as_it_is(
+    cache: Cache, sqlite_path: Path, tmp_path: Path, command: list[str]
+) -> None:
+    export, other = tmp_path / "export", tmp_path / "corpus.jsonl"
+    assert cache("export", str(export)).status == 0
+    other.write_bytes(b'{"text": "the only copy"}')
+    before = sorted(tmp_path.iterdir())
+    arguments = [str(export) if argument == "EXPORT" else argument for argument in command]
+    status, out, err = cache(*arguments, "--store", f"sqlite:///{other}")
+    assert (status, out) == (1, "")
+    assert err == f"embedding-proxy: {other}: file is not a database\n"
+    assert other.read_bytes() == b'{"text": "the only copy"}'
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("file_format", ["entries", "parquet"])
+def test_an_export_does_not_replace_the_part_of_something_else(cache: Cache, tmp_path: Path, file_format: str) -> None:
+    part = tmp_path / "notes.part"
+    part.write_bytes(b"a download that is under way")
+    status, out, err = cache("export", str(tmp_path / "notes"), "--format", file_format)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert f"{part}: something else than an interrupted export; delete it, or choose another name" in err
+    assert part.read_bytes() == b"a download that is under way"

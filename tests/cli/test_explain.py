@@ -145,6 +145,7 @@ def test_a_proxy_that_can_not_be_asked_is_one_line(explain: Explain) -> None:
         (["curl h -d x", "--body", "{file}"], "a REQUEST and --body; accepted: one of them"),
         (["curl h -d x", "--header", "A: b"], "--header is for --body; a curl command or an archive has its own"),
         (["--body", "{file}", "--header", "x"], "--header: 'x' is not a header field; accepted: NAME:VALUE"),
+        (["curl http://h/v1/embeddings -d @a\0b"], "a?b: embedded null byte"),
         (["--body", "/none"], "/none: No such file or directory"),
         ([CURL, "--last", "3"], "--last is about requests that a proxy has had; leave out the REQUEST and --body"),
         (["--last", "0"], "--last: 0 is not in the range 1<=x<=256"),

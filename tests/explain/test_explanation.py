@@ -215,8 +215,11 @@ async def test_no_secret_and_no_text_is_in_it() -> None:
         "X-Session-Token": "the-secret",
         "X-Goog-Iap-Jwt-Assertion": "the-secret",
         "Proxy-Authorization": "the-secret",
+        "Referer": "http://h/?token=the-secret",
+        "X-Session": "the-secret",
     }
-    body = {"model": "m", "input": ["the-secret text"], "foo": "http://the"}
+    own = {"texts": ["the-secret"], "prompt": "the-secret", "user": "the-secret", "more": {"token": "the-secret"}}
+    body = {"model": "m", "input": ["the-secret text"], "foo": "http://the", **own}
     target = "/v1/embeddings?api-key=the-secret&code=the-secret&api-version=1"
     for settings in (settings_with(), settings_with(neutral_headers=frozenset({"x-session-token"}))):
         explanation = await explained(body, headers, settings=settings, target=target)

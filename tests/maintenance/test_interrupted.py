@@ -89,7 +89,8 @@ async def test_a_file_gets_every_entry_once(processes: ForkServerContext, folder
         (folder / "file").unlink(missing_ok=True)
         while not run_and_kill(processes, "export", folder, chance.randint(1, 10)) and kills < KILLS:
             kills += 1
-            assert not (folder / "file").exists()
+            if (folder / "file").exists():  # killed after the last page, when the file had its name
+                break
         assert (folder / "file").exists() or run_and_kill(processes, "export", folder, 10_000)
         found = [(part.key, part.value) for part in parts_of(folder / "file") if isinstance(part, Entry)]
         assert found == list(VALUES.items())

@@ -197,7 +197,7 @@ async def test_an_interrupted_export_of_another_store_or_with_damage_begins_agai
     for kept in (
         [archive_format.header(origin="there"), *frames[1:]],
         [frames[0], frames[1][:-1], frames[2]],
-        [b"something else"],
+        [frames[0][:9] + b"damage"],
     ):
         part.write_bytes(b"".join(kept))
         path = tmp_path / "entries"

@@ -74,12 +74,12 @@ class DamagedFile(sqlite3.DatabaseError):
 class DatabaseThread:
     """One thread with one connection, opened at the first use. If opening fails, the next use tries again.
 
-    The thread calls ``on_set_aside`` with the new path of a file that was set aside.
+    The thread calls ``on_set_aside`` with the new path of a file that was set aside. Without ``replaces``, none is.
     """
 
-    def __init__(self, name: str, path: Path, *, on_set_aside: Callable[[Path], object]) -> None:
-        self._path = path
-        self._on_set_aside = on_set_aside
+    def __init__(self, name: str, path: Path, *, on_set_aside: Callable[[Path], object], replaces: bool = True) -> None:
+        self._path, self._on_set_aside = path, on_set_aside
+        self._attempts = _ATTEMPTS if replaces else _ATTEMPTS - 1
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._connection: sqlite3.Connection | None = None
         self._is_closed = False
@@ -104,7 +104,7 @@ class DatabaseThread:
                 attempts += 1
                 if _code(error) not in _CONTENTION:
                     self._close()
-                if attempts == _ATTEMPTS or not _is_damage(error, self._path):
+                if attempts == self._attempts or not _is_damage(error, self._path):
                     raise _store_error(error, self._path) from error
                 if attempts == _ATTEMPTS - 1:
                     self._set_aside(error)

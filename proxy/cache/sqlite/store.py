@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,15 +34,20 @@ _KEYS_PER_READ = 256
 
 
 class SQLiteStore(Unleased):
-    def __init__(self, path: Path, *, limit_bytes: int, clock: Callable[[], float] = time.time) -> None:
-        """If several processes with different limits use the file, the largest limit applies."""
+    def __init__(
+        self, path: Path, *, limit_bytes: int, clock: Callable[[], float] = time.time, replaces_damaged: bool = True
+    ) -> None:
+        """If several processes with different limits use the file, the largest limit applies.
+
+        A damaged file is set aside and replaced, or, without ``replaces_damaged``, left as it is.
+        """
         self._path = path = path.resolve()  # SQLite names its log by the real path, and all of them are renamed
         self._limit = SharedLimit(path, limit_bytes)
         self._limit_bytes = limit_bytes
         self._clock = clock
         # A connection and a thread each for reading and writing: in WAL mode neither waits for the other.
-        self._reader = DatabaseThread("sqlite-read", path, on_set_aside=self._begin_salvage)
-        self._writer = DatabaseThread("sqlite-write", path, on_set_aside=self._begin_salvage)
+        thread = partial(DatabaseThread, path=path, on_set_aside=self._begin_salvage, replaces=replaces_damaged)
+        self._reader, self._writer = thread("sqlite-read"), thread("sqlite-write")
         self._reads = MergedReads(self._reader, self._read, max_keys=_KEYS_PER_READ)
         self._position = changes.Position()  # used by the reader's thread only
         self._touched: set[bytes] = set()
