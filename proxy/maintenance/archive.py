@@ -76,7 +76,7 @@ def open_archive(path: Path, origin: str) -> Iterator[ArchiveWriter]:
     """A new file of entries of the store ``origin``. Raises `ConfigError`."""
     part = part_of(path)
     try:
-        with part.open("a+b") as file:
+        with open(part, "a+b", opener=_private) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             require_own(part, archive_format.BEGINNING)
             file.seek(0)
@@ -85,6 +85,11 @@ def open_archive(path: Path, origin: str) -> Iterator[ArchiveWriter]:
         raise ConfigError(f"{part}: another export writes it") from error
     except OSError as error:
         raise ConfigError(f"{part}: {error.strerror}") from error
+
+
+def _private(path: str, flags: int) -> int:
+    """Vectors tell much of their texts, so a new file is its owner's alone."""
+    return os.open(path, flags, 0o600)
 
 
 def part_of(path: Path) -> Path:

@@ -51,6 +51,7 @@ def _finish(part: Path, path: Path) -> int:
 
 async def _write(store: Store, part: Path, advance: Advance) -> int:
     entries, rows = 0, list[dict[str, Any]]()
+    part.touch(mode=0o600)  # as with an export of entries
     with pq.ParquetWriter(part, _SCHEMA, compression="zstd") as writer:
         async for values, cursor in pages(store):
             rows += _rows(values)

@@ -28,6 +28,7 @@ async def exported(values: dict[bytes, bytes], path: Path) -> list[dict[str, Any
     rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     assert done.entries == len(rows)
     assert done.bytes == path.stat().st_size
+    assert path.stat().st_mode & 0o077 == 0
     return rows
 
 

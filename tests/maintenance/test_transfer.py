@@ -185,6 +185,7 @@ async def test_an_interrupted_export_continues(tmp_path: Path, fails_at: int) ->
     found = [(part.key, part.value) for part in parts_of(path) if isinstance(part, Entry)]
     assert found == list(VALUES.items())
     assert [its.name for its in tmp_path.iterdir()] == ["entries"]
+    assert path.stat().st_mode & 0o077 == 0, "vectors tell of their texts"
 
 
 async def test_an_interrupted_export_of_another_store_or_with_damage_begins_again(tmp_path: Path) -> None:
