@@ -49,10 +49,14 @@ def _finish(part: Path, path: Path) -> int:
     return path.stat().st_size
 
 
+def _writer(part: Path) -> pq.ParquetWriter:
+    part.touch(mode=0o600)  # as with an export of entries
+    return pq.ParquetWriter(part, _SCHEMA, compression="zstd")
+
+
 async def _write(store: Store, part: Path, advance: Advance) -> int:
     entries, rows = 0, list[dict[str, Any]]()
-    part.touch(mode=0o600)  # as with an export of entries
-    with pq.ParquetWriter(part, _SCHEMA, compression="zstd") as writer:
+    with _writer(part) as writer:
         async for values, cursor in pages(store):
             rows += _rows(values)
             advance(len(values))
