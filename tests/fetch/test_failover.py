@@ -230,7 +230,7 @@ async def test_a_fallback_is_logged_at_most_once_a_minute_for_each_pair(
             "upstream one failed (no route); using fallback two",
             "upstream one failed (no route); using fallback three",
         ]
-        assert [record.getMessage() for record in caplog.records] == both
+        assert [record.getMessage() for record in caplog.records if record.name != "asyncio"] == both
         now_s[0] += 59.9
         await upstreams.embed(upstreams.request())
         assert len(caplog.records) == 2
