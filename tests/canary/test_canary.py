@@ -201,9 +201,8 @@ async def test_there_are_no_checks_while_the_store_fails(
     assert await process.tick() == "first"
     await process.tick()
     assert len(model.calls) == CALLS
-    assert [record.getMessage() for record in caplog.records if record.name != "asyncio"] == [
-        "canary: no checks while the store fails (connection: down)"
-    ]
+    warnings = [record for record in caplog.records if record.levelname == "WARNING" and record.name != "asyncio"]
+    assert [record.getMessage() for record in warnings] == ["canary: no checks while the store fails (connection: down)"]
     store.failure = None
     assert await process.tick() == "same-bits"
 
