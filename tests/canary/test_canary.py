@@ -202,7 +202,9 @@ async def test_there_are_no_checks_while_the_store_fails(
     await process.tick()
     assert len(model.calls) == CALLS
     warnings = [record for record in caplog.records if record.levelname == "WARNING" and record.name != "asyncio"]
-    assert [record.getMessage() for record in warnings] == ["canary: no checks while the store fails (connection: down)"]
+    assert [record.getMessage() for record in warnings] == [
+        "canary: no checks while the store fails (connection: down)"
+    ]
     store.failure = None
     assert await process.tick() == "same-bits"
 
