@@ -1,6 +1,7 @@
 """What works on a store beside its proxies derives keys in the epochs that these have begun."""
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ TEXTS = ["a", "b"]
 
 
 def stored_keys(path: Path) -> set[bytes]:
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection:
         return {key for (key,) in connection.execute("SELECT key FROM slot")}
 
 

@@ -1,6 +1,7 @@
 """The keys that are derived without a request are those under which a proxy stores the same request's items."""
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ KEY = "secret-of-a-client"
 
 
 def stored_keys(path: Path) -> set[bytes]:
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection:
         return {key for (key,) in connection.execute("SELECT key FROM slot")}
 
 
