@@ -1,16 +1,12 @@
 """Numbers as people read them (pure)."""
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-_KIB = 1024
+from proxy.byte_size import byte_size
+
 _ROUNDING = 1e-9  # 0.57 * 1000 is less than 570
 
 
 def size(amount: float) -> str:
-    unit = 0
-    while amount >= _KIB and unit < len(_UNITS) - 1:
-        amount, unit = amount / _KIB, unit + 1
-    text = f"{amount:.1f}".removesuffix(".0") if unit else f"{amount:.0f}"
-    return f"{text} {_UNITS[unit]}"
+    return byte_size(amount).replace(".0 ", " ")
 
 
 def percent(part: float) -> str:

@@ -7,6 +7,7 @@ from rich.text import Text
 from proxy.analysis import tables
 from proxy.analysis.report import Report
 from proxy.analysis.tables import Table
+from proxy.printable import printable
 
 _TEXT_COLUMNS = ("reason", "what the proxy does", "format", "file")
 _PLAIN_WIDTH = 120  # where the output is no terminal
@@ -32,10 +33,5 @@ def _rich(table: Table) -> RichTable:
         is_text = table.of_text or number == 0 or column in _TEXT_COLUMNS
         shown.add_column(column, justify="left" if is_text else "right", header_style="dim", overflow="fold")
     for row in table.rows:
-        shown.add_row(*(Text(_printable(cell)) for cell in row))
+        shown.add_row(*(Text(printable(cell)) for cell in row))
     return shown
-
-
-def _printable(text: str) -> str:
-    """Without control characters: names come from files, and the terminal would obey them."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -10,6 +10,7 @@ from proxy.canary.sentence import sentence_of
 from proxy.canary.state import State
 from proxy.canary.subject import Subject
 from proxy.labels import CANARY_ALARMS, CanaryVerdict
+from proxy.printable import printable
 from proxy.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -85,4 +86,4 @@ def _badness(state: State) -> tuple[int, float]:
 
 def _shown(name: str) -> str:
     """A model's name for the log: clients choose it."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name[:_MAX_NAME])
+    return printable(name[:_MAX_NAME])

@@ -12,9 +12,10 @@ from proxy.analysis.identifier import Identifier
 from proxy.analysis.intake import Intake
 from proxy.analysis.report import Report
 from proxy.analysis.token_counter import TokenCounter, local_vocabulary
-from proxy.cli.config_file import ConfigFile, config_file_of, use_config_file
+from proxy.cli.config_file import ConfigFile, config_file_of
+from proxy.cli.config_option import READS_CONFIG
 from proxy.cli.option_types import FILE, Parsed
-from proxy.cli.options import OPTIONS
+from proxy.cli.options import BY_KEY
 from proxy.cli.progress import progress
 from proxy.config.quantities import parse_size
 from proxy.config.settings import UpstreamSetting
@@ -24,7 +25,6 @@ from proxy.config.upstream_tables import parse_upstreams
 from proxy.config.upstream_urls import parse_upstream
 from proxy.errors import ConfigError
 
-_AS_SERVE = {option.key: option for option in OPTIONS}
 _DEFAULT_MODEL = "text-embedding-3-small"
 _NO_STORE = "none"
 _MAX_DIMENSIONS = 65_536
@@ -53,12 +53,10 @@ _PARAMETERS: list[click.Parameter] = [
     click.Option(
         ["--config"],
         type=FILE,
-        is_eager=True,
-        expose_value=False,
-        callback=use_config_file(OPTIONS),
+        **READS_CONFIG,
         help="The proxy's TOML file: its [prices], upstreams, providers and sizes apply.",
     ),
-    *(_AS_SERVE[key].parameter() for key in ("upstream", "provider", "share", "key_headers", "neutral_headers")),
+    *(BY_KEY[key].parameter() for key in ("upstream", "provider", "share", "key_headers", "neutral_headers")),
     click.Option(
         ["--memory"],
         type=Parsed("sizes", _sizes),

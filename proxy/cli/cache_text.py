@@ -4,28 +4,19 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from proxy.byte_size import byte_size
 from proxy.maintenance.loader import Loaded
 from proxy.maintenance.purge import Purged
 from proxy.maintenance.survey import AGES, OLDER, Group, Kind, Survey, Verified
 from proxy.maintenance.transfer import Exported, Imported
+from proxy.printable import printable
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-_STEP = 1024
 _NAMED_KEYS = 5  # of each flaw
-
-
-def size(count: float) -> str:
-    """``count`` bytes, as `12.3 MiB`."""
-    unit = 0
-    while count >= _STEP and unit < len(_UNITS) - 1:
-        count /= _STEP
-        unit += 1
-    return f"{count:.1f} {_UNITS[unit]}" if unit else f"{count:.0f} B"
 
 
 def shown(text: str) -> str:
     """A name that a client or an upstream chose, without control characters."""
-    return "".join(char if char.isprintable() else "?" for char in text) or "(no name)"
+    return printable(text) or "(no name)"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -40,7 +31,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def survey_text(name: str, found: Survey) -> str:
-    lines = [f"{name}: {found.entries:,} entries, {size(found.bytes)}"]
+    lines = [f"{name}: {found.entries:,} entries, {byte_size(found.bytes)}"]
     if found.groups:
         head = ("model", "dimensions", "type", "entries", "size", "tokens", "oldest", "newest")
         rows = [_survey_row(kind, group) for kind, group in _by_size(found)]
@@ -48,7 +39,7 @@ def survey_text(name: str, found: Survey) -> str:
         lines += [f"  up to {age:8} {found.ages[age]:>12,}" for age in AGES if found.ages[age]]
         lines += [f"  {OLDER:14} {found.ages[OLDER]:>12,}"] if found.ages[OLDER] else []
     if found.own.entries:
-        lines += ["", f"Besides, {found.own.entries:,} values of the canary, {size(found.own.bytes)}."]
+        lines += ["", f"Besides, {found.own.entries:,} values of the canary, {byte_size(found.own.bytes)}."]
     if found.tagged:
         lines += ["", f"{found.tagged:,} have a tag of a record key."]
     if found.invalid:
@@ -62,7 +53,7 @@ def _by_size(found: Survey) -> list[tuple[Kind, Group]]:
 
 def _survey_row(kind: Kind, group: Group) -> Sequence[str]:
     return (
-        shown(kind.model), str(kind.dimensions), kind.dtype, f"{group.entries:,}", size(group.bytes),
+        shown(kind.model), str(kind.dimensions), kind.dtype, f"{group.entries:,}", byte_size(group.bytes),
         f"{group.tokens:,}", _date(group.oldest_s), _date(group.newest_s),
     )  # fmt: skip
 
@@ -117,7 +108,7 @@ def verified_json(name: str, found: Verified) -> dict[str, Any]:
 
 def exported_text(name: str, path: str, done: Exported) -> str:
     resumed = " (an interrupted export was continued)" if done.is_resumed else ""
-    return f"{path}: {done.entries:,} entries of {name}, {size(done.bytes)}{resumed}"
+    return f"{path}: {done.entries:,} entries of {name}, {byte_size(done.bytes)}{resumed}"
 
 
 def exported_json(name: str, path: str, done: Exported) -> dict[str, Any]:
@@ -162,7 +153,7 @@ def imported_json(name: str, path: str, done: Imported, *, is_dry_run: bool) -> 
 
 def purged_text(name: str, done: Purged, *, is_dry_run: bool) -> str:
     verb = "would be removed" if is_dry_run else "removed"
-    lines = [f"{name}: {done.entries.total():,} entries {verb}, {size(done.bytes)}"]
+    lines = [f"{name}: {done.entries.total():,} entries {verb}, {byte_size(done.bytes)}"]
     lines += [f"  {shown(model)}: {count:,}" for model, count in done.entries.most_common()]
     return "\n".join(lines)
 

@@ -13,9 +13,10 @@ import msgspec
 from aiohttp import UnixConnector
 
 from proxy.app.upstreams import demo_upstream
-from proxy.cli.config_file import config_file_of, use_config_file
+from proxy.cli.config_file import config_file_of
+from proxy.cli.config_option import READS_CONFIG
 from proxy.cli.option_types import FILE
-from proxy.cli.options import OPTIONS
+from proxy.cli.options import BY_KEY
 from proxy.cli.progress import progress
 from proxy.cli.stats_client import Unreachable
 from proxy.cli.upstream_options import default_egress
@@ -33,7 +34,6 @@ from proxy.probe.reply import Reply
 from proxy.protocol.provider import Provider
 from proxy.upstream.urls import Routes
 
-_AS_SERVE = {option.key: option for option in OPTIONS}
 _EGRESS = ("upstream_proxy", "upstream_ca", "upstream_cert", "upstream_cert_key")
 _DEFAULT_MAX_ITEMS = 256
 
@@ -46,12 +46,10 @@ _PARAMETERS: list[click.Parameter] = [
     click.Option(
         ["--config"],
         type=FILE,
-        is_eager=True,
-        expose_value=False,
-        callback=use_config_file(OPTIONS),
+        **READS_CONFIG,
         help="TOML file whose [providers] tables apply.",
     ),
-    *(_AS_SERVE[key].parameter() for key in ("provider", *_EGRESS)),
+    *(BY_KEY[key].parameter() for key in ("provider", *_EGRESS)),
     click.Option(
         ["--max-items"],
         type=click.IntRange(1, 16_384),

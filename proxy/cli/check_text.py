@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from proxy.printable import printable
 from proxy.probe.advice import Advice
 from proxy.probe.facts import BatchFact, Fact, Facts, Latency
 
@@ -19,7 +20,7 @@ def show(facts: Facts, advice: Advice) -> None:
     table.add_column()
     table.add_column(overflow="fold")
     for row in rows(facts):
-        table.add_row(*(Text(_printable(cell)) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(Text(f"{facts.model} at {facts.url}", style="bold"))
     console.print(table)
     console.print(Text(f"\n{facts.calls} calls, {facts.tokens:,} tokens as the upstream counts them", style="dim"))
@@ -67,8 +68,3 @@ def _latency(latency: Latency) -> str:
     return (
         f"median of {latency.calls} calls for one item, {latency.least_s * 1000:.0f} to {latency.most_s * 1000:.0f} ms"
     )
-
-
-def _printable(text: str) -> str:
-    """Without control characters: an upstream's texts are shown, and the terminal would obey them."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -12,11 +12,11 @@ from proxy.cli import environment, option_types, providers_text, stats_client, s
 from proxy.cli.analyze import analyze_command
 from proxy.cli.cache_commands import cache_group
 from proxy.cli.check import check_command
-from proxy.cli.config_file import config_file_of, use_config_file
+from proxy.cli.config_file import config_file_of
+from proxy.cli.config_option import READS_CONFIG
 from proxy.cli.explain import explain_command
 from proxy.cli.keys import keys_group
 from proxy.cli.load import load_command
-from proxy.cli.options import OPTIONS
 from proxy.cli.purge import purge_command
 from proxy.cli.serve import serve_command
 from proxy.cli.stats_client import Unreachable
@@ -53,9 +53,7 @@ cli.add_command(keys_group)
 @click.option(
     "--config",
     type=option_types.FILE,
-    callback=use_config_file(OPTIONS),
-    is_eager=True,
-    expose_value=False,
+    **READS_CONFIG,
     help="TOML file whose [providers] tables add providers or change them.",
 )
 @click.argument("names", nargs=-1)

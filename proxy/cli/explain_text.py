@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 import orjson
 
-from proxy.cli.printable import printable
 from proxy.explain.recent_report import report_recent
 from proxy.explain.report import Explanation, FieldReport, ItemReport, KeyReport
+from proxy.printable import printable
 from proxy.telemetry.recent_request import RecentRequest
 
 _MAX_ITEMS = 20

@@ -243,6 +243,8 @@ OPTIONS = (
     ),
 )
 
+BY_KEY = {option.key: option for option in OPTIONS}
+
 CONFIG = Option(
     name="config",
     type=types.FILE,

@@ -9,7 +9,7 @@ import click
 import orjson
 
 from proxy.cli import environment
-from proxy.cli.config_file import use_config_file
+from proxy.cli.config_option import READS_CONFIG, VARIABLES
 from proxy.cli.options import CONFIG, OPTIONS
 from proxy.cli.proxy_settings import settings_of
 from proxy.config.secrets import read_secret
@@ -62,12 +62,12 @@ def with_request_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def settings_parameters() -> list[click.Option]:
     """The options of `serve`."""
     parameters = [option.parameter(hidden=option.name not in _SHOWN) for option in OPTIONS]
-    return [*parameters, CONFIG.parameter(is_eager=True, expose_value=False, callback=use_config_file(OPTIONS))]
+    return [*parameters, CONFIG.parameter(**READS_CONFIG)]
 
 
 def request_settings(ctx: click.Context) -> Settings:
     """The settings of the proxy. Raises `ConfigError` and `click.UsageError`."""
-    environment.forbid_unknown_variables({option.variable for option in (*OPTIONS, CONFIG)})
+    environment.forbid_unknown_variables(VARIABLES)
     return settings_of(ctx)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from proxy.cli import banner, environment
-from proxy.cli.config_file import use_config_file
+from proxy.cli.config_option import READS_CONFIG, VARIABLES
 from proxy.cli.options import CONFIG, OPTIONS
 from proxy.cli.proxy_settings import settings_of
 from proxy.config.settings import Settings
@@ -17,7 +17,7 @@ from proxy.telemetry import log
 
 _PARAMETERS = [
     *(option.parameter() for option in OPTIONS),
-    CONFIG.parameter(is_eager=True, expose_value=False, callback=use_config_file(OPTIONS)),
+    CONFIG.parameter(**READS_CONFIG),
 ]
 
 
@@ -25,7 +25,7 @@ _PARAMETERS = [
 @click.pass_context
 def serve_command(ctx: click.Context, /, workers: int, **_: Any) -> int:
     """Run the proxy. Flags override environment variables, which override the file, which overrides the defaults."""
-    environment.forbid_unknown_variables({option.variable for option in (*OPTIONS, CONFIG)})
+    environment.forbid_unknown_variables(VARIABLES)
     settings = settings_of(ctx)
     announce = partial(_announce, settings)
     if workers == 1:

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from proxy.admin.latency import Latency
 from proxy.admin.status import Status
 from proxy.admin.window import Window
-from proxy.cli.printable import printable
+from proxy.byte_size import byte_size
 from proxy.labels import OUTCOMES, ItemResult
+from proxy.printable import printable
 
 _NONE = "-"
 _NAME_WIDTH = 24
@@ -14,8 +15,6 @@ _MODELS = 5
 _CLIENTS = 10
 _UNCACHED = 5
 _BUDGETS = 10
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-_KIB = 1024
 _ROUNDING = 1e-9  # 0.57 * 1000 is less than 570
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 
@@ -137,9 +136,9 @@ def _rest(status: Status) -> list[str]:
         f"breakers  {breakers}",
         f"store     {store.url}, read p99 {_took(store.reads.p99_s, store.reads)}, {store.errors:,} errors"
         + (f", {store.forged_records:,} forged records" if store.forged_records else ""),
-        f"memory    {_size(memory.bytes)} of {_size(memory.limit_bytes)}, {memory.entries:,} entries",
+        f"memory    {byte_size(memory.bytes)} of {byte_size(memory.limit_bytes)}, {memory.entries:,} entries",
         f"now       {load.requests_in_flight:,} requests in flight, {load.queued_items:,} items queued,"
-        f" {_size(load.held_bytes)} held",
+        f" {byte_size(load.held_bytes)} held",
     ]
 
 
@@ -168,13 +167,6 @@ def _took(seconds: float | None, of: Latency) -> str:
         return f"{at_least}{seconds:.1f} s"
     # An estimate has no more than two significant digits.
     return f"{at_least}{float(f'{seconds * 1000:.2g}'):g} ms"
-
-
-def _size(amount: float) -> str:
-    unit = 0
-    while amount >= _KIB and unit < len(_UNITS) - 1:
-        amount, unit = amount / _KIB, unit + 1
-    return f"{amount:.1f} {_UNITS[unit]}" if unit else f"{amount:.0f} {_UNITS[unit]}"
 
 
 def _duration(seconds: float) -> str:

@@ -12,15 +12,14 @@ import click
 from proxy.app.storage import open_store
 from proxy.cache.store import NoStore, Store
 from proxy.cli import environment
-from proxy.cli.config_file import use_config_file
-from proxy.cli.options import CONFIG, OPTIONS
+from proxy.cli.config_option import READS_CONFIG, VARIABLES
+from proxy.cli.options import BY_KEY, CONFIG
 from proxy.config.secrets import read_mac_key
 from proxy.config.settings import StoreSetting
 from proxy.errors import ConfigError
 from proxy.protocol.records import RecordKey
 
-_BY_NAME = {option.name: option for option in OPTIONS}
-_NAMES = ("store", "store-limit", "ttl", "record-key-env")
+_KEYS = ("store", "store_limit", "ttl", "record_key_env")
 # A request of the proxy can't wait as long for Redis. A command can, and a server under load may need it.
 _REDIS_TIMEOUT_S = 10.0
 
@@ -37,7 +36,7 @@ class StoreOptions:
     @classmethod
     def of(cls, ctx: click.Context) -> Self:
         """Raises `ConfigError` and `click.UsageError`."""
-        environment.forbid_unknown_variables({option.variable for option in (*OPTIONS, CONFIG)})
+        environment.forbid_unknown_variables(VARIABLES)
         name = ctx.params["record_key_env"]
         return cls(
             setting=ctx.params["store"],
@@ -73,7 +72,7 @@ class StoreOptions:
 
 def with_store_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that `StoreOptions.of` reads to a click command, which takes the context and ``**_``."""
-    parameters = [_BY_NAME[name].parameter() for name in _NAMES]
-    parameters.append(CONFIG.parameter(is_eager=True, expose_value=False, callback=use_config_file(OPTIONS)))
+    parameters = [BY_KEY[key].parameter() for key in _KEYS]
+    parameters.append(CONFIG.parameter(**READS_CONFIG))
     command.__dict__.setdefault("__click_params__", []).extend(reversed(parameters))
     return command

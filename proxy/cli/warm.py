@@ -13,8 +13,8 @@ from click.core import ParameterSource
 
 from proxy.cli import option_types as types
 from proxy.cli import warm_text
-from proxy.cli.config_file import config_file_of, use_config_file
-from proxy.cli.options import OPTIONS
+from proxy.cli.config_file import config_file_of
+from proxy.cli.config_option import READS_CONFIG
 from proxy.cli.progress import Advance, progress
 from proxy.cli.request_options import parse_field, parse_header
 from proxy.config.secrets import read_secret
@@ -86,9 +86,7 @@ _ASKED_ITEMS, _ASKED_CHARS = 2048, 8 * 1024**2
 @click.option(
     "--config",
     type=types.FILE,
-    callback=use_config_file(OPTIONS),
-    is_eager=True,
-    expose_value=False,
+    **READS_CONFIG,
     help="TOML file whose [prices] say what tokens cost.",
 )
 @click.pass_context

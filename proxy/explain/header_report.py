@@ -2,6 +2,7 @@
 
 from proxy.explain.http_request import HTTPRequest
 from proxy.explain.report import FieldReport
+from proxy.printable import printable
 from proxy.protocol import query
 from proxy.protocol.header_fields import document_of
 from proxy.protocol.header_kinds import KINDS, FieldKind, Rule, is_proof, rule_of, why_not_neutral
@@ -108,5 +109,5 @@ def _in_query(target: str, identity: Identity | None, *, is_scope_shared: bool) 
 
 def shown(value: str) -> str:
     """A value as one printable line, cut where it is long."""
-    line = "".join(letter if letter.isprintable() else "?" for letter in value)
+    line = printable(value)
     return line if len(line) <= _MAX_SHOWN else line[:_MAX_SHOWN] + "…"
