@@ -66,7 +66,7 @@ class Connection(LimitedConnection):
     handler reads what it needs. Why this is safe: docs/adr/0003-bytes-before-the-parser.md.
     """
 
-    __slots__ = ("_bytes_handler", "_is_last", "_pending", "_recorder", "_response", "_tunnel", "known_head")
+    __slots__ = ("_bytes_handler", "_early", "_is_last", "_pending", "_recorder", "_response", "_tunnel", "known_head")
 
     def __init__(
         self, server: web.Server, context: ConnectionContext, bytes_handler: BytesHandler | None, **options: Any
@@ -74,6 +74,7 @@ class Connection(LimitedConnection):
         super().__init__(server, context, **options)
         self._bytes_handler = bytes_handler
         self._recorder = RequestRecorder()
+        self._early = b""  # what came before aiohttp was idle again
         self._pending = b""  # what the parser has not got yet: a head, maybe with a part of its body, or a request
         self._response: asyncio.Task[Response | None] | None = None  # to the pending request
         self.known_head: HeadTemplate | None = None  # of requests that `BytesHandler` may respond to; it sets this
@@ -81,6 +82,32 @@ class Connection(LimitedConnection):
         self._tunnel: Tunnel | None = None
 
     def data_received(self, data: bytes) -> None:
+        if self._early:
+            self._early += data
+        elif self._is_early():
+            self._early = data
+            self._context.loop.call_soon(self._receive_early)
+        else:
+            self._receive(data)
+
+    def _is_early(self) -> bool:
+        """Whether the last response is written, and aiohttp's task that waits for the next request has not resumed.
+
+        A client nearby is always quicker than that task. So once a request of its was parsed, all others would be.
+        """
+        return (
+            self._bytes_handler is not None
+            and self._recorder.at_boundary
+            and not (self.is_idle or self.is_busy or self._pending)
+            and self._lingering is None
+        )
+
+    def _receive_early(self) -> None:
+        early, self._early = self._early, b""
+        if early:
+            self._receive(early)
+
+    def _receive(self, data: bytes) -> None:
         if self._lingering is not None:
             self._discard(self._lingering, data)
             return
@@ -130,7 +157,7 @@ class Connection(LimitedConnection):
     def parse_pending(self) -> None:
         """Pass what is pending to the parser separately: on an error, the parser drops all bytes of the same call."""
         response = self._take_response()
-        pending, self._pending = self._pending, b""
+        pending, self._pending, self._early = self._pending or self._early, b"", b""
         if response is not None:
             self._respond(response)
         elif pending:
@@ -227,7 +254,7 @@ class Connection(LimitedConnection):
 
     def eof_received(self) -> bool | None:  # type: ignore[override] # as in the base
         """The client has closed its side. Returns whether the connection stays open for responses."""
-        if self._response is not None:
+        if self._response is not None or self._early:
             self.parse_pending()
         if self._tunnel is None or self._lingering is not None:
             return super().eof_received()
@@ -246,5 +273,5 @@ class Connection(LimitedConnection):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._take_response()
-        self._pending = b""
+        self._pending = self._early = b""
         super().connection_lost(exc)

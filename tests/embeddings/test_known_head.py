@@ -505,6 +505,44 @@ async def test_a_head_that_differs_in_its_length_is_known() -> None:
     assert (site.seen, knows.count) == (["/n"], 2)
 
 
+@asynccontextmanager
+async def just_responded() -> AsyncIterator[tuple[LearningSite, Wire]]:
+    """A connection that has written the response to its first request, whose task has not resumed."""
+    site = LearningSite(Learns())
+    async with site.line() as line:
+        line.writer.write(numbered(3, "first"))
+        while not site.seen:
+            await asyncio.sleep(0)
+        while site.connection.is_busy:
+            await asyncio.sleep(0)
+        assert not site.connection.is_idle
+        yield site, line
+
+
+async def test_a_client_that_is_quicker_than_the_server_is_not_parsed_for_that() -> None:
+    async with just_responded() as (site, line):
+        second = numbered(4, "second")
+        for part in (second[:10], second[10:]):
+            site.connection.data_received(part)
+        assert (await line.answer()).endswith(b"/n xxx")
+        assert (await line.answer()).endswith(b"/n xxxx")
+        assert site.seen == ["/n"]
+
+
+async def test_what_comes_early_is_responded_to_when_the_client_closes_its_side() -> None:
+    async with just_responded() as (site, line):
+        site.connection.data_received(numbered(4, "second"))
+        assert site.connection.eof_received()
+        assert (await line.reader.read()).endswith(b"/n xxxx")
+
+
+async def test_what_comes_early_is_responded_to_before_the_server_stops() -> None:
+    async with just_responded() as (site, line):
+        site.connection.data_received(numbered(4, "second"))
+        site.server.pre_shutdown()
+        assert (await line.reader.read()).endswith(b"/n xxxx")
+
+
 FOREVER = 10**9  # turns of the event loop
 
 
