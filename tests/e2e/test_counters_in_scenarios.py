@@ -312,14 +312,14 @@ STREAMED = {"model": "m", "input": ["a", "b"], "stream": True}
 async def test_bypasses_are_counted_with_any_relayed_response(client: Client, upstream: ScriptedUpstream) -> None:
     await client.embed("first")
     before = await counters(client)
-    assert (await client.post(STREAMED)).status == 200
+    assert (await client.post(STREAMED, User_Agent="app/1")).status == 200
     upstream.reply = FAILED
-    assert (await client.post(STREAMED)).status == 500
+    assert (await client.post(STREAMED, User_Agent="app/1")).status == 500
     assert await counters(client) - before == {
         "requests{bypass,200,m}": 1,
         "requests{bypass,500,m}": 1,
         "bypasses{stream}": 2,
-        "uncached_requests{stream,stream,,Python/3.11}": 2,
+        "uncached_requests{stream,stream,,app/1}": 2,
         "items{bypass,m}": 4,
     }
 

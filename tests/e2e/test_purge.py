@@ -13,7 +13,7 @@ from tests.conftest import StartProxy
 from tests.e2e.test_coherence import KINDS, TEXTS, change_vectors, known_to, store
 from tests.support import workers
 from tests.support.cli import run_beside
-from tests.support.client import Client
+from tests.support.client import Client, UpstreamResponse
 from tests.support.dict_store import written
 from tests.support.redis_server import RedisServer
 from tests.support.scripted import Call, ScriptedUpstream
@@ -77,14 +77,10 @@ class HeldUpstream:
         return response
 
 
-@pytest.mark.parametrize("store", KINDS, indirect=True)
-async def test_what_was_under_way_does_not_bring_the_old_vector_back(
-    start_proxy: StartProxy,
-    upstream: ScriptedUpstream,
-    store: StoreSetting,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+async def a_fetch_under_way(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, store: StoreSetting
+) -> tuple[Client, Client, HeldUpstream, "asyncio.Task[UpstreamResponse]"]:
+    """Two proxies' clients, of which the first asks for a vector that will be the old one."""
     one, other = [await start_proxy(store=store) for _ in range(2)]
     for client in (one, other):
         await client.proxy.cache.probe_store()  # as at the start of a process
@@ -93,6 +89,18 @@ async def test_what_was_under_way_does_not_bring_the_old_vector_back(
     asking = asyncio.create_task(one.embed("under way"))
     await held.is_asked.wait()
     change_vectors(upstream)
+    return one, other, held, asking
+
+
+@pytest.mark.parametrize("store", KINDS, indirect=True)
+async def test_what_was_under_way_does_not_bring_the_old_vector_back(
+    start_proxy: StartProxy,
+    upstream: ScriptedUpstream,
+    store: StoreSetting,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    one, other, held, asking = await a_fetch_under_way(start_proxy, upstream, store)
     await run_beside(monkeypatch, capsys, "cache", "purge", "--all", "--store", url_of(store))
     await one.proxy.cache.feed.poll()
     asked_since = asyncio.create_task(one.embed("under way"))  # does not join the fetch from before
@@ -119,14 +127,7 @@ async def test_what_landed_before_the_process_knew_is_gone_after_its_next_poll(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    one, other = [await start_proxy(store=store) for _ in range(2)]
-    for client in (one, other):
-        await client.proxy.cache.probe_store()  # as at the start of a process
-    await known_to(one, other)
-    held = HeldUpstream(upstream)
-    asking = asyncio.create_task(one.embed("under way"))
-    await held.is_asked.wait()
-    change_vectors(upstream)
+    one, other, held, asking = await a_fetch_under_way(start_proxy, upstream, store)
     async with one.proxy.cache.feed._polling:  # its timer does not poll meanwhile
         await run_beside(monkeypatch, capsys, "cache", "purge", "--model", "*", "--store", url_of(store))
         held.may_respond.set()

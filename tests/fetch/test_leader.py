@@ -315,14 +315,20 @@ async def test_what_others_store_before_the_lease_is_granted_is_not_fetched() ->
     assert leading.leader.asked == {C}
 
 
-@virtually
-async def test_what_others_have_leased_is_waited_for_and_not_fetched() -> None:
+async def waiting_for_others() -> tuple[LeasingStore, Leading, "asyncio.Task[FetchRequest]"]:
+    """A fetch that has all but `A`, which another process has leased."""
     store = LeasingStore()
     store.of_others = {A}
     leading = Leading(store)
     fetching = asyncio.create_task(leading.fetch())
     while leading.settled != [B, C]:
         await asyncio.sleep(0.001)
+    return store, leading, fetching
+
+
+@virtually
+async def test_what_others_have_leased_is_waited_for_and_not_fetched() -> None:
+    store, leading, fetching = await waiting_for_others()
     await asyncio.sleep(1)
     assert not leading.claim.flights[A].done()
     await stored_by_another(store, A)
@@ -461,12 +467,7 @@ async def test_a_cancelled_fetch_gives_its_leases_back_and_settles_nothing() -> 
 
 @virtually
 async def test_a_fetch_that_is_cancelled_while_it_waits_for_others_keeps_what_it_has() -> None:
-    store = LeasingStore()
-    store.of_others = {A}
-    leading = Leading(store)
-    fetching = asyncio.create_task(leading.fetch())
-    while leading.settled != [B, C]:
-        await asyncio.sleep(0.001)
+    store, leading, fetching = await waiting_for_others()
     fetching.cancel()
     with pytest.raises(asyncio.CancelledError):
         await fetching
