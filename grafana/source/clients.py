@@ -147,7 +147,7 @@ _WHY_NO_HITS = [
     Panel(
         "Not cached item by item: why, which field, and by which program",
         "Relayed unread, keyed by the whole body, or on a path that is not cached (wrong-path). docs/clients.md says"
-        " what mends each reason. Also without client labels; then the client is empty.",
+        " how to fix each reason. Also without client labels; then the client is empty.",
         totals("client, reason, field, user_agent", "uncached_requests_total"),
         "reqps",
         is_stacked=True,

@@ -225,7 +225,7 @@ class HeldRequests:
                     waiting.resolve(Abandoned("The client has disconnected."))
             if batch:
                 self._start(batch)
-        if lane.has_only_resting:  # nobody wanted what was to be the next call
+        if lane.has_only_resting:  # no request waits for what was to be the next call
             self._send_ready(lane)
             return
         lane.is_free()

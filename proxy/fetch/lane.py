@@ -71,7 +71,7 @@ class Lane:
 
     @property
     def last_refusal(self) -> ErrorResponse | None:
-        """The last refusal of late, as every client may see it."""
+        """The most recent refusal, as every client may see it."""
         return self._last_refusal if self._clock() - self._refused_at_s < _RECENT_S else None
 
     def limits(self, limits: Limits, *, is_merged: bool = False) -> Limits:

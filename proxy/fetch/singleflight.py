@@ -25,7 +25,7 @@ class Flights(Generic[T]):
         return f"<Flights {len(self)} under way>"
 
     def detach(self, is_outdated: Callable[[bytes], bool]) -> None:
-        """Let nobody join the flights of keys that are outdated any more. They go on for those who have joined."""
+        """Stop further joins to the flights of outdated keys. They go on for the requests that have joined."""
         for key in [key for key in self._flights if is_outdated(key)]:
             del self._flights[key]
 

@@ -206,7 +206,7 @@ class Loader:
         before = await self._store.get_many(list(fresh), timeout_s=_READ_TIMEOUT_S)
         existing = {key: record for key, value in before.items() if (record := self._served(key, value)) is not None}
         if not self._policy.is_dry_run:
-            # What can't be served is in nobody's way. Another process may have stored something since.
+            # A record that can't be served does not count as existing. Another process may have stored something since.
             invalid = {key: value for key, value in before.items() if key not in existing}
             values = {key: records.encode(key, record, self._policy.record_key) for key, record in fresh.items()}
             overwrite = self._policy.overwrite

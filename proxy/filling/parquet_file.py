@@ -18,7 +18,7 @@ def is_parquet(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(len(_MAGIC)) == _MAGIC
     except OSError:
-        return False  # whoever reads it says so
+        return False  # the reader reports it
 
 
 def read_parquet_file(path: Path) -> Paid:

@@ -9,7 +9,7 @@ VARYING_HEADER, EXPIRING_TOKEN, WRONG_PATH = "varying-header", "expiring-token",
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _AGENT = re.compile(r"[\w.+-]{1,40}(/[\w.+-]{1,24})?", re.ASCII)
 
-# What mends it, by reason; {field} is the field's name, {provider} the name of the upstream's provider.
+# The remedy, by reason; {field} is the field's name, {provider} the name of the upstream's provider.
 _REMEDIES: dict[str, str] = {
     VARYING_HEADER: "if it does not change the vector, set --neutral-headers {field}",
     EXPIRING_TOKEN: "set --share all, or give the proxy a key of its own (--upstream-key-env with --client-keys)",
