@@ -1,7 +1,9 @@
 """Fixtures: an upstream, and proxies in front of it; `tests.support.servers` has those of Redis."""
 
 import asyncio.constants
+import asyncio.format_helpers
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -17,8 +19,11 @@ from tests.support.settings import settings_for
 
 pytest_plugins = ["tests.support.matrix", "tests.support.profiles", "tests.support.servers"]
 
-# In debug mode asyncio notes for every step where it came from, ten frames deep, which was most of the tests' time.
+# In debug mode asyncio and aiohttp note for every callback, future, task and response where it came from, with lines of
+# source, which was most of the tests' time. Tasks and futures keep the frame that asked for them; callbacks, none.
 asyncio.constants.DEBUG_STACK_DEPTH = 1  # type: ignore[misc]
+asyncio.format_helpers.extract_stack = lambda *_: []  # type: ignore[assignment]
+traceback.extract_stack.__defaults__ = (None, 2)
 
 StartProxy = Callable[..., Awaitable[Client]]
 
