@@ -3,6 +3,7 @@ handle."""
 
 import importlib.resources
 import importlib.util
+import random
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,9 @@ HOW_TO_GET_ONE = (
 )
 REDIS, VALKEY = "redis", "valkey"
 _READY_TIMEOUT_S = 20
+# Below the ports that Linux and macOS assign; those of a cluster's bus are 10,000 above.
+_UNASSIGNED_PORTS = range(10_000, 22_000)
+_RANDOM = random.SystemRandom()  # whatever Hypothesis does to the other
 
 
 class NoServer(Exception):
@@ -44,9 +48,15 @@ def _packaged() -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that nobody is given who asks for any port, since what shall listen on it may take seconds to start."""
+    while True:
+        port = _RANDOM.choice(_UNASSIGNED_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def executable(program: str | None) -> str:
