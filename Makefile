@@ -39,11 +39,16 @@ $(VENV)/dev-ok: $(VENV)/python-ok pyproject.toml
 run: $(VENV)/run-ok ## serve on 127.0.0.1:8080; flags go in ARGS="--port 9000"
 	@exec $(BIN)/embedding-proxy serve $(ARGS)
 
+# A process of tests for each core. Where a shell forbids bytecode, each would compile every test and what these import,
+# and so would each proxy that they start.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest
+PARALLEL := --numprocesses auto --dist worksteal
+
 test: $(VENV)/dev-ok ## all tests, with a real Redis or Valkey; pytest's flags go in ARGS
-	@$(BIN)/pytest $(ARGS)
+	@$(PYTEST) $(PARALLEL) $(ARGS)
 
 test-slow: $(VENV)/dev-ok ## the same with many more random examples
-	@HYPOTHESIS_PROFILE=slow $(BIN)/pytest --timeout 1800 $(ARGS)
+	@HYPOTHESIS_PROFILE=slow $(PYTEST) $(PARALLEL) --timeout 1800 $(ARGS)
 
 # One environment for each file of requirements, since these exclude each other.
 $(OTHERS:=/ok): .venv-clients%/ok: tests/clients/requirements%.txt $(VENV)/python-ok
