@@ -100,13 +100,17 @@ class Cache:
             self._store.log_unstored()
         await self._store.aclose()
 
+    def _getter(self) -> Callable[[bytes], Entry | None]:
+        """`Writer.get`, or until the next await a faster function that does the same."""
+        return self._writer.get if self._writer.pending else self.memory.get
+
     def peek(self, keys: Sequence[bytes], *, min_stored_at_s: float, confirmed: bool = False) -> dict[bytes, Entry]:
         """The entries of ``keys`` in memory, without waiting.
 
         With ``confirmed``, entries that may not be the first of their keys are left out while the store can be read,
         so that the caller reads them from the store.
         """
-        get, is_confirmed = self._writer.getter(), Certainty.CONFIRMED
+        get, is_confirmed = self._getter(), Certainty.CONFIRMED
         found = {}
         for key in keys:
             entry = get(key)
@@ -123,7 +127,7 @@ class Cache:
             return {}
         if self._writer.pending:
             await self._writer.wait_for(keys)
-        get = self._writer.getter()
+        get = self._getter()
         before = {key: entry for key in keys if (entry := get(key)) is not None}
         began = self._discards.now
         values, is_complete = await self._store.get(keys)
@@ -143,7 +147,7 @@ class Cache:
         """Put records from the store into memory. Returns the entries that count, without those that are too old.
         ``before`` are the entries that were in memory when the read ``began``."""
         discarded = began if began is not self._discards.now else ()
-        get, put, entry_of = self._writer.getter(), self.memory.put, Entry.of
+        get, put, entry_of = self._getter(), self.memory.put, Entry.of
         found = {}
         for key, record in self._codec.decode(values).items():
             entry = get(key)

@@ -71,10 +71,6 @@ class Writer:
             entry = self.pending[key][0].current
         return entry
 
-    def getter(self) -> Callable[[bytes], Entry | None]:
-        """`get`, or until the next await a faster function that does the same."""
-        return self.get if self.pending else self._memory.get
-
     async def write(self, fresh: Mapping[bytes, Record], *, overwrite: bool, asked: Mark) -> dict[bytes, Entry]:
         """As `Cache.write`."""
         late: dict[bytes, Entry] = {}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from proxy.fetch.request import ClientRequest
-from proxy.protocol.preferences import urgency_of, wait_s_of
+from proxy.protocol.directives import urgency_of, wait_s_of
 
 
 class Patience(NamedTuple):

@@ -28,8 +28,7 @@ from proxy.fetch.request import ClientRequest, FetchRequest, Policy
 from proxy.fetch.result import NOTHING, Failure, FetchResult
 from proxy.labels import RequestOutcome
 from proxy.protocol import tokens
-from proxy.protocol.directives import NO_DIRECTIVES
-from proxy.protocol.preferences import prefers_minimal
+from proxy.protocol.directives import NO_DIRECTIVES, prefers_minimal
 from proxy.telemetry.metrics import Metrics
 from proxy.turns import turn_if_many
 

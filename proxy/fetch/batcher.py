@@ -119,18 +119,18 @@ class Batcher:
 
     def _take(self, request: FetchRequest) -> None:
         """Count a request while it waits; the parts of a large one count as one. Raises `Overloaded`."""
-        client_request = request.client_request
-        self._queued_items.take(client_request.tenant, id(client_request), len(request.keys))
+        tenant, owner = request.client_request.tenant, id(request.client_request)
+        self._queued_items.take(tenant, owner, len(request.keys))
         try:
-            self._queued_bytes.take(client_request.tenant, id(client_request), len(request.body))
+            self._queued_bytes.take(tenant, owner, len(request.body))
         except Overloaded:
-            self._queued_items.give_back(client_request.tenant, id(client_request), len(request.keys))
+            self._queued_items.give_back(tenant, owner, len(request.keys))
             raise
 
     def _give_back(self, request: FetchRequest) -> None:
-        client_request = request.client_request
-        self._queued_items.give_back(client_request.tenant, id(client_request), len(request.keys))
-        self._queued_bytes.give_back(client_request.tenant, id(client_request), len(request.body))
+        tenant, owner = request.client_request.tenant, id(request.client_request)
+        self._queued_items.give_back(tenant, owner, len(request.keys))
+        self._queued_bytes.give_back(tenant, owner, len(request.body))
 
     def takes_retry(self, origin: Origin) -> bool:
         """Whether one more attempt may be made after a failure that may be an outage. It counts as failed until a call
@@ -250,11 +250,13 @@ class Batcher:
         now_s = time.perf_counter()
         for waiting in batch:
             self._wait_seconds.observe(now_s - waiting.since_s)
-        outcomes: Sequence[Outcome | ProxyError] = [ProxyError(_ABANDONED)] * len(batch)
+        outcomes: Sequence[Outcome | ProxyError] | None = None
         try:
             outcomes = await self._merged.outcomes([waiting.request for waiting in batch])
         finally:
             group.calls -= 1
+            if outcomes is None:
+                outcomes = [ProxyError(_ABANDONED)] * len(batch)
             try:
                 if sent is not None and self._held is not None:
                     self._held.ended(batch, sent, outcomes)
@@ -276,7 +278,7 @@ class Batcher:
 def _ended(batch: Sequence[Waiting], call: "asyncio.Task[None]") -> None:
     """However the call ended, perhaps before its first step: what it had and is not held has an outcome."""
     for waiting in batch:
-        if waiting.call is call:
+        if waiting.call is call and not waiting.outcome.done():
             waiting.resolve(ProxyError(_ABANDONED))
 
 

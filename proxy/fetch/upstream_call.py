@@ -16,9 +16,9 @@ from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.retry_budget import RetryBudget
 from proxy.protocol import embedding_response, vector_batch
 from proxy.protocol.embedding_response import EmbeddingResponse, InvalidEmbeddingResponse
-from proxy.protocol.expected_response import ExpectedResponse
 from proxy.protocol.json_parts import LARGE_BYTES
 from proxy.protocol.tokens import share_tokens
+from proxy.protocol.vector_batch import ExpectedResponse
 from proxy.steps import finish
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import Calls

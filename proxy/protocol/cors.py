@@ -10,20 +10,25 @@ from collections import OrderedDict
 
 from multidict import CIMultiDict
 
-from proxy.protocol.cors_fields import (
-    ALLOW_ORIGIN,
-    EXPOSE_HEADERS,
-    Fields,
-    add,
-    add_vary,
-    fields_of,
-    fields_of_preflight,
-    is_page_origin,
-    strip,
-)
+from proxy.protocol import headers
 from proxy.protocol.headers import Headers
 
+Fields = tuple[tuple[str, str], ...]
+
 EVERY_ORIGIN = "*"
+_ALLOW_ORIGIN = "Access-Control-Allow-Origin"
+_EXPOSE_HEADERS = "Access-Control-Expose-Headers"
+_PREFIX = "access-control-"
+# In the response to a request itself, these fields say which pages can read it. The others are for preflights, and may
+# repeat what a client wrote into its header.
+_OF_RESPONSES = frozenset(
+    {"access-control-allow-origin", "access-control-allow-credentials", "access-control-expose-headers"}
+)
+# In the response to a preflight, these fields apply to the response to the request itself, too.
+_OF_BOTH = frozenset({"access-control-allow-origin", "access-control-allow-credentials", "vary"})
+# The form in which browsers serialize an origin, or close to it. An origin of another form is not remembered.
+_ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+", re.IGNORECASE)
+_MAX_ORIGIN_CHARS = 256
 _REQUEST_METHOD, _REQUEST_HEADERS = "Access-Control-Request-Method", "Access-Control-Request-Headers"
 # Scripts can read only exposed fields and a few that every response has, such as Content-Type.
 _CACHE_FIELDS = "X-Cache, Cache-Status, X-Cache-Saved-Tokens"
@@ -85,7 +90,7 @@ class UpstreamFields:
 
     def allowed_origin(self, page: str | None) -> str | None:
         """The value of Access-Control-Allow-Origin that the upstream last sent to exactly this origin."""
-        return dict(self._by_origin.get(page, ())).get(ALLOW_ORIGIN)
+        return dict(self._by_origin.get(page, ())).get(_ALLOW_ORIGIN)
 
     def put(self, page: str | None, fields: Fields) -> None:
         if sum(len(name) + len(value) for name, value in fields) > _MAX_BYTES:
@@ -95,7 +100,7 @@ class UpstreamFields:
         if len(self._by_origin) > _MAX_ORIGINS:
             self._by_origin.popitem(last=False)
         # A response that allows every origin and does not vary by origin is the same for all of them.
-        if (ALLOW_ORIGIN, EVERY_ORIGIN) in fields and ("Vary", "Origin") not in fields:
+        if (_ALLOW_ORIGIN, EVERY_ORIGIN) in fields and ("Vary", "Origin") not in fields:
             self._for_any = fields
         elif page is not None:
             self._for_any = None
@@ -139,7 +144,7 @@ class Cors:
         if given.get("Access-Control-Request-Private-Network") == "true":
             response["Access-Control-Allow-Private-Network"] = "true"
         self._allow(origin_of(given), response)
-        add_vary(response, _REQUEST_METHOD, _REQUEST_HEADERS)
+        _add_vary(response, _REQUEST_METHOD, _REQUEST_HEADERS)
         return response
 
     def outbound(self, forwarded: CIMultiDict[str]) -> CIMultiDict[str]:
@@ -153,7 +158,7 @@ class Cors:
 
     def knows(self, page: str | None) -> bool:
         """Whether `finish` can write the fields for ``page`` without another response of the upstream."""
-        return bool(self._allowed) or not is_page_origin(page) or self._sent.get(page) is not None
+        return bool(self._allowed) or not _is_page_origin(page) or self._sent.get(page) is not None
 
     def finish(self, page: str | None, response: CIMultiDict[str]) -> None:
         """Put the CORS fields into a response to ``page`` that the proxy generated or assembled.
@@ -162,18 +167,18 @@ class Cors:
         upstream's response may have been sent for another request for the same item, from another origin.
         """
         if self._allowed:
-            strip(response)
+            _strip(response)
             if self._allow(page, response):
                 limits = {name for name in response if _RATE_LIMIT.search(name) and name.lower() not in _EXPOSED_NAMES}
-                response[EXPOSE_HEADERS] = ", ".join([_EXPOSED, *sorted(limits)])
+                response[_EXPOSE_HEADERS] = ", ".join([_EXPOSED, *sorted(limits)])
             return
-        allowed_origin = response.get(ALLOW_ORIGIN)
+        allowed_origin = response.get(_ALLOW_ORIGIN)
         sent = self._sent.get(page)
         if (allowed_origin is None and sent) or allowed_origin not in {None, EVERY_ORIGIN, page}:
-            strip(response)
-            add(response, sent or ())
-        if ALLOW_ORIGIN in response and "X-Cache" in response:
-            response.add(EXPOSE_HEADERS, _CACHE_FIELDS)
+            _strip(response)
+            _add(response, sent or ())
+        if _ALLOW_ORIGIN in response and "X-Cache" in response:
+            response.add(_EXPOSE_HEADERS, _CACHE_FIELDS)
 
     def relayed(self, page: str | None, status: int, response: CIMultiDict[str]) -> None:
         """`finish` an upstream's response on the embeddings route that is relayed unchanged, and learn from it."""
@@ -199,17 +204,17 @@ class Cors:
 
         An error without CORS fields says nothing about the origin: it may come from a gateway in between.
         """
-        if not self._allowed and (status < _CLIENT_ERROR or ALLOW_ORIGIN in response):
-            self._remember(page, fields_of(response))
+        if not self._allowed and (status < _CLIENT_ERROR or _ALLOW_ORIGIN in response):
+            self._remember(page, _fields_of(response))
 
     def learn_preflight(self, page: str | None, _: int, response: Headers) -> None:
         """Remember the CORS fields of the upstream's response to a preflight for the embeddings route.
 
         The response to a request itself has more of them, so it is kept until the allowed origin changes.
         """
-        allowed_origin = response.get(ALLOW_ORIGIN)
+        allowed_origin = response.get(_ALLOW_ORIGIN)
         if allowed_origin is not None and allowed_origin != self._sent.allowed_origin(page):
-            self._remember(page, fields_of_preflight(response))
+            self._remember(page, _fields_of_preflight(response))
 
     def _allow(self, page: str | None, response: CIMultiDict[str]) -> bool:
         """Write whether the operator allows ``page``.
@@ -218,15 +223,59 @@ class Cors:
         even there (https://fetch.spec.whatwg.org/#cors-protocol-and-http-caches).
         """
         if EVERY_ORIGIN in self._allowed:
-            response[ALLOW_ORIGIN] = EVERY_ORIGIN
+            response[_ALLOW_ORIGIN] = EVERY_ORIGIN
             return True
-        add_vary(response, "Origin")
+        _add_vary(response, "Origin")
         if page is None or page not in self._allowed:
             return False
-        response[ALLOW_ORIGIN] = page
+        response[_ALLOW_ORIGIN] = page
         return True
 
     def _remember(self, page: str | None, fields: Fields) -> None:
-        if page is None or is_page_origin(page):
+        if page is None or _is_page_origin(page):
             self._hit = None
             self._sent.put(page, fields)
+
+
+def _is_page_origin(value: str | None) -> bool:
+    """Whether the field Origin is of a browser, and short enough to be remembered."""
+    return value is not None and len(value) <= _MAX_ORIGIN_CHARS and _ORIGIN.fullmatch(value) is not None
+
+
+def _fields_of(response: Headers) -> Fields:
+    """The CORS fields of an upstream's response, with the usual spelling of names that the proxy looks up."""
+    found = [
+        (_ALLOW_ORIGIN if name.lower() == _ALLOW_ORIGIN.lower() else name, value)
+        for name, value in headers.end_to_end(response).items()
+        if name.lower() in _OF_RESPONSES and value.isascii()
+    ]
+    if "origin" in headers.tokens(response, "Vary"):
+        found.append(("Vary", "Origin"))
+    return tuple(found)
+
+
+def _fields_of_preflight(response: Headers) -> Fields:
+    """Those CORS fields of a preflight's response that apply to the response to the request itself."""
+    return tuple(field for field in _fields_of(response) if field[0].lower() in _OF_BOTH)
+
+
+def _strip(response: CIMultiDict[str]) -> None:
+    """Remove all CORS fields."""
+    for name in [name for name in set(response) if name.lower().startswith(_PREFIX)]:
+        response.popall(name, None)
+
+
+def _add(response: CIMultiDict[str], fields: Fields) -> None:
+    for name, value in fields:
+        if name == "Vary":
+            _add_vary(response, value)
+        else:
+            response.add(name, value)
+
+
+def _add_vary(response: CIMultiDict[str], *names: str) -> None:
+    """Add the names that Vary lacks (RFC 9110 §12.5.5)."""
+    present = headers.tokens(response, "Vary")
+    missing = [name for name in names if name.lower() not in present]
+    if missing and "*" not in present:
+        response["Vary"] = ", ".join([*response.getall("Vary", ()), *missing])

@@ -11,7 +11,6 @@ import orjson
 from proxy.labels import BypassReason
 from proxy.protocol import json_structure
 from proxy.protocol.bypass import Bypass
-from proxy.protocol.duplicate_names import forbid_duplicate_names
 from proxy.protocol.items import ItemKind, parse_items
 from proxy.protocol.parameters import (
     find_undescribed,
@@ -20,7 +19,7 @@ from proxy.protocol.parameters import (
     parse_whole_parameters,
 )
 from proxy.protocol.provider import Provider
-from proxy.protocol.request_body import count_items, forbid_many_items, model_of, parse_object
+from proxy.protocol.request_body import count_items, forbid_duplicate_names, forbid_many_items, model_of, parse_object
 from proxy.protocol.targets import PathModel
 from proxy.protocol.vectors import DType, Encoding
 from proxy.protocol.volatile_input import forbid_references, forbid_remote_media, forbid_volatile

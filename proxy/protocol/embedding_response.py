@@ -11,11 +11,10 @@ from typing import Any
 import orjson
 
 from proxy.protocol import json_parts, json_structure, vector_batch, vectors
-from proxy.protocol.expected_response import ExpectedResponse
 from proxy.protocol.json_numbers import MAX_EXACT_INTEGER
 from proxy.protocol.json_parts import JSONParseError
 from proxy.protocol.provider import Provider
-from proxy.protocol.vector_batch import Batch
+from proxy.protocol.vector_batch import Batch, ExpectedResponse
 from proxy.protocol.vectors import DType, InvalidVector, Vector
 from proxy.steps import Steps, finish
 

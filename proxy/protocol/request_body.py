@@ -9,11 +9,14 @@ import orjson
 from proxy.labels import BypassReason
 from proxy.protocol import json_parts
 from proxy.protocol.bypass import Bypass
+from proxy.protocol.items import ItemKind
 from proxy.protocol.json_parts import JSONParseError
 from proxy.steps import Steps, finish
 
 # Items of one request. More of them would block the event loop for too long, and no provider accepts as many.
 MAX_ITEMS = 16_384
+_MAX_DEPTH = 32  # of the JSON. orjson and the upstream's parser have limits too, which are higher
+_WITHOUT_MEMBERS = (ItemKind.TEXT, ItemKind.TOKENS)
 _MAX_LENIENT_BYTES = 64 * 1024  # of a body that orjson rejects and that is still searched for its model
 
 
@@ -78,6 +81,32 @@ def forbid_many_items(fields: dict[str, Any]) -> None:
     """Raises `Bypass` for a request with more than `MAX_ITEMS` items."""
     if count_items(fields) > MAX_ITEMS:
         raise Bypass(BypassReason.TOO_MANY_ITEMS)
+
+
+def forbid_duplicate_names(members: int, fields: dict[str, Any], kind: ItemKind) -> None:
+    """Raises `Bypass` if an object in a body has two members of one name, or is nested too deeply.
+
+    RFC 8259 §4 leaves open which of the two counts. The parser keeps the last without an error; an upstream may keep
+    the first. ``members`` is the number of members of all objects as they were written. The parsed body, ``fields``,
+    has fewer if one was dropped. Its ``input`` has been checked to be of ``kind``.
+    """
+    parsed = len(fields)
+    for name, value in fields.items():
+        if name != "input" or kind not in _WITHOUT_MEMBERS:
+            parsed += _count_members(value)
+    if members != parsed:
+        raise Bypass(BypassReason.DUPLICATE_KEY)
+
+
+def _count_members(value: Any, depth: int = _MAX_DEPTH) -> int:
+    """Members of all objects in a value. Raises `Bypass` if it is nested too deeply."""
+    if type(value) not in {dict, list}:
+        return 0
+    if depth == 0:
+        raise Bypass(BypassReason.TOO_DEEP)
+    if type(value) is dict:
+        return len(value) + sum(_count_members(inner, depth - 1) for inner in value.values())
+    return sum(_count_members(inner, depth - 1) for inner in value)
 
 
 def peek_model(body: bytes) -> str | None:

@@ -1,8 +1,10 @@
-"""The usual response, its vectors parsed and checked together (pure).
+"""The usual response, its vectors cut out of it, parsed and checked together (pure).
 
-For whatever is not as usual, valid or not, the result is None: then each vector is looked at alone.
+A response is nearly all embeddings. What is left of it without them is small, and shows its structure. For whatever is
+not as usual, valid or not, the result is None: then each vector is looked at alone.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,15 +14,36 @@ import pybase64
 import simdjson
 from numpy.typing import NDArray
 
-from proxy.protocol import embedding_texts, json_parts, shortest_floats, vectors
-from proxy.protocol.expected_response import ExpectedResponse
+from proxy.protocol import json_parts, shortest_floats, vectors
+from proxy.protocol.provider import Provider
 from proxy.protocol.vectors import DType, InvalidVector, Vector
 from proxy.steps import Steps
 
+_NAME = b'"embedding":'
+_ENDS = {ord("["): b"]", ord('"'): b'"'}
+_MEMBER = re.compile(rb'"embedding"[ \t\r\n]*:')
 _QUOTE, _POINT, _OPENING = ord('"'), ord("."), ord("[")
 _MAX_NUMBER_BYTES = 32  # with what separates it from the next
 _CHUNK = 8  # vectors: with 1536 numbers each, the intermediate results stay in a core's own cache
 _CHUNK_BYTES = 256 * 1024  # of their texts; to check so many numbers takes half a millisecond
+
+
+class ExpectedResponse(NamedTuple):
+    """What the response to an embeddings call is expected to have.
+
+    ``packed`` is the integer type that the request named; ``reads_base64``: base64 contains float32 or that type.
+    """
+
+    provider: Provider
+    items: int
+    packed: DType | None = None
+    reads_base64: bool = True
+
+    @property
+    def base64_dtype(self) -> DType:
+        if self.packed is not None:
+            return self.packed
+        return DType.FLOAT32_SHORTEST if self.provider.uses_shortest_floats else DType.FLOAT32
 
 
 class Batch(NamedTuple):
@@ -43,7 +66,7 @@ def parse(body: bytes, expected: ExpectedResponse) -> Steps[Batch | None]:
     if expected.packed is not None or not expected.reads_base64:
         return None
     items = expected.items
-    cut = yield from embedding_texts.cut(body, items)
+    cut = yield from cut_texts(body, items)
     if cut is None or len(cut.outline) > json_parts.LARGE_BYTES:
         return None
     try:
@@ -56,6 +79,47 @@ def parse(body: bytes, expected: ExpectedResponse) -> Steps[Batch | None]:
     yield
     found = yield from _vectors(cut.texts, expected.base64_dtype)
     return None if found is None else Batch(response, found, cut.texts)
+
+
+class Cut(NamedTuple):
+    """The response is ``outline`` with the i-th of ``texts``, an array or a string, in place of the number i, the value
+    of the i-th member ``embedding``. No other member has that name.
+
+    The response is valid JSON if and only if all of these are. An array may still have other arrays in it.
+    """
+
+    outline: bytes
+    texts: list[memoryview]  # of the response
+
+
+def cut_texts(body: bytes, items: int) -> Steps[Cut | None]:
+    """Cut ``items`` embeddings out of a response. None for one that is written in an unusual way, or has not as many.
+
+    A text begins after the unescaped quote and the colon of a member's name, so outside strings, and it is whole: an
+    array ends at the first bracket, unless there is an array or a string in it, and a string at the first quote, unless
+    it has escaped characters, as no base64 needs.
+    """
+    outline: list[bytes] = []
+    texts: list[memoryview] = []
+    view, end = memoryview(body), 0
+    while (name := body.find(_NAME, end)) >= 0:
+        start = name + len(_NAME)
+        start += body[start : start + 1] == b" "
+        closing = _ENDS.get(body[start]) if start < len(body) else None
+        if closing is None or len(texts) == items:
+            return None
+        outline += (body[end:start], b"%d" % len(texts))
+        end = body.find(closing, start + 1) + 1
+        if not end:
+            return None
+        texts.append(view[start:end])
+        yield
+    outline.append(body[end:])
+    rest = b"".join(outline)
+    # An escape might hide a member of the same name, whose value would count in place of the one that was cut out.
+    if len(texts) != items or b"\\" in rest or len(_MEMBER.findall(rest)) != items:
+        return None
+    return Cut(rest, texts)
 
 
 def _vectors(texts: Sequence[memoryview], base64_dtype: DType) -> Steps[list[Vector] | None]:

@@ -13,6 +13,7 @@ from aiohttp import (
     BaseConnector,
     ClientError,
     ClientResponse,
+    ClientResponseError,
     ClientSession,
     ClientTimeout,
     DummyCookieJar,
@@ -24,7 +25,6 @@ from yarl import URL
 
 from proxy.upstream.aiohttp_seam import disable_retries, has_idle_connections
 from proxy.upstream.failures import broke_before_response, proxy_refused
-from proxy.upstream.final_response import FinalResponse
 from proxy.upstream.outbound import Outbound
 
 # aiohttp would add each of these to a request that lacks it.
@@ -129,7 +129,7 @@ def _open_session(connector: BaseConnector, connect_timeout_s: float, read_timeo
     timeout = ClientTimeout(total=None, connect=connect_timeout_s, sock_read=read_timeout_s)
     session = ClientSession(
         connector=_report_connections(connector),
-        response_class=FinalResponse,
+        response_class=_FinalResponse,
         # A cookie of one client must not travel with another's request.
         cookie_jar=DummyCookieJar(),
         auto_decompress=False,
@@ -175,3 +175,25 @@ def _report_connections(connector: BaseConnector) -> BaseConnector:
 
     connector.connect = reporting  # type: ignore[method-assign]
     return connector
+
+
+class _FinalResponse(ClientResponse):
+    """A response whose status is valid for its request, and final (RFC 9110 §15.2).
+
+    No status is below 100 (RFC 9110 §15), and a 101 is valid only for a request with ``Upgrade`` (§15.2.2). aiohttp
+    takes these for responses without a body, and would keep the connection for other requests.
+    """
+
+    async def start(self, connection: Connection) -> ClientResponse:
+        protocol = connection.protocol
+        await super().start(connection)
+        if self.status >= HTTPStatus.OK or protocol is None:
+            return self
+        if (
+            self.status == HTTPStatus.SWITCHING_PROTOCOLS
+            and protocol.upgraded
+            and "Upgrade" in self.request_info.headers
+        ):
+            return self
+        protocol.close()
+        raise ClientResponseError(self.request_info, (), status=self.status)

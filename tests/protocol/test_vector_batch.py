@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.protocol import embedding_response, embedding_texts, vectors
+from proxy.protocol import embedding_response, vector_batch, vectors
 from proxy.protocol.embedding_response import EmbeddingResponse, InvalidEmbeddingResponse
 from proxy.protocol.providers import GENERIC
 from proxy.steps import Steps
@@ -37,7 +37,7 @@ def cut_nothing(_body: bytes, _items: int) -> Steps[None]:
 
 def parse_singly(body: bytes, items: int) -> EmbeddingResponse:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedding_texts, "cut", cut_nothing)
+        patch.setattr(vector_batch, "cut_texts", cut_nothing)
         return embedding_response.parse_response(body, GENERIC, items=items)
 
 
