@@ -69,11 +69,12 @@ async def clients_of(process: Process, *, keep_alive: bool) -> AsyncIterator[Htt
 
 
 async def loaded(process: Process, load: LedgerLoad) -> None:
-    """Greet both workers, which the kernel chooses by the connection, and then load them."""
+    """Greet both workers as each client, of which the kernel chooses one a connection, and then load them."""
     async with clients_of(process, keep_alive=False) as client:
-        greeted: set[str] = set()
-        while len(greeted) < 2:
-            greeted.add(await load.greet(client))
+        for name in CLIENTS:
+            greeted: set[str] = set()
+            while len(greeted) < 2:
+                greeted.add(await load.greet(client, name))
     async with clients_of(process, keep_alive=True) as client:
         await load.play([client], REQUESTS)
 

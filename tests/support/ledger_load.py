@@ -113,13 +113,12 @@ class LedgerLoad:
         elif response.status == 200 and body["model"] == SHARED:
             self.truth.billed[client] += response.json["usage"]["prompt_tokens"]
 
-    async def greet(self, proxy: HttpClient) -> str:
-        """A request of each client that the upstream accepts: from then on a pseudonym has a label. Returns the name
-        of the process that answered, which is the start of its requests' IDs."""
-        for client in CLIENTS:
-            body = {"model": SHARED, "input": f"the first of {client}"}
-            response = await proxy.post(body, key=f"Bearer {key_of(client)}")
-            self.note(client, body, response)
+    async def greet(self, proxy: HttpClient, client: str) -> str:
+        """A request that the upstream accepts: from then on a pseudonym has a label. Returns the name of the process
+        that answered, with which its requests' IDs start."""
+        body = {"model": SHARED, "input": f"the first of {client}"}
+        response = await proxy.post(body, key=f"Bearer {key_of(client)}")
+        self.note(client, body, response)
         return response.headers["X-Request-Id"].partition("-")[0]
 
     async def play(self, proxies: Sequence[HttpClient], requests: int) -> None:
