@@ -11,6 +11,7 @@ import pybase64
 from aiohttp import ClientSession
 from multidict import CIMultiDictProxy
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from yarl import URL
 
 from proxy.app import Running
@@ -50,11 +51,13 @@ class UpstreamResponse:
         ]
 
 
-class Client:
-    def __init__(self, session: ClientSession, proxy: Running) -> None:
+class HttpClient:
+    """A client of any proxy, of which only the addresses are known."""
+
+    def __init__(self, session: ClientSession, base_url: str, admin_url: str) -> None:
         self.session = session
-        self.proxy = proxy
-        self.origin = proxy.base_url.removesuffix("/v1")
+        self.origin = base_url.removesuffix("/v1")
+        self.admin_url = admin_url
 
     async def send(
         self, method: str, target: str, *, body: bytes | None = None, headers: dict[str, str] | None = None
@@ -84,16 +87,26 @@ class Client:
     ) -> UpstreamResponse:
         return await self.post({"model": model, "input": given, **fields}, **(headers or {}))
 
+    async def samples(self) -> list[Sample]:
+        async with self.session.get(self.admin_url + "/metrics") as response:
+            families = text_string_to_metric_families(await response.text())
+        return [sample for family in families for sample in family.samples]
+
     async def metric(self, name: str, **labels: str) -> float:
         """The sum of the samples that have these labels, whatever others they have."""
-        async with self.session.get(self.proxy.admin_url + "/metrics") as response:
-            families = text_string_to_metric_families(await response.text())
         return sum(
             sample.value
-            for family in families
-            for sample in family.samples
+            for sample in await self.samples()
             if sample.name == name and labels.items() <= sample.labels.items()
         )
+
+
+class Client(HttpClient):
+    """A client of a proxy in this process."""
+
+    def __init__(self, session: ClientSession, proxy: Running) -> None:
+        super().__init__(session, proxy.base_url, proxy.admin_url)
+        self.proxy = proxy
 
 
 async def raw(client: Client, request: bytes, *, end: bytes = b"") -> bytes:

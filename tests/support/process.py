@@ -72,9 +72,12 @@ class LoggedProcess:
             return log.read()
 
 
+PROGRAM = (sys.executable, "-m", "proxy")
+
+
 class Process(LoggedProcess):
-    def __init__(self, folder: Path, port: int, *arguments: str) -> None:
-        command = [sys.executable, "-m", "proxy", "serve", "--port", str(port), "--admin-port", "0", *arguments]
+    def __init__(self, folder: Path, port: int, *arguments: str, program: Sequence[str] = PROGRAM) -> None:
+        command = [*program, "serve", "--port", str(port), "--admin-port", "0", *arguments]
         super().__init__(folder, command, until="Ctrl-C")
 
     @property
