@@ -361,6 +361,7 @@ async def test_too_large_content_length_is_refused_before_the_body(echoing: Clie
 
 LIMIT = 256 * 1024
 EMBED = b'{"model":"m","input":"x"}'
+GZIPPED = gzip.compress(EMBED, mtime=0)  # without the time, which would be in the names of the tests
 
 
 def swollen(size: int) -> bytes:
@@ -407,11 +408,11 @@ async def test_compressed_body_is_decoded(client: Client, upstream: ScriptedUpst
 @pytest.mark.parametrize(
     ("body", "coding"),
     [
-        (gzip.compress(gzip.compress(EMBED)), "gzip, gzip"),
-        (gzip.compress(EMBED)[:-4], "gzip"),
-        (gzip.compress(EMBED) + b"more", "gzip"),
-        (gzip.compress(EMBED) * 2, "gzip"),
-        (gzip.compress(EMBED)[:10] + b"\xff" * 20, "gzip"),
+        (gzip.compress(GZIPPED, mtime=0), "gzip, gzip"),
+        (GZIPPED[:-4], "gzip"),
+        (GZIPPED + b"more", "gzip"),
+        (GZIPPED * 2, "gzip"),
+        (GZIPPED[:10] + b"\xff" * 20, "gzip"),
         (b"garbage", "gzip"),
         (b"", "gzip"),
         (EMBED, "gzip"),

@@ -9,6 +9,8 @@ from proxy.errors import ConfigError
 from proxy.filling.batches import Distinct, batched
 from proxy.filling.corpus import Text, read_texts
 
+GZIPPED = gzip.compress(b"a\n" * 1000, mtime=0)  # without the time, which would be in the names of the tests
+
 
 def written(folder: Path, content: bytes) -> Path:
     path = folder / "corpus"
@@ -42,8 +44,8 @@ def test_lines_with_texts_are_read(
         (b'{"text": "a"}\nb', ":2: not JSON: "),
         (b"a\n\xff\n", ":2: not UTF-8"),
         (b'["a"]', ": a JSON array; accepted: JSON Lines (jq -c '.[]' makes them), or a text a line"),
-        (gzip.compress(b"a\n" * 1000)[:-12], ": Compressed file ended before the end-of-stream marker was reached"),
-        (gzip.compress(b"a\n" * 1000)[:12] + b"\xff" * 50, ": "),
+        (GZIPPED[:-12], ": Compressed file ended before the end-of-stream marker was reached"),
+        (GZIPPED[:12] + b"\xff" * 50, ": "),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:

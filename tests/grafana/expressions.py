@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def of_variables() -> list[tuple[str, str]]:
     return [(filled(match[1]), match[2]) for match in found if match is not None]
 
 
+@cache
 def rules(kind: str) -> dict[str, dict[str, Any]]:
     """The rules of ``kind``, "record" or "alert", by their names."""
     return {
