@@ -21,8 +21,8 @@ from proxy.protocol.keys import Fields
 from proxy.upstream.router import Origin
 
 # No header field has an empty name, so a client can't send credentials that equal these.
-_EVERYBODY: Fields = [("", "share=all")]
-_OWN_KEY: Fields = [("", "upstream key of the proxy")]
+EVERYBODY: Fields = [("", "share=all")]
+OWN_KEY: Fields = [("", "upstream key of the proxy")]
 _BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
 _KEY_FIELDS = ("x-api-key", "api-key")
 # The first of these that a request has identifies its tenant, if several fields look like credentials.
@@ -101,7 +101,7 @@ class Access:
         """The identity that the request has upstream. ``own`` is the client's own identity."""
         if not self.owns_key:
             return own
-        return self.identity(headers.without_credentials(given), "", origin)._replace(credentials=_OWN_KEY)
+        return self.identity(headers.without_credentials(given), "", origin)._replace(credentials=OWN_KEY)
 
     def may_serve(self, credential_id: CredentialId, credential_scope: CredentialScope) -> bool:
         """Whether a credential gets cached entries without asking the upstream again: the proxy has the key itself, or
@@ -132,7 +132,7 @@ class Access:
     def scope(self, identity: Identity) -> Fields:
         """The clients that share the request's entries, as part of its cache keys."""
         if self.is_shared and not self.owns_key:
-            return _EVERYBODY
+            return EVERYBODY
         return assertions.scope_of(identity.credentials)
 
     def is_shared_scope(self, identity: Identity) -> bool:

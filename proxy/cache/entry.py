@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from enum import Enum
+from functools import lru_cache
 from typing import Self
 
 from msgspec import Struct
@@ -40,13 +41,22 @@ class _Source(Struct, frozen=True, eq=False, gc=False):
     dimensions: int
     tokens_exact: bool
     stored_at_s: int
+    scope: bytes
     # Entries of one response must have one version: the same model, as the upstream names it, and one length.
     model_version: tuple[str, int]
 
 
+@lru_cache(maxsize=4096)
+def _shared(scope: bytes) -> bytes:
+    """An equal one, the same for most sources of a scope."""
+    return scope
+
+
 @memoized(max_length=_MAX_MODEL_LENGTH)
-def _source(model: str, dtype: DType, dimensions: int, tokens_exact: bool, stored_at_s: int) -> _Source:
-    return _Source(model, dtype, dimensions, tokens_exact, stored_at_s, (model, dimensions))
+def _source(  # noqa: PLR0917 - memoized by position
+    model: str, dtype: DType, dimensions: int, tokens_exact: bool, stored_at_s: int, scope: bytes
+) -> _Source:
+    return _Source(model, dtype, dimensions, tokens_exact, stored_at_s, _shared(scope), (model, dimensions))
 
 
 class Entry(Struct, eq=False, gc=False):
@@ -66,7 +76,9 @@ class Entry(Struct, eq=False, gc=False):
     @classmethod
     def of(cls, record: Record, certainty: Certainty = Certainty.CONFIRMED) -> Self:
         vector = record.vector
-        source = _source(record.model, vector.dtype, vector.dimensions, record.tokens_exact, record.stored_at_s)
+        source = _source(
+            record.model, vector.dtype, vector.dimensions, record.tokens_exact, record.stored_at_s, record.scope
+        )
         return cls(vector.payload, source, record.tokens, certainty, None, record.numbers)
 
     @property
@@ -131,7 +143,7 @@ class Entry(Struct, eq=False, gc=False):
         source = self._source
         return Record(
             vector=self._vector, model=source.model, tokens=self.tokens, tokens_exact=source.tokens_exact,
-            stored_at_s=source.stored_at_s,
+            stored_at_s=source.stored_at_s, scope=source.scope,
         )  # fmt: skip
 
     def __repr__(self) -> str:

@@ -38,10 +38,11 @@ def show(text: str, data: dict[str, Any], *, is_json: bool) -> None:
 
 
 @cache_group.command(name="info")
+@click.option("--by-scope", "is_by_scope", is_flag=True, help="Count also by scope: by the credential, hashed.")
 @JSON
 @with_store_options
 @click.pass_context
-def info_command(ctx: click.Context, /, *, is_json: bool, **_: Any) -> None:
+def info_command(ctx: click.Context, /, *, is_by_scope: bool, is_json: bool, **_: Any) -> None:
     """Count the entries by model, dimensions and age."""
     options = StoreOptions.of(ctx)
 
@@ -50,7 +51,8 @@ def info_command(ctx: click.Context, /, *, is_json: bool, **_: Any) -> None:
             return await survey.survey(store, now_s=time.time(), advance=advance)
 
     found, name = on_store(options, run), str(options.setting)
-    show(cache_text.survey_text(name, found), cache_text.survey_json(name, found), is_json=is_json)
+    text = cache_text.survey_text(name, found, is_by_scope=is_by_scope)
+    show(text, cache_text.survey_json(name, found), is_json=is_json)
 
 
 @cache_group.command(name="verify")

@@ -4,14 +4,22 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from proxy.access.admission import EVERYBODY, OWN_KEY
 from proxy.byte_size import byte_size
 from proxy.maintenance.loader import Loaded
 from proxy.maintenance.purge import Purged
 from proxy.maintenance.survey import AGES, OLDER, Group, Kind, Survey, Verified
 from proxy.maintenance.transfer import Exported, Imported
 from proxy.printable import printable
+from proxy.protocol.keys import scope_fingerprint
 
 _NAMED_KEYS = 5  # of each flaw
+# Those that no client's credentials are part of.
+_SCOPES = {
+    scope_fingerprint(EVERYBODY): "all clients: --share all",
+    scope_fingerprint(OWN_KEY): "all clients: the proxy has the upstream's key",
+    scope_fingerprint([]): "requests without a credential",
+}
 
 
 def shown(text: str) -> str:
@@ -30,12 +38,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("  ".join(cells).rstrip() for cells in aligned)
 
 
-def survey_text(name: str, found: Survey) -> str:
+def survey_text(name: str, found: Survey, *, is_by_scope: bool = False) -> str:
     lines = [f"{name}: {found.entries:,} entries, {byte_size(found.bytes)}"]
     if found.groups:
         head = ("model", "dimensions", "type", "entries", "size", "tokens", "oldest", "newest")
         rows = [_survey_row(kind, group) for kind, group in _by_size(found)]
-        lines += ["", table(head, rows), "", "age"]
+        lines += ["", table(head, rows)]
+        lines += ["", _scopes_text(found)] if is_by_scope else []
+        lines += ["", "age"]
         lines += [f"  up to {age:8} {found.ages[age]:>12,}" for age in AGES if found.ages[age]]
         lines += [f"  {OLDER:14} {found.ages[OLDER]:>12,}"] if found.ages[OLDER] else []
     if found.own.entries:
@@ -52,10 +62,28 @@ def _by_size(found: Survey) -> list[tuple[Kind, Group]]:
 
 
 def _survey_row(kind: Kind, group: Group) -> Sequence[str]:
+    return (shown(kind.model), str(kind.dimensions), kind.dtype, *_amounts(group))
+
+
+def _scopes_text(found: Survey) -> str:
+    rows = [(_scope_name(scope), *_amounts(group)) for scope, group in _scopes_by_size(found)]
+    return table(("scope", "entries", "size", "tokens", "oldest", "newest"), rows)
+
+
+def _scope_name(scope: bytes) -> str:
+    """The fingerprint, and whose it is if it is not that of credentials."""
+    meaning = _SCOPES.get(scope)
+    return scope.hex() + (f" ({meaning})" if meaning else "") if scope else "(of an earlier version)"
+
+
+def _amounts(group: Group) -> Sequence[str]:
     return (
-        shown(kind.model), str(kind.dimensions), kind.dtype, f"{group.entries:,}", byte_size(group.bytes),
-        f"{group.tokens:,}", _date(group.oldest_s), _date(group.newest_s),
+        f"{group.entries:,}", byte_size(group.bytes), f"{group.tokens:,}", _date(group.oldest_s), _date(group.newest_s),
     )  # fmt: skip
+
+
+def _scopes_by_size(found: Survey) -> list[tuple[bytes, Group]]:
+    return sorted(found.scopes.items(), key=lambda item: (-item[1].entries, item[0]))
 
 
 def _date(unix_s: int) -> str:
@@ -80,6 +108,13 @@ def survey_json(name: str, found: Survey) -> dict[str, Any]:
                 "bytes": group.bytes, "tokens": group.tokens, "oldest_s": group.oldest_s, "newest_s": group.newest_s,
             }
             for kind, group in _by_size(found)
+        ],
+        "scopes": [
+            {
+                "scope": scope.hex() or None, "entries": group.entries, "bytes": group.bytes, "tokens": group.tokens,
+                "oldest_s": group.oldest_s, "newest_s": group.newest_s,
+            }
+            for scope, group in _scopes_by_size(found)
         ],
     }  # fmt: skip
 
@@ -155,13 +190,15 @@ def purged_text(name: str, done: Purged, *, is_dry_run: bool) -> str:
     verb = "would be removed" if is_dry_run else "removed"
     lines = [f"{name}: {done.entries.total():,} entries {verb}, {byte_size(done.bytes)}"]
     lines += [f"  {shown(model)}: {count:,}" for model, count in done.entries.most_common()]
+    if done.unknown:
+        lines.append(f"{done.unknown:,} entries of an earlier version have no scope, and stay")
     return "\n".join(lines)
 
 
 def purged_json(name: str, done: Purged, *, is_dry_run: bool) -> dict[str, Any]:
     return {
         "store": name, "is_dry_run": is_dry_run, "entries": done.entries.total(), "bytes": done.bytes,
-        "models": dict(done.entries.most_common()),
+        "models": dict(done.entries.most_common()), "unknown_scope": done.unknown,
     }  # fmt: skip
 
 

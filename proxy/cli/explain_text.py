@@ -73,7 +73,7 @@ def _field(field: FieldReport) -> str:
 
 
 def _key(key: KeyReport) -> list[str]:
-    parts = [("scope", key.scope), ("url", key.url), ("model", key.model or "none")]
+    parts = [("scope", f"{key.scope} ({key.scope_fingerprint})"), ("url", key.url), ("model", key.model or "none")]
     if key.headers:
         parts.append(("headers", ", ".join(key.headers)))
     if key.parameters:

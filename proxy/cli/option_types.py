@@ -17,6 +17,7 @@ from proxy.config.quantities import (
     parse_seconds,
     parse_size,
 )
+from proxy.config.scopes import parse_scope
 from proxy.config.stores import parse_store, parse_store_limit
 from proxy.errors import ConfigError
 from proxy.upstream.egress import parse_proxy
@@ -53,4 +54,5 @@ TTL = Parsed("duration", parse_duration)
 HEADER_NAMES = Parsed("names", parse_header_names)
 NEUTRAL_HEADERS = Parsed("names", parse_neutral_headers)
 ORIGINS = Parsed("origins", parse_cors_origins)
+SCOPE = Parsed("fingerprint", parse_scope)
 FORWARD_PROXY = Parsed("url", parse_proxy)

@@ -19,7 +19,7 @@ from proxy.maintenance.epochs import in_epoch, largest_epoch
 from proxy.maintenance.identity import open_request_reader
 from proxy.maintenance.purge import Purged, Selection, purge, purge_keys
 
-_CONDITIONS = "--model, --older-than, --text or --all"
+_CONDITIONS = "--model, --older-than, --scope, --credential-env, --text or --all"
 
 
 @click.command(name="purge")
@@ -33,6 +33,13 @@ _CONDITIONS = "--model, --older-than, --text or --all"
     help="The entries that requests for these texts, one a line, would hit. --model is then the requests' model;"
     " upstream, credential and further fields are those that the requests have.",
 )
+@click.option(
+    "--scope",
+    metavar="FINGERPRINT",
+    type=option_types.SCOPE,
+    help="Entries of one scope, as cache info --by-scope names them. --credential-env without --text means the scope of"
+    " the client that has this API key.",
+)
 @click.option("--all", "is_all", is_flag=True, help="All entries.")
 @DRY_RUN
 @JSON
@@ -45,6 +52,7 @@ def purge_command(
     model: str | None,
     older_than: float | None,
     texts_path: Path | None,
+    scope: bytes | None,
     is_all: bool,
     is_dry_run: bool,
     is_json: bool,
@@ -52,21 +60,25 @@ def purge_command(
 ) -> None:
     """Remove entries from the store, and within a second from the memory of every proxy that uses it.
 
-    --model and --older-than together mean the entries that both hold for.
+    Several of --model, --older-than and --scope mean the entries that all of them hold for.
     """
-    _require_one_selection(model, older_than, texts_path, is_all=is_all)
+    _require_one_selection(ctx)
     options = StoreOptions.of(ctx)
     keys = None
     if texts_path is not None:
         epochs = 1 + on_store(options, lambda store: largest_epoch(store, options.record_key))
         keys = asyncio.run(_keys_of(ctx, _texts(texts_path), model or "", epochs))
-    before_s = None if older_than is None else time.time() - older_than
+    scopes = None if scope is None else {scope}
+    if keys is None and ctx.params["credential_env"] is not None:
+        scopes = asyncio.run(_scopes_of(ctx))
+    selection = Selection(
+        model=model, stored_before_s=None if older_than is None else time.time() - older_than, scopes=scopes
+    )
 
     async def run(store: Store) -> Purged:
         with progress("purging", None if keys is None else len(keys)) as advance:
             if keys is not None:
                 return await purge_keys(store, keys, is_dry_run=is_dry_run, advance=advance)
-            selection = Selection(model=model, stored_before_s=before_s)
             return await purge(store, selection, is_dry_run=is_dry_run, advance=advance)
 
     done, name = on_store(options, run), str(options.setting)
@@ -74,17 +86,20 @@ def purge_command(
     show(text, cache_text.purged_json(name, done, is_dry_run=is_dry_run), is_json=is_json)
 
 
-def _require_one_selection(
-    model: str | None, older_than: float | None, texts_path: Path | None, *, is_all: bool
-) -> None:
+def _require_one_selection(ctx: click.Context) -> None:
     """Raises `click.UsageError`."""
-    if is_all and (model is not None or older_than is not None or texts_path is not None):
+    names = ("model", "older_than", "texts_path", "scope", "credential_env")
+    given = {name for name in names if ctx.params[name] is not None}
+    if ctx.params["is_all"] and given:
         raise click.UsageError("--all can't be combined with other conditions")
-    if texts_path is not None and older_than is not None:
-        raise click.UsageError("--text can't be combined with --older-than")
-    if texts_path is not None and model is None:
+    for name in sorted(given & {"older_than", "scope"}):
+        if "texts_path" in given:
+            raise click.UsageError(f"--text can't be combined with --{name.replace('_', '-')}")
+    if "texts_path" in given and "model" not in given:
         raise click.UsageError("--text needs --model, the model that the requests name")
-    if not is_all and model is None and older_than is None:
+    if {"scope", "credential_env"} <= given:
+        raise click.UsageError("--scope and --credential-env name two scopes; accepted: one of them")
+    if not ctx.params["is_all"] and not given:
         raise click.UsageError(f"say which entries to remove: {_CONDITIONS}")
 
 
@@ -103,3 +118,9 @@ async def _keys_of(ctx: click.Context, texts: list[str], model: str, epochs: int
         async with open_request_reader(request_settings(ctx), epoch_of=in_epoch(epoch)) as reader:
             keys += await reader.keys_of(texts, request_form(ctx, model))
     return keys
+
+
+async def _scopes_of(ctx: click.Context) -> set[bytes]:
+    """Raises `ConfigError` and `click.UsageError`."""
+    async with open_request_reader(request_settings(ctx)) as reader:
+        return reader.scopes_of(request_form(ctx, ""))

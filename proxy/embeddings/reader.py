@@ -143,8 +143,11 @@ class Reader:
             return Unread(bypass, origin, self._credential_id(reservation, origin, own), model, items)
         identity = _with_content_type(identity, request.headers)
         keyed_url = query.keyed(url)
-        epoch = self._epoch_of(keyed_url, parsed.model)
-        derived = await self._keys(body, parsed, identity, keyed_url, epoch)
+        epoch, scope = self._epoch_of(keyed_url, parsed.model), self._access.scope(identity)
+        derivation = keys.derive_in_steps(
+            parsed, url=keyed_url, scope=scope, vector_headers=identity.vector_affecting, epoch=epoch
+        )
+        derived = await turns.run(derivation) if _is_large(body) else finish(derivation)
         return ClientRequest(
             parsed=parsed,
             spec=_spec(parsed, model, derived, origin),
@@ -154,6 +157,7 @@ class Reader:
             received=request.headers,
             directives=cache_control(request.headers),
             identity=identity,
+            scope=scope,
             credential_id=self._credential_id(reservation, origin, own),
             credential_scope=CredentialScope(keyed_url, parsed.model),
             client=client,
@@ -161,18 +165,6 @@ class Reader:
             epoch=epoch,
             span=span,
         )
-
-    async def _keys(
-        self, body: Body, parsed: EmbeddingRequest, identity: Identity, url: str, epoch: int
-    ) -> list[bytes]:
-        derivation = keys.derive_in_steps(
-            parsed,
-            url=url,
-            scope=self._access.scope(identity),
-            vector_headers=identity.vector_affecting,
-            epoch=epoch,
-        )
-        return await turns.run(derivation) if _is_large(body) else finish(derivation)
 
     async def _parse_object(self, body: Body) -> dict[str, Any]:
         """Raises `Bypass`."""

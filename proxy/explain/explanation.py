@@ -97,6 +97,7 @@ def _key(read: ClientRequest, headers: Sequence[FieldReport], settings: Settings
     parsed = read.parsed
     return KeyReport(
         scope=_scope(headers, settings),
+        scope_fingerprint=read.scope_fingerprint.hex(),
         url=_shown_url(query.keyed(read.url)),
         headers=sorted({name for name, _ in read.identity.vector_affecting}),
         model=parsed.model,

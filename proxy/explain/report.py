@@ -53,6 +53,7 @@ class KeyReport:
     """What the items' keys have in common."""
 
     scope: str
+    scope_fingerprint: str  # in hexadecimal, as records of the scope have it
     url: str  # without credentials
     headers: Sequence[str]  # names of the vector-affecting fields
     model: str | None

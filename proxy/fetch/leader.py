@@ -193,6 +193,7 @@ class Leader:
         now = int(self._clock())
         is_float = part.client_request.spec.encoding is Encoding.FLOAT
         texts = result.texts if is_float and result.texts else repeat(None)
+        scope = part.client_request.scope_fingerprint
         received = list(zip(part.keys, result.vectors, result.tokens, texts, strict=False))
         records: dict[bytes, Record] = {}
         async for some in in_turns(received):
@@ -203,6 +204,7 @@ class Leader:
                     tokens=tokens,
                     tokens_exact=len(part.keys) == 1 and result.is_unmerged,
                     stored_at_s=now,
+                    scope=scope,
                     numbers=None if text is None else bytes(text),
                 )
                 for key, vector, tokens, text in some

@@ -43,6 +43,7 @@ class ClientRequest:
     received: Headers  # the client's header fields
     directives: Directives
     identity: Identity  # as the upstream sees it
+    scope: keys.Fields  # the clients that share its entries, as in their keys
     credential_id: CredentialId
     credential_scope: CredentialScope
     client: str | None  # for the ledger
@@ -58,6 +59,7 @@ class ClientRequest:
     _headers: CIMultiDict[str] | None = field(default=None, init=False)
     _group: bytes | None = field(default=None, init=False)
     _lane_name: LaneName | None = field(default=None, init=False)
+    _scope_fingerprint: bytes | None = field(default=None, init=False)
 
     @property
     def tenant(self) -> Tenant:
@@ -90,6 +92,13 @@ class ClientRequest:
             model = blake2b(model, digest_size=_MAX_MODEL_BYTES).digest()
         self._lane_name = self.origin.name, credentials, model
         return self._lane_name
+
+    @property
+    def scope_fingerprint(self) -> bytes:
+        """The fingerprint of its scope, for the records of its items."""
+        if self._scope_fingerprint is None:
+            self._scope_fingerprint = keys.scope_fingerprint(self.scope)
+        return self._scope_fingerprint
 
     def with_headers(self, fields: CIMultiDict[str]) -> "ClientRequest":
         """The same with other header fields."""

@@ -129,6 +129,7 @@ class Loader:
             tokens=estimated_tokens(paid.text) if paid.tokens is None else paid.tokens,
             tokens_exact=paid.tokens is not None,
             stored_at_s=int(self._clock()),
+            scope=request.scope_fingerprint,
         )
         self._add(paid.line, request, {key: record})
 
@@ -153,6 +154,7 @@ class Loader:
                         tokens=cost,
                         tokens_exact=len(weights) == 1,
                         stored_at_s=int(self._clock()),
+                        scope=request.scope_fingerprint,
                     ),
                 )
         if None in response.vectors:

@@ -20,9 +20,10 @@ from proxy.fetch.request import ClientRequest
 from proxy.http.bodies import Body, BodyReader
 from proxy.maintenance.epochs import FIRST_EPOCH, EpochOf
 from proxy.protocol import json_structure
+from proxy.protocol.keys import scope_fingerprint
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import NO_SPAN
-from proxy.upstream.router import Router
+from proxy.upstream.router import Origin, Router
 
 # So many texts are put into one request, far below the bounds of a body's complexity.
 _TEXTS_A_REQUEST = 1000
@@ -89,12 +90,26 @@ class RequestReader:
 
     def headers_of(self, form: RequestForm) -> CIMultiDict[str]:
         """The header fields of a client that sends its key where the model's provider expects it."""
-        headers = CIMultiDict([("Content-Type", "application/json"), *form.headers])
-        if form.credential is not None:
-            origin = self._router.choose(form.path, form.model)
-            name, _, scheme = origin.provider.auth.partition(": ")
-            headers[name] = f"{scheme} {form.credential}" if scheme else form.credential
-        return headers
+        return _headers_of(form, self._router.choose(form.path, form.model))
+
+    def scopes_of(self, form: RequestForm) -> set[bytes]:
+        """The fingerprints of the scopes that the credential of ``form`` has, by where the upstreams' providers expect
+        it. Raises `ConfigError` if other clients share them."""
+        if self._access.is_shared:
+            raise ConfigError("all clients share the entries (--share all, or the proxy has the upstream's key)")
+        scopes = set()
+        for origin in self._router.all:
+            headers = _headers_of(form, origin)
+            scopes.add(scope_fingerprint(self._access.scope(self._access.identity(headers, form.path, origin))))
+        return scopes
+
+
+def _headers_of(form: RequestForm, origin: Origin) -> CIMultiDict[str]:
+    headers = CIMultiDict([("Content-Type", "application/json"), *form.headers])
+    if form.credential is not None:
+        name, _, scheme = origin.provider.auth.partition(": ")
+        headers[name] = f"{scheme} {form.credential}" if scheme else form.credential
+    return headers
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ _SCHEMA = pa.schema(
         ("dimensions", pa.int32()),
         ("dtype", pa.string()),
         ("tokens", pa.int64()),
+        ("scope", pa.string()),  # the fingerprint in hexadecimal; null if the record has none
         ("stored_at", pa.timestamp("s", tz="UTC")),
         # The numbers that a client reads in a response. float64 has all of them exactly, but for int64 above 2^53.
         ("vector", pa.list_(pa.float64())),
@@ -81,6 +82,7 @@ def _rows(values: Mapping[bytes, bytes]) -> list[dict[str, Any]]:
                 "dimensions": record.vector.dimensions,
                 "dtype": record.vector.dtype.name.lower(),
                 "tokens": record.tokens,
+                "scope": record.scope.hex() or None,
                 "stored_at": record.stored_at_s,
                 "vector": np.asarray(orjson.loads(vectors.numbers_json(record.vector)), "f8"),
             }

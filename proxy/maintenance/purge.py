@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from fnmatch import fnmatchcase
 
 from proxy.cache.store import Purge, Store
@@ -20,6 +22,13 @@ NO_RECORD = "(invalid)"  # for a value that is no valid record
 OWN = "(of the canary)"  # for what the proxy keeps for itself
 
 
+class Unselected(Enum):
+    """Why an entry is not selected."""
+
+    OTHER = auto()
+    NO_SCOPE = auto()  # all else holds for it, but an earlier version stored it, without its scope
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """Which entries: those that all of its conditions hold for. Without any condition it is everything, invalid values
@@ -27,23 +36,26 @@ class Selection:
 
     model: str | None = None  # a pattern
     stored_before_s: float | None = None  # Unix time
+    scopes: AbstractSet[bytes] | None = None  # fingerprints
 
     @property
     def is_everything(self) -> bool:
-        return self.model is None and self.stored_before_s is None
+        return self.model is None and self.stored_before_s is None and self.scopes is None
 
-    def model_of(self, key: bytes, value: bytes) -> str | None:
-        """The model of an entry that is selected; None for one that is not."""
+    def model_of(self, key: bytes, value: bytes) -> "str | Unselected":
+        """The model of an entry that is selected."""
         try:
             record, _ = records.inspect(key, value)
         except InvalidRecord:
-            return NO_RECORD if self.is_everything else None
+            return NO_RECORD if self.is_everything else Unselected.OTHER
         if record.model == records.OWN:
-            return OWN if self.is_everything else None
+            return OWN if self.is_everything else Unselected.OTHER
         if self.model is not None and not fnmatchcase(record.model, self.model):
-            return None
+            return Unselected.OTHER
         if self.stored_before_s is not None and record.stored_at_s >= self.stored_before_s:
-            return None
+            return Unselected.OTHER
+        if self.scopes is not None and record.scope not in self.scopes:
+            return Unselected.OTHER if record.scope else Unselected.NO_SCOPE
         return record.model
 
 
@@ -51,6 +63,7 @@ class Selection:
 class Purged:
     entries: Counter[str] = field(default_factory=Counter)  # by model
     bytes: int = 0  # of keys and values
+    unknown: int = 0  # entries that stay, though they may be of the scope
 
 
 async def purge(store: Store, selection: Selection, *, is_dry_run: bool, advance: Advance) -> Purged:
@@ -65,9 +78,9 @@ async def purge(store: Store, selection: Selection, *, is_dry_run: bool, advance
         await store.announce_purge(announced)
     purged = Purged()
     async for values, _ in pages(store):
-        selected = {
-            key: model for key, value in values.items() if (model := selection.model_of(key, value)) is not None
-        }
+        found = {key: selection.model_of(key, value) for key, value in values.items()}
+        selected = {key: model for key, model in found.items() if isinstance(model, str)}
+        purged.unknown += sum(model is Unselected.NO_SCOPE for model in found.values())
         await _delete(store, selected, values, purged, is_dry_run=is_dry_run)
         advance(len(values))
     if not is_dry_run:
@@ -87,7 +100,7 @@ async def purge_keys(store: Store, keys: Collection[bytes], *, is_dry_run: bool,
     for start in range(0, len(distinct), _KEYS_PER_DELETION):
         some = distinct[start : start + _KEYS_PER_DELETION]
         values = await store.get_many(some, timeout_s=_TIMEOUT_S)
-        found = {key: everything.model_of(key, value) or NO_RECORD for key, value in values.items()}
+        found = {key: str(everything.model_of(key, value)) for key, value in values.items()}
         # All keys, since what a process holds in memory may no longer be in the store.
         await _delete(store, found, values, purged, is_dry_run=is_dry_run, also=some)
         advance(len(some))

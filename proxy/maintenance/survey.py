@@ -8,7 +8,7 @@ from typing import NamedTuple
 from proxy.cache.store import Store
 from proxy.maintenance.transfer import Advance, pages
 from proxy.protocol import records
-from proxy.protocol.records import InvalidRecord, RecordKey
+from proxy.protocol.records import InvalidRecord, Record, RecordKey
 
 # By age in seconds: the last bound that an entry is not older than.
 AGES = {"1 hour": 3600, "1 day": 86_400, "1 week": 604_800, "30 days": 2_592_000, "1 year": 31_536_000}
@@ -31,10 +31,18 @@ class Group:
     oldest_s: int = 2**62  # Unix time
     newest_s: int = 0
 
+    def add(self, record: Record, size_bytes: int) -> None:
+        self.entries += 1
+        self.bytes += size_bytes
+        self.tokens += record.tokens
+        self.oldest_s = min(self.oldest_s, record.stored_at_s)
+        self.newest_s = max(self.newest_s, record.stored_at_s)
+
 
 @dataclass(slots=True)
 class Survey:
     groups: dict[Kind, Group] = field(default_factory=lambda: defaultdict(Group))
+    scopes: dict[bytes, Group] = field(default_factory=lambda: defaultdict(Group))  # by fingerprint; b"": not known
     own: Group = field(default_factory=Group)  # what the proxy keeps for itself, which are no entries
     ages: Counter[str] = field(default_factory=Counter)
     tagged: int = 0
@@ -81,12 +89,8 @@ def _count(found: Survey, key: bytes, value: bytes, now_s: float) -> None:
         found.own.bytes += size_bytes
         return
     vector = record.vector
-    group = found.groups[Kind(record.model, vector.dimensions, vector.dtype.name.lower())]
-    group.entries += 1
-    group.bytes += size_bytes
-    group.tokens += record.tokens
-    group.oldest_s = min(group.oldest_s, record.stored_at_s)
-    group.newest_s = max(group.newest_s, record.stored_at_s)
+    found.groups[Kind(record.model, vector.dimensions, vector.dtype.name.lower())].add(record, size_bytes)
+    found.scopes[record.scope].add(record, size_bytes)
     age_s = now_s - record.stored_at_s
     found.ages[next((name for name, bound_s in AGES.items() if age_s <= bound_s), OLDER)] += 1
     found.tagged += is_tagged

@@ -16,6 +16,7 @@ import orjson
 
 from proxy.protocol.embedding_request import EmbeddingRequest
 from proxy.protocol.items import ItemKind
+from proxy.protocol.records import SCOPE_BYTES
 from proxy.steps import Steps, finish
 
 Fields = list[tuple[str, str]]  # header names and values
@@ -95,6 +96,14 @@ def _hashed(copy: Callable[[], "blake2b"], items: Iterable[bytes]) -> list[bytes
         state.update(item)
         found.append(state.digest())
     return found
+
+
+def scope_fingerprint(scope: Fields) -> bytes:
+    """Names a scope, in `proxy.protocol.records.SCOPE_BYTES` bytes, so that its entries can be told from others.
+
+    As a key, it is a hash of the credentials: it does not reveal them, but a guess of one can be tested.
+    """
+    return blake2b(pack(scope), digest_size=SCOPE_BYTES, person=b"scope").digest()
 
 
 def group(

@@ -5,10 +5,14 @@ checksum detects corruption and truncation cheaply; it does not protect against 
 that, the operator can configure a record key. Then the array is followed by an ID of that key and a keyed BLAKE2b tag
 (keyed BLAKE2b is a MAC, RFC 7693 §2.9), and only records with a valid tag are served:
 
-    format 1:  array, checksum
-    format 2:  array, key ID, tag, checksum
+    format 1:  array of 9, checksum
+    format 2:  array of 9, key ID, tag, checksum
+    format 3:  array of 10, checksum
+    format 4:  array of 10, key ID, tag, checksum
 
-Earlier versions wrote the tag after the checksum of a format 1 record, without a key ID. Such records are still read.
+The tenth element is the fingerprint of the scope that the record belongs to (`proxy.protocol.keys.scope_fingerprint`).
+Earlier versions wrote none, and the tag after the checksum of a format 1 record, without a key ID. Such records are
+still read. What has no scope is still written in the formats 1 and 2.
 """
 
 from enum import StrEnum
@@ -23,14 +27,21 @@ from msgspec import Struct
 
 from proxy.protocol.vectors import ITEM_BYTES, DType, Vector
 
-_UNTAGGED, _TAGGED = 1, 2  # formats
+_UNTAGGED, _TAGGED, _SCOPED, _SCOPED_TAGGED = 1, 2, 3, 4  # formats
 _checksum = xxhash.xxh3_64_digest
 _CHECKSUM_BYTES = 8
 _KEY_ID_BYTES = 8
 _TAG_BYTES = 16
 _FIELDS = 9
-# The first bytes of the array of a format 2 record: its number of elements and the first element.
-_TAGGED_HEAD: bytes = msgpack.packb([0] * _FIELDS)[:1] + msgpack.packb(_TAGGED)
+SCOPE_BYTES = 8
+_SCOPE_LENGTHS = {_UNTAGGED: 0, _TAGGED: 0, _SCOPED: SCOPE_BYTES, _SCOPED_TAGGED: SCOPE_BYTES}
+_FIELD_TYPES = [int, bytes, int, int, int, bool, str, int, bytes]
+# The first bytes of the array of a tagged record: its number of elements and the first element.
+_TAGGED_HEADS = frozenset(
+    msgpack.packb([0] * length)[:1] + msgpack.packb(number)
+    for length, number in ((_FIELDS, _TAGGED), (_FIELDS + 1, _SCOPED_TAGGED))
+)
+_HEAD_BYTES = 2
 
 
 # In place of a model's name, in records of what the proxy keeps for itself. No upstream's model has such a name.
@@ -96,13 +107,14 @@ class Record(Struct, frozen=True, kw_only=True, gc=False):
     tokens: int  # what the upstream billed for the item
     tokens_exact: bool  # False if the tokens of one call were apportioned to its items
     stored_at_s: int  # Unix time
+    scope: bytes = b""  # the fingerprint of the scope that it belongs to; empty if that is not known
     numbers: bytes | None = None  # the vector's JSON as the upstream wrote it, if memory is to keep that; not stored
 
 
 class _Array(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     """The array of a record."""
 
-    format: Literal[1, 2]  # _UNTAGGED, _TAGGED
+    format: Literal[1, 2, 3, 4]
     key: bytes
     dtype: DType
     dimensions: int
@@ -111,25 +123,26 @@ class _Array(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     model: str
     stored_at_s: int
     payload: bytes
+    scope: bytes = b""
 
 
 _unpack = msgspec.msgpack.Decoder(_Array).decode
 
 
 def encode(key: bytes, record: Record, record_key: RecordKey | None = None) -> bytes:
-    packed: bytes = msgpack.packb(
-        (
-            _UNTAGGED if record_key is None else _TAGGED,
-            key,
-            record.vector.dtype.value,
-            record.vector.dimensions,
-            record.tokens,
-            record.tokens_exact,
-            record.model,
-            record.stored_at_s,
-            record.vector.payload,
-        )
+    untagged, tagged = (_SCOPED, _SCOPED_TAGGED) if record.scope else (_UNTAGGED, _TAGGED)
+    fields = (
+        untagged if record_key is None else tagged,
+        key,
+        record.vector.dtype.value,
+        record.vector.dimensions,
+        record.tokens,
+        record.tokens_exact,
+        record.model,
+        record.stored_at_s,
+        record.vector.payload,
     )
+    packed: bytes = msgpack.packb((*fields, record.scope) if record.scope else fields)
     if record_key is not None:
         packed += record_key.id
         packed += record_key.tag(packed)
@@ -144,7 +157,7 @@ def decode(key: bytes, data: bytes, record_key: RecordKey | None = None) -> Reco
     body = memoryview(data)[:-_CHECKSUM_BYTES]
     if _checksum(body) != data[-_CHECKSUM_BYTES:]:
         packed = _verified_old(data, record_key)
-    elif body[: len(_TAGGED_HEAD)] == _TAGGED_HEAD:
+    elif data[:_HEAD_BYTES] in _TAGGED_HEADS:
         packed = _verified(body, record_key)
     elif record_key is not None:
         raise InvalidRecord(Flaw.UNTAGGED)
@@ -159,7 +172,7 @@ def inspect(key: bytes, data: bytes) -> tuple[Record, bool]:
     Raises `InvalidRecord`, of `Flaw.CHECKSUM` and those after it.
     """
     body = memoryview(data)[:-_CHECKSUM_BYTES]
-    is_tagged = body[: len(_TAGGED_HEAD)] == _TAGGED_HEAD
+    is_tagged = data[:_HEAD_BYTES] in _TAGGED_HEADS
     if _checksum(body) != data[-_CHECKSUM_BYTES:]:  # damaged, or tagged by an earlier version
         is_tagged, body = True, body[: len(body) + _CHECKSUM_BYTES - _TAG_BYTES]
         if _checksum(body[:-_CHECKSUM_BYTES]) != body[-_CHECKSUM_BYTES:]:
@@ -181,14 +194,16 @@ def _record(key: bytes, packed: bytes | memoryview) -> Record:
     dimensions, payload = fields.dimensions, fields.payload
     if dimensions <= 0 or len(payload) != dimensions * ITEM_BYTES[fields.dtype]:
         raise InvalidRecord(Flaw.DIMENSIONS)
+    if len(fields.scope) != _SCOPE_LENGTHS[fields.format]:
+        raise InvalidRecord(Flaw.FORMAT)
     return Record(
         vector=Vector(fields.dtype, payload), model=fields.model, tokens=fields.tokens,
-        tokens_exact=fields.tokens_exact, stored_at_s=fields.stored_at_s,
+        tokens_exact=fields.tokens_exact, stored_at_s=fields.stored_at_s, scope=fields.scope,
     )  # fmt: skip
 
 
 def _verified(body: memoryview, record_key: RecordKey | None) -> memoryview:
-    """The array of a format 2 record without its checksum. Raises `InvalidRecord`."""
+    """The array of a tagged record without its checksum. Raises `InvalidRecord`."""
     tagged, tag = body[:-_TAG_BYTES], body[-_TAG_BYTES:]
     packed, key_id = tagged[:-_KEY_ID_BYTES], tagged[-_KEY_ID_BYTES:]
     if record_key is None or key_id != record_key.id:
@@ -219,8 +234,11 @@ def _flaw(key: bytes, packed: bytes | memoryview) -> Flaw:
         fields = msgpack.unpackb(packed, use_list=False)
     except (ValueError, msgpack.UnpackException):
         return Flaw.MSGPACK
-    if not isinstance(fields, tuple) or len(fields) != _FIELDS or fields[0] not in (_UNTAGGED, _TAGGED):
+    if not isinstance(fields, tuple) or not _FIELDS <= len(fields) <= _FIELDS + 1:
         return Flaw.FORMAT
-    if [type(field) for field in fields] != [int, bytes, int, int, int, bool, str, int, bytes]:
+    has_scope = len(fields) > _FIELDS
+    if fields[0] not in ((_SCOPED, _SCOPED_TAGGED) if has_scope else (_UNTAGGED, _TAGGED)):
+        return Flaw.FORMAT
+    if [type(field) for field in fields] != [*_FIELD_TYPES, *([bytes] if has_scope else [])]:
         return Flaw.FIELD_TYPES
     return Flaw.DTYPE if fields[1] == key else Flaw.KEY

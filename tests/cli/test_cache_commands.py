@@ -16,6 +16,7 @@ from tests.support.dict_store import key_of, record
 Cache = Callable[..., Ended]
 SECRET = "0123456789abcdef0123456789abcdef"
 HOUR_S = 3600
+SCOPE = b"a scope."
 
 
 def put(path: Path, values: Mapping[bytes, bytes]) -> None:
@@ -164,14 +165,41 @@ def test_purge_removes_what_is_selected(
     assert stored(sqlite_path) == {key: value for key, value in before.items() if key not in map(key_of, gone)}
 
 
+def test_a_scope_is_counted_and_removed_and_entries_of_earlier_versions_stay(cache: Cache, sqlite_path: Path) -> None:
+    scoped = {key_of(n): records.encode(key_of(n), record(scope=SCOPE)) for n in (50, 51)}
+    before = stored(sqlite_path)
+    put(sqlite_path, scoped)
+    lines = cache("info", "--by-scope").out.splitlines()
+    at = lines.index(next(line for line in lines if line.startswith("scope")))
+    assert lines[at + 1].split()[:5] == ["(of", "an", "earlier", "version)", "15"]
+    assert lines[at + 2].split()[:2] == [SCOPE.hex(), "2"]
+    assert [found["scope"] for found in cache("info", "--json").json["scopes"]] == [None, SCOPE.hex()]
+    kept = "15 entries of an earlier version have no scope, and stay"
+    dry = cache("purge", "--scope", SCOPE.hex(), "--dry-run")
+    assert [line.split(",")[0] for line in dry.out.splitlines()[:1]] == [
+        f"sqlite:///{sqlite_path}: 2 entries would be removed"
+    ]
+    assert dry.out.splitlines()[-1] == kept
+    done = cache("purge", "--scope", SCOPE.hex(), "--json").json
+    assert (done["entries"], done["models"], done["unknown_scope"]) == (2, {"m": 2}, 15)
+    assert stored(sqlite_path) == before
+
+
 ERRORS = [
-    (["purge"], "say which entries to remove: --model, --older-than, --text or --all"),
+    (["purge"], "say which entries to remove: --model, --older-than, --scope, --credential-env, --text or --all"),
     (["purge", "--all", "--model", "m"], "--all can't be combined with other conditions"),
     (["purge", "--text", "FILE"], "--text needs --model, the model that the requests name"),
     (["purge", "--text", "FILE", "--older-than", "1d", "--model", "m"], "--text can't be combined with --older-than"),
     (["purge", "--text", "FILE", "--model", "m"], "FILE: No such file or directory"),
     (["purge", "--older-than", "soon"], "--older-than: 'soon' is not a duration; accepted: a number with"),
-    (["purge", "--scope", "x"], "No such option '--scope'"),
+    (["purge", "--scope", "x"], "--scope: 'x' is not a scope; accepted: 16 hexadecimal digits, as of cache info"),
+    (["purge", "--scope", SCOPE.hex()[1:]], "is not a scope; accepted: 16 hexadecimal digits"),
+    (["purge", "--scope", SCOPE.hex(), "--all"], "--all can't be combined with other conditions"),
+    (["purge", "--credential-env", "X", "--all"], "--all can't be combined with other conditions"),
+    (["purge", "--scope", SCOPE.hex(), "--credential-env", "X"], "--scope and --credential-env name two scopes"),
+    (["purge", "--scope", SCOPE.hex(), "--text", "FILE"], "--text can't be combined with --scope"),
+    (["purge", "--credential-env", "NO_SUCH"], "--credential-env: the environment variable NO_SUCH is not set"),
+    (["purge", "--credential-env", "HOME", "--share", "all"], "all clients share the entries (--share all, or"),
     (["import", "FILE"], "FILE: No such file or directory"),
     (["import", "OTHER"], "OTHER: it is not an export of embedding-proxy cache export"),
     (["import"], "file is missing: set it; see --help"),

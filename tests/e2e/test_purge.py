@@ -28,7 +28,7 @@ def url_of(setting: StoreSetting) -> str:
     return setting.url or str(setting)
 
 
-@pytest.mark.parametrize("arguments", [("--all",), ("--model", "m*"), ("--text", "TEXTS", "--model", "m")])
+@pytest.mark.parametrize("arguments", [("--all",), ("--model", "m*"), (), ("--text", "TEXTS", "--model", "m")])
 @pytest.mark.parametrize("store", KINDS, indirect=True)
 async def test_a_purge_reaches_every_process(
     start_proxy: StartProxy,
@@ -45,7 +45,8 @@ async def test_a_purge_reaches_every_process(
     (tmp_path / "texts").write_text("\n".join(TEXTS))
     monkeypatch.setenv("CLIENT_KEY", "sk-test")
     given = [str(tmp_path / "texts") if argument == "TEXTS" else argument for argument in arguments]
-    requests = ["--upstream", upstream.base_url, "--credential-env", "CLIENT_KEY"]
+    about_credential = [] if {"--all", "m*"} & set(arguments) else ["--credential-env", "CLIENT_KEY"]
+    requests = ["--upstream", upstream.base_url, *about_credential]
     command = ["cache", "purge", *given, "--store", url_of(store), *requests, "--json"]
     dry = await run_beside(monkeypatch, capsys, *command, "--dry-run")
     done = await run_beside(monkeypatch, capsys, *command)
@@ -60,6 +61,29 @@ async def test_a_purge_reaches_every_process(
         for _ in range(3):  # from the store, from memory, and by the bytes of the request
             assert (await client.embed(TEXTS)).vectors == new
     assert upstream.items[f'"{TEXTS[0]}"'] == 2
+
+
+async def test_a_purge_of_one_clients_scope_leaves_the_others_their_entries(
+    start_proxy: StartProxy,
+    upstream: ScriptedUpstream,
+    sqlite_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = StoreSetting(path=sqlite_path)
+    client = await start_proxy(store=store)
+    asked = {"model": "m", "input": TEXTS}
+    kept = (await client.post(asked, key="Bearer of-another-client")).vectors
+    old = (await client.embed(TEXTS)).vectors
+    await written(client.proxy.cache)
+    change_vectors(upstream)
+    monkeypatch.setenv("CLIENT_KEY", "sk-test")
+    requests = ["--upstream", upstream.base_url, "--credential-env", "CLIENT_KEY"]
+    done = await run_beside(monkeypatch, capsys, "cache", "purge", *requests, "--store", url_of(store), "--json")
+    assert (done.status, done.json["entries"]) == (0, len(TEXTS))
+    await client.proxy.cache.feed.poll()
+    assert (await client.post(asked, key="Bearer of-another-client")).vectors == kept
+    assert (await client.embed(TEXTS)).vectors != old
 
 
 class HeldUpstream:

@@ -153,6 +153,13 @@ async def test_tokens_are_exact_only_for_one_item_in_a_call_of_its_own(
     assert [leading.entry(key).record().tokens_exact for key in ALL] == [exact] * 3
 
 
+async def test_records_name_the_scope_of_the_request() -> None:
+    leading = Leading()
+    request = await leading.fetch(credentials=b"of a client")
+    assert {leading.entry(key).record().scope for key in ALL} == {request.client_request.scope_fingerprint}
+    assert request.client_request.scope_fingerprint != client_request_for(TEXTS, ALL).scope_fingerprint
+
+
 @pytest.mark.parametrize(("encoding", "is_kept"), [("float", True), ("base64", False)])
 async def test_the_upstreams_own_text_is_kept_for_requests_for_numbers(encoding: str, is_kept: bool) -> None:
     leading = Leading()

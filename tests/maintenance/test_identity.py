@@ -2,6 +2,7 @@
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from multidict import CIMultiDict
 from proxy.config.settings import StoreSetting, UpstreamSetting
 from proxy.errors import ConfigError
 from proxy.maintenance.identity import RequestForm, open_request_reader
+from proxy.protocol import records
 from proxy.protocol.providers import PROVIDERS
 from tests.conftest import StartProxy
 from tests.support.dict_store import written
@@ -67,6 +69,56 @@ async def test_the_keys_are_those_of_requests(
         assert response.status == 200, await response.text()
     await written(client.proxy.cache)
     assert stored_keys(sqlite_path) == set(keys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "scopes"),
+    [
+        ({}, form(), 1),
+        ({}, form(headers=[("X-Api-Key", "another")]), 1),
+        ({"routed": (UpstreamSetting(name="r", base_url="http://h/v1", models=("r/*",)),)}, form(), 1),
+        (
+            {"routed": (UpstreamSetting(name="r", base_url="http://h", models=("r/*",), provider=PROVIDERS["azure"]),)},
+            form(),
+            2,  # either field may have the key
+        ),
+    ],
+)
+async def test_a_credentials_scope_is_that_of_the_records_of_its_requests(
+    start_proxy: StartProxy,
+    upstream: ScriptedUpstream,
+    sqlite_path: Path,
+    changes: dict[str, Any],
+    asked: RequestForm,
+    scopes: int,
+) -> None:
+    settings = {**changes, "store": StoreSetting(path=sqlite_path)}
+    client = await start_proxy(**settings)
+    async with open_request_reader(settings_for(upstream, **settings)) as reader:
+        found = reader.scopes_of(asked)
+        headers = reader.headers_of(asked)
+        others = reader.scopes_of(replace(asked, credential="of-another-client"))
+    assert (len(found), found & others) == (scopes, set())
+    async with client.session.post(
+        f"{client.origin}{asked.path}", json={"model": asked.model, "input": TEXTS}, headers=headers
+    ) as response:
+        assert response.status == 200
+    await written(client.proxy.cache)
+    with closing(sqlite3.connect(sqlite_path)) as connection:
+        values = dict(connection.execute("SELECT key, value FROM value"))
+    assert len(values) == len(TEXTS)
+    assert {records.decode(key, value).scope for key, value in values.items()} <= found
+
+
+@pytest.mark.parametrize(
+    "changes", [{"shares_all": True}, {"upstream": UpstreamSetting(name="s", base_url="http://h/v1", key="own")}]
+)
+async def test_a_credential_has_no_scope_where_all_clients_share_one(
+    upstream: ScriptedUpstream, changes: dict[str, Any]
+) -> None:
+    async with open_request_reader(settings_for(upstream, **changes)) as reader:
+        with pytest.raises(ConfigError, match="all clients share the entries"):
+            reader.scopes_of(form())
 
 
 async def test_what_is_not_cached_text_by_text_has_no_keys(upstream: ScriptedUpstream) -> None:

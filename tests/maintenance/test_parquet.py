@@ -39,7 +39,9 @@ async def test_each_valid_record_is_a_row(tmp_path: Path) -> None:
     assert row["stored_at"].timestamp() == NOW_S
     assert {name: row[name] for name in row if name not in {"key", "stored_at"}} == {
         "model": "m", "dimensions": 2, "dtype": "float32", "tokens": 1, "vector": [5.0, 0.5],
+        "scope": "02" * 8,
     }  # fmt: skip
+    assert rows[6]["scope"] is None  # stored by an earlier version
 
 
 @given(numbers=NUMBERS)

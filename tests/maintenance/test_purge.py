@@ -78,6 +78,33 @@ async def test_keys_go_also_where_only_a_process_has_them_in_memory(store: DictS
 
 
 @pytest.mark.parametrize(
+    ("selection", "numbers", "unknown"),
+    [
+        (Selection(scopes={b"scope  1"}), [11, 12], 5),
+        (Selection(scopes={b"scope  1", b"scope  2"}), [11, 12, 13], 5),
+        (Selection(scopes={b"scope  3"}), [], 5),
+        (Selection(scopes={b""}), [1, 2, 3, 4, 5], 0),
+        (Selection(scopes={b"scope  1"}, model="text-*"), [11], 3),
+        (Selection(scopes={b"scope  1"}, stored_before_s=NOW_S - 100), [12], 3),
+    ],
+)
+async def test_a_scope_goes_and_what_may_be_of_it_is_counted(
+    store: DictStore, selection: Selection, numbers: list[int], unknown: int
+) -> None:
+    """The store is mixed: `ENTRIES` are as earlier versions wrote them."""
+    for number, scope, model, age_s in (
+        (11, b"scope  1", "text-a", 10), (12, b"scope  1", "other", 500), (13, b"scope  2", "text-a", 10)
+    ):  # fmt: skip
+        its = record(1.0, at=NOW_S - age_s, model=model, scope=scope)
+        store.values[key_of(number)] = records.encode(key_of(number), its)
+    before = dict(store.values)
+    done = await purge(store, selection, is_dry_run=False, advance=ignore)
+    assert before.keys() - store.values.keys() == set(map(key_of, numbers))
+    assert (done.entries.total(), done.unknown) == (len(numbers), unknown)
+    assert store.purges == [Purge(models=frozenset({selection.model or "*"}))] * 2
+
+
+@pytest.mark.parametrize(
     ("selection", "remains"),
     [(Selection(stored_before_s=NOW_S), True), (Selection(model="*"), True), (Selection(), False)],
 )

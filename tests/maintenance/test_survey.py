@@ -37,6 +37,15 @@ async def test_what_the_proxy_keeps_for_itself_is_no_entry() -> None:
     assert found.ages.total() == 1
 
 
+async def test_entries_are_counted_by_scope_and_those_of_earlier_versions_apart() -> None:
+    store = stored((1, "a", 10), (2, "b", 20))
+    for number, scope in ((3, b"scope  1"), (4, b"scope  1"), (5, b"scope  2")):
+        store.values[key_of(number)] = records.encode(key_of(number), record(model="a", at=NOW_S, scope=scope))
+    found = await survey(store, now_s=NOW_S, advance=ignore)
+    assert {scope: group.entries for scope, group in found.scopes.items()} == {b"": 2, b"scope  1": 2, b"scope  2": 1}
+    assert sum(group.bytes for group in found.scopes.values()) == found.bytes
+
+
 async def test_damaged_values_are_counted_and_named() -> None:
     store = stored((1, "a", 10))
     store.values[key_of(2)] = b"damaged"

@@ -26,7 +26,9 @@ Open = Callable[[str, str], Store]
 
 
 def values(*numbers: int, at: float = NOW_S) -> dict[bytes, bytes]:
-    return {key_of(n): records.encode(key_of(n), record(float(n), at=at)) for n in numbers}
+    """Records of this version, whose scopes are known, and between them those of earlier versions."""
+    made = {n: record(float(n), at=at, scope=bytes(8 * [n % 3]) if n % 3 else b"") for n in numbers}
+    return {key_of(n): records.encode(key_of(n), its) for n, its in made.items()}
 
 
 VALUES = values(*range(700))

@@ -34,7 +34,8 @@ SIZES = {
 
 
 @st.composite
-def any_record(draw: st.DrawFn) -> Record:
+def any_record(draw: st.DrawFn, scopes: st.SearchStrategy[bytes] | None = None) -> Record:
+    scopes = SCOPES if scopes is None else scopes
     dtype = draw(st.sampled_from(list(DType)))
     dimensions = draw(st.integers(1, 64))
     size = SIZES[dtype] * dimensions
@@ -44,7 +45,12 @@ def any_record(draw: st.DrawFn) -> Record:
         tokens=draw(st.integers(0, 2**40)),
         tokens_exact=draw(st.booleans()),
         stored_at_s=draw(st.integers(0, 2**33)),
+        scope=draw(scopes),
     )
+
+
+NO_SCOPE = st.just(b"")
+SCOPES = NO_SCOPE | st.binary(min_size=records.SCOPE_BYTES, max_size=records.SCOPE_BYTES)
 
 
 @given(st.binary(min_size=32, max_size=32), any_record())
@@ -87,8 +93,34 @@ def sealed(fields: object) -> bytes:
     return packed + xxhash.xxh3_64_digest(packed)
 
 
+SCOPE = b"\x01\x02\x03\x04\x05\x06\x07\x08"
+SCOPED_FIELDS = [3, *GOOD_FIELDS[1:], SCOPE]
+
+
 def test_the_format_is_as_written_here() -> None:
     assert records.decode(KEY, sealed(GOOD_FIELDS)).vector.dimensions == 2
+    assert records.decode(KEY, sealed(GOOD_FIELDS)).scope == b""
+    scoped = records.decode(KEY, sealed(SCOPED_FIELDS))
+    assert scoped.scope == SCOPE
+    assert records.encode(KEY, scoped) == sealed(SCOPED_FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "flaw"),
+    [
+        ([1, *SCOPED_FIELDS[1:]], Flaw.FORMAT),  # a format without a scope that has one
+        ([3, *GOOD_FIELDS[1:]], Flaw.FORMAT),
+        ([5, *SCOPED_FIELDS[1:]], Flaw.FORMAT),
+        ([*SCOPED_FIELDS[:-1], b""], Flaw.FORMAT),
+        ([*SCOPED_FIELDS[:-1], SCOPE[:-1]], Flaw.FORMAT),
+        ([*SCOPED_FIELDS[:-1], SCOPE + b"\0"], Flaw.FORMAT),
+        ([*SCOPED_FIELDS[:-1], "12345678"], Flaw.FIELD_TYPES),
+        ([*SCOPED_FIELDS, SCOPE], Flaw.FORMAT),
+        ([4, *SCOPED_FIELDS[1:]], Flaw.OTHER_KEY),  # it is not tagged
+    ],
+)
+def test_a_scope_has_its_length_and_its_format(fields: list[object], flaw: Flaw) -> None:
+    assert flaw_of(sealed(fields), None) is flaw
 
 
 @pytest.mark.parametrize(
@@ -212,7 +244,7 @@ def test_round_trip_with_a_record_key(key: bytes, record: Record, secret: bytes)
     assert records.decode(key, records.encode(key, record, RecordKey(secret)), RecordKey(secret)) == record
 
 
-@given(any_record())
+@given(any_record(NO_SCOPE))
 def test_records_of_earlier_versions_are_still_read(record: Record) -> None:
     assert records.decode(KEY, tagged_by_an_earlier_version(KEY, record, SECRET), RECORD_KEY) == record
     assert records.decode(KEY, records.encode(KEY, record), None) == record
@@ -244,7 +276,7 @@ def test_no_byte_changed_by_a_forger_passes_the_tag(data: st.DataObject, record:
     assert flaw_of(with_checksum(bytes(bad)), RECORD_KEY) in flaws
 
 
-@given(st.data(), any_record())
+@given(st.data(), any_record(NO_SCOPE))
 def test_no_byte_changed_in_a_record_of_an_earlier_version_passes_the_tag(data: st.DataObject, record: Record) -> None:
     good = tagged_by_an_earlier_version(KEY, record, SECRET)
     position = data.draw(st.integers(0, len(good) - 1))
@@ -273,7 +305,7 @@ def test_a_record_under_another_record_key_is_not_forged(record: Record, other: 
     assert flaw_of(records.encode(KEY, record, other), RECORD_KEY) is Flaw.OTHER_KEY
 
 
-@given(any_record(), st.binary(min_size=32, max_size=200).filter(lambda secret: secret != SECRET))
+@given(any_record(NO_SCOPE), st.binary(min_size=32, max_size=200).filter(lambda secret: secret != SECRET))
 def test_a_record_of_an_earlier_version_under_another_secret_is_not_forged(record: Record, secret: bytes) -> None:
     assert flaw_of(tagged_by_an_earlier_version(KEY, record, secret), RECORD_KEY) is Flaw.OTHER_KEY
 

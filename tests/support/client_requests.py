@@ -47,6 +47,7 @@ def client_request_for(
         received=received,
         directives=cache_control(received),
         identity=identities.identity(received),
+        scope=[("credential", credentials.hex())],
         credential_id=CredentialId(b"tenant", credentials),
         credential_scope=CredentialScope(URL, "m"),
         client=None,

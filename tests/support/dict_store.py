@@ -118,9 +118,9 @@ class ExpiringStore(DictStore):
     expires = True
 
 
-def record(number: float = 1.0, at: float = Clock.now, model: str = "m") -> Record:
+def record(number: float = 1.0, at: float = Clock.now, model: str = "m", scope: bytes = b"") -> Record:
     vector = vectors.from_numbers([number, 0.5])
-    return Record(vector=vector, model=model, tokens=1, tokens_exact=True, stored_at_s=int(at))
+    return Record(vector=vector, model=model, tokens=1, tokens_exact=True, stored_at_s=int(at), scope=scope)
 
 
 def make_cache(
