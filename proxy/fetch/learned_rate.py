@@ -22,6 +22,7 @@ class LearnedRate:
     per_s: float = math.inf
     refused_at: float = math.inf  # the rate at the last refusal
     accepted: float = 0.0  # since the last refusal
+    burst: float = 0.0  # so much may leave at once, as long as the rate is a guess
     doubt: float = 0.0  # by how much it grows with each call, as it was measured by few
     _debt: float = 0.0  # what was sent and is not paid for at ``_at_s``
     _at_s: float = 0.0
@@ -39,13 +40,20 @@ class LearnedRate:
         if self.is_learned:
             self._debt = min(self._debt + amount, self.per_s * _MAX_DEBT_S)
 
-    def set(self, per_s: float, *, unit: float) -> None:
-        """``unit`` is the amount of one call."""
+    def guess(self, per_s: float, *, unit: float, burst: float, now_s: float) -> None:
+        """``unit`` is the amount of one call. ``burst`` was accepted, and the next call was refused."""
         self.per_s = self.refused_at = max(per_s, unit * _LEAST_CALLS_PER_S)
+        self.burst, self._debt, self._at_s = burst, unit, now_s
+
+    def forget(self) -> None:
+        """There is no limit that is known."""
+        self.per_s = self.refused_at = math.inf
+        self.burst = self.doubt = self._debt = 0.0
 
     def learn(self, measured_s: float, *, calls: float, unit: float, at_least: float = 0.0) -> None:
         """A call was refused, after what was accepted of ``calls`` in ``measured_s``."""
         self.doubt = _DOUBT / (1 + calls) ** 1.5
+        self.burst = 0.0
         measured = max(self.accepted / measured_s, at_least)
         if self.is_learned:
             self.refused_at = min(self.per_s, measured * _ABOVE)
@@ -65,6 +73,6 @@ class LearnedRate:
         self.per_s += _ADDED * unit / max(1.0, self.per_s / unit)
 
     def _pay(self, now_s: float) -> None:
-        if self._debt:
-            self._debt = max(0.0, self._debt - (now_s - self._at_s) * self.per_s)
+        if self._debt or self.burst:
+            self._debt = max(-self.burst, self._debt - (now_s - self._at_s) * self.per_s)
         self._at_s = now_s

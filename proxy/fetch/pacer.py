@@ -13,6 +13,8 @@ Three sources limit it, and the latest time counts:
   set from what was accepted before a refusal, and grow while nothing is refused (additive increase, multiplicative
   decrease, as in TCP).
 
+`LearnedRates` tells a limit on calls in flight from one on a rate if refusals state a wait.
+
 All of it may be wrong, or no longer true. So one call is sent after two minutes without any, whatever was said; and
 after a few seconds, if no refusal has confirmed yet what responses state. If that call is accepted against what was
 stated, statements count for nothing until a call is refused.
@@ -21,7 +23,8 @@ stated, statements count for nothing until a call is refused.
 import math
 from dataclasses import dataclass, field
 
-from proxy.fetch.learned_rate import LearnedRate
+from proxy.fetch.learned_concurrency import LearnedConcurrency
+from proxy.fetch.learned_rates import CALM_CALLS, LearnedRates
 from proxy.fetch.learned_size import LearnedSize
 from proxy.fetch.quotas import Cost, Quotas
 from proxy.fetch.sent_call import SentCall
@@ -35,18 +38,8 @@ _MIN_BACKOFF_S, _MAX_BACKOFF_S, _BACKOFF_CALLS = 1.0, 16.0, 2.0
 _BACKOFF_GROWTH, _BACKOFF_GROWTH_OTHER, _LONG_BACKOFF_S = 2.0, 2.0**0.5, 2.0
 # The least wait after the second refusal in a row, also if it states a shorter one. It doubles with each further one.
 _REPEATED_BACKOFF_S = 0.25
-# A rate is measured over at least this time and by at least as many accepted calls: a burst says little about it.
-_MIN_MEASURED_S, _MIN_MEASURED_CALLS = 1.0, 4
-# A second refusal within this time is no accident.
-_REPEATED_S = 10.0
 # Before any call was accepted, so many refusals in a row may be about the size of the calls.
 _REFUSALS_OF_A_SIZE = 3
-# With this many calls accepted since a refusal the limit was probably raised, and limits grow faster.
-_CALM_CALLS = 100
-# By so much each accepted call widens the window after a refusal: what has gathered meanwhile does not leave at once.
-_WINDOW_GROWTH = 1 / 4
-# This many accepted calls for one more call in flight.
-_CALLS_PER_SLOT = 30
 # Without a call for this long learned limits are forgotten, and one call is sent to try stated ones.
 _FORGET_S = 120.0
 # The same for a quota that responses state, until a refusal confirms it for so long.
@@ -63,24 +56,18 @@ class Pacer:
     held_since_s: float | None = None
     _configured: Quotas = field(default_factory=Quotas)
     _quotas: Quotas = field(default_factory=Quotas)  # that responses stated
-    _calls: LearnedRate = field(default_factory=LearnedRate)
-    _items: LearnedRate = field(default_factory=LearnedRate)
+    _rates: LearnedRates = field(default_factory=LearnedRates)
     _in_flight: set[SentCall] = field(default_factory=set)
-    _max_in_flight: float = math.inf
+    _concurrency: LearnedConcurrency = field(default_factory=LearnedConcurrency)
     _size: LearnedSize = field(default_factory=LearnedSize)
     is_paced: bool = False  # anything was configured, stated or refused
-    _window: float = math.inf  # the calls that may be in flight, as long as few were accepted since a refusal
-    _safe_in_flight: float = 0.0  # so many were accepted at a time when one more was refused
     _blocked_until_s: float = 0.0
     _refusals: int = 0  # in a row
     _backoff_s: float = 0.0  # 0: the last call was accepted
     _long_enough_s: float = 0.0  # the last backoff after which a call was accepted
-    _cut_at_s: float = -math.inf  # the last refusal that ended a measurement
-    _blamed_at_s: float = -math.inf  # the last one that changed how many may be in flight
     _called_at_s: float = -math.inf  # the last call was sent, or ended
     _refused_at_s: float = -math.inf  # the last refusal
     _is_distrusted: bool = False  # a call was accepted against what responses state
-    _began_at_s: float = -math.inf  # since when accepted calls are counted
 
     def __post_init__(self) -> None:
         for name, per_minute in (("requests", self.requests_per_minute), ("tokens", self.tokens_per_minute)):
@@ -99,12 +86,12 @@ class Pacer:
 
     @property
     def is_learned(self) -> bool:
-        return self._calls.is_learned or math.isfinite(self._max_in_flight) or self._backoff_s > 0
+        return self._rates.is_learned or self._concurrency.is_learned or self._backoff_s > 0
 
     @property
     def calls_per_s(self) -> float:
         """The limit on calls that is known, by whatever means; infinity: none."""
-        return min(self._calls.per_s, self._configured.calls_per_s, self._quotas.calls_per_s)
+        return min(self._rates.calls.per_s, self._configured.calls_per_s, self._quotas.calls_per_s)
 
     def ready_at_s(self, cost: Cost, now_s: float) -> float:
         """From when on a call may be sent; ``now_s`` or earlier: now. `NEVER_S`: not before a call in flight ends."""
@@ -112,11 +99,12 @@ class Pacer:
             return now_s
         self._forget(now_s)
         in_flight = len(self._in_flight)
-        if in_flight + 1 > min(self._max_in_flight, self._window) or (self._backoff_s and in_flight):
-            learned_at_s = NEVER_S
+        if not self._concurrency.has_room(in_flight) or (self._backoff_s and in_flight):
+            ready_at_s = NEVER_S
+        elif self._rates.may_test:
+            ready_at_s = self._quotas_ready_at_s(cost, now_s)
         else:
-            learned_at_s = max(self._calls.ready_at_s, self._items.ready_at_s)
-        ready_at_s = max(learned_at_s, self.stated_at_s(cost, now_s))
+            ready_at_s = max(self._rates.ready_at_s, self.stated_at_s(cost, now_s))
         tried_at_s = self._called_at_s + (_FORGET_S if self.is_confirmed(now_s) else _TRY_S)
         return max(min(ready_at_s, tried_at_s), self._configured.ready_at_s(cost, now_s))
 
@@ -126,9 +114,10 @@ class Pacer:
 
     def stated_at_s(self, cost: Cost, now_s: float) -> float:
         """From when on a call is accepted, by what responses stated."""
-        if self._is_distrusted:
-            return self._blocked_until_s
-        return max(self._blocked_until_s, self._quotas.ready_at_s(cost, now_s))
+        return max(self._blocked_until_s, self._quotas_ready_at_s(cost, now_s))
+
+    def _quotas_ready_at_s(self, cost: Cost, now_s: float) -> float:
+        return -math.inf if self._is_distrusted else self._quotas.ready_at_s(cost, now_s)
 
     def most_merged(self, items: int) -> int:
         """How many items to merge into one call, of at most so many."""
@@ -142,24 +131,22 @@ class Pacer:
         if self.is_paced:
             self._forget(now_s)
         call = SentCall(cost, now_s, len(self._in_flight) + 1)
-        if now_s - self._began_at_s > MINUTE_S and not self._in_flight and not self.is_learned:
-            self._measure_from(now_s)  # a new burst after a pause
+        if now_s - self._rates.began_at_s > MINUTE_S and not self._in_flight and not self.is_learned:
+            self._rates.measure_from(now_s)  # a new burst after a pause
         self._in_flight.add(call)
         self._called_at_s = now_s
         if not self.is_paced:
             return call
-        call.is_against_stated = self.stated_at_s(cost, now_s) > now_s
-        self._calls.take(1, now_s)
-        self._items.take(cost.items, now_s)
+        is_test = self._rates.take(call, now_s, is_blocked=self._blocked_until_s > now_s)
+        call.is_against_stated = not is_test and self.stated_at_s(cost, now_s) > now_s
         self._configured.take(cost, now_s)
         self._quotas.take(cost, now_s)
         return call
 
     def accepted(self, call: SentCall, stated: RateLimits, now_s: float) -> None:
         """The upstream computed it, or refused it for another reason than its limits."""
-        self._end(call, stated, now_s)
-        self._calls.accepted += 1
-        self._items.accepted += call.cost.items
+        is_test = self._end(call, stated, now_s)
+        self._rates.accepted(call.cost)
         self._size.accepted(call.cost.items)
         if not self.is_paced:
             return
@@ -168,39 +155,44 @@ class Pacer:
             self._refusals, self._blocked_until_s = 0, min(self._blocked_until_s, now_s)
         elif call.at_s < self._blocked_until_s:
             return  # it was sent before the refusal, of which it says nothing
-        self._window += _WINDOW_GROWTH
+        self._concurrency.accepted()
+        if is_test and self._rates.accepted_test():
+            self._concurrency.is_known = True
         if self._backoff_s:
             self._long_enough_s, self._backoff_s = self._backoff_s, 0.0
-        self._grow(call, now_s)
+        self._rates.grow(now_s, largest=self._size.largest)
+        self._concurrency.grow(call, CALM_CALLS)
 
     def refused(self, call: SentCall, stated: RateLimits, now_s: float, *, is_other_next: bool = False) -> None:
         """It was refused for the upstream's limits and computed nothing. ``is_other_next``: the next call is another
         request."""
         self.is_paced, is_probe, self._is_distrusted = True, self._backoff_s > 0, False
-        self._end(call, stated, now_s)
+        is_test = self._end(call, stated, now_s)
+        if is_test:
+            self._rates.refused_test()
+            self._refused_at_s = now_s
+            self._wait(stated.retry_after_s or 0.0, now_s)
+            return
         self._count_refusal(call, now_s)
         self.holds(now_s)
-        is_alone = is_probe and call.at_s - self._cut_at_s >= _MIN_BACKOFF_S and not self._calls.accepted
+        is_alone = is_probe and call.at_s - self._rates.cut_at_s >= _MIN_BACKOFF_S and not self._rates.calls.accepted
         if not self._size.largest:
             is_alone = is_alone and self._refusals % _REFUSALS_OF_A_SIZE == 0
         self._size.refused(call.cost.items, at_s=call.at_s, now_s=now_s, is_alone=is_alone)
-        if call.at_s < self._cut_at_s:  # sent before the last refusal that taught something
+        if call.at_s < self._rates.cut_at_s:  # sent before the last refusal that taught something
             self._wait(stated.retry_after_s or 0.0, now_s)
             return
         in_flight = len(self._in_flight)
-        is_same = call.at_s < self._blamed_at_s
-        if is_same or (in_flight and call.in_flight > self._safe_in_flight and not is_probe):
-            # There may be a limit on calls in flight. Those that it refuses end at once; what is left was accepted.
-            self._safe_in_flight = max(1, in_flight)
-            self._max_in_flight = float(self._safe_in_flight)
-            self._window = max(1.0, in_flight - 1)
-            self._blamed_at_s = self._blamed_at_s if is_same else now_s
-            if stated.retry_after_s is not None:
-                self._learn_from_burst(call, stated.retry_after_s, now_s)
+        if self._concurrency.explains(call, in_flight, is_probe=is_probe):
+            self._concurrency.refused(call, in_flight, now_s)
+            if stated.retry_after_s is not None and not self._concurrency.is_known:
+                self._wait(stated.retry_after_s, now_s)
+                unit = max(call.cost.items, self._size.largest)
+                self._rates.guess(stated.retry_after_s, now_s, in_flight=in_flight, unit=unit)
             return
-        self._window = 1.0
-        self._learn(call, now_s, is_probe=is_probe)
-        if stated.retry_after_s is None or not self._calls.is_learned:
+        self._concurrency.begin_again()
+        self._rates.learn(call, now_s, is_probe=is_probe, largest=self._size.largest)
+        if stated.retry_after_s is None or not self._rates.is_learned:
             is_slow = is_other_next and self._backoff_s >= _LONG_BACKOFF_S
             growth = _BACKOFF_GROWTH_OTHER if is_slow else _BACKOFF_GROWTH
             self._backoff_s = min(_MAX_BACKOFF_S, self._backoff_s * growth or self._first_backoff_s())
@@ -224,7 +216,7 @@ class Pacer:
     def _first_backoff_s(self) -> float:
         if not self._long_enough_s:
             return _MIN_BACKOFF_S
-        return max(self._long_enough_s / 2, min(_MIN_BACKOFF_S, _BACKOFF_CALLS / self._calls.per_s))
+        return max(self._long_enough_s / 2, min(_MIN_BACKOFF_S, _BACKOFF_CALLS / self._rates.calls.per_s))
 
     def lost(self, call: SentCall, now_s: float) -> None:
         """It ended without a response, if it has not ended yet."""
@@ -241,60 +233,21 @@ class Pacer:
         if now_s >= self._blocked_until_s and not self._backoff_s:
             self.held_since_s = None
 
-    def _end(self, call: SentCall, stated: RateLimits, now_s: float) -> None:
+    def _end(self, call: SentCall, stated: RateLimits, now_s: float) -> bool:
+        """Whether it tested a rate."""
         self._in_flight.remove(call)
         self._called_at_s = now_s
         if stated.quotas:
             self.is_paced = True
             self._quotas.state(stated, lambda: (other.cost for other in self._in_flight), now_s)
-
-    def _learn_from_burst(self, call: SentCall, wait_s: float, now_s: float) -> None:
-        """A wait is stated, so there is a limit on a rate: what was accepted, and is in flight, in as long."""
-        self._wait(wait_s, now_s)
-        accepted = self._calls.accepted + len(self._in_flight)
-        if accepted >= _MIN_MEASURED_CALLS:
-            unit = max(call.cost.items, self._size.largest)
-            self._calls.set(accepted / max(_MIN_MEASURED_S, now_s - self._began_at_s + wait_s), unit=1)
-            self._items.set(self._calls.per_s * unit, unit=unit)
+        return self._rates.ends(call)
 
     def _wait(self, wait_s: float, now_s: float) -> None:
         self._blocked_until_s = max(self._blocked_until_s, now_s + wait_s)
 
-    def _learn(self, call: SentCall, now_s: float, *, is_probe: bool) -> None:
-        measured_s = max(_MIN_MEASURED_S, now_s - self._began_at_s)
-        is_perhaps_too_large = self._calls.is_learned and call.cost.items > self._size.largest
-        if not (is_probe or is_perhaps_too_large) and self._is_measured(now_s):
-            self._learn_rates(call, measured_s)
-        self._measure_from(now_s)
-        self._cut_at_s = now_s
-
-    def _is_measured(self, now_s: float) -> bool:
-        """Whether what was accepted since the last refusal is enough to tell the limit."""
-        is_repeated = self._calls.accepted > 0 and now_s - self._cut_at_s < _REPEATED_S
-        return self._calls.is_learned or self._calls.accepted >= _MIN_MEASURED_CALLS or is_repeated
-
-    def _learn_rates(self, call: SentCall, measured_s: float) -> None:
-        calls, unit = self._calls.accepted, max(call.cost.items, self._size.largest)
-        self._calls.learn(measured_s, calls=calls, unit=1)
-        # Which of the two is the limit can't be told. Items get a limit that calls of the sizes seen so far keep, so
-        # that larger ones, by merging, do not get around the limit on calls.
-        self._items.learn(measured_s, calls=calls, unit=unit, at_least=self._calls.per_s * unit)
-
-    def _measure_from(self, now_s: float) -> None:
-        self._began_at_s = now_s
-        self._calls.accepted = self._items.accepted = 0.0
-
-    def _grow(self, call: SentCall, now_s: float) -> None:
-        calm = max(1.0, self._calls.accepted / _CALM_CALLS)
-        self._calls.grow(calm, now_s, unit=1)
-        self._items.grow(calm, now_s, unit=max(1, self._size.largest))
-        if call.in_flight + 1 > self._max_in_flight:
-            self._max_in_flight += calm / _CALLS_PER_SLOT
-
     def _forget(self, now_s: float) -> None:
         if now_s - max(self._called_at_s, self._blocked_until_s) > _FORGET_S and not self._in_flight:
-            self._calls, self._items = LearnedRate(), LearnedRate()
-            self._size, self._max_in_flight = LearnedSize(), math.inf
+            self._rates.forget()
+            self._size, self._concurrency = LearnedSize(), LearnedConcurrency()
             self.is_paced = bool(self._configured or self._quotas)
-            self._window = math.inf
-            self._safe_in_flight, self._refusals, self._backoff_s, self._long_enough_s = 0, 0, 0.0, 0.0
+            self._refusals, self._backoff_s, self._long_enough_s = 0, 0.0, 0.0

@@ -1,5 +1,6 @@
 """The pacer against rate limiters of every kind, on a virtual clock."""
 
+import math
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from proxy.fetch.pacer import Pacer
 from proxy.fetch.quotas import Cost
 from proxy.fetch.sent_call import SentCall
 from proxy.protocol.rate_limits import NOTHING_STATED, Quota, RateLimits
-from tests.support.limiters import LIMITERS, REFUSAL, Concurrency, Verdict
+from tests.support.limiters import LIMITERS, REFUSAL, Concurrency, Punishing, Verdict
 from tests.support.paced_upstream import Simulation
 
 # What the limits alone make 100 batches of 40 items and two queries a second take, with calls of 50 ms.
@@ -46,6 +47,41 @@ def test_a_slow_server_is_kept_busy(most: int, limiter: type[Concurrency]) -> No
     assert result.batches == 200
     assert result.took_s <= 1.2 * (200 + len(result.query_delays_s)) * call_s / most
     assert result.late_ratio <= 0.05
+
+
+class TooMany(Concurrency):
+    """States a wait as if it had a limit on a rate."""
+
+    def refusal(self, items: int, now_s: float) -> Verdict:
+        return Verdict(is_accepted=False, status=429, headers={"Retry-After": "1"}, body=REFUSAL)
+
+
+@pytest.mark.parametrize("limiter", [Busy, TooMany])
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize(("most", "call_s"), [(1, 0.05), (4, 0.01), (4, 0.05), (4, 0.25), (16, 0.05)])
+def test_a_fast_server_is_kept_busy_that_states_a_wait(
+    most: int, call_s: float, limiter: type[Concurrency], replicas: int
+) -> None:
+    result = Simulation(limiter=limiter(most), batches=200, call_s=call_s, replicas=replicas).run()
+    assert result.batches == 200
+    most_time = 1.2 if most >= replicas else 1.7  # two that share one slot are in each other's way
+    assert result.took_s <= most_time * (200 + len(result.query_delays_s)) * call_s / most + 0.2
+    if replicas == 1:
+        assert result.late_ratio <= 0.05
+
+
+class PunishingWithWait(Punishing):
+    def refusal(self, items: int, now_s: float) -> Verdict:
+        headers = {"Retry-After": str(math.ceil(self._penalty_s))}
+        return Verdict(is_accepted=False, status=429, headers=headers, body=REFUSAL)
+
+
+def test_a_limiter_that_states_a_wait_and_punishes_is_tested_once() -> None:
+    limiter = PunishingWithWait(calls_per_s=10, items_per_s=400, penalty_s=1.0)
+    result = Simulation(limiter=limiter, batches=200).run()
+    assert result.batches == 200
+    assert result.took_s <= 1.2 * 2 * ALONE
+    assert result.late_ratio <= 0.02
 
 
 @pytest.mark.parametrize("name", sorted(set(LIMITERS) - {"a fixed window", "halves after 4 s", "punishes retries"}))
@@ -82,6 +118,68 @@ def test_one_probe_at_a_time_follows_a_refusal_without_a_wait() -> None:
     probe = pacer.sent(ONE, 3.0)
     pacer.accepted(probe, NOTHING_STATED, 3.1)
     assert pacer.ready_at_s(ONE, 3.1) <= 3.1
+
+
+BUSY = RateLimits(quotas={}, retry_after_s=1.0)
+
+
+def burst_of_which_four_are_accepted() -> tuple[Pacer, list[SentCall]]:
+    """The four are in flight, and a wait of 1 s is stated."""
+    pacer = Pacer()
+    calls = [pacer.sent(ONE, 0.0) for _ in range(8)]
+    for call in calls[4:]:
+        pacer.refused(call, BUSY, 0.001)
+    return pacer, calls[:4]
+
+
+def test_a_wait_is_tested_by_one_call_when_others_have_ended() -> None:
+    pacer, accepted = burst_of_which_four_are_accepted()
+    assert pacer.ready_at_s(ONE, 0.01) > 1
+    for call in accepted:
+        pacer.accepted(call, NOTHING_STATED, 0.05)
+    assert pacer.ready_at_s(ONE, 0.05) <= 0.05
+    test = pacer.sent(ONE, 0.05)
+    assert pacer.ready_at_s(ONE, 0.05) > 1
+    pacer.refused(test, BUSY, 0.06)
+    assert pacer.ready_at_s(ONE, 0.06) == pytest.approx(1.06)
+    pacer.accepted(pacer.sent(ONE, 1.06), NOTHING_STATED, 1.06)
+    assert pacer.ready_at_s(ONE, 1.06) == pytest.approx(1.31, abs=0.01)  # as many a second as the burst
+
+
+def test_waits_count_for_nothing_once_tests_were_accepted() -> None:
+    pacer, accepted = burst_of_which_four_are_accepted()
+    for call in accepted:
+        pacer.accepted(call, NOTHING_STATED, 0.05)
+    for n in range(3):
+        assert pacer.ready_at_s(ONE, 0.05 + n / 100) <= 0.05 + n / 100
+        pacer.accepted(pacer.sent(ONE, 0.05 + n / 100), NOTHING_STATED, 0.06 + n / 100)
+    assert not pacer.calls_per_s < math.inf
+    in_flight = [pacer.sent(ONE, 0.1) for _ in range(5)]
+    pacer.refused(in_flight.pop(), BUSY, 0.11)
+    pacer.accepted(in_flight.pop(), NOTHING_STATED, 0.11)
+    pacer.accepted(in_flight.pop(), NOTHING_STATED, 0.11)
+    assert pacer.ready_at_s(ONE, 0.11) <= 0.11
+
+
+def test_a_wait_is_kept_to_again_when_no_other_call_is_in_flight() -> None:
+    pacer, accepted = burst_of_which_four_are_accepted()
+    for call in accepted:
+        pacer.accepted(call, NOTHING_STATED, 0.05)
+    for n in range(3):
+        pacer.accepted(pacer.sent(ONE, 0.05 + n / 100), NOTHING_STATED, 0.06 + n / 100)
+    pacer.refused(pacer.sent(ONE, 0.1), BUSY, 0.11)
+    assert pacer.ready_at_s(ONE, 0.11) == pytest.approx(1.11)
+
+
+def test_a_test_keeps_to_stated_quotas() -> None:
+    pacer = Pacer()
+    calls = [pacer.sent(ONE, 0.0) for _ in range(8)]
+    stated = RateLimits(quotas={"requests": Quota(limit=4, remaining=0, reset_s=2.0)}, retry_after_s=1.0)
+    for call in calls[4:]:
+        pacer.refused(call, stated, 0.001)
+    for call in calls[:4]:
+        pacer.accepted(call, NOTHING_STATED, 0.05)
+    assert pacer.ready_at_s(ONE, 0.05) > 0.4
 
 
 def test_the_operators_limits_hold_before_any_response() -> None:
