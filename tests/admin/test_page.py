@@ -22,10 +22,11 @@ from proxy.protocol.providers import GENERIC
 from proxy.telemetry.lane_gauges import LaneState
 from proxy.telemetry.metrics import Metrics
 from tests.conftest import StartProxy
+from tests.support import cli
 from tests.support.client import Client
 from tests.support.process import Process
 from tests.support.redis_server import free_port
-from tests.support.scripted import ScriptedUpstream
+from tests.support.scripted import ScriptedUpstream, error_reply
 
 SECRETS = ("sk-upstream-secret", "redis-password", "record-key-secret")
 
@@ -124,17 +125,12 @@ async def test_it_is_not_on_the_data_port(client: Client, upstream: ScriptedUpst
     assert [call.target for call in upstream.calls] == ["/", "/status.json"]
 
 
-def stats(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "proxy", "stats", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-async def test_stats(client: Client) -> None:
+async def test_stats(client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     await client.embed(["a", "b", "a"])
     await client.embed("a")
-    run = await asyncio.to_thread(stats, "--admin-url", client.proxy.admin_url + "/")
-    assert (run.returncode, run.stderr) == (0, "")
-    words = [line.split() for line in run.stdout.splitlines()]
+    run = await cli.run_beside(monkeypatch, capsys, "stats", "--admin-url", client.proxy.admin_url + "/")
+    assert (run.status, run.err) == (0, "")
+    words = [line.split() for line in run.out.splitlines()]
     assert words[0][0] == "embedding-proxy"
     for row in (
         ["items", "from", "cache", "50.0", "%", "50.0", "%"],
@@ -145,13 +141,15 @@ async def test_stats(client: Client) -> None:
     ):
         assert row in words
     assert ["m", "4", "50.0", "%"] in [line[:4] for line in words]
-    assert max(len(line) for line in run.stdout.splitlines()) <= 80
-    assert "money" not in run.stdout
+    assert max(len(line) for line in run.out.splitlines()) <= 80
+    assert "money" not in run.out
 
 
-def test_stats_without_a_proxy(tmp_path: Path) -> None:
-    port = free_port()
-    process = Process(tmp_path, free_port(), "--store", "memory:")
+async def test_stats_without_a_proxy(
+    client: Client, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upstream.reply = error_reply(404, {})
+    port, base_url = free_port(), client.proxy.base_url
     for url, message in (
         (
             f"http://127.0.0.1:{port}",
@@ -159,12 +157,11 @@ def test_stats_without_a_proxy(tmp_path: Path) -> None:
         ),
         ("file:///etc/passwd", "'file:///etc/passwd' is not a URL; accepted: as http://127.0.0.1:9090"),
         ("127.0.0.1:9090", "'127.0.0.1:9090' is not a URL; accepted: as http://127.0.0.1:9090"),
-        (process.base_url, f"{process.base_url}/status.json returned 404 without a status; "),
+        (base_url, f"{base_url}/status.json returned 404 without a status; "),
     ):
-        run = stats("--admin-url", url)
-        assert (run.returncode, run.stdout, run.stderr.count("\n")) == (1, "", 1)
-        assert run.stderr.startswith(f"embedding-proxy: {message}")
-    process.stop(signal.SIGTERM)
+        run = await cli.run_beside(monkeypatch, capsys, "stats", "--admin-url", url)
+        assert (run.status, run.out, run.err.count("\n")) == (1, "", 1)
+        assert run.err.startswith(f"embedding-proxy: {message}")
 
 
 def test_watching_continues_without_the_proxy_and_ends_with_ctrl_c(tmp_path: Path) -> None:

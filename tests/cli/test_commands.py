@@ -7,6 +7,7 @@ import pytest
 
 from proxy.cli import commands
 from proxy.protocol.providers import PROVIDERS
+from tests.support.cli import run
 from tests.support.command import FILE
 
 
@@ -30,15 +31,23 @@ def test_the_providers_are_shown_as_the_file_has_them(
     assert rest.startswith("For all of them, lists for *gemini-embedding-2* and any request for *colbert*,")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["--version"]])
-def test_help(arguments: list[str]) -> None:
-    shown = subprocess.run([sys.executable, "-m", "proxy", *arguments], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"]])
+def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    shown = run(monkeypatch, capsys, *arguments)
+    assert (shown.status, shown.err) == (0, "")
+    assert "embedding-proxy" in shown.out
+
+
+def test_a_process_shows_its_version() -> None:
+    shown = subprocess.run([sys.executable, "-m", "proxy", "--version"], capture_output=True, text=True, check=True)
     assert not shown.stderr
     assert "embedding-proxy" in shown.stdout
 
 
-def test_without_a_command_it_shows_its_help() -> None:
-    shown = subprocess.run([sys.executable, "-m", "proxy"], capture_output=True, text=True, check=False)
-    assert shown.returncode == 2
-    assert shown.stdout.startswith("Usage: embedding-proxy")
-    assert shown.stdout.count("\n") > 5
+def test_without_a_command_it_shows_its_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = run(monkeypatch, capsys)
+    assert shown.status == 2
+    assert shown.out.startswith("Usage: embedding-proxy")
+    assert shown.out.count("\n") > 5
