@@ -1,7 +1,7 @@
 """How long a whole SQLite store takes into a Redis, as a multiple of reading its file.
 
-Both in time and in CPU of this process; the file is in the system's cache for each. Redis runs beside it, so where
-cores are busy only the CPU time says something.
+Both in time and in CPU of the command; the file is in the system's cache for each. Redis runs beside it, so where cores
+are busy only the CPU time says something.
 
     python -m bench.transfer [--items 1000000] [--dimensions 256]
 """
@@ -9,17 +9,18 @@ cores are busy only the CPU time says something.
 import argparse
 import asyncio
 import os
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from proxy.cache.redis.store import RedisStore
+import orjson
+
 from proxy.cache.sqlite.store import SQLiteStore
 from proxy.cli.progress import progress
-from proxy.maintenance import transfer
-from proxy.maintenance.loader import Loader
 from proxy.protocol import records
 from proxy.protocol.records import Record
 from proxy.protocol.vectors import DType, Vector
@@ -46,49 +47,67 @@ def read(path: Path) -> None:
             pass
 
 
-async def timed(work: Callable[[], Awaitable[object]]) -> tuple[float, float]:
-    """Seconds, and CPU seconds of this process."""
+class Took(NamedTuple):
+    wall_s: float
+    cpu_s: float
+    max_rss_bytes: int
+
+    def row(self, name: str, reading: "Took", items: int) -> str:
+        return (
+            f"{name:23} {self.wall_s:7.2f} s   {self.cpu_s:7.2f} s CPU   {self.wall_s / reading.wall_s:.0f} and"
+            f" {self.cpu_s / reading.cpu_s:.0f} times as much   {self.cpu_s / items * 1e6:.0f} µs CPU an item"
+            f"   {self.max_rss_bytes / 1024**2:,.0f} MiB RSS"
+        )
+
+
+def took(work: Callable[[], object]) -> Took:
+    """What reading in this process takes; its RSS does not count."""
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
-    await work()
-    return time.perf_counter() - began_s, time.process_time() - began_cpu_s
+    work()
+    return Took(time.perf_counter() - began_s, time.process_time() - began_cpu_s, 0)
 
 
-async def measure(folder: Path, items: int, dimensions: int) -> None:
-    async with AsyncExitStack() as stack:
-        path = folder / "cache.sqlite3"
-        source = SQLiteStore(path, limit_bytes=2**50)
-        stack.push_async_callback(source.aclose)
-        await fill(source, items, dimensions)
-        server = RedisServer(folder / "redis")
-        stack.callback(server.kill)
-        target = RedisStore(server.url, timeout_s=30.0, max_connections=32)
-        stack.push_async_callback(target.aclose)
+def command(*arguments: str) -> tuple[dict[str, Any], Took]:
+    """What a command says, as an operator runs it, and what it takes."""
+    began_s = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "proxy", "cache", *arguments, "--json"], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    said = orjson.loads(process.stdout.read())
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return said, Took(time.perf_counter() - began_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit_bytes)
 
-        async def read_file() -> None:
-            read(path)
 
-        async def copy() -> None:
-            with progress("copying", items) as advance:
-                loader = Loader(target, now_s=time.time(), ttl_s=None)
-                loaded = await transfer.copy(source, loader, advance=advance)
-            assert loaded.stored == items
+async def fill_file(path: Path, items: int, dimensions: int) -> None:
+    store = SQLiteStore(path, limit_bytes=2**50)
+    try:
+        await fill(store, items, dimensions)
+    finally:
+        await store.aclose()
 
-        async def export() -> None:
-            with progress("exporting", items) as advance:
-                await transfer.export(source, folder / "entries", origin="bench", advance=advance)
 
-        await read_file()
-        file_s, file_cpu_s = await timed(read_file)
+def measure(folder: Path, items: int, dimensions: int) -> None:
+    path = folder / "cache.sqlite3"
+    asyncio.run(fill_file(path, items, dimensions))
+    server = RedisServer(folder / "redis")
+    try:
+        read(path)
+        reading = took(lambda: read(path))
         size_mib = path.stat().st_size / 1024**2
         print(f"{items:,} items of {dimensions} dimensions, a file of {size_mib:,.0f} MiB")
-        print(f"reading the file        {file_s:7.2f} s   {file_cpu_s:7.2f} s CPU")
-        for name, work in (("into a file", export), ("into Redis", copy)):
-            took_s, cpu_s = await timed(work)
-            each_us = cpu_s / items * 1e6
-            print(
-                f"{name:23} {took_s:7.2f} s   {cpu_s:7.2f} s CPU   {took_s / file_s:.0f} and {cpu_s / file_cpu_s:.0f}"
-                f" times as much   {each_us:.0f} µs CPU an item"
-            )
+        print(f"reading the file        {reading.wall_s:7.2f} s   {reading.cpu_s:7.2f} s CPU")
+        for name, key, arguments in (
+            ("into Redis", "stored", ("copy", f"sqlite:///{path}", server.url)),
+            ("again: all are there", "existing", ("copy", f"sqlite:///{path}", server.url)),
+            ("into a file", "entries", ("export", str(folder / "entries"), "--store", f"sqlite:///{path}")),
+        ):
+            said, it = command(*arguments)
+            assert said[key] == items, said
+            print(it.row(name, reading, items), flush=True)
+    finally:
+        server.kill()
 
 
 def main() -> None:
@@ -97,7 +116,7 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, default=256)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(measure(Path(folder), given.items, given.dimensions))
+        measure(Path(folder), given.items, given.dimensions)
 
 
 if __name__ == "__main__":

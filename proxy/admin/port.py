@@ -5,12 +5,13 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from proxy import __version__
 from proxy.admin import openapi
 from proxy.admin.history import STEP_S
 from proxy.admin.page import StatusPage
-from proxy.admin.recent import Recent, add_recent_requests
+from proxy.admin.recent import NOT_THIS_MACHINE, Recent, add_recent_requests, names_this_machine
 from proxy.admin.status import About, UpstreamStatus
 from proxy.config.settings import Settings
 from proxy.http import listeners
@@ -19,6 +20,8 @@ from proxy.http.malformed import HTTP_LOG
 from proxy.periodic import every
 from proxy.protocol.hosts import LOOPBACK_HOSTS
 from proxy.telemetry.metrics import Families, text_of
+
+_FOR_ANY_NAME = frozenset({"/metrics", "/healthz", "/readyz"})
 
 
 async def open_port(
@@ -36,16 +39,26 @@ async def open_port(
     """Serve the admin port on ``sockets`` until ``stack`` is closed."""
     page = StatusPage(families, _about(settings, base_url), is_draining=is_draining, now=now)
     await stack.enter_async_context(every(STEP_S, lambda _: page.sample()))
+    is_loopback = settings.admin_host in LOOPBACK_HOSTS
     app = _make_app(
-        families, page, is_ready=is_ready, describe=lambda: openapi.describe(settings.upstream.provider, base_url)
+        families,
+        page,
+        is_ready=is_ready,
+        describe=lambda: openapi.describe(settings.upstream.provider, base_url),
+        is_loopback=is_loopback,
     )
-    add_recent_requests(app.router, recent, is_loopback=settings.admin_host in LOOPBACK_HOSTS)
+    add_recent_requests(app.router, recent, is_loopback=is_loopback)
     await listeners.accept(stack, web.AppRunner(app, access_log=None, logger=HTTP_LOG, shutdown_timeout=1.0), sockets)
     return page
 
 
 def _make_app(
-    families: Families, page: StatusPage, *, is_ready: Callable[[], bool], describe: Callable[[], dict[str, Any]]
+    families: Families,
+    page: StatusPage,
+    *,
+    is_ready: Callable[[], bool],
+    describe: Callable[[], dict[str, Any]],
+    is_loopback: bool,
 ) -> web.Application:
     async def metrics(_: web.Request) -> web.Response:
         # The format's own version parameter can't go through aiohttp's content_type.
@@ -64,7 +77,7 @@ def _make_app(
     async def description(_: web.Request) -> web.Response:
         return web.json_response(describe())
 
-    app = web.Application()
+    app = web.Application(middlewares=[_local_names_only] if is_loopback else [])
     page.add_routes(app.router)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/openapi.json", description)
@@ -72,6 +85,16 @@ def _make_app(
     app.router.add_get("/healthz", healthy)
     app.router.add_get("/readyz", ready)
     return app
+
+
+@web.middleware
+async def _local_names_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Browsers let no web page of another site read a response. The exception is a page whose own name resolves to this
+    machine (DNS rebinding), and that name is in Host. Scrapers and probes may come by any name, through a tunnel or a
+    server in front, and what they read names no addresses and no requests."""
+    if request.path not in _FOR_ANY_NAME and not names_this_machine(request.headers):
+        return web.Response(status=403, text=f"{NOT_THIS_MACHINE}\n")
+    return await handler(request)
 
 
 def _about(settings: Settings, base_url: str) -> About:

@@ -12,6 +12,7 @@ from proxy.telemetry.recent_request import MAX_REQUESTS, RecentRequest
 
 Recent = Callable[[int], Awaitable[list[RecentRequest]]]
 
+NOT_THIS_MACHINE = "The name in Host is not this machine's; use localhost."
 _DEFAULT = 20
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
@@ -53,6 +54,9 @@ def why_forbidden(given: Headers, *, is_loopback: bool) -> str | None:
         return "The request comes from a web page on another origin."
     if given.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
         return "The request comes from a web page on another site."
-    if is_loopback and resolve(f"http://{host}", "").origin[1].strip("[]") not in LOOPBACK_HOSTS:
-        return "The name in Host is not this machine's; use localhost."
-    return None
+    return None if not is_loopback or names_this_machine(given) else NOT_THIS_MACHINE
+
+
+def names_this_machine(given: Headers) -> bool:
+    """Whether Host has a name by which only this machine reaches a loopback port."""
+    return resolve(f"http://{given.get('Host', '').lower()}", "").origin[1].strip("[]") in LOOPBACK_HOSTS

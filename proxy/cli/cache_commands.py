@@ -165,11 +165,12 @@ def copy_command(
     Entries that DST has already stay. If it is interrupted, the same command continues it.
     """
     options = StoreOptions.of(ctx)
-    if source == target:
-        raise ConfigError(f"{source}: both stores are the same")
+    _require_two_files(source, target)
 
     async def run(first: Store) -> Loaded:
         async with options.opened(setting=target, creates=not is_dry_run, may_be_absent=is_dry_run) as second:
+            if await transfer.is_same_store(first, second):
+                raise ConfigError(f"{source} and {target} are the same store")
             loader = _loader(second, options, overwrites=overwrites, is_dry_run=is_dry_run)
             with progress("copying", None) as advance:
                 return await transfer.copy(first, loader, advance=advance)
@@ -177,6 +178,15 @@ def copy_command(
     loaded, name = on_store(options, run, setting=source), str(target)
     text = cache_text.loaded_text(name, loaded, is_dry_run=is_dry_run)
     show(text, cache_text.loaded_json(name, loaded, is_dry_run=is_dry_run), is_json=is_json)
+
+
+def _require_two_files(source: StoreSetting, target: StoreSetting) -> None:
+    """Raises `ConfigError`."""
+    is_same = source == target
+    if source.path is not None and target.path is not None and target.path.exists():
+        is_same = source.path.exists() and source.path.samefile(target.path)
+    if is_same:
+        raise ConfigError(f"{source} and {target} are the same store")
 
 
 def _parquet() -> ModuleType:

@@ -6,6 +6,7 @@ from typing import Any
 
 from proxy.access.admission import EVERYBODY, OWN_KEY
 from proxy.byte_size import byte_size
+from proxy.cli.amounts import counted, entries
 from proxy.maintenance.loader import Loaded
 from proxy.maintenance.purge import Purged
 from proxy.maintenance.survey import AGES, OLDER, Group, Kind, Survey, Verified
@@ -39,7 +40,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def survey_text(name: str, found: Survey, *, is_by_scope: bool = False) -> str:
-    lines = [f"{name}: {found.entries:,} entries, {byte_size(found.bytes)}"]
+    lines = [f"{name}: {entries(found.entries)}, {byte_size(found.bytes)}"]
     if found.groups:
         head = ("model", "dimensions", "type", "entries", "size", "tokens", "oldest", "newest")
         rows = [_survey_row(kind, group) for kind, group in _by_size(found)]
@@ -49,7 +50,7 @@ def survey_text(name: str, found: Survey, *, is_by_scope: bool = False) -> str:
         lines += [f"  up to {age:8} {found.ages[age]:>12,}" for age in AGES if found.ages[age]]
         lines += [f"  {OLDER:14} {found.ages[OLDER]:>12,}"] if found.ages[OLDER] else []
     if found.own.entries:
-        lines += ["", f"Besides, {found.own.entries:,} values of the canary, {byte_size(found.own.bytes)}."]
+        lines += ["", f"Besides, {counted(found.own.entries, 'value')} of the canary, {byte_size(found.own.bytes)}."]
     if found.tagged:
         lines += ["", f"{found.tagged:,} have a tag of a record key."]
     if found.invalid:
@@ -120,7 +121,7 @@ def survey_json(name: str, found: Survey) -> dict[str, Any]:
 
 
 def verified_text(name: str, found: Verified) -> str:
-    lines = [f"{name}: {found.valid:,} valid records, {found.counts.total():,} invalid"]
+    lines = [f"{name}: {counted(found.valid, 'valid record')}, {found.counts.total():,} invalid"]
     if found.unverified:
         lines.append(f"{found.unverified:,} have a tag, which only --record-key-env could verify.")
     for flaw, keys in found.invalid.items():
@@ -143,7 +144,7 @@ def verified_json(name: str, found: Verified) -> dict[str, Any]:
 
 def exported_text(name: str, path: str, done: Exported) -> str:
     resumed = " (an interrupted export was continued)" if done.is_resumed else ""
-    return f"{path}: {done.entries:,} entries of {name}, {byte_size(done.bytes)}{resumed}"
+    return f"{path}: {entries(done.entries)} of {name}, {byte_size(done.bytes)}{resumed}"
 
 
 def exported_json(name: str, path: str, done: Exported) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def exported_json(name: str, path: str, done: Exported) -> dict[str, Any]:
 
 def loaded_text(name: str, loaded: Loaded, *, is_dry_run: bool = False) -> str:
     verb = "would be stored" if is_dry_run else "stored"
-    lines = [f"{name}: {loaded.stored:,} entries {verb}"]
+    lines = [f"{name}: {entries(loaded.stored)} {verb}"]
     if loaded.existing:
         lines.append(f"  {loaded.existing:,} were there already, and stay (--overwrite replaces them)")
     if loaded.expired:
@@ -188,10 +189,10 @@ def imported_json(name: str, path: str, done: Imported, *, is_dry_run: bool) -> 
 
 def purged_text(name: str, done: Purged, *, is_dry_run: bool) -> str:
     verb = "would be removed" if is_dry_run else "removed"
-    lines = [f"{name}: {done.entries.total():,} entries {verb}, {byte_size(done.bytes)}"]
+    lines = [f"{name}: {entries(done.entries.total())} {verb}, {byte_size(done.bytes)}"]
     lines += [f"  {shown(model)}: {count:,}" for model, count in done.entries.most_common()]
     if done.unknown:
-        lines.append(f"{done.unknown:,} entries of an earlier version have no scope, and stay")
+        lines.append(f"left: {entries(done.unknown)} of an earlier version, whose scope is not known")
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from aiohttp import UnixConnector
 from proxy.app.upstreams import demo_upstream
 from proxy.cli.config_file import config_file_of
 from proxy.cli.config_option import READS_CONFIG
-from proxy.cli.option_types import FILE
+from proxy.cli.option_types import FILE, MODEL
 from proxy.cli.options import BY_KEY
 from proxy.cli.progress import progress
 from proxy.cli.stats_client import Unreachable
@@ -34,12 +34,21 @@ from proxy.probe.reply import Reply
 from proxy.protocol.provider import Provider
 from proxy.upstream.urls import Routes
 
-_EGRESS = ("upstream_proxy", "upstream_ca", "upstream_cert", "upstream_cert_key")
+# Options that `serve` has too, where they are about more than one upstream.
+_HELPS = {
+    "provider": "Which provider's API the URL serves.",
+    "upstream_proxy": "Forward proxy for the calls, as `http://user:password@host:3128`. Proxy variables in the"
+    " environment (`HTTPS_PROXY`, …) are ignored.",
+    "upstream_ca": "PEM bundle of the certificate authorities to trust.",
+    "upstream_cert": "PEM client certificate, or chain, for an upstream that requests one.",
+    "upstream_cert_key": "Private key of `--upstream-cert`, in PEM and unencrypted.",
+}
 _DEFAULT_MAX_ITEMS = 256
+_EXIT_DECLINED = 1
 
 _PARAMETERS: list[click.Parameter] = [
     click.Argument(["upstream"], metavar="URL|NAME"),
-    click.Option(["--model"], required=True, help="The model to ask for."),
+    click.Option(["--model"], required=True, type=MODEL, help="The model to ask for."),
     click.Option(
         ["--key-env"], metavar="NAME", help="Env var holding the upstream's API key. Default: no key is sent."
     ),
@@ -49,7 +58,7 @@ _PARAMETERS: list[click.Parameter] = [
         **READS_CONFIG,
         help="TOML file whose [providers] tables apply.",
     ),
-    *(BY_KEY[key].parameter() for key in ("provider", *_EGRESS)),
+    *(replace(BY_KEY[key], help=text).parameter() for key, text in _HELPS.items()),
     click.Option(
         ["--max-items"],
         type=click.IntRange(1, 16_384),
@@ -134,10 +143,10 @@ def _embeddings_url(setting: UpstreamSetting) -> str:
 
 
 def _confirm(cost: str, *, is_agreed: bool) -> None:
-    """Raises `click.UsageError` where nobody can be asked, and `click.Abort` if the answer is no."""
+    """Raises `click.UsageError` where nobody can be asked, and `click.exceptions.Exit` if the answer is no."""
     if is_agreed:
         click.echo(f"embedding-proxy: {cost}", err=True)
     elif not sys.stdin.isatty():
         raise click.UsageError(f"{cost} To agree to that, add --yes")
-    else:
-        click.confirm(f"{cost} Go on?", abort=True, err=True)
+    elif not click.confirm(f"{cost} Go on?", err=True):
+        raise click.exceptions.Exit(_EXIT_DECLINED)

@@ -1,6 +1,8 @@
 """The command ``embedding-proxy``, and its error messages."""
 
 import asyncio
+import errno
+import os
 import sys
 from contextlib import suppress
 
@@ -28,6 +30,8 @@ from proxy.process import run
 from proxy.protocol.providers import GENERIC
 
 _EXIT_UNREACHABLE = 1  # of a proxy or a store
+_EXIT_OUTPUT = 1
+_OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130  # 128 and SIGINT, as of shells
 
@@ -118,10 +122,8 @@ def main() -> None:
     be used, one line and exit status 1."""
     environment.drop_kubernetes_service_env()
     try:
-        status = cli.main(prog_name="embedding-proxy", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        sys.exit(_EXIT_USAGE)
+        status = _run()
+        sys.stdout.flush()
     except click.ClickException as error:
         _exit_with(_located(error))
     except ConfigError as error:
@@ -129,12 +131,24 @@ def main() -> None:
     except (Unreachable, StoreError, Stopped) as error:
         _exit_with(str(error), _EXIT_UNREACHABLE)
     except OSError as error:
-        if error.filename is None:  # a fault of the program's, or stdout's
+        if error.filename is not None:
+            _exit_with(f"{error.filename}: {error.strerror}")
+        if error.errno not in _OUTPUT_ERRORS:  # a fault of the program's
             raise
-        _exit_with(f"{error.filename}: {error.strerror}")
-    except click.Abort:
-        sys.exit(_EXIT_INTERRUPTED)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # its last flush would fail too
+        _exit_with(f"can't write the output: {error.strerror}", _EXIT_OUTPUT)
+    except (click.Abort, KeyboardInterrupt):
+        _exit_with("interrupted", _EXIT_INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _run() -> object:
+    """What the command returns."""
+    try:
+        return cli.main(prog_name="embedding-proxy", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return _EXIT_USAGE
 
 
 def _exit_with(message: str, status: int = _EXIT_USAGE) -> None:

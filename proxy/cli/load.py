@@ -35,7 +35,9 @@ _EXIT_REFUSED = 1
 
 @click.command(name="load")
 @click.argument("texts", type=types.FILE)
-@click.option("--model", help="Name of the model, as clients send it. The requests of a batch have their own.")
+@click.option(
+    "--model", type=types.MODEL, help="Name of the model, as clients send it. The requests of a batch have their own."
+)
 @click.option("--dimensions", type=types.COUNT, help="The field dimensions of the requests, if clients send it.")
 @click.option("--vectors", type=types.FILE, help="A NumPy file (.npy) with a row for each text of TEXTS.")
 @click.option("--output", type=types.FILE, help="The output file of the Batch API job whose input file is TEXTS.")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from proxy.cli.amounts import counted
 from proxy.filling.results import Loaded
 
 _MAX_SHOWN = 20
@@ -15,7 +16,7 @@ _WORDS = {
 
 
 def loaded_text(loaded: Loaded, *, is_dry_run: bool) -> str:
-    shown = [f"{loaded.lines:,} lines" + (", nothing written (--dry-run)" if is_dry_run else "")]
+    shown = [counted(loaded.lines, "line") + (", nothing written (--dry-run)" if is_dry_run else "")]
     for name, words in _WORDS.items():
         if count := getattr(loaded, name):
             shown.append(f"  {name:<10}{count:>12,}  {words}")

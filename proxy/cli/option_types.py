@@ -8,6 +8,7 @@ import click
 
 from proxy.config.cors_origins import parse_cors_origins
 from proxy.config.header_names import parse_header_names, parse_neutral_headers
+from proxy.config.models import parse_model
 from proxy.config.paths import parse_file
 from proxy.config.quantities import (
     parse_canary_interval,
@@ -41,6 +42,7 @@ class Parsed(click.ParamType[Any]):
 
 PORT = click.IntRange(0, 65535)
 COUNT = click.IntRange(1)
+MODEL = Parsed("name", parse_model)
 FILE: click.ParamType[Path] = click.Path(path_type=Path, dir_okay=False)
 PEM_FILE = Parsed("file", parse_file)
 SIZE = Parsed("size", parse_size)

@@ -12,6 +12,7 @@ from aiohttp import ClientConnectorError, ClientError, ClientSession, ClientTime
 from proxy.admin.recent import RecentDocument
 from proxy.admin.status import Status
 from proxy.telemetry.recent_request import RecentRequest
+from proxy.upstream.base_urls import redacted
 
 _T = TypeVar("_T")
 
@@ -47,22 +48,23 @@ async def read(session: ClientSession, admin_url: str, name: str, kind: type[_T]
     Raises `Unreachable`.
     """
     url = f"{admin_url.rstrip('/')}/{name}"
+    shown = f"{redacted(admin_url).rstrip('/')}/{name}"
     try:
         async with session.get(url, allow_redirects=False, timeout=ClientTimeout(_TIMEOUT_S)) as response:
             body = await response.read()
     except TimeoutError as error:
-        raise Unreachable(f"no response from {url} within {_TIMEOUT_S:g} s") from error
+        raise Unreachable(f"no response from {shown} within {_TIMEOUT_S:g} s") from error
     except (InvalidURL, NonHttpUrlClientError) as error:
-        raise Unreachable(f"{admin_url!r} is not a URL; accepted: as http://127.0.0.1:9090") from error
+        raise Unreachable(f"{redacted(admin_url)!r} is not a URL; accepted: as http://127.0.0.1:9090") from error
     except ClientError as error:
         raise Unreachable(
-            f"can't reach the proxy at {url}: {_why(error)}; is it running, and is this its admin port (--admin-url)?"
+            f"can't reach the proxy at {shown}: {_why(error)}; is it running, and is this its admin port (--admin-url)?"
         ) from error
     try:
         return body, msgspec.json.decode(body, type=kind)
     except msgspec.DecodeError as error:
         raise Unreachable(
-            f"{url} returned {response.status} without {what}; is this the admin port of a proxy of this version?"
+            f"{shown} returned {response.status} without {what}; is this the admin port of a proxy of this version?"
         ) from error
 
 

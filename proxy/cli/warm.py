@@ -35,7 +35,7 @@ _ASKED_ITEMS, _ASKED_CHARS = 2048, 8 * 1024**2
 
 @click.command(name="warm")
 @click.argument("corpus", type=types.FILE)
-@click.option("--model", required=True, help="Name of the model, as clients send it.")
+@click.option("--model", required=True, type=types.MODEL, help="Name of the model, as clients send it.")
 @click.option("--dimensions", type=types.COUNT, help="The field dimensions of the requests, if clients send it.")
 @click.option(
     "--field",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from proxy.cli.amounts import counted
 from proxy.config.price_table import cost_of
 from proxy.filling.results import Forecast, Warmed
 
@@ -13,7 +14,7 @@ def forecast_text(found: Forecast, *, lines: int, model: str, prices: Mapping[st
     distinct = found.cached + found.missing
     return "\n".join(
         [
-            f"{lines:,} lines with {distinct:,} distinct texts",
+            _corpus(lines, distinct),
             f"  cached      {found.cached:>12,}",
             f"  to pay for  {found.missing:>12,}",
             f"  tokens      {found.missing_tokens:>12,}  estimated",
@@ -36,7 +37,7 @@ def forecast_json(found: Forecast, *, lines: int, model: str, prices: Mapping[st
 
 def warmed_text(done: Warmed, *, lines: int, distinct: int, model: str, prices: Mapping[str, float]) -> str:
     shown = [
-        f"{lines:,} lines with {distinct:,} distinct texts, {done.requests:,} requests",
+        f"{_corpus(lines, distinct)}, {counted(done.requests, 'request')}",
         f"  sent        {done.sent:>12,}",
         f"  hits        {done.hits:>12,}",
         f"  misses      {done.misses:>12,}",
@@ -50,7 +51,9 @@ def warmed_text(done: Warmed, *, lines: int, distinct: int, model: str, prices: 
             shown.append(f"    and {done.refused - len(done.refusals):,} more")
     if done.stopped is not None:
         left = distinct - done.sent - done.refused
-        shown.append(f"stopped with {left:,} texts left; run the same command again to continue: {done.stopped}")
+        shown.append(
+            f"stopped with {counted(left, 'text')} left; run the same command again to continue: {done.stopped}"
+        )
     return "\n".join(shown)
 
 
@@ -69,6 +72,10 @@ def warmed_json(done: Warmed, *, lines: int, distinct: int, model: str, prices: 
         "refusals": [{"line": refused.line, "reason": refused.reason} for refused in done.refusals],
         "stopped": done.stopped,
     }
+
+
+def _corpus(lines: int, distinct: int) -> str:
+    return f"{counted(lines, 'line')} with {counted(distinct, 'distinct text')}"
 
 
 def _money(tokens: int, model: str, prices: Mapping[str, float], *, is_estimated: bool) -> str:

@@ -1,17 +1,21 @@
 """Entries from a store into a file, from a file into a store, and from one store into another."""
 
+import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from proxy.cache.store import Store
+from proxy.errors import StoreError
 from proxy.maintenance.archive import open_archive, parts_of
 from proxy.maintenance.archive_format import Damage, End, Entry
 from proxy.maintenance.loader import Loaded, Loader
+from proxy.protocol.keys import KEY_BYTES
 
 Advance = Callable[[int], object]
 
 _BATCH, _BATCH_BYTES = 256, 4 * 1024**2
+_LEASE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +79,21 @@ async def import_(path: Path, loader: Loader, *, advance: Advance) -> Imported:
     finally:
         await loader.abandon()
     return imported
+
+
+async def is_same_store(first: Store, second: Store) -> bool:
+    """Whether both are one store by two names, as far as their leases tell: what is leased in one can't be in the
+    other. SQLite's have none."""
+    if not (first.has_leases and second.has_leases):
+        return False
+    key = [secrets.token_bytes(KEY_BYTES)]
+    try:
+        await first.lease_many(key, ttl_s=_LEASE_S)
+        leased = await second.lease_many(key, ttl_s=_LEASE_S)
+        await first.extend_many(key, ttl_s=0)
+    except StoreError:  # one of them may be for reading only
+        return False
+    return not leased
 
 
 async def copy(source: Store, loader: Loader, *, advance: Advance) -> Loaded:

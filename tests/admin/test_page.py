@@ -158,8 +158,11 @@ async def test_stats_without_a_proxy(
         ("file:///etc/passwd", "'file:///etc/passwd' is not a URL; accepted: as http://127.0.0.1:9090"),
         ("127.0.0.1:9090", "'127.0.0.1:9090' is not a URL; accepted: as http://127.0.0.1:9090"),
         (base_url, f"{base_url}/status.json returned 404 without a status; "),
+        (f"http://u:secret@127.0.0.1:{port}", f"can't reach the proxy at http://…@127.0.0.1:{port}/status.json: "),
+        ("ftp://u:secret@host", "'ftp://…@host' is not a URL; "),
     ):
         run = await cli.run_beside(monkeypatch, capsys, "stats", "--admin-url", url)
+        assert "secret" not in run.err
         assert (run.status, run.out, run.err.count("\n")) == (1, "", 1)
         assert run.err.startswith(f"embedding-proxy: {message}")
 

@@ -7,10 +7,12 @@ import orjson
 import pytest
 from aiohttp import web
 from multidict import CIMultiDict
+from yarl import URL
 
 from proxy.admin.aggregate import Workers
 from proxy.admin.recent import add_recent_requests, why_forbidden
 from proxy.telemetry.recent_request import RecentRequest, RequestDetail
+from tests.conftest import StartProxy
 from tests.support.client import Client
 
 
@@ -88,6 +90,29 @@ async def test_the_number_is_checked(client: Client, last: str) -> None:
 async def test_web_pages_of_others_can_not_read_it(client: Client, headers: dict[str, str], status: int) -> None:
     async with client.session.get(f"{client.proxy.admin_url}/requests.json", headers=headers) as response:
         assert response.status == status
+
+
+@pytest.mark.parametrize("host", ["rebound.example:9090", "localhost:9090", "127.0.0.1"])
+@pytest.mark.parametrize(
+    ("path", "is_for_any_name"),
+    [
+        ("/metrics", True), ("/healthz", True), ("/readyz", True), ("/", False), ("/status.json", False),
+        ("/openapi.json", False), ("/requests.json", False),
+    ],
+)  # fmt: skip
+async def test_a_page_whose_name_resolves_to_this_machine_reads_only_what_scrapers_do(
+    client: Client, host: str, path: str, is_for_any_name: bool
+) -> None:
+    async with client.session.get(client.proxy.admin_url + path, headers={"Host": host}) as response:
+        assert response.status == (200 if is_for_any_name or not host.startswith("rebound") else 403)
+
+
+async def test_an_admin_port_for_other_machines_has_any_name(start_proxy: StartProxy) -> None:
+    client = await start_proxy(admin_host="0.0.0.0")
+    port = URL(client.proxy.admin_url).port
+    headers = {"Host": "proxy.cluster:9090"}
+    async with client.session.get(f"http://127.0.0.1:{port}/status.json", headers=headers) as response:
+        assert response.status == 200
 
 
 def test_on_a_port_for_other_machines_any_name_will_do() -> None:

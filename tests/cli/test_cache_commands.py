@@ -12,6 +12,7 @@ from proxy.protocol.records import RecordKey
 from tests.cache.test_store import scanned
 from tests.support.cli import Ended, run
 from tests.support.dict_store import key_of, record
+from tests.support.redis_server import RedisServer
 
 Cache = Callable[..., Ended]
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -174,7 +175,7 @@ def test_a_scope_is_counted_and_removed_and_entries_of_earlier_versions_stay(cac
     assert lines[at + 1].split()[:5] == ["(of", "an", "earlier", "version)", "15"]
     assert lines[at + 2].split()[:2] == [SCOPE.hex(), "2"]
     assert [found["scope"] for found in cache("info", "--json").json["scopes"]] == [None, SCOPE.hex()]
-    kept = "15 entries of an earlier version have no scope, and stay"
+    kept = "left: 15 entries of an earlier version, whose scope is not known"
     dry = cache("purge", "--scope", SCOPE.hex(), "--dry-run")
     assert [line.split(",")[0] for line in dry.out.splitlines()[:1]] == [
         f"sqlite:///{sqlite_path}: 2 entries would be removed"
@@ -208,7 +209,7 @@ ERRORS = [
     (["export", "x" * 300], f"{'x' * 300}: File name too long"),
     (["import", "x" * 300], f"{'x' * 300}: File name too long"),
     (["copy", "sqlite:////none", "sqlite:////other"], "sqlite:////none: there is no such file"),
-    (["copy", "sqlite:////none", "sqlite:////none"], "sqlite:////none: both stores are the same"),
+    (["copy", "sqlite:////none", "sqlite:////none"], "sqlite:////none and sqlite:////none are the same store"),
     (["copy", "memory:", "sqlite:////other"], "memory: is only the memory of a running proxy; accepted: sqlite"),
     (["copy", "mysql://x", "sqlite:////other"], "'mysql://x' is not a store; accepted: memory:, sqlite:"),
     (["info", "--store", "sqlite:////none"], "sqlite:////none: there is no such file"),
@@ -258,3 +259,25 @@ def test_an_export_does_not_replace_the_part_of_something_else(cache: Cache, tmp
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert f"{part}: something else than an interrupted export; delete it, or choose another name" in err
     assert part.read_bytes() == b"a download that is under way"
+
+
+def test_a_store_is_not_copied_onto_itself_by_another_name(cache: Cache, sqlite_path: Path, tmp_path: Path) -> None:
+    link, hard = tmp_path / "link", tmp_path / "hard"
+    link.symlink_to(sqlite_path)
+    hard.hardlink_to(sqlite_path)
+    before = stored(sqlite_path)
+    for other in (link, hard, f"{tmp_path}/../{tmp_path.name}/{sqlite_path.name}"):
+        status, out, err = cache("copy", f"sqlite:///{sqlite_path}", f"sqlite:///{other}", "--overwrite")
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert "are the same store" in err
+    assert stored(sqlite_path) == before
+
+
+def test_a_redis_is_not_copied_onto_itself_by_another_url(cache: Cache, redis_server: RedisServer) -> None:
+    redis_server.command("FLUSHALL")
+    other = f"redis://localhost:{redis_server.port}"
+    first = f"redis://127.0.0.1:{redis_server.port}/0"
+    status, out, err = cache("copy", first, other)
+    assert (status, out) == (2, "")
+    assert err == f"embedding-proxy: {first} and {other} are the same store\n"
+    assert cache("copy", first, f"{other}/1").status == 0

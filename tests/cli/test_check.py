@@ -42,6 +42,7 @@ def test_the_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
         (("http://h/v1/embeddings", "--model", "m", "--yes"), 2, "use the base URL http://h/v1"),
         (("openai", "--model", "m", "--yes", "--key-env", "NO_SUCH_KEY"), 2, "NO_SUCH_KEY is not set"),
         (("http://h/v1", "--model", "m", "--provider", "vlm"), 2, "'vlm' is not a provider"),
+        (("http://h/v1", "--model", " ", "--yes"), 2, "--model: the name is empty; accepted: the model as clients"),
         (("http://h/v1", "--model", "m", "--max-items", "0"), 2, "--max-items: 0 is not in the range"),
     ],
 )

@@ -51,3 +51,46 @@ def test_without_a_command_it_shows_its_help(
     assert shown.status == 2
     assert shown.out.startswith("Usage: embedding-proxy")
     assert shown.out.count("\n") > 5
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["providers"], ["cache", "purge", "--help"]])
+def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "proxy", *arguments]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    message = "embedding-proxy: can't write the output: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (1, message)
+
+
+# Sends SIGINT to itself as soon as a module is imported that the command needs.
+INTERRUPTED_IMPORT = """
+import os, runpy, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "{module}":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["embedding-proxy", "providers"]
+runpy.run_module("proxy", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("module", ["click", "proxy.cli.commands", "aiohttp"])
+def test_an_interrupt_while_modules_are_imported_is_one_line(module: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT.format(module=module)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "embedding-proxy: interrupted\n")
+
+
+def test_an_interrupted_command_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("proxy.cli.commands.config_file_of", interrupt)
+    status, out, err = run(monkeypatch, capsys, "providers")
+    assert (status, out, err.strip()) == (130, "", "embedding-proxy: interrupted")

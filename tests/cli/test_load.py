@@ -130,13 +130,13 @@ async def test_a_running_proxy_serves_what_is_loaded_and_replaced(
     path = tmp_path / "paid.jsonl"
     path.write_bytes(orjson.dumps({"text": "a", "embedding": [0.5] * 16}))
     assert (await load(str(path), "--model", "m", "--dry-run")).out == (
-        "1 lines, nothing written (--dry-run)\n  stored               1  new entries\n"
+        "1 line, nothing written (--dry-run)\n  stored               1  new entries\n"
     )
     assert (await load(str(path), "--model", "m")).status == 0
     assert (await client.embed("a")).vectors == [[0.5] * 16]
     path.write_bytes(orjson.dumps({"text": "a", "embedding": [0.25] * 16}))
     kept = await load(str(path), "--model", "m")
-    assert kept.out == "1 lines\n  kept                 1  another vector is stored, which stays without --overwrite\n"
+    assert kept.out == "1 line\n  kept                 1  another vector is stored, which stays without --overwrite\n"
     replaced = (await load(str(path), "--model", "m", "--overwrite", "--json")).json
     assert (replaced["replaced"], replaced["kept"], replaced["refused"]) == (1, 0, 0)
     await client.proxy.cache.feed.poll(0.0)
@@ -165,7 +165,7 @@ async def test_without_a_key_it_says_whose_entries_these_are(
         "embedding-proxy: loading for requests without an API key; if clients send one, name it (--credential-env)\n"
     )
     shared = await cli.run_beside(monkeypatch, capsys, *command, "--share", "all")
-    assert (shared.err, shared.out) == ("", "1 lines\n  stored               1  new entries\n")
+    assert (shared.err, shared.out) == ("", "1 line\n  stored               1  new entries\n")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ async def test_a_corpus_is_cached_and_costs_nothing_the_second_time(
     assert (await client.embed([f"text {n}" for n in range(8)])).cache == "HIT"
     again = await warm()
     assert again.out == (
-        "12 lines with 8 distinct texts, 1 requests\n"
+        "12 lines with 8 distinct texts, 1 request\n"
         "  sent                   8\n"
         "  hits                   8\n"
         "  misses                 0\n"

@@ -197,7 +197,7 @@ async def test_after_the_command_every_worker_of_every_proxy_serves_what_is_new(
         change_vectors(upstream)
         command = [sys.executable, "-m", "proxy", "cache", "purge", "--all", "--store", url]
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
-        assert "1 entries removed" in done.stdout
+        assert "1 entry removed" in done.stdout
 
         async def is_new() -> bool:
             return old.isdisjoint(await found())

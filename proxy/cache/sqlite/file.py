@@ -120,6 +120,7 @@ class DatabaseThread:
             except OSError as error:
                 raise StoreError("refused", f"{self._path.parent}: {error.strerror}") from error
             with _locked(self._path.parent):
+                _create_private(self._path)
                 # isolation_level None: only `transaction` begins transactions.
                 connection = sqlite3.connect(
                     self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
@@ -252,6 +253,15 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _create_private(path: Path) -> None:
+    """A new file is its owner's alone, and so are the log and shared memory, to which SQLite gives the same mode.
+
+    One that exists is not opened here: to close it would end the locks that other threads have on it.
+    """
+    with suppress(OSError):  # SQLite says what is wrong with the path
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -6,6 +6,7 @@ versions have such values; then a second pass finds them by the slots, whose cur
 
 import sqlite3
 from collections.abc import Iterable
+from pathlib import Path
 
 from proxy.cache.sqlite.file import FAILURES
 from proxy.cache.store import Page
@@ -27,7 +28,7 @@ _KEYLESS = (
 )
 
 
-def page(connection: sqlite3.Connection, cursor: bytes) -> Page:
+def page(connection: sqlite3.Connection, path: Path, cursor: bytes) -> Page:
     """As `Store.scan`. Raises `StoreError` for a damaged file, and leaves that as it is: the proxies set it aside."""
     kind, position = cursor[:1] or _BY_ID, cursor[1:]
     try:
@@ -35,7 +36,16 @@ def page(connection: sqlite3.Connection, cursor: bytes) -> Page:
             return _by_slot(connection, position)
         return _by_id(connection, position, has_keyless=kind == _BY_ID_KEYLESS)
     except FAILURES as error:
-        raise StoreError("corrupt", f"the file can't be read on ({error})") from error
+        raise StoreError("corrupt", f"{path}: the file can't be read on{_place(connection)} ({error})") from error
+
+
+def _place(connection: sqlite3.Connection) -> str:
+    """The first damage that SQLite finds, as it names the place: a page, and the b-tree that has it."""
+    try:
+        found = [line for (row,) in connection.execute("PRAGMA quick_check(1)") for line in row.decode().splitlines()]
+    except FAILURES:
+        return ""
+    return "".join(f"; {line}" for line in found if "page" in line.lower())
 
 
 def _by_id(connection: sqlite3.Connection, position: bytes, *, has_keyless: bool) -> Page:

@@ -115,7 +115,7 @@ class SQLiteStore(Unleased):
             return rows.put(connection, values, overwrite=overwrite, invalid=invalid, limit_bytes=limit_bytes, now=now)
 
     async def scan(self, cursor: bytes = b"") -> Page:
-        return await self._reader.run(scan.page, cursor)
+        return await self._reader.run(scan.page, self._path, cursor)
 
     async def delete_many(self, keys: Collection[bytes]) -> int:
         return await self._writer.run(self._in_transaction, rows.delete, keys)

@@ -65,7 +65,7 @@ async def test_a_damaged_file_is_reported_and_left_as_it_is(store: SQLiteStore, 
         file.write(b"\xff" * (sqlite_path.stat().st_size - 32 * 1024))
     damaged = sqlite_path.read_bytes()
     fresh = SQLiteStore(sqlite_path, limit_bytes=64 * 1024**2)
-    with pytest.raises(StoreError, match="can't be read on") as failed:
+    with pytest.raises(StoreError, match=rf"{sqlite_path}: the file can't be read on; Page \d") as failed:
         await fresh.scan(page.cursor or b"")
     assert failed.value.reason == "corrupt"
     assert sqlite_path.read_bytes() == damaged

@@ -279,3 +279,18 @@ async def test_opening_is_tried_again_after_a_failure(sqlite_path: Path) -> None
     await put(store, range(3))
     assert len(await store.get_many([key(n) for n in range(3)], timeout_s=5.0)) == 3
     await store.aclose()
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022])
+async def test_a_new_file_is_its_owners_alone_and_an_old_one_keeps_its_mode(sqlite_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        for mode in (0o600, 0o640):
+            store = SQLiteStore(sqlite_path, limit_bytes=64 * 1024**2)
+            await store.put_many({key(1): b"value"}, ttl_s=None, overwrite=False)
+            modes = {path.name: path.stat().st_mode & 0o777 for path in sqlite_path.parent.glob(f"{sqlite_path.name}*")}
+            assert modes == {f"{sqlite_path.name}{end}": mode for end in ("", "-wal", "-shm")}
+            await store.aclose()
+            sqlite_path.chmod(0o640)  # an operator shares it
+    finally:
+        os.umask(before)
