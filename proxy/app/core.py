@@ -60,7 +60,13 @@ async def open_core(
     lifecycle.close_at_exit(stack, "reporting what was spent", spending.aclose)
     await stack.enter_async_context(every(REPORT_S, lambda _: spending.report_all()))
     fetcher = Fetcher(
-        cache, batcher, validations, timeout_s=settings.upstream_timeout_s, clock=clock, spending=spending
+        cache,
+        batcher,
+        validations,
+        timeout_s=settings.upstream_timeout_s,
+        clock=clock,
+        spending=spending,
+        shares_all=settings.shares_all,
     )
     lifecycle.close_at_exit(stack, "fetching from upstreams", fetcher.drain)
     canary = await open_canary(stack, settings, metrics, router, cache, clock=clock)

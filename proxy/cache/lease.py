@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Self
 
@@ -36,7 +36,7 @@ class Lease:
 
     async def __aexit__(self, *_: object) -> None:
         await self._renewals.aclose()
-        await self._extend(0)
+        await self._extend(self._keys, 0)
 
     async def acquire(self, keys: Sequence[bytes]) -> list[bytes]:
         """Those of ``keys`` that this replica is to fetch, in their order."""
@@ -55,13 +55,19 @@ class Lease:
             self._renewals.start(self._renew())
         return [key for key in keys if key in granted]
 
+    async def release(self, keys: Collection[bytes]) -> None:
+        """Let other replicas fetch ``keys``."""
+        released = self._keys.intersection(keys)
+        self._keys -= released
+        await self._extend(released, 0)
+
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(_LEASE_S / 3)
-            await self._extend(_LEASE_S)
+            await self._extend(self._keys, _LEASE_S)
 
-    async def _extend(self, ttl_s: float) -> None:
-        if self._keys:
+    async def _extend(self, keys: Collection[bytes], ttl_s: float) -> None:
+        if keys:
             with suppress(StoreError, TimeoutError):  # the lease expires by itself
                 async with asyncio.timeout(self._timeout_s):
-                    await self._store.extend_many(self._keys, ttl_s=ttl_s)
+                    await self._store.extend_many(keys, ttl_s=ttl_s)

@@ -10,7 +10,7 @@ from proxy.fetch.singleflight import Claim
 class ClientWait:
     """``held`` is what the client waits for that a rate limit holds now, ``given_up`` what it waited for in vain."""
 
-    __slots__ = ("_timer", "claim", "client_request", "given_up", "held", "is_over", "left")
+    __slots__ = ("_timer", "claim", "client_request", "given_up", "held", "is_over", "left", "watcher")
 
     def __init__(self, client_request: ClientRequest, claim: Claim[Any]) -> None:
         self.client_request = client_request
@@ -20,6 +20,7 @@ class ClientWait:
         # Flights that another credential's limit holds: this client's own may take the call.
         self.left: dict[bytes, asyncio.Future[Any]] = {}
         self.is_over = False  # it has what it waits for, has given up, or has disconnected
+        self.watcher: asyncio.Event | None = None  # set when a limit holds it
         self._timer: asyncio.TimerHandle | None = None
 
     def hold(self, held: object, stated_at_s: float) -> None:
@@ -32,6 +33,8 @@ class ClientWait:
         if not self.held:
             self.client_request.hold(now_s)
         self.held[held] = None
+        if self.watcher is not None:
+            self.watcher.set()
         if until_s <= max(now_s, stated_at_s):
             self._give_up(held)
         elif self._timer is None:

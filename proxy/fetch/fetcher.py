@@ -47,14 +47,17 @@ class Fetcher:
         timeout_s: float,
         clock: Callable[[], float],
         spending: Spending | None = None,
+        shares_all: bool = False,
     ) -> None:
-        """``timeout_s``: how long to wait for another replica."""
+        """``timeout_s``: how long to wait for another replica. ``shares_all``: clients with different credentials have
+        entries in common."""
         self._cache = cache
         self._validations = validations
         self._timeout_s = timeout_s
         self._batcher = batcher
         self._clock = clock
         self.spending = spending or Spending()
+        self._shares_all = shares_all
         self._flights: Flights[FlightResult] = Flights()
         self._fetches = TaskSet(log_to(_log, "a fetch"))
         cache.feed.on_purge(self._on_purge)
@@ -104,6 +107,7 @@ class Fetcher:
             timeout_s=self._timeout_s,
             clock=self._clock,
             spending=self.spending,
+            lends=self._shares_all and request.client_request.origin.key is None,
         )
         if claim.mine:
             fetch = self._fetches.start(leader.fetch(request.only(list(claim.mine))))

@@ -1,6 +1,7 @@
 """The fetch of the keys that one request claimed: under leases, in upstream calls, until every key is settled."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from itertools import repeat
 
@@ -19,10 +20,15 @@ from proxy.fetch.singleflight import Claim
 from proxy.fetch.spending import Spending
 from proxy.protocol.records import Record
 from proxy.protocol.vectors import Encoding
+from proxy.tasks import TaskSet, log_to
 from proxy.turns import in_turns
+
+_log = logging.getLogger(__name__)
 
 # How often to look for a key that another replica fetches: at first, and at most.
 _POLL_S, _MAX_POLL_S = 0.005, 0.1
+# The same for one that a rate limit holds here, and another replica may fetch.
+_MAX_LENT_POLL_S = 1.0
 
 
 class Leader:
@@ -39,8 +45,10 @@ class Leader:
         timeout_s: float,
         clock: Callable[[], float],
         spending: Spending | None = None,
+        lends: bool = False,
     ) -> None:
-        """``timeout_s``: how long to wait for another replica."""
+        """``timeout_s``: how long to wait for another replica. ``lends``: another replica may fetch what a rate limit
+        holds here, since its client may have a credential with a limit of its own."""
         self._cache = cache
         self._batcher = batcher
         self._validations = validations
@@ -49,6 +57,8 @@ class Leader:
         self._claim: Claim[FlightResult] = wait.claim
         self._timeout_s = timeout_s
         self._clock = clock
+        self._lends = lends
+        self._lenders = TaskSet(log_to(_log, "the lending of leases"))
         self.deliveries: list[EmbedResult] = []
         self.asked: set[bytes] = set()
 
@@ -62,12 +72,34 @@ class Leader:
             granted = set(ours)
             others = [key for key in request.keys if key not in granted]
             ask = self._ask_unless_stored if lease.is_real else self._ask
-            if not others:
-                await ask(request)
-                return
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(ask(request.only(ours)))
-                tasks.create_task(self._await_others(request.only(others), lease))
+            if self._lends and lease.is_real:
+                self._lenders.start(self._lend(request, lease))
+            try:
+                if not others:
+                    await ask(request)
+                    return
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(ask(request.only(ours)))
+                    tasks.create_task(self._await_others(request.only(others), lease))
+            finally:
+                await self._lenders.aclose()
+
+    async def _lend(self, request: FetchRequest, lease: Lease) -> None:
+        """While a rate limit holds keys, release their leases, and look for what other replicas fetch meanwhile.
+
+        What is stored ends its flights. If those were all that the client waits for, nothing is sent for it.
+        """
+        is_held = self._wait.watcher = asyncio.Event()
+        while await is_held.wait():
+            is_held.clear()
+            pause_s = _POLL_S
+            while held := [key for waiting in self._wait.held for key in waiting.request.keys]:
+                await lease.release(request.only(held).lease_keys)
+                await self._settle_stored(request.only(held))
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _MAX_LENT_POLL_S)
+            # Those that another replica has taken are sent from here as well: their turn has come.
+            await lease.acquire(request.lease_keys)
 
     async def _ask_unless_stored(self, request: FetchRequest) -> None:
         """Read the store again: another replica may have stored what it fetched between our read and our lease."""
@@ -82,6 +114,9 @@ class Leader:
         keys, pause_s = request.keys, _POLL_S
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s
+        if request.client_request.held_until_s:
+            # A rate limit may hold the other replica's call. Then it is this one's that refuses the client in time.
+            deadline = min(deadline, request.client_request.held_until_s)
         while keys:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _MAX_POLL_S)

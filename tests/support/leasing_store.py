@@ -22,3 +22,28 @@ class LeasingStore(DictStore):
 
     async def extend_many(self, keys: Collection[bytes], *, ttl_s: float) -> None:
         self.extended.append((set(keys), ttl_s))
+
+
+class SharedLeases(DictStore):
+    """A store of several replicas, each with a view of its own, with leases that do not expire."""
+
+    has_leases = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._leased: set[bytes] = set()
+
+    def of_another_process(self) -> "SharedLeases":
+        other = SharedLeases()
+        other.values, other.log, other.purges = self.values, self.log, self.purges
+        other._leased = self._leased
+        return other
+
+    async def lease_many(self, keys: Sequence[bytes], *, ttl_s: float) -> set[bytes]:
+        granted = set(keys) - self._leased
+        self._leased |= granted
+        return granted
+
+    async def extend_many(self, keys: Collection[bytes], *, ttl_s: float) -> None:
+        if not ttl_s:
+            self._leased.difference_update(keys)

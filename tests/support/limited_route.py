@@ -14,7 +14,7 @@ from proxy.access.admission import Access
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.cache.memory import Memory
-from proxy.cache.store import NoStore
+from proxy.cache.store import NoStore, Store
 from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.patience import Patience
 from proxy.embeddings.progress import Progress
@@ -103,11 +103,13 @@ class LimitedRoute:
         concurrency: int = 64,
         revalidate_s: float = 1e9,
         shares_all: bool = False,
+        store: Store | None = None,
+        upstream: LimitedUpstream | None = None,
     ) -> None:
-        self.upstream = LimitedUpstream(limiter)
-        upstream: Any = self.upstream
+        self.upstream = upstream or LimitedUpstream(limiter)
+        client: Any = self.upstream
         self.metrics = metrics = Metrics()
-        cache = Cache(Memory(10_000_000), NoStore(), metrics, ttl_s=None, timeout_s=60)
+        cache = Cache(Memory(10_000_000), store or NoStore(), metrics, ttl_s=None, timeout_s=60)
         self.batcher = Batcher(
             metrics,
             window_s=0.01,
@@ -122,8 +124,10 @@ class LimitedRoute:
         validations = Validations(ttl_s=revalidate_s, clock=asyncio.get_running_loop().time)
         access = Access(shares_all=shares_all, owns_key=False, client_keys=None, validations=validations)
         responses = ResponseBuilder(cache.memory, metrics, reports_full_usage=False)
-        origin = Origin(name="o", provider=GENERIC, routes=Routes("http://upstream/v1"), client=upstream)
-        self.fetcher = Fetcher(cache, self.batcher, validations, timeout_s=1000, clock=lambda: 0.0)
+        origin = Origin(name="o", provider=GENERIC, routes=Routes("http://upstream/v1"), client=client)
+        self.fetcher = Fetcher(
+            cache, self.batcher, validations, timeout_s=1000, clock=lambda: 0.0, shares_all=shares_all
+        )
         self._route = EmbeddingsRoute(
             cache,
             self.fetcher,
