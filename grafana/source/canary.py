@@ -36,7 +36,7 @@ CANARY = [
         "The largest cosine distance (1 - cosine) of a text's vector to its first one, and the upstream's own noise, on"
         " a logarithmic scale, on which 0 is not drawn. Above 0.0001 and above twice the noise it is drift.",
         {_LEGEND: _latest("canary_distance"), f"{_LEGEND} noise": _latest("canary_noise")},
-        "none",
+        "sci",
         width=12,
         minimum=None,
         is_logarithmic=True,

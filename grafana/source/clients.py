@@ -72,6 +72,7 @@ _WHO = [
         _top("client_tokens_total", 'kind="billed"'),
         "short",
         kind="bargauge",
+        height=11,
     ),
     Panel(
         "Tokens saved by client",
@@ -79,6 +80,7 @@ _WHO = [
         _top("client_tokens_total", 'kind="saved"'),
         "short",
         kind="bargauge",
+        height=11,
     ),
     Panel(
         "Money billed by client",
@@ -86,6 +88,7 @@ _WHO = [
         _top("client_cost_total", 'kind="billed"'),
         "none",
         kind="bargauge",
+        height=11,
         decimals=2,
     ),
     Panel(
@@ -187,9 +190,9 @@ _BUDGETS = [
         "reqps",
     ),
     Panel(
-        "Counts that the store did not reply to",
-        "Meanwhile each process counts by itself, or refuses calls if on_store_down is closed. What was spent is"
-        " reported later.",
+        "Store without a reply",
+        "Counts that the store did not confirm. Meanwhile each process counts by itself, or refuses calls if"
+        " on_store_down is closed. What was spent is reported later.",
         {"errors": total("", "budget_store_errors_total")},
         "cps",
         width=4,

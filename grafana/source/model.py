@@ -225,6 +225,8 @@ def _axis(panel: Panel) -> Json:
         return {"axisSoftMax": panel.steps[-1][0]}
     if panel.unit in {"cps", "reqps", "ops"}:
         return {"axisSoftMax": 0.1}
+    if panel.unit in {"short", "none"}:
+        return {"axisSoftMax": panel.steps[-1][0] or 1}
     return {}
 
 

@@ -274,8 +274,7 @@ _WHAT_IS_NOT_CACHED = [
         " vector, --neutral-headers leaves it out of the key. The alert EmbeddingProxyHeaderCostsHits looks at this.",
         totals("header", "varying_header_misses_total"),
         "reqps",
-        width=24,
-        height=6,
+        width=16,
     ),
 ]
 

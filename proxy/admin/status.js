@@ -13,6 +13,7 @@ const short = new Intl.NumberFormat("en", {notation: "compact", maximumFractionD
 const count = (n) => (n < 1e6 ? whole : short).format(n);
 const share = (part) => part === null ? NONE : `${(Math.floor(part * 1000 + 1e-9) / 10).toFixed(1)} %`;
 const money = (n) => n === undefined ? NONE : n.toLocaleString("en", {minimumFractionDigits: 2, maximumFractionDigits: n < 1 ? 4 : 2});
+const tiny = (n) => n ? n.toExponential(1) : "0";
 function size(bytes) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   let i = 0;
@@ -153,11 +154,11 @@ function show(status) {
   table("budgets", status.budgets.slice(0, 10).map((budget) => {
     const used = budget.spent / budget.limit, write = budget.unit === "money" ? money : count;
     return [budget.name, {text: budget.client, kind: "text"}, {text: share(used), kind: used >= 0.8 ? "number bad" : "number"},
-      write(budget.spent), write(budget.limit), count(budget.refused)];
+      {text: write(budget.spent), kind: "number wide"}, {text: write(budget.limit), kind: "number wide"}, count(budget.refused)];
   }), "No budget has been used.");
   $("uncached-section").hidden = !status.uncached.length;
   table("uncached", status.uncached.slice(0, 10).map((each) => [
-    `${each.reason} ${each.field}`.trim(), count(each.requests), {text: each.client || NONE, kind: "text"}, {text: each.user_agent || NONE, kind: "text"},
+    each.field === each.reason ? each.reason : `${each.reason} ${each.field}`.trim(), count(each.requests), {text: each.client || NONE, kind: "text"}, {text: each.user_agent || NONE, kind: "text"},
   ]), "All requests can be cached.");
   table("upstreams", status.upstreams.map((upstream) => [
     [upstream.name, upstream.base_url === "http://demo-2.invalid/v1" ? "built in" : upstream.base_url, ...upstream.models,
@@ -168,8 +169,8 @@ function show(status) {
   $("canary-section").hidden = !status.canary.length;
   table("canary", status.canary.map((own) => [
     `${own.model} · ${own.upstream}`, {text: own.verdict, kind: BAD_VERDICTS.includes(own.verdict) ? "number bad" : "number"},
-    own.distance.toExponential(1), {text: own.noise.toExponential(1), kind: "number wide"},
-    {text: share(own.changed), kind: "number wide"}, count(own.epoch),
+    tiny(own.distance), {text: tiny(own.noise), kind: "number wide"},
+    {text: share(own.changed), kind: "number wide"}, {text: count(own.epoch), kind: "number wide"},
     {text: own.measured_at_s ? new Date(own.measured_at_s * 1000).toLocaleString() : NONE, kind: "number wide"},
   ]));
   table("breakers", Object.entries(status.breakers).map(([circuit, state]) => [

@@ -7,6 +7,7 @@ from proxy.admin.status import Status
 from proxy.admin.window import Window
 from proxy.byte_size import byte_size
 from proxy.labels import OUTCOMES, ItemResult
+from proxy.ledger.cause import Cause
 from proxy.printable import printable
 
 _NONE = "-"
@@ -99,7 +100,7 @@ def _budgets(status: Status) -> list[str]:
 def _uncached(status: Status) -> list[str]:
     lines = ["not cached, and why"]
     for each in status.uncached[:_UNCACHED]:
-        why = " ".join(filter(None, (each.reason, each.field)))
+        why = str(Cause(each.reason, each.field))
         whose = " ".join(filter(None, (each.client, each.user_agent)))
         lines.append(f"{each.requests:>10,}  {_truncated(why, 36):<37}{_truncated(whose, 30)}".rstrip())
     return lines

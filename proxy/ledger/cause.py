@@ -53,7 +53,7 @@ class Cause(NamedTuple):
         return cls(reason, field if _FIELD.fullmatch(field) else "")
 
     def __str__(self) -> str:
-        return f"{self.reason} {self.field}".rstrip()
+        return self.reason if self.field in {"", self.reason} else f"{self.reason} {self.field}"
 
     def remedy(self, provider: str) -> str:
         found = _REMEDIES.get(self.reason)

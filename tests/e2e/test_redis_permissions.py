@@ -2,8 +2,10 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -12,11 +14,12 @@ from redis.crc import key_slot
 
 from proxy.cache.redis.store import RedisStore
 from proxy.cache.store import Page, Purge
-from proxy.config.settings import StoreSetting
+from proxy.config.settings import BudgetSettings, StoreSetting
 from proxy.errors import StoreError
+from proxy.ledger.spending import SpendingBudget
 from tests.conftest import StartProxy
 from tests.support.client import Client
-from tests.support.dict_store import key_of, written
+from tests.support.dict_store import Clock, key_of, written
 from tests.support.redis_cluster import RedisCluster, ask
 from tests.support.redis_server import RedisServer
 from tests.support.scripted import Call, ScriptedUpstream
@@ -36,20 +39,20 @@ async def admin(redis_server: RedisServer) -> AsyncIterator[Redis]:
 
 def allow(server: RedisServer, *without: str) -> StoreSetting:
     """Make the user of the documentation, but ``without`` some rules."""
-    one, _ = documented()
+    one, *_ = documented()
     server.command("ACL", "SETUSER", "embedding-proxy", *(rule for rule in one if rule not in without))
     return StoreSetting(url=f"redis://embedding-proxy:pa55@127.0.0.1:{server.port}/0")
 
 
 def allow_in_cluster(cluster: RedisCluster, *without: str) -> StoreSetting:
-    _, its = documented()
+    _, its, _ = documented()
     for node in cluster.nodes:
         node.command("ACL", "SETUSER", "embedding-proxy", "reset", *(rule for rule in its if rule not in without))
     return StoreSetting(url=cluster.url.replace("//", "//embedding-proxy:pa55@"))
 
 
 def documented() -> list[list[str]]:
-    """The rules for one server, and for a cluster."""
+    """The rules for one server, for a cluster, and those that budgets need besides."""
     found = DOCUMENTED.findall(DOCS.read_text(encoding="utf-8"))
     return [rules.replace("PASSWORD", "pa55").split() for rules in found]
 
@@ -156,6 +159,51 @@ async def test_every_documented_rule_is_needed(
     client = await start_proxy(store=allow(redis_server, rule))
     assert (await client.embed("x")).status == 200
     assert await admin.acl_log() != []
+
+
+def with_budgets(server: RedisServer, *without: str) -> StoreSetting:
+    """The user of the documentation for a proxy with budgets, but ``without`` some of the rules that are for them."""
+    store = allow(server)
+    *_, more = documented()
+    server.command("ACL", "SETUSER", "embedding-proxy", *(rule for rule in more if rule not in without))
+    return store
+
+
+BUDGETS = BudgetSettings(budgets=(SpendingBudget(name="all", tokens=100, is_shared=True),), fails_open=False)
+
+
+async def test_documented_user_has_all_permissions_for_budgets_and_a_canary(
+    start_proxy: StartProxy, redis_server: RedisServer, admin: Redis
+) -> None:
+    store, clock = with_budgets(redis_server), Clock()
+    clock.now = time.time()  # the server's, by which counters expire
+    more: dict[str, Any] = {"store": store, "budgets": BUDGETS, "clock": clock, "canary_interval_s": 3600.0}
+    clients = [await start_proxy(on_drift="new-epoch", **more) for _ in range(2)]
+    assert [(await client.embed("x" * 40)).cache for client in clients] == ["MISS", "HIT"]
+    assert (await clients[1].embed("y" * 60)).status == 200
+    assert [(await client.embed("z")).status for client in clients] == [429, 429]
+    for canary in [client.proxy.canary for client in clients] * 2:
+        assert canary is not None
+        await canary.tick()
+        await canary.epochs.advance(canary.in_use.current()[0].digest, 0)
+        clock.now += 3600
+    assert await clients[0].metric("embedding_proxy_canary_checks_total", verdict="first") == 1
+    assert await admin.acl_log() == []
+    for client in clients:
+        assert "embedding_proxy_store_errors_total{" not in await exposition(client)
+        assert await client.metric("embedding_proxy_budget_store_errors_total") == 0
+
+
+@pytest.mark.parametrize("rule", ["+get", "+incrby", "+expireat", "~embedding-budget:*"])
+async def test_every_documented_rule_of_budgets_is_needed(
+    start_proxy: StartProxy, redis_server: RedisServer, admin: Redis, rule: str
+) -> None:
+    client = await start_proxy(store=with_budgets(redis_server, rule), budgets=BUDGETS)
+    await client.embed("x")
+    await client.embed("y")
+    assert await admin.acl_log() != []
+    has_failed = await client.metric("embedding_proxy_budget_store_errors_total") > 0
+    assert has_failed == (rule != "+expireat")  # then it has counted
 
 
 @pytest.mark.parametrize("rule", ["+xadd", "+xrange", "~embedding-changes"])
