@@ -48,6 +48,7 @@ def cut(body: bytes, items: int) -> Steps[Cut | None]:
         yield
     outline.append(body[end:])
     rest = b"".join(outline)
+    yield
     # An escape might hide a member of the same name, whose value would count in place of the one that was cut out.
     if len(texts) != items or b"\\" in rest or len(_MEMBER.findall(rest)) != items:
         return None
