@@ -19,6 +19,7 @@ LARGE_BYTES = 1024 * 1024
 _MAX_PART_S = 0.05
 # Strings in an object are cut out from this length on. A shorter one may be the name of a member.
 _LONG_BYTES = 64 * 1024
+_VALUES_A_STEP = 128  # cut out
 _ARRAY_OF = re.compile(rb"\[[ \t\r\n]*[\[{\"]")
 
 Raw = memoryview  # the extent of a JSON value, which may still turn out to be invalid
@@ -122,8 +123,12 @@ def _cut(text: Raw, *, limit: int, min_string_bytes: int = 0) -> Steps[_Cut]:
     outline: list[bytes | Raw] = []
     end = 0
     for start, next_end in zip(starts[~is_short].tolist(), ends[~is_short].tolist(), strict=True):
+        if len(values) % _VALUES_A_STEP == 0:
+            yield
         outline += [text[end:start], b"[%d]" % len(values)]
         values.append(text[start:next_end])
         end = next_end
+    yield
     rest = memoryview(b"".join([*outline, text[end:]]))
+    yield
     return _Cut((yield from value_in_steps(rest)), values)

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from proxy.protocol import embedding_request, keys, request_body
@@ -153,6 +153,18 @@ def test_dimensions_absent_null_native_and_smaller_are_four_keys() -> None:
 
 def test_an_escaped_letter_is_the_letter() -> None:
     assert derive(b'{"model":"m","input":"\\u00e9"}') == derive('{"model":"m","input":"é"}'.encode())
+
+
+@given(st.lists(st.integers(1, 3 * keys._STEP_BYTES), min_size=1, max_size=4), st.sampled_from("aé€𝄞"))
+@settings(max_examples=20)
+def test_a_text_that_takes_several_steps_has_the_key_of_all_of_it(lengths: list[int], letter: str) -> None:
+    texts = [letter * length for length in lengths]
+    body = body_of("m", list(texts), {})
+    request = embedding_request.parse_request(body, request_body.parse_object(body), GENERIC)
+    identity: dict[str, Any] = {"url": URL, "scope": [], "vector_headers": []}
+    steps = len(list(keys.derive_in_steps(request, **identity)))
+    assert steps >= sum(len(text.encode()) for text in texts) // (5 * keys._STEP_BYTES)
+    assert keys.derive(request, **identity) == keys.TextKeys(request, **identity).of(texts)
 
 
 def test_header_bytes_that_are_not_utf8_can_be_in_an_identity() -> None:
