@@ -47,8 +47,9 @@ PARALLEL := --numprocesses auto --dist worksteal
 test: $(VENV)/dev-ok ## all tests, with a real Redis or Valkey; pytest's flags go in ARGS
 	@$(PYTEST) $(PARALLEL) $(ARGS)
 
-test-slow: $(VENV)/dev-ok ## the same with many more random examples
-	@HYPOTHESIS_PROFILE=slow $(PYTEST) $(PARALLEL) --timeout 1800 $(ARGS)
+test-slow: $(VENV)/dev-ok ## the same with many more random examples, and long loads
+	@HYPOTHESIS_PROFILE=slow $(PYTEST) $(PARALLEL) --timeout 1800 \
+	  -m 'not (prometheus or browser or cluster or deploy or infinity)' $(ARGS)
 
 # One environment for each file of requirements, since these exclude each other.
 $(OTHERS:=/ok): .venv-clients%/ok: tests/clients/requirements%.txt $(VENV)/python-ok

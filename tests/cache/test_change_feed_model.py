@@ -302,7 +302,7 @@ class Machine(RuleBasedStateMachine):
 
 TestChangeFeed = Machine.TestCase
 TestChangeFeed.settings = settings(
-    max_examples=3000 if IS_SLOW_PROFILE else 200,
+    max_examples=3000 if IS_SLOW_PROFILE else 100,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],  # on a busy machine

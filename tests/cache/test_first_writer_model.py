@@ -122,7 +122,7 @@ def text_of(key: bytes, value: bytes) -> bytes:
 
 TestFirstWriter = Machine.TestCase
 TestFirstWriter.settings = settings(
-    max_examples=3000 if IS_SLOW_PROFILE else 200,
+    max_examples=3000 if IS_SLOW_PROFILE else 100,
     stateful_step_count=40,
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),

@@ -349,7 +349,7 @@ class WatchedFetcher(Fetcher):
 
 TestModel = Machine.TestCase
 TestModel.settings = settings(
-    max_examples=2500 if IS_SLOW_PROFILE else 150,
+    max_examples=2500 if IS_SLOW_PROFILE else 80,
     stateful_step_count=50,
     deadline=None,
     # Explaining a failure traces every line, which takes longer than a test may.

@@ -43,7 +43,8 @@ class Counters:
 
 
 def spending(store: Counters | None, *budgets: SpendingBudget, **changes: object) -> Spending:
-    given = {"clock": lambda: NOW_S, "metrics": Metrics(), **changes}
+    # A store that is waited for as long as a busy machine may pause.
+    given = {"clock": lambda: NOW_S, "metrics": Metrics(), "timeout_s": 60.0, **changes}
     return Spending(budgets or (SpendingBudget(name="b", tokens=LIMIT),), store=store, **given)  # type: ignore[arg-type]
 
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from proxy.protocol.shortest_floats import are_shortest
+from tests.support.profiles import IS_SLOW_PROFILE
 
 _OF_BITS = st.integers(0, 2**32 - 1).map(lambda bits: np.array([bits], np.uint32).view(np.float32)[0])
 _USUAL = st.floats(min_value=-16.0, max_value=16.0, width=32).map(np.float32)
@@ -17,7 +18,7 @@ def parsed(narrow: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.array(orjson.loads(orjson.dumps(narrow, option=orjson.OPT_SERIALIZE_NUMPY)), np.float64)
 
 
-@settings(max_examples=2000)
+@settings(max_examples=100_000 if IS_SLOW_PROFILE else 600)
 @given(_FLOATS.filter(np.isfinite), st.integers(1, 17))
 def test_no_other_decimal_that_rounds_to_a_float32_is_taken_for_its_shortest(number: np.float32, digits: int) -> None:
     narrow = np.array([number])

@@ -14,6 +14,7 @@ from proxy.protocol import embedding_response, vector_batch, vectors
 from proxy.protocol.embedding_response import EmbeddingResponse, InvalidEmbeddingResponse
 from proxy.protocol.providers import GENERIC
 from proxy.steps import Steps
+from tests.support.profiles import IS_SLOW_PROFILE
 
 _WIDE = st.floats(allow_nan=False, allow_infinity=False)
 _NARROW = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -58,7 +59,7 @@ def response(embeddings: list[Any], order: list[int]) -> bytes:
     return orjson.dumps({"object": "list", "data": data, "model": "m", "usage": {"prompt_tokens": 3}})
 
 
-@settings(max_examples=500)
+@settings(max_examples=10_000 if IS_SLOW_PROFILE else 500)
 @given(data=st.data(), items=st.integers(1, 3))
 def test_the_outcome_is_that_of_each_alone(data: st.DataObject, items: int) -> None:
     embeddings = data.draw(_EMBEDDINGS)
