@@ -55,7 +55,8 @@ class Salvage:
         bound = "first" if walk is _WALKS[0] else "last"
         for limit in (_CHUNK, 1):  # if a chunk can't be read, its first slot may be readable
             with suppress(*FAILURES):
-                rows = self._connection.execute(walk, {**self._bounds, "limit": limit}).fetchall()
+                found = self._connection.execute(walk, {**self._bounds, "limit": limit}).fetchall()
+                rows = [(key, id_) for key, id_ in found if isinstance(key, bytes)]  # a damaged one has any type
                 before = self._bounds[bound]
                 if rows and self._bounds["first"] < rows[-1][0] < self._bounds["last"]:
                     self._bounds[bound] = rows[-1][0]

@@ -7,11 +7,14 @@ versions have such values; then a second pass finds them by the slots, whose cur
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
-from proxy.cache.sqlite.file import FAILURES
+from proxy.cache.sqlite.file import FAILURES, DamagedFile
 from proxy.cache.store import Page
 from proxy.errors import StoreError
 from proxy.protocol.keys import KEY_BYTES
+
+_T = TypeVar("_T", int, bytes)
 
 _ROWS, _PAGE_BYTES = 256, 4 * 1024**2  # the least of both
 _ID_BYTES = 8
@@ -49,7 +52,7 @@ def _place(connection: sqlite3.Connection) -> str:
 
 
 def _by_id(connection: sqlite3.Connection, position: bytes, *, has_keyless: bool) -> Page:
-    last = int.from_bytes(position, signed=True) if position else -(2**63)
+    last = start = int.from_bytes(position, signed=True) if position else -(2**63)
     values: dict[bytes, bytes] = {}
     size_bytes = rows = 0
     for id_, key, value, is_of_slot in connection.execute(_VALUES, (last, _ROWS)):
@@ -61,20 +64,33 @@ def _by_id(connection: sqlite3.Connection, position: bytes, *, has_keyless: bool
         if size_bytes >= _PAGE_BYTES:
             break
     if rows == _ROWS or size_bytes >= _PAGE_BYTES:
+        _require_progress(start, last)
         kind = _BY_ID_KEYLESS if has_keyless else _BY_ID
         return Page(values, kind + last.to_bytes(_ID_BYTES, signed=True))
     return Page(values, _BY_SLOT if has_keyless else None)
 
 
-def _by_slot(connection: sqlite3.Connection, last: bytes) -> Page:
-    slots: Iterable[tuple[bytes, object]] = connection.execute(_KEYLESS, (last, _ROWS))
+def _by_slot(connection: sqlite3.Connection, start: bytes) -> Page:
+    slots: Iterable[tuple[object, object]] = connection.execute(_KEYLESS, (start, _ROWS))
     values: dict[bytes, bytes] = {}
-    rows = 0
+    last, rows = start, 0
     for key, value in slots:
-        last, rows = key, rows + 1
+        rows += 1
+        if not isinstance(key, bytes):  # it is damaged
+            continue
+        last = key
         if isinstance(value, bytes) and _is_key(key):
             values[key] = value
-    return Page(values, _BY_SLOT + last if rows == _ROWS else None)
+    if rows < _ROWS:
+        return Page(values, None)
+    _require_progress(start, last)
+    return Page(values, _BY_SLOT + last)
+
+
+def _require_progress(start: _T, last: _T) -> None:
+    """Raises `DamagedFile` for rows that are not in their order: the next page would begin where this one did."""
+    if last <= start:
+        raise DamagedFile("rows are out of order")
 
 
 def _is_key(key: object) -> bool:

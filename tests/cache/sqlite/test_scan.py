@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from proxy.cache.sqlite import scan
 from proxy.cache.sqlite.store import SQLiteStore
 from proxy.errors import StoreError
 from tests.cache.test_store import scanned
+from tests.support.damage import make_key_an_integer
 from tests.support.dict_store import key_of as key
 
 VALUES = {key(n): b"%d" % n for n in range(700)}
@@ -72,3 +74,29 @@ async def test_a_damaged_file_is_reported_and_left_as_it_is(store: SQLiteStore, 
     assert [path.name for path in sqlite_path.parent.iterdir() if "damaged" in path.name] == []
     for each in (store, fresh):
         await each.aclose()
+
+
+@pytest.mark.parametrize("number", [0, 100, 255, 256, 699])
+async def test_a_damaged_key_does_not_end_a_scan_by_the_slots(
+    store: SQLiteStore, sqlite_path: Path, number: int
+) -> None:
+    execute(sqlite_path, "UPDATE value SET key = NULL")
+    await store.aclose()
+    execute(sqlite_path, "PRAGMA wal_checkpoint(TRUNCATE)")
+    make_key_an_integer(sqlite_path, key(number))
+    store = SQLiteStore(sqlite_path, limit_bytes=64 * 1024**2)
+    assert await scanned(store) == {its: value for its, value in VALUES.items() if its != key(number)}
+    await store.aclose()
+
+
+@pytest.mark.parametrize("statement", ["UPDATE value SET key = NULL", "UPDATE value SET value = value"])
+async def test_a_scan_of_rows_that_are_out_of_order_ends(
+    store: SQLiteStore, statement: str, sqlite_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(sqlite_path, statement)
+    queries = scan._VALUES, scan._KEYLESS
+    monkeypatch.setattr(scan, "_VALUES", queries[0].replace("value.id > ?", "value.id <> ?"))
+    monkeypatch.setattr(scan, "_KEYLESS", queries[1].replace("slot.key > ?", "slot.key <> ?"))
+    with pytest.raises(StoreError, match="out of order"):
+        await scanned(store)
+    await store.aclose()
