@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from proxy.analysis import files, formats, models
+from proxy import input_file
+from proxy.analysis import formats, models
 from proxy.analysis.call import Call, Text, Unreadable, Unrelated
-from proxy.analysis.files import DamagedInput, InputFile
 from proxy.analysis.formats import Format
 from proxy.analysis.identifier import Identified, Identifier
 from proxy.analysis.recording import Recording, RequestKind
@@ -13,6 +13,7 @@ from proxy.analysis.report import BypassCount, FileSummary, LineProblem
 from proxy.analysis.token_counter import TokenCounter
 from proxy.config.settings import MIB
 from proxy.errors import ProxyError
+from proxy.input_file import DamagedInput, InputFile
 from proxy.protocol import request_body
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.vectors import Encoding
@@ -61,7 +62,7 @@ class Intake:
 
     def read(self, path: Path) -> None:
         """Raises `ConfigError` for a file that can't be read at all."""
-        with files.opened(path) as file:
+        with input_file.opened(path) as file:
             own = self._format or formats.detect(file.sample, file.name)
             _File(self, file, own).read()
 
@@ -131,7 +132,7 @@ class _File:
             for line in self._file.lines():
                 self._lines += 1
                 if line is None:
-                    self._note(self._unread, f"longer than {files.MAX_LINE_BYTES // MIB} MiB")
+                    self._note(self._unread, f"longer than {input_file.MAX_LINE_BYTES // MIB} MiB")
                 elif line and not line.isspace():
                     take(parse, line)
                     self._advanced(len(line) + 1)

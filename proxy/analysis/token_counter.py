@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from proxy.protocol import tokens
 from proxy.protocol.items import ItemKind
+from proxy.protocol.tokens import typical_tokens
 
 # cl100k_base, the vocabulary of OpenAI's embedding models; its hash is the one that tiktoken checks.
 _VOCABULARY = "cl100k_base"
@@ -22,8 +22,6 @@ _URL = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoke
 _SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
 _MODELS = ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002")
 _MAX_EXACT_CHARS = 200_000  # tiktoken takes quadratic time for some long texts
-# Of text: English has about four bytes in a token, most other scripts about three.
-_ASCII_BYTES_PER_TOKEN, _OTHER_BYTES_PER_TOKEN = 4, 3
 
 Count = Callable[[str], int]
 
@@ -53,9 +51,7 @@ class TokenCounter:
             self._has_counted = True
             return self._exact(item)
         self._has_estimated = True
-        weight = tokens.weight(ItemKind.TEXT if type(item) is str else ItemKind.OBJECT, item)
-        is_ascii = type(item) is not str or item.isascii()
-        return max(1, -(-weight // (_ASCII_BYTES_PER_TOKEN if is_ascii else _OTHER_BYTES_PER_TOKEN)))
+        return typical_tokens(item)
 
 
 def _is_openai(model: str | None) -> bool:

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import click
@@ -63,7 +65,7 @@ def load_command(ctx: click.Context, /, *, is_dry_run: bool, is_json: bool, **_:
     Entries belong to the API key in --credential-env, unless the proxy shares them (--share all, --upstream-key-env).
     """
     settings, options = request_settings(ctx), StoreOptions.of(ctx)
-    form, paid = _form(ctx), _paid(ctx)
+    form, paid = _form(ctx), _begun(_paid(ctx), ctx.params["output"] or ctx.params["texts"])
     if not (settings.shares_all or settings.owns_key or form.credential or form.headers):
         click.echo(
             "embedding-proxy: loading for requests without an API key; if clients send one, name it (--credential-env)",
@@ -106,6 +108,14 @@ def _paid(ctx: click.Context) -> Paid:
     if vectors is not None:
         return read_array_file(texts, vectors)
     return read_parquet_file(texts) if is_parquet(texts) else read_paid_lines(texts)
+
+
+def _begun(paid: Paid, path: Path) -> Paid:
+    """The same, once its first line was read: before a store is created. Raises `ConfigError`."""
+    first = next(paid, None)
+    if first is None:
+        raise ConfigError(f"{path}: it is empty")
+    return chain([first], paid)
 
 
 async def _load(

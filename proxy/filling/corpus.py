@@ -1,20 +1,15 @@
 """The texts of a corpus: a text a line, or JSON Lines; plain or gzipped."""
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import NamedTuple
 
 import orjson
 
 from proxy.errors import ConfigError
+from proxy.input_file import MAX_LINE_BYTES, DamagedInput, opened
 
 TEXT_KEYS = ("text", "input", "content")
-_GZIP = b"\x1f\x8b"
-_BOM = b"\xef\xbb\xbf"
-# Longer than the largest body that the proxy accepts by default, so it has no item that can be sent.
-_MAX_LINE_BYTES = 64 * 1024**2
 
 
 class Line(NamedTuple):
@@ -31,26 +26,17 @@ class Text(NamedTuple):
 
 def read_lines(path: Path) -> Iterator[Line]:
     """The lines of a file that are not blank. Raises `ConfigError`, also during the iteration."""
-    try:
-        with path.open("rb") as file:
-            if not file.peek(2).startswith(_GZIP):
-                yield from _numbered(file, path)
-                return
-            with gzip.open(file) as inflated:
-                yield from _numbered(cast("IO[bytes]", inflated), path)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _numbered(stream: IO[bytes], path: Path) -> Iterator[Line]:
-    number = 0
-    while line := stream.readline(_MAX_LINE_BYTES + 1):
-        number += 1
-        if len(line) > _MAX_LINE_BYTES:
-            raise ConfigError(f"{path}:{number}: a line of more than {_MAX_LINE_BYTES:,} bytes")
-        content = (line.removeprefix(_BOM) if number == 1 else line).rstrip(b"\r\n")
-        if content.strip():
-            yield Line(number, content)
+    if str(path) == "-":
+        raise ConfigError("-: standard input can't be read twice; accepted: the name of a file")
+    with opened(path) as file:
+        try:
+            for number, line in enumerate(file.lines(), 1):
+                if line is None:
+                    raise ConfigError(f"{path}:{number}: a line of more than {MAX_LINE_BYTES:,} bytes")
+                if line and not line.isspace():
+                    yield Line(number, line)
+        except DamagedInput as damage:
+            raise ConfigError(f"{path}: {damage}") from damage
 
 
 def read_texts(path: Path) -> Iterator[Text]:

@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from proxy.filling.batches import Batch
-from proxy.filling.estimate import estimated_tokens
 from proxy.filling.replies import Later, NotTold, Reply, Stopped, read_missing
 from proxy.filling.results import Forecast
 from proxy.protocol import rate_limits
+from proxy.protocol.tokens import typical_tokens
 
 _MAX_ATTEMPTS, _PAUSE_S = 5, 1.0
 # Workers validate credentials apart, and a new connection may come to any of them.
@@ -41,7 +41,7 @@ async def forecast(
             is_proxy = True
             found.cached += len(part.texts) - len(missing)
             found.missing += len(missing)
-            found.missing_tokens += sum(estimated_tokens(part.texts[position].text) for position in missing)
+            found.missing_tokens += sum(typical_tokens(part.texts[position].text) for position in missing)
             advance(len(part.texts))
     return found
 

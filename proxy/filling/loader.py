@@ -9,7 +9,6 @@ import orjson
 from proxy.cache.store import NOTHING
 from proxy.errors import ConfigError
 from proxy.fetch.request import ClientRequest
-from proxy.filling.estimate import estimated_tokens
 from proxy.filling.paid import PaidCall, PaidText
 from proxy.filling.paid_vectors import NotAVector, lengths_that_count, response_of, vector_of, why_unusable
 from proxy.filling.results import Loaded, RefusedText
@@ -126,7 +125,7 @@ class Loader:
         record = Record(
             vector=vector,
             model=self._policy.response_model,
-            tokens=estimated_tokens(paid.text) if paid.tokens is None else paid.tokens,
+            tokens=tokens.typical_tokens(paid.text) if paid.tokens is None else paid.tokens,
             tokens_exact=paid.tokens is not None,
             stored_at_s=int(self._clock()),
             scope=request.scope_fingerprint,

@@ -1,14 +1,10 @@
 """A line of a file as a text or a request."""
 
-import gzip
-from pathlib import Path
-
 import orjson
 import pytest
 
-from proxy.analysis import files, formats, timestamps
+from proxy.analysis import formats, timestamps
 from proxy.analysis.call import Call, Text, Unreadable, Unrelated
-from proxy.analysis.files import DamagedInput
 from proxy.analysis.formats import PARSERS, Format
 from proxy.errors import ConfigError
 
@@ -177,43 +173,3 @@ def test_a_json_array_is_no_json_lines() -> None:
     for sample in (b'[\n  {"text": "a"},\n', b'["a", "b"]'):
         with pytest.raises(ConfigError, match="jq"):
             formats.detect(sample, "f")
-
-
-# --- files
-
-
-def lines_of(path: Path) -> list[bytes | None]:
-    with files.opened(path) as file:
-        return list(file.lines())
-
-
-def test_lines_of_plain_and_gzipped_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "f"
-    text = b"\xef\xbb\xbfa\r\nb\n\nc"
-    for content in (text, gzip.compress(text)):
-        path.write_bytes(content)
-        assert lines_of(path) == [b"a", b"b", b"", b"c"]
-    monkeypatch.setattr(files, "MAX_LINE_BYTES", 3)
-    path.write_bytes(b"abc\nabcdefghij\nabc")
-    assert lines_of(path) == [b"abc", None, b"abc"]
-
-
-def test_a_damaged_gzip_file_is_read_up_to_the_damage(tmp_path: Path) -> None:
-    path = tmp_path / "f.gz"
-    path.write_bytes(gzip.compress(b"".join(b"%d\n" % n for n in range(1_000_000)))[:-100_000])
-    found: list[bytes | None] = []
-    with files.opened(path) as file, pytest.raises(DamagedInput, match="too early"):
-        found.extend(file.lines())
-    assert len(found) > 100_000
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [(b"\x28\xb5\x2f\xfdx", "zstd"), (b"PAR1x", "Parquet"), (b"a\0b", "not a text file"), (b"\xff\xfea\0", "UTF-16"),
-     (b"\x1f\x8bgarbage.......", "gzip")],
-)  # fmt: skip
-def test_files_of_other_formats_are_refused(tmp_path: Path, content: bytes, reason: str) -> None:
-    path = tmp_path / "f"
-    path.write_bytes(content)
-    with pytest.raises(ConfigError, match=reason):
-        lines_of(path)

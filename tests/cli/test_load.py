@@ -123,6 +123,25 @@ async def test_parquet_is_read_where_pyarrow_is(load: Load, upstream: ScriptedUp
     assert "its columns are a, b; accepted: a column" in ended.err
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"\n \n", "it is empty"),
+        (b"\x7fELF\0\0", "not a text file; accepted: JSON Lines, logs and plain text in UTF-8, or gzipped"),
+        (b"SQLite format 3\0", "the file is a SQLite database; export it as JSON Lines"),
+    ],
+)
+async def test_a_file_without_texts_is_refused_before_a_store_is_made(
+    load: Load, tmp_path: Path, sqlite_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "paid"
+    path.write_bytes(content)
+    ended = await load(str(path), "--model", "m")
+    assert (ended.status, ended.out, ended.err.splitlines()[-1]) == (2, "", f"embedding-proxy: {path}: {message}")
+    assert not sqlite_path.exists()
+
+
 async def test_a_running_proxy_serves_what_is_loaded_and_replaced(
     load: Load, start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path, sqlite_path: Path
 ) -> None:

@@ -44,8 +44,10 @@ def test_lines_with_texts_are_read(
         (b'{"text": "a"}\nb', ":2: not JSON: "),
         (b"a\n\xff\n", ":2: not UTF-8"),
         (b'["a"]', ": a JSON array; accepted: JSON Lines (jq -c '.[]' makes them), or a text a line"),
-        (GZIPPED[:-12], ": Compressed file ended before the end-of-stream marker was reached"),
-        (GZIPPED[:12] + b"\xff" * 50, ": "),
+        (GZIPPED[:-12], ": the gzip data ends too early"),
+        (GZIPPED[:12] + b"\xff" * 50, ": the gzip data ends too early"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", ": not a text file; accepted: JSON Lines, logs and plain text in UTF-8"),
+        (b"PK\x03\x04\x14", ": the file is a ZIP archive; extract it"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:

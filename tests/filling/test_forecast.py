@@ -9,7 +9,6 @@ from proxy.config.settings import UpstreamSetting
 from proxy.filling.batches import Batch, batched
 from proxy.filling.corpus import Text
 from proxy.filling.embedding_call import EmbeddingCall
-from proxy.filling.estimate import estimated_tokens
 from proxy.filling.forecast import forecast
 from proxy.filling.replies import Later, NotTold, Reply, Stopped
 from proxy.filling.results import Forecast
@@ -84,10 +83,6 @@ async def test_no_reply_is_asked_for_again_and_then_said() -> None:
     assert (found, paused) == (Forecast(cached=1), [3.0, 1.0])
     with pytest.raises(Stopped, match="can't reach the proxy"):
         await forecast(Silent(gone), [batch], advance=lambda _: None, sleep=sleep, now=lambda: 0.0)
-
-
-def test_tokens_are_estimated_by_bytes() -> None:
-    assert [estimated_tokens(text) for text in ("a", "abcd", "abcde", "日本語")] == [1, 1, 2, 3]
 
 
 async def test_of_several_workers_one_that_knows_the_credential_is_found() -> None:

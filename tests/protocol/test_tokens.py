@@ -10,3 +10,8 @@ def test_shared_tokens_add_up_and_follow_the_weights(total: int, weights: list[i
     assert sum(shares) == total
     for share, weight in zip(shares, weights, strict=True):
         assert abs(share - total * weight / sum(weights)) < 1
+
+
+def test_typical_tokens_are_estimated_by_bytes() -> None:
+    assert [tokens.typical_tokens(text) for text in ("", "a", "abcd", "abcde", "日本語")] == [1, 1, 1, 2, 3]
+    assert tokens.typical_tokens({"image": "abcd"}) == 4
