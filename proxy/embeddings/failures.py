@@ -60,7 +60,7 @@ class FailureResponses:
         error_status = status_of(response)  # inside a 200 as well
         if origin.key is not None and error_status in CREDENTIAL_REFUSALS:
             self._log_once.warn(
-                f"status {status} from {origin.name}", "an upstream refused the key that the proxy holds for it"
+                f"status {error_status} from {origin.name}", "an upstream refused the key that the proxy holds for it"
             )
             raise KeyRefused
         if status in _WRONG_URL and not origin.client.has_succeeded:
