@@ -14,7 +14,7 @@ BUILD_LOCK := deploy/build.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-providers test-clients test-infinity test-cluster test-browser test-grafana test-deploy screenshots
-.PHONY: readme dashboards dashboard-pictures check fmt lock audit bench added cost workers stores transfer coherence sizing memory pauses replica faults hostile limits clean
+.PHONY: readme dashboards dashboard-pictures check fmt lock audit bench added cost ledger-cost workers stores transfer coherence sizing memory pauses replica faults hostile limits clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -151,6 +151,9 @@ added: $(VENV)/dev-ok ## the latency that the proxy adds to a lone miss, direct 
 
 cost: $(VENV)/dev-ok ## what metrics, the log of requests and traces take off hit throughput; needs wrk
 	@$(BIN)/python -m bench.cost $(ARGS)
+
+ledger-cost: $(VENV)/dev-ok ## what telling clients apart adds to the CPU time of a hit
+	@$(BIN)/python -m bench.ledger_cost $(ARGS)
 
 workers: $(VENV)/dev-ok ## hit throughput of several workers against one; needs wrk
 	@$(BIN)/python -m bench.workers $(ARGS)
