@@ -54,26 +54,35 @@ def _skipping() -> Generator[None, object, object]:
 
 
 class Servers:
-    """One of each kind for each program, started when first asked for and shared by the tests of a run."""
+    """One of each kind for each program, started when first asked for and shared by the tests of a process."""
 
     def __init__(self, folder: Callable[[str], Path]) -> None:
         self._folder = folder
         self._started: list[RedisServer | RedisCluster | RedisSentinels] = []
-        self.one = cache(self._one)
-        self.cluster = cache(self._cluster)
-        self.sentinels = cache(self._sentinels)
+        self._one = cache(self._start_one)
+        self._cluster = cache(self._start_cluster)
+        self._sentinels = cache(self._start_sentinels)
 
-    def _one(self, program: str | None) -> RedisServer:
+    def one(self, program: str | None) -> RedisServer:
+        return self._one(program or AVAILABLE[0])
+
+    def cluster(self, program: str | None) -> RedisCluster:
+        """Three masters without replicas, which is quick to start."""
+        return self._cluster(program or AVAILABLE[0])
+
+    def sentinels(self, program: str | None) -> RedisSentinels:
+        """One sentinel and a master without replicas."""
+        return self._sentinels(program or AVAILABLE[0])
+
+    def _start_one(self, program: str) -> RedisServer:
         self._started.append(server := RedisServer(self._folder("redis"), program=program))
         return server
 
-    def _cluster(self, program: str | None) -> RedisCluster:
-        """Three masters without replicas, which is quick to start."""
+    def _start_cluster(self, program: str) -> RedisCluster:
         self._started.append(cluster := RedisCluster(self._folder("cluster"), masters=3, program=program))
         return cluster
 
-    def _sentinels(self, program: str | None) -> RedisSentinels:
-        """One sentinel and a master without replicas."""
+    def _start_sentinels(self, program: str) -> RedisSentinels:
         sentinels = RedisSentinels(self._folder("sentinels"), replicas=0, sentinels=1, program=program)
         self._started.append(sentinels)
         return sentinels
