@@ -104,6 +104,7 @@ class Reader:
             reservation.give_back(reservation.bytes - sent_bytes)
         elif objects_bytes > _SMALL_BYTES:
             reservation.give_back(objects_bytes - embedding_request.memory_bytes(read.parsed, body.structure))
+            reservation.keep(read.parsed.items)
         return read
 
     async def _run(self, body: Body, reservation: BodyReservation, function: Callable[..., _T], *arguments: Any) -> _T:
@@ -145,6 +146,7 @@ class Reader:
         keyed_url = query.keyed(url)
         epoch = self._epoch_of(keyed_url, parsed.model)
         derived = await self._keys(body, parsed, identity, keyed_url, epoch)
+        await turns.turn_if_many(derived)
         return ClientRequest(
             parsed=parsed,
             spec=_spec(parsed, model, derived, origin),
