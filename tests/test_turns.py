@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -84,6 +86,30 @@ async def test_steps_that_end_within_their_turn_never_wait(monkeypatch: pytest.M
     running = turns.run(counting([], steps=100))
     with pytest.raises(StopIteration, match="result"):
         running.send(None)
+
+
+class Part:
+    freed: ClassVar[list[int]] = []
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __del__(self) -> None:
+        Part.freed.append(self._number)
+
+
+async def test_parts_are_freed_in_turns_and_the_last_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    now: Iterator[float] = iter(number * 0.0002 for number in range(1000))
+    monkeypatch.setattr("proxy.turns.time", SimpleNamespace(perf_counter=lambda: next(now)))
+    monkeypatch.setattr(Part, "freed", [])
+    parts = [Part(number) for number in range(9)]
+    freed_after = []
+    turns.free(parts)
+    while parts:
+        await asyncio.sleep(0)
+        freed_after.append(len(Part.freed))
+    assert Part.freed == list(range(9))[::-1]
+    assert max(after - before for before, after in pairwise(freed_after)) < 3
 
 
 async def test_chunks_are_all_items_in_order() -> None:

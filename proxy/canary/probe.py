@@ -9,7 +9,7 @@ import orjson
 
 from proxy.protocol.items import ItemKind
 from proxy.protocol.provider import InputFormat, Provider
-from proxy.protocol.tokens import estimated_tokens, weight
+from proxy.protocol.tokens import estimated_tokens, weights
 
 # Several languages and lengths, since a change of the tokenizer may show in one of them only.
 TEXTS = (
@@ -48,5 +48,5 @@ class Probe:
 
 def tokens_a_month(interval_s: float) -> int:
     """About how many tokens a month the checks of one model cost, rather too many than too few."""
-    once = sum(estimated_tokens(ItemKind.TEXT, weight(ItemKind.TEXT, text)) for text in TEXTS)
+    once = sum(estimated_tokens(ItemKind.TEXT, weights(ItemKind.TEXT, TEXTS)))
     return round(_TIMES * once * _MONTH_S / interval_s)

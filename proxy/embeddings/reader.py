@@ -104,6 +104,7 @@ class Reader:
             reservation.give_back(reservation.bytes - sent_bytes)
         elif objects_bytes > _SMALL_BYTES:
             reservation.give_back(objects_bytes - embedding_request.memory_bytes(read.parsed, body.structure))
+            reservation.keep(read.parsed.items)
         return read
 
     async def _run(self, body: Body, reservation: BodyReservation, function: Callable[..., _T], *arguments: Any) -> _T:
@@ -148,6 +149,7 @@ class Reader:
             parsed, url=keyed_url, scope=scope, vector_headers=identity.vector_affecting, epoch=epoch
         )
         derived = await turns.run(derivation) if _is_large(body) else finish(derivation)
+        await turns.turn_if_many(derived)
         return ClientRequest(
             parsed=parsed,
             spec=_spec(parsed, model, derived, origin),

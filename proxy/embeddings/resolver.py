@@ -79,6 +79,7 @@ class Resolver:
     ) -> Outcome:
         """The outcome and response of a request that was parsed at ``parsed_s``. With a ``sighting``, a hit from memory
         is remembered for the fast path. Raises `ProxyError`."""
+        await turn_if_many(client_request.spec.keys)
         found = await self._look_up(client_request)
         if await turn_if_many(found.missing):
             found = found.current()
@@ -287,6 +288,7 @@ class Resolver:
             return await self._failures.replay(client_request)
         if not (fetched.is_billed or self._is_valid(client_request)):
             return Lookup(cached | fetched.entries, [], found.from_memory)
+        await turn_if_many(missing)
         response = self._responses.fetched(
             client_request.spec,
             cached,

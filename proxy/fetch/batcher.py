@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
+from itertools import repeat
 from operator import le
 
 from proxy.budget import Budget
@@ -98,8 +99,8 @@ class Batcher:
             limits = self._held.limits(limits, request.client_request)
         if all(map(le, (len(request.keys), request.tokens, sum(request.weights)), limits)):  # the usual case
             return [request]
-        kind = request.client_request.parsed.kind
-        sizes = [(1, estimated_tokens(kind, weight), weight) for weight in request.weights]
+        tokens = estimated_tokens(request.client_request.parsed.kind, request.weights)
+        sizes = zip(repeat(1), tokens, request.weights, strict=False)
         return [request.part(run) for run in runs_of(sizes, limits)]
 
     async def submit(self, request: FetchRequest, wait: ClientWait) -> Outcome:

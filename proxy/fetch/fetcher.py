@@ -86,6 +86,7 @@ class Fetcher:
 
         The flights in ``left`` are not joined; those that the request leaves now are added.
         """
+        await turn_if_many(request.keys)
         in_memory = self._in_memory(request)
         if in_memory:
             request = request.only([key for key in request.keys if key not in in_memory])

@@ -21,7 +21,7 @@ from proxy.fetch.spending import Spending
 from proxy.protocol.records import Record
 from proxy.protocol.vectors import Encoding
 from proxy.tasks import TaskSet, log_to
-from proxy.turns import in_turns
+from proxy.turns import in_turns, turn, turn_if_many
 
 _log = logging.getLogger(__name__)
 
@@ -158,14 +158,18 @@ class Leader:
 
     async def _ask_now(self, request: FetchRequest) -> None:
         """Ask the upstream for leased keys, in as few calls as its limits allow."""
+        await turn_if_many(request.keys)
         parts = self._batcher.split(request)
         if len(parts) == 1:
             await self._ask_part(parts[0])
             return
         async with asyncio.TaskGroup() as tasks:
             for part in parts:
-                tasks.create_task(self._ask_part(part))
-                await asyncio.sleep(0)  # the bodies of all of them may take tens of milliseconds to write
+                tasks.create_task(self._ask_part_in_turn(part))
+
+    async def _ask_part_in_turn(self, part: FetchRequest) -> None:
+        await turn()  # the bodies of all parts may take tens of milliseconds to write
+        await self._ask_part(part)
 
     async def _ask_part(self, part: FetchRequest) -> None:
         outcome: Outcome | ProxyError
@@ -183,12 +187,14 @@ class Leader:
         if not isinstance(outcome, EmbedResult):
             self._settle_failed(part, part.keys, outcome)
             return
-        self.deliveries.append(outcome)
+        self.deliveries.append(outcome.without_texts())
         good = [key for key, vector in zip(part.keys, outcome.vectors, strict=True) if vector is not None]
         self.asked.update(good)
         # First into memory, then to the waiters: a request that finds no flight finds the entry.
-        for key, entry in (await self._keep(part, outcome, asked)).items():
-            self._claim.settle(key, entry)
+        kept = await self._keep(part, outcome, asked)
+        async for some in in_turns(list(kept)):
+            for key in some:
+                self._claim.settle(key, kept[key])
         if outcome.unusable is not None:
             unusable = [key for key, vector in zip(part.keys, outcome.vectors, strict=True) if vector is None]
             await self._settle_unusable(part, unusable, outcome.unusable)

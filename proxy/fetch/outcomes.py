@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
-from msgspec import Struct
+from msgspec import Struct, structs
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.errors import ProxyError
@@ -62,6 +62,10 @@ class EmbedResult(Struct, frozen=True, kw_only=True):
     by_origin: bool  # not by a fallback
     unusable: "InvalidResponse | None" = None
     texts: Sequence[memoryview] = ()  # `EmbeddingResponse.texts`
+
+    def without_texts(self) -> "EmbedResult":
+        """The same once its vectors are kept: the texts are views of the whole response, which they keep in memory."""
+        return structs.replace(self, texts=())
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from proxy.protocol.headers import Headers
 from proxy.protocol.identities import Identity
 from proxy.protocol.provider import Limits
 from proxy.protocol.response_spec import ResponseSpec
-from proxy.protocol.tokens import estimated_tokens, weight
+from proxy.protocol.tokens import estimated_tokens, weights
 from proxy.telemetry.tracing import Span
 from proxy.upstream.router import Origin
 
@@ -195,16 +195,14 @@ class FetchRequest:
     def weights(self) -> list[int]:
         """The weight of each item (`proxy.protocol.tokens`)."""
         if self._weights is None:
-            kind = self.client_request.parsed.kind
-            self._weights = [weight(kind, item) for item in self.items]
+            self._weights = weights(self.client_request.parsed.kind, self.items)
         return self._weights
 
     @property
     def tokens(self) -> int:
         """At most so many tokens, as far as that can be estimated."""
         if self._tokens is None:
-            kind = self.client_request.parsed.kind
-            self._tokens = sum([estimated_tokens(kind, weight) for weight in self.weights])
+            self._tokens = sum(estimated_tokens(self.client_request.parsed.kind, self.weights))
         return self._tokens
 
     @property

@@ -140,7 +140,7 @@ class Loader:
             self.loaded.refuse(paid.line, str(error))
             return
         parsed = request.parsed
-        weights = [tokens.weight(parsed.kind, item) for item in parsed.items]
+        weights = tokens.weights(parsed.kind, parsed.items)
         billed = tokens.share_tokens(response.usage["prompt_tokens"], weights)
         found: dict[bytes, Record] = {}
         for key, vector, cost in zip(request.spec.keys, response.vectors, billed, strict=True):

@@ -11,8 +11,8 @@ from proxy import turns
 from proxy.budget import Budget, Tenant
 from proxy.errors import BodyTooComplex, BodyTooLarge, InvalidRequest
 from proxy.http.pacing import paced
-from proxy.http.pieces import Pieces
 from proxy.labels import BypassReason
+from proxy.pieces import Pieces
 from proxy.protocol import content_coding
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.content_coding import InvalidCoding
@@ -73,9 +73,11 @@ class BodyReader:
             else:
                 async for chunk in paced(request.content):
                     await take(chunk)
+            return Body(await turns.run(body.joined()), structure)
         except RequestPayloadError:
             raise InvalidRequest("The request body is not framed as its headers say.") from None
-        return Body(await self._joined(body, reservation), structure)
+        finally:
+            _free(body)
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request body is larger than {self._max_bytes} bytes.")
@@ -99,23 +101,23 @@ class BodyReader:
                 await turns.run(_count(structure, piece))
                 _require_small(structure, max_bytes)
                 plain.write(piece)
-            return Body(await self._joined(plain, reservation), structure)
+            return Body(await turns.run(plain.joined()), structure)
         except BaseException:
             reservation.give_back(reservation.bytes - before_bytes)
             raise
-
-    async def _joined(self, body: Pieces, reservation: "BodyReservation") -> bytes:
-        return await self.worker.run(body.joined, held=reservation) if body.is_large else body.joined()
+        finally:
+            _free(plain)
 
 
 class BodyReservation:
     """The memory that one request and its response use. It is released when the last of its users has ended."""
 
-    __slots__ = ("_budget", "_users", "bytes", "has_request_ended", "tenant")
+    __slots__ = ("_budget", "_parts", "_users", "bytes", "has_request_ended", "tenant")
 
     def __init__(self, budget: Budget, tenant: Tenant) -> None:
         self._budget = budget
         self._users = 1
+        self._parts: list[Any] = []
         self.has_request_ended = False  # its client has its response, or has disconnected
         self.tenant = tenant
         self.bytes = 0
@@ -128,6 +130,10 @@ class BodyReservation:
     def give_back(self, size: int) -> None:
         self._budget.give_back(self.tenant, id(self), size)
         self.bytes -= size
+
+    def keep(self, parts: list[Any]) -> None:
+        """``parts`` of the request are freed in turns, once the last of its users has ended."""
+        self._parts = parts.copy()
 
     def lasts_until(self, work: "asyncio.Future[Any]") -> None:
         """``work`` is a further user, and may outlive the request."""
@@ -143,6 +149,14 @@ class BodyReservation:
         self._users -= 1
         if not self._users:
             self.give_back(self.bytes)
+            if self._parts:
+                turns.free(self._parts)
+
+
+def _free(body: Pieces) -> None:
+    """Free in turns what was read of a body that is refused."""
+    if body.full:
+        turns.free(body.full)
 
 
 def _require_small(structure: Structure, max_bytes: int) -> None:

@@ -23,11 +23,16 @@ def share_tokens(total: int, weights: Sequence[int]) -> list[int]:
 
 def weight(kind: ItemKind, item: Any) -> int:
     """An item's weight for `share_tokens`: its tokens, or the UTF-8 bytes of its text or JSON."""
+    return weights(kind, [item])[0]
+
+
+def weights(kind: ItemKind, items: Sequence[Any]) -> list[int]:
+    """The `weight` of each item."""
     if kind is ItemKind.TOKENS:
-        return len(item)
+        return list(map(len, items))
     if kind is ItemKind.TEXT:
-        return len(item) if item.isascii() else len(item.encode())
-    return len(orjson.dumps(item))
+        return [len(item) if item.isascii() else len(item.encode()) for item in items]
+    return [len(orjson.dumps(item)) for item in items]
 
 
 def typical_tokens(item: Any) -> int:
@@ -36,10 +41,10 @@ def typical_tokens(item: Any) -> int:
     return max(1, -(-weight(ItemKind.TEXT if type(item) is str else ItemKind.OBJECT, item) // bytes_of_token))
 
 
-def estimated_tokens(kind: ItemKind, weight: int) -> int:
-    """The tokens of an item of this weight, to keep a call within an upstream's limit: exact for token lists, an
+def estimated_tokens(kind: ItemKind, weights: Sequence[int]) -> list[int]:
+    """The tokens of items of these weights, to keep a call within an upstream's limit: exact for token lists, an
     overestimate for text.
 
     A token has about four bytes in English and about three in most other scripts.
     """
-    return weight if kind is ItemKind.TOKENS else weight // 3 + 1
+    return list(weights) if kind is ItemKind.TOKENS else [weight // 3 + 1 for weight in weights]

@@ -5,7 +5,6 @@ a call.
 """
 
 import asyncio
-import io
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,13 +21,14 @@ from aiohttp import (
 )
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from proxy import turns
 from proxy.errors import Overloaded, ProxyError, UpstreamUnreachable
+from proxy.pieces import Pieces
 from proxy.protocol import content_coding, error_body
 from proxy.protocol.content_coding import InvalidCoding
 from proxy.protocol.embedding_response import InvalidEmbeddingResponse
 from proxy.protocol.headers import reason_phrase
 from proxy.telemetry.metrics import Metrics
-from proxy.turns import turn
 from proxy.upstream.circuit import Circuit
 from proxy.upstream.connections import Connections, ConnectionTrace, Pool
 from proxy.upstream.egress import DIRECT, Egress
@@ -240,16 +240,16 @@ async def _read(response: ClientResponse, flow: ResponseFlow) -> bytes:
     await flow.received(len(first))
     if response.content.at_eof():  # the usual small response
         return first
-    body = io.BytesIO()  # `getvalue` makes no copy; copying a large body would block the event loop
+    body = Pieces()
     body.write(first)
     async for chunk in response.content.iter_any():
         body.write(chunk)
         await flow.received(len(chunk))
-        if body.tell() > _SMALL_BYTES:
-            await turn()
-        if body.tell() > _MAX_RESPONSE_BYTES:
+        if body.size_bytes > _SMALL_BYTES:
+            await turns.turn()
+        if body.size_bytes > _MAX_RESPONSE_BYTES:
             raise ClientPayloadError("the response is too large")
-    return body.getvalue()
+    return await turns.run(body.joined())
 
 
 def _status_label(status: int, body: bytes) -> str:

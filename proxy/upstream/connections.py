@@ -1,6 +1,5 @@
 """Connections to one upstream: two pools of kept ones, and new ones for requests that must not use these."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from aiohttp.connector import Connection
 from multidict import CIMultiDict
 from yarl import URL
 
+from proxy.turns import turn
 from proxy.upstream.aiohttp_seam import disable_retries, has_idle_connections
 from proxy.upstream.failures import broke_before_response, proxy_refused
 from proxy.upstream.outbound import Outbound
@@ -33,7 +33,7 @@ _NO_AUTO_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 _MAX_FIELD_BYTES, _MAX_FIELDS = 64 * 1024, 1024
 # Reading from a connection pauses at twice this. aiohttp's default of 256 KiB is a millisecond of copying at a time.
 _BUFFER_BYTES = 64 * 1024
-_LARGE_BYTES, _CHUNK_BYTES = 1024 * 1024, 64 * 1024
+_LARGE_BYTES, _CHUNK_BYTES = 256 * 1024, 128 * 1024
 
 
 class Pool(Enum):
@@ -101,7 +101,7 @@ class Connections:
         async def send_on(session: ClientSession) -> ClientResponse:
             trace.is_connected = False
             _trace.set(trace)
-            data = _in_chunks(body) if is_large else body  # aiohttp warns of megabytes in one piece
+            data = _in_chunks(body) if is_large else body
             return await session.request(
                 method,
                 URL(url, encoded=True),
@@ -147,8 +147,8 @@ def _open_session(connector: BaseConnector, connect_timeout_s: float, read_timeo
 
 async def _in_chunks(body: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(body), _CHUNK_BYTES):
+        await turn()
         yield body[start : start + _CHUNK_BYTES]
-        await asyncio.sleep(0)  # or a fast upstream would have the event loop to itself
 
 
 def _keeps_connections(session: ClientSession) -> bool:
