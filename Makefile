@@ -14,7 +14,7 @@ BUILD_LOCK := deploy/build.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-providers test-clients test-infinity test-cluster test-browser test-grafana test-deploy screenshots
-.PHONY: readme dashboards dashboard-pictures check fmt lock audit bench added cost workers stores transfer coherence sizing memory pauses replica faults hostile limits clean
+.PHONY: readme dashboards dashboard-pictures check fmt lock audit bench added cost workers stores transfer sizing memory pauses replica faults hostile limits clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -160,9 +160,6 @@ stores: $(VENV)/dev-ok ## items a second from one Redis and from a cluster, and 
 
 transfer: $(VENV)/dev-ok ## a whole SQLite store into a file and into Redis, as a multiple of reading it
 	@$(BIN)/python -m bench.transfer $(ARGS)
-
-coherence: $(VENV)/dev-ok ## when every process serves what was refreshed or purged, on each store, and with Redis killed
-	@$(BIN)/python -m bench.coherence $(ARGS)
 
 sizing: $(VENV)/dev-ok ## what an item weighs in each tier; ARGS=trace.gz: what share of it a size answers
 	@$(BIN)/python -m bench.sizing $(ARGS)
