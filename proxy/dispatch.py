@@ -1,7 +1,6 @@
 """Every request on the data port: its admission, its route, the response to a failure, and its log line."""
 
 import logging
-import secrets
 import time
 from collections.abc import Callable
 from functools import partial
@@ -10,29 +9,28 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 from multidict import CIMultiDict
 
 from proxy.access.admission import Access
-from proxy.embeddings.fast_path import FastPath, FastPathHit, FastPathRead
+from proxy.embeddings.exchange import BegunExchange
 from proxy.embeddings.progress import Progress
+from proxy.embeddings.request_log import RequestLog
 from proxy.embeddings.responses import finish_head
 from proxy.embeddings.route import CLIENT_LEFT, EmbeddingsRoute, status_of_error
+from proxy.embeddings.unparsed import EMBEDDINGS
 from proxy.errors import InvalidRequest, OriginNotAllowed, ProxyError
-from proxy.http.connection import Connection, Response, ResponseLater
+from proxy.http.connection import Connection
 from proxy.http.error_responses import error_response
 from proxy.labels import RequestOutcome
 from proxy.passthrough.relay import relay
 from proxy.protocol import headers
 from proxy.protocol.cors import is_preflight, origin_of
 from proxy.protocol.targets import is_embeddings_like, loggable_path
-from proxy.telemetry.access_log import AccessLog, AccessLogLine, RequestIds, trace_id
-from proxy.telemetry.recent_requests import RecentRequests
+from proxy.telemetry.access_log import RequestIds, trace_id
 from proxy.telemetry.tracing import Traces
 from proxy.upstream.router import Origin, Router
 
 _log = logging.getLogger(__name__)
 
 _VERSIONS = (HttpVersion11, HttpVersion10)
-_OK, _NO_CONTENT = 200, 204
-_NO_FIELDS = CIMultiDict[str]()
-_EMBEDDINGS = "/v1/embeddings"  # the route's name in traces, for every provider
+_NO_CONTENT = 204
 _MAX_WARNED_PATHS = 16
 
 
@@ -49,115 +47,56 @@ class Dispatcher:
         self,
         origins: Router,
         embeddings: EmbeddingsRoute,
-        fast_path: FastPath,
         access: Access,
         *,
-        log: AccessLog,
-        recent: RecentRequests,
+        log: RequestLog,
+        ids: RequestIds,
         traces: Traces,
         is_draining: Callable[[], bool],
     ) -> None:
         self._origins = origins
         self._embeddings = embeddings
-        self._fast_path = fast_path
         self._access = access
         self._log = log
-        self._recent = recent
+        self._ids = ids
         self._traces = traces
         self._is_draining = is_draining
-        self._ids = RequestIds(secrets.token_hex(4))
         self._warned_paths: set[str] = set()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """The response to any request; a failure becomes one, too."""
-        started_s = time.perf_counter()
-        request_id = self._ids.of(request.headers.get("X-Request-Id"))
-        progress = Progress(request_id)
-        progress.span = self._traces.begin(request.method, request.headers, started_s)
+        begun = _begun(request)
+        if begun is None:
+            started_s = time.perf_counter()
+            progress = Progress(self._ids.of(request.headers.get("X-Request-Id")))
+            progress.span = self._traces.begin(request.method, request.headers, started_s)
+        else:
+            started_s, progress = begun.exchange.started_s, begun.exchange.progress
         status = CLIENT_LEFT
         try:
-            response = await self._respond(request, progress, started_s)
+            response = await self._respond(request, progress, started_s, begun)
             status = response.status
         except _CutShort as cut:
             status = cut.status
             raise
         finally:
             trace = progress.span.trace_id or trace_id(request.headers.get("traceparent"))
-            self._end(progress, trace, status, started_s)
+            self._log.ended(progress, trace, status, started_s)
         if not response.prepared:
             upstream = (
                 None if progress.outcome is RequestOutcome.PREFLIGHT else progress.origin or self._origins.default
             )
-            finish_head(response, request, upstream=upstream, request_id=request_id)
+            finish_head(response, request.headers, upstream=upstream, request_id=progress.request_id)
             if self._is_draining():
                 response.force_close()
         return response
 
-    def handle_bytes(self, sent: bytes, connection: Connection) -> Response | ResponseLater | None:
-        """The response, from the cache, to a request whose bytes or whose head are those of an earlier one; None: it
-        must be parsed.
-
-        It is counted, logged and traced like any other.
-        """
-        if self._is_draining():
-            return None
-        started_s = time.perf_counter()
+    async def _respond(
+        self, request: web.BaseRequest, progress: Progress, started_s: float, begun: BegunExchange | None
+    ) -> web.StreamResponse:
         try:
-            found = self._fast_path.find_by_bytes(sent, connection, started_s)
-            if isinstance(found, FastPathRead):
-                return self._read(found, connection, started_s)
-            return None if found is None else self._hit(found, connection, started_s)
-        except Exception:  # noqa: BLE001 - the request is parsed instead
-            _log.exception("unexpected error in the fast path")
-            return None
-
-    async def _read(self, read: FastPathRead, connection: Connection, started_s: float) -> Response | None:
-        """The same after items were read from the store."""
-        try:
-            hit = await self._fast_path.read(read, connection)
-            return None if hit is None else self._hit(hit, connection, started_s)
-        except Exception:  # noqa: BLE001 - the request is parsed instead
-            _log.exception("unexpected error in the fast path")
-            return None
-
-    def _hit(self, hit: FastPathHit, connection: Connection, started_s: float) -> Response:
-        fields = hit.fields
-        request_id = self._ids.of(fields.get("x-request-id"))
-        response = self._fast_path.response(hit, request_id)
-        connection.tenant = hit.known.tenant
-        progress = Progress(request_id)
-        progress.span = self._traces.begin("POST", CIMultiDict(fields) if fields else _NO_FIELDS, started_s)
-        progress.span.on_route(_EMBEDDINGS)
-        progress.hit(hit)
-        self._embeddings.time(progress, started_s)
-        self._end(progress, progress.span.trace_id or trace_id(fields.get("traceparent")), _OK, started_s)
-        return response
-
-    def knows_head(self, sent: bytes) -> bool:
-        """Whether these bytes are the head of a request that `handle_bytes` may respond to once its body is here."""
-        return self._fast_path.begins(sent)
-
-    def _end(self, progress: Progress, trace: str | None, status: int, started_s: float) -> None:
-        # Positional arguments: one is made for every request, and keywords take twice as long.
-        line = AccessLogLine(
-            progress.request_id,
-            trace,
-            progress.outcome,
-            status,
-            progress.model_label,
-            progress.items,
-            progress.cached,
-            time.perf_counter() - started_s,
-            progress.held_s,
-            progress.client_label,
-            progress.why,
-        )
-        self._log.add(line)
-        self._recent.add(line, progress.cache_status, progress.detail)
-        progress.span.end(status, progress.outcome, progress.model_label, items=progress.items, cached=progress.cached)
-
-    async def _respond(self, request: web.BaseRequest, progress: Progress, started_s: float) -> web.StreamResponse:
-        try:
+            if begun is not None:
+                return await self._embeddings.adopt(request, begun)
             self._admit(request, progress, started_s)
             return await self._route(request, progress)
         except Exception as error:
@@ -188,7 +127,7 @@ class Dispatcher:
             return await self._preflight(request, progress)
         target = request.raw_path
         if request.method == "POST" and self._origins.is_embeddings(target):
-            progress.span.on_route(_EMBEDDINGS)
+            progress.span.on_route(EMBEDDINGS)
             return await self._embeddings.handle(request, progress)
         url = _relayed_url(request, self._origins.default)
         if request.method == "POST" and request.body_exists and is_embeddings_like(target):
@@ -271,6 +210,13 @@ class Dispatcher:
             own,
             hint,
         )
+
+
+def _begun(request: web.BaseRequest) -> BegunExchange | None:
+    """What has begun of a request before it was parsed."""
+    connection = request.protocol
+    begun = connection.take_begun() if isinstance(connection, Connection) else None
+    return begun if isinstance(begun, BegunExchange) else None
 
 
 def _relayed_url(request: web.BaseRequest, origin: Origin) -> str:

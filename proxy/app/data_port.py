@@ -37,7 +37,7 @@ async def open_data_port(
     require_supported_client()
     server = Server(
         path.dispatcher.handle,
-        bytes_handler=path.dispatcher,
+        bytes_handler=path.unparsed,
         max_connections=_max_connections(settings.max_connections),
         reserve=path.bodies.reserve,
         access_log=None,

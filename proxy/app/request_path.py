@@ -1,5 +1,6 @@
 """The parts that a request passes through, from the data port's server to the core."""
 
+import secrets
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from proxy.config.settings import Settings
 from proxy.dispatch import Dispatcher
 from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.patience import Patience
+from proxy.embeddings.request_log import RequestLog
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.route import EmbeddingsRoute
+from proxy.embeddings.unparsed import UnparsedRequests
 from proxy.http.bodies import BodyReader
 from proxy.periodic import every
-from proxy.telemetry.access_log import FLUSH_S, AccessLog
+from proxy.telemetry.access_log import FLUSH_S, AccessLog, RequestIds
 from proxy.telemetry.recent_requests import RecentRequests
 
 _KEYS_S = 1.0  # how often client keys that have ended are dropped
@@ -30,6 +33,7 @@ class RequestPath:
     log: AccessLog
     recent: RecentRequests
     dispatcher: Dispatcher
+    unparsed: UnparsedRequests
 
 
 async def open_request_path(
@@ -55,8 +59,10 @@ async def open_request_path(
     stack.callback(log.flush)
     await stack.enter_async_context(every(FLUSH_S, lambda _: log.flush()))
     recent = RecentRequests(clock)
-    dispatcher = _make_dispatcher(settings, core, access, bodies, log=log, recent=recent)
-    return RequestPath(client_keys=client_keys, bodies=bodies, log=log, recent=recent, dispatcher=dispatcher)
+    dispatcher, unparsed = _make_dispatcher(settings, core, access, bodies, log=RequestLog(log, recent))
+    return RequestPath(
+        client_keys=client_keys, bodies=bodies, log=log, recent=recent, dispatcher=dispatcher, unparsed=unparsed
+    )
 
 
 def make_access(settings: Settings, validations: Validations, client_keys: ClientKeys | None) -> Access:
@@ -75,8 +81,8 @@ def make_access(settings: Settings, validations: Validations, client_keys: Clien
 
 
 def _make_dispatcher(
-    settings: Settings, core: Core, access: Access, bodies: BodyReader, *, log: AccessLog, recent: RecentRequests
-) -> Dispatcher:
+    settings: Settings, core: Core, access: Access, bodies: BodyReader, *, log: RequestLog
+) -> tuple[Dispatcher, UnparsedRequests]:
     def is_draining() -> bool:
         return core.lifecycle.is_draining
 
@@ -96,6 +102,7 @@ def _make_dispatcher(
         canary=core.canary,
         is_draining=is_draining,
     )
-    return Dispatcher(
-        core.router, route, fast_path, access, log=log, recent=recent, traces=core.traces, is_draining=is_draining
-    )
+    ids, traces = RequestIds(secrets.token_hex(4)), core.traces
+    dispatcher = Dispatcher(core.router, route, access, log=log, ids=ids, traces=traces, is_draining=is_draining)
+    unparsed = UnparsedRequests(route, fast_path, log=log, ids=ids, traces=traces, is_draining=is_draining)
+    return dispatcher, unparsed

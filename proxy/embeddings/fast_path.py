@@ -2,12 +2,11 @@
 
 A request that was a hit from memory is remembered by a MAC of all that it was parsed from, and is not parsed again. If
 all its bytes are the same, head included, not even its HTTP is parsed. Nor is it if on the same connection others with
-that head were hits, and the body differs in nothing but its texts. Items of such a request may be in the store only.
+that head were served, and the body differs in nothing but its texts. Items of such a request may be in the store only,
+or missing (`proxy.embeddings.unparsed`).
 """
 
 import time
-from collections.abc import Mapping
-from typing import NamedTuple
 
 from aiohttp.web import BaseRequest
 from msgspec.structs import replace
@@ -18,6 +17,7 @@ from proxy.cache.entry import Entry
 from proxy.embeddings.header_watch import HeaderWatch
 from proxy.embeddings.known_head import KnownBody, KnownHead
 from proxy.embeddings.lookup import count_model_versions, look_up
+from proxy.embeddings.recognized import FastPathHit, FastPathMiss, FastPathRead
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.sighting import ID_NAMES, IDS, PERSONAL, Sighting, is_plain, is_repeatable
@@ -32,28 +32,6 @@ from proxy.telemetry.metrics import Metrics
 # For a larger request the head is looked up first, since a MAC of the whole costs more.
 _SMALL_BYTES = 2 * 1024
 _MAX_BODY_BYTES = 4 * 1024**2
-_NO_FIELDS: Mapping[str, str] = {}
-
-
-class FastPathHit(NamedTuple):
-    """A request that was not parsed, whose items were looked up at ``looked_up_s``. ``fields`` are those in which its
-    head differs from others, by their names in lower case. ``from_memory`` of its entries were in memory."""
-
-    known: MemoEntry
-    found: dict[bytes, Entry]
-    looked_up_s: float
-    from_memory: int
-    fields: Mapping[str, str] = _NO_FIELDS
-
-
-class FastPathRead(NamedTuple):
-    """A request that was not parsed, not all of whose items are in memory. It began at ``began_s``."""
-
-    known: MemoEntry
-    body: KnownBody
-    began_s: float
-    looked_up_s: float
-    fields: Mapping[str, str]
 
 
 class FastPath:
@@ -89,27 +67,46 @@ class FastPath:
             self._memo.put(sighting.fingerprint, MemoEntry.of(client_request, row))
         connection = sighting.request.protocol
         if isinstance(connection, Connection):
-            self._learn(connection, sighting, client_request, row)
+            self._learn(connection, sighting, client_request, row, is_hit=True)
 
-    def _learn(self, connection: Connection, sighting: Sighting, client_request: ClientRequest, row: Row) -> None:
+    def fetched(self, sighting: Sighting, client_request: ClientRequest) -> None:
+        """Items of a request were missing. Those of the next one like it may be, too."""
+        connection = sighting.request.protocol
+        if isinstance(connection, Connection) and self._access.may_serve(
+            client_request.credential_id, client_request.credential_scope
+        ):
+            row = self._metrics.row(sighting.client, client_request.spec.model)
+            self._learn(connection, sighting, client_request, row, is_hit=False)
+
+    def _learn(
+        self, connection: Connection, sighting: Sighting, client_request: ClientRequest, row: Row, *, is_hit: bool
+    ) -> None:
         """Remember a head, and when it comes again, the body that comes with it: most clients repeat theirs."""
-        known = self._meet(connection, sighting)
+        known = self._meet(connection, sighting, is_hit=is_hit)
         if known is None or not known.is_worth_learning() or len(client_request.parsed.body) > MAX_PENDING_BYTES:
             return
-        body = KnownBody.of(client_request, self._access.scope(client_request.identity), row)
+        body = KnownBody.of(client_request, self._access.scope(client_request.identity), row, sighting.own)
         if body is not None:
             known.add(body)
 
-    def _meet(self, connection: Connection, sighting: Sighting) -> KnownHead | None:
-        """The head that the connection knows, if it is that of ``sighting``. If not, it knows that one from now on."""
+    def _meet(self, connection: Connection, sighting: Sighting, *, is_hit: bool) -> KnownHead | None:
+        """The head that the connection knows, if it is that of ``sighting``. If not, it knows that one from now on.
+
+        The first hit is no news, whatever was missing before: perhaps all that follows are repeats of the same request,
+        which take less time if they are remembered by their bytes.
+        """
         sent = connection.head(sighting.request) if is_repeatable(sighting.request, PERSONAL) else None
         if sent is None or len(sent) > MAX_WHOLE_BYTES:
             return None
         known = self._known_head(connection)
-        if known is not None and known.match(sent) is not None:
-            return known
-        connection.known_head = _new_head(sent, sighting)
-        return None
+        if known is None or known.match(sent) is None:
+            known = connection.known_head = _new_head(sent, sighting)
+            is_met = False
+        else:
+            is_met = known.has_hit or not is_hit
+        if known is not None:
+            known.has_hit |= is_hit
+        return known if is_met else None
 
     def _known_head(self, connection: Connection) -> KnownHead | None:
         known = connection.known_head
@@ -123,7 +120,7 @@ class FastPath:
         if self._has_much_to_learn(sighting):
             return None
         parsed_s = time.perf_counter()
-        found = self._look_up(known)
+        found = self._look_up(known) if self._may_serve(known) else None
         if found is None:
             return None
         # The list of client keys may give the same key another name.
@@ -137,7 +134,7 @@ class FastPath:
         connection = sighting.request.protocol
         if not isinstance(connection, Connection) or not any(name in sighting.request.headers for name in IDS):
             return False
-        known = self._meet(connection, sighting)
+        known = self._meet(connection, sighting, is_hit=True)
         return known is not None and known.is_new
 
     def find_by_bytes(self, sent: bytes, connection: Connection, began_s: float) -> FastPathHit | FastPathRead | None:
@@ -155,50 +152,58 @@ class FastPath:
             known.spec, hit.found, known.row, from_memory=memory, request_id=request_id, cors=cors
         )
 
-    async def read(self, read: FastPathRead, connection: Connection) -> FastPathHit | None:
-        """A request whose items are not all in memory, if the store has the others."""
+    async def read(self, read: FastPathRead, connection: Connection) -> FastPathHit | FastPathMiss | None:
+        """Look the items of a request up that are not all in memory. None if it has to be parsed.
+
+        If there is no store, there is no await in here.
+        """
         known = read.known
         found = await look_up(self._cache, known.spec.keys, min_stored_at_s=self._cache.freshness_cutoff_s(None))
-        if found.missing or count_model_versions(found.entries) > 1 or not self._may_serve(known):
-            if self._cache.is_worth_reading:  # if the store has just failed, others like it may well be hits
-                connection.known_head = None
+        if not self._may_serve(known):
+            connection.known_head = None
             return None
+        if found.entries:
+            self._metrics.admit_model(known.spec.model)  # another process may have stored them
+        if found.missing or count_model_versions(found.entries) > 1:
+            self._parse_seconds.observe(read.looked_up_s - read.began_s)
+            return FastPathMiss(read, found)
         if self._is_large(known, found.entries):
-            read.body.max_items = len(known.spec.keys) - 1
+            read.known_body.max_items = len(known.spec.keys) - 1
             return None
-        self._metrics.admit_model(known.spec.model)  # another process may have stored all of it
         hit = FastPathHit(known, found.entries, read.looked_up_s, found.from_memory, read.fields)
         return self._observed(hit, read.began_s)
 
     def _find_fresh(self, sent: bytes, connection: Connection, began_s: float) -> FastPathHit | FastPathRead | None:
         """A request with the head that the connection knows."""
-        read = self._understood(sent, connection)
+        read = self._understood(sent, connection, began_s)
         if read is None:
             return None
-        known, body, fields = read
-        parsed_s = time.perf_counter()
-        found = self._look_up(known)
-        if found is None:
-            if self._cache.is_worth_reading and self._may_serve(known):
-                return FastPathRead(known, body, began_s, parsed_s, fields)
+        known = read.known
+        if not self._may_serve(known):
             connection.known_head = None  # it has to be parsed, and perhaps others like it
             return None
+        found = self._look_up(known)
+        if found is None:
+            return read
         if self._is_large(known, found):
-            body.max_items = len(known.spec.keys) - 1
+            read.known_body.max_items = len(known.spec.keys) - 1
             return None
-        return self._observed(FastPathHit(known, found, parsed_s, len(found), fields), began_s)
+        return self._observed(FastPathHit(known, found, read.looked_up_s, len(found), read.fields), began_s)
 
-    def _understood(self, sent: bytes, connection: Connection) -> tuple[MemoEntry, KnownBody, Mapping[str, str]] | None:
-        """A complete request with the head that the connection knows and a body that fits one it knows, and the fields
-        in which its head differs."""
+    def _understood(self, sent: bytes, connection: Connection, began_s: float) -> FastPathRead | None:
+        """A complete request with the head that the connection knows and a body that fits one it knows."""
         known_head = self._known_head(connection)
         if known_head is None or known_head.is_new or len(sent) > MAX_PENDING_BYTES:
             return None
         head = known_head.match(sent)
         if head is None or head.size_bytes + head.body_bytes != len(sent):
             return None
-        read = known_head.read(sent[head.size_bytes :])
-        return None if read is None else (*read, head.fields)
+        body = sent[head.size_bytes :]
+        found = known_head.read(body)
+        if found is None:
+            return None
+        known, known_body, given = found
+        return FastPathRead(known, known_body, given, body, began_s, time.perf_counter(), head.fields)
 
     def _find_repeated(self, sent: bytes, began_s: float) -> FastPathHit | None:
         """A request that is the same in all its bytes."""
@@ -207,7 +212,7 @@ class FastPath:
         if len(sent) > _SMALL_BYTES and not self._memo.has_head(head_of(sent)):
             return None
         known = self._memo.get_by_bytes(self._memo.bytes_fingerprint(sent))
-        if known is None or known.keys_version != self._access.keys_version:
+        if known is None or known.keys_version != self._access.keys_version or not self._may_serve(known):
             return None
         parsed_s = time.perf_counter()
         found = self._look_up(known)
@@ -220,9 +225,7 @@ class FastPath:
         return sent.endswith(HEAD_END) and len(sent) <= MAX_WHOLE_BYTES and self._memo.has_head(sent)
 
     def _look_up(self, known: MemoEntry) -> dict[bytes, Entry] | None:
-        """The entries of a known request, if memory has them all and the credential may be served them."""
-        if not self._may_serve(known):
-            return None
+        """The entries of a known request, if memory has them all."""
         keys = known.spec.keys
         found = self._cache.peek(keys, min_stored_at_s=self._cache.freshness_cutoff_s(None), confirmed=True)
         if not all(map(found.__contains__, keys)) or (len(found) > 1 and count_model_versions(found) > 1):

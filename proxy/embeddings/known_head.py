@@ -3,16 +3,28 @@
 With both, a request for other texts is understood without being parsed as a whole.
 """
 
+import dataclasses
+from collections.abc import Mapping
+
 from msgspec.structs import replace
+from multidict import CIMultiDict
 
 from proxy.embeddings.request_memo import MemoEntry
+from proxy.embeddings.sighting import ID_NAMES
 from proxy.fetch.request import ClientRequest
+from proxy.http.bodies import BodyReservation
 from proxy.http.head_template import HeadTemplate
 from proxy.ledger.row import Row
+from proxy.protocol.identities import Identity
 from proxy.protocol.input_template import InputTemplate
 from proxy.protocol.items import ItemKind
 from proxy.protocol.keys import Fields, TextKeys
 from proxy.protocol.provider import InputFormat
+from proxy.protocol.response_spec import ResponseSpec
+from proxy.telemetry.recent_request import RequestDetail
+from proxy.telemetry.tracing import NO_SPAN, Span
+
+GivenTexts = str | list[str]  # the value of ``input``
 
 _MAX_BODIES = 4
 _MANY_UNREAD = 32
@@ -21,16 +33,17 @@ _MAX_ITEMS = 256
 
 
 class KnownHead(HeadTemplate):
-    """A head, and the requests that had it and were hits. It lives as long as its connection, like the credential in
-    it, and no longer than the client keys that admitted it and the epochs of its keys."""
+    """A head, and the requests that had it and got embeddings. It lives as long as its connection, like the credential
+    in it, and no longer than the client keys that admitted it and the epochs of its keys."""
 
-    __slots__ = ("_bodies", "_unread", "is_new", "keys_version")
+    __slots__ = ("_bodies", "_unread", "has_hit", "is_new", "keys_version")
 
     def __init__(self, before: bytes, holes: list[tuple[str, bytes]]) -> None:
         super().__init__(before, holes)
         self._bodies: list[KnownBody] = []
         self._unread = 0  # requests since a body was last read
         self.is_new = True  # no request has come with it again
+        self.has_hit = False  # one with it was a hit
         self.keys_version = 0
 
     def is_worth_learning(self) -> bool:
@@ -43,20 +56,34 @@ class KnownHead(HeadTemplate):
     def add(self, body: "KnownBody") -> None:
         self._bodies = [*self._bodies[1 - _MAX_BODIES :], body]
 
-    def read(self, body: bytes) -> tuple[MemoEntry, "KnownBody"] | None:
-        """What a request with this head and ``body`` means, and the known body that it fits; None: it has to be
-        parsed."""
+    def read(self, body: bytes) -> "tuple[MemoEntry, KnownBody, GivenTexts] | None":
+        """What a request with this head and ``body`` means, the known body that it fits, and its input; None: it has to
+        be parsed."""
         for known in self._bodies:
-            if (entry := known.read(body)) is not None:
+            if (found := known.read(body)) is not None:
                 self._unread = 0
-                return entry, known
+                entry, given = found
+                return entry, known, given
         return None
 
 
 class KnownBody:
-    """A body of texts that was a hit, for others that differ from it in nothing else."""
+    """A body of texts, for others that differ from it in nothing else."""
 
-    __slots__ = ("_accepts_list", "_accepts_text", "_input", "_keys", "_known", "max_items")
+    __slots__ = (
+        "_accepts_list",
+        "_accepts_text",
+        "_example",
+        "_input",
+        "_keys",
+        "_known",
+        "_names",
+        "client",
+        "detail",
+        "max_items",
+        "own",
+        "user_agent",
+    )
 
     def __init__(
         self,
@@ -64,8 +91,16 @@ class KnownBody:
         input_template: InputTemplate,
         text_keys: TextKeys,
         row: Row,
+        own: Identity,
     ) -> None:
         provider, spec = client_request.origin.provider, client_request.spec
+        self._example = _without_texts(client_request)
+        # The fields that may differ, as the client writes their names: in this way they go upstream.
+        self._names = {name.lower(): name for name in self._example.received if name.lower() in ID_NAMES}
+        self.own = own
+        self.client = client_request.client
+        self.user_agent = client_request.received.get("User-Agent")
+        self.detail: RequestDetail | None = None  # of all such requests; set when it is first needed
         self._input = input_template
         self._keys = text_keys
         self._known = replace(MemoEntry.of(client_request, row), spec=replace(spec, keys=()))
@@ -74,9 +109,9 @@ class KnownBody:
         self._accepts_list = InputFormat.TEXTS in provider.inputs and not provider.is_fused_model(spec.model)
 
     @classmethod
-    def of(cls, client_request: ClientRequest, scope: Fields, row: Row) -> "KnownBody | None":
-        """``scope`` is that of the request's keys, ``row`` that of its client. None if more than the texts' keys may
-        depend on the texts."""
+    def of(cls, client_request: ClientRequest, scope: Fields, row: Row, own: Identity) -> "KnownBody | None":
+        """``scope`` is that of the request's keys, ``row`` and ``own`` identity are those of its client. None if more
+        than the texts' keys may depend on the texts."""
         parsed, provider = client_request.parsed, client_request.origin.provider
         if parsed.kind is not ItemKind.TEXT or "modality" in parsed.parameters or provider.references:
             return None
@@ -90,10 +125,10 @@ class KnownBody:
             vector_headers=client_request.identity.vector_affecting,
             epoch=client_request.epoch,
         )
-        return cls(client_request, found, text_keys, row)
+        return cls(client_request, found, text_keys, row, own)
 
-    def read(self, body: bytes) -> MemoEntry | None:
-        """The request with such a ``body``, as `MemoEntry.of` describes it when it is parsed."""
+    def read(self, body: bytes) -> tuple[MemoEntry, GivenTexts] | None:
+        """The request with such a ``body``, as `MemoEntry.of` describes it when it is parsed, and its input."""
         given = self._input.texts(body)
         if isinstance(given, str):
             texts, is_accepted = [given], self._accepts_text
@@ -103,4 +138,37 @@ class KnownBody:
             return None
         if not is_accepted:
             return None
-        return replace(self._known, spec=replace(self._known.spec, keys=tuple(self._keys.of(texts))))
+        return replace(self._known, spec=replace(self._known.spec, keys=tuple(self._keys.of(texts)))), given
+
+    def client_request(
+        self,
+        body: bytes,
+        given: GivenTexts,
+        spec: ResponseSpec,
+        *,
+        fields: Mapping[str, str],
+        reservation: BodyReservation,
+        span: Span,
+    ) -> ClientRequest:
+        """The request with such a ``body``, as the reader returns it when it is parsed. ``fields`` are those in which
+        its head differs from others."""
+        example = self._example.parsed
+        parsed = example._replace(
+            items=[given] if isinstance(given, str) else given, fields=example.fields | {"input": given}, body=body
+        )
+        own_fields = {self._names[name]: value for name, value in fields.items()}
+        return self._example.like(parsed, spec, reservation, span, own_fields)
+
+
+def _without_texts(client_request: ClientRequest) -> ClientRequest:
+    """The same without its texts, its length, and what ends with it."""
+    parsed = client_request.parsed
+    received = CIMultiDict(client_request.received)
+    received.popall("Content-Length", None)
+    return dataclasses.replace(
+        client_request,
+        parsed=parsed._replace(items=[], fields=parsed.fields | {"input": None}, body=b""),
+        spec=replace(client_request.spec, keys=()),
+        received=received,
+        span=NO_SPAN,
+    )

@@ -1,7 +1,7 @@
 """What is known of one request under way, for its metrics, its line of log and its span."""
 
 from proxy.access.admission import Admission
-from proxy.embeddings.fast_path import FastPathHit
+from proxy.embeddings.recognized import FastPathHit
 from proxy.labels import RequestOutcome
 from proxy.ledger.cause import Why
 from proxy.telemetry.recent_request import RequestDetail

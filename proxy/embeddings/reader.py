@@ -18,6 +18,7 @@ from proxy.protocol.directives import cache_control
 from proxy.protocol.embedding_request import EmbeddingRequest
 from proxy.protocol.headers import Headers
 from proxy.protocol.identities import Identity
+from proxy.protocol.json_structure import Structure
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.targets import PathModel, parse_path_model
 from proxy.steps import finish
@@ -102,10 +103,22 @@ class Reader:
         read = await self._read(request, body, own, identity, reservation=reservation, client=client, span=span)
         if isinstance(read, Unread):
             reservation.give_back(reservation.bytes - sent_bytes)
-        elif objects_bytes > _SMALL_BYTES:
-            reservation.give_back(objects_bytes - embedding_request.memory_bytes(read.parsed, body.structure))
-            reservation.keep(read.parsed.items)
+        else:
+            _give_back_unused(reservation, read, body.structure)
         return read
+
+    def recognized(
+        self,
+        make: Callable[[BodyReservation, Span], ClientRequest],
+        sent: Body,
+        reservation: BodyReservation,
+        span: Span,
+    ) -> ClientRequest:
+        """A request that is not parsed, but made by ``make``. It takes the same memory. Raises `Overloaded`."""
+        reservation.take(sent.structure.objects_bytes)
+        client_request = make(reservation, span)
+        _give_back_unused(reservation, client_request, sent.structure)
+        return client_request
 
     async def _run(self, body: Body, reservation: BodyReservation, function: Callable[..., _T], *arguments: Any) -> _T:
         if body.structure.parse_and_key_s > _MAX_ON_LOOP_S:
@@ -195,6 +208,13 @@ class Reader:
 
     def _credential_id(self, reservation: BodyReservation, origin: Origin, own: Identity) -> CredentialId:
         return self._validations.credential_id(reservation.tenant.name, origin, own)
+
+
+def _give_back_unused(reservation: BodyReservation, read: ClientRequest, structure: Structure) -> None:
+    objects_bytes = structure.objects_bytes
+    if objects_bytes > _SMALL_BYTES:
+        reservation.give_back(objects_bytes - embedding_request.memory_bytes(read.parsed, structure))
+        reservation.keep(read.parsed.items)
 
 
 def _spec(parsed: EmbeddingRequest, model: str | None, derived: list[bytes], origin: Origin) -> ResponseSpec:

@@ -1,7 +1,6 @@
 """From an understood request to its response: look its items up, validate its credential, fetch what is missing."""
 
 import time
-from typing import NamedTuple
 
 from aiohttp.web import StreamResponse
 from msgspec.structs import replace
@@ -13,6 +12,7 @@ from proxy.cache.entry import current
 from proxy.embeddings.cached_only import all_cached, not_cached
 from proxy.embeddings.failures import FailureResponses
 from proxy.embeddings.fast_path import FastPath
+from proxy.embeddings.fetch_plan import FetchPlan
 from proxy.embeddings.header_watch import MANY_VALUES
 from proxy.embeddings.log_once import LogOnce
 from proxy.embeddings.lookup import Lookup, count_model_versions, look_up, lookup
@@ -36,14 +36,6 @@ from proxy.turns import turn_if_many
 _PROBE_TIMEOUT_S = 2.0
 
 Outcome = tuple[RequestOutcome, StreamResponse]
-
-
-class FetchPlan(NamedTuple):
-    """What to fetch: the missing items of ``found`` that were not fetched ``first``, to validate the credential."""
-
-    found: Lookup
-    policy: Policy
-    first: FetchResult = NOTHING
 
 
 class Resolver:
@@ -72,15 +64,17 @@ class Resolver:
         self._lookup_seconds = metrics.stage_seconds["lookup"]
         self._log_once = log_once
         self._no_hits = no_hits
-        self._header_watch = fast_path.header_watch
 
     async def respond(
-        self, client_request: ClientRequest, sighting: Sighting | None, progress: Progress, parsed_s: float
+        self,
+        client_request: ClientRequest,
+        found: Lookup,
+        sighting: Sighting | None,
+        progress: Progress,
+        parsed_s: float,
     ) -> Outcome:
-        """The outcome and response of a request that was parsed at ``parsed_s``. With a ``sighting``, a hit from memory
-        is remembered for the fast path. Raises `ProxyError`."""
-        await turn_if_many(client_request.spec.keys)
-        found = await self._look_up(client_request)
+        """The outcome and response of a request that was parsed at ``parsed_s`` and then looked up. With a
+        ``sighting``, a hit is remembered for the fast path. Raises `ProxyError`."""
         if await turn_if_many(found.missing):
             found = found.current()
         self._lookup_seconds.observe(time.perf_counter() - parsed_s)
@@ -125,8 +119,10 @@ class Resolver:
                 case _:
                     return next_step
 
-    async def _look_up(self, client_request: ClientRequest) -> Lookup:
+    async def look_up(self, client_request: ClientRequest) -> Lookup:
+        """What the cache has of a request, as far as its directives allow."""
         keys, directives = client_request.spec.keys, client_request.directives
+        await turn_if_many(keys)
         if directives.no_cache:
             return lookup(keys, {})
         min_stored_at_s = self._cache.freshness_cutoff_s(directives.max_age_s)
@@ -139,9 +135,9 @@ class Resolver:
 
     def _watch_headers(self, client_request: ClientRequest, *, is_hit: bool) -> None:
         if is_hit:
-            self._header_watch.hit(client_request.identity, client_request.parsed.model)
+            self._fast_path.header_watch.hit(client_request.identity, client_request.parsed.model)
         elif client_request.directives == NO_DIRECTIVES:
-            for name in self._header_watch.missed(client_request.identity, client_request.parsed.model):
+            for name in self._fast_path.header_watch.missed(client_request.identity, client_request.parsed.model):
                 self._metrics.varying_header(name, MANY_VALUES)
                 self._no_hits.varying_header(client_request.tenant.name, name)
                 self._log_once.warn(

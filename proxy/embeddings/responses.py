@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import SERVER_SOFTWARE
-from aiohttp.web import BaseRequest, Response, StreamResponse
+from aiohttp.web import Response, StreamResponse
 from multidict import CIMultiDict
 
 from proxy.cache.entry import Entry
@@ -24,6 +24,7 @@ from proxy.labels import ItemResult
 from proxy.ledger.row import Row
 from proxy.protocol import embedding_response, headers
 from proxy.protocol.cors import origin_of
+from proxy.protocol.headers import Headers
 from proxy.protocol.memo import memoized
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.vectors import Encoding
@@ -287,10 +288,11 @@ def _end_of_hit(model: str, tokens: int) -> bytes:
     return embedding_response.ending(model, {"prompt_tokens": tokens, "total_tokens": tokens}, _NOTHING)
 
 
-def finish_head(response: StreamResponse, request: BaseRequest, *, upstream: Origin | None, request_id: str) -> None:
-    """Add the headers that every response has. ``upstream`` has its CORS fields, if any."""
+def finish_head(response: StreamResponse, received: Headers, *, upstream: Origin | None, request_id: str) -> None:
+    """Add the headers that every response has, to a request with the fields ``received``. ``upstream`` has its CORS
+    fields, if any."""
     if upstream is not None:
-        upstream.cors.finish(origin_of(request.headers), response.headers)
+        upstream.cors.finish(origin_of(received), response.headers)
         if upstream.key:  # the cookies may be those of the key's session
             response.headers.popall("Set-Cookie", None)
     response.headers.setdefault("X-Request-Id", request_id)  # the upstream's own has precedence

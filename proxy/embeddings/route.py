@@ -1,30 +1,35 @@
 """The cached route: one request from its body to its response, read from `EmbeddingsRoute.handle` down."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
 from aiohttp.web import BaseRequest, StreamResponse
 
 from proxy.access.admission import Access
 from proxy.access.validations import Validations
+from proxy.budget import Tenant
 from proxy.cache.cache import Cache
 from proxy.canary.canary import Canary
 from proxy.canary.subject import Subject
 from proxy.embeddings.bypass import BypassRelay
+from proxy.embeddings.exchange import BegunExchange, Exchange
 from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.log_once import LogOnce, reason_of
+from proxy.embeddings.lookup import Lookup
 from proxy.embeddings.no_hits import NoHits
 from proxy.embeddings.patience import NO_PATIENCE, Patience
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.reader import Reader, Unread
+from proxy.embeddings.recognized import FastPathMiss
 from proxy.embeddings.request_detail import detail_of
-from proxy.embeddings.resolver import Outcome, Resolver
+from proxy.embeddings.resolver import Resolver
 from proxy.embeddings.responses import ResponseBuilder, finish_head
+from proxy.embeddings.sighting import Sighting
 from proxy.errors import ProxyError
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.request import ClientRequest
-from proxy.http.bodies import BodyReader, BodyReservation
+from proxy.http.bodies import BodyReader
 from proxy.http.connection import Connection
 from proxy.http.streamed import Streamed
 from proxy.labels import RequestOutcome
@@ -34,6 +39,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.upstream.router import Router
 
 CLIENT_LEFT = 499  # nginx's status for a client that disconnected before the response
+_FETCHED = frozenset({RequestOutcome.MISS, RequestOutcome.PARTIAL})
 
 
 class EmbeddingsRoute:
@@ -85,17 +91,48 @@ class EmbeddingsRoute:
     async def handle(self, request: BaseRequest, progress: Progress) -> StreamResponse:
         """Respond to ``POST …/embeddings``. Raises `ProxyError`."""
         started_s = time.perf_counter()
-        status = CLIENT_LEFT
         own = self._access.identity(request.headers, request.raw_path)
         progress.client = self._access.client(own, progress.admission)
-        reservation = self._bodies.reserve(self._access.tenant(own, progress.admission))
+        tenant = self._access.tenant(own, progress.admission)
         if isinstance(request.protocol, Connection):
-            request.protocol.tenant = reservation.tenant
+            request.protocol.tenant = tenant
+        agent = request.headers.get("User-Agent")
+        exchange = self._begin(progress, own, tenant, user_agent=agent, started_s=started_s)
+        return await self._deliver(exchange, request, self._respond(request, exchange))
+
+    async def adopt(self, request: BaseRequest, begun: BegunExchange) -> StreamResponse:
+        """The same for a request that `begin` was called for, before it was parsed."""
+        return await self._deliver(begun.exchange, request, begun.take())
+
+    def begin(self, miss: FastPathMiss, progress: Progress, *, started_s: float) -> Exchange:
+        """Begin to respond to a request that is not parsed. The caller calls `respond` and `end`, or `adopt`."""
+        known_body = miss.read.known_body
+        progress.client, agent = known_body.client, known_body.user_agent
+        return self._begin(progress, known_body.own, miss.read.known.tenant, user_agent=agent, started_s=started_s)
+
+    def _begin(
+        self, progress: Progress, own: Identity, tenant: Tenant, *, user_agent: str | None, started_s: float
+    ) -> Exchange:
+        exchange = Exchange(progress, own, self._bodies.reserve(tenant), user_agent=user_agent, started_s=started_s)
         self._in_flight += 1
+        return exchange
+
+    def end(self, exchange: Exchange, status: int) -> None:
+        """Count a request whose response is made, or sent where that is a part of making it."""
+        progress, reservation = exchange.progress, exchange.reservation
+        self._in_flight -= 1
+        reservation.end_request()
+        self.count(progress, status, exchange.started_s)
+        self.no_hits.ended(progress, reservation.tenant.name, exchange.own, exchange.user_agent)
+
+    async def _deliver(
+        self, exchange: Exchange, request: BaseRequest, responding: Awaitable[StreamResponse]
+    ) -> StreamResponse:
+        status, progress = CLIENT_LEFT, exchange.progress
         try:
-            progress.outcome, response = await self._respond(request, reservation, own, progress)
+            response = await responding
             if isinstance(response, Streamed):
-                finish_head(response, request, upstream=progress.origin, request_id=progress.request_id)
+                finish_head(response, request.headers, upstream=progress.origin, request_id=progress.request_id)
                 if self._is_draining():
                     response.force_close()
                 await response.send(request)
@@ -104,10 +141,7 @@ class EmbeddingsRoute:
             status = status_of_error(error)
             raise
         finally:
-            self._in_flight -= 1
-            reservation.end_request()
-            self.count(progress, status, started_s)
-            self.no_hits.ended(progress, reservation.tenant.name, own, request.headers.get("User-Agent"))
+            self.end(exchange, status)
         return response
 
     def count(self, progress: Progress, status: int, started_s: float) -> None:
@@ -123,9 +157,8 @@ class EmbeddingsRoute:
         progress.model_label = self._metrics.label_of(progress.model)
         self._metrics.request_seconds[progress.outcome].observe(time.perf_counter() - started_s)
 
-    async def _respond(
-        self, request: BaseRequest, reservation: BodyReservation, own: Identity, progress: Progress
-    ) -> Outcome:
+    async def _respond(self, request: BaseRequest, exchange: Exchange) -> StreamResponse:
+        progress, reservation, own = exchange.progress, exchange.reservation, exchange.own
         sent = await self._bodies.read(request, reservation)
         began_s = time.perf_counter()
         sighting = self._fast_path.sight(
@@ -135,20 +168,12 @@ class EmbeddingsRoute:
         if hit is not None:
             progress.hit(hit)
             spec, found = hit.known.spec, hit.found
-            response = self._responses.hit(
-                spec, found, progress.client, from_memory=len(found), reservation=reservation
-            )
-            return RequestOutcome.HIT, response
+            return self._responses.hit(spec, found, progress.client, from_memory=len(found), reservation=reservation)
         read = await self._reader.read(request, sent, own, reservation, client=progress.client, span=progress.span)
         progress.origin = read.origin
         progress.detail = detail_of(read)
         if isinstance(read, Unread):
-            progress.model, progress.items = read.model, read.items
-            progress.why = Why(Cause.of(read.bypass.reason, read.bypass.field), "")
-            response = await self._bypass.relay(request, progress, sent.content, read)
-            progress.cache_status = response.headers.getall("Cache-Status", ("",))[-1]
-            return RequestOutcome.BYPASS, response
-        progress.model = read.spec.model
+            return await self._relay(request, sent.content, read, progress)
         doubt = read.parsed.doubt
         if doubt is not None:
             progress.why = Why(Cause.of(doubt.reason, doubt.field), "")
@@ -156,20 +181,57 @@ class EmbeddingsRoute:
             self._log_once.warn(reason_of(doubt), f"requests to {read.origin.name} are cached by their whole body")
         parsed_s = time.perf_counter()
         self._parse_seconds.observe(parsed_s - began_s)
-        self._patience.apply(read)
+        response = await self._resolve(read, progress, parsed_s, sighting=sighting)
+        if sighting is not None and progress.outcome in _FETCHED:
+            self._fast_path.fetched(sighting, read)
+        return response
+
+    async def _relay(self, request: BaseRequest, body: bytes, unread: Unread, progress: Progress) -> StreamResponse:
+        progress.model, progress.items = unread.model, unread.items
+        progress.why = Why(Cause.of(unread.bypass.reason, unread.bypass.field), "")
+        response = await self._bypass.relay(request, progress, body, unread)
+        progress.cache_status = response.headers.getall("Cache-Status", ("",))[-1]
+        progress.outcome = RequestOutcome.BYPASS
+        return response
+
+    async def respond(self, exchange: Exchange, miss: FastPathMiss) -> StreamResponse:
+        """The response to a request that was not parsed, `_respond` without reading it. Raises `ProxyError`."""
+        progress, reservation, read = exchange.progress, exchange.reservation, miss.read
+        sent = self._bodies.received(read.body, reservation)
+        client_request = self._reader.recognized(read.client_request, sent, reservation, progress.span)
+        progress.origin = client_request.origin
+        known_body = read.known_body
+        progress.detail = known_body.detail = known_body.detail or detail_of(client_request)
+        return await self._resolve(client_request, progress, read.looked_up_s, found=miss.found)
+
+    async def _resolve(
+        self,
+        client_request: ClientRequest,
+        progress: Progress,
+        parsed_s: float,
+        *,
+        sighting: Sighting | None = None,
+        found: Lookup | None = None,
+    ) -> StreamResponse:
+        """The response to an understood request, whose items were looked up with the result ``found``, or were not."""
+        progress.model = client_request.spec.model
+        self._patience.apply(client_request)
+        found = found or await self._resolver.look_up(client_request)
         try:
-            outcome, response = await self._resolver.respond(read, sighting, progress, parsed_s)
+            progress.outcome, response = await self._resolver.respond(
+                client_request, found, sighting, progress, parsed_s
+            )
         finally:
-            progress.held_s = read.held_s
+            progress.held_s = client_request.held_s
         progress.cache_status = response.headers.getall("Cache-Status", ("",))[-1]  # after those of other caches
         if self._canary is not None and response.status == HTTPStatus.OK:
-            self._canary.in_use.note(_subject(read))
-        if read.held_s:
-            response.headers["X-RateLimit-Wait-Ms"] = str(round(read.held_s * 1000))
-        client = self._spending.label_of(read.client)
-        if (left := self._spending.remaining_tokens(client, read.spec.model)) is not None:
+            self._canary.in_use.note(_subject(client_request))
+        if client_request.held_s:
+            response.headers["X-RateLimit-Wait-Ms"] = str(round(client_request.held_s * 1000))
+        client = self._spending.label_of(client_request.client)
+        if (left := self._spending.remaining_tokens(client, client_request.spec.model)) is not None:
             response.headers["X-Budget-Remaining-Tokens"] = str(left)
-        return outcome, response
+        return response
 
 
 def _subject(read: ClientRequest) -> Subject:

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 
 from proxy.fetch.learned_rate import LearnedRate
+from proxy.fetch.quotas import Cost
 from proxy.fetch.sent_call import SentCall
 
 # A rate is measured over at least this time and by at least as many accepted calls: a burst says little about it.
@@ -61,9 +62,9 @@ class LearnedRates:
             self._test = None
         return is_test
 
-    def accepted(self, items: int) -> None:
+    def accepted(self, cost: Cost) -> None:
         self.calls.accepted += 1
-        self.items.accepted += items
+        self.items.accepted += cost.items
         self._has_ended = True
 
     def guess(self, wait_s: float, now_s: float, *, in_flight: int, unit: int) -> None:

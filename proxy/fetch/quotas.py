@@ -3,8 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-
-from msgspec import Struct
+from typing import NamedTuple
 
 from proxy.fetch.stated_quota import MINUTE_S, StatedQuota
 from proxy.protocol.rate_limits import RateLimits
@@ -12,7 +11,7 @@ from proxy.protocol.rate_limits import RateLimits
 _MAX_QUOTAS = 16
 
 
-class Cost(Struct, frozen=True, gc=False):
+class Cost(NamedTuple):
     """What a call takes of the limits, besides being one call."""
 
     items: int

@@ -1,6 +1,6 @@
 """What is fetched: a client request as the proxy understood it, and those of its items that the cache does not have."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -99,6 +99,41 @@ class ClientRequest:
         if self._scope_fingerprint is None:
             self._scope_fingerprint = keys.scope_fingerprint(self.scope)
         return self._scope_fingerprint
+
+    def like(
+        self,
+        parsed: EmbeddingRequest,
+        spec: ResponseSpec,
+        reservation: BodyReservation,
+        span: Span,
+        fields: Mapping[str, str],
+    ) -> "ClientRequest":
+        """A request that differs from this one only in its items and in the values of ``fields``, which both have."""
+        received, sent = self.received, self.headers
+        if fields:
+            received, sent = CIMultiDict(received), sent.copy()
+            received.update(fields)
+            sent.update((name, value) for name, value in fields.items() if name in sent)
+        other = ClientRequest(
+            parsed=parsed,
+            spec=spec,
+            origin=self.origin,
+            target=self.target,
+            url=self.url,
+            received=received,
+            directives=self.directives,
+            identity=self.identity,
+            credential_id=self.credential_id,
+            credential_scope=self.credential_scope,
+            client=self.client,
+            reservation=reservation,
+            scope=self.scope,
+            epoch=self.epoch,
+            span=span,
+        )
+        other._headers, other._group, other._lane_name = sent, self.group, self.lane_name
+        other._scope_fingerprint = self.scope_fingerprint
+        return other
 
     def with_headers(self, fields: CIMultiDict[str]) -> "ClientRequest":
         """The same with other header fields."""

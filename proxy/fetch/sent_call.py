@@ -1,11 +1,12 @@
 """A call in flight, as a pacer sees it (pure)."""
 
-from msgspec import Struct
+from dataclasses import dataclass
 
 from proxy.fetch.quotas import Cost
 
 
-class SentCall(Struct, eq=False, gc=False):
+@dataclass(slots=True, eq=False)
+class SentCall:
     """It was the ``in_flight``-th one when it was sent."""
 
     cost: Cost

@@ -18,7 +18,7 @@ from proxy.protocol.bypass import Bypass
 from proxy.protocol.content_coding import InvalidCoding
 from proxy.protocol.headers import Headers
 from proxy.protocol.json_structure import MAX_MEMBERS, MAX_VALUES, STEP_BYTES, Structure
-from proxy.steps import Steps
+from proxy.steps import Steps, finish
 from proxy.telemetry.metrics import Metrics
 from proxy.worker_thread import Worker
 
@@ -78,6 +78,15 @@ class BodyReader:
             raise InvalidRequest("The request body is not framed as its headers say.") from None
         finally:
             _free(body)
+
+    def received(self, body: bytes, reservation: "BodyReservation") -> Body:
+        """A short body that was received without being parsed, under the limits of `read`. Raises `ProxyError`."""
+        if len(body) > self._max_bytes:
+            raise self._too_large()
+        reservation.take(len(body))
+        structure = Structure()
+        finish(_count(structure, body))
+        return Body(body, structure)
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request body is larger than {self._max_bytes} bytes.")

@@ -11,11 +11,13 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from proxy.errors import ProxyError
 from proxy.http import malformed
+from proxy.http.begun_response import BegunResponse
 from proxy.http.error_responses import error_response
 from proxy.http.head_template import HeadTemplate
 from proxy.http.limited_connection import ConnectionContext, LimitedConnection
 from proxy.http.liveness import HalfClosed
 from proxy.http.recorder import HEAD_END, RequestRecorder
+from proxy.http.tunnel import Tunnel
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +27,8 @@ MAX_PENDING_BYTES = 64 * 1024
 
 
 Response = list[bytes]  # in parts
-# A coroutine, which may be cancelled: the request is parsed then, as it is if the result is None.
+# A coroutine, which may be cancelled until it sets `Connection.begun`. If it is, or if the result is None, the request
+# is parsed.
 ResponseLater = Coroutine[Any, Any, Response | None]
 
 
@@ -41,32 +44,27 @@ class BytesHandler(Protocol):
         ...
 
 
-class Tunnel(Protocol):
-    """Takes over a connection that is upgraded. aiohttp calls it like its own parser of WebSockets."""
-
-    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Bytes from the client. Returns (False, b""), as aiohttp's parsers do: not at the end, nothing left over."""
-        ...
-
-    def feed_eof(self) -> None:
-        """The client has closed its side."""
-        ...
-
-    def go_away(self) -> None:
-        """The connection is about to be closed, or is lost."""
-        ...
-
-
 class Connection(LimitedConnection):
     """A connection whose bytes may be responded to before they are parsed.
 
     At a request boundary, while no response is due, bytes go to the `BytesHandler` first. It responds to a complete
     request only if the parser has seen the same bytes before and found their end there. Clients send head and body in
     two packets, so a known head waits for the next bytes, or for the next sweep. So does a whole request while the
-    handler reads what it needs. Why this is safe: docs/adr/0003-bytes-before-the-parser.md.
+    handler reads what it needs. One that has begun waits for its response, whatever time that takes.
+    Why this is safe: docs/adr/0003-bytes-before-the-parser.md.
     """
 
-    __slots__ = ("_bytes_handler", "_early", "_is_last", "_pending", "_recorder", "_response", "_tunnel", "known_head")
+    __slots__ = (
+        "_bytes_handler",
+        "_early",
+        "_is_last",
+        "_pending",
+        "_recorder",
+        "_response",
+        "_tunnel",
+        "begun",
+        "known_head",
+    )
 
     def __init__(
         self, server: web.Server, context: ConnectionContext, bytes_handler: BytesHandler | None, **options: Any
@@ -77,9 +75,21 @@ class Connection(LimitedConnection):
         self._early = b""  # what came before aiohttp was idle again
         self._pending = b""  # what the parser has not got yet: a head, maybe with a part of its body, or a request
         self._response: asyncio.Task[Response | None] | None = None  # to the pending request
+        # To that request, until its handler takes it. A `ResponseLater` sets it.
+        self.begun: BegunResponse | None = None
         self.known_head: HeadTemplate | None = None  # of requests that `BytesHandler` may respond to; it sets this
         self._is_last = False  # the next response is the last one: nothing after it can be parsed
         self._tunnel: Tunnel | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        return self._request is not None or self.begun is not None
+
+    def take_begun(self) -> BegunResponse | None:
+        """What the current request, which has been parsed, has begun before that. Whoever takes it counts and ends it,
+        and it is taken once."""
+        begun, self.begun = self.begun, None
+        return begun
 
     def data_received(self, data: bytes) -> None:
         if self._early:
@@ -161,13 +171,21 @@ class Connection(LimitedConnection):
         if response is not None:
             self._respond(response)
         elif pending:
+            if self.begun is not None:
+                self.begun.hand_over()
             self._parse(pending)
+
+    def parse_overdue(self) -> None:
+        if self.begun is None:
+            self.parse_pending()
 
     def _take_response(self) -> Response | None:
         """The response to the pending request if it is there, since then the request has been counted. If it is not, it
-        is cancelled."""
+        is cancelled, unless the request has begun."""
         task, self._response = self._response, None
-        return None if task is None or task.cancel() or task.cancelled() else task.result()
+        if task is None or (not task.done() and self.begun is not None):
+            return None
+        return None if task.cancel() or task.cancelled() else task.result()
 
     def _parse(self, data: bytes) -> None:
         if data:  # aiohttp resumes a paused parser without any
@@ -273,5 +291,8 @@ class Connection(LimitedConnection):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._take_response()
+        begun = self.take_begun()
+        if begun is not None:
+            begun.abandon()
         self._pending = self._early = b""
         super().connection_lost(exc)

@@ -92,6 +92,9 @@ class LimitedConnection(AiohttpConnection):
     def parse_pending(self) -> None:
         """Give the parser the bytes that were kept back."""
 
+    def parse_overdue(self) -> None:
+        """The same at a sweep, unless they wait for nothing but their response."""
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         super().connection_made(transport)
@@ -171,7 +174,7 @@ class LimitedConnection(AiohttpConnection):
             if self._timer.is_linger_over(now):
                 self._end_lingering()
             return
-        self.parse_pending()
+        self.parse_overdue()
         if not self.is_busy and not transport.is_closing():
             self._close_if_overdue(now)
 

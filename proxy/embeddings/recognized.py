@@ -1,0 +1,49 @@
+"""Requests that were recognized without being parsed, and what the cache has of them."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from proxy.cache.entry import Entry
+from proxy.embeddings.known_head import GivenTexts, KnownBody
+from proxy.embeddings.lookup import Lookup
+from proxy.embeddings.request_memo import MemoEntry
+from proxy.fetch.request import ClientRequest
+from proxy.http.bodies import BodyReservation
+from proxy.telemetry.tracing import Span
+
+_NO_FIELDS: Mapping[str, str] = {}
+
+
+class FastPathHit(NamedTuple):
+    """A request that was not parsed, whose items were looked up at ``looked_up_s``. ``fields`` are those in which its
+    head differs from others, by their names in lower case. ``from_memory`` of its entries were in memory."""
+
+    known: MemoEntry
+    found: dict[bytes, Entry]
+    looked_up_s: float
+    from_memory: int
+    fields: Mapping[str, str] = _NO_FIELDS
+
+
+class FastPathRead(NamedTuple):
+    """A request that was not parsed, not all of whose items are in memory. It began at ``began_s``."""
+
+    known: MemoEntry
+    known_body: KnownBody
+    given: GivenTexts
+    body: bytes
+    began_s: float
+    looked_up_s: float
+    fields: Mapping[str, str]
+
+    def client_request(self, reservation: BodyReservation, span: Span) -> ClientRequest:
+        return self.known_body.client_request(
+            self.body, self.given, self.known.spec, fields=self.fields, reservation=reservation, span=span
+        )
+
+
+class FastPathMiss(NamedTuple):
+    """A request that was not parsed, and what the cache ``found`` of it: not all items, or not of one model version."""
+
+    read: FastPathRead
+    found: Lookup

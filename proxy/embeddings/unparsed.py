@@ -1,0 +1,138 @@
+"""Requests that are responded to without being parsed, because their connection knows their bytes or their head.
+
+A hit is written at once. A miss begins as a parsed one does, and its response is written when it is there. From then on
+it must not be begun again, whatever happens on the connection (`proxy.embeddings.exchange.BegunExchange`):
+
+- The response is there, and an ordinary one: it is written, and the request is counted.
+- It is an error, is streamed, or has to close the connection: the parser gets the request, and its handler takes the
+  response that is there.
+- More bytes come, the client closes its side, or the proxy begins to drain, while the response is under way: the parser
+  gets the request, and its handler waits for that response. If the client then leaves, aiohttp cancels the handler,
+  which cancels the wait, as for any other request.
+- The connection is lost before: the wait is cancelled, and the request is counted as one whose client has left.
+
+In each case the items are fetched once, since a fetch does not belong to the request that began it, the client is
+billed once, and the request is counted and logged once.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from multidict import CIMultiDict
+
+from proxy.embeddings.exchange import BegunExchange
+from proxy.embeddings.fast_path import FastPath
+from proxy.embeddings.progress import Progress
+from proxy.embeddings.recognized import FastPathHit, FastPathMiss, FastPathRead
+from proxy.embeddings.request_log import RequestLog
+from proxy.embeddings.responses import finish_head
+from proxy.embeddings.route import CLIENT_LEFT, EmbeddingsRoute
+from proxy.http.connection import Connection, Response, ResponseLater
+from proxy.http.plain_response import parts_of
+from proxy.telemetry.access_log import RequestIds, trace_id
+from proxy.telemetry.tracing import Traces
+
+_log = logging.getLogger(__name__)
+
+_OK = 200
+_NO_FIELDS = CIMultiDict[str]()
+EMBEDDINGS = "/v1/embeddings"  # the route's name in traces, for every provider
+
+
+class UnparsedRequests:
+    """Responds to the requests of `proxy.http.connection.BytesHandler`. They are counted, logged and traced like any
+    other."""
+
+    def __init__(
+        self,
+        embeddings: EmbeddingsRoute,
+        fast_path: FastPath,
+        *,
+        log: RequestLog,
+        ids: RequestIds,
+        traces: Traces,
+        is_draining: Callable[[], bool],
+    ) -> None:
+        self._embeddings = embeddings
+        self._fast_path = fast_path
+        self._log = log
+        self._ids = ids
+        self._traces = traces
+        self._is_draining = is_draining
+
+    def knows_head(self, sent: bytes) -> bool:
+        """Whether these bytes are the head of a request that `handle_bytes` may respond to once its body is here."""
+        return self._fast_path.begins(sent)
+
+    def handle_bytes(self, sent: bytes, connection: Connection) -> Response | ResponseLater | None:
+        """The response to a request whose bytes or whose head are those of an earlier one; None: it must be parsed."""
+        if self._is_draining():
+            return None
+        started_s = time.perf_counter()
+        try:
+            found = self._fast_path.find_by_bytes(sent, connection, started_s)
+            if isinstance(found, FastPathRead):
+                return self._read(found, connection, started_s)
+            return None if found is None else self._hit(found, connection, started_s)
+        except Exception:  # noqa: BLE001 - the request is parsed instead
+            _log.exception("unexpected error in the fast path")
+            return None
+
+    async def _read(self, read: FastPathRead, connection: Connection, started_s: float) -> Response | None:
+        """The same for items that are not all in memory."""
+        try:
+            found = await self._fast_path.read(read, connection)
+            if isinstance(found, FastPathMiss):
+                return await self._miss(found, connection, started_s)
+            return None if found is None else self._hit(found, connection, started_s)
+        except Exception:  # noqa: BLE001 - the request is parsed instead
+            _log.exception("unexpected error in the fast path")
+            return None
+
+    def _hit(self, hit: FastPathHit, connection: Connection, started_s: float) -> Response:
+        request_id = self._ids.of(hit.fields.get("x-request-id"))
+        response = self._fast_path.response(hit, request_id)
+        connection.tenant = hit.known.tenant
+        progress = self._begin(request_id, hit.fields, started_s)
+        progress.hit(hit)
+        self._embeddings.time(progress, started_s)
+        self._ended(progress, hit.fields, _OK, started_s)
+        return response
+
+    async def _miss(self, miss: FastPathMiss, connection: Connection, started_s: float) -> Response | None:
+        """None: the request is parsed, and its handler takes the response. There is no await before the connection
+        knows what has begun, so it can't be begun twice."""
+        fields = miss.read.fields
+        progress = self._begin(self._ids.of(fields.get("x-request-id")), fields, started_s)
+        connection.tenant = miss.read.known.tenant
+        exchange = self._embeddings.begin(miss, progress, started_s=started_s)
+
+        def end(status: int) -> None:
+            self._embeddings.end(exchange, status)
+            self._ended(progress, fields, status, started_s)
+
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - in a coroutine
+        connection.begun = begun = BegunExchange(exchange, task, lambda: end(CLIENT_LEFT))
+        response = await begun.run(self._embeddings.respond(exchange, miss))
+        if response is None or self._is_draining():
+            return None
+        # The only field that this needs is one of web pages, whose requests are always parsed.
+        finish_head(response, _NO_FIELDS, upstream=progress.origin, request_id=progress.request_id)
+        parts = parts_of(response)
+        if parts is not None:
+            connection.take_begun()
+            end(response.status)
+        return parts
+
+    def _begin(self, request_id: str, fields: Mapping[str, str], started_s: float) -> Progress:
+        progress = Progress(request_id)
+        progress.span = self._traces.begin("POST", CIMultiDict(fields) if fields else _NO_FIELDS, started_s)
+        progress.span.on_route(EMBEDDINGS)
+        return progress
+
+    def _ended(self, progress: Progress, fields: Mapping[str, str], status: int, started_s: float) -> None:
+        trace = progress.span.trace_id or trace_id(fields.get("traceparent"))
+        self._log.ended(progress, trace, status, started_s)

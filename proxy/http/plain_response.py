@@ -1,0 +1,31 @@
+"""A complete response as the bytes that aiohttp would write.
+
+aiohttp writes responses only to requests that it has parsed.
+"""
+
+from aiohttp import hdrs
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import SERVER_SOFTWARE
+from aiohttp.web import Response, StreamResponse
+
+_STATUSES = frozenset({200, 201})
+
+
+def parts_of(response: StreamResponse) -> list[bytes] | None:
+    """The head and the body of a response to an HTTP/1.1 request. None for one that is not an ordinary one with a body,
+    after which the connection stays open, and for fields that can't be written."""
+    body = response.body if type(response) is Response and response.status in _STATUSES else None
+    if not isinstance(body, bytes) or response.keep_alive is False or hdrs.CONNECTION in response.headers:
+        return None
+    if response.chunked or response.compression or response.cookies:
+        return None
+    fields = response.headers
+    fields[hdrs.CONTENT_LENGTH] = str(len(body))
+    if hdrs.DATE not in fields:
+        fields[hdrs.DATE] = rfc822_formatted_time()
+    fields.setdefault(hdrs.SERVER, SERVER_SOFTWARE)
+    lines = [f"HTTP/1.1 {response.status} {response.reason}", *[f"{name}: {value}" for name, value in fields.items()]]
+    head = "\r\n".join(lines)
+    if head.count("\r") + head.count("\n") + head.count("\0") != 2 * (len(lines) - 1):
+        return None  # aiohttp refuses to write it
+    return [f"{head}\r\n\r\n".encode(), body]
