@@ -73,6 +73,8 @@ class BodyReader:
             else:
                 async for chunk in paced(request.content):
                     await take(chunk)
+            if is_json and request.content_type == "application/json":
+                reservation.require(structure.objects_bytes)
             return Body(await turns.run(body.joined()), structure)
         except RequestPayloadError:
             raise InvalidRequest("The request body is not framed as its headers say.") from None
@@ -110,6 +112,7 @@ class BodyReader:
                 await turns.run(_count(structure, piece))
                 _require_small(structure, max_bytes)
                 plain.write(piece)
+            reservation.require(structure.objects_bytes)
             return Body(await turns.run(plain.joined()), structure)
         except BaseException:
             reservation.give_back(reservation.bytes - before_bytes)
@@ -135,6 +138,11 @@ class BodyReservation:
         """Raises `Overloaded` if there is no room. ``may_exceed``: not if no other request uses any memory."""
         self._budget.take(self.tenant, id(self), size, may_exceed=may_exceed)
         self.bytes += size
+
+    def require(self, size: int) -> None:
+        """Raises `Overloaded` if ``size`` can't be taken. A body that can't be parsed need not be joined."""
+        self.take(size)
+        self.give_back(size)
 
     def give_back(self, size: int) -> None:
         self._budget.give_back(self.tenant, id(self), size)
