@@ -15,9 +15,10 @@ from proxy.errors import Abandoned, Overloaded, Oversized, ProxyError, RateLimit
 from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.held_keys import HeldKeys
 from proxy.fetch.lane import Lane, LaneCall, Lanes
-from proxy.fetch.outcomes import CallFailure, ErrorResponse, Outcome, rate_limit_refusal
+from proxy.fetch.outcomes import CallFailure, EmbedResult, ErrorResponse, Outcome, rate_limit_refusal
 from proxy.fetch.quotas import Cost
 from proxy.fetch.request import ClientRequest, FetchRequest
+from proxy.fetch.sent_call import SentCall
 from proxy.fetch.stated_quota import NEVER_S
 from proxy.fetch.waiting import Waiting, cost_of
 from proxy.protocol.provider import Limits
@@ -74,6 +75,10 @@ class HeldRequests:
         """A call ended. Every request is resolved, or waits to be sent again."""
         lane, call = sent
         try:
+            if len(outcomes) == 1 and type(outcome := outcomes[0]) is EmbedResult:  # the usual case
+                self._accepted(lane, call, outcome)
+                batch[0].resolve(outcome)
+                return
             refusals = [rate_limit_refusal(outcome) for outcome in outcomes]
             if any(refusals):
                 self._refused(batch, sent, outcomes, refusals)
@@ -81,15 +86,20 @@ class HeldRequests:
             if isinstance(outcomes[0], ProxyError):
                 lane.lost(call)
             else:
-                lane.accepted(call, outcomes[0])
-                self._wake_resting(lane)
+                self._accepted(lane, call, outcomes[0])
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 waiting.resolve(outcome)
         except BaseException:
             lane.lost(call)
             raise
         finally:
-            self._send_ready(lane)
+            if lane.pacer.is_paced or lane.has_waiting:
+                self._send_ready(lane)
+
+    def _accepted(self, lane: Lane, call: SentCall, outcome: Outcome) -> None:
+        lane.accepted(call, outcome)
+        if lane.resting:
+            self._wake_resting(lane)
 
     def _refused(
         self,
@@ -120,11 +130,12 @@ class HeldRequests:
 
     async def wait(self, wait: ClientWait) -> GivenUp | None:
         """Wait until all flights of a client's claim have ended, or its patience has, or it left some of them."""
-        has_joined = len(wait.claim.mine) < len(wait.claim.flights)
+        claim = wait.claim
+        has_joined = len(claim.mine) < len(claim.flights)
         try:
             if has_joined:
                 self._keys.follow(wait)
-            if await wait.claim.wait() or wait.given_up is None:
+            if await claim.wait() or wait.given_up is None:
                 return None
             return self._given_up(wait.given_up)
         finally:
@@ -194,8 +205,6 @@ class HeldRequests:
 
     def _wake_resting(self, lane: Lane) -> None:
         """Queue what rests until another call has ended."""
-        if not lane.resting:  # the usual case
-            return
         for waiting in [waiting for waiting, timer in lane.resting.items() if timer is None]:
             del lane.resting[waiting]
             waiting.ticket = lane.queued(waiting)

@@ -5,7 +5,6 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from proxy.fetch.outcomes import EmbedResult, ErrorResponse, Outcome, without_request
 from proxy.fetch.pacer import Pacer
@@ -26,6 +25,7 @@ _MAX_LABEL = 128  # lanes outlive requests, and a client chooses the model's nam
 # For so long a refusal is an answer to requests that were not sent.
 _RECENT_S = 300.0
 
+LaneCall = tuple["Lane", SentCall]
 NewPacer = Callable[[str, str | None], Pacer]
 
 
@@ -52,7 +52,11 @@ class Lane:
 
     @property
     def is_in_use(self) -> bool:
-        return bool(self.queue or self.resting) or self.pacer.has_calls
+        return self.has_waiting or self.pacer.has_calls
+
+    @property
+    def has_waiting(self) -> bool:
+        return bool(self.queue or self.resting)
 
     @property
     def has_only_resting(self) -> bool:
@@ -101,7 +105,8 @@ class Lane:
         return self.pacer.stated_at_s(cost, now_s) if self.pacer.is_confirmed(now_s) else now_s
 
     def sent(self, batch: Sequence[Waiting]) -> "LaneCall":
-        return LaneCall(self, self.pacer.sent(cost_of(batch), self._clock()))
+        """A call in flight. It keeps its lane, however many others are called meanwhile."""
+        return self, self.pacer.sent(cost_of(batch), self._clock())
 
     def wake_for(self, cost: Cost) -> None:
         """Wake when a call of ``cost`` may be sent, unless a call in flight ends before."""
@@ -171,13 +176,6 @@ class Lane:
     def lost(self, call: SentCall) -> None:
         """The call has ended, if it has not ended yet, and nothing else is known of it."""
         self.pacer.lost(call, self._clock())
-
-
-class LaneCall(NamedTuple):
-    """A call in flight. It keeps its lane, however many others are called meanwhile."""
-
-    lane: Lane
-    call: SentCall
 
 
 class Lanes:

@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass, field
 
 from proxy.fetch.learned_rate import LearnedRate
-from proxy.fetch.quotas import Cost
 from proxy.fetch.sent_call import SentCall
 
 # A rate is measured over at least this time and by at least as many accepted calls: a burst says little about it.
@@ -62,9 +61,9 @@ class LearnedRates:
             self._test = None
         return is_test
 
-    def accepted(self, cost: Cost) -> None:
+    def accepted(self, items: int) -> None:
         self.calls.accepted += 1
-        self.items.accepted += cost.items
+        self.items.accepted += items
         self._has_ended = True
 
     def guess(self, wait_s: float, now_s: float, *, in_flight: int, unit: int) -> None:

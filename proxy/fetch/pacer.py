@@ -145,11 +145,14 @@ class Pacer:
 
     def accepted(self, call: SentCall, stated: RateLimits, now_s: float) -> None:
         """The upstream computed it, or refused it for another reason than its limits."""
-        is_test = self._end(call, stated, now_s)
-        self._rates.accepted(call.cost)
-        self._size.accepted(call.cost.items)
-        if not self.is_paced:
+        self._rates.accepted(call.cost.items)
+        if call.cost.items > self._size.largest or self.is_paced:
+            self._size.accepted(call.cost.items)
+        if not (self.is_paced or stated.quotas):  # the usual case
+            self._in_flight.remove(call)
+            self._called_at_s = now_s
             return
+        is_test = self._end(call, stated, now_s)
         self._is_distrusted = self._is_distrusted or call.is_against_stated
         if call.at_s >= self._refused_at_s:
             self._refusals, self._blocked_until_s = 0, min(self._blocked_until_s, now_s)

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from proxy.fetch.stated_quota import MINUTE_S, StatedQuota
 from proxy.protocol.rate_limits import RateLimits
@@ -11,7 +12,7 @@ from proxy.protocol.rate_limits import RateLimits
 _MAX_QUOTAS = 16
 
 
-class Cost(NamedTuple):
+class Cost(Struct, frozen=True, gc=False):
     """What a call takes of the limits, besides being one call."""
 
     items: int

@@ -1,12 +1,11 @@
 """A call in flight, as a pacer sees it (pure)."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from proxy.fetch.quotas import Cost
 
 
-@dataclass(slots=True, eq=False)
-class SentCall:
+class SentCall(Struct, eq=False, gc=False):
     """It was the ``in_flight``-th one when it was sent."""
 
     cost: Cost

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any
 
 from proxy.protocol import error_body
@@ -35,6 +36,7 @@ _REQUEST_WORDS = frozenset({"request", "requests", "req"})
 _WINDOW_WORDS = frozenset({"second", "minute", "hour", "day", "month"})
 _MAX_QUOTAS = 8
 _MAX_NAME, _MAX_NAMES = 128, 2048
+_MAX_FIELDS = 4096  # sets of names that are remembered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,9 @@ def of_headers(headers: Mapping[str, str], *, now_s: float) -> RateLimits:
 
     A field that can't be read is ignored: a wrong limit would stop calls that the upstream takes.
     """
-    names = _names_among("\n".join(headers))
+    all_names = "\n".join(headers)
+    # As `memoized`, without its call: every miss comes here.
+    names = (_names_among if len(all_names) <= _MAX_NAMES else _names_among.__wrapped__)(all_names)
     if not names:  # the usual case
         return NOTHING_STATED
     stated: dict[str, dict[str, float]] = {}
@@ -113,7 +117,7 @@ def retry_delay_s(error: Any) -> float | None:
     return None
 
 
-@memoized(max_length=_MAX_NAMES)
+@lru_cache(maxsize=_MAX_FIELDS)
 def _names_among(names: str) -> frozenset[str]:
     """Those of the names of a response's header fields, one a line, that are about rate limits. An upstream sends the
     same ones all the time."""
