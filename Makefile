@@ -164,6 +164,9 @@ stores: $(VENV)/dev-ok ## items a second from one Redis and from a cluster, and 
 transfer: $(VENV)/dev-ok ## a whole SQLite store into a file and into Redis, as a multiple of reading it
 	@$(BIN)/python -m bench.transfer $(ARGS)
 
+coherence: $(VENV)/dev-ok ## when every process serves what was refreshed or purged, on each store, and with Redis killed
+	@$(BIN)/python -m bench.coherence $(ARGS)
+
 sizing: $(VENV)/dev-ok ## what an item weighs in each tier; ARGS=trace.gz: what share of it a size answers
 	@$(BIN)/python -m bench.sizing $(ARGS)
 

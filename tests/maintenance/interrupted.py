@@ -1,22 +1,27 @@
-"""Work on SQLite files in a process of its own, which a test kills."""
+"""Work on stores in a process of its own, which a test kills."""
 
 import asyncio
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from proxy.cache.redis.store import RedisStore
 from proxy.cache.sqlite.store import SQLiteStore
+from proxy.cache.store import Store
 from proxy.maintenance import transfer
 from proxy.maintenance.loader import Loader
 
 
-def run(work: str, folder: Path, moves: Connection) -> None:
-    """Do ``work`` between the files of a folder. Tells each move, by which a test knows how far it is."""
-    asyncio.run(_run(work, folder, moves))
+def run(work: str, folder: Path, redis_url: str | None, moves: Connection) -> None:
+    """Do ``work`` between the files of a folder, or from these to Redis. Tells each move, by which a test knows how far
+    it is."""
+    asyncio.run(_run(work, folder, redis_url, moves))
 
 
-async def _run(work: str, folder: Path, moves: Connection) -> None:
+async def _run(work: str, folder: Path, redis_url: str | None, moves: Connection) -> None:
     source = SQLiteStore(folder / "source", limit_bytes=64 * 1024**2)
-    target = SQLiteStore(folder / "target", limit_bytes=64 * 1024**2)
+    target: Store = SQLiteStore(folder / "target", limit_bytes=64 * 1024**2)
+    if redis_url is not None:
+        target = RedisStore(redis_url, timeout_s=10.0, max_connections=32)
     loader = Loader(target, now_s=0.0, ttl_s=None)
 
     def advance(_: int) -> None:

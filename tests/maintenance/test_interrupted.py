@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.cache.redis.store import RedisStore
 from proxy.cache.sqlite.store import SQLiteStore
 from proxy.maintenance import transfer
 from proxy.maintenance.archive import parts_of
@@ -16,10 +17,12 @@ from tests.cache.test_store import scanned
 from tests.maintenance import interrupted
 from tests.support.dict_store import key_of, record
 from tests.support.profiles import IS_SLOW_PROFILE
+from tests.support.redis_server import RedisServer
 
 KILLS = 200 if IS_SLOW_PROFILE else 34  # of each command, so that there are 100 in all
 COUNT = 3000
 VALUES = {key_of(n): records.encode(key_of(n), record(float(n))) for n in range(COUNT)}
+REDIS_KILLS = 100 if IS_SLOW_PROFILE else 20
 _ENDED = b"end"
 
 
@@ -43,10 +46,12 @@ async def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_and_kill(processes: ForkServerContext, work: str, folder: Path, moves: int) -> bool:
+def run_and_kill(
+    processes: ForkServerContext, work: str, folder: Path, moves: int, *, redis_url: str | None = None
+) -> bool:
     """Kill it after so many moves, wherever it is by then. Returns whether it had ended."""
     receiver, sender = processes.Pipe(duplex=False)
-    process = processes.Process(target=interrupted.run, args=(work, folder, sender))
+    process = processes.Process(target=interrupted.run, args=(work, folder, redis_url, sender))
     process.start()
     sender.close()
     told = b""
@@ -81,6 +86,28 @@ async def test_a_store_gets_every_entry_once(processes: ForkServerContext, folde
             assert found.items() <= VALUES.items()
         assert run_and_kill(processes, work, folder, 10_000)
         assert await stored(folder / "target") == VALUES
+
+
+async def in_redis(url: str) -> dict[bytes, bytes]:
+    store = RedisStore(url, timeout_s=10.0, max_connections=8)
+    try:
+        return await scanned(store)
+    finally:
+        await store.aclose()
+
+
+@pytest.mark.parametrize("work", ["import", "copy"])
+async def test_redis_gets_every_entry_once(
+    processes: ForkServerContext, folder: Path, redis_server: RedisServer, work: str
+) -> None:
+    url, chance, kills = redis_server.url, random.Random(work), 0
+    while kills < REDIS_KILLS:
+        redis_server.command("FLUSHALL")
+        while not run_and_kill(processes, work, folder, chance.randint(1, 18), redis_url=url) and kills < REDIS_KILLS:
+            kills += 1
+            assert (await in_redis(url)).items() <= VALUES.items()
+        assert run_and_kill(processes, work, folder, 10_000, redis_url=url)
+        assert await in_redis(url) == VALUES
 
 
 async def test_a_file_gets_every_entry_once(processes: ForkServerContext, folder: Path) -> None:
