@@ -116,7 +116,7 @@ async def played(folder: Path, upstream: ScriptedUpstream, arguments: list[str])
     return load, counts
 
 
-@pytest.mark.timeout(3600 if IS_SLOW_PROFILE else 120)
+@pytest.mark.timeout(3600 if IS_SLOW_PROFILE else 300)
 @pytest.mark.parametrize("mode", ["names", "pseudonyms"])
 async def test_the_ledger_is_exact(
     upstream: ScriptedUpstream, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
