@@ -1,4 +1,5 @@
 import gc
+import sys
 
 import numpy as np
 import orjson
@@ -79,7 +80,29 @@ def test_the_garbage_collector_does_not_visit_entries() -> None:
     held = entry()
     held.numbers()
     assert not gc.is_tracked(held)
-    assert not gc.is_tracked(held._source)
+    assert not gc.is_tracked(held.source)
+
+
+def test_a_million_entries_take_48_megabytes_besides_their_vectors() -> None:
+    assert sys.getsizeof(entry()) == 48
+
+
+def test_a_superseded_entry_has_its_own_numbers_and_its_successor() -> None:
+    older, newer = entry(vectors.from_numbers([0.5, 1])), entry(vectors.from_numbers([0.25, 1]))
+    assert older.numbers() == b"[0.5,1.0]"
+    older.set_successor(newer)
+    assert older.numbers() == b"[0.5,1.0]"
+    assert not older.has_numbers  # so it weighs what it did before they were made
+    older.pack()
+    assert older.current is newer
+    newer.set_successor(older)  # no cycle
+    assert older.current is newer
+    older.mark_stored(Certainty.REPLACED)
+    assert older.current is older
+    assert older.certainty is Certainty.REPLACED
+    older.numbers()
+    older.mark_stored(Certainty.CONFIRMED)
+    assert older.has_numbers
 
 
 def test_an_entry_shows_what_it_is() -> None:
