@@ -1,11 +1,12 @@
 """Entries of the cache: records ready to be served, and how sure it is that the store has them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from functools import lru_cache
 from typing import Self
 
 from msgspec import Struct
+from pybase64 import b64encode
 
 from proxy.protocol import vectors
 from proxy.protocol.memo import memoized
@@ -80,7 +81,7 @@ class Entry(Struct, eq=False, gc=False):
     does. So no entry may be part of a cycle of references. Every 16 bytes of an entry are 16 MB for a million.
     """
 
-    _payload: bytes
+    payload: bytes
     source: Source
     tokens: int
     # The text of the numbers; or the entry that superseded this one, which is served instead.
@@ -183,12 +184,12 @@ class Entry(Struct, eq=False, gc=False):
     @property
     def weight_bytes(self) -> int:
         text = self._numbers_or_successor
-        return _OVERHEAD_BYTES + len(self._payload) + (len(text) if isinstance(text, bytes) else 0)
+        return _OVERHEAD_BYTES + len(self.payload) + (len(text) if isinstance(text, bytes) else 0)
 
     @property
     def packed_bytes(self) -> int:
         """The weight after `pack`, without the overhead."""
-        return len(self._payload)
+        return len(self.payload)
 
     def pack(self) -> None:
         """Drop the numbers' text, which `numbers` can make again."""
@@ -198,11 +199,11 @@ class Entry(Struct, eq=False, gc=False):
     @property
     def base64(self) -> bytes:
         """The embedding as base64. It is made each time: holding it would take more memory than the vector."""
-        return vectors.base64_text(self.source.dtype, self._payload)
+        return vectors.base64_text(self.source.dtype, self.payload)
 
     @property
     def base64_length(self) -> int:
-        return vectors.base64_length(self.source.dtype, self._payload)
+        return vectors.base64_length(self.source.dtype, self.payload)
 
     @property
     def has_numbers(self) -> bool:
@@ -220,9 +221,14 @@ class Entry(Struct, eq=False, gc=False):
 
     @property
     def _vector(self) -> Vector:
-        return Vector(self.source.dtype, self._payload)
+        return Vector(self.source.dtype, self.payload)
 
 
 def current(entries: Mapping[bytes, Entry]) -> dict[bytes, Entry]:
     """The entries to serve for entries that were looked up before an await."""
     return {key: entry.current for key, entry in entries.items()}
+
+
+def base64_texts(entries: Iterable[Entry]) -> list[bytes]:
+    """`Entry.base64` of each."""
+    return [b64encode(entry.payload) if entry.source.is_base64_as_stored else entry.base64 for entry in entries]
