@@ -16,7 +16,9 @@ from proxy.cache.store import Store
 from proxy.cache.writer import Writer
 from proxy.protocol.records import Record, RecordKey
 from proxy.telemetry.metrics import Metrics
-from proxy.turns import KEYS_A_TURN, in_turns
+from proxy.turns import in_turns
+
+_READ_A_TURN = 64  # records that are unpacked and put into memory in less than half a millisecond
 
 
 class Cache:
@@ -131,11 +133,11 @@ class Cache:
         before = {key: entry for key, entry in zip(keys, map(get, keys), strict=True) if entry is not None}
         began = self._discards.now
         values, is_complete = await self._store.get(keys)
-        if len(values) <= KEYS_A_TURN:
+        if len(values) <= _READ_A_TURN:
             found = self._adopt(values, before, began, min_stored_at_s)
         else:
             found = {}
-            async for some in in_turns(list(values)):
+            async for some in in_turns(list(values), size=_READ_A_TURN):
                 found |= self._adopt({key: values[key] for key in some}, before, began, min_stored_at_s)
         if is_complete and before:
             self._writer.repeat(before)
