@@ -102,13 +102,13 @@ def _dropped(parts: list[Any]) -> Steps[None]:
         yield
 
 
-async def in_turns(items: Sequence[_Item]) -> AsyncIterator[Sequence[_Item]]:
-    """``items`` in chunks, each in a turn of its own. Thousands of entries may be made for one request while others
-    wait for a hit."""
-    for start in range(0, len(items), KEYS_A_TURN):
+async def in_turns(items: Sequence[_Item], *, size: int = KEYS_A_TURN) -> AsyncIterator[Sequence[_Item]]:
+    """``items`` in chunks of ``size``, each in a turn of its own. Thousands of entries may be made for one request
+    while others wait for a hit."""
+    for start in range(0, len(items), size):
         if start:
             await turn()
-        yield items[start : start + KEYS_A_TURN]
+        yield items[start : start + size]
 
 
 async def in_iterations(items: Sequence[_Item]) -> AsyncIterator[Sequence[_Item]]:

@@ -20,10 +20,8 @@ def open_cache(
     settings: Settings, metrics: Metrics, *, clock: Callable[[], float], monotonic: Callable[[], float]
 ) -> tuple[Cache, CounterStore | None]:
     """The cache, and its store if that has counters."""
-    memory = Memory(
-        settings.memory_bytes,
-        on_evicted=lambda entry: metrics.memory_evicted_age.observe(max(0.0, clock() - entry.stored_at_s)),
-    )
+    observe = metrics.memory_evicted_age.labels().observe
+    memory = Memory(settings.memory_bytes, on_evicted=lambda entry: observe(max(0.0, clock() - entry.stored_at_s)))
     metrics.watch_memory(
         size_bytes=lambda: memory.bytes, entries=lambda: memory.entries, limit_bytes=settings.memory_bytes
     )

@@ -16,7 +16,9 @@ from proxy.cache.store import Store
 from proxy.cache.writer import Writer
 from proxy.protocol.records import Record, RecordKey
 from proxy.telemetry.metrics import Metrics
-from proxy.turns import KEYS_A_TURN, in_turns
+from proxy.turns import in_turns
+
+_READ_A_TURN = 64  # records that are unpacked and put into memory in less than half a millisecond
 
 
 class Cache:
@@ -114,9 +116,9 @@ class Cache:
         found = {}
         for key in keys:
             entry = get(key)
-            if entry is None or (min_stored_at_s and entry.stored_at_s < min_stored_at_s):
+            if entry is None or (min_stored_at_s and entry.source.stored_at_s < min_stored_at_s):
                 continue
-            if confirmed and entry.certainty is not is_confirmed and not self._store.is_down:
+            if confirmed and entry.source.certainty is not is_confirmed and not self._store.is_down:
                 continue
             found[key] = entry
         return found
@@ -128,14 +130,14 @@ class Cache:
         if self._writer.pending:
             await self._writer.wait_for(keys)
         get = self._getter()
-        before = {key: entry for key in keys if (entry := get(key)) is not None}
+        before = {key: entry for key, entry in zip(keys, map(get, keys), strict=True) if entry is not None}
         began = self._discards.now
         values, is_complete = await self._store.get(keys)
-        if len(values) <= KEYS_A_TURN:
+        if len(values) <= _READ_A_TURN:
             found = self._adopt(values, before, began, min_stored_at_s)
         else:
             found = {}
-            async for some in in_turns(list(values)):
+            async for some in in_turns(list(values), size=_READ_A_TURN):
                 found |= self._adopt({key: values[key] for key in some}, before, began, min_stored_at_s)
         if is_complete and before:
             self._writer.repeat(before)
@@ -147,21 +149,22 @@ class Cache:
         """Put records from the store into memory. Returns the entries that count, without those that are too old.
         ``before`` are the entries that were in memory when the read ``began``."""
         discarded = began if began is not self._discards.now else ()
-        get, put, entry_of = self._getter(), self.memory.put, Entry.of
-        found = {}
-        for key, record in self._codec.decode(values).items():
-            entry = get(key)
-            if entry is None or _yields(entry, record, before.get(key)):
-                cached, entry = entry, entry_of(record)
-                if key in discarded:  # a process may have replaced the record since it was read
-                    self.memory.discard(key)
-                else:
-                    put(key, entry)
-                if cached is not None:
-                    cached.set_successor(entry)
-            if entry.stored_at_s >= min_stored_at_s:
-                found[key] = entry
-        return found
+        get, put = self._getter(), self.memory.put
+        found = self._codec.decode(values)
+        for key, entry in found.items():
+            cached = get(key)
+            if cached is not None and not _yields(cached, entry, before.get(key)):
+                found[key] = cached
+                continue
+            if discarded and key in discarded:  # a process may have replaced the record since it was read
+                self.memory.discard(key)
+            else:
+                put(key, entry)
+            if cached is not None:
+                cached.set_successor(entry)
+        if not min_stored_at_s:
+            return found
+        return {key: entry for key, entry in found.items() if entry.stored_at_s >= min_stored_at_s}
 
     @property
     def now(self) -> Mark:
@@ -196,10 +199,10 @@ class Cache:
         return entries
 
 
-def _yields(cached: Entry, record: Record, before: Entry | None) -> bool:
-    """Whether an entry in memory is superseded by a record just read from the store. ``before`` is the entry that was
-    in memory when the read began."""
+def _yields(cached: Entry, read: Entry, before: Entry | None) -> bool:
+    """Whether an entry in memory is superseded by one just read from the store. ``before`` is the entry that was in
+    memory when the read began."""
     if cached is not before:
         # The write of an entry that arrived during the read may have replaced in the store the record just read.
         return False
-    return cached.yields_to_read or cached.stored_at_s < record.stored_at_s
+    return cached.yields_to_read or cached.stored_at_s < read.stored_at_s

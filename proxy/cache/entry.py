@@ -1,15 +1,16 @@
 """Entries of the cache: records ready to be served, and how sure it is that the store has them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from functools import lru_cache
 from typing import Self
 
 from msgspec import Struct
+from pybase64 import b64encode
 
 from proxy.protocol import vectors
 from proxy.protocol.memo import memoized
-from proxy.protocol.records import Record
+from proxy.protocol.records import Fields, Record
 from proxy.protocol.vectors import DType, Vector
 
 # An entry's Python objects, its key and its slot in the cache: measured by RSS, rounded up.
@@ -32,9 +33,12 @@ class Certainty(Enum):
     # supersede it.
     REPLACING = "replacing"
 
+    __hash__ = object.__hash__  # an Enum's own is a function in Python
 
-class _Source(Struct, frozen=True, eq=False, gc=False):
-    """What the entries of one upstream call have in common, so that they share it."""
+
+class Source(Struct, frozen=True, eq=False, gc=False):
+    """What the entries of one upstream call have in common, so that they share it. The hot path reads it directly:
+    a property of each entry takes longer than the rest of a look-up."""
 
     model: str
     dtype: DType
@@ -42,8 +46,10 @@ class _Source(Struct, frozen=True, eq=False, gc=False):
     tokens_exact: bool
     stored_at_s: int
     scope: bytes
+    certainty: Certainty
     # Entries of one response must have one version: the same model, as the upstream names it, and one length.
     model_version: tuple[str, int]
+    is_base64_as_stored: bool
 
 
 @lru_cache(maxsize=4096)
@@ -54,48 +60,69 @@ def _shared(scope: bytes) -> bytes:
 
 @memoized(max_length=_MAX_MODEL_LENGTH)
 def _source(  # noqa: PLR0917 - memoized by position
-    model: str, dtype: DType, dimensions: int, tokens_exact: bool, stored_at_s: int, scope: bytes
-) -> _Source:
-    return _Source(model, dtype, dimensions, tokens_exact, stored_at_s, _shared(scope), (model, dimensions))
+    model: str,
+    dtype: DType,
+    dimensions: int,
+    tokens_exact: bool,
+    stored_at_s: int,
+    scope: bytes,
+    certainty: Certainty,
+) -> Source:
+    return Source(
+        model, dtype, dimensions, tokens_exact, stored_at_s, _shared(scope), certainty, (model, dimensions),
+        vectors.is_base64_as_stored(dtype),
+    )  # fmt: skip
 
 
 class Entry(Struct, eq=False, gc=False):
     """A record as the hot path uses it, with the text of its numbers once that has been needed.
 
     The garbage collector does not visit entries (``gc=False``): there may be a million, and all would stop while it
-    does. So no entry may be part of a cycle of references.
+    does. So no entry may be part of a cycle of references. Every 16 bytes of an entry are 16 MB for a million.
     """
 
-    _payload: bytes
-    _source: _Source
+    payload: bytes
+    source: Source
     tokens: int
-    certainty: Certainty
-    _successor: "Entry | None" = None
-    _numbers: bytes | None = None
+    # The text of the numbers; or the entry that superseded this one, which is served instead.
+    _numbers_or_successor: "bytes | Entry | None" = None
 
     @classmethod
     def of(cls, record: Record, certainty: Certainty = Certainty.CONFIRMED) -> Self:
         vector = record.vector
         source = _source(
-            record.model, vector.dtype, vector.dimensions, record.tokens_exact, record.stored_at_s, record.scope
+            record.model, vector.dtype, vector.dimensions, record.tokens_exact, record.stored_at_s, record.scope,
+            certainty,
+        )  # fmt: skip
+        return cls(vector.payload, source, record.tokens, record.numbers)
+
+    @classmethod
+    def of_fields(cls, its: Fields) -> Self:
+        """That of a record in the store."""
+        source = _source(
+            its.model, its.dtype, its.dimensions, its.tokens_exact, its.stored_at_s, its.scope, Certainty.CONFIRMED
         )
-        return cls(vector.payload, source, record.tokens, certainty, None, record.numbers)
+        return cls(its.payload, source, its.tokens)
 
     @property
     def model(self) -> str:
-        return self._source.model
+        return self.source.model
 
     @property
     def model_version(self) -> tuple[str, int]:
-        return self._source.model_version
+        return self.source.model_version
 
     @property
     def dimensions(self) -> int:
-        return self._source.dimensions
+        return self.source.dimensions
 
     @property
     def stored_at_s(self) -> int:
-        return self._source.stored_at_s
+        return self.source.stored_at_s
+
+    @property
+    def certainty(self) -> Certainty:
+        return self.source.certainty
 
     @property
     def is_confirmed(self) -> bool:
@@ -125,69 +152,83 @@ class Entry(Struct, eq=False, gc=False):
     def current(self) -> "Entry":
         """The entry to serve: this one, or the one that superseded it."""
         entry = self
-        while entry._successor is not None:
-            entry = entry._successor
+        while isinstance(successor := entry._numbers_or_successor, Entry):
+            entry = successor
         return entry
 
     def set_successor(self, winner: "Entry") -> None:
         """Requests that still refer to this entry serve ``winner`` from now on."""
         if winner.current is not self:
-            self._successor = winner
+            self._numbers_or_successor = winner
 
     def mark_stored(self, certainty: Certainty) -> None:
         """The store has accepted this entry's record: it is the one to serve, even if it was superseded before."""
-        self._successor = None
-        self.certainty = certainty
+        if isinstance(self._numbers_or_successor, Entry):
+            self._numbers_or_successor = None
+        its = self.source
+        self.source = _source(
+            its.model, its.dtype, its.dimensions, its.tokens_exact, its.stored_at_s, its.scope, certainty
+        )
 
     def record(self) -> Record:
-        source = self._source
+        source = self.source
         return Record(
             vector=self._vector, model=source.model, tokens=self.tokens, tokens_exact=source.tokens_exact,
             stored_at_s=source.stored_at_s, scope=source.scope,
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        source = self._source
+        source = self.source
         return f"<Entry {source.model!r} {source.dimensions} x {source.dtype.name}, {self.weight_bytes} bytes>"
 
     @property
     def weight_bytes(self) -> int:
-        return _OVERHEAD_BYTES + len(self._payload) + len(self._numbers or b"")
+        text = self._numbers_or_successor
+        return _OVERHEAD_BYTES + len(self.payload) + (len(text) if isinstance(text, bytes) else 0)
 
     @property
     def packed_bytes(self) -> int:
         """The weight after `pack`, without the overhead."""
-        return len(self._payload)
+        return len(self.payload)
 
     def pack(self) -> None:
         """Drop the numbers' text, which `numbers` can make again."""
-        self._numbers = None
+        if self.has_numbers:
+            self._numbers_or_successor = None
 
     @property
     def base64(self) -> bytes:
         """The embedding as base64. It is made each time: holding it would take more memory than the vector."""
-        return vectors.base64_text(self._source.dtype, self._payload)
+        return vectors.base64_text(self.source.dtype, self.payload)
 
     @property
     def base64_length(self) -> int:
-        return vectors.base64_length(self._source.dtype, self._payload)
+        return vectors.base64_length(self.source.dtype, self.payload)
 
     @property
     def has_numbers(self) -> bool:
-        return self._numbers is not None
+        return isinstance(self._numbers_or_successor, bytes)
 
     def numbers(self) -> bytes:
         """The embedding as a JSON array. It is kept: making it takes fifty times as long as base64."""
-        if self._numbers is None:
+        text = self._numbers_or_successor
+        if not isinstance(text, bytes):
             # A copy, as orjson leaves its text in the buffer that it doubled while it wrote.
-            self._numbers = bytes(memoryview(vectors.numbers_json(self._vector)))
-        return self._numbers
+            text = bytes(memoryview(vectors.numbers_json(self._vector)))
+            if self._numbers_or_successor is None:
+                self._numbers_or_successor = text
+        return text
 
     @property
     def _vector(self) -> Vector:
-        return Vector(self._source.dtype, self._payload)
+        return Vector(self.source.dtype, self.payload)
 
 
 def current(entries: Mapping[bytes, Entry]) -> dict[bytes, Entry]:
     """The entries to serve for entries that were looked up before an await."""
     return {key: entry.current for key, entry in entries.items()}
+
+
+def base64_texts(entries: Iterable[Entry]) -> list[bytes]:
+    """`Entry.base64` of each."""
+    return [b64encode(entry.payload) if entry.source.is_base64_as_stored else entry.base64 for entry in entries]

@@ -21,7 +21,8 @@ class Memory:
         def on_left(key: bytes, entry: Entry, cause: str) -> None:
             if cause == "size":
                 on_evicted(entry)
-                entry.pack()  # a response that is being written may still refer to it
+                if entry.has_numbers:
+                    entry.pack()  # a response that is being written may still refer to it
             elif self._to_keep is not None and cause == "explicit" and entry.is_undecided:
                 self._to_keep.append((key, entry))
 
@@ -32,9 +33,7 @@ class Memory:
             eviction_listener=on_left,
         )
         self.get = self._entries.get
-
-    def put(self, key: bytes, entry: Entry) -> None:
-        self._entries.set(key, entry)
+        self.put: Callable[[bytes, Entry], None] = self._entries.set
 
     def discard(self, key: bytes) -> None:
         self._entries.remove(key)

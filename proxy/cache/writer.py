@@ -191,9 +191,9 @@ class Writer:
         """
         cutoff_s = self._freshness_cutoff_s()
         existing = self._codec.decode(written.existing)
-        winners = {key: record for key, record in existing.items() if record.stored_at_s >= cutoff_s}
-        for key, record in winners.items():
-            self._settle(key, write, Entry.of(record))
+        winners = {key: entry for key, entry in existing.items() if entry.stored_at_s >= cutoff_s}
+        for key, entry in winners.items():
+            self._settle(key, write, entry)
         for key in written.accepted:
             write.entries[key].mark_stored(certainty)
             self._settle(key, write, write.entries[key])

@@ -47,7 +47,7 @@ async def look_up(cache: Cache, keys: Sequence[bytes], *, min_stored_at_s: float
 
 def count_model_versions(*entries: dict[bytes, Entry]) -> int:
     """The number of model versions of entries: a response must not mix any. An entry without a model name fits each."""
-    found = {entry.model_version for some in entries for entry in some.values()}
+    found = {entry.source.model_version for some in entries for entry in some.values()}
     if len(found) <= 1:
         return len(found)
     models, lengths = {model for model, _ in found if model}, {length for _, length in found}

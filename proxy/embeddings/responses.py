@@ -12,7 +12,7 @@ from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.web import Response, StreamResponse
 from multidict import CIMultiDict
 
-from proxy.cache.entry import Entry
+from proxy.cache.entry import Entry, base64_texts
 from proxy.cache.memory import Memory
 from proxy.embeddings.cache_headers import CACHE_NAME, add_cache_headers, cache_headers, detail_of
 from proxy.errors import ResponseTooLarge
@@ -227,6 +227,8 @@ class ResponseBuilder:
         if unusable:
             quote = b'"' if is_base64 else b""
             texts = [unusable.get(key) or quote + text(key, entries[key], encoding) + quote for key in spec.keys]
+        elif is_base64:
+            texts = base64_texts([entries[key] for key in spec.keys])
         else:
             texts = [text(key, entries[key], encoding) for key in spec.keys]
         parts = embedding_response.parts(texts, end, are_base64=is_base64 and not unusable)

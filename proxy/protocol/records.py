@@ -111,8 +111,8 @@ class Record(Struct, frozen=True, kw_only=True, gc=False):
     numbers: bytes | None = None  # the vector's JSON as the upstream wrote it, if memory is to keep that; not stored
 
 
-class _Array(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
-    """The array of a record."""
+class Fields(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """The array of a record: what a `Record` has, at less cost, for whoever makes something else of it."""
 
     format: Literal[1, 2, 3, 4]
     key: bytes
@@ -126,7 +126,7 @@ class _Array(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     scope: bytes = b""
 
 
-_unpack = msgspec.msgpack.Decoder(_Array).decode
+_unpack = msgspec.msgpack.Decoder(Fields).decode
 
 
 def encode(key: bytes, record: Record, record_key: RecordKey | None = None) -> bytes:
@@ -150,20 +150,23 @@ def encode(key: bytes, record: Record, record_key: RecordKey | None = None) -> b
 
 
 def decode(key: bytes, data: bytes, record_key: RecordKey | None = None) -> Record:
-    """The record under ``key``. Raises `InvalidRecord` for anything that must not be served.
+    """The record under ``key``. Raises `InvalidRecord`, like `unpack`."""
+    return _record(unpack(key, data, record_key))
+
+
+def unpack(key: bytes, data: bytes, record_key: RecordKey | None = None) -> Fields:
+    """The fields of the record under ``key``. Raises `InvalidRecord` for anything that must not be served.
 
     With a ``record_key``, only data with a valid tag is unpacked.
     """
     body = memoryview(data)[:-_CHECKSUM_BYTES]
-    if _checksum(body) != data[-_CHECKSUM_BYTES:]:
-        packed = _verified_old(data, record_key)
-    elif data[:_HEAD_BYTES] in _TAGGED_HEADS:
-        packed = _verified(body, record_key)
-    elif record_key is not None:
+    if not data.endswith(_checksum(body)):
+        return _fields(key, _verified_old(data, record_key))
+    if data[:_HEAD_BYTES] in _TAGGED_HEADS:
+        return _fields(key, _verified(body, record_key))
+    if record_key is not None:
         raise InvalidRecord(Flaw.UNTAGGED)
-    else:
-        packed = body
-    return _record(key, packed)
+    return _fields(key, body)
 
 
 def inspect(key: bytes, data: bytes) -> tuple[Record, bool]:
@@ -180,11 +183,11 @@ def inspect(key: bytes, data: bytes) -> tuple[Record, bool]:
         body = body[:-_CHECKSUM_BYTES]
     elif is_tagged:
         body = body[: -_KEY_ID_BYTES - _TAG_BYTES]
-    return _record(key, body), is_tagged
+    return _record(_fields(key, body)), is_tagged
 
 
-def _record(key: bytes, packed: bytes | memoryview) -> Record:
-    """The record of an array. Raises `InvalidRecord`."""
+def _fields(key: bytes, packed: bytes | memoryview) -> Fields:
+    """The fields of an array. Raises `InvalidRecord`."""
     try:
         fields = _unpack(packed)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -196,8 +199,12 @@ def _record(key: bytes, packed: bytes | memoryview) -> Record:
         raise InvalidRecord(Flaw.DIMENSIONS)
     if len(fields.scope) != _SCOPE_LENGTHS[fields.format]:
         raise InvalidRecord(Flaw.FORMAT)
+    return fields
+
+
+def _record(fields: Fields) -> Record:
     return Record(
-        vector=Vector(fields.dtype, payload), model=fields.model, tokens=fields.tokens,
+        vector=Vector(fields.dtype, fields.payload), model=fields.model, tokens=fields.tokens,
         tokens_exact=fields.tokens_exact, stored_at_s=fields.stored_at_s, scope=fields.scope,
     )  # fmt: skip
 

@@ -38,6 +38,8 @@ class DType(IntEnum):
     INT8_PACKED = 7
     UINT8_PACKED = 8
 
+    __hash__ = int.__hash__  # an Enum's own is a function in Python, and every record that is read needs one
+
 
 _NUMPY_TYPES: dict[DType, np.dtype[Any]] = {
     DType.FLOAT32: np.dtype("<f4"),
@@ -167,6 +169,11 @@ def _as_shortest_float32(wide: NDArray[Any], narrow: NDArray[Any]) -> NDArray[An
 def _shortest(values: NDArray[Any]) -> NDArray[Any]:
     """The float64 values that a client parses from the shortest texts of float32 values."""
     return np.array(orjson.loads(orjson.dumps(values, option=_NUMPY)), np.float64)
+
+
+def is_base64_as_stored(dtype: DType) -> bool:
+    """Whether `base64_text` is that of the payload as it is."""
+    return dtype in _IN_BASE64_AS_STORED
 
 
 def base64_text(dtype: DType, payload: bytes) -> bytes:

@@ -1,10 +1,11 @@
 import gc
+import sys
 
 import numpy as np
 import orjson
 import pytest
 
-from proxy.cache.entry import Certainty, Entry
+from proxy.cache.entry import Certainty, Entry, base64_texts
 from proxy.cache.memory import Memory
 from proxy.protocol import vectors
 from proxy.protocol.records import Record
@@ -73,13 +74,36 @@ def test_an_entry_has_all_of_its_record(dtype: DType) -> None:
     assert held.record() == original
     assert (held.dimensions, held.model_version) == (original.vector.dimensions, ("m", original.vector.dimensions))
     assert held.base64_length == len(held.base64)
+    assert base64_texts([held, held]) == [held.base64] * 2 == [vectors.base64_text(dtype, bytes(range(16)))] * 2
 
 
 def test_the_garbage_collector_does_not_visit_entries() -> None:
     held = entry()
     held.numbers()
     assert not gc.is_tracked(held)
-    assert not gc.is_tracked(held._source)
+    assert not gc.is_tracked(held.source)
+
+
+def test_a_million_entries_take_48_megabytes_besides_their_vectors() -> None:
+    assert sys.getsizeof(entry()) == 48
+
+
+def test_a_superseded_entry_has_its_own_numbers_and_its_successor() -> None:
+    older, newer = entry(vectors.from_numbers([0.5, 1])), entry(vectors.from_numbers([0.25, 1]))
+    assert older.numbers() == b"[0.5,1.0]"
+    older.set_successor(newer)
+    assert older.numbers() == b"[0.5,1.0]"
+    assert not older.has_numbers  # so it weighs what it did before they were made
+    older.pack()
+    assert older.current is newer
+    newer.set_successor(older)  # no cycle
+    assert older.current is newer
+    older.mark_stored(Certainty.REPLACED)
+    assert older.current is older
+    assert older.certainty is Certainty.REPLACED
+    older.numbers()
+    older.mark_stored(Certainty.CONFIRMED)
+    assert older.has_numbers
 
 
 def test_an_entry_shows_what_it_is() -> None:

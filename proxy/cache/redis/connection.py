@@ -20,6 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from proxy.cache.redis import resp
 from proxy.cache.redis.redis_url import Address, Login
 from proxy.cache.redis.resp import ReplyGuard, Shape, UnexpectedReply
+from proxy.cache.redis.values import ValuesReader
 
 Command = tuple[str | bytes | int, ...]
 
@@ -42,6 +43,7 @@ class Connection(asyncio.Protocol):
         self._exchange: asyncio.Future[list[object]] | None = None
         self._replies: list[object] = []
         self._missing = 0  # replies
+        self._values: ValuesReader | None = None  # of the only reply that is due, if it may be an array of values
         self._is_closed = False
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -58,7 +60,9 @@ class Connection(asyncio.Protocol):
         exchange: asyncio.Future[list[object]] = loop.create_future()
         self._exchange = exchange
         self._replies, self._missing = [], len(commands)
-        self._guard.expect([_shape(command) for command in commands])
+        self._values = ValuesReader(len(commands[0]) - 1) if _is_only_mget(commands) else None
+        if self._values is None:
+            self._guard.expect([_shape(command) for command in commands])
         self._transport.writelines([_packed(command) for command in commands])
         timer = loop.call_later(timeout_s, self._expire, timeout_s)
         try:
@@ -79,9 +83,10 @@ class Connection(asyncio.Protocol):
             self._fail(RedisConnectionError(f"{self._server} sent something without a command"))
             return
         try:
-            self._guard.feed(data)
-            self._reader.feed(data)
-            self._read()
+            if self._values is not None:
+                self._read_values(self._values, data)
+            else:
+                self._parse(data)
         except UnexpectedReply as error:  # hiredis never gets these bytes
             self._fail(InvalidResponse(f"{self._server} sent an unexpected reply: {error}"))
         except RedisError as error:
@@ -89,7 +94,19 @@ class Connection(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001 # for some invalid replies redis-py raises Python's own errors
             self._fail(RedisError(f"{self._server} sent an invalid reply: {type(error).__name__}"), error)
 
-    def _read(self) -> None:
+    def _read_values(self, values: ValuesReader, data: bytes) -> None:
+        other = values.feed(data)
+        if other is not None:  # an error, or what must not be there
+            self._values = None
+            self._guard.expect([resp.values(values.count)])
+            self._parse(other)
+        elif values.is_complete:
+            self._replies, self._missing = [values.values], 0
+            self._end(has_more=values.has_more)
+
+    def _parse(self, data: bytes) -> None:
+        self._guard.feed(data)
+        self._reader.feed(data)
         while self._missing:
             reply = self._reader.gets(False)
             if reply is _INCOMPLETE:
@@ -99,10 +116,14 @@ class Connection(asyncio.Protocol):
             # One SET that is refused because memory is full must not hide the results of the others.
             self._replies.append(reply)
             self._missing -= 1
+        self._end(has_more=self._reader.has_data())
+
+    def _end(self, *, has_more: bool) -> None:
+        """``has_more`` was received than was asked for, which the next exchange must not take for its reply."""
         exchange = self._exchange
         if exchange is not None and not exchange.done():
             exchange.set_result(self._replies)
-        if self._reader.has_data():  # more than was asked for, which the next exchange must not take for its reply
+        if has_more:
             self.close()
 
     def _fail(self, error: RedisError, cause: Exception | None = None) -> None:
@@ -205,6 +226,10 @@ async def _confirmed(connection: Connection, command: Command, timeout_s: float)
         raise reply
     if reply != b"OK":
         raise RedisConnectionError(f"unexpected reply to {command[0]!r}")
+
+
+def _is_only_mget(commands: Sequence[Command]) -> bool:
+    return len(commands) == 1 and commands[0][0] == "MGET"
 
 
 def _packed(command: Command) -> bytes:

@@ -1,5 +1,7 @@
 """The names under which a Redis has records, leases and the log of replaced records (pure)."""
 
+from collections.abc import Iterable
+
 from proxy.protocol.keys import KEY_BYTES
 
 _RECORD_PREFIX = "embedding:"
@@ -11,6 +13,10 @@ RECORDS_PATTERN = f"{_RECORD_PREFIX}*"
 
 def record_name(key: bytes) -> str:
     return _RECORD_PREFIX + key.hex()
+
+
+def record_names(keys: Iterable[bytes]) -> list[str]:
+    return [_RECORD_PREFIX + digits for digits in map(bytes.hex, keys)]
 
 
 def record_key(name: bytes) -> bytes | None:

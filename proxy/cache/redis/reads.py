@@ -8,7 +8,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from proxy.cache.redis.names import record_name
+from proxy.cache.redis.names import record_names
 from proxy.cache.redis.redis_url import Address
 from proxy.cache.redis.topology import Servers, no_server, require_ready
 from proxy.cache.shared_read import SharedRead, wait_for
@@ -34,14 +34,14 @@ class MergedReads:
             end_s = loop.time() + timeout_s
             await require_ready(self._servers, timeout_s=timeout_s)
             timeout_s = max(0.0, end_s - loop.time())
-        names = [record_name(key) for key in keys]
+        names = record_names(keys)
         commands = self._add(names)
         if commands:
             # The timeout does not cancel the commands: other requests wait for them too.
             await wait_for(commands, timeout_s=timeout_s)
         results = commands[0].results if len(commands) == 1 else _merged(commands)
         try:
-            return {key: results[name] for key, name in zip(keys, names, strict=True)}
+            return dict(zip(keys, map(results.__getitem__, names), strict=True))
         except KeyError:
             failure = _failure(commands, timeout_s)
             return {key: results.get(name, failure) for key, name in zip(keys, names, strict=True)}

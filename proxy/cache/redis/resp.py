@@ -12,14 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 # Far above a record of 16,384 dimensions (131 kB) and a reply with 128 of these.
-_MAX_VALUE_BYTES = 8 * 1024**2
-_MAX_REPLY_BYTES = 32 * 1024**2
+MAX_VALUE_BYTES = 8 * 1024**2
+MAX_REPLY_BYTES = 32 * 1024**2
 _MAX_LINE_BYTES = 4096
-_MAX_SIZE_BYTES = 32  # of a line that declares a size
+MAX_SIZE_BYTES = 32  # of a line that declares a size
 # CLUSTER SLOTS, of 16,384 ranges with a dozen elements each. XRANGE has far fewer.
 _MAX_TREE_ELEMENTS = 200_000
 _MAX_TREE_DEPTH = 5
-_CRLF = b"\r\n"
+CRLF = b"\r\n"
 _STRING, _ARRAY = ord("$"), ord("*")
 
 
@@ -84,14 +84,14 @@ class ReplyGuard:
                 continue
             if at == end:
                 return
-            line_end = data.find(_CRLF, at, at + _MAX_LINE_BYTES)
+            line_end = data.find(CRLF, at, at + _MAX_LINE_BYTES)
             if line_end < 0:
                 if end - at >= _MAX_LINE_BYTES:
                     raise UnexpectedReply("a line that is too long")
                 self._head = data[at:]
                 return
             self._line(data[at:line_end])
-            at = line_end + len(_CRLF)
+            at = line_end + len(CRLF)
 
     def _strings(self, data: bytes, at: int) -> int:
         """Skip the complete strings of an array, which are most of all bytes received. Returns the offset of the first
@@ -99,12 +99,12 @@ class ReplyGuard:
         missing, total, end = self._missing[0], self._bytes, len(data)
         with suppress(ValueError):
             while missing:
-                line_end = data.find(_CRLF, at, at + _MAX_SIZE_BYTES)
+                line_end = data.find(CRLF, at, at + MAX_SIZE_BYTES)
                 if line_end < 0 or data[at] != _STRING:
                     break
                 size = int(data[at + 1 : line_end])
                 after = line_end + 4 + size if size >= 0 else line_end + 2
-                if after > end or total + size > _MAX_REPLY_BYTES:
+                if after > end or total + size > MAX_REPLY_BYTES:
                     break
                 at, missing = after, missing - 1
                 total += max(0, size)
@@ -136,9 +136,9 @@ class ReplyGuard:
             self._complete()
             return
         self._bytes += size
-        if self._shape is STATUS or size > _MAX_VALUE_BYTES or self._bytes > _MAX_REPLY_BYTES:
+        if self._shape is STATUS or size > MAX_VALUE_BYTES or self._bytes > MAX_REPLY_BYTES:
             raise UnexpectedReply(f"a string of {size} bytes")
-        self._skip = size + len(_CRLF)
+        self._skip = size + len(CRLF)
 
     def _array(self, size: int, *, is_first: bool) -> None:
         wanted = self._shape.elements

@@ -6,6 +6,7 @@ Start-up does not connect: while Redis is down, hits are lost and requests still
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from typing import cast
 
 from redis.exceptions import RedisError
 
@@ -44,9 +45,10 @@ class RedisStore:
 
     async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
         results = await self._reads.get(keys, timeout_s=timeout_s)
+        if set(map(type, results.values())) <= {bytes}:
+            return cast("dict[bytes, bytes]", results)
         found = {key: value for key, value in results.items() if isinstance(value, bytes)}
-        if len(found) < len(results):
-            self._raise_failure(results.values(), found)
+        self._raise_failure(results.values(), found)
         return found
 
     async def put_many(
