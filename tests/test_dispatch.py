@@ -14,12 +14,12 @@ from multidict import CIMultiDict
 from proxy import dispatch
 from proxy.access.admission import Access
 from proxy.access.validations import Validations
-from proxy.embeddings.fast_path import FastPathRead
+from proxy.embeddings.request_log import RequestLog
 from proxy.embeddings.route import CLIENT_LEFT
 from proxy.errors import NotCached, ProxyError
 from proxy.labels import RequestOutcome
 from proxy.protocol.cors import Cors
-from proxy.telemetry.access_log import AccessLogLine
+from proxy.telemetry.access_log import AccessLogLine, RequestIds
 from proxy.telemetry.tracing import Traces
 from proxy.upstream.router import Router
 from tests.support.fake_client import FakeClient, origin_of
@@ -27,8 +27,6 @@ from tests.support.fake_client import FakeClient, origin_of
 EMBEDDINGS = "/v1/embeddings"
 PAGE = "https://page"
 PREFLIGHT = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
-_NOTHING: Any = None
-READ = FastPathRead(*[_NOTHING] * 5)
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
@@ -38,7 +36,7 @@ class Embeddings:
     def __init__(self) -> None:
         self.handled: list[str] = []
         self.counted: list[int] = []
-        self.timed = 0
+        self.client: str | None = None  # that was counted last
         self.wrong_paths: list[tuple[str, str | None]] = []
         self.respond: Callable[[], web.StreamResponse] = lambda: web.Response(text="embedded")
         self.no_hits = self
@@ -48,11 +46,9 @@ class Embeddings:
         progress.outcome, progress.items = RequestOutcome.MISS, 2
         return self.respond()
 
-    def count(self, _progress: Any, status: int, _started_s: float) -> None:
+    def count(self, progress: Any, status: int, _started_s: float) -> None:
         self.counted.append(status)
-
-    def time(self, _progress: Any, _started_s: float) -> None:
-        self.timed += 1
+        self.client = progress.client
 
     def label_of(self, client: str | None) -> str | None:
         return client
@@ -61,36 +57,11 @@ class Embeddings:
         self.wrong_paths.append((path, user_agent))
 
 
-class FastPath:
-    """``found`` is what it has, for later if it is a read; an exception is raised."""
-
-    def __init__(self) -> None:
-        self.found: Any = None
-        self.after_read: Any = None
-
-    def find_by_bytes(self, _sent: bytes, _connection: Any, _started_s: float) -> Any:
-        return self._or_raise(self.found)
-
-    async def read(self, _read: Any, _connection: Any) -> Any:
-        return self._or_raise(self.after_read)
-
-    def response(self, _hit: Any, request_id: str) -> list[bytes]:
-        return [b"hit ", request_id.encode()]
-
-    def begins(self, sent: bytes) -> bool:
-        return sent == b"known"
-
-    def _or_raise(self, found: Any) -> Any:
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-
 class Data:
     """A dispatcher with everything around it in the hands of a test."""
 
     def __init__(self, *, key: str | None = None, cors: Cors | None = None, client_keys: Any = None) -> None:
-        self.embeddings, self.fast_path = Embeddings(), FastPath()
+        self.embeddings = Embeddings()
         self.origin = origin_of(FakeClient(), key=key)
         self.origin.cors = cors or Cors()
         self.router = Router(self.origin)
@@ -100,11 +71,11 @@ class Data:
             shares_all=False, owns_key=key is not None, client_keys=client_keys,
             validations=Validations(ttl_s=60, clock=lambda: 0.0),
         )  # fmt: skip
-        anything: Any = SimpleNamespace(add=lambda line, *_: self.lines.append(line))
+        anything: Any = SimpleNamespace(add=self.lines.append)
+        nothing: Any = SimpleNamespace(add=lambda *_: None)
         as_any: Any = self
         self.dispatcher = dispatch.Dispatcher(
-            self.router, as_any.embeddings, as_any.fast_path, access, log=anything,
-            recent=SimpleNamespace(add=lambda *_: None),  # type: ignore[arg-type]
+            self.router, as_any.embeddings, access, log=RequestLog(anything, nothing), ids=RequestIds("own"),
             traces=Traces(), is_draining=lambda: self.is_draining,
         )  # fmt: skip
 
@@ -304,6 +275,8 @@ async def test_an_unknown_client_is_refused_and_a_known_one_is_named(relayed: li
     assert [line.client for line in data.lines] == [None, None, "team"]
     await data.send("OPTIONS", EMBEDDINGS, PREFLIGHT, has_body=False)  # it has no key
     assert len(relayed) == 2
+    await data.send(fields={"Authorization": "Bearer k", "Transfer-Encoding": "gzip"})
+    assert (data.embeddings.counted, data.embeddings.client) == ([401, 400], "team")
 
 
 # --- failures
@@ -379,62 +352,3 @@ async def test_a_response_that_is_sent_stays_as_it_is(data: Data) -> None:
     response = await data.send()
     assert "X-Request-Id" not in response.headers
     assert response.keep_alive is None
-
-
-# --- requests that are not parsed
-
-
-def hit(**fields: str) -> Any:
-    known = SimpleNamespace(
-        tenant=b"tenant",
-        origin=None,
-        spec=SimpleNamespace(model="m", keys=[b"a", b"b"]),
-        row=SimpleNamespace(client="c"),
-    )
-    return SimpleNamespace(known=known, fields=fields, looked_up_s=0.0)
-
-
-def by_bytes(data: Data) -> tuple[Any, Any]:
-    connection = SimpleNamespace(tenant=None)
-    return data.dispatcher.handle_bytes(b"sent", connection), connection  # type: ignore[arg-type]
-
-
-def test_a_hit_by_bytes_is_counted_and_logged(data: Data) -> None:
-    data.fast_path.found = hit(**{"x-request-id": "mine", "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"})
-    response, connection = by_bytes(data)
-    assert (response, connection.tenant) == ([b"hit ", b"mine"], b"tenant")
-    line = data.line
-    assert (line.request_id, line.trace_id, line.outcome, line.status) == ("mine", TRACE, RequestOutcome.HIT, 200)
-    assert (line.items, line.cached, line.client, data.embeddings.timed) == (2, 2, "c", 1)
-
-
-async def test_a_hit_after_a_read_is_the_same(data: Data) -> None:
-    data.fast_path.found = READ
-    data.fast_path.after_read = hit()
-    response, connection = by_bytes(data)
-    assert not data.lines
-    assert (await response)[0] == b"hit "
-    assert (data.line.outcome, connection.tenant) == (RequestOutcome.HIT, b"tenant")
-    data.fast_path.after_read = None
-    assert await by_bytes(data)[0] is None
-    assert len(data.lines) == 1
-
-
-async def test_what_is_not_found_or_fails_is_parsed(data: Data, caplog: pytest.LogCaptureFixture) -> None:
-    assert by_bytes(data)[0] is None
-    data.fast_path.found = ValueError("odd")
-    assert by_bytes(data)[0] is None
-    data.fast_path.found, data.fast_path.after_read = READ, ValueError("odd")
-    assert await by_bytes(data)[0] is None
-    assert [entry.message for entry in said(caplog)] == ["unexpected error in the fast path"] * 2
-    assert not data.lines
-
-
-def test_while_the_proxy_drains_every_request_is_parsed(data: Data) -> None:
-    data.fast_path.found, data.is_draining = hit(), True
-    assert by_bytes(data)[0] is None
-
-
-def test_which_heads_are_known(data: Data) -> None:
-    assert data.dispatcher.knows_head(b"known")
-    assert not data.dispatcher.knows_head(b"unknown")

@@ -6,7 +6,7 @@ import pytest
 
 from proxy.cache.codec import RecordCodec
 from proxy.protocol import records
-from proxy.protocol.records import RecordKey
+from proxy.protocol.records import Record, RecordKey
 from proxy.telemetry.metrics import Metrics
 from tests.support.dict_store import A, B, C, Clock, record
 
@@ -26,9 +26,12 @@ class Codec(RecordCodec):
     def dated(self, stored_at_s: float) -> int:
         """As what time a record counts that is stored with this one."""
         stored = record(at=stored_at_s)
-        (found,) = self.decode({A: records.encode(A, stored)}).values()
+        (found,) = self.decoded({A: records.encode(A, stored)}).values()
         assert (found.vector, found.model, found.tokens) == (stored.vector, stored.model, stored.tokens)
         return found.stored_at_s
+
+    def decoded(self, values: dict[bytes, bytes]) -> dict[bytes, Record]:
+        return {key: entry.record() for key, entry in self.decode(values).items()}
 
     def invalid(self, flaw: str) -> float:
         return self.metrics.store_invalid_records.labels(flaw).value
@@ -37,14 +40,14 @@ class Codec(RecordCodec):
 def test_what_is_encoded_is_decoded() -> None:
     codec = Codec()
     fresh = {A: record(1.0), B: record(2.0)}
-    assert codec.decode(codec.encode(fresh)) == fresh
+    assert codec.decoded(codec.encode(fresh)) == fresh
 
 
 def test_records_are_tagged_with_the_operators_key() -> None:
     own, plain = Codec(secret=b"own"), Codec()
-    assert own.decode(own.encode({A: record()})) == {A: record()}
-    assert own.decode(Codec(secret=b"other").encode({A: record()})) == {}
-    assert own.decode(plain.encode({B: record()})) == {}
+    assert own.decoded(own.encode({A: record()})) == {A: record()}
+    assert own.decoded(Codec(secret=b"other").encode({A: record()})) == {}
+    assert own.decoded(plain.encode({B: record()})) == {}
     assert (own.invalid("other-key"), own.invalid("untagged")) == (1, 1)
 
 
@@ -102,7 +105,7 @@ def test_an_invalid_record_is_left_out_counted_and_said_once(caplog: pytest.LogC
     codec = Codec()
     good = records.encode(B, record())
     for _ in range(2):
-        assert codec.decode({A: b"damaged", B: good, C: good}) == {B: record()}
+        assert codec.decoded({A: b"damaged", B: good, C: good}) == {B: record()}
     assert (codec.invalid("checksum"), codec.invalid("key")) == (1, 1)
     damaged, copied = [entry.message for entry in caplog.records if entry.name.startswith("proxy")]
     assert damaged == (
