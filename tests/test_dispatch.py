@@ -38,6 +38,7 @@ class Embeddings:
     def __init__(self) -> None:
         self.handled: list[str] = []
         self.counted: list[int] = []
+        self.client: str | None = None  # that was counted last
         self.timed = 0
         self.wrong_paths: list[tuple[str, str | None]] = []
         self.respond: Callable[[], web.StreamResponse] = lambda: web.Response(text="embedded")
@@ -48,8 +49,9 @@ class Embeddings:
         progress.outcome, progress.items = RequestOutcome.MISS, 2
         return self.respond()
 
-    def count(self, _progress: Any, status: int, _started_s: float) -> None:
+    def count(self, progress: Any, status: int, _started_s: float) -> None:
         self.counted.append(status)
+        self.client = progress.client
 
     def time(self, _progress: Any, _started_s: float) -> None:
         self.timed += 1
@@ -304,6 +306,8 @@ async def test_an_unknown_client_is_refused_and_a_known_one_is_named(relayed: li
     assert [line.client for line in data.lines] == [None, None, "team"]
     await data.send("OPTIONS", EMBEDDINGS, PREFLIGHT, has_body=False)  # it has no key
     assert len(relayed) == 2
+    await data.send(fields={"Authorization": "Bearer k", "Transfer-Encoding": "gzip"})
+    assert (data.embeddings.counted, data.embeddings.client) == ([401, 400], "team")
 
 
 # --- failures
