@@ -1,12 +1,13 @@
 """Records on their way to the store and back: which are served, and when they count as stored."""
 
 import math
+from collections.abc import Mapping
 
 import pytest
 
 from proxy.cache.codec import RecordCodec
 from proxy.protocol import records
-from proxy.protocol.records import RecordKey
+from proxy.protocol.records import Record, RecordKey
 from proxy.telemetry.metrics import Metrics
 from tests.support.dict_store import A, B, C, Clock, record
 
@@ -23,10 +24,16 @@ class Codec(RecordCodec):
         record_key = None if secret is None else RecordKey(secret)
         super().__init__(self.metrics, record_key=record_key, ttl_s=ttl_s, store_expires=expires, clock=lambda: now_s)
 
+    def decoded(self, values: Mapping[bytes, bytes]) -> dict[bytes, Record]:
+        """The records of the entries, all of which the store has."""
+        entries = self.decode(values)
+        assert all(entry.is_confirmed for entry in entries.values())
+        return {key: entry.record() for key, entry in entries.items()}
+
     def dated(self, stored_at_s: float) -> int:
         """As what time a record counts that is stored with this one."""
         stored = record(at=stored_at_s)
-        (found,) = self.decode({A: records.encode(A, stored)}).values()
+        (found,) = self.decoded({A: records.encode(A, stored)}).values()
         assert (found.vector, found.model, found.tokens) == (stored.vector, stored.model, stored.tokens)
         return found.stored_at_s
 
@@ -37,14 +44,14 @@ class Codec(RecordCodec):
 def test_what_is_encoded_is_decoded() -> None:
     codec = Codec()
     fresh = {A: record(1.0), B: record(2.0)}
-    assert codec.decode(codec.encode(fresh)) == fresh
+    assert codec.decoded(codec.encode(fresh)) == fresh
 
 
 def test_records_are_tagged_with_the_operators_key() -> None:
     own, plain = Codec(secret=b"own"), Codec()
-    assert own.decode(own.encode({A: record()})) == {A: record()}
-    assert own.decode(Codec(secret=b"other").encode({A: record()})) == {}
-    assert own.decode(plain.encode({B: record()})) == {}
+    assert own.decoded(own.encode({A: record()})) == {A: record()}
+    assert own.decoded(Codec(secret=b"other").encode({A: record()})) == {}
+    assert own.decoded(plain.encode({B: record()})) == {}
     assert (own.invalid("other-key"), own.invalid("untagged")) == (1, 1)
 
 
@@ -102,7 +109,7 @@ def test_an_invalid_record_is_left_out_counted_and_said_once(caplog: pytest.LogC
     codec = Codec()
     good = records.encode(B, record())
     for _ in range(2):
-        assert codec.decode({A: b"damaged", B: good, C: good}) == {B: record()}
+        assert codec.decoded({A: b"damaged", B: good, C: good}) == {B: record()}
     assert (codec.invalid("checksum"), codec.invalid("key")) == (1, 1)
     damaged, copied = [entry.message for entry in caplog.records if entry.name.startswith("proxy")]
     assert damaged == (
