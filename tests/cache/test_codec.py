@@ -1,6 +1,7 @@
 """Records on their way to the store and back: which are served, and when they count as stored."""
 
 import math
+from collections.abc import Mapping
 
 import pytest
 
@@ -22,6 +23,12 @@ class Codec(RecordCodec):
         self.metrics = Metrics()
         record_key = None if secret is None else RecordKey(secret)
         super().__init__(self.metrics, record_key=record_key, ttl_s=ttl_s, store_expires=expires, clock=lambda: now_s)
+
+    def decoded(self, values: Mapping[bytes, bytes]) -> dict[bytes, Record]:
+        """The records of the entries, all of which the store has."""
+        entries = self.decode(values)
+        assert all(entry.is_confirmed for entry in entries.values())
+        return {key: entry.record() for key, entry in entries.items()}
 
     def dated(self, stored_at_s: float) -> int:
         """As what time a record counts that is stored with this one."""
