@@ -11,6 +11,7 @@ import time
 from aiohttp.web import BaseRequest
 from msgspec.structs import replace
 
+from proxy import turns
 from proxy.access.admission import Access
 from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
@@ -46,17 +47,19 @@ class FastPath:
         self.header_watch = HeaderWatch()  # which each hit clears, like the next
         self.hitless = Hitless()
 
-    def sight(
+    async def sight(
         self, request: BaseRequest, own: Identity, body: bytes, *, keys_version: int, client: str | None
     ) -> Sighting | None:
         """None if a request may differ from others in more than its target, its identity and its body, or is so large
-        that its MAC would block the event loop."""
+        that its hash would block the event loop."""
         if len(body) > _MAX_BODY_BYTES or not is_plain(request, own):
             return None
         is_repeated = self._memo.is_repeated(body)
         # Taken before its keys are derived: if an epoch begins in between, the fingerprint is that of no later request.
         epochs = self._access.epochs_begun
-        fingerprint = self._memo.fingerprint(request.raw_path, own, body, epochs) if is_repeated else None
+        fingerprint = None
+        if is_repeated:
+            fingerprint = await turns.run(self._memo.fingerprint(request.raw_path, own, body, epochs))
         return Sighting(request, own, keys_version, client, fingerprint)
 
     def remember(self, sighting: Sighting, client_request: ClientRequest, *, from_memory: bool) -> None:

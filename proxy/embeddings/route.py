@@ -161,7 +161,7 @@ class EmbeddingsRoute:
         progress, reservation, own = exchange.progress, exchange.reservation, exchange.own
         sent = await self._bodies.read(request, reservation)
         began_s = time.perf_counter()
-        sighting = self._fast_path.sight(
+        sighting = await self._fast_path.sight(
             request, own, sent.content, keys_version=progress.admission.keys_version, client=progress.client
         )
         hit = None if sighting is None else self._fast_path.find(sighting, began_s)

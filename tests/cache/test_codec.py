@@ -37,9 +37,6 @@ class Codec(RecordCodec):
         assert (found.vector, found.model, found.tokens) == (stored.vector, stored.model, stored.tokens)
         return found.stored_at_s
 
-    def decoded(self, values: dict[bytes, bytes]) -> dict[bytes, Record]:
-        return {key: entry.record() for key, entry in self.decode(values).items()}
-
     def invalid(self, flaw: str) -> float:
         return self.metrics.store_invalid_records.labels(flaw).value
 

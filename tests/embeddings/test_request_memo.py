@@ -17,6 +17,7 @@ from proxy.protocol import request_body
 from proxy.protocol.identities import Identity
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.vectors import Encoding
+from proxy.steps import finish
 from tests.conftest import StartProxy
 from tests.support.client import Client, UpstreamResponse
 from tests.support.scripted import ScriptedUpstream, error_reply
@@ -26,18 +27,31 @@ FIELDS = st.lists(st.tuples(st.sampled_from(["authorization", "api-key", "a"]), 
 FINGERPRINTED = st.tuples(st.sampled_from(["/v1/embeddings", "/embeddings"]), FIELDS, FIELDS, st.binary(max_size=4))
 
 
+def fingerprint(
+    memo: RequestMemo, target: str, own: list[tuple[str, str]], other: list[tuple[str, str]], body: bytes
+) -> bytes:
+    return finish(memo.fingerprint(target, Identity(own, other, False), body))
+
+
 @given(FINGERPRINTED, FINGERPRINTED)
 def test_fingerprints_are_equal_for_equal_requests_only(
     first: tuple[str, list[tuple[str, str]], list[tuple[str, str]], bytes],
     second: tuple[str, list[tuple[str, str]], list[tuple[str, str]], bytes],
 ) -> None:
     memo = RequestMemo()
-    fingerprints = [
-        memo.fingerprint(target, Identity(own, other, False), body) for target, own, other, body in (first, second)
-    ]
+    fingerprints = [fingerprint(memo, *request) for request in (first, second)]
     assert (fingerprints[0] == fingerprints[1]) == (first == second)
-    assert memo.fingerprint(first[0], Identity(first[1], first[2], False), first[3]) == fingerprints[0]
-    assert RequestMemo().fingerprint(first[0], Identity(first[1], first[2], False), first[3]) != fingerprints[0]
+    assert fingerprint(memo, *first) == fingerprints[0]
+    assert fingerprint(RequestMemo(), *first) != fingerprints[0]
+
+
+@pytest.mark.parametrize("at", [0, 600_000, 1_000_000])
+def test_all_bytes_of_a_body_that_takes_several_steps_count(at: int) -> None:
+    memo, body = RequestMemo(), bytearray(1_000_001)
+    before = fingerprint(memo, "/", [], [], bytes(body))
+    assert fingerprint(memo, "/", [], [], bytes(body)) == before
+    body[at] = 1
+    assert fingerprint(memo, "/", [], [], bytes(body)) != before
 
 
 def test_the_garbage_collector_does_not_visit_what_is_known() -> None:
