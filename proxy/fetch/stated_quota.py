@@ -44,6 +44,7 @@ class StatedQuota:
 
     def state(self, quota: Quota, in_flight: float, now_s: float) -> None:
         """A response stated the quota, while calls of ``in_flight`` may not have been counted in it yet."""
+        own_level = self.now(now_s)
         own = self.limit if math.isfinite(self.limit) else 0.0
         limit = quota.limit if quota.limit is not None else max(own, quota.remaining or 0.0)
         remaining = quota.remaining if quota.remaining is not None else self.now(now_s)
@@ -57,4 +58,8 @@ class StatedQuota:
             self.per_s = 0.0 if is_window or quota.reset_s <= 0 else max(0.0, limit - remaining) / quota.reset_s
             self.resets_at_s = resets_at_s
             self.window_s = max(self.window_s, quota.reset_s)
-        self.limit, self.level, self.at_s = limit, remaining - in_flight, now_s
+        # What remains is stated in whole numbers, rounded down. What is known better counts.
+        level = remaining - in_flight
+        if level < own_level < level + 1:
+            level = own_level
+        self.limit, self.level, self.at_s = limit, level, now_s

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.limited_route import LimitedRoute
-from tests.support.limiters import LIMITERS
+from tests.support.limited_route import CALL_S, LimitedRoute
+from tests.support.limiters import CALLS_PER_S, LIMITERS
 from tests.support.virtual_loop import run_virtually
 
 BATCHES, ITEMS, CLIENTS = 100, 40, 24
@@ -23,6 +23,7 @@ class Job:
     def __init__(self, name: str) -> None:
         self.route = LimitedRoute(LIMITERS[name]())
         self.statuses: list[int] = []
+        self.queries_s: list[float] = []
 
     async def run(self) -> float:
         """The seconds that it took."""
@@ -45,6 +46,7 @@ class Job:
         for number in range(10**6):
             answer = await self.route.send([f"query {number:04}, of ten tokens"])
             self.statuses.append(answer.status)
+            self.queries_s.append(answer.took_s)
             await asyncio.sleep(max(0.0, QUERY_EVERY_S - answer.took_s))
 
 
@@ -63,3 +65,13 @@ def test_nothing_fails_and_little_is_refused(name: str) -> None:
     accepted = sum(verdict.is_accepted for _, verdict in verdicts)
     if name not in SLOWER:
         assert took_s <= MOST_TIME * max(accepted / 10, BATCHES * ITEMS / 400)
+
+
+def test_queries_wait_for_one_slot_where_responses_state_the_limit() -> None:
+    async def run() -> Job:
+        job = Job("OpenAI's header fields")
+        await job.run()
+        return job
+
+    queries_s = sorted(run_virtually(run()).queries_s)
+    assert queries_s[int(0.95 * len(queries_s))] <= CALL_S + 1 / CALLS_PER_S

@@ -260,6 +260,19 @@ def test_what_responses_state_is_tried_until_a_refusal_confirms_it() -> None:
     assert pacer.ready_at_s(ONE, 5.0) >= 60
 
 
+def test_parts_of_what_remains_are_not_lost_by_rounding() -> None:
+    """A bucket of ten calls, one refilled each 0.1 s, that states whole numbers."""
+    pacer = Pacer()
+    stated = RateLimits(quotas={"requests": Quota(limit=10, remaining=0, reset_s=1.0)}, retry_after_s=0.1)
+    pacer.refused(pacer.sent(ONE, 0.0), stated, 0.0)
+    now_s = 0.1
+    for _ in range(20):
+        assert pacer.ready_at_s(ONE, now_s) <= now_s + 1e-6
+        stated = RateLimits(quotas={"requests": Quota(limit=10, remaining=0, reset_s=1.0)})
+        pacer.accepted(pacer.sent(ONE, now_s), stated, now_s + 0.05)  # half a call has been refilled by then
+        now_s += 0.1
+
+
 def test_what_responses_state_wrongly_counts_for_nothing() -> None:
     pacer = Pacer()
     stated = RateLimits(quotas={"requests": Quota(limit=1, remaining=0, reset_s=60)})
