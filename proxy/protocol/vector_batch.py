@@ -169,8 +169,9 @@ def _from_arrays(texts: Sequence[memoryview]) -> Steps[list[Vector] | None]:
             if not _are_usable(narrow):
                 return None
             yield
-            if (dtype := _dtype(wide, narrow)) is not None:
-                found += [Vector(dtype, row.tobytes()) for row in narrow.astype("<f4", copy=False)]
+            if (dtypes := _dtypes(wide, narrow)) is not None:
+                rows_f4 = narrow.astype("<f4", copy=False)
+                found += [Vector(dtype, row.tobytes()) for dtype, row in zip(dtypes, rows_f4, strict=True)]
                 yield
                 continue
             for row in wide:
@@ -181,11 +182,12 @@ def _from_arrays(texts: Sequence[memoryview]) -> Steps[list[Vector] | None]:
     return found
 
 
-def _dtype(wide: NDArray[np.float64], narrow: NDArray[np.float32]) -> DType | None:
-    """The type of all of these rows, if it is one and known at once."""
-    if (narrow == wide).all():
-        return DType.FLOAT32
-    return DType.FLOAT32_SHORTEST if shortest_floats.are_shortest(wide, narrow) else None
+def _dtypes(wide: NDArray[np.float64], narrow: NDArray[np.float32]) -> list[DType] | None:
+    """The type of each of these rows, if all are known at once."""
+    is_exact = (narrow == wide).all(axis=1)
+    if not is_exact.all() and not shortest_floats.are_shortest(wide, narrow):
+        return None
+    return [DType.FLOAT32 if exact else DType.FLOAT32_SHORTEST for exact in is_exact.tolist()]
 
 
 def _floats(parser: simdjson.Parser, text: memoryview) -> NDArray[np.float64]:

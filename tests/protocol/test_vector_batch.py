@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from proxy.protocol import embedding_response, vector_batch, vectors
 from proxy.protocol.embedding_response import EmbeddingResponse, InvalidEmbeddingResponse
 from proxy.protocol.providers import GENERIC
+from proxy.protocol.vectors import DType
 from proxy.steps import Steps
 from tests.support.profiles import IS_SLOW_PROFILE
 
@@ -112,6 +113,15 @@ _DATUM = b'{"index":0,"embedding":[0.5,1.5]}'
 )
 def test_unusual_responses_have_the_outcome_of_each_alone(body: bytes) -> None:
     assert outcome(parse_at_once, body, 1) == outcome(parse_singly, body, 1)
+
+
+def test_a_vector_of_float32_values_is_stored_as_one_beside_vectors_of_shortest_texts() -> None:
+    body = response([[0.5], [1.0996094]], [0, 1])
+    assert [vector.dtype for vector in parse_at_once(body, 2).vectors if vector] == [
+        DType.FLOAT32,
+        DType.FLOAT32_SHORTEST,
+    ]
+    assert outcome(parse_at_once, body, 2) == outcome(parse_singly, body, 2)
 
 
 @given(st.lists(_SHORTEST | _NARROW | _WIDE, min_size=1, max_size=4).filter(any))
