@@ -171,7 +171,7 @@ class FastPath:
             self._parse_seconds.observe(read.looked_up_s - read.began_s)
             return FastPathMiss(read, found)
         if self._is_large(known, found.entries):
-            read.known_body.max_items = len(known.spec.keys) - 1
+            self._parse_from(known, connection)
             return None
         hit = FastPathHit(known, found.entries, read.looked_up_s, found.from_memory, read.fields)
         return self._observed(hit, read.began_s)
@@ -189,9 +189,15 @@ class FastPath:
         if found is None:
             return read
         if self._is_large(known, found):
-            read.known_body.max_items = len(known.spec.keys) - 1
+            self._parse_from(known, connection)
             return None
         return self._observed(FastPathHit(known, found, read.looked_up_s, len(found), read.fields), began_s)
+
+    def _parse_from(self, known: MemoEntry, connection: Connection) -> None:
+        """Have requests with as many items as ``known`` parsed: their responses are streamed."""
+        known_head = self._known_head(connection)
+        if known_head is not None:
+            known_head.max_items = len(known.spec.keys) - 1
 
     def _understood(self, sent: bytes, connection: Connection, began_s: float) -> FastPathRead | None:
         """A complete request with the head that the connection knows and a body that fits one it knows."""

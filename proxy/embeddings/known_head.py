@@ -36,7 +36,7 @@ class KnownHead(HeadTemplate):
     """A head, and the requests that had it and got embeddings. It lives as long as its connection, like the credential
     in it, and no longer than the client keys that admitted it and the epochs of its keys."""
 
-    __slots__ = ("_bodies", "_unread", "has_hit", "is_new", "keys_version")
+    __slots__ = ("_bodies", "_unread", "has_hit", "is_new", "keys_version", "max_items")
 
     def __init__(self, before: bytes, holes: list[tuple[str, bytes]]) -> None:
         super().__init__(before, holes)
@@ -45,6 +45,7 @@ class KnownHead(HeadTemplate):
         self.is_new = True  # no request has come with it again
         self.has_hit = False  # one with it was a hit
         self.keys_version = 0
+        self.max_items = _MAX_ITEMS  # of requests that are not parsed; fewer once a response was too large for that
 
     def is_worth_learning(self) -> bool:
         """Whether a body that comes with this head now may help to read others. Asked once a request: of a client whose
@@ -60,7 +61,7 @@ class KnownHead(HeadTemplate):
         """What a request with this head and ``body`` means, the known body that it fits, and its input; None: it has to
         be parsed."""
         for known in self._bodies:
-            if (found := known.read(body)) is not None:
+            if (found := known.read(body, self.max_items)) is not None:
                 self._unread = 0
                 entry, given = found
                 return entry, known, given
@@ -80,7 +81,6 @@ class KnownBody:
         "_names",
         "client",
         "detail",
-        "max_items",
         "own",
         "user_agent",
     )
@@ -104,7 +104,6 @@ class KnownBody:
         self._input = input_template
         self._keys = text_keys
         self._known = replace(MemoEntry.of(client_request, row), spec=replace(spec, keys=()))
-        self.max_items = _MAX_ITEMS
         self._accepts_text = InputFormat.TEXT in provider.inputs
         self._accepts_list = InputFormat.TEXTS in provider.inputs and not provider.is_fused_model(spec.model)
 
@@ -127,13 +126,14 @@ class KnownBody:
         )
         return cls(client_request, found, text_keys, row, own)
 
-    def read(self, body: bytes) -> tuple[MemoEntry, GivenTexts] | None:
-        """The request with such a ``body``, as `MemoEntry.of` describes it when it is parsed, and its input."""
+    def read(self, body: bytes, max_items: int) -> tuple[MemoEntry, GivenTexts] | None:
+        """The request with such a ``body``, as `MemoEntry.of` describes it when it is parsed, and its input. None
+        for one of more than ``max_items``."""
         given = self._input.texts(body)
         if isinstance(given, str):
             texts, is_accepted = [given], self._accepts_text
         elif given is not None:
-            texts, is_accepted = given, self._accepts_list and len(given) <= self.max_items
+            texts, is_accepted = given, self._accepts_list and len(given) <= max_items
         else:
             return None
         if not is_accepted:
