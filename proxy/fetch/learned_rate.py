@@ -13,6 +13,8 @@ _ADDED = 0.01  # calls a second, each second
 # What refusals teach may be wrong: a rate is never below this many calls a second, and no call is paid for longer.
 _LEAST_CALLS_PER_S = 1 / 60
 _MAX_DEBT_S = 30.0
+# A limit beyond what a process can send is none.
+_MOST_CALLS_PER_S = 10_000
 
 
 @dataclass(slots=True)
@@ -71,6 +73,8 @@ class LearnedRate:
         fast = _FAST if self.per_s < _NEAR * self.refused_at else _SLOW * calm
         self.per_s *= 1 + max(fast, self.doubt)
         self.per_s += _ADDED * unit / max(1.0, self.per_s / unit)
+        if self.per_s > unit * _MOST_CALLS_PER_S:
+            self.forget()
 
     def _pay(self, now_s: float) -> None:
         if self._debt or self.burst:
