@@ -27,7 +27,8 @@ from proxy.protocol.vectors import DType, Vector
 # Bytes of a number as text, measured on unit vectors of 256 to 3,072 dimensions.
 _SHORTEST_TEXT_BYTES, _WIDENED_TEXT_BYTES = 12.5, 21.0
 # How often a proxy looks into memory for an item that is not there before it puts it there: each counts for TinyLFU.
-_LOOKS = 3
+# Once less for the first requests of a connection, which are parsed.
+_LOOKS = 4
 _CHUNK = 65_536  # requests
 _STORE_MARGIN = 1.02  # the estimate of the file's pages is that good
 
