@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _Item = TypeVar("_Item")
 
-_TURN_S = 0.0003  # begun steps are finished, so it may take twice as long
+_TURN_S = 0.00015  # a begun step is finished, so a turn may take a few times as long
 KEYS_A_TURN = 32  # less than half a millisecond of making entries
 
 
