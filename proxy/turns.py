@@ -77,12 +77,14 @@ async def run(steps: Steps[_T]) -> _T:
     """The result of ``steps``. The first turn begins at once."""
     while True:
         ends_s = time.perf_counter() + _TURN_S
-        while time.perf_counter() < ends_s:
+        is_over = False
+        while not is_over:  # at least one step, however late it is
             try:
                 next(steps)
             except StopIteration as end:
                 result: _T = end.value
                 return result
+            is_over = time.perf_counter() >= ends_s
         await turn()
 
 

@@ -81,6 +81,13 @@ async def test_steps_are_interrupted_when_their_turn_is_over(monkeypatch: pytest
     assert done == [0, 1, 2, 3, 4]
 
 
+async def test_a_turn_that_begins_late_has_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    now: Iterator[float] = iter(range(20))
+    monkeypatch.setattr("proxy.turns.time", SimpleNamespace(perf_counter=lambda: next(now)))
+    assert await turns.run(counting([], steps=5)) == "result"
+    assert next(now) == 11  # two for each step, and one when the last step is asked for more
+
+
 async def test_steps_that_end_within_their_turn_never_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.turns.time", SimpleNamespace(perf_counter=lambda: 0.0))
     running = turns.run(counting([], steps=100))
