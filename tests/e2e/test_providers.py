@@ -267,6 +267,7 @@ async def test_error_is_relayed_unchanged_and_not_stored(stage: Stage, column: s
     assert good.vectors == (await stage.ask_directly(body)).vectors
 
 
+@pytest.mark.relays_refusals  # two providers refuse with a 200
 @cells("malformed")
 async def test_invalid_200_is_relayed_unchanged_and_not_stored(stage: Stage) -> None:
     body = stage.body(["a", "b"])
