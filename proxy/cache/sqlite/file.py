@@ -8,17 +8,16 @@ file has moved before it checkpoints or deletes a log by its name (`SQLITE_FCNTL
 """
 
 import asyncio
-import fcntl
 import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+from proxy.cache.sqlite import disk
 from proxy.errors import StoreError
 
 _log = logging.getLogger(__name__)
@@ -33,8 +32,6 @@ _BUSY_TIMEOUT_S = 5.0
 _CACHE_KIB = 2000
 # With the open file, with the file reopened, and with a new file.
 _ATTEMPTS = 3
-# Damaged files must not fill a disk that damages one after the other.
-_MAX_ASIDE = 3
 
 # A slot refers to its value by ``id``. The value has the key too, to detect a slot that refers to another key's value;
 # it is NULL in files of earlier versions.
@@ -58,7 +55,6 @@ _DAMAGE = frozenset(
         sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG,
     }
 )  # fmt: skip
-_COMPANIONS = ("-wal", "-shm")
 _CONTENTION = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 # `UnicodeDecodeError` comes from a message of SQLite's that quotes the file's content.
@@ -110,7 +106,7 @@ class DatabaseThread:
                     self._set_aside(error)
 
     def _opened(self) -> sqlite3.Connection:
-        if self._connection is not None and _identity(self._path) != self._identity:
+        if self._connection is not None and disk.identity(self._path) != self._identity:
             self._close()  # another process or thread has set it aside, or an operator has deleted it
         if self._is_closed:
             raise StoreError("refused", f"{self._path}: closed")
@@ -119,14 +115,14 @@ class DatabaseThread:
                 self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             except OSError as error:
                 raise StoreError("refused", f"{self._path.parent}: {error.strerror}") from error
-            with _locked(self._path.parent):
-                _create_private(self._path)
+            with disk.locked(self._path.parent):
+                disk.create_private(self._path)
                 # isolation_level None: only `transaction` begins transactions.
                 connection = sqlite3.connect(
                     self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
                 )
                 try:
-                    self._identity = _identity(self._path)
+                    self._identity = disk.identity(self._path)
                     _prepare(connection, self._path)
                 except BaseException:
                     connection.close()
@@ -136,10 +132,10 @@ class DatabaseThread:
 
     def _set_aside(self, error: Exception) -> None:
         try:
-            with _locked(self._path.parent):
-                if _identity(self._path) != self._identity:
+            with disk.locked(self._path.parent):
+                if disk.identity(self._path) != self._identity:
                     return  # another process or thread has set it aside
-                aside = _rename(self._path)
+                aside = disk.set_aside(self._path)
         except OSError as refusal:
             message = f"{self._path} is damaged ({error}), and can't be renamed: {refusal.strerror}"
             raise StoreError("corrupt", message) from error
@@ -237,55 +233,6 @@ def _column_names(table: str) -> list[bytes]:
 
 def _create(table: str) -> str:
     return f"CREATE TABLE {table} ({_TABLES[table]}){' WITHOUT ROWID' if table in _WITHOUT_ROWID else ''}"
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from opening or renaming the store's file, where the file system has locks."""
-    try:
-        fd = os.open(folder, os.O_RDONLY)
-    except OSError:
-        yield
-        return
-    try:
-        with suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _create_private(path: Path) -> None:
-    """A new file is its owner's alone, and so are the log and shared memory, to which SQLite gives the same mode.
-
-    One that exists is not opened here: to close it would end the locks that other threads have on it.
-    """
-    with suppress(OSError):  # SQLite says what is wrong with the path
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Device and inode of the file at ``path``, None if there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _rename(path: Path) -> Path:
-    """Rename the file, with its log and shared memory. Raises `OSError`, and `StoreError` if there are too many renamed
-    files already."""
-    others = [other for other in path.parent.iterdir() if other.name.startswith(f"{path.name}.damaged-")]
-    if sum(not other.name.endswith(_COMPANIONS) for other in others) >= _MAX_ASIDE:
-        message = f"{path} is damaged, and so were {_MAX_ASIDE} files beside it: check the disk, then delete them"
-        raise StoreError("corrupt", message)
-    aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
-    path.rename(aside)
-    for companion in _COMPANIONS:
-        with suppress(FileNotFoundError):
-            Path(f"{path}{companion}").rename(f"{aside}{companion}")
-    return aside
 
 
 def _code(error: Exception) -> int:
