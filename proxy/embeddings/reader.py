@@ -21,7 +21,6 @@ from proxy.protocol.identities import Identity
 from proxy.protocol.json_structure import Structure
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.targets import PathModel, parse_path_model
-from proxy.steps import finish
 from proxy.telemetry.tracing import Span
 from proxy.upstream.router import Origin, Router
 
@@ -144,28 +143,23 @@ class Reader:
             named = parse_path_model(request.raw_path)
             model = request_body.model_of(fields) or (named.name if named else None)
             origin = self._origins.choose(request.raw_path, model)
-            if not origin.neutral_headers <= self._access.neutral_headers:
-                own = self._access.identity(request.headers, request.raw_path, origin)
-                identity = self._access.outgoing(request.headers, own, origin)
+            own, identity = self._identities_for(origin, request, own, identity)
             target = origin.target(request.raw_path)
             url = _embeddings_url(origin, target)
             parsed = await self._parse_request(body, fields, origin, named, reservation)
         except Bypass as bypass:
             if origin is None:
                 return await self._run(body, reservation, self._unread, request, body.content, bypass, reservation)
-            items = request_body.count_items(fields)
-            return Unread(bypass, origin, self._credential_id(reservation, origin, own), model, items)
+            credential_id, items = self._credential_id(reservation, origin, own), request_body.count_items(fields)
+            return Unread(bypass, origin, credential_id, model, items)
         identity = _with_content_type(identity, request.headers)
         keyed_url = query.keyed(url)
         epoch, scope = self._epoch_of(keyed_url, parsed.model), self._access.scope(identity)
-        derivation = keys.derive_in_steps(
-            parsed, url=keyed_url, scope=scope, vector_headers=identity.vector_affecting, epoch=epoch
-        )
-        derived = await turns.run(derivation) if _is_large(body) else finish(derivation)
-        await turns.turn_if_many(derived)
+        hashed = identity.vector_affecting
+        steps = keys.derive_in_steps(parsed, url=keyed_url, scope=scope, vector_headers=hashed, epoch=epoch)
         return ClientRequest(
             parsed=parsed,
-            spec=_spec(parsed, model, derived, origin),
+            spec=_spec(parsed, model, await turns.run(steps), origin),
             origin=origin,
             target=target,
             url=url,
@@ -180,6 +174,16 @@ class Reader:
             epoch=epoch,
             span=span,
         )
+
+    def _identities_for(
+        self, origin: Origin, request: RequestHead, own: Identity, identity: Identity
+    ) -> tuple[Identity, Identity]:
+        """The client's ``own`` identity and the one that the request has upstream, once its ``origin`` is known: that
+        may have neutral header fields of its own."""
+        if origin.neutral_headers <= self._access.neutral_headers:
+            return own, identity
+        own = self._access.identity(request.headers, request.raw_path, origin)
+        return own, self._access.outgoing(request.headers, own, origin)
 
     async def _parse_object(self, body: Body) -> dict[str, Any]:
         """Raises `Bypass`."""

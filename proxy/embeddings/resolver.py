@@ -284,7 +284,6 @@ class Resolver:
             return await self._failures.replay(client_request)
         if not (fetched.is_billed or self._is_valid(client_request)):
             return Lookup(cached | fetched.entries, [], found.from_memory)
-        await turn_if_many(missing)
         response = self._responses.fetched(
             client_request.spec,
             cached,

@@ -114,25 +114,10 @@ class ClientRequest:
             received, sent = CIMultiDict(received), sent.copy()
             received.update(fields)
             sent.update((name, value) for name, value in fields.items() if name in sent)
-        other = ClientRequest(
-            parsed=parsed,
-            spec=spec,
-            origin=self.origin,
-            target=self.target,
-            url=self.url,
-            received=received,
-            directives=self.directives,
-            identity=self.identity,
-            credential_id=self.credential_id,
-            credential_scope=self.credential_scope,
-            client=self.client,
-            reservation=reservation,
-            scope=self.scope,
-            epoch=self.epoch,
-            span=span,
-        )
-        other._headers, other._group, other._lane_name = sent, self.group, self.lane_name
-        other._scope_fingerprint = self.scope_fingerprint
+        other = replace(self, parsed=parsed, spec=spec, received=received, reservation=reservation, span=span)
+        # What is computed once for all of them.
+        other._headers, other._group = sent, self.group  # noqa: SLF001 - of the same class
+        other._lane_name, other._scope_fingerprint = self.lane_name, self.scope_fingerprint  # noqa: SLF001
         return other
 
     def with_headers(self, fields: CIMultiDict[str]) -> "ClientRequest":
