@@ -22,6 +22,7 @@ from proxy.protocol.cors import Cors
 from proxy.telemetry.access_log import AccessLogLine, RequestIds
 from proxy.telemetry.tracing import Traces
 from proxy.upstream.router import Router
+from tests.support import proxy_log
 from tests.support.fake_client import FakeClient, origin_of
 
 EMBEDDINGS = "/v1/embeddings"
@@ -120,13 +121,8 @@ def relayed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """By the proxy: on a busy machine asyncio's debug mode has things to say, too."""
-    return [entry for entry in caplog.records if entry.name.startswith("proxy")]
-
-
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [entry.message for entry in said(caplog) if entry.levelno == logging.WARNING]
+    return [entry.message for entry in proxy_log.records(caplog) if entry.levelno == logging.WARNING]
 
 
 # --- routes
@@ -303,7 +299,7 @@ async def test_an_unexpected_error_is_logged_and_says_nothing(data: Data, caplog
     assert (response.status, data.line.status) == (ProxyError.status, ProxyError.status)
     assert "Internal error; see the proxy log." in response.text
     assert "secret" not in response.text
-    (entry,) = said(caplog)
+    (entry,) = proxy_log.records(caplog)
     assert (entry.message, entry.exc_info is not None) == ("unexpected error in a request", True)
 
 

@@ -14,6 +14,7 @@ from proxy.config.settings import StoreSetting
 from proxy.errors import ConfigError
 from proxy.protocol.providers import GENERIC
 from tests.conftest import StartProxy
+from tests.support import proxy_log
 from tests.support.client import Client, raw
 from tests.support.process import Process
 from tests.support.redis_server import free_port
@@ -58,11 +59,6 @@ async def test_a_taken_port_is_reported(upstream: ScriptedUpstream, start_proxy:
             pass
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What the proxy logged; on a busy machine asyncio's debug mode has things to say, too."""
-    return [record.message for record in caplog.records if record.name.startswith("proxy")]
-
-
 async def test_a_store_that_fails_is_logged_at_once(start_proxy: StartProxy, caplog: pytest.LogCaptureFixture) -> None:
     unreachable = StoreSetting(url=f"redis://127.0.0.1:{free_port()}")
     for store, reason in ((unreachable, "connection"), (StoreSetting(path=Path("/proc/no/such")), "refused")):
@@ -70,7 +66,7 @@ async def test_a_store_that_fails_is_logged_at_once(start_proxy: StartProxy, cap
         client = await start_proxy(store=store)
         await client.proxy.cache.probe_store()
         # That the item of the proxy before was not stored is said when its write has failed.
-        (message,) = [line for line in said(caplog) if not line.startswith("items not stored")]
+        (message,) = [line for line in proxy_log.messages(caplog) if not line.startswith("items not stored")]
         assert message.startswith(f"store not available ({reason}: ")
         assert (await client.embed("x")).status == 200
         await client.proxy.fetcher.drain()  # what could not be stored is said, too, and is not of the next store
@@ -82,7 +78,7 @@ async def test_a_wrong_base_url_is_logged_once(
     upstream.reply = error_reply(404, b"404: Not Found")
     for n in range(3):
         assert (await client.post({"model": "m", "input": str(n)}, target=f"/v1/embeddings?n={n}")).status == 404
-    assert said(caplog) == [
+    assert proxy_log.messages(caplog) == [
         f"perhaps the base URL is wrong, or the model's name: 404 from {upstream.base_url}/embeddings"
         " (logged once; counted in metrics)"
     ]
@@ -95,7 +91,7 @@ async def test_an_unreachable_upstream_is_logged_the_first_time(
     client = await start_proxy()
     for n in range(3):
         assert (await client.embed(str(n))).status == 502
-    (message,) = said(caplog)
+    (message,) = proxy_log.messages(caplog)
     assert message.startswith("upstream scripted: connection failed: Cannot connect to host 127.0.0.1")
 
 

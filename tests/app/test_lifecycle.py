@@ -7,6 +7,7 @@ import pytest
 
 from proxy.app import lifecycle
 from proxy.app.lifecycle import Lifecycle
+from tests.support import proxy_log
 
 
 async def test_a_part_that_hangs_is_abandoned_and_named(
@@ -27,6 +28,5 @@ async def test_a_part_that_hangs_is_abandoned_and_named(
         life.close_at_exit(stack, "second part", hang)
         life.drain(timeout_s=0.01)
         assert life.is_draining
-    messages = [record.message for record in caplog.records if record.name.startswith("proxy")]
-    assert messages == ["stopping: second part did not end in time"]
+    assert proxy_log.messages(caplog) == ["stopping: second part did not end in time"]
     assert closed == ["first"]

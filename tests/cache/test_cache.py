@@ -6,6 +6,7 @@ from proxy.cache.store import NoStore
 from proxy.errors import StoreError
 from proxy.protocol import records
 from proxy.telemetry.metrics import Metrics
+from tests.support import proxy_log
 from tests.support.dict_store import A, B, C, Clock, DictStore, make_cache, record, served
 
 
@@ -114,7 +115,7 @@ async def test_a_failing_store_loses_hits_and_is_logged_once(caplog: pytest.LogC
         await asyncio.sleep(0)  # the writing goes on by itself
     assert served(await cache.write({A: record()}, overwrite=False)) == {A: b"[1.0,0.5]"}
     assert served(cache.peek([A], min_stored_at_s=0)) == {A: b"[1.0,0.5]"}
-    assert [line.message for line in caplog.records if line.name.startswith("proxy")] == [
+    assert proxy_log.messages(caplog) == [
         "items not stored: 1 (connection)",
         "circuit open for store reads (connection: refused); probing every 1 s",
         "circuit open for store writes (connection: refused); probing every 1 s",

@@ -9,6 +9,7 @@ from proxy.cache.codec import RecordCodec
 from proxy.protocol import records
 from proxy.protocol.records import Record, RecordKey
 from proxy.telemetry.metrics import Metrics
+from tests.support import proxy_log
 from tests.support.dict_store import A, B, C, Clock, record
 
 DAY_S = 24 * 3600
@@ -111,7 +112,7 @@ def test_an_invalid_record_is_left_out_counted_and_said_once(caplog: pytest.LogC
     for _ in range(2):
         assert codec.decoded({A: b"damaged", B: good, C: good}) == {B: record()}
     assert (codec.invalid("checksum"), codec.invalid("key")) == (1, 1)
-    damaged, copied = [entry.message for entry in caplog.records if entry.name.startswith("proxy")]
+    damaged, copied = proxy_log.messages(caplog)
     assert damaged == (
         "the store has invalid records (checksum): they are damaged, or not records of this version; they are misses"
         " and are replaced (said once; counted in metrics)"

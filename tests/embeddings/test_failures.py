@@ -19,6 +19,7 @@ from proxy.ledger.ledger import Ledger
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin
+from tests.support import proxy_log
 from tests.support.client_requests import client_request_for
 from tests.support.fake_client import FakeClient, origin_of, response
 
@@ -91,10 +92,6 @@ def content(response: StreamResponse) -> bytes:
     assert isinstance(response, Response)
     assert isinstance(response.body, bytes)
     return response.body
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [entry.message for entry in caplog.records if entry.name.startswith("proxy")]
 
 
 # --- the proxy's own errors
@@ -191,7 +188,7 @@ async def test_an_invalid_response_to_the_clients_own_body_is_relayed_and_said_o
         outcome, found = await failures.respond(cause, client_request=client_request)
         assert (outcome, found.status, content(found)) == (RequestOutcome.MISS, 200, b"odd")
     assert failures.items == 4
-    assert warnings(caplog) == [
+    assert proxy_log.messages(caplog) == [
         "a response of the upstream is relayed and not stored: dimensions (logged once; counted in metrics)"
     ]
 
@@ -236,7 +233,7 @@ async def test_a_refusal_of_the_proxys_own_key_is_not_the_clients(
     with pytest.raises(KeyRefused) as raised:
         await failures.relayed(refusal, key="sk-own")
     assert "sk-own" not in str(raised.value)
-    assert warnings(caplog) == [
+    assert proxy_log.messages(caplog) == [
         f"an upstream refused the key that the proxy holds for it: status {status} from one"
         " (logged once; counted in metrics)"
     ]
@@ -253,8 +250,8 @@ async def test_a_wrong_base_url_is_said_once(failures: Failures, status: int, ca
         cause = ErrorResponse(response(status, b""), client_request.parsed.body)
         outcome, found = await failures.respond(cause, client_request=client_request)
         assert (outcome, found.status) == (RequestOutcome.ERROR, status)
-        assert bool(warnings(caplog)) is not has_succeeded
-    assert warnings(caplog) == [
+        assert bool(proxy_log.messages(caplog)) is not has_succeeded
+    assert proxy_log.messages(caplog) == [
         f"perhaps the base URL is wrong, or the model's name: {status} from http://upstream/v1/embeddings"
         " (logged once; counted in metrics)"
     ]
@@ -263,7 +260,7 @@ async def test_a_wrong_base_url_is_said_once(failures: Failures, status: int, ca
 async def test_another_error_says_nothing_of_the_base_url(failures: Failures, caplog: pytest.LogCaptureFixture) -> None:
     failures.client.has_succeeded = False
     await failures.relayed(response(400, b""))
-    assert not warnings(caplog)
+    assert not proxy_log.messages(caplog)
 
 
 # --- how it is relayed

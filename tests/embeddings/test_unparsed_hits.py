@@ -1,6 +1,5 @@
 """What is counted and logged of a hit that is not parsed, and which requests are parsed after all."""
 
-import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +11,7 @@ from proxy.embeddings.unparsed import UnparsedRequests
 from proxy.labels import RequestOutcome
 from proxy.telemetry.access_log import AccessLogLine, RequestIds
 from proxy.telemetry.tracing import Traces
+from tests.support import proxy_log
 
 _NOTHING: Any = None
 READ = FastPathRead(*[_NOTHING] * len(FastPathRead._fields))
@@ -116,7 +116,7 @@ async def test_what_is_not_found_or_fails_is_parsed(data: Bytes, caplog: pytest.
     assert data.handle()[0] is None
     data.fast_path.found, data.fast_path.after_read = READ, ValueError("odd")
     assert await data.handle()[0] is None
-    assert [entry.message for entry in said(caplog)] == ["unexpected error in the fast path"] * 2
+    assert proxy_log.messages(caplog) == ["unexpected error in the fast path"] * 2
     assert not data.lines
 
 
@@ -128,8 +128,3 @@ def test_while_the_proxy_drains_every_request_is_parsed(data: Bytes) -> None:
 def test_which_heads_are_known(data: Bytes) -> None:
     assert data.requests.knows_head(b"known")
     assert not data.requests.knows_head(b"unknown")
-
-
-def said(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """By the proxy: on a busy machine asyncio's debug mode has things to say, too."""
-    return [entry for entry in caplog.records if entry.name.startswith("proxy")]

@@ -5,6 +5,7 @@ from multidict import CIMultiDict
 
 from proxy.upstream.redirects import Redirects, has_location
 from proxy.upstream.urls import Routes
+from tests.support import proxy_log
 
 BASE = "http://upstream/v1"
 URL = f"{BASE}/embeddings"
@@ -18,10 +19,6 @@ def redirects() -> Redirects:
 
 def fields(*named: tuple[str, str]) -> CIMultiDict[str]:
     return CIMultiDict(named)
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.message for record in caplog.records if record.name.startswith("proxy")]
 
 
 def test_locations_lead_through_the_proxy(redirects: Redirects) -> None:
@@ -57,7 +54,7 @@ def test_a_redirect_of_the_embeddings_route_is_logged(
     redirects: Redirects, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     redirects.check(URL, status, fields(("Location", ELSEWHERE)))
-    (warning,) = warnings(caplog)
+    (warning,) = proxy_log.messages(caplog)
     hint = Routes(BASE).redirect_hint(URL, ELSEWHERE)
     assert hint
     assert warning == (
@@ -69,27 +66,27 @@ def test_a_redirect_of_the_embeddings_route_is_logged(
 def test_it_is_logged_once(redirects: Redirects, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         redirects.check(URL, 301, fields(("Location", ELSEWHERE)))
-    assert len(warnings(caplog)) == 1
+    assert len(proxy_log.messages(caplog)) == 1
 
 
 @pytest.mark.parametrize("status", [200, 300, 304, 404])
 def test_other_responses_are_no_redirects(redirects: Redirects, status: int, caplog: pytest.LogCaptureFixture) -> None:
     redirects.check(URL, status, fields(("Location", ELSEWHERE)))
-    assert not warnings(caplog)
+    assert not proxy_log.messages(caplog)
 
 
 def test_a_redirect_of_another_route_says_nothing_and_does_not_silence_a_later_one(
     redirects: Redirects, caplog: pytest.LogCaptureFixture
 ) -> None:
     redirects.check(f"{BASE}/models", 301, fields(("Location", f"{BASE}/models/")))
-    assert not warnings(caplog)
+    assert not proxy_log.messages(caplog)
     redirects.check(URL, 301, fields(("Location", ELSEWHERE)))
-    assert len(warnings(caplog)) == 1
+    assert len(proxy_log.messages(caplog)) == 1
 
 
 def test_a_secret_in_a_location_is_not_logged(redirects: Redirects, caplog: pytest.LogCaptureFixture) -> None:
     redirects.check(URL, 307, fields(("Location", f"{ELSEWHERE}?api_key=s3cret")))
-    (warning,) = warnings(caplog)
+    (warning,) = proxy_log.messages(caplog)
     assert "s3cret" not in warning
 
 

@@ -12,6 +12,7 @@ from proxy.cache.redis.change_log import ChangeLog
 from proxy.cache.redis.changes import Position, announcements, purge_announcements
 from proxy.cache.store import Purge
 from proxy.errors import StoreError
+from tests.support import proxy_log
 from tests.support.dict_store import A, B, C, key_of
 
 DOWN = RedisConnectionError("down")
@@ -55,10 +56,6 @@ def of(*keys: bytes) -> Commands:
     return [command for _, command in announcements(keys)]
 
 
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [entry.message for entry in caplog.records if entry.name.startswith("proxy")]
-
-
 async def test_keys_are_announced_once(server: Server) -> None:
     await server.log.announce([A, B])
     assert server.sent == of(A, B)
@@ -78,7 +75,7 @@ async def test_what_a_failing_server_does_not_take_is_announced_with_the_next(
     assert server.sent == of(A) + of(A, B)
     await server.log.announce([])
     assert server.sent == []
-    assert not warnings(caplog)
+    assert not proxy_log.messages(caplog)
 
 
 async def test_of_several_commands_only_those_that_failed_are_sent_again(server: Server) -> None:
@@ -133,7 +130,7 @@ async def test_a_command_that_the_server_will_never_take_is_not_sent_again(
     await server.log.announce([A])
     await server.log.announce([B])
     assert server.sent == of(A) + of(B)
-    (warning,) = warnings(caplog)
+    (warning,) = proxy_log.messages(caplog)
     assert warning == (
         f"Redis refuses its log of replaced entries ({refusal}): what one process refreshes (Cache-Control: no-cache),"
         " others keep serving from memory. The user needs +xadd +xrange ~embedding-changes"
@@ -177,7 +174,7 @@ async def test_a_read_that_fails_raises(
     with pytest.raises(StoreError) as failed:
         await server.log.read()
     assert failed.value.reason == reason
-    assert not warnings(caplog)
+    assert not proxy_log.messages(caplog)
 
 
 async def test_a_read_that_is_forbidden_says_so_once(server: Server, caplog: pytest.LogCaptureFixture) -> None:
@@ -185,7 +182,7 @@ async def test_a_read_that_is_forbidden_says_so_once(server: Server, caplog: pyt
     for _ in range(2):
         with pytest.raises(StoreError):
             await server.log.read()
-    assert len(warnings(caplog)) == 1
+    assert len(proxy_log.messages(caplog)) == 1
 
 
 async def test_a_reply_that_is_no_log_is_corrupt(server: Server) -> None:
