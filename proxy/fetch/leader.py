@@ -58,7 +58,6 @@ class Leader:
         self._timeout_s = timeout_s
         self._clock = clock
         self._lends = lends
-        self._lenders = TaskSet(log_to(_log, "the lending of leases"))
         self.deliveries: list[EmbedResult] = []
         self.asked: set[bytes] = set()
 
@@ -72,8 +71,9 @@ class Leader:
             granted = set(ours)
             others = [key for key in request.keys if key not in granted]
             ask = self._ask_unless_stored if lease.is_real else self._ask
+            lending = TaskSet(log_to(_log, "the lending of leases"))
             if self._lends and lease.is_real:
-                self._lenders.start(self._lend(request, lease))
+                lending.start(self._lend(request, lease))
             try:
                 if not others:
                     await ask(request)
@@ -82,7 +82,7 @@ class Leader:
                     tasks.create_task(ask(request.only(ours)))
                     tasks.create_task(self._await_others(request.only(others), lease))
             finally:
-                await self._lenders.aclose()
+                await lending.aclose()
 
     async def _lend(self, request: FetchRequest, lease: Lease) -> None:
         """While a rate limit holds keys, release their leases, and look for what other replicas fetch meanwhile.
