@@ -8,8 +8,9 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, Generic, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 from proxy.steps import Steps
@@ -104,19 +105,37 @@ def _dropped(parts: list[Any]) -> Steps[None]:
         yield
 
 
-async def in_turns(items: Sequence[_Item], *, size: int = KEYS_A_TURN) -> AsyncIterator[Sequence[_Item]]:
+class _Chunks(Generic[_Item]):
+    """An asynchronous generator takes longer: the event loop keeps a list of those that have begun."""
+
+    __slots__ = ("_items", "_pause", "_size", "_start")
+
+    def __init__(self, items: Sequence[_Item], size: int, pause: Callable[[], Awaitable[None]]) -> None:
+        self._items = items
+        self._size = size
+        self._pause = pause
+        self._start = 0
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Sequence[_Item]:
+        start = self._start
+        if start >= len(self._items):
+            raise StopAsyncIteration
+        if start:
+            await self._pause()
+        self._start = start + self._size
+        return self._items[start : self._start]
+
+
+def in_turns(items: Sequence[_Item], *, size: int = KEYS_A_TURN) -> AsyncIterator[Sequence[_Item]]:
     """``items`` in chunks of ``size``, each in a turn of its own. Thousands of entries may be made for one request
     while others wait for a hit."""
-    for start in range(0, len(items), size):
-        if start:
-            await turn()
-        yield items[start : start + size]
+    return _Chunks(items, size, turn)
 
 
-async def in_iterations(items: Sequence[_Item]) -> AsyncIterator[Sequence[_Item]]:
+def in_iterations(items: Sequence[_Item]) -> AsyncIterator[Sequence[_Item]]:
     """``items`` in chunks, one in each iteration of the loop: for short work that must not wait behind the turns of
     large requests."""
-    for start in range(0, len(items), KEYS_A_TURN):
-        if start:
-            await asyncio.sleep(0)
-        yield items[start : start + KEYS_A_TURN]
+    return _Chunks(items, KEYS_A_TURN, partial(asyncio.sleep, 0))

@@ -78,6 +78,8 @@ class Validations:
 
     def _refused_at_s(self, credential_id: CredentialId, credential_scope: CredentialScope) -> float | None:
         """The time of the last refusal, unless the credential was accepted since."""
+        if credential_id.tenant not in self._refused:  # the usual case
+            return None
         path = credential_id.path
         times = (self._refused.get(*path, None), self._refused.get(*path, credential_scope))
         return max((time for time in times if time is not None), default=None)
@@ -94,8 +96,9 @@ class Validations:
         refused_at_s = self._refused_at_s(credential_id, credential_scope)
         if _is_too_long(credential_scope) or (refused_at_s is not None and asked_at_s < refused_at_s):
             return
-        self._refused.remove(*credential_id.path, None)
-        self._refused.remove(*credential_id.path, credential_scope)
+        if refused_at_s is not None:
+            self._refused.remove(*credential_id.path, None)
+            self._refused.remove(*credential_id.path, credential_scope)
         self._accepted.put(*credential_id.path, credential_scope, asked_at_s + self._ttl_s)
 
     def note(self, credential_id: CredentialId, credential_scope: CredentialScope, status: int) -> None:

@@ -42,7 +42,7 @@ class BypassRelay:
         origin, reason = unread.origin, unread.bypass.reason
         if cache_control(request.headers).only_if_cached:
             raise NotCached(f"The request can't be cached ({reason}).")
-        await self._spending.require(self._spending.label_of(progress.client), unread.model)
+        await self._spending.require(progress.client, unread.model)
         self._log_once.warn(reason_of(unread.bypass), f"requests to {origin.name} are relayed without caching")
         target = origin.target(request.raw_path)
         route = origin.routes.find(target)

@@ -3,7 +3,6 @@
 With both, a request for other texts is understood without being parsed as a whole.
 """
 
-import dataclasses
 from collections.abc import Mapping
 
 from msgspec.structs import replace
@@ -165,10 +164,13 @@ def _without_texts(client_request: ClientRequest) -> ClientRequest:
     parsed = client_request.parsed
     received = CIMultiDict(client_request.received)
     received.popall("Content-Length", None)
-    return dataclasses.replace(
+    return replace(
         client_request,
         parsed=parsed._replace(items=[], fields=parsed.fields | {"input": None}, body=b""),
         spec=replace(client_request.spec, keys=()),
         received=received,
         span=NO_SPAN,
+        held_s=0.0,
+        is_held=False,
+        _headers=None,
     )

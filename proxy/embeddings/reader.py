@@ -113,8 +113,8 @@ class Reader:
         reservation: BodyReservation,
         span: Span,
     ) -> ClientRequest:
-        """A request that is not parsed, but made by ``make``. It takes the same memory. Raises `Overloaded`."""
-        reservation.take(sent.structure.objects_bytes)
+        """A request that is not parsed, but made by ``make``, of a body for which `BodyReader.received` has reserved
+        what parsing takes."""
         client_request = make(reservation, span)
         _give_back_unused(reservation, client_request, sent.structure)
         return client_request

@@ -228,8 +228,8 @@ class EmbeddingsRoute:
             self._canary.in_use.note(_subject(client_request))
         if client_request.held_s:
             response.headers["X-RateLimit-Wait-Ms"] = str(round(client_request.held_s * 1000))
-        client = self._spending.label_of(client_request.client)
-        if (left := self._spending.remaining_tokens(client, client_request.spec.model)) is not None:
+        left = self._spending.remaining_tokens(client_request.client, client_request.spec.model)
+        if left is not None:
             response.headers["X-Budget-Remaining-Tokens"] = str(left)
         return response
 

@@ -173,7 +173,7 @@ class Batcher:
         if group.lane is not None and group.lane.queue:
             self._hold(group, [waiting])
             return
-        group.waiting.append(waiting)
+        group.add(waiting)
         if group.name is None:
             self._send_waiting(group)
             return
@@ -183,7 +183,7 @@ class Batcher:
         if not group.calls:
             if group.timer is None:  # those of the same turn of the event loop go together
                 group.timer = loop.call_soon(self._send_waiting, group)
-        elif _items(group.waiting) >= self._merge_limit(group.lane, request.client_request).items:
+        elif group.items >= self._merge_limit(group.lane, request.client_request).items:
             self._send_waiting(group)
         elif group.timer is None:
             group.timer = loop.call_later(self._window_s, self._send_waiting, group)
@@ -222,7 +222,7 @@ class Batcher:
         if group.timer is not None:
             group.timer.cancel()
             group.timer = None
-        waiting, group.waiting = group.waiting, []
+        waiting = group.take()
         if len(waiting) <= 1:  # the usual case
             runs: Iterable[slice] = (slice(0, 1),) if waiting else ()
         else:
@@ -231,7 +231,7 @@ class Batcher:
             runs = runs_of((one.request.size for one in waiting), limits)
         for run in runs:
             if group.calls >= self._max_calls_a_tenant:
-                group.waiting = waiting[run.start :]
+                group.put_back(waiting[run.start :])
                 return
             if group.lane is not None and not group.lane.takes(waiting[run]):
                 self._hold(group, waiting[run.start :])
@@ -281,10 +281,6 @@ def _ended(batch: Sequence[Waiting], call: "asyncio.Task[None]") -> None:
     for waiting in batch:
         if waiting.call is call and not waiting.outcome.done():
             waiting.resolve(ProxyError(_ABANDONED))
-
-
-def _items(waiting: Sequence[Waiting]) -> int:
-    return sum(len(one.request.keys) for one in waiting)
 
 
 def _queue(limit: int, what: str) -> Budget:

@@ -14,5 +14,20 @@ class Group:
     name: bytes | None  # None: of a single request that may not be merged
     lane: Lane | None  # None: what the upstream refuses does not wait
     waiting: list[Waiting] = field(default_factory=list)
+    items: int = 0  # of these
     calls: int = 0  # under way
     timer: asyncio.Handle | None = None
+
+    def add(self, waiting: Waiting) -> None:
+        self.waiting.append(waiting)
+        self.items += len(waiting.request.keys)
+
+    def take(self) -> list[Waiting]:
+        """All that wait, which wait here no longer."""
+        waiting, self.waiting, self.items = self.waiting, [], 0
+        return waiting
+
+    def put_back(self, waiting: list[Waiting]) -> None:
+        """What was taken last."""
+        for one in waiting:
+            self.add(one)

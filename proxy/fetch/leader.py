@@ -142,10 +142,12 @@ class Leader:
         client_request = request.client_request
         reservation = None
         if request.keys and request.policy.is_budgeted:
-            label = self._spending.label_of(client_request.client)
             try:
                 reservation = await self._spending.reserve(
-                    label, client_request.spec.model, request.tokens, until_s=client_request.held_until_s or None
+                    client_request.client,
+                    client_request.spec.model,
+                    request.tokens,
+                    until_s=client_request.held_until_s or None,
                 )
             except (BudgetSpent, BudgetUnknown) as error:
                 self._settle_failed(request, request.keys, error)
@@ -182,7 +184,7 @@ class Leader:
             await self._ask_now(part)  # now that the batcher knows what the upstream takes
             return
         client_request = part.client_request
-        await self._spending.reported(self._spending.label_of(client_request.client), client_request.spec.model)
+        await self._spending.reported(client_request.client, client_request.spec.model)
         self._note(part, outcome, asked_at_s)
         if not isinstance(outcome, EmbedResult):
             self._settle_failed(part, part.keys, outcome)

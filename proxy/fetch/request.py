@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+from msgspec.structs import replace
 from multidict import CIMultiDict
 
 from proxy.access.validations import CredentialId, CredentialScope
@@ -28,8 +29,7 @@ _MAX_MODEL_BYTES = 32
 LaneName = tuple[str, bytes, bytes]  # the upstream's name, a hash of the credentials, the model or a hash of it
 
 
-@dataclass(slots=True, kw_only=True, eq=False, repr=False)
-class ClientRequest:
+class ClientRequest(Struct, kw_only=True, eq=False):
     """A client's request as the proxy understood it: what every upstream call for its items has in common.
 
     What only a miss needs is computed when it is first used.
@@ -52,14 +52,17 @@ class ClientRequest:
     urgency: int = 0  # 0 to 7; the least goes first where requests wait for the upstream's rate limit
     began_s: float = 0.0  # event loop time
     held_until_s: float = 0.0  # event loop time: how long the client waits for that limit
-    held_s: float = field(default=0.0, init=False)  # how long it has waited
-    is_held: bool = field(default=False, init=False)  # it waits now
-    _held_since_s: float = field(default=0.0, init=False)
+    held_s: float = 0.0  # how long it has waited
+    is_held: bool = False  # it waits now
+    _held_since_s: float = 0.0
     span: Span
-    _headers: CIMultiDict[str] | None = field(default=None, init=False)
-    _group: bytes | None = field(default=None, init=False)
-    _lane_name: LaneName | None = field(default=None, init=False)
-    _scope_fingerprint: bytes | None = field(default=None, init=False)
+    _headers: CIMultiDict[str] | None = None
+    _group: bytes | None = None
+    _lane_name: LaneName | None = None
+    _scope_fingerprint: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"<ClientRequest of {len(self.spec.keys)} items>"  # and nothing of their texts
 
     @property
     def tenant(self) -> Tenant:
@@ -108,17 +111,19 @@ class ClientRequest:
         span: Span,
         fields: Mapping[str, str],
     ) -> "ClientRequest":
-        """A request that differs from this one only in its items and in the values of ``fields``, which both have."""
+        """A request that differs from this one only in its items and in the values of ``fields``, which both have.
+
+        This one has never waited. What it computes is computed once for all that are like it.
+        """
         received, sent = self.received, self.headers
         if fields:
             received, sent = CIMultiDict(received), sent.copy()
             received.update(fields)
             sent.update((name, value) for name, value in fields.items() if name in sent)
-        other = replace(self, parsed=parsed, spec=spec, received=received, reservation=reservation, span=span)
-        # What is computed once for all of them.
-        other._headers, other._group = sent, self.group  # noqa: SLF001 - of the same class
-        other._lane_name, other._scope_fingerprint = self.lane_name, self.scope_fingerprint  # noqa: SLF001
-        return other
+        _ = self.group, self.lane_name, self.scope_fingerprint
+        return replace(
+            self, parsed=parsed, spec=spec, received=received, reservation=reservation, span=span, _headers=sent
+        )
 
     def with_headers(self, fields: CIMultiDict[str]) -> "ClientRequest":
         """The same with other header fields."""
@@ -177,8 +182,7 @@ class Policy(NamedTuple):
         return self._replace(may_join=False, is_stored=False)
 
 
-@dataclass(slots=True, eq=False, repr=False)
-class FetchRequest:
+class FetchRequest(Struct, eq=False):
     """``keys`` are distinct, and some or all of those of ``client_request``, in input order.
 
     It goes from the route to the upstream as it is: the batcher merges those of equal `ClientRequest.group`.
@@ -187,10 +191,13 @@ class FetchRequest:
     client_request: ClientRequest
     keys: list[bytes]
     policy: Policy
-    _items: list[Any] | None = field(default=None, init=False)
-    _body: bytes | None = field(default=None, init=False)
-    _weights: list[int] | None = field(default=None, init=False)
-    _tokens: int | None = field(default=None, init=False)
+    _items: list[Any] | None = None
+    _body: bytes | None = None
+    _weights: list[int] | None = None
+    _tokens: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<FetchRequest of {len(self.keys)} keys>"  # and nothing of their texts
 
     @property
     def is_whole(self) -> bool:
@@ -242,9 +249,7 @@ class FetchRequest:
         return self._with(self.keys[run], self.items[run])
 
     def _with(self, keys: list[bytes], items: list[Any]) -> "FetchRequest":
-        part = replace(self, keys=keys)
-        part._items = items  # noqa: SLF001 - of the same class
-        return part
+        return FetchRequest(self.client_request, keys, self.policy, items)
 
     def alone(self, key: bytes) -> "FetchRequest":
         """The part for one key, to be sent in a call of its own."""

@@ -42,7 +42,7 @@ class Reservation:
 
 
 class Spending:
-    """The budgets of all clients. ``client`` is always of `label_of`.
+    """The budgets of all clients. Each has its accounts under its name in the ledger.
 
     What a process spends it adds to a counter in the store before the response is used, and before each call it reads
     the sum of all processes there. So a budget is overspent by no more than the calls that are in flight when it is
@@ -87,10 +87,6 @@ class Spending:
         now_s = self._clock()
         return [account for account in self._accounts.values() if account.end_s > now_s and account.spent]
 
-    def label_of(self, client: str | None) -> str | None:
-        """The name under which a client has its accounts; None if clients are not told apart."""
-        return None if self._metrics is None else self._metrics.ledger.account_of(client)
-
     async def reserve(
         self, client: str | None, model: str | None, tokens: int, *, until_s: float | None = None
     ) -> Reservation:
@@ -118,6 +114,8 @@ class Spending:
 
     def remaining_tokens(self, client: str | None, model: str | None) -> int | None:
         """How many tokens are left in the budget with the fewest; None if no budget applies."""
+        if not self._budgets:
+            return None
         price = price_of(model or "", self._prices)
         left = [account.budget.tokens_in(account.left, price) for account in self._of(client, model)]
         return min((tokens for tokens in left if tokens is not None), default=None)
@@ -134,8 +132,11 @@ class Spending:
                 self._report_soon(account)
 
     def _of(self, client: str | None, model: str | None) -> list[Account]:
-        covering = [budget for budget in self._budgets if budget.covers(client or "", model or "")]
-        return [self._account(budget, client or "") for budget in covering]
+        if not self._budgets:
+            return []
+        name = (client if self._metrics is None else self._metrics.ledger.account_of(client)) or ""
+        covering = [budget for budget in self._budgets if budget.covers(name, model or "")]
+        return [self._account(budget, name) for budget in covering]
 
     def _account(self, budget: SpendingBudget, client: str) -> Account:
         name = budget.name, _EVERYBODY if budget.is_shared else client

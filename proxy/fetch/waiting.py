@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from proxy.errors import ProxyError
 from proxy.fetch.client_wait import ClientWait
@@ -12,8 +13,7 @@ from proxy.fetch.request import FetchRequest
 from proxy.fetch.wait_queue import Ticket
 
 
-@dataclass(slots=True, eq=False)
-class Waiting:
+class Waiting(Struct, eq=False):
     """A request from when it is submitted until its ``outcome`` is known. It may be sent several times, if the upstream
     refuses it for its limits."""
 

@@ -82,12 +82,13 @@ class BodyReader:
             _free(body)
 
     def received(self, body: bytes, reservation: "BodyReservation") -> Body:
-        """A short body that was received without being parsed, under the limits of `read`. Raises `ProxyError`."""
+        """A short body that was received without being parsed, under the limits of `read`, and the memory for parsing
+        it. Raises `ProxyError`."""
         if len(body) > self._max_bytes:
             raise self._too_large()
-        reservation.take(len(body))
         structure = Structure()
         finish(_count(structure, body))
+        reservation.take(len(body) + structure.objects_bytes)
         return Body(body, structure)
 
     def _too_large(self) -> BodyTooLarge:

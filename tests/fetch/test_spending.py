@@ -8,6 +8,7 @@ import pytest
 
 from proxy.errors import BudgetSpent, BudgetUnknown, StoreError
 from proxy.fetch.spending import Spending
+from proxy.ledger.ledger import Ledger
 from proxy.ledger.spending import SpendingBudget
 from proxy.telemetry.metrics import Metrics
 
@@ -44,7 +45,7 @@ class Counters:
 
 def spending(store: Counters | None, *budgets: SpendingBudget, **changes: object) -> Spending:
     # A store that is waited for as long as a busy machine may pause.
-    given = {"clock": lambda: NOW_S, "metrics": Metrics(), "timeout_s": 60.0, **changes}
+    given = {"clock": lambda: NOW_S, "metrics": Metrics(ledger=Ledger()), "timeout_s": 60.0, **changes}
     return Spending(budgets or (SpendingBudget(name="b", tokens=LIMIT),), store=store, **given)  # type: ignore[arg-type]
 
 
@@ -154,7 +155,7 @@ async def test_clients_and_shared_budgets() -> None:
 
 @pytest.mark.parametrize("fails_open", [True, False])
 async def test_while_the_store_is_down(fails_open: bool) -> None:
-    store, metrics = Counters(), Metrics()
+    store, metrics = Counters(), Metrics(ledger=Ledger())
     process = spending(store, fails_open=fails_open, metrics=metrics)
     process.spend("team", "m", 10)
     await process.reported("team", "m")
