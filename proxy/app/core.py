@@ -21,6 +21,7 @@ from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.lane import Lanes
 from proxy.fetch.pacer import Pacer
 from proxy.fetch.spending import REPORT_S, Spending
+from proxy.fetch.write_through import WriteThrough
 from proxy.ledger.ledger import MAX_PSEUDONYMS, Ledger
 from proxy.periodic import every
 from proxy.telemetry.metrics import Metrics
@@ -55,7 +56,7 @@ async def open_core(
     lifecycle.close_at_exit(stack, "writing to the store", cache.aclose)
     await stack.enter_async_context(every(POLL_S, cache.feed.poll))
     validations = Validations(ttl_s=settings.revalidate_s, clock=monotonic)
-    batcher = _make_batcher(settings, metrics, cache)
+    batcher = _make_batcher(settings, metrics, cache, validations, clock=clock)
     spending = _make_spending(settings, counters, metrics, clock=clock)
     lifecycle.close_at_exit(stack, "reporting what was spent", spending.aclose)
     await stack.enter_async_context(every(REPORT_S, lambda _: spending.report_all()))
@@ -64,7 +65,6 @@ async def open_core(
         batcher,
         validations,
         timeout_s=settings.upstream_timeout_s,
-        clock=clock,
         spending=spending,
         shares_all=settings.shares_all,
     )
@@ -115,9 +115,12 @@ def _open_traces(settings: Settings) -> Traces:
     return otlp.start()
 
 
-def _make_batcher(settings: Settings, metrics: Metrics, cache: Cache) -> Batcher:
+def _make_batcher(
+    settings: Settings, metrics: Metrics, cache: Cache, validations: Validations, *, clock: Callable[[], float]
+) -> Batcher:
     return Batcher(
         metrics,
+        WriteThrough(cache, validations, clock=clock),
         window_s=settings.batch_window_s,
         concurrency=settings.upstream_concurrency,
         timeout_s=settings.upstream_timeout_s,

@@ -9,8 +9,7 @@ from functools import partial
 from itertools import repeat
 from operator import le
 
-from proxy.budget import Budget
-from proxy.errors import Overloaded, ProxyError
+from proxy.errors import ProxyError
 from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.failover import Failover
 from proxy.fetch.group import Group
@@ -18,13 +17,15 @@ from proxy.fetch.held import GivenUp, HeldRequests
 from proxy.fetch.lane import Lane, LaneCall, Lanes
 from proxy.fetch.merge_limits import MergeLimits
 from proxy.fetch.merged_call import MergedCalls
-from proxy.fetch.outcomes import Outcome
+from proxy.fetch.outcomes import EmbedResult, Outcome
+from proxy.fetch.queue_limits import QueueLimits
 from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.retry_budget import RetryBudget
 from proxy.fetch.runs import runs_of
 from proxy.fetch.slots import Slots
 from proxy.fetch.upstream_call import UpstreamCalls
-from proxy.fetch.waiting import Waiting
+from proxy.fetch.waiting import Ended, Waiting
+from proxy.fetch.write_through import Asked, WriteThrough
 from proxy.protocol.provider import Limits
 from proxy.protocol.tokens import estimated_tokens
 from proxy.tasks import TaskSet, log_to
@@ -44,6 +45,7 @@ class Batcher:
     def __init__(
         self,
         metrics: Metrics,
+        write_through: WriteThrough,
         *,
         window_s: float,
         concurrency: int,
@@ -58,13 +60,12 @@ class Batcher:
         ``lanes``, what an upstream refuses for its rate limit waits, and is sent again.
         """
         self._wait_seconds = metrics.stage_seconds["wait"]
+        self._write_through = write_through
         self._window_s = window_s
         slot_seconds = metrics.stage_seconds["slot"]
         slots = Slots(concurrency, timeout_s=timeout_s, waited_s=slot_seconds.observe, room=room)
         self._max_calls_a_tenant = slots.max_calls_a_tenant
-        # From `submit` until its outcome is known.
-        self._queued_items = _queue(max_queued_items, "items that wait for the upstream")
-        self._queued_bytes = _queue(max_queued_bytes, "bytes that wait for the upstream")
+        self._queue = QueueLimits(max_items=max_queued_items, max_bytes=max_queued_bytes)
         self._budgets: defaultdict[Origin, RetryBudget] = defaultdict(RetryBudget)
         self._merge_limits = MergeLimits(time.monotonic)
         failover = Failover(slots, metrics)
@@ -81,12 +82,12 @@ class Batcher:
             )
         self._groups: dict[bytes, Group] = {}
         self._calls = TaskSet(log_to(_log, "an upstream call"))
-        metrics.queued_items.set_function(lambda: self._queued_items.used)
+        metrics.queued_items.set_function(lambda: self._queue.items)
         metrics.queue_limit_items.set(max_queued_items)
 
     def __repr__(self) -> str:
         held = "" if self._held is None else f", {self._held!r}"
-        return f"<Batcher {len(self._groups)} groups, {len(self._calls)} calls, {self._queued_items.used} items{held}>"
+        return f"<Batcher {len(self._groups)} groups, {len(self._calls)} calls, {self._queue.items} items{held}>"
 
     def split(self, request: FetchRequest) -> list[FetchRequest]:
         """Cut a request into parts that each fit into a call. What is keyed as a whole is not cut."""
@@ -106,32 +107,17 @@ class Batcher:
     async def submit(self, request: FetchRequest, wait: ClientWait) -> Outcome:
         """The outcome of a request that fits into a call, and whose client's wait is ``wait``. Raises `ProxyError`;
         `Overloaded` if too much waits."""
-        self._take(request)
+        self._queue.take(request)
         try:
             self._budgets[request.client_request.origin].requested()
             waiting = Waiting(request, wait, asyncio.get_running_loop().create_future(), time.perf_counter())
             self._enqueue(waiting)
             outcome = await waiting.outcome
         finally:
-            self._give_back(request)
+            self._queue.give_back(request)
         if isinstance(outcome, ProxyError):
             raise outcome.again()
         return outcome
-
-    def _take(self, request: FetchRequest) -> None:
-        """Count a request while it waits; the parts of a large one count as one. Raises `Overloaded`."""
-        tenant, owner = request.client_request.tenant, id(request.client_request)
-        self._queued_items.take(tenant, owner, len(request.keys))
-        try:
-            self._queued_bytes.take(tenant, owner, len(request.body))
-        except Overloaded:
-            self._queued_items.give_back(tenant, owner, len(request.keys))
-            raise
-
-    def _give_back(self, request: FetchRequest) -> None:
-        tenant, owner = request.client_request.tenant, id(request.client_request)
-        self._queued_items.give_back(tenant, owner, len(request.keys))
-        self._queued_bytes.give_back(tenant, owner, len(request.body))
 
     def takes_retry(self, origin: Origin) -> bool:
         """Whether one more attempt may be made after a failure that may be an outage. It counts as failed until a call
@@ -251,23 +237,36 @@ class Batcher:
         now_s = time.perf_counter()
         for waiting in batch:
             self._wait_seconds.observe(now_s - waiting.since_s)
-        outcomes: Sequence[Outcome | ProxyError] | None = None
+        asked = self._write_through.asked()
+        outcomes: Sequence[Outcome | ProxyError] = [ProxyError(_ABANDONED)] * len(batch)
         try:
             outcomes = await self._merged.outcomes([waiting.request for waiting in batch])
         finally:
             group.calls -= 1
-            if outcomes is None:
-                outcomes = [ProxyError(_ABANDONED)] * len(batch)
             try:
+                ended: Sequence[Ended] = list(zip(batch, outcomes, strict=True))
                 if sent is not None and self._held is not None:
-                    self._held.ended(batch, sent, outcomes)
-                else:
-                    for waiting, outcome in zip(batch, outcomes, strict=True):
-                        waiting.resolve(outcome)
+                    ended = self._held.ended(batch, sent, outcomes)
             finally:
                 if group.waiting:
                     self._send_waiting(group)
                 self._forget_if_idle(group)
+        await self._resolve(ended, asked)
+
+    async def _resolve(self, ended: Sequence[Ended], asked: Asked) -> None:
+        """Tell requests their outcomes: failures at once, and vectors when they are in the cache."""
+        self._write_through.note([one.request for one, _ in ended], [outcome for _, outcome in ended], asked)
+        good: list[Waiting] = []
+        results: list[EmbedResult] = []
+        for waiting, outcome in ended:
+            if isinstance(outcome, EmbedResult):
+                good.append(waiting)
+                results.append(outcome)
+            else:
+                waiting.resolve(outcome)
+        written = await self._write_through.write([waiting.request for waiting in good], results, asked)
+        for waiting, result in zip(good, written, strict=True):
+            waiting.resolve(result)
 
     def _forget_if_idle(self, group: Group) -> None:
         if group.name is None or group.calls or group.waiting:
@@ -281,8 +280,3 @@ def _ended(batch: Sequence[Waiting], call: "asyncio.Task[None]") -> None:
     for waiting in batch:
         if waiting.call is call and not waiting.outcome.done():
             waiting.resolve(ProxyError(_ABANDONED))
-
-
-def _queue(limit: int, what: str) -> Budget:
-    # After a start all clients are unverified until their first call returns, so they may use most of the queue.
-    return Budget(limit, what, unverified_limit=limit * 7 // 8)

@@ -5,7 +5,6 @@ A fetch is independent of the request that started it: a client that disconnects
 
 import asyncio
 import logging
-from collections.abc import Callable
 from functools import partial
 from typing import TypeGuard
 
@@ -45,7 +44,6 @@ class Fetcher:
         validations: Validations,
         *,
         timeout_s: float,
-        clock: Callable[[], float],
         spending: Spending | None = None,
         shares_all: bool = False,
     ) -> None:
@@ -55,7 +53,6 @@ class Fetcher:
         self._validations = validations
         self._timeout_s = timeout_s
         self._batcher = batcher
-        self._clock = clock
         self.spending = spending or Spending()
         self._shares_all = shares_all
         self._flights: Flights[FlightResult] = Flights()
@@ -103,10 +100,8 @@ class Fetcher:
         leader = Leader(
             self._cache,
             self._batcher,
-            self._validations,
             wait,
             timeout_s=self._timeout_s,
-            clock=self._clock,
             spending=self.spending,
             lends=self._shares_all and request.client_request.origin.key is None,
         )

@@ -20,7 +20,7 @@ from proxy.fetch.quotas import Cost
 from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.sent_call import SentCall
 from proxy.fetch.stated_quota import NEVER_S
-from proxy.fetch.waiting import Waiting, cost_of
+from proxy.fetch.waiting import Ended, Waiting, cost_of
 from proxy.protocol.provider import Limits
 from proxy.telemetry.metrics import Metrics
 
@@ -71,24 +71,21 @@ class HeldRequests:
         lane = self.lane(client_request)
         return limits if lane is None else lane.limits(limits)
 
-    def ended(self, batch: Sequence[Waiting], sent: LaneCall, outcomes: Sequence[Outcome | ProxyError]) -> None:
-        """A call ended. Every request is resolved, or waits to be sent again."""
+    def ended(self, batch: Sequence[Waiting], sent: LaneCall, outcomes: Sequence[Outcome | ProxyError]) -> list[Ended]:
+        """A call ended. Returns the requests to resolve, with their outcomes; others wait to be sent again."""
         lane, call = sent
         try:
             if len(outcomes) == 1 and type(outcome := outcomes[0]) is EmbedResult:  # the usual case
                 self._accepted(lane, call, outcome)
-                batch[0].resolve(outcome)
-                return
+                return [(batch[0], outcome)]
             refusals = [rate_limit_refusal(outcome) for outcome in outcomes]
             if any(refusals):
-                self._refused(batch, sent, outcomes, refusals)
-                return
+                return self._refused(batch, sent, outcomes, refusals)
             if isinstance(outcomes[0], ProxyError):
                 lane.lost(call)
             else:
                 self._accepted(lane, call, outcomes[0])
-            for waiting, outcome in zip(batch, outcomes, strict=True):
-                waiting.resolve(outcome)
+            return list(zip(batch, outcomes, strict=True))
         except BaseException:
             lane.lost(call)
             raise
@@ -107,7 +104,7 @@ class HeldRequests:
         sent: LaneCall,
         outcomes: Sequence[Outcome | ProxyError],
         refusals: Sequence[ErrorResponse | None],
-    ) -> None:
+    ) -> list[Ended]:
         """Requests of a call were refused; perhaps not all of them, if its parts were sent alone."""
         lane, call = sent
         refused = {id(refusal.response): refusal for refusal in refusals if refusal is not None}
@@ -115,12 +112,14 @@ class HeldRequests:
         is_alone = len(batch) == 1
         is_for_itself = is_alone and _is_for_itself(lane, batch[0])
         until_s = lane.refused(call, next(iter(refused.values())), is_alone=is_alone, is_for_itself=is_for_itself)
+        ended = []
         for waiting, outcome, refusal in zip(batch, outcomes, refusals, strict=True):
             if refusal is None:
-                waiting.resolve(outcome)
+                ended.append((waiting, outcome))
             else:
                 _note(waiting, refusal, is_alone=is_alone)
                 self._hold(lane, waiting, rests_until_s=until_s if is_for_itself else None)
+        return ended
 
     def hold(self, lane: Lane, batch: Sequence[Waiting]) -> None:
         """Let requests wait in ``lane``."""

@@ -2,24 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from itertools import repeat
 
-from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
-from proxy.cache.discards import Mark
 from proxy.cache.entry import Entry
 from proxy.cache.lease import Lease
 from proxy.errors import BudgetSpent, BudgetUnknown, Oversized, ProxyError
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.client_wait import ClientWait
-from proxy.fetch.outcomes import CallFailure, EmbedResult, ErrorResponse, InvalidResponse, Outcome, status_of
+from proxy.fetch.outcomes import CallFailure, EmbedResult, InvalidResponse, Outcome
 from proxy.fetch.request import FetchRequest
 from proxy.fetch.result import Failure, FlightResult
 from proxy.fetch.singleflight import Claim
 from proxy.fetch.spending import Spending
-from proxy.protocol.records import Record
-from proxy.protocol.vectors import Encoding
 from proxy.tasks import TaskSet, log_to
 from proxy.turns import in_turns, turn, turn_if_many
 
@@ -39,11 +33,9 @@ class Leader:
         self,
         cache: Cache,
         batcher: Batcher,
-        validations: Validations,
         wait: ClientWait,
         *,
         timeout_s: float,
-        clock: Callable[[], float],
         spending: Spending | None = None,
         lends: bool = False,
     ) -> None:
@@ -51,12 +43,10 @@ class Leader:
         holds here, since its client may have a credential with a limit of its own."""
         self._cache = cache
         self._batcher = batcher
-        self._validations = validations
         self._spending = spending or Spending()
         self._wait = wait
         self._claim: Claim[FlightResult] = wait.claim
         self._timeout_s = timeout_s
-        self._clock = clock
         self._lends = lends
         self.deliveries: list[EmbedResult] = []
         self.asked: set[bytes] = set()
@@ -175,7 +165,6 @@ class Leader:
 
     async def _ask_part(self, part: FetchRequest) -> None:
         outcome: Outcome | ProxyError
-        asked_at_s, asked = self._validations.now(), self._cache.now
         try:
             outcome = await self._batcher.submit(part, self._wait)
         except ProxyError as error:
@@ -185,20 +174,17 @@ class Leader:
             return
         client_request = part.client_request
         await self._spending.reported(client_request.client, client_request.spec.model)
-        self._note(part, outcome, asked_at_s)
         if not isinstance(outcome, EmbedResult):
             self._settle_failed(part, part.keys, outcome)
             return
-        self.deliveries.append(outcome.without_texts())
-        good = [key for key, vector in zip(part.keys, outcome.vectors, strict=True) if vector is not None]
-        self.asked.update(good)
-        # First into memory, then to the waiters: a request that finds no flight finds the entry.
-        kept = await self._keep(part, outcome, asked)
-        async for some in in_turns(list(kept)):
+        self.deliveries.append(outcome)
+        entries = outcome.entries
+        self.asked.update(entries)
+        async for some in in_turns(list(entries)):
             for key in some:
-                self._claim.settle(key, kept[key])
+                self._claim.settle(key, entries[key])
         if outcome.unusable is not None:
-            unusable = [key for key, vector in zip(part.keys, outcome.vectors, strict=True) if vector is None]
+            unusable = [key for key in part.keys if key not in entries]
             await self._settle_unusable(part, unusable, outcome.unusable)
 
     def _settle_failed(self, part: FetchRequest, keys: list[bytes], cause: CallFailure) -> None:
@@ -218,41 +204,3 @@ class Leader:
         async with asyncio.TaskGroup() as tasks:
             for key in keys:
                 tasks.create_task(self._ask_part(part.alone(key)))
-
-    def _note(self, part: FetchRequest, outcome: Outcome | ProxyError, asked_at_s: float) -> None:
-        """Record what the response says about the credential, even if the client has disconnected."""
-        client_request = part.client_request
-        match outcome:
-            case EmbedResult(by_origin=True) | InvalidResponse(confirms=True):
-                self._validations.confirm(
-                    client_request.credential_id, client_request.credential_scope, asked_at_s=asked_at_s
-                )
-            case ErrorResponse() | InvalidResponse() if Failure(outcome, part).is_verdict:
-                self._validations.note(
-                    client_request.credential_id, client_request.credential_scope, status_of(outcome.response)
-                )
-
-    async def _keep(self, part: FetchRequest, result: EmbedResult, asked: Mark) -> Mapping[bytes, Entry]:
-        now = int(self._clock())
-        is_float = part.client_request.spec.encoding is Encoding.FLOAT
-        texts = result.texts if is_float and result.texts else repeat(None)
-        scope = part.client_request.scope_fingerprint
-        received = list(zip(part.keys, result.vectors, result.tokens, texts, strict=False))
-        records: dict[bytes, Record] = {}
-        async for some in in_turns(received):
-            records |= {
-                key: Record(
-                    vector=vector,
-                    model=result.model,
-                    tokens=tokens,
-                    tokens_exact=len(part.keys) == 1 and result.is_unmerged,
-                    stored_at_s=now,
-                    scope=scope,
-                    numbers=None if text is None else bytes(text),
-                )
-                for key, vector, tokens, text in some
-                if vector is not None
-            }
-        if not part.policy.is_stored:
-            return {key: Entry.of(record) for key, record in records.items()}
-        return await self._cache.write(records, overwrite=part.policy.overwrite, asked=asked)

@@ -7,9 +7,10 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
-from msgspec import Struct, structs
+from msgspec import Struct
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from proxy.cache.entry import Entry
 from proxy.errors import ProxyError
 from proxy.protocol import error_body
 from proxy.protocol.headers import Headers
@@ -62,10 +63,7 @@ class EmbedResult(Struct, frozen=True, kw_only=True):
     by_origin: bool  # not by a fallback
     unusable: "InvalidResponse | None" = None
     texts: Sequence[memoryview] = ()  # `EmbeddingResponse.texts`
-
-    def without_texts(self) -> "EmbedResult":
-        """The same once its vectors are kept: the texts are views of the whole response, which they keep in memory."""
-        return structs.replace(self, texts=())
+    entries: Mapping[bytes, Entry] = {}  # of the vectors, once they are in the cache
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,9 @@ class Waiting(Struct, eq=False):
             self.outcome.set_result(outcome)
 
 
+Ended = tuple[Waiting, Outcome | ProxyError]  # with the outcome that it is to be resolved with
+
+
 def cost_of(batch: Sequence[Waiting]) -> Cost:
     if len(batch) == 1:  # the usual case
         return Cost(len(batch[0].request.keys), batch[0].request.tokens)

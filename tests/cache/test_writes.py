@@ -44,7 +44,7 @@ async def test_the_next_upstream_call_waits_until_the_store_has_written(
     assert (await client.embed("x")).status == 200
     assert await client.metric("embedding_proxy_store_pending_write_bytes") > 0
     asked = asyncio.create_task(client.embed("y"))
-    await until(lambda: client.proxy.fetcher._batcher._queued_items.used == 1)
+    await until(lambda: client.proxy.fetcher._batcher._queue.items == 1)
     for _ in range(50):
         await asyncio.sleep(0)
     assert len(upstream.calls) == 1

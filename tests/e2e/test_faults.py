@@ -366,4 +366,4 @@ async def test_disconnecting_clients_leak_nothing_and_fail_no_others(
 
 def await_nothing(client: Client) -> tuple[int, int]:
     fetcher = client.proxy.fetcher
-    return len(fetcher._flights), fetcher._batcher._queued_items.used
+    return len(fetcher._flights), fetcher._batcher._queue.items

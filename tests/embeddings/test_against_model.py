@@ -30,6 +30,7 @@ from proxy.fetch.batcher import Batcher
 from proxy.fetch.fetcher import ATTEMPTS, Fetcher
 from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.result import Failure, FetchResult, FlightResult
+from proxy.fetch.write_through import WriteThrough
 from proxy.http.bodies import BodyReader
 from proxy.protocol import embedding_request, identities, keys
 from proxy.protocol.provider import Limits
@@ -163,8 +164,10 @@ class Machine(RuleBasedStateMachine):
         origin = Origin(
             name="o", provider=replace(GENERIC, limits=Limits(items=4)), routes=Routes(BASE_URL), client=upstream
         )
+        self.validations = self.validated(origin)
         batcher = Batcher(
             metrics,
+            WriteThrough(self.cache, self.validations, clock=lambda: 1000.0),
             window_s=0,
             concurrency=3,
             timeout_s=1000,
@@ -173,7 +176,6 @@ class Machine(RuleBasedStateMachine):
             max_incoming_bytes=10**8,
             room=self.cache.room,
         )
-        self.validations = self.validated(origin)
         self.fetcher = WatchedFetcher(self, batcher)
         responses = ResponseBuilder(self.cache.memory, metrics, reports_full_usage=False)
         access = Access(shares_all=False, owns_key=False, client_keys=None, validations=self.validations)
@@ -331,7 +333,7 @@ class WatchedFetcher(Fetcher):
     client's own body after a spoilt answer to a part of it."""
 
     def __init__(self, machine: Machine, batcher: Batcher) -> None:
-        super().__init__(machine.cache, batcher, machine.validations, timeout_s=1000, clock=lambda: 1000.0)
+        super().__init__(machine.cache, batcher, machine.validations, timeout_s=1000)
         self._machine = machine
 
     async def _attempt(

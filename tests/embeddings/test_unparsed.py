@@ -367,7 +367,7 @@ async def test_requests_of_several_connections_are_merged(client: Client, upstre
         for number, line in enumerate(lines):
             asks.append(asyncio.create_task(line.ask(request(body(f"text {number}")))))
             await gate.calls(1)
-        await until(lambda: client.proxy.fetcher._batcher._queued_items.used == 3)
+        await until(lambda: client.proxy.fetcher._batcher._queue.items == 3)
         gate.open()
         assert all(b"X-Cache: MISS" in answer for answer in await asyncio.gather(*asks))
     assert max(len(call.items) for call in upstream.calls) == 2

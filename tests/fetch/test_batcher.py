@@ -5,16 +5,19 @@ from typing import Any
 
 import pytest
 
-from proxy.budget import Tenant
+from proxy.access.validations import Validations
+from proxy.cache.store import NoStore
 from proxy.errors import Overloaded, ProxyError
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.outcomes import EmbedResult, ErrorResponse, Outcome
 from proxy.fetch.request import FetchRequest, Policy
 from proxy.fetch.singleflight import Flights
+from proxy.fetch.write_through import WriteThrough
 from proxy.protocol.provider import Limits
 from proxy.telemetry.metrics import Metrics
 from tests.support.client_requests import client_request_for
+from tests.support.dict_store import Clock, make_cache
 from tests.support.fake_client import FakeClient, always_room, origin_of, response
 from tests.support.virtual_loop import virtually
 
@@ -26,9 +29,11 @@ class Batching:
     def __init__(self, *, concurrency: int = 4, max_items: int = 100, max_bytes: int = 10**6) -> None:
         self.client = FakeClient()
         self.origin = origin_of(self.client)
+        validations = Validations(ttl_s=60, clock=lambda: 0.0)
+        write_through = WriteThrough(make_cache(NoStore()), validations, clock=Clock())
         self.batcher = Batcher(
-            Metrics(), window_s=WINDOW_S, concurrency=concurrency, timeout_s=60, max_queued_items=max_items,
-            max_queued_bytes=max_bytes, max_incoming_bytes=10**8, room=always_room,
+            Metrics(), write_through, window_s=WINDOW_S, concurrency=concurrency, timeout_s=60,
+            max_queued_items=max_items, max_queued_bytes=max_bytes, max_incoming_bytes=10**8, room=always_room,
         )  # fmt: skip
 
     def request(self, *texts: str, may_merge: bool = True, **more: Any) -> FetchRequest:
@@ -147,19 +152,7 @@ async def test_too_much_that_waits_is_refused_and_counted_no_longer() -> None:
     with pytest.raises(Overloaded, match="bytes that wait for the upstream"):
         await large.send("x" * 100)
     assert repr(large.batcher) == IDLE
-    assert large.batcher._queued_bytes.used == own.batcher._queued_items.used == own.batcher._queued_bytes.used == 0
     assert not large.calls
-
-
-def test_a_new_tenant_may_use_most_of_the_queue_and_not_all() -> None:
-    async def used() -> Batcher:
-        return Batching(max_items=80).batcher
-
-    queue = asyncio.run(used())._queued_items
-    queue.take(Tenant(b"new", is_unverified=True), 1, 70)
-    with pytest.raises(Overloaded):
-        queue.take(Tenant(b"other", is_unverified=True), 2, 1)
-    queue.take(Tenant(b"known"), 3, 5)
 
 
 @virtually

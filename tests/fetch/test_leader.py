@@ -18,6 +18,7 @@ from proxy.fetch.outcomes import ErrorResponse, InvalidResponse, Outcome
 from proxy.fetch.request import FetchRequest, Policy
 from proxy.fetch.result import Failure, FlightResult
 from proxy.fetch.singleflight import Claim, Flights
+from proxy.fetch.write_through import WriteThrough
 from proxy.protocol.vectors import DType, Vector
 from tests.support.client_requests import client_request_for
 from tests.support.dict_store import Clock, make_cache
@@ -47,9 +48,10 @@ class Leading:
         self.leader = self.another(self.cache)
 
     def another(self, cache: Cache) -> Leader:
+        self.batcher.write_through = WriteThrough(cache, self.validations, clock=Clock())
         as_batcher: Any = self.batcher
         wait = ClientWait(client_request_for(TEXTS, ALL), self.claim)
-        return Leader(cache, as_batcher, self.validations, wait, timeout_s=TIMEOUT_S, clock=Clock())
+        return Leader(cache, as_batcher, wait, timeout_s=TIMEOUT_S)
 
     def request(self, policy: Policy = PLAIN, **more: Any) -> FetchRequest:
         return FetchRequest(client_request_for(TEXTS, ALL, **more), ALL, policy)

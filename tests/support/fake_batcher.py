@@ -10,6 +10,7 @@ from proxy.errors import ProxyError
 from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.outcomes import EmbedResult, Outcome
 from proxy.fetch.request import FetchRequest
+from proxy.fetch.write_through import WriteThrough
 from proxy.protocol.vectors import DType, Vector
 from tests.support.dict_store import opened
 
@@ -35,7 +36,10 @@ def embedded(request: FetchRequest, **changes: Any) -> EmbedResult:
 
 
 class FakeBatcher:
-    """``outcome`` is what a request gets; an error is raised. They wait for ``gate``, which is open at first."""
+    """``outcome`` is what a request gets, once it is recorded by ``write_through``; an error is raised. They wait for
+    ``gate``, which is open at first."""
+
+    write_through: WriteThrough
 
     def __init__(self, outcome: Callable[[FetchRequest], Outcome | ProxyError] = embedded) -> None:
         self.outcome = outcome
@@ -57,8 +61,12 @@ class FakeBatcher:
 
     async def submit(self, request: FetchRequest, wait: ClientWait) -> Outcome:
         self.requests.append(request)
+        asked = self.write_through.asked()
         await self.gate.wait()
         outcome = self.outcome(request)
         if isinstance(outcome, ProxyError):
             raise outcome
+        self.write_through.note([request], [outcome], asked)
+        if isinstance(outcome, EmbedResult):
+            (outcome,) = await self.write_through.write([request], [outcome], asked)
         return outcome

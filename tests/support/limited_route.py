@@ -25,6 +25,7 @@ from proxy.fetch.batcher import Batcher
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.lane import Lanes
 from proxy.fetch.pacer import Pacer
+from proxy.fetch.write_through import WriteThrough
 from proxy.http.bodies import BodyReader
 from proxy.protocol.error_body import error_status
 from proxy.protocol.providers import GENERIC
@@ -110,8 +111,10 @@ class LimitedRoute:
         client: Any = self.upstream
         self.metrics = metrics = Metrics()
         cache = Cache(Memory(10_000_000), store or NoStore(), metrics, ttl_s=None, timeout_s=60)
+        validations = Validations(ttl_s=revalidate_s, clock=asyncio.get_running_loop().time)
         self.batcher = Batcher(
             metrics,
+            WriteThrough(cache, validations, clock=lambda: 0.0),
             window_s=0.01,
             concurrency=concurrency,
             timeout_s=1000,
@@ -121,13 +124,10 @@ class LimitedRoute:
             room=cache.room,
             lanes=Lanes(lambda _upstream, _model: new_pacer(), max_lanes=lanes),
         )
-        validations = Validations(ttl_s=revalidate_s, clock=asyncio.get_running_loop().time)
         access = Access(shares_all=shares_all, owns_key=False, client_keys=None, validations=validations)
         responses = ResponseBuilder(cache.memory, metrics, reports_full_usage=False)
         origin = Origin(name="o", provider=GENERIC, routes=Routes("http://upstream/v1"), client=client)
-        self.fetcher = Fetcher(
-            cache, self.batcher, validations, timeout_s=1000, clock=lambda: 0.0, shares_all=shares_all
-        )
+        self.fetcher = Fetcher(cache, self.batcher, validations, timeout_s=1000, shares_all=shares_all)
         self._route = EmbeddingsRoute(
             cache,
             self.fetcher,
