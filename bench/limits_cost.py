@@ -104,6 +104,7 @@ def _outcome() -> EmbedResult:
         extra_fields={},
         status=200,
         headers=CIMultiDictProxy(CIMultiDict(_HEADERS)),
+        relayed=CIMultiDict(_HEADERS),
         is_unmerged=True,
         is_own_body=True,
         by_origin=True,

@@ -66,12 +66,9 @@ async def turn() -> None:
     await _turns[loop].next()
 
 
-async def turn_if_many(keys: Sequence[bytes]) -> bool:
-    """Wait for a turn if the work on so many keys takes one. Returns whether it did."""
-    is_many = len(keys) > KEYS_A_TURN
-    if is_many:
-        await turn()
-    return is_many
+def are_many(keys: Sequence[bytes]) -> bool:
+    """Whether the work on so many keys takes a turn of its own."""
+    return len(keys) > KEYS_A_TURN
 
 
 async def run(steps: Steps[_T]) -> _T:

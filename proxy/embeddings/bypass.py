@@ -70,7 +70,7 @@ class BypassRelay:
             self._metrics.ledger.admit(progress.client)
         row = self._metrics.row(progress.client, progress.model)
         row.count_bypass(reason)
-        row.count_items({ItemResult.BYPASS: progress.items})
+        row.count_items(ItemResult.BYPASS, progress.items)
         if response.status in CREDENTIAL_REFUSALS:
             self._validations.note(unread.credential_id, CredentialScope(url, None), response.status)
         elif is_success(response.status):

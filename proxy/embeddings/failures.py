@@ -71,7 +71,7 @@ class FailureResponses:
         items, model = len(client_request.spec.keys), client_request.parsed.model
         self._metrics.of_model(model).items[ItemResult.UPSTREAM].inc(items)
         self._metrics.ledger.admit(client_request.client)
-        self._metrics.row(client_request.client, model).count_items({ItemResult.UPSTREAM: items})
+        self._metrics.row(client_request.client, model).count_items(ItemResult.UPSTREAM, items)
         return RequestOutcome.MISS, _relayed(response, client_request.reservation)
 
 

@@ -30,7 +30,7 @@ from proxy.labels import RequestOutcome
 from proxy.protocol import tokens
 from proxy.protocol.directives import NO_DIRECTIVES, prefers_minimal
 from proxy.telemetry.metrics import Metrics
-from proxy.turns import turn_if_many
+from proxy.turns import are_many, turn
 
 # How long requests for stored items wait for the upstream's verdict on their credential.
 _PROBE_TIMEOUT_S = 2.0
@@ -75,7 +75,8 @@ class Resolver:
     ) -> Outcome:
         """The outcome and response of a request that was parsed at ``parsed_s`` and then looked up. With a
         ``sighting``, a hit is remembered for the fast path. Raises `ProxyError`."""
-        if await turn_if_many(found.missing):
+        if are_many(found.missing):
+            await turn()
             found = found.current()
         self._lookup_seconds.observe(time.perf_counter() - parsed_s)
         self._watch_headers(client_request, is_hit=bool(found.entries))
@@ -122,7 +123,8 @@ class Resolver:
     async def look_up(self, client_request: ClientRequest) -> Lookup:
         """What the cache has of a request, as far as its directives allow."""
         keys, directives = client_request.spec.keys, client_request.directives
-        await turn_if_many(keys)
+        if are_many(keys):
+            await turn()
         if directives.no_cache:
             return lookup(keys, {})
         min_stored_at_s = self._cache.freshness_cutoff_s(directives.max_age_s)
@@ -266,7 +268,8 @@ class Resolver:
             settled = first.settled
             missing = [key for key in missing if key not in settled]
         fetched = await self._fetcher.fetch(client_request.request(missing, policy)) if missing else NOTHING
-        await turn_if_many(missing)
+        if are_many(missing):
+            await turn()
         if first is not NOTHING:
             fetched = fetched.after(first)
         cached, fetched = current(found.entries), replace(fetched, entries=current(fetched.entries))

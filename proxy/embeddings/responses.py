@@ -16,13 +16,13 @@ from proxy.cache.entry import Entry, base64_texts
 from proxy.cache.memory import Memory
 from proxy.embeddings.cache_headers import CACHE_NAME, add_cache_headers, cache_headers, detail_of
 from proxy.errors import ResponseTooLarge
-from proxy.fetch.outcomes import EmbedResult, pace_fields, usage_of
+from proxy.fetch.outcomes import EmbedResult, usage_of
 from proxy.fetch.result import FetchResult
 from proxy.http.bodies import BodyReservation
 from proxy.http.streamed import Streamed
 from proxy.labels import ItemResult
 from proxy.ledger.row import Row
-from proxy.protocol import embedding_response, headers
+from proxy.protocol import embedding_response
 from proxy.protocol.cors import origin_of
 from proxy.protocol.headers import Headers
 from proxy.protocol.memo import memoized
@@ -31,11 +31,6 @@ from proxy.protocol.vectors import Encoding
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.router import Origin
 
-# These fields of an upstream response describe its body, which is not the one that is sent.
-_BODY_HEADERS = (
-    "Content-Length", "Content-Encoding", "Content-Type", "Content-Digest", "Content-MD5", "Digest", "ETag",
-    "Repr-Digest", "Signature", "Signature-Input",
-)  # fmt: skip
 _MANY_ITEMS, _MAX_BODY_BYTES = 2048, 512 * 1024**2
 # A larger body is streamed. A smaller one is faster written at once, and a client that does not read it holds no more
 # than that in memory: on a connection, no further request is served before the last response has been read.
@@ -144,13 +139,8 @@ class ResponseBuilder:
         status += "; collapsed" if joined else ""
         status += f"; detail={detail_of(spec)}" if spec.is_keyed_whole else ""
         deliveries = fetched.deliveries
-        extra = CIMultiDict[str]()
-        if deliveries and all(delivery.is_unmerged for delivery in deliveries):
-            extra = headers.end_to_end(deliveries[0].headers)
-            for name in _BODY_HEADERS:
-                extra.popall(name, None)
-        elif deliveries:  # the other fields may quote what another client sent
-            extra = pace_fields(deliveries[0].headers)
+        merged = [delivery for delivery in deliveries if not delivery.is_unmerged]
+        extra = (merged or deliveries)[0].relayed.copy() if deliveries else CIMultiDict[str]()
         add_cache_headers(extra, state, status, saved_tokens=saved)
         if found:
             extra["X-Cache-Hits"] = str(sum(map(found.__contains__, spec.keys)))
@@ -272,17 +262,17 @@ class ResponseBuilder:
         counters.save(saved)
         row.saved += saved
         from_memory = min(from_memory, len(found))
-        results = {ItemResult.MEMORY: from_memory}
-        if from_memory != len(spec.keys):
-            results |= {
-                ItemResult.STORE: len(found) - from_memory,
-                ItemResult.UPSTREAM: own,
-                ItemResult.JOINED: joined,
-                ItemResult.DUPLICATE: len(spec.keys) - len(found) - own - joined,
-            }
-        row.count_items(results)
-        for result, count in results.items():
-            counters.items[result].inc(count)
+        results = (
+            (ItemResult.MEMORY, from_memory),
+            (ItemResult.STORE, len(found) - from_memory),
+            (ItemResult.UPSTREAM, own),
+            (ItemResult.JOINED, joined),
+            (ItemResult.DUPLICATE, len(spec.keys) - len(found) - own - joined),
+        )
+        for result, count in results:
+            if count:
+                row.count_items(result, count)
+                counters.items[result].inc(count)
 
 
 @memoized(max_length=_MAX_MODEL_LENGTH)

@@ -23,7 +23,7 @@ from proxy.fetch.result import NOTHING, Failure, FetchResult, FlightResult
 from proxy.fetch.singleflight import Claim, Flights
 from proxy.fetch.spending import Spending
 from proxy.tasks import TaskSet, log_to
-from proxy.turns import turn_if_many
+from proxy.turns import are_many, turn
 from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin
 
@@ -83,7 +83,8 @@ class Fetcher:
 
         The flights in ``left`` are not joined; those that the request leaves now are added.
         """
-        await turn_if_many(request.keys)
+        if are_many(request.keys):
+            await turn()
         in_memory = self._in_memory(request)
         if in_memory:
             request = request.only([key for key in request.keys if key not in in_memory])
@@ -115,7 +116,8 @@ class Fetcher:
         if given_up is not None:
             return FetchResult(failure=_refusal(given_up, request)), {}
         left |= wait.left
-        await turn_if_many(request.keys)
+        if are_many(request.keys):
+            await turn()
         fetched, foreign = _collected(request, claim, leader)
         if in_memory:
             fetched = fetched.after(FetchResult(entries=in_memory))

@@ -15,7 +15,7 @@ from proxy.fetch.result import Failure, FlightResult
 from proxy.fetch.singleflight import Claim
 from proxy.fetch.spending import Spending
 from proxy.tasks import TaskSet, log_to
-from proxy.turns import in_turns, turn, turn_if_many
+from proxy.turns import are_many, in_turns, turn
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class Leader:
         """Ask the upstream for leased keys, if the client's budgets allow it: for all of them or for none."""
         client_request = request.client_request
         reservation = None
-        if request.keys and request.policy.is_budgeted:
+        if self._spending.has_budgets and request.keys and request.policy.is_budgeted:
             try:
                 reservation = await self._spending.reserve(
                     client_request.client,
@@ -150,7 +150,8 @@ class Leader:
 
     async def _ask_now(self, request: FetchRequest) -> None:
         """Ask the upstream for leased keys, in as few calls as its limits allow."""
-        await turn_if_many(request.keys)
+        if are_many(request.keys):
+            await turn()
         parts = self._batcher.split(request)
         if len(parts) == 1:
             await self._ask_part(parts[0])
@@ -172,8 +173,8 @@ class Leader:
         if isinstance(outcome, Oversized):
             await self._ask_now(part)  # now that the batcher knows what the upstream takes
             return
-        client_request = part.client_request
-        await self._spending.reported(client_request.client, client_request.spec.model)
+        if self._spending.has_budgets:
+            await self._spending.reported(part.client_request.client, part.client_request.spec.model)
         if not isinstance(outcome, EmbedResult):
             self._settle_failed(part, part.keys, outcome)
             return

@@ -18,6 +18,7 @@ from proxy.fetch.outcomes import (
     InvalidResponse,
     Outcome,
     blame,
+    relayed_fields,
     without_quotes,
 )
 from proxy.fetch.request import FetchRequest
@@ -175,6 +176,7 @@ def _split(requests: Sequence[FetchRequest], sent: ValidResponse) -> Iterator[Em
     weights = [weight for request in requests for weight in request.weights]
     tokens = share_tokens(parsed.usage["prompt_tokens"], weights)
     is_unmerged = len(requests) == 1
+    relayed = relayed_fields(response.headers, is_unmerged=is_unmerged)
     ends = accumulate([len(request.keys) for request in requests], initial=0)
     for start, end in pairwise(ends):
         billed = sum(tokens[start:end])
@@ -190,6 +192,7 @@ def _split(requests: Sequence[FetchRequest], sent: ValidResponse) -> Iterator[Em
             extra_fields=parsed.extra_fields,
             status=response.status,
             headers=response.headers,
+            relayed=relayed,
             is_unmerged=is_unmerged,
             is_own_body=is_unmerged and requests[0].client_request.is_own_body(sent.body),
             by_origin=sent.by_origin,

@@ -12,7 +12,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.cache.entry import Entry
 from proxy.errors import ProxyError
-from proxy.protocol import error_body
+from proxy.protocol import error_body, headers
 from proxy.protocol.headers import Headers
 from proxy.protocol.vectors import Vector
 from proxy.upstream.client import UpstreamResponse
@@ -32,6 +32,11 @@ _KNOWN_CODES = frozenset(
 )  # fmt: skip
 # A paid quota that is used up does not come back while a client waits.
 _NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "budget_exceeded"})
+# These fields describe the body, which is not the one that clients get.
+_BODY_FIELDS = (
+    "Content-Length", "Content-Encoding", "Content-Type", "Content-Digest", "Content-MD5", "Digest", "ETag",
+    "Repr-Digest", "Signature", "Signature-Input",
+)  # fmt: skip
 _PACE_FIELDS = ("retry-after", "retry-after-ms", "x-should-retry")
 _PACE_PREFIXES = ("x-ratelimit-", "ratelimit", "anthropic-ratelimit-")
 
@@ -57,7 +62,8 @@ class EmbedResult(Struct, frozen=True, kw_only=True):
     usage: dict[str, Any]
     extra_fields: dict[str, Any]  # further fields of the response, such as its `id`
     status: int
-    headers: CIMultiDictProxy[str]
+    headers: CIMultiDictProxy[str]  # the upstream's
+    relayed: CIMultiDict[str]  # of these, `relayed_fields`; shared, not to be changed
     is_unmerged: bool  # the call was for this request alone
     is_own_body: bool  # and its body the client's own
     by_origin: bool  # not by a fallback
@@ -183,16 +189,26 @@ def in_own_words(response: UpstreamResponse) -> UpstreamResponse:
         "code": status if is_success(response.status) else "upstream_error",
     }
     error |= {name: value for name, value in _error_fields(response).items() if value in _KNOWN_CODES}
-    headers = CIMultiDict({"Content-Type": "application/json"})
-    headers.extend(pace_fields(response.headers))
+    fields = CIMultiDict({"Content-Type": "application/json"})
+    fields.extend(_pace_fields(response.headers))
     return UpstreamResponse(
-        status=response.status, reason="", headers=CIMultiDictProxy(headers), body=orjson.dumps({"error": error})
+        status=response.status, reason="", headers=CIMultiDictProxy(fields), body=orjson.dumps({"error": error})
     )
 
 
-def pace_fields(headers: Headers) -> CIMultiDict[str]:
-    """The header fields of a response that are about rate limits. They can't quote what was sent."""
-    return CIMultiDict((name, value) for name, value in headers.items() if _is_pace(name.lower()))
+def relayed_fields(given: Headers, *, is_unmerged: bool) -> CIMultiDict[str]:
+    """The header fields of a response for a client whose body is made from it. Those of a merged call may quote what
+    another client sent, but for the fields about rate limits."""
+    if not is_unmerged:
+        return _pace_fields(given)
+    fields = headers.end_to_end(given)
+    for name in _BODY_FIELDS:
+        fields.popall(name, None)
+    return fields
+
+
+def _pace_fields(given: Headers) -> CIMultiDict[str]:
+    return CIMultiDict((name, value) for name, value in given.items() if _is_pace(name.lower()))
 
 
 def _is_pace(name: str) -> bool:

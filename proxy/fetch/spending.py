@@ -82,6 +82,10 @@ class Spending:
     def __repr__(self) -> str:
         return f"<Spending of {len(self._budgets)} budgets, {len(self._accounts)} accounts>"
 
+    @property
+    def has_budgets(self) -> bool:
+        return bool(self._budgets)
+
     def accounts(self) -> Iterable[Account]:
         """The accounts of the present windows that were used."""
         now_s = self._clock()

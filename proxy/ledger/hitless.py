@@ -55,7 +55,9 @@ class Hitless:
         return self._ended(program, streak)
 
     def _streak(self, client: Hashable) -> _Streak:
-        streak = self.streaks.setdefault(client, _Streak())
+        streak = self.streaks.get(client)
+        if streak is None:
+            streak = self.streaks[client] = _Streak()
         self.streaks.move_to_end(client)
         if len(self.streaks) > _MAX_CLIENTS:
             self.streaks.popitem(last=False)

@@ -54,9 +54,8 @@ class Row:
         self._requests[outcome] += 1
         self.held_s += held_s
 
-    def count_items(self, results: Mapping[ItemResult, int]) -> None:
-        for result, count in results.items():
-            self._items[result] += count
+    def count_items(self, result: ItemResult, count: int) -> None:
+        self._items[result] += count
 
     def count_bypass(self, reason: BypassReason) -> None:
         self.bypasses[reason] = self.bypasses.get(reason, 0) + 1

@@ -28,6 +28,7 @@ def embedded(request: FetchRequest, **changes: Any) -> EmbedResult:
         extra_fields={},
         status=200,
         headers=CIMultiDictProxy(CIMultiDict()),
+        relayed=CIMultiDict(),
         is_unmerged=True,
         is_own_body=request.is_whole,
         by_origin=True,
