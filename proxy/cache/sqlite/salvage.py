@@ -3,18 +3,21 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from proxy.cache.sqlite.file import FAILURES
 from proxy.protocol.keys import KEY_BYTES
 
 _CHUNK = 64
-# Through the slots in the order of their keys: forward from the first key, then backward from the last one, each as far
-# as SQLite can read.
+# All slots in the order of the index, and the one after a key: from the first on, and from the last one back.
 _WALKS = (
-    "SELECT key, id FROM slot WHERE key > :first AND key < :last ORDER BY key LIMIT :limit",
-    "SELECT key, id FROM slot WHERE key > :first AND key < :last ORDER BY key DESC LIMIT :limit",
+    ("SELECT key, id FROM slot ORDER BY key", "SELECT key, id FROM slot WHERE key > ? ORDER BY key LIMIT 1"),
+    ("SELECT key, id FROM slot ORDER BY key DESC", "SELECT key, id FROM slot WHERE key < ? ORDER BY key DESC LIMIT 1"),
 )
+_BEFORE_ALL = (b"", b"\xff" * (KEY_BYTES + 1))
+
+_Slot = tuple[object, object]  # a key and an id; a damaged one has any type
 
 
 class Salvage:
@@ -24,8 +27,6 @@ class Salvage:
         """Raises one of `FAILURES` if nothing of the file can be read."""
         self.aside = aside
         self.values = 0  # read so far
-        self._bounds = {"first": b"", "last": b"\xff" * (KEY_BYTES + 1)}
-        self._walks = list(_WALKS)
         self._connection = sqlite3.connect(f"{aside.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
         self._connection.text_factory = bytes
         try:
@@ -37,38 +38,47 @@ class Salvage:
         self._query = "SELECT value FROM value WHERE id = :id"
         if b"key" in columns:
             self._query += " AND (key = :key OR key IS NULL)"
+        self._slots = self._readable_slots()
 
     def chunk(self) -> dict[bytes, bytes]:
         """The next values by their keys; empty at the end."""
-        while self._walks:
-            slots = self._slots(self._walks[0])
-            if not slots:
-                del self._walks[0]
-            found = dict(self._values(slots))
-            self.values += len(found)
-            if found:
+        while slots := list(islice(self._slots, _CHUNK)):
+            if found := dict(self._values(slots)):
+                self.values += len(found)
                 return found
         return {}
 
-    def _slots(self, walk: str) -> list[tuple[bytes, int]]:
-        """The next slots of the walk, none at its end."""
-        bound = "first" if walk is _WALKS[0] else "last"
-        for limit in (_CHUNK, 1):  # if a chunk can't be read, its first slot may be readable
-            with suppress(*FAILURES):
-                found = self._connection.execute(walk, {**self._bounds, "limit": limit}).fetchall()
-                rows = [(key, id_) for key, id_ in found if isinstance(key, bytes)]  # a damaged one has any type
-                before = self._bounds[bound]
-                if rows and self._bounds["first"] < rows[-1][0] < self._bounds["last"]:
-                    self._bounds[bound] = rows[-1][0]
-                # The walk must not loop where keys are out of order.
-                return rows if self._bounds[bound] != before else []
-        return []
+    def _readable_slots(self) -> Iterator[_Slot]:
+        """From the first slot on and then from the last one back, each as far as SQLite can read.
 
-    def _values(self, slots: list[tuple[bytes, int]]) -> Iterator[tuple[bytes, bytes]]:
+        In the order of the index, whatever the keys are: to look for the next key would pass over the slots between
+        a damaged key and the one that it was.
+        """
+        end: _Slot | None = None  # of the first walk
+        for (all_slots, next_slot), before_all in zip(_WALKS, _BEFORE_ALL, strict=True):
+            last: _Slot = before_all, None
+            try:
+                for slot in self._connection.execute(all_slots):
+                    if slot == end:
+                        return
+                    last = slot
+                    yield slot
+            except FAILURES:
+                # Python's module reads ahead, so it drops the slot before the one that it can't read.
+                with suppress(*FAILURES):
+                    for slot in self._connection.execute(next_slot, last[:1]):
+                        if slot != end:
+                            last = slot
+                            yield slot
+            else:
+                return
+            end = last
+
+    def _values(self, slots: list[_Slot]) -> Iterator[tuple[bytes, bytes]]:
         for key, id_ in slots:
             with suppress(*FAILURES):
                 row = self._connection.execute(self._query, {"key": key, "id": id_}).fetchone()
-                if row is not None and isinstance(row[0], bytes) and len(key) == KEY_BYTES:
+                if row is not None and isinstance(row[0], bytes) and isinstance(key, bytes) and len(key) == KEY_BYTES:
                     yield key, row[0]
 
     def close(self) -> None:
