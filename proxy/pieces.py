@@ -5,6 +5,8 @@ import io
 from proxy.steps import Steps
 
 _PIECE_BYTES = 256 * 1024
+_LARGE_CHUNK_BYTES = 4 * 1024  # is kept as it is
+_AT_ONCE_BYTES = 2 * 1024**2  # are copied in a quarter of a millisecond
 
 
 class Pieces:
@@ -18,24 +20,34 @@ class Pieces:
 
     def write(self, chunk: bytes) -> None:
         self.size_bytes += len(chunk)
+        if len(chunk) >= _LARGE_CHUNK_BYTES:
+            self._end_piece()
+            self.full.append(chunk)
+            return
         self._last.write(chunk)
         if self._last.tell() >= _PIECE_BYTES:
+            self._end_piece()
+
+    def _end_piece(self) -> None:
+        if self._last.tell():
             self.full.append(self._last.getvalue())
             self._last = io.BytesIO()
 
     def joined(self) -> Steps[bytes]:
-        """All of the bytes; after that, there are none. Each piece is freed once it is copied, so this takes no more
-        memory than they do."""
-        if not self.full:
-            return self._last.getvalue()
-        # Nobody else has these zeros, so they are overwritten in place; they take no memory before that.
-        whole, end = io.BytesIO(bytes(self.size_bytes)), self.size_bytes
+        """All of the bytes; after that, there are none. Of many, each piece is freed once it is copied, so this takes
+        no more memory than they do."""
         self.full.append(self._last.getvalue())
         self._last = io.BytesIO()
+        if self.size_bytes <= _AT_ONCE_BYTES:
+            whole = b"".join(self.full)
+            self.full.clear()
+            return whole
+        # Nobody else has these zeros, so they are overwritten in place; they take no memory before that.
+        buffer, end = io.BytesIO(bytes(self.size_bytes)), self.size_bytes
         while self.full:  # the last first: so the heap can shrink step by step, and not by all of them at the end
             piece = self.full.pop()
             end -= len(piece)
-            whole.seek(end)
-            whole.write(piece)
+            buffer.seek(end)
+            buffer.write(piece)
             yield
-        return whole.getvalue()  # without a copy
+        return buffer.getvalue()  # without a copy

@@ -29,3 +29,11 @@ def test_a_large_body_is_joined_in_steps_that_free_what_they_have_copied() -> No
 
 def test_a_small_body_is_joined_at_once() -> None:
     assert list(collected([b"a", b"b"]).joined()) == []
+
+
+def test_large_chunks_are_not_copied_before_they_are_joined() -> None:
+    large = bytes(pieces._LARGE_CHUNK_BYTES)
+    written = collected([b"a", large, b"b"])
+    assert any(piece is large for piece in written.full)
+    assert finish(written.joined()) == b"a" + large + b"b"
+    assert not written.full

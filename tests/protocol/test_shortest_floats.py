@@ -39,6 +39,17 @@ def test_the_shortest_texts_of_usual_vectors_are_known(seed: int) -> None:
     assert sum(known) >= 62
 
 
+@settings(max_examples=200)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 8))
+def test_the_shortest_texts_of_numbers_with_few_digits_are_known(seed: int, digits: int) -> None:
+    wide = np.round(np.random.default_rng(seed).uniform(0.1, 1.0, 64), digits)
+    narrow = wide.astype(np.float32)
+    expected = parsed(narrow) == wide  # some of eight digits are not the shortest
+    known = np.array([are_shortest(wide[i], narrow[i]) for i in range(64)])
+    assert not (known & ~expected).any()
+    assert (known | ~expected).sum() >= 62
+
+
 @pytest.mark.parametrize("number", [0.1, -0.25, 1e-9, 16777215.0, 2.0**-10, 0.3000001])
 def test_single_numbers(number: float) -> None:
     narrow = np.array([number], np.float32)
