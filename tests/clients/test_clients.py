@@ -16,7 +16,7 @@ from aiohttp import web
 
 from tests.conftest import StartProxy
 from tests.support.client import Client
-from tests.support.client_process import ROOT, ClientProcess
+from tests.support.client_process import ROOT, ClientProcess, WarmedProcess
 from tests.support.scripted import Call, Reply, ScriptedUpstream, error_reply, vector
 
 TEXTS = ["one", "deux à deux", " 三つ"]
@@ -132,8 +132,17 @@ def program(request: pytest.FixtureRequest) -> Program:
 
 
 @pytest.fixture(scope="module")
-def process(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClientProcess]:
-    process = ClientProcess(list(program.command), tmp_path_factory.mktemp("client"))
+def warmed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmedProcess]:
+    warmed = WarmedProcess(tmp_path_factory.mktemp("clients"))
+    yield warmed
+    warmed.kill()
+
+
+@pytest.fixture(scope="module")
+def process(
+    program: Program, tmp_path_factory: pytest.TempPathFactory, warmed: WarmedProcess
+) -> Iterator[ClientProcess]:
+    process = ClientProcess(list(program.command), tmp_path_factory.mktemp("client"), warmed)
     yield process
     process.kill()
 

@@ -85,6 +85,11 @@ def answering(upstream: ScriptedUpstream, **changes: object) -> Reply:
     return lambda call: web.json_response(upstream.answer_to(call.json, **changes) | {"echo": echo(call).decode()})
 
 
+def stating_no_limit(upstream: ScriptedUpstream) -> Reply:
+    """Good answers. The upstream's own state that few calls are left, and the proxy would wait among the errors."""
+    return lambda call: web.json_response(upstream.answer_to(call.json))
+
+
 def cut_off(call: Call) -> web.StreamResponse:
     assert call.request.transport is not None
     call.request.transport.abort()
@@ -424,7 +429,8 @@ async def test_process_output_and_files_hold_no_canaries(
         if url not in upstream.base_url.encode()
     )
     headers = {"Authorization": BEARER, "Content-Type": "application/json"}
-    replies: list[Reply | None] = [None, None, echoing(401), echoing(404), echoing(500), cut_off, broken, half]
+    usual = stating_no_limit(upstream)
+    replies: list[Reply] = [usual, usual, echoing(401), echoing(404), echoing(500), cut_off, broken, half]
     async with ClientSession(headers=headers) as session:
         for number, reply in enumerate([*replies, answering(upstream, data=[TEXT])]):
             upstream.reply = reply
