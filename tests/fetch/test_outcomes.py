@@ -4,6 +4,7 @@ from typing import Any
 
 import orjson
 import pytest
+from multidict import CIMultiDict
 
 from proxy.errors import Overloaded, UpstreamDown, UpstreamStalled
 from proxy.fetch.outcomes import (
@@ -16,6 +17,7 @@ from proxy.fetch.outcomes import (
     is_outage,
     is_verdict,
     rate_limit_refusal,
+    relayed_fields,
     status_of,
     usage_of,
     without_quotes,
@@ -170,8 +172,12 @@ def test_usage_of_several_calls_is_their_sum_and_that_of_one_has_all_fields() ->
     assert usage_of([one, two]) == {"prompt_tokens": 8, "total_tokens": 10}
 
 
-def test_kept_vectors_keep_no_response_in_memory() -> None:
-    request = FetchRequest(client_request_for(["a"], [b"k"]), [b"k"], Policy(0.0))
-    result = embedded(request, texts=(memoryview(b"[1]"),))
-    assert result.without_texts().texts == ()
-    assert result.without_texts().vectors == result.vectors
+def test_a_client_of_a_merged_call_gets_only_the_fields_about_rate_limits() -> None:
+    given = CIMultiDict(
+        {"x-ratelimit-remaining-requests": "7", "Content-Length": "9", "ETag": "x", "Via": "a", "Connection": "close"}
+    )
+    assert list(relayed_fields(given, is_unmerged=False).items()) == [("x-ratelimit-remaining-requests", "7")]
+    assert list(relayed_fields(given, is_unmerged=True).items()) == [
+        ("x-ratelimit-remaining-requests", "7"),
+        ("Via", "a"),
+    ]
