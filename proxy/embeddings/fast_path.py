@@ -17,7 +17,7 @@ from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
 from proxy.embeddings.header_watch import HeaderWatch
 from proxy.embeddings.known_head import KnownBody, KnownHead
-from proxy.embeddings.lookup import count_model_versions, look_up
+from proxy.embeddings.lookup import count_model_versions, look_up_rest
 from proxy.embeddings.recognized import FastPathHit, FastPathMiss, FastPathRead
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.embeddings.responses import ResponseBuilder
@@ -161,7 +161,8 @@ class FastPath:
         If there is no store, there is no await in here.
         """
         known = read.known
-        found = await look_up(self._cache, known.spec.keys, min_stored_at_s=self._cache.freshness_cutoff_s(None))
+        cutoff_s = self._cache.freshness_cutoff_s(None)
+        found = await look_up_rest(self._cache, known.spec.keys, read.in_memory, min_stored_at_s=cutoff_s)
         if not self._may_serve(known):
             connection.known_head = None
             return None
@@ -185,8 +186,8 @@ class FastPath:
         if not self._may_serve(known):
             connection.known_head = None  # it has to be parsed, and perhaps others like it
             return None
-        found = self._look_up(known)
-        if found is None:
+        found = read.in_memory
+        if not _is_hit(known, found):
             return read
         if self._is_large(known, found):
             self._parse_from(known, connection)
@@ -212,7 +213,8 @@ class FastPath:
         if found is None:
             return None
         known, known_body, given = found
-        return FastPathRead(known, known_body, given, body, began_s, time.perf_counter(), head.fields)
+        looked_up_s = time.perf_counter()
+        return FastPathRead(known, known_body, given, body, began_s, looked_up_s, head.fields, self._peek(known))
 
     def _find_repeated(self, sent: bytes, began_s: float) -> FastPathHit | None:
         """A request that is the same in all its bytes."""
@@ -235,11 +237,11 @@ class FastPath:
 
     def _look_up(self, known: MemoEntry) -> dict[bytes, Entry] | None:
         """The entries of a known request, if memory has them all."""
-        keys = known.spec.keys
-        found = self._cache.peek(keys, min_stored_at_s=self._cache.freshness_cutoff_s(None), confirmed=True)
-        if not all(map(found.__contains__, keys)) or (len(found) > 1 and count_model_versions(found) > 1):
-            return None
-        return found
+        found = self._peek(known)
+        return found if _is_hit(known, found) else None
+
+    def _peek(self, known: MemoEntry) -> dict[bytes, Entry]:
+        return self._cache.peek(known.spec.keys, min_stored_at_s=self._cache.freshness_cutoff_s(None), confirmed=True)
 
     def _may_serve(self, known: MemoEntry) -> bool:
         return self._access.may_serve(known.credential_id, known.credential_scope)
@@ -264,6 +266,11 @@ class FastPath:
         sent = connection.whole(request)
         if sent is not None:
             self._memo.put_by_bytes(sent, known)
+
+
+def _is_hit(known: MemoEntry, found: dict[bytes, Entry]) -> bool:
+    """Whether ``found`` has all entries of a request, of one model version."""
+    return all(map(found.__contains__, known.spec.keys)) and (len(found) <= 1 or count_model_versions(found) <= 1)
 
 
 def _new_head(sent: bytes, sighting: Sighting) -> KnownHead | None:

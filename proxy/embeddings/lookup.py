@@ -33,6 +33,13 @@ async def look_up(cache: Cache, keys: Sequence[bytes], *, min_stored_at_s: float
     If everything is in memory, or there is no store, there is no await in here.
     """
     found = cache.peek(keys, min_stored_at_s=min_stored_at_s, confirmed=True)
+    return await look_up_rest(cache, keys, found, min_stored_at_s=min_stored_at_s)
+
+
+async def look_up_rest(
+    cache: Cache, keys: Sequence[bytes], found: dict[bytes, Entry], *, min_stored_at_s: float
+) -> Lookup:
+    """The same after memory was looked into, with the result ``found``."""
     in_memory = lookup(keys, found, from_memory=len(found))
     if not in_memory.missing or not cache.has_store:
         return in_memory

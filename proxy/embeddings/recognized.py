@@ -26,7 +26,7 @@ class FastPathHit(NamedTuple):
 
 
 class FastPathRead(NamedTuple):
-    """A request that was not parsed, not all of whose items are in memory. It began at ``began_s``."""
+    """A request that was not parsed, and its items that were ``in_memory``. It began at ``began_s``."""
 
     known: MemoEntry
     known_body: KnownBody
@@ -35,6 +35,7 @@ class FastPathRead(NamedTuple):
     began_s: float
     looked_up_s: float
     fields: Mapping[str, str]
+    in_memory: dict[bytes, Entry]
 
     def client_request(self, reservation: BodyReservation, span: Span) -> ClientRequest:
         return self.known_body.client_request(

@@ -80,7 +80,7 @@ class Resolver:
             found = found.current()
         self._lookup_seconds.observe(time.perf_counter() - parsed_s)
         self._watch_headers(client_request, is_hit=bool(found.entries))
-        is_moved = count_model_versions(found.entries) > 1
+        is_moved = len(found.entries) > 1 and count_model_versions(found.entries) > 1
         if is_moved:
             found = lookup(client_request.spec.keys, {})
         progress.items = len(client_request.spec.keys)
