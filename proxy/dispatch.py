@@ -194,7 +194,7 @@ class Dispatcher:
         return response
 
     def _warn_uncached(self, target: str) -> None:
-        """Log once for each path which path would be cached. Paths come from clients, so only a part is logged."""
+        """Log, once for each path, the path that is cached. Paths come from clients, so only a part is logged."""
         path = loggable_path(target)
         if path in self._warned_paths or len(self._warned_paths) >= _MAX_WARNED_PATHS:
             return

@@ -71,7 +71,7 @@ class Cache:
         await self._store.backlog.room()
 
     async def probe_store(self) -> None:
-        """Log a store that does not work, and read its log for the first time: what is in there is from before."""
+        """Warn if the store does not work. Read its changes once, so that later polls return only newer ones."""
         await self._store.probe()
         await self.feed.poll()
 

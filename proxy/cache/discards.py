@@ -59,9 +59,8 @@ class Discards:
     """
 
     def __init__(self, *, again_after_s: float) -> None:
-        """Keys are discarded once more when ``again_after_s`` have passed. Only that helps if the process that replaced
-        a record died after it announced the replacement, did it, and could not announce that it is done: what another
-        process has read in between is outdated."""
+        """Keys are discarded once more after ``again_after_s``. A process may announce a replacement, write it, and die
+        before the second announcement. Other processes may have read the old record meanwhile."""
         self._again_after_s = again_after_s
         self._due: deque[tuple[float, Collection[bytes]]] = deque()
         self.now = Mark()

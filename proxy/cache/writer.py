@@ -201,7 +201,7 @@ class Writer:
         return {key: value for key, value in written.existing.items() if key not in winners}
 
     def _settle(self, key: bytes, write: _Write, final: Entry) -> None:
-        """By the reply to ``write``, the store has ``final`` under ``key``."""
+        """The store replied to ``write``: it has ``final`` under ``key``."""
         mine, cached = write.entries[key], self.get(key)
         is_newer = cached not in (mine, write.before[key])
         if cached is not None and is_newer and not cached.yields_to_insert and final.is_confirmed:

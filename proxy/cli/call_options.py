@@ -55,7 +55,7 @@ CALL_OPTIONS = (
         name="upstream-concurrency",
         type=types.COUNT,
         default="64",
-        help="Maximum embeddings calls in flight to the upstreams.",
+        help="Maximum embeddings calls in flight to each upstream.",
     ),
     Option(
         name="upstream-connect-timeout",

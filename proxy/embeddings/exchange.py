@@ -37,8 +37,8 @@ class BegunExchange:
     """An exchange that has begun before its request was parsed. The connection has it as a
     `proxy.http.begun_response.BegunResponse`.
 
-    It is ended once. If the parser got the request and its handler has called `take`, the handler ends it, as it would
-    end its own. If the connection is lost before, ``end`` is called. Otherwise whoever called `run` ends it.
+    Exactly one party ends it: the handler, once it has called `take`; ``end``, if the connection is lost before that;
+    otherwise the caller of `run`.
     """
 
     __slots__ = ("_end", "_error", "_is_taken", "_response", "_task", "exchange", "is_handed_over")

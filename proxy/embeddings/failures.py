@@ -43,8 +43,8 @@ class FailureResponses:
         is_everybodys = isinstance(cause, ErrorResponse) and blame(cause) is Blame.EVERYBODY
         if is_everybodys or client_request.is_own_body(cause.body):
             return self._relayed(client_request, cause.response)
-        # It may refer to an item by its index, which is another one in the client's list; and part of a response can't
-        # be relayed as the whole.
+        # The response may name an item by its index, which differs from that in the client's list; and part of a
+        # response can't be relayed as the whole.
         if blame(cause) is Blame.UNKNOWN and not self._fetcher.takes_retry(client_request.origin):
             return self._relayed(client_request, in_own_words(cause.response))
         return await self.replay(client_request)
@@ -68,7 +68,7 @@ class FailureResponses:
             self._log_once.warn(f"{status} from {url}", "perhaps the base URL is wrong, or the model's name")
         if not is_success(error_status):
             return RequestOutcome.ERROR, _relayed(response, client_request.reservation)
-        items, model = len(client_request.spec.keys), client_request.parsed.model
+        items, model = len(client_request.spec.keys), client_request.spec.model
         self._metrics.of_model(model).items[ItemResult.UPSTREAM].inc(items)
         self._metrics.ledger.admit(client_request.client)
         self._metrics.row(client_request.client, model).count_items(ItemResult.UPSTREAM, items)

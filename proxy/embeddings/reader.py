@@ -113,8 +113,7 @@ class Reader:
         reservation: BodyReservation,
         span: Span,
     ) -> ClientRequest:
-        """A request that is not parsed, but made by ``make``, of a body for which `BodyReader.received` has reserved
-        what parsing takes."""
+        """``make`` builds the request without parsing it. `BodyReader.received` has reserved the memory."""
         client_request = make(reservation, span)
         _give_back_unused(reservation, client_request, sent.structure)
         return client_request

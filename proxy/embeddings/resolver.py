@@ -35,7 +35,7 @@ from proxy.turns import are_many, turn
 # How long requests for stored items wait for the upstream's verdict on their credential.
 _PROBE_TIMEOUT_S = 2.0
 
-Outcome = tuple[RequestOutcome, StreamResponse]
+Resolved = tuple[RequestOutcome, StreamResponse]
 
 
 class Resolver:
@@ -72,7 +72,7 @@ class Resolver:
         sighting: Sighting | None,
         progress: Progress,
         parsed_s: float,
-    ) -> Outcome:
+    ) -> Resolved:
         """The outcome and response of a request that was parsed at ``parsed_s`` and then looked up. With a
         ``sighting``, a hit is remembered for the fast path. Raises `ProxyError`."""
         if are_many(found.missing):
@@ -103,14 +103,14 @@ class Resolver:
             return await self._resolve(client_request, FetchPlan(found, self._policy(client_request)))
         return await self._resolve(client_request, found)
 
-    async def _resolve(self, client_request: ClientRequest, step: Lookup | FetchPlan) -> Outcome:
+    async def _resolve(self, client_request: ClientRequest, step: Lookup | FetchPlan) -> Resolved:
         """Take the steps that lead to a response: a `Lookup` is to be validated first, a `FetchPlan` to be fetched.
 
-        There are at most four. A fetch leads back to a validation only if it has all the items and was not billed. Then
-        nothing is missing, so that a validation leads to another fetch only if that may not join others. The upstream
-        bills that fetch, or it fails.
+        The loop takes at most four steps. `_fetch` returns a `Lookup` only if it has every item and no call was billed.
+        Nothing is missing then, so `_validate` plans another fetch only if that joins no other request's. Such a fetch
+        is billed or fails, and the loop ends.
         """
-        next_step: Lookup | FetchPlan | Outcome = step
+        next_step: Lookup | FetchPlan | Resolved = step
         while True:
             match next_step:
                 case Lookup():
@@ -150,7 +150,7 @@ class Resolver:
 
     def _hit(
         self, client_request: ClientRequest, found: Lookup, first: FetchResult = NOTHING, *, detail: str = ""
-    ) -> Outcome:
+    ) -> Resolved:
         return RequestOutcome.HIT, self._responses.hit(
             client_request.spec,
             found.entries,
@@ -175,7 +175,7 @@ class Resolver:
         is_shared = self._access.is_shared_scope(client_request.identity)
         return is_shared or not found.missing or (bool(found.entries) and self._is_refused(client_request))
 
-    async def _validate(self, client_request: ClientRequest, found: Lookup) -> FetchPlan | Outcome:
+    async def _validate(self, client_request: ClientRequest, found: Lookup) -> FetchPlan | Resolved:
         """Credential not recently validated: probe the upstream with the cheapest item first.
 
         Entries in a credential's own scope are there because the upstream once accepted it. So these are served while
@@ -196,8 +196,7 @@ class Resolver:
         is_confirmed = failure is not None or fetched.is_by_origin
         first = fetched if result.is_own else NOTHING
         if not is_confirmed and (is_shared or self._is_refused(client_request)):
-            # A fallback can't validate a credential for entries that the origin computed for other clients, or before
-            # it refused this one.
+            # A fallback's success validates nothing: don't serve entries of a shared scope, or of a refused credential.
             return FetchPlan(lookup(client_request.spec.keys, {}), self._policy(client_request).private(), first.bill)
         if count_model_versions(found.entries, fetched.entries) > 1:
             return FetchPlan(
@@ -229,7 +228,7 @@ class Resolver:
 
     async def _respond_unvalidated(
         self, client_request: ClientRequest, probe: FetchRequest, failure: Failure | None, found: Lookup
-    ) -> Outcome:
+    ) -> Resolved:
         """The response if the upstream failed, or did not respond in time."""
         if failure is not None and failure.is_rejection and found.entries.keys() >= set(probe.keys):
             # The upstream accepted the credential for the same item before.
@@ -259,7 +258,7 @@ class Resolver:
             may_merge=not (client_request.spec.is_keyed_whole or is_fused),
         )
 
-    async def _fetch(self, client_request: ClientRequest, plan: FetchPlan) -> Lookup | Outcome:
+    async def _fetch(self, client_request: ClientRequest, plan: FetchPlan) -> Lookup | Resolved:
         """Fetch what is missing. The result is a `Lookup` if all of it was in the store after all, or was fetched by
         other requests or replicas: then the credential is not validated yet."""
         found, policy, first = plan

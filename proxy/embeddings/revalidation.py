@@ -61,8 +61,8 @@ class Revalidator:
                     return ProbeResult(replace(fetched, failure=seen), is_own=False)
                 probe = self._shared.get(name)  # of a client that waits longer, perhaps
             else:
-                # It failed because of the other request's item. No other request waits for this one's own probe: of
-                # many requests with an item that the upstream rejects, each would wait for all before it.
+                # It failed because of the other request's item. No other request waits for this one's own probe:
+                # otherwise requests with items that the upstream rejects would queue behind each other.
                 return await self._result(self._start(request), request, timeout_s=timeout_s)
         return await self._result(self._begin(name, request), request, timeout_s=timeout_s)
 
@@ -132,7 +132,7 @@ def _is_for(failure: Failure, waiter: FetchRequest, *, accepts_outage: bool) -> 
 
 
 def _is_impatient(failure: Failure, other: ClientRequest, waiter: ClientRequest) -> bool:
-    """Whether another's probe failed because its client waits for the rate limit no longer, as the waiter does."""
+    """Whether another client's probe failed because that client gave up on the rate limit earlier than the waiter."""
     is_refusal = isinstance(failure.cause, RateLimited) or rate_limit_refusal(failure.cause) is not None
     return is_refusal and other.held_until_s < waiter.held_until_s
 

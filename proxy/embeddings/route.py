@@ -153,7 +153,7 @@ class EmbeddingsRoute:
         self.time(progress, started_s)
 
     def time(self, progress: Progress, started_s: float) -> None:
-        """Note how long a request took that has ended, and the model by which it was counted."""
+        """Record a request's duration, and the label of its model."""
         progress.model_label = self._metrics.label_of(progress.model)
         self._metrics.request_seconds[progress.outcome].observe(time.perf_counter() - started_s)
 

@@ -24,8 +24,8 @@ class ClientWait:
         self._timer: asyncio.TimerHandle | None = None
 
     def hold(self, held: object, stated_at_s: float) -> None:
-        """``held`` waits for a limit that takes it from ``stated_at_s`` on, by what the upstream stated; event loop
-        time. A client that waits no longer than until then does not wait at all."""
+        """``held`` waits for a limit. The upstream stated that it takes the call from ``stated_at_s`` on, in event loop
+        time. If the client's deadline is not later, it gives up now."""
         if self.is_over:
             return
         loop = asyncio.get_running_loop()

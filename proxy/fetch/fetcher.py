@@ -73,7 +73,7 @@ class Fetcher:
                 return fetched
             # These failed for reasons that concern other requests. This one retries them, unless another was quicker.
             request = request.only(list(foreign))
-            # A client that left says nothing about these keys, and there is an end of such clients.
+            # A disconnected client's failure does not count as an attempt. The loop ends: such clients are finite.
             attempt += not all(isinstance(failure.cause, Abandoned) for failure in foreign.values())
 
     async def _attempt(
@@ -208,8 +208,8 @@ def _collected(
 
 
 def _replaces_item(cause: CallFailure, request: FetchRequest) -> TypeGuard[InvalidResponse]:
-    """Whether a response has something in place of an item's embedding, and is not the one to the client's own body,
-    which is relayed. All items of a body may have been asked for in several calls."""
+    """Whether a response has other JSON in place of an item's embedding, and is not the response to the client's own
+    body, which is relayed."""
     return (
         isinstance(cause, InvalidResponse)
         and cause.embedding is not None

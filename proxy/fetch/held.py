@@ -1,8 +1,8 @@
 """Requests that wait for an upstream's rate limit: what it refused is sent again when the pacer allows it.
 
-A request is in a call, or held in a lane's queue, or rests in the lane. It rests after it was refused alone: first
-until another call of the lane was accepted, or refused as well. If others are accepted and it is refused again, it is
-refused for itself: then it waits longer each time, by itself, and the others do not wait for it.
+A request is in a call, or held in a lane's queue, or rests in the lane. One that was refused alone rests until another
+call of its lane ends. If the upstream accepts others and refuses it again, the request itself is the cause. It then
+waits longer each time, and delays no other.
 """
 
 import asyncio

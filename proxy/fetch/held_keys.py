@@ -50,8 +50,8 @@ class HeldKeys:
                 del self._followers[flight]
 
     def is_wanted(self, waiting: Waiting) -> bool:
-        """Whether each of its items is still waited for. If only some are, those that wait for them send them: nothing
-        is sent for a client alone that has left."""
+        """Whether its own client still waits, or other clients wait for each of its items. If they wait for only some,
+        it is dropped and they fetch those themselves: nothing is sent only for a client that has left."""
         if waiting.outcome.done():
             return False
         mine = waiting.wait.claim.mine

@@ -100,7 +100,7 @@ class Lane:
         return self.pacer.ready_at_s(cost, now_s) <= now_s
 
     def stated_at_s(self, cost: Cost) -> float:
-        """From when on a call is accepted, by what responses stated and a refusal confirmed; event loop time."""
+        """When the upstream accepts a call, as it stated, in event loop time; now, if no refusal confirmed that."""
         now_s = self._clock()
         return self.pacer.stated_at_s(cost, now_s) if self.pacer.is_confirmed(now_s) else now_s
 
@@ -159,10 +159,10 @@ class Lane:
         self.pacer.accepted(call, rate_limits.of_headers(headers, now_s=time.time()), self._clock())
 
     def refused(self, call: SentCall, refusal: ErrorResponse, *, is_alone: bool, is_for_itself: bool) -> float:
-        """Returns from when on the upstream stated that it takes the call, event loop time, or now.
+        """Returns when the upstream takes the call, as it stated, in event loop time; now, if it stated nothing.
 
-        ``is_alone``: it had a single request. ``is_for_itself``: which was refused for what it is, and not for how much
-        others sent.
+        ``is_alone``: it had a single request. ``is_for_itself``: the upstream refused the request itself, not the
+        traffic.
         """
         now_s, response = self._clock(), refusal.response
         stated = rate_limits.of_refusal(response.headers, response.body, now_s=time.time())

@@ -105,7 +105,7 @@ class Leader:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s
         if request.client_request.held_until_s:
-            # A rate limit may hold the other replica's call. Then it is this one's that refuses the client in time.
+            # A rate limit may hold the other replica's call. Then this replica's call refuses the client in time.
             deadline = min(deadline, request.client_request.held_until_s)
         while keys:
             await asyncio.sleep(pause_s)

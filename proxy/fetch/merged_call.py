@@ -54,7 +54,7 @@ class MergedCalls:
             return [await self._alone(requests[0])]
         sent = await self._together(requests)
         if not isinstance(sent, list):
-            return await self._isolated(requests, sent)
+            return await self._send_apart(requests, sent)
         # A vector of a merged response may be unusable because the call was merged.
         unusable = [i for i, result in enumerate(sent) if result.unusable is not None]
         outcomes: list[Outcome | ProxyError] = [*sent]
@@ -68,7 +68,7 @@ class MergedCalls:
         """One request's own call."""
         self._merged_requests.observe(1)
         sent = await self._calls.send(request.client_request, [request], request.body, len(request.keys))
-        return next(_split([request], sent)) if isinstance(sent, ValidResponse) else sent
+        return next(_share_out([request], sent)) if isinstance(sent, ValidResponse) else sent
 
     async def _together(self, requests: Sequence[FetchRequest]) -> list[EmbedResult] | CallFailure:
         """One call for several requests."""
@@ -85,14 +85,16 @@ class MergedCalls:
         if not isinstance(sent, ValidResponse):
             return sent
         self._merge_limits.merging_worked(client_request.origin.name, client_request.parsed.model)
-        return list(_split(requests, sent))
+        return list(_share_out(requests, sent))
 
-    async def _isolated(self, requests: Sequence[FetchRequest], failure: CallFailure) -> Sequence[Outcome | ProxyError]:
+    async def _send_apart(
+        self, requests: Sequence[FetchRequest], failure: CallFailure
+    ) -> Sequence[Outcome | ProxyError]:
         """The outcomes of requests whose merged call failed: each is sent alone, once, if that could help.
 
-        One of the requests may have caused the failure, unless it concerns everybody. If it may also be an outage, two
-        are sent first. While they fail, too, more are sent only as long as there are no more calls than there would
-        have been without merging, or the retry budget lasts.
+        If the failure concerns everybody, nothing is sent. If it is about the call, each request is sent alone. If it
+        may be an outage, two are sent, then four, and so on, until the calls saved by merging and the retry budget are
+        used up.
         """
         outcomes: list[Outcome | ProxyError] = [without_quotes(failure)] * len(requests)
         is_about_first = _is_about_first(failure, requests)
@@ -170,7 +172,7 @@ def _common_headers(headers: list[CIMultiDict[str]]) -> CIMultiDict[str]:
     )
 
 
-def _split(requests: Sequence[FetchRequest], sent: ValidResponse) -> Iterator[EmbedResult]:
+def _share_out(requests: Sequence[FetchRequest], sent: ValidResponse) -> Iterator[EmbedResult]:
     """Each request's part of one response."""
     parsed, response = sent.parsed, sent.response
     weights = [weight for request in requests for weight in request.weights]

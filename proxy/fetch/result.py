@@ -104,8 +104,8 @@ class Failure:
 
 
 class FetchResult(Struct, frozen=True, kw_only=True):
-    """``entries`` of the keys that were fetched, or ``unusable`` responses to items that were asked for alone, each
-    with the JSON text in place of the embedding; unless there is a ``failure``."""
+    """Each key that was fetched is in ``entries`` or in ``unusable``, unless there is a ``failure``. ``unusable`` are
+    responses to items that were asked for alone, with other JSON in place of the embedding."""
 
     entries: dict[bytes, Entry] = {}
     asked: frozenset[bytes] = frozenset()  # the keys that the upstream was asked for by this request, which it billed

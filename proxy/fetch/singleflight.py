@@ -30,8 +30,8 @@ class Flights(Generic[T]):
             del self._flights[key]
 
     def claim(self, keys: Iterable[bytes], instead_of: Collection["asyncio.Future[T]"] = ()) -> "Claim[T]":
-        """Join the flights of ``keys``, and lead those of keys that had none, or had one of ``instead_of``. One that
-        another call's result has ended, and its own leader not yet, counts as none.
+        """Join each key's flight. Start a new one if there is none, if it is done, or if it is in ``instead_of``. A
+        flight that is done may still be listed, because its leader has not removed it yet.
 
         There is no await in here. A caller that looked into memory before, without an await since, can't miss a flight
         that has ended: its result went into memory before the flight was removed.

@@ -27,8 +27,8 @@ class Slots:
         waited_s: Callable[[float], object],
         room: Callable[[], Awaitable[None]],
     ) -> None:
-        """``concurrency`` calls to one origin at a time. A call waits at most ``timeout_s`` for its slot, which is
-        reported to ``waited_s``. With its slot, it waits for ``room``: for memory that can hold its response."""
+        """``concurrency`` calls to one origin at a time. A call waits at most ``timeout_s`` for its slot; ``waited_s``
+        receives the time waited. With its slot, it waits for ``room``: for memory that can hold its response."""
         self._waited_s = waited_s
         self._room = room
         self._concurrency = concurrency

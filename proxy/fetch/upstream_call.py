@@ -65,7 +65,7 @@ class UpstreamCalls:
     async def send(
         self, client_request: ClientRequest, requests: Sequence[FetchRequest], body: bytes, items: int
     ) -> ValidResponse | CallFailure:
-        """Send ``body``, which has the items of ``requests``, in a call that is otherwise for ``client_request``."""
+        """Send ``body``, which has the items of ``requests``. URL, headers and credential are ``client_request``'s."""
         with self._spans(client_request, requests) as calls, self._flow_control.response() as flow:
             try:
                 response, origin = await self._failover.embed(client_request, body, items, calls, flow=flow)
@@ -182,8 +182,8 @@ def _named(client_request: ClientRequest, origin: Origin, embeddings: EmbeddingR
     if origin is client_request.origin:
         origin.remember(client_request.credential_id.credentials_mac, parsed.model, embeddings.model)
         return embeddings if embeddings.model else replace(embeddings, model=parsed.model or "")
-    # The operator declared it to be the same model, which has one name in a response and in the store: the origin's
-    # own, or none until that is known.
+    # A fallback responded. The model has one name in responses and in the store: the origin's, or none until that is
+    # known.
     return replace(
         embeddings, model=client_request.origin.name_of(client_request.credential_id.credentials_mac, parsed.model)
     )

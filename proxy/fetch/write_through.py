@@ -29,7 +29,8 @@ class Asked(NamedTuple):
 
 
 class WriteThrough:
-    """A request gets the vectors of its call once they are in memory: one that then finds no flight finds the entry."""
+    """Puts vectors into memory before their request is resolved. So a later request joins the flight or finds the
+    entry, unless memory has evicted it since."""
 
     def __init__(self, cache: Cache, validations: Validations, *, clock: Callable[[], float]) -> None:
         self._cache = cache

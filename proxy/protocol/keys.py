@@ -96,8 +96,8 @@ def _common(request: EmbeddingRequest, url: str, scope: Fields, vector_headers: 
 
 
 def _hashed(copy: Callable[[], "blake2b"], items: Iterable[bytes]) -> list[bytes]:
-    """The digest of each item behind what the hash that ``copy`` copies has got so far. An item is the last element, so
-    its length need not be encoded."""
+    """For each item, the digest of the common prefix followed by the item. ``copy`` returns a hash of the prefix. The
+    item is the last element, so its length need not be encoded."""
     found = []
     for item in items:
         state = copy()

@@ -299,3 +299,14 @@ async def test_a_large_response_is_not_relayed_without_memory_for_it(failures: F
     client_request.reservation._budget.take(Tenant(b"another"), 1, 1)
     with pytest.raises(Overloaded):
         await failures.responses.replay(client_request)
+
+
+async def test_a_relayed_response_counts_for_the_model_that_the_path_names(failures: Failures) -> None:
+    """Azure's bodies name none."""
+    client_request = failures.request()
+    client_request.parsed = client_request.parsed._replace(model=None)
+    failures.metrics.admit_model("m")
+    cause = ErrorResponse(response(203, {"data": []}), client_request.parsed.body)
+    outcome, _ = await failures.respond(cause, client_request=client_request)
+    assert (outcome, failures.items) == (RequestOutcome.MISS, 2)
+    assert failures.metrics.of_model(None).items[ItemResult.UPSTREAM].value == 0
