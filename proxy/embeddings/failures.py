@@ -36,7 +36,7 @@ class FailureResponses:
         if isinstance(cause, ProxyError):
             is_of_part = failure.request is not None and not failure.request.is_whole
             if is_of_part and cause.may_be_about_call and self._fetcher.takes_retry(client_request.origin):
-                return await self.replay(client_request)
+                return await self.send_own_body(client_request)
             raise cause.again()
         if isinstance(cause, InvalidResponse):
             self._log_once.warn(cause.reason, "a response of the upstream is relayed and not stored")
@@ -47,11 +47,11 @@ class FailureResponses:
         # response can't be relayed as the whole.
         if blame(cause) is Blame.UNKNOWN and not self._fetcher.takes_retry(client_request.origin):
             return self._relayed(client_request, in_own_words(cause.response))
-        return await self.replay(client_request)
+        return await self.send_own_body(client_request)
 
-    async def replay(self, client_request: ClientRequest) -> tuple[RequestOutcome, StreamResponse]:
+    async def send_own_body(self, client_request: ClientRequest) -> tuple[RequestOutcome, StreamResponse]:
         """Send the client's own body, and relay the response. Raises `ProxyError`."""
-        return self._relayed(client_request, await self._fetcher.replay(client_request))
+        return self._relayed(client_request, await self._fetcher.send_own_body(client_request))
 
     def _relayed(
         self, client_request: ClientRequest, response: UpstreamResponse

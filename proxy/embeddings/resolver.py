@@ -98,12 +98,12 @@ class Resolver:
             is_shared = self._access.is_shared_scope(client_request.identity)
             raise not_cached(client_request.spec.keys, found.missing, is_valid=is_valid, is_shared=is_shared)
         if is_moved:
-            return await self._resolve(client_request, FetchPlan(found, self._policy(client_request).refreshing()))
+            return await self._take_steps(client_request, FetchPlan(found, self._policy(client_request).refreshing()))
         if is_valid or client_request.directives.no_cache or not self._must_validate(client_request, found):
-            return await self._resolve(client_request, FetchPlan(found, self._policy(client_request)))
-        return await self._resolve(client_request, found)
+            return await self._take_steps(client_request, FetchPlan(found, self._policy(client_request)))
+        return await self._take_steps(client_request, found)
 
-    async def _resolve(self, client_request: ClientRequest, step: Lookup | FetchPlan) -> Resolved:
+    async def _take_steps(self, client_request: ClientRequest, step: Lookup | FetchPlan) -> Resolved:
         """Take the steps that lead to a response: a `Lookup` is to be validated first, a `FetchPlan` to be fetched.
 
         The loop takes at most four steps. `_fetch` returns a `Lookup` only if it has every item and no call was billed.
@@ -283,7 +283,7 @@ class Resolver:
         if fetched.failure is not None:
             return await self._failures.respond(client_request, fetched.failure)
         if versions != 1:  # the upstream alternates between two models, or nothing can be stored
-            return await self._failures.replay(client_request)
+            return await self._failures.send_own_body(client_request)
         if not (fetched.is_billed or self._is_valid(client_request)):
             return Lookup(cached | fetched.entries, [], found.from_memory)
         response = self._responses.fetched(

@@ -181,7 +181,7 @@ class EmbeddingsRoute:
             self._log_once.warn(reason_of(doubt), f"requests to {read.origin.name} are cached by their whole body")
         parsed_s = time.perf_counter()
         self._parse_seconds.observe(parsed_s - began_s)
-        response = await self._resolve(read, progress, parsed_s, sighting=sighting)
+        response = await self._respond_to(read, progress, parsed_s, sighting=sighting)
         if sighting is not None and progress.outcome in _FETCHED:
             self._fast_path.fetched(sighting, read)
         return response
@@ -202,9 +202,9 @@ class EmbeddingsRoute:
         progress.origin = client_request.origin
         known_body = read.known_body
         progress.detail = known_body.detail = known_body.detail or detail_of(client_request)
-        return await self._resolve(client_request, progress, read.looked_up_s, found=miss.found)
+        return await self._respond_to(client_request, progress, read.looked_up_s, found=miss.found)
 
-    async def _resolve(
+    async def _respond_to(
         self,
         client_request: ClientRequest,
         progress: Progress,

@@ -128,12 +128,12 @@ class Batcher:
         budget.spend(1)
         return True
 
-    async def replay(self, client_request: ClientRequest) -> tuple[UpstreamResponse, bool]:
+    async def send_own_body(self, client_request: ClientRequest) -> tuple[UpstreamResponse, bool]:
         """The response to the client's own body, to be relayed, and whether the origin itself gave it.
 
         Raises `ProxyError`.
         """
-        return await self._upstream.replay(client_request)
+        return await self._upstream.send_own_body(client_request)
 
     async def wait(self, wait: ClientWait) -> GivenUp | None:
         """Wait for the flights of a client's claim; while a rate limit holds any of them, no longer than the client
@@ -251,9 +251,9 @@ class Batcher:
                 if group.waiting:
                     self._send_waiting(group)
                 self._forget_if_idle(group)
-        await self._resolve(ended, asked)
+        await self._deliver(ended, asked)
 
-    async def _resolve(self, ended: Sequence[Ended], asked: Asked) -> None:
+    async def _deliver(self, ended: Sequence[Ended], asked: Asked) -> None:
         """Tell requests their outcomes: failures at once, and vectors when they are in the cache."""
         self._write_through.note([one.request for one, _ in ended], [outcome for _, outcome in ended], asked)
         good: list[Waiting] = []

@@ -136,13 +136,13 @@ class Fetcher:
         return {} if request.client_request.spec.is_keyed_whole and is_partial else entries
 
     def takes_retry(self, origin: Origin) -> bool:
-        """Whether `replay` may be tried after a failure that may be an outage."""
+        """Whether `send_own_body` may be tried after a failure that may be an outage."""
         return self._batcher.takes_retry(origin)
 
-    async def replay(self, client_request: ClientRequest) -> UpstreamResponse:
+    async def send_own_body(self, client_request: ClientRequest) -> UpstreamResponse:
         """The upstream's response to the client's own body, to be relayed. Raises `ProxyError`."""
         asked_at_s = self._validations.now()
-        response, by_origin = await self._batcher.replay(client_request)
+        response, by_origin = await self._batcher.send_own_body(client_request)
         if by_origin:
             status = status_of(response)
             if is_success(status):

@@ -88,7 +88,7 @@ class UpstreamCalls:
             self._metrics.upstream_rejected.labels(parsed.unusable).inc()
         return ValidResponse(parsed, response, body, by_origin)
 
-    async def replay(self, client_request: ClientRequest) -> tuple[UpstreamResponse, bool]:
+    async def send_own_body(self, client_request: ClientRequest) -> tuple[UpstreamResponse, bool]:
         """The response to the client's own body, to be relayed, and whether the origin itself gave it.
 
         Raises `ProxyError`.

@@ -126,7 +126,7 @@ class FakeUpstream:
 
     def answer(self, which: int, how: str) -> None:
         _, outcome = self.calls.pop(which % len(self.calls))
-        if not outcome.done():  # a replay ends with its client
+        if not outcome.done():  # what is sent as its own body ends with its client
             outcome.set_result(how)
 
 
@@ -344,9 +344,9 @@ class WatchedFetcher(Fetcher):
             self._machine.apart |= set(request.only([key for key in request.keys if key not in in_memory]).items)
         return await super()._attempt(request, attempt=attempt, left=left)
 
-    async def replay(self, client_request: ClientRequest) -> UpstreamResponse:
+    async def send_own_body(self, client_request: ClientRequest) -> UpstreamResponse:
         self._machine.apart |= set(client_request.parsed.items)
-        return await super().replay(client_request)
+        return await super().send_own_body(client_request)
 
 
 TestModel = Machine.TestCase

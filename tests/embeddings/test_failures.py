@@ -33,23 +33,23 @@ class Client(FakeClient):
 
 
 class Fetcher:
-    """Its ``replay`` responds with ``replayed``; ``replays`` are the requests that were sent again."""
+    """Its ``send_own_body`` responds with ``response``; ``own_bodies`` are the requests that were sent again."""
 
     def __init__(self) -> None:
         self.has_retries = True
         self.asked: list[Origin] = []
-        self.replays: list[ClientRequest] = []
-        self.replayed: UpstreamResponse | ProxyError = response(200, REPLAYED)
+        self.own_bodies: list[ClientRequest] = []
+        self.response: UpstreamResponse | ProxyError = response(200, REPLAYED)
 
     def takes_retry(self, origin: Origin) -> bool:
         self.asked.append(origin)
         return self.has_retries
 
-    async def replay(self, client_request: ClientRequest) -> UpstreamResponse:
-        self.replays.append(client_request)
-        if isinstance(self.replayed, ProxyError):
-            raise self.replayed
-        return self.replayed
+    async def send_own_body(self, client_request: ClientRequest) -> UpstreamResponse:
+        self.own_bodies.append(client_request)
+        if isinstance(self.response, ProxyError):
+            raise self.response
+        return self.response
 
 
 class Failures:
@@ -102,7 +102,7 @@ async def test_an_error_of_the_proxys_own_is_raised_anew(failures: Failures) -> 
     with pytest.raises(UpstreamUnreachable, match="no route") as raised:
         await failures.respond(cause)
     assert raised.value is not cause
-    assert not failures.fetcher.replays
+    assert not failures.fetcher.own_bodies
 
 
 async def test_a_broken_call_of_the_whole_body_is_not_sent_again(failures: Failures) -> None:
@@ -115,7 +115,7 @@ async def test_a_broken_call_of_a_part_is_made_again_with_the_whole_body(failure
     client_request = failures.request()
     outcome, found = await failures.respond(UpstreamBroke("broke"), keys=(A,), client_request=client_request)
     assert (outcome, content(found)) == (RequestOutcome.MISS, REPLAYED)
-    assert failures.fetcher.replays == [client_request]
+    assert failures.fetcher.own_bodies == [client_request]
     assert failures.fetcher.asked == [client_request.origin]
 
 
@@ -125,7 +125,7 @@ async def test_a_part_is_not_sent_again_if_that_cannot_help_or_may_not_be_tried(
     failures.fetcher.has_retries = False
     with pytest.raises(UpstreamBroke):
         await failures.respond(UpstreamBroke("broke"), keys=(A,))
-    assert not failures.fetcher.replays
+    assert not failures.fetcher.own_bodies
 
 
 async def test_a_failure_without_a_call_is_not_sent_again(failures: Failures) -> None:
@@ -144,14 +144,14 @@ async def test_the_response_to_the_clients_own_body_is_relayed(failures: Failure
     assert found.headers["X-Cache"] == "MISS"
     assert found.headers["Cache-Status"] == "embedding-proxy; fwd=miss; fwd-status=400"
     assert found.headers["X-Cache-Saved-Tokens"] == "0"
-    assert not failures.fetcher.replays
+    assert not failures.fetcher.own_bodies
     assert failures.items == 0
 
 
 async def test_what_is_everybodys_is_relayed_whatever_was_sent(failures: Failures) -> None:
     outcome, found = await failures.respond(ErrorResponse(response(401, b"bad key"), OTHER_BODY), keys=(A,))
     assert (outcome, found.status, content(found)) == (RequestOutcome.ERROR, 401, b"bad key")
-    assert not failures.fetcher.replays
+    assert not failures.fetcher.own_bodies
 
 
 async def test_an_error_about_another_body_is_none_about_the_clients(failures: Failures) -> None:
@@ -167,11 +167,11 @@ async def test_what_may_be_an_outage_is_asked_again_while_it_may_be(failures: Fa
     outcome, found = await failures.respond(ErrorResponse(response(500, b"item 0"), OTHER_BODY), keys=(A,))
     assert (outcome, found.status) == (RequestOutcome.ERROR, 500)
     assert b"item 0" not in content(found)
-    assert len(failures.fetcher.replays) == 1
+    assert len(failures.fetcher.own_bodies) == 1
 
 
 async def test_the_failure_of_the_second_call_is_raised(failures: Failures) -> None:
-    failures.fetcher.replayed = UpstreamUnreachable("gone")
+    failures.fetcher.response = UpstreamUnreachable("gone")
     with pytest.raises(UpstreamUnreachable, match="gone"):
         await failures.respond(ErrorResponse(response(400, b""), OTHER_BODY), keys=(A,))
 
@@ -209,7 +209,7 @@ async def test_an_error_inside_a_200_to_a_part_is_not_relayed_whatever_it_is_abo
 async def test_a_client_whose_response_is_relayed_is_known_from_then_on(failures: Failures) -> None:
     client_request = failures.request()
     client_request.client = "team"
-    await failures.responses.replay(client_request)
+    await failures.responses.send_own_body(client_request)
     assert failures.metrics.ledger.label_of("team") == "team"
     assert failures.metrics.row("team", "m").items[ItemResult.UPSTREAM] == 2
 
@@ -282,8 +282,8 @@ async def test_the_fields_of_other_caches_and_of_the_connection_are_no_longer_tr
 @pytest.mark.parametrize("size", [LARGE_BYTES, LARGE_BYTES + 1])
 async def test_a_large_response_is_written_in_parts_and_takes_memory_meanwhile(failures: Failures, size: int) -> None:
     client_request = failures.request()
-    failures.fetcher.replayed = response(200, b"x" * size, X_Some="1")
-    outcome, found = await failures.responses.replay(client_request)
+    failures.fetcher.response = response(200, b"x" * size, X_Some="1")
+    outcome, found = await failures.responses.send_own_body(client_request)
     is_large = size > LARGE_BYTES
     assert (outcome, found.status, found.content_length) == (RequestOutcome.MISS, 200, size)
     assert isinstance(found, Streamed) is is_large
@@ -295,10 +295,10 @@ async def test_a_large_response_is_written_in_parts_and_takes_memory_meanwhile(f
 
 async def test_a_large_response_is_not_relayed_without_memory_for_it(failures: Failures) -> None:
     client_request = failures.request()
-    failures.fetcher.replayed = response(200, b"x" * (LARGE_BYTES + 1))
+    failures.fetcher.response = response(200, b"x" * (LARGE_BYTES + 1))
     client_request.reservation._budget.take(Tenant(b"another"), 1, 1)
     with pytest.raises(Overloaded):
-        await failures.responses.replay(client_request)
+        await failures.responses.send_own_body(client_request)
 
 
 async def test_a_relayed_response_counts_for_the_model_that_the_path_names(failures: Failures) -> None:

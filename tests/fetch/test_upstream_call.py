@@ -223,41 +223,41 @@ async def test_a_valid_response_restores_the_budget_of_the_clients_upstream(call
     assert (budget.calls() > 0) == (status == 200)
 
 
-# --- replay
+# --- the client's own body
 
 
 async def test_the_response_to_the_clients_own_body_comes_as_it_is(calls: Calls) -> None:
     calls.client.reply = lambda _: response(246, {"usage": {"prompt_tokens": 9, "total_tokens": 9}})
     client_request = calls.request("one", "two")
-    replayed, by_origin = await calls.calls.replay(client_request)
-    assert (replayed.status, by_origin) == (246, True)
+    relayed, by_origin = await calls.calls.send_own_body(client_request)
+    assert (relayed.status, by_origin) == (246, True)
     assert [call.body for call in calls.client.calls] == [client_request.parsed.body]
     assert calls.billed() == 9
     assert Samples(calls.metrics.families()).buckets(UPSTREAM_MERGED_REQUESTS)[""][1.0] == 1
 
 
-async def test_the_replay_of_a_fallback_is_not_the_origins(calls: Calls) -> None:
+async def test_a_fallbacks_response_to_the_own_body_is_not_the_origins(calls: Calls) -> None:
     calls.has_fallback()
-    assert (await calls.calls.replay(calls.request()))[1] is False
+    assert (await calls.calls.send_own_body(calls.request()))[1] is False
 
 
-async def test_a_replay_that_fails_raises(calls: Calls) -> None:
+async def test_an_own_body_that_fails_raises(calls: Calls) -> None:
     def reply(_: SentCall) -> UpstreamResponse:
         raise UpstreamBroke("broke")
 
     calls.client.reply = reply
     with pytest.raises(ProxyError, match="broke"):
-        await calls.calls.replay(calls.request())
+        await calls.calls.send_own_body(calls.request())
 
 
 @pytest.mark.parametrize(("status", "restores"), [(200, True), (400, True), (401, True), (429, False), (503, False)])
-async def test_a_replay_restores_the_budget_unless_it_may_be_an_outage(
+async def test_the_own_body_restores_the_budget_unless_it_may_be_an_outage(
     calls: Calls, status: int, restores: bool
 ) -> None:
     budget = calls.budgets[calls.origin]
     budget.spend(100)
     calls.client.reply = lambda _: response(status, {"usage": {"prompt_tokens": 9, "total_tokens": 9}})
-    await calls.calls.replay(calls.request())
+    await calls.calls.send_own_body(calls.request())
     assert (budget.calls() > 0) == restores
     assert calls.billed() == (9 if status == 200 else 0)
 
