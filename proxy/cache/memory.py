@@ -69,6 +69,10 @@ class Memory:
             entry.pack()
         return text
 
+    def text_length(self, key: bytes, entry: Entry, encoding: Encoding) -> int:
+        """The length of `text`, for which base64 is not made."""
+        return entry.base64_length if encoding is Encoding.BASE64 else len(self.text(key, entry, encoding))
+
     @property
     def entries(self) -> int:
         self._entries.run_pending_tasks()
