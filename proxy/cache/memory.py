@@ -21,8 +21,7 @@ class Memory:
         def on_left(key: bytes, entry: Entry, cause: str) -> None:
             if cause == "size":
                 on_evicted(entry)
-                if entry.has_numbers:
-                    entry.pack()  # a response that is being written may still refer to it
+                entry.pack()  # a response that is being written may still refer to it
             elif self._to_keep is not None and cause == "explicit" and entry.is_undecided:
                 self._to_keep.append((key, entry))
 
