@@ -6,7 +6,7 @@ from proxy.steps import Steps
 
 _PIECE_BYTES = 256 * 1024
 _LARGE_CHUNK_BYTES = 4 * 1024  # is kept as it is
-_AT_ONCE_BYTES = 2 * 1024**2  # are copied in a quarter of a millisecond
+_AT_ONCE_BYTES = 3 * 1024**2  # in steps, which need a buffer of zeros first, it would take three times as long
 
 
 class Pieces:

@@ -1,6 +1,6 @@
 """Entries of the cache: records ready to be served, and how sure it is that the store has them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from functools import lru_cache
 from typing import Self
@@ -9,7 +9,6 @@ from msgspec import Struct
 from pybase64 import b64encode
 
 from proxy.protocol import vectors
-from proxy.protocol.memo import memoized
 from proxy.protocol.records import Fields, Record
 from proxy.protocol.vectors import DType, Vector
 
@@ -50,6 +49,7 @@ class Source(Struct, frozen=True, eq=False, gc=False):
     # Entries of one response must have one version: the same model, as the upstream names it, and one length.
     model_version: tuple[str, int]
     is_base64_as_stored: bool
+    base64_length: int  # of an embedding
 
 
 @lru_cache(maxsize=4096)
@@ -58,8 +58,7 @@ def _shared(scope: bytes) -> bytes:
     return scope
 
 
-@memoized(max_length=_MAX_MODEL_LENGTH)
-def _source(  # noqa: PLR0917 - memoized by position
+def _new_source(  # noqa: PLR0917 - memoized by position
     model: str,
     dtype: DType,
     dimensions: int,
@@ -70,8 +69,17 @@ def _source(  # noqa: PLR0917 - memoized by position
 ) -> Source:
     return Source(
         model, dtype, dimensions, tokens_exact, stored_at_s, _shared(scope), certainty, (model, dimensions),
-        vectors.is_base64_as_stored(dtype),
+        vectors.is_base64_as_stored(dtype), vectors.base64_length(dtype, dimensions),
     )  # fmt: skip
+
+
+_cached_source = lru_cache(maxsize=4096)(_new_source)
+
+
+def _source(model: str) -> Callable[..., Source]:
+    """Makes a source of a model's entries. This returns the function, since a call of that by another would take longer
+    than the rest of making an entry."""
+    return _cached_source if len(model) <= _MAX_MODEL_LENGTH else _new_source
 
 
 class Entry(Struct, eq=False, gc=False):
@@ -90,7 +98,7 @@ class Entry(Struct, eq=False, gc=False):
     @classmethod
     def of(cls, record: Record, certainty: Certainty = Certainty.CONFIRMED) -> Self:
         vector = record.vector
-        source = _source(
+        source = _source(record.model)(
             record.model, vector.dtype, vector.dimensions, record.tokens_exact, record.stored_at_s, record.scope,
             certainty,
         )  # fmt: skip
@@ -99,7 +107,7 @@ class Entry(Struct, eq=False, gc=False):
     @classmethod
     def of_fields(cls, its: Fields) -> Self:
         """That of a record in the store."""
-        source = _source(
+        source = _source(its.model)(
             its.model, its.dtype, its.dimensions, its.tokens_exact, its.stored_at_s, its.scope, Certainty.CONFIRMED
         )
         return cls(its.payload, source, its.tokens)
@@ -166,7 +174,7 @@ class Entry(Struct, eq=False, gc=False):
         if isinstance(self._numbers_or_successor, Entry):
             self._numbers_or_successor = None
         its = self.source
-        self.source = _source(
+        self.source = _source(its.model)(
             its.model, its.dtype, its.dimensions, its.tokens_exact, its.stored_at_s, its.scope, certainty
         )
 
@@ -186,11 +194,6 @@ class Entry(Struct, eq=False, gc=False):
         text = self._numbers_or_successor
         return _OVERHEAD_BYTES + len(self.payload) + (len(text) if isinstance(text, bytes) else 0)
 
-    @property
-    def packed_bytes(self) -> int:
-        """The weight after `pack`, without the overhead."""
-        return len(self.payload)
-
     def pack(self) -> None:
         """Drop the numbers' text, which `numbers` can make again."""
         if self.has_numbers:
@@ -203,7 +206,7 @@ class Entry(Struct, eq=False, gc=False):
 
     @property
     def base64_length(self) -> int:
-        return vectors.base64_length(self.source.dtype, self.payload)
+        return self.source.base64_length
 
     @property
     def has_numbers(self) -> bool:
@@ -232,3 +235,8 @@ def current(entries: Mapping[bytes, Entry]) -> dict[bytes, Entry]:
 def base64_texts(entries: Iterable[Entry]) -> list[bytes]:
     """`Entry.base64` of each."""
     return [b64encode(entry.payload) if entry.source.is_base64_as_stored else entry.base64 for entry in entries]
+
+
+def generated_base64(entries: Iterable[Entry]) -> Iterator[bytes]:
+    """The same, each made when it is needed."""
+    return (b64encode(entry.payload) if entry.source.is_base64_as_stored else entry.base64 for entry in entries)

@@ -21,8 +21,7 @@ class Memory:
         def on_left(key: bytes, entry: Entry, cause: str) -> None:
             if cause == "size":
                 on_evicted(entry)
-                if entry.has_numbers:
-                    entry.pack()  # a response that is being written may still refer to it
+                entry.pack()  # a response that is being written may still refer to it
             elif self._to_keep is not None and cause == "explicit" and entry.is_undecided:
                 self._to_keep.append((key, entry))
 
@@ -68,6 +67,10 @@ class Memory:
         else:
             entry.pack()
         return text
+
+    def text_length(self, key: bytes, entry: Entry, encoding: Encoding) -> int:
+        """The length of `text`, for which base64 is not made."""
+        return entry.base64_length if encoding is Encoding.BASE64 else len(self.text(key, entry, encoding))
 
     @property
     def entries(self) -> int:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
-from operator import attrgetter
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +11,7 @@ from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.web import Response, StreamResponse
 from multidict import CIMultiDict
 
-from proxy.cache.entry import Entry, base64_texts
+from proxy.cache.entry import Entry, base64_texts, generated_base64
 from proxy.cache.memory import Memory
 from proxy.embeddings.cache_headers import CACHE_NAME, add_cache_headers, cache_headers, detail_of
 from proxy.errors import ResponseTooLarge
@@ -38,7 +37,6 @@ LARGE_BYTES = 1024**2
 _FEW_NUMBERS = LARGE_BYTES // 32  # a number takes less than 32 bytes in any encoding
 _NOTHING: Mapping[Any, Any] = {}
 _MAX_MODEL_LENGTH = 256  # of a name in an end of body that is kept
-_BASE64 = attrgetter("base64")
 _NO_USAGE = {"prompt_tokens": 0, "total_tokens": 0}
 
 
@@ -161,7 +159,7 @@ class ResponseBuilder:
             key = next(iter(entries), b"")
         if not entries or entries[key].dimensions * len(spec.keys) < _FEW_NUMBERS:
             return 0
-        size = len(spec.keys) * len(self._memory.text(key, entries[key], spec.encoding))
+        size = len(spec.keys) * self._memory.text_length(key, entries[key], spec.encoding)
         if size > _MAX_BODY_BYTES and len(spec.keys) > _MANY_ITEMS:
             raise ResponseTooLarge(
                 f"The response would have {size:,} bytes; at most {_MAX_BODY_BYTES:,} are accepted. Send fewer items."
@@ -173,7 +171,7 @@ class ResponseBuilder:
         evicts, so ``reservation`` takes their memory. Raises `ResponseTooLarge`, `Overloaded`."""
         is_large = self._size_bytes(spec, entries) > LARGE_BYTES
         if is_large:
-            reservation.take(sum([entry.packed_bytes for entry in entries.values()]), may_exceed=True)
+            reservation.take(sum([len(entry.payload) for entry in entries.values()]), may_exceed=True)
         return is_large
 
     def _streamed(
@@ -185,12 +183,13 @@ class ResponseBuilder:
         headers: CIMultiDict[str],
         status: int = HTTPStatus.OK,
     ) -> Streamed:
-        count, length = len(spec.keys), None
-        is_base64 = spec.encoding is Encoding.BASE64
-        if is_base64:
-            length = embedding_response.base64_length([entries[key].base64_length for key in spec.keys], end)
-        texts = map(_BASE64, [entries[key] for key in spec.keys]) if is_base64 else self._numbers(spec, entries)
-        parts = embedding_response.stream_parts(texts, count, end, are_base64=is_base64)
+        if is_base64 := spec.encoding is Encoding.BASE64:
+            ordered = [entries[key] for key in spec.keys]
+            length = embedding_response.base64_length([entry.source.base64_length for entry in ordered], end)
+            texts = generated_base64(ordered)
+        else:
+            length, texts = None, self._numbers(spec, entries)
+        parts = embedding_response.stream_parts(texts, len(spec.keys), end, are_base64=is_base64)
         return Streamed(parts, length=length, status=status, headers=headers)
 
     def _numbers(self, spec: ResponseSpec, entries: dict[bytes, Entry]) -> Iterator[bytes]:

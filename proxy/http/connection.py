@@ -21,7 +21,7 @@ from proxy.http.tunnel import Tunnel
 
 _log = logging.getLogger(__name__)
 
-_FEW_PARTS = 16
+_FEW_PARTS, _SMALL_BYTES = 16, 64 * 1024
 # Of a request that is responded to without the parser. For a longer one, memory is reserved as it arrives.
 MAX_PENDING_BYTES = 64 * 1024
 
@@ -151,8 +151,8 @@ class Connection(LimitedConnection):
     def _respond(self, response: Response) -> None:
         self._timer.request_ended(self._now())
         if self.transport is not None:
-            # To join many parts would copy all of them, to write few of them apart takes longer.
-            if len(response) <= _FEW_PARTS:
+            # To join large or many parts would copy all of them, to write few of them apart takes longer.
+            if len(response) <= _FEW_PARTS and len(response[-1]) <= _SMALL_BYTES:
                 self.transport.write(b"".join(response))
             else:
                 self.transport.writelines(response)

@@ -14,10 +14,13 @@ def share_tokens(total: int, weights: Sequence[int]) -> list[int]:
     No provider reports the tokens of each item of a batch.
     """
     whole = sum(weights)
-    shares = [total * weight // whole for weight in weights]
-    by_remainder = sorted(range(len(weights)), key=lambda i: total * weights[i] % whole, reverse=True)
-    for i in by_remainder[: total - sum(shares)]:
-        shares[i] += 1
+    products = [total * weight for weight in weights]
+    shares = [product // whole for product in products]
+    left = total - sum(shares)
+    if left:
+        remainders = [product % whole for product in products]
+        for i in sorted(range(len(weights)), key=remainders.__getitem__, reverse=True)[:left]:
+            shares[i] += 1
     return shares
 
 

@@ -183,10 +183,10 @@ def base64_text(dtype: DType, payload: bytes) -> bytes:
     return pybase64.b64encode(payload)
 
 
-def base64_length(dtype: DType, payload: bytes) -> int:
-    """The length of `base64_text`."""
-    size = len(payload) if dtype in _IN_BASE64_AS_STORED else 4 * Vector(dtype, payload).dimensions
-    return 4 * -(-size // 3)
+def base64_length(dtype: DType, dimensions: int) -> int:
+    """The length of the `base64_text` of so many numbers."""
+    item_bytes = ITEM_BYTES[dtype] if dtype in _IN_BASE64_AS_STORED else ITEM_BYTES[DType.FLOAT32]
+    return 4 * -(-dimensions * item_bytes // 3)
 
 
 def numbers_json(vector: Vector) -> bytes:

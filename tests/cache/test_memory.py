@@ -5,7 +5,7 @@ import numpy as np
 import orjson
 import pytest
 
-from proxy.cache.entry import Certainty, Entry, base64_texts
+from proxy.cache.entry import Certainty, Entry, base64_texts, generated_base64
 from proxy.cache.memory import Memory
 from proxy.protocol import vectors
 from proxy.protocol.records import Record
@@ -74,6 +74,7 @@ def test_an_entry_has_all_of_its_record(dtype: DType) -> None:
     assert held.record() == original
     assert (held.dimensions, held.model_version) == (original.vector.dimensions, ("m", original.vector.dimensions))
     assert held.base64_length == len(held.base64)
+    assert list(generated_base64([held, held])) == base64_texts([held, held])
     assert base64_texts([held, held]) == [held.base64] * 2 == [vectors.base64_text(dtype, bytes(range(16)))] * 2
 
 

@@ -74,7 +74,7 @@ def test_base64_is_kept_to_the_byte(numbers: list[float]) -> None:
     vector = vectors.from_base64(text)
     assert vectors.base64_text(vector.dtype, vector.payload).decode() == text
     assert bits(orjson.loads(vectors.numbers_json(vector))) == bits(numbers)
-    assert vectors.base64_length(vector.dtype, vector.payload) == len(text)
+    assert vectors.base64_length(vector.dtype, vector.dimensions) == len(text)
 
 
 def test_a_mixed_array_of_integers_and_floats_is_floats() -> None:
