@@ -24,8 +24,8 @@ _READ_A_TURN = 64  # records that are unpacked and put into memory in less than 
 class Cache:
     """Records under their keys. The first record stored under a key is the one that every replica serves.
 
-    The store decides which record was first. Until it has replied, and while it is down, an entry in memory is not
-    confirmed (`proxy.cache.entry.Certainty`): whatever the store turns out to have replaces it.
+    The store decides which record was first. An entry in memory is not confirmed until the store replies, or while it
+    is down (`proxy.cache.entry.Certainty`). The record that the store then has replaces the entry.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Cache:
         await self._store.aclose()
 
     def _getter(self) -> Callable[[bytes], Entry | None]:
-        """`Writer.get`, or until the next await a faster function that does the same."""
+        """`Writer.get`, or a faster function that does the same until the next await."""
         return self._writer.get if self._writer.pending else self.memory.get
 
     def peek(self, keys: Sequence[bytes], *, min_stored_at_s: float, confirmed: bool = False) -> dict[bytes, Entry]:
@@ -168,7 +168,7 @@ class Cache:
 
     @property
     def now(self) -> Mark:
-        """This moment, for a `write` of what the upstream is asked for now."""
+        """This moment: what `write` needs as ``asked`` if the upstream is asked now."""
         return self._discards.now
 
     async def write(
@@ -203,6 +203,6 @@ def _yields(cached: Entry, read: Entry, before: Entry | None) -> bool:
     """Whether an entry in memory is superseded by one just read from the store. ``before`` is the entry that was in
     memory when the read began."""
     if cached is not before:
-        # The write of an entry that arrived during the read may have replaced in the store the record just read.
+        # This entry arrived during the read, so its write may have replaced the record that was read.
         return False
     return cached.yields_to_read or cached.stored_at_s < read.stored_at_s

@@ -1,8 +1,8 @@
-"""Discards from memory what any process has replaced in the store, or removed from it.
+"""Discards entries from memory when any process has replaced or removed their records in the store.
 
-The store has a log of the keys whose values were replaced, which every process reads twice a second. So a replaced
-record is served nowhere for longer than `POLL_S`, the time of one read and of one write; and a process that could not
-read the log for a while continues where it was.
+The store logs the keys of replaced values, and every process reads that log twice a second. So no process serves a
+replaced record for longer than `POLL_S` plus the time of one read and one write. A process that could not read the log
+for a while continues where it stopped.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from proxy.turns import in_iterations
 _log = logging.getLogger(__name__)
 
 POLL_S = 0.5
-# Longer than the store takes from an announcement to the replacement itself.
+# Longer than the store takes to replace a value after the announcement.
 AGAIN_AFTER_S = 2.0
 _NO_PURGE = Purge()
-# Of the log, in one poll. The rest is read by the next one.
+# The most that one poll reads of the log. The next poll reads the rest.
 _MAX_PAGES = 100
 
 
@@ -79,8 +79,11 @@ class ChangeFeed:
         self._is_first = False
 
     async def _read(self) -> bool:
-        """Apply what is new in the log. Returns whether that was all that happened: a large purge is announced once
-        more at its end, since its deletions may push the first announcement out of the log. Raises `StoreError`."""
+        """Apply what is new in the log. Returns whether no change was missed and the end of the log was reached.
+
+        The deletions of a large purge may push its announcement out of the log, so it is announced again at its end.
+        Raises `StoreError`.
+        """
         is_complete = True
         now_s = self._clock()
         for _ in range(_MAX_PAGES):
@@ -104,12 +107,12 @@ class ChangeFeed:
             await self._discard(changes.keys, "replaced")
 
     async def _purge(self, purge: Purge, now_s: float) -> None:
-        # The first poll is at the start of the process. Purges that it finds were long before anything was asked for.
+        # The first poll is at the start of the process: every purge that it finds is older than any upstream call.
         concerned = None if self._is_first else purge
         self._discards.add(EVERYTHING if purge.models else purge.keys, now_s, concerned)
         for call in self._on_purge:
             call(purge)
-        if purge.models:  # their entries in memory may no longer be in the store, whose keys are announced
+        if purge.models:  # only keys in the store are announced; memory may have entries that the store has evicted
             self._discarded.labels("purged").inc(await self._memory.clear(keeps_undecided=False))
         async for some in in_iterations(list(purge.keys)):
             for key in some:
@@ -117,8 +120,8 @@ class ChangeFeed:
                 self._memory.discard(key)
 
     async def _delete_purged(self, recent: list[RecentWrite]) -> None:
-        """Delete from the store what it was given after a purge though it was asked for before. Announced as other
-        deletions are: announced as a purge, it would concern what has been asked for since."""
+        """Delete the records that were stored after a purge but asked for before it. These deletions are announced one
+        key at a time: an announced purge would also remove what has been asked for since."""
         keys = {key for write in recent for key in write.purged()}
         for key in keys:
             self._memory.discard(key)
@@ -136,8 +139,8 @@ class ChangeFeed:
             self._discarded.labels(reason).inc(sum(map(self._discard_decided, some)))
 
     def _discard_decided(self, key: bytes) -> bool:
-        """Whether there was an entry to discard. One that the store is yet to decide on stays, since it may be nowhere
-        else; the store's reply is compared with the `Mark` of its write."""
+        """Whether an entry was discarded. An entry that the store has not decided on stays, because memory may have the
+        only copy; the store's reply is then compared with the `Mark` of its write."""
         entry = self._memory.get(key)
         if entry is None or entry.is_undecided:
             return False

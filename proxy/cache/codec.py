@@ -49,7 +49,7 @@ class RecordCodec:
                 if not oldest_s <= fields.stored_at_s <= now_s:
                     fields.stored_at_s = self._plausible(fields.stored_at_s, now_s, oldest_s)
                 decoded[key] = entry_of(fields)
-        self._invalid.replaced(decoded)  # where one was invalid before, another proxy has replaced it
+        self._invalid.replaced(decoded)  # if one was invalid before, another proxy has replaced it
         return decoded
 
     def replaced(self, keys: Iterable[bytes]) -> None:
@@ -57,10 +57,10 @@ class RecordCodec:
         self._invalid.replaced(keys)
 
     def _plausible(self, dated_s: int, now_s: float, oldest_s: float) -> int:
-        """When a record was stored that another machine's clock ``dated_s``: a time that is possible by this one's.
+        """Correct the time ``dated_s``, which another machine's clock gave a record, to one that this clock allows.
 
-        No record is from the future, and a record that an expiring store still has is not past its TTL. This keeps
-        replicas whose clocks differ in agreement on which records exist.
+        No record is from the future, and no record in an expiring store is past its TTL. So replicas whose clocks
+        differ agree on which records exist.
         """
         stored_at_s = min(dated_s, math.floor(now_s))
         if self._expires_after_s is not None:

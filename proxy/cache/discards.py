@@ -19,14 +19,14 @@ Keys = Collection[bytes] | _Everything
 
 
 class Mark:
-    """A moment. It contains the keys that have been discarded since."""
+    """A moment, as a container of the keys that have been discarded since then."""
 
     __slots__ = ("_keys", "_next", "_purge")
 
     def __init__(self) -> None:
-        self._keys: Container[object] = ()  # that were discarded between this moment and the next one
-        self._purge: Purge | None = None  # likewise
-        self._next: Mark | None = None  # marks refer to later ones only, so that they end with the reads that hold them
+        self._keys: Container[object] = ()  # discarded between this moment and the next one
+        self._purge: Purge | None = None  # between this moment and the next one
+        self._next: Mark | None = None  # only to later marks, so a mark is freed with the last read that holds it
 
     def __contains__(self, key: bytes) -> bool:
         mark = self
@@ -37,7 +37,7 @@ class Mark:
         return False
 
     def is_purged(self, key: bytes, model: str) -> bool:
-        """Whether a record has been purged since, so that what was asked for before must not bring it back."""
+        """Whether this key or model has been purged since. If so, a response asked for before must not be stored."""
         mark = self
         while mark._next is not None:
             if mark._purge is not None and mark._purge.covers(key, model):
@@ -72,7 +72,7 @@ class Discards:
             self._due.append((now_s + self._again_after_s, keys))
 
     def due(self, now_s: float) -> list[Collection[bytes]]:
-        """The keys that are to be discarded again, which counts as done."""
+        """Take the keys that are to be discarded again now. All earlier marks contain them from here on."""
         due = []
         while self._due and self._due[0][0] <= now_s:
             _, keys = self._due.popleft()

@@ -22,13 +22,13 @@ class Certainty(Enum):
     has, so that record supersedes an entry that may be another."""
 
     CONFIRMED = "confirmed"  # the store has this record, or there is no store
-    # The store is to keep this record if it is the first, and has not replied, or was down. Whatever the store turns
-    # out to have supersedes it.
+    # The store was to insert this record unless it has one, but has not replied yet or was down. Whichever record the
+    # store then has supersedes this one.
     INSERTING = "inserting"
-    # The store has replaced an older record by this one. Another process may have done the same since, so a record
-    # that is read from the store supersedes it; a late reply about a record inserted before does not.
+    # The store has replaced an older record by this one. Another process may have replaced this one since, so a record
+    # read from the store supersedes it. A late reply to an earlier insert does not.
     REPLACED = "replaced"
-    # The store is to replace an older record by this one, and has not replied, or was down. Only newer records
+    # The store was to replace an older record by this one, but has not replied yet or was down. Only newer records
     # supersede it.
     REPLACING = "replacing"
 
@@ -54,7 +54,7 @@ class Source(Struct, frozen=True, eq=False, gc=False):
 
 @lru_cache(maxsize=4096)
 def _shared(scope: bytes) -> bytes:
-    """An equal one, the same for most sources of a scope."""
+    """An equal object, so that most sources of a scope share one copy."""
     return scope
 
 
@@ -106,7 +106,7 @@ class Entry(Struct, eq=False, gc=False):
 
     @classmethod
     def of_fields(cls, its: Fields) -> Self:
-        """That of a record in the store."""
+        """The entry of a record that is in the store."""
         source = _source(its.model)(
             its.model, its.dtype, its.dimensions, its.tokens_exact, its.stored_at_s, its.scope, Certainty.CONFIRMED
         )
@@ -138,7 +138,7 @@ class Entry(Struct, eq=False, gc=False):
 
     @property
     def is_undecided(self) -> bool:
-        """Whether the store is yet to reply whether it takes this entry's record."""
+        """Whether the store has not replied yet if it keeps this entry's record."""
         return self.certainty in (Certainty.INSERTING, Certainty.REPLACING)
 
     @property
@@ -216,7 +216,7 @@ class Entry(Struct, eq=False, gc=False):
         """The embedding as a JSON array. It is kept: making it takes fifty times as long as base64."""
         text = self._numbers_or_successor
         if not isinstance(text, bytes):
-            # A copy, as orjson leaves its text in the buffer that it doubled while it wrote.
+            # Copied, because orjson returns its write buffer, which may be twice as long as the text.
             text = bytes(memoryview(vectors.numbers_json(self._vector)))
             if self._numbers_or_successor is None:
                 self._numbers_or_successor = text

@@ -59,7 +59,7 @@ class GuardedStore:
         self.backlog = Backlog(max_bytes=_MAX_PENDING_BYTES, stall_s=_STALL_S)
         metrics.store_pending_bytes.set_function(lambda: self.backlog.pending_bytes)
         self._unstored = Unstored(metrics)
-        self._was_down = False  # at the probe, and at every read since
+        self._was_down = False  # the probe failed, and no read has succeeded since
         self._last_failure = ""
 
     @property

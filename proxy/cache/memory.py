@@ -1,6 +1,7 @@
 """The memory tier: entries, bounded in bytes, synchronous.
 
-TinyLFU decides what to evict: re-indexing a corpus larger than memory is a loop, of which LRU would keep nothing.
+TinyLFU decides what to evict. Re-indexing a corpus larger than memory asks for its texts in a loop, and LRU would evict
+each of them before it is asked for again.
 """
 
 import asyncio
@@ -41,7 +42,7 @@ class Memory:
         """Discard all entries, except those that the store has not decided on if it ``keeps_undecided``. Returns how
         many there were.
 
-        In turns with everything else: moka hides all entries at once, and takes seconds to remove a million of them.
+        Other tasks run meanwhile: moka hides all entries at once, but takes seconds to remove a million of them.
         """
         before = left = self.entries
         self._to_keep = [] if keeps_undecided else None

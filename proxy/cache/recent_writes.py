@@ -1,4 +1,4 @@
-"""What was written to the store so lately that it may undo a purge that this process does not know of yet."""
+"""Recent writes to the store. They may undo a purge that this process does not know of yet."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ class RecentWrite(NamedTuple):
 
 
 class RecentWrites:
-    """A write stays here until the store's log has been read from after its end: then every purge before is known."""
+    """A write stays here until the store's log is read after the write ended: then all purges before that are known."""
 
     def __init__(self) -> None:
         self._writes: deque[RecentWrite] = deque()
         self._keys = 0
 
     def add(self, write: RecentWrite) -> None:
-        """A write has ended, however."""
+        """A write has ended, successfully or not."""
         self._writes.append(write)
         self._keys += len(write.entries)
         while self._keys > _MAX_KEYS and len(self._writes) > 1:

@@ -8,8 +8,8 @@ _Key = TypeVar("_Key")
 
 
 class SharedRead(Generic[_Key]):
-    """A read of several keys. Ends once, for all that wait for it. That one of them waits no longer is nothing to the
-    others."""
+    """A read of several keys. It ends once, for all requests that wait for it. If one of them stops waiting, the read
+    and the others go on."""
 
     __slots__ = ("_waiters", "is_done", "keys")
 
@@ -58,7 +58,7 @@ class _Waiter:
             self.stop()
 
     def expire(self) -> None:
-        # The loop itself may be late, and have received the replies already: it looks once more before it gives up.
+        # A busy event loop may run this timer before it handles replies that are already here, so wait one iteration.
         asyncio.get_running_loop().call_later(0, self.stop)
 
     def stop(self) -> None:

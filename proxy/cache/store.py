@@ -24,8 +24,8 @@ class Page(NamedTuple):
 
 
 class Purge(NamedTuple):
-    """What an operator removes from the store, whatever its value is by then. An upstream's response that was asked for
-    before that must not bring it back."""
+    """The keys and models that an operator removes from the store, whatever their values are by then. An upstream's
+    response that was asked for before the purge must not bring them back."""
 
     keys: AbstractSet[bytes] = frozenset()
     models: AbstractSet[str] = frozenset()  # patterns of names of models, as the upstream's responses have them
@@ -77,16 +77,16 @@ class Store(Protocol):
         read there and which can't be served. ``ttl_s`` lets a store drop values by itself; with None it keeps them as
         long as there is room.
 
-        With ``overwrite``, the keys are announced to everybody who calls `changes`, before and after. A value that is
-        invalid to the caller is replaced silently: a process with another record key may have it in memory, and would
-        pay for it again.
+        With ``overwrite``, the keys are announced to everybody who calls `changes`, before and after. Replacing a value
+        in ``invalid`` is not announced: a process with another record key may have that value in memory, and would pay
+        for it again.
         """
         ...
 
     async def scan(self, cursor: bytes = b"") -> Page:
-        """All values, a page at a time: the first without a cursor, which is opaque. Every value that was there all the
-        time is in one of the pages, or in several; what is stored meanwhile may be in none. A page is small enough to
-        be held in memory, and to be read without a noticeable pause for others. It may be empty though others follow.
+        """All values, a page at a time. The first page needs no cursor; cursors are opaque. A value that is there all
+        the time is on at least one page; a value stored meanwhile may be on none. A page is small enough to fit in
+        memory and to be read without a noticeable delay for others. It may be empty though more pages follow.
         """
         ...
 

@@ -95,7 +95,7 @@ class Writer:
         return current(mine) | late
 
     def forget(self, purge: Purge) -> None:
-        """Serve nothing any more that is being written and was purged."""
+        """Stop serving purged entries whose writes are still in progress."""
         for key, (entry, _) in list(self.pending.items()):
             if purge.covers(key, entry.model):
                 del self.pending[key]
@@ -205,7 +205,7 @@ class Writer:
         mine, cached = write.entries[key], self.get(key)
         is_newer = cached not in (mine, write.before[key])
         if cached is not None and is_newer and not cached.yields_to_insert and final.is_confirmed:
-            # A read or a refresh has put it into memory since the write began, so the reply may be older.
+            # A read or a refresh put this entry into memory after the write began, so the reply may be older than it.
             mine.set_successor(cached)
             return
         mine.set_successor(final)

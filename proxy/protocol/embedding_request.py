@@ -37,7 +37,7 @@ _WHOLE_REASONS = frozenset(
         BypassReason.UNKNOWN_FIELD,
     }
 )
-# With these of them the meaning of `input` is known; with the others, a text in it may be the URL of an image.
+# Those of them with which the meaning of `input` is known. With the others, a text in it may be the URL of an image.
 _INPUT_IS_KNOWN = frozenset({BypassReason.CROSS_ITEM, BypassReason.EMPTY_ITEM, BypassReason.MODEL})
 
 
@@ -142,8 +142,8 @@ def _parse_whole(
 ) -> EmbeddingRequest:
     """A request whose items are keyed by the whole body: only the same body is known to mean the same.
 
-    Raises `Bypass` where even that is uncertain, because the body refers to external content or controls the upstream's
-    cache, and where the response could not be read.
+    Raises `Bypass` if even the same body may mean something else, because it refers to external content or controls the
+    upstream's cache. Raises it also if the response could not be read.
     """
     forbid_duplicate_names(members, fields, ItemKind.WHOLE)
     forbid_two_encodings(fields, provider)
@@ -183,7 +183,7 @@ def is_equivalent(body: bytes, primary: Provider, fallback: Provider, *, model: 
     except Bypass:
         return False
     if first.is_keyed_whole or second.is_keyed_whole:
-        return False  # its meaning is known at neither
+        return False  # its meaning is not known at both
     return first._replace(model=second.model, fields=renamed) == second
 
 

@@ -107,8 +107,8 @@ def parse(body: bytes, expected: ExpectedResponse, batch: Batch | None) -> Steps
 def _parse_json(body: bytes, provider: Provider, items: int, packed: DType | None) -> Any:
     """A response as JSON.
 
-    In a large one, embeddings are parsed one by one, and each is a `Vector` or an `InvalidVector` in place of a list:
-    as Python objects, the numbers would take eight times the memory.
+    In a large one, embeddings are parsed one by one, and a `Vector` or an `InvalidVector` replaces each list: as Python
+    objects, the numbers would take eight times the memory.
     """
     if len(body) <= json_parts.LARGE_BYTES:
         try:

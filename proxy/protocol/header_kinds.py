@@ -85,7 +85,7 @@ def classifier(
 ) -> Memoized[FieldKind | None]:
     """A function that returns the kind of a field by its name in any case. The operator's names are in lower case.
 
-    Precedence: as of `Rule`.
+    `Rule` has the order of precedence.
     """
 
     @memoized(max_length=_MAX_NAME_CHARS)

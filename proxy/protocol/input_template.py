@@ -31,7 +31,7 @@ class InputTemplate:
     @classmethod
     def of(cls, body: bytes, fields: dict[str, Any]) -> "InputTemplate | None":
         """The template of a valid ``body`` without duplicate names, which was parsed as ``fields``. None if it is large
-        besides its ``input``, or it is not easy to see where that is."""
+        without its ``input``, or if it is not easy to see where the ``input`` is."""
         try:
             starts, ends = json_extents.inside(body, limit=_MAX_VALUES)
         except json_extents.TooMany:

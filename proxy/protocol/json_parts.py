@@ -79,7 +79,7 @@ def value(part: Any) -> Any:
 
 
 def value_in_steps(part: Any) -> Steps[Any]:
-    """`value`, of whose steps the parsing itself is one."""
+    """`value` in steps. The parsing itself is one step."""
     if type(part) is not Raw:
         return part
     if len(part) > LARGE_BYTES:

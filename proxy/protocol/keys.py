@@ -22,7 +22,7 @@ Fields = list[tuple[str, str]]  # header names and values
 
 _SCHEMA = 1
 KEY_BYTES = 32
-# Hashed in one step, which takes a quarter of a millisecond; an item itself takes as long as so many bytes.
+# Bytes hashed in one step, which takes a quarter of a millisecond; and the overhead of each item, in bytes.
 _STEP_BYTES, _ITEM_BYTES = 128 * 1024, 2 * 1024
 # Header bytes that are not UTF-8 are decoded to surrogate escapes, which this encodes to the same bytes.
 pack = msgpack.Packer(unicode_errors="surrogateescape").pack
@@ -35,8 +35,8 @@ def derive(
 
     ``url`` is where the request is sent, query included: it contains the upstream and, on Azure, the deployment.
     ``scope`` are the clients that share the entries, by default those with the same credentials. ``vector_headers`` are
-    `proxy.protocol.identities.Identity.vector_affecting`. ``epoch`` is that of the model's weights: entries of one are
-    not found in another.
+    `proxy.protocol.identities.Identity.vector_affecting`. ``epoch`` is that of the model's weights: a key of one epoch
+    finds no entry of another.
     """
     return finish(derive_in_steps(request, url=url, scope=scope, vector_headers=vector_headers, epoch=epoch))
 
@@ -89,7 +89,7 @@ class TextKeys:
 
 
 def _common(request: EmbeddingRequest, url: str, scope: Fields, vector_headers: Fields, epoch: int) -> bytes:
-    """What the keys of all items begin with. In epoch 0 it has no epoch, as it had before there were any."""
+    """What the keys of all items begin with. In epoch 0 it has no epoch, as in versions before there were epochs."""
     parts = (_SCHEMA, scope, url, vector_headers, request.model, _canonical(request.parameters), request.kind.value)
     packed: bytes = pack((*parts, epoch) if epoch else parts)
     return packed
@@ -109,7 +109,7 @@ def _hashed(copy: Callable[[], "blake2b"], items: Iterable[bytes]) -> list[bytes
 def scope_fingerprint(scope: Fields) -> bytes:
     """Names a scope, in `proxy.protocol.records.SCOPE_BYTES` bytes, so that its entries can be told from others.
 
-    As a key, it is a hash of the credentials: it does not reveal them, but a guess of one can be tested.
+    Like a key, it is a hash of the credentials: it does not reveal them, but a guessed credential can be tested.
     """
     return blake2b(pack(scope), digest_size=SCOPE_BYTES, person=b"scope").digest()
 

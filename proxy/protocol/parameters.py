@@ -23,7 +23,7 @@ _PACKED = {
 
 
 class FieldClass(StrEnum):
-    """What a provider's row says of a field of the body, in the order in which that is decided (`MEANINGS`)."""
+    """What a provider's row says of a field of the body, highest precedence first. `MEANINGS` explains each."""
 
     MODEL = "model"
     INPUT = "input"
@@ -49,7 +49,7 @@ def class_of(name: str, provider: Provider) -> FieldClass:
     return next((of for of, names in classes if name in names), FieldClass.UNKNOWN)
 
 
-# ``{}`` is the value, of the row, that has no such effect.
+# ``{}`` stands for the value in the row that has no such effect.
 MEANINGS = {
     FieldClass.MODEL: "names what computes the vector",
     FieldClass.INPUT: "the items: each is in the key of its own entry",
@@ -126,7 +126,7 @@ def parse_parameters(fields: dict[str, Any], provider: Provider) -> tuple[Output
 
 
 def doubt_about(name: str, value: Any, provider: Provider) -> Bypass | None:
-    """Why a field, whatever else a body has, keeps its request from being keyed item by item."""
+    """Why a field keeps its request from being keyed item by item, whatever the other fields; None if it does not."""
     try:
         parse_parameters({name: value}, provider)
     except Bypass as bypass:
@@ -137,8 +137,9 @@ def doubt_about(name: str, value: Any, provider: Provider) -> Bypass | None:
 def parse_whole_parameters(
     fields: dict[str, Any], provider: Provider, *, may_rewrite: bool
 ) -> tuple[OutputFormat, dict[str, Any]]:
-    """The same for a request that is keyed by its whole body: all fields, ``input`` included, that are not known to be
-    neutral. ``may_rewrite``: a field may change how vectors are written, so the encoding counts too. Raises `Bypass`.
+    """`parse_parameters` for a request that is keyed by its whole body. Its parameters are all fields, ``input``
+    included, that are not known to be neutral. ``may_rewrite``: a field may change how vectors are written, so the
+    encoding is a parameter too. Raises `Bypass`.
     """
     output, parameters = parse_output_format(fields, provider), {}
     for name, value in fields.items():

@@ -25,7 +25,7 @@ _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+")
 _SEPARATORS = re.compile(r"[-_]")
 # Larger numbers are times since 1970, in seconds or in milliseconds.
 _LATEST_DELAY_S, _LATEST_EPOCH_S = 10.0**8, 10.0**11
-# What is longer or larger is no statement that anybody could wait for or reach.
+# Longer waits and larger numbers are cut to these: nobody could wait that long, or reach that many.
 _MAX_WAIT_S = 3600.0
 _LARGEST = {"limit": 10.0**12, "remaining": 10.0**12, "reset": 86400.0}
 _DELAYS = {"retry-after": "delay", "retry-after-ms": "delay-ms"}
@@ -41,8 +41,8 @@ _MAX_FIELDS = 4096  # sets of names that are remembered
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
-    """One limit as a response states it. ``reset_s`` is the time until it is full again: with a token bucket, which
-    refills all the time, that grows with use; with a fixed window it is the rest of the window."""
+    """One limit as a response states it. ``reset_s`` is the time until the limit is full again. A token bucket refills
+    all the time, so there it grows with use; for a fixed window it is the rest of the window."""
 
     limit: float | None = None
     remaining: float | None = None
@@ -67,7 +67,7 @@ def of_headers(headers: Mapping[str, str], *, now_s: float) -> RateLimits:
     A field that can't be read is ignored: a wrong limit would stop calls that the upstream takes.
     """
     all_names = "\n".join(headers)
-    # As `memoized`, without its call: every miss comes here.
+    # Does what `memoized` does, without the cost of its call: every miss runs this.
     names = (_names_among if len(all_names) <= _MAX_NAMES else _names_among.__wrapped__)(all_names)
     if not names:  # the usual case
         return NOTHING_STATED
@@ -119,14 +119,14 @@ def retry_delay_s(error: Any) -> float | None:
 
 @lru_cache(maxsize=_MAX_FIELDS)
 def _names_among(names: str) -> frozenset[str]:
-    """Those of the names of a response's header fields, one a line, that are about rate limits. An upstream sends the
-    same ones all the time."""
+    """The names that are about rate limits among ``names``, which has those of all header fields of a response, one a
+    line. Cached, because an upstream always sends the same ones."""
     return frozenset(name for name in names.split("\n") if _field(name) is not None)
 
 
 @memoized(max_length=_MAX_NAME)
 def _field(name: str) -> tuple[str, str] | None:
-    """(quota, attribute) of a header field, if it is one of a rate limit. Upstreams have few names of fields."""
+    """(quota, attribute) of a header field about a rate limit; None for others. Cached, because upstreams use few."""
     lower = name.lower()
     if lower in _DELAYS:
         return "", _DELAYS[lower]
@@ -152,12 +152,12 @@ def _quota_name(family: str, words: list[str]) -> str:
         unit = "tokens"
     elif not _REQUEST_WORDS.isdisjoint(words):
         unit = "requests"
-    # Each window of a unit is a limit of its own, and so is what only counts input tokens.
+    # Each window of a unit has its own limit, and so may input tokens.
     return "-".join([unit, *(word for word in words if word in _WINDOW_WORDS or word in ("input", "output", "usage"))])
 
 
 def _structured(value: str) -> Iterator[tuple[str, str, float]]:
-    """``"default";r=50;t=30``: ``r`` are left, and full again in ``t`` seconds."""
+    """``"default";r=50;t=30``: ``r`` requests remain, and the limit is full again in ``t`` seconds."""
     for item in value.split(","):
         name, *parameters = (part.strip() for part in item.split(";"))
         for parameter in parameters:
@@ -169,8 +169,8 @@ def _structured(value: str) -> Iterator[tuple[str, str, float]]:
 
 
 def _count(value: str) -> float | None:
-    """A number, also ``1,000,000``; of a list, as in ``RateLimit-Limit: 100, 100;w=60``, the first. ``-1`` is no limit,
-    and so none that is stated."""
+    """A number, such as ``1,000,000``, or the first of a list, as in ``RateLimit-Limit: 100, 100;w=60``. None for
+    ``-1``, which means that there is no limit."""
     if value.isdecimal() and value.isascii():  # the usual case
         return float(value)
     value = value.strip()

@@ -112,7 +112,7 @@ class Record(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Fields(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
-    """The array of a record: what a `Record` has, at less cost, for whoever makes something else of it."""
+    """The array of a record: the data of a `Record`, but cheaper to make, for code that makes something else of it."""
 
     format: Literal[1, 2, 3, 4]
     key: bytes
@@ -170,9 +170,9 @@ def unpack(key: bytes, data: bytes, record_key: RecordKey | None = None) -> Fiel
 
 
 def inspect(key: bytes, data: bytes) -> tuple[Record, bool]:
-    """The record under ``key``, and whether it has a tag, which is not verified: not for anything that is served.
+    """The record under ``key``, and whether it has a tag. The tag is not verified, so the record must not be served.
 
-    Raises `InvalidRecord`, of `Flaw.CHECKSUM` and those after it.
+    Raises `InvalidRecord`, with any flaw but `Flaw.UNTAGGED`, `Flaw.OTHER_KEY` and `Flaw.TAG`.
     """
     body = memoryview(data)[:-_CHECKSUM_BYTES]
     is_tagged = data[:_HEAD_BYTES] in _TAGGED_HEADS
@@ -223,7 +223,7 @@ def _verified(body: memoryview, record_key: RecordKey | None) -> memoryview:
 def _verified_old(data: bytes, record_key: RecordKey | None) -> memoryview:
     """The array of a record that an earlier version tagged. Raises `InvalidRecord`.
 
-    It contains no key ID. So a tag that is not by ``record_key`` may be by a previous key, and is no evidence.
+    It contains no key ID. So a tag that is not by ``record_key`` may be by a previous key: no evidence of tampering.
     """
     tagged, tag = memoryview(data)[:-_TAG_BYTES], data[-_TAG_BYTES:]
     packed, checksum = tagged[:-_CHECKSUM_BYTES], tagged[-_CHECKSUM_BYTES:]

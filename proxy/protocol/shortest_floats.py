@@ -1,10 +1,10 @@
 """Whether float64 values are what the shortest texts of float32 values parse to, found without writing texts (pure).
 
-The shortest text of a float32 is, of the decimals that round to it, one with the fewest digits and of these the closest
-(Steele & White, "How to print floating-point numbers accurately", PLDI 1990). For each binary exponent there is a scale
-10**k by which a whole number is always in reach, so the decimals with the fewest digits become multiples of the largest
-power of ten that has one in reach. The arithmetic is exact up to 2**-53 of a value: whatever is so close to a bound
-that this might matter counts as not known.
+A decimal is in reach of a float32 if it rounds to it. The shortest text is the decimal in reach with the fewest digits,
+and of several the closest (Steele & White, "How to print floating-point numbers accurately", PLDI 1990). Each binary
+exponent has a scale 10**k that brings a whole number into reach of every float32. After scaling, the decimals with the
+fewest digits are the multiples of the largest power of ten that has a multiple in reach. The arithmetic is exact up to
+2**-53 of a value. A value so close to a bound that this might matter counts as not known.
 """
 
 import numpy as np
@@ -42,7 +42,7 @@ _SCALES = _scales()
 def are_shortest(wide: _Floats, narrow: _Narrow) -> bool:
     """Whether each of ``wide`` is certainly what the shortest text of ``narrow``, the nearest float32, parses to.
 
-    A call takes as long as 2000 numbers.
+    The fixed cost of a call is that of 2000 numbers.
     """
     wide, narrow = wide.reshape(-1), narrow.reshape(-1)
     bits = narrow.view(np.uint32)
@@ -54,7 +54,7 @@ def are_shortest(wide: _Floats, narrow: _Narrow) -> bool:
     scale = scales.astype(np.float32)
     reach = (bits & _EXPONENT).view(np.float32) * scale
     reach *= _HALF_STEP
-    offset = (narrow - wide).astype(np.float32)  # of the float32 from the decimal, exact before it is rounded
+    offset = (narrow - wide).astype(np.float32)  # from the decimal to the float32; exact before it is rounded
     offset *= scale
     is_best = _are_best(decimals.astype(np.int32), offset, reach)
     # Below a power of two the next float32 is half as far away.
@@ -68,9 +68,9 @@ def are_shortest(wide: _Floats, narrow: _Narrow) -> bool:
 def _are_best(decimals: NDArray[np.int32], offset: _Narrow, reach: _Narrow) -> NDArray[np.bool_]:
     """Whether each of ``decimals`` is certainly the shortest and closest one in ``reach`` of ``decimals + offset``.
 
-    One that is no multiple of ten has to be the nearest one, with no multiple of ten in reach; and a multiple of ten
-    the nearest of these, with none of a hundred in reach. One of a hundred only has to be in reach itself: there is no
-    room for another.
+    A number that is no multiple of ten has to be the nearest whole number, with no multiple of ten in reach. A multiple
+    of ten has to be the nearest one, with no multiple of a hundred in reach. A multiple of a hundred only has to be in
+    reach: there is no room for another.
     """
     last_two = (decimals - decimals // 100 * 100).astype(np.uint8)
     last = last_two - last_two // _TEN * _TEN
@@ -94,13 +94,13 @@ def _are_best(decimals: NDArray[np.int32], offset: _Narrow, reach: _Narrow) -> N
 
 
 def _are_best_exactly(decimals: _Floats, narrow: _Narrow, scales: _Floats) -> bool:
-    """Whether all are, for what is too close to a bound in float32."""
+    """As `_are_best`, but one result for all. For decimals that are too close to a bound in float32."""
     bits = narrow.view(np.uint32)
     exact = narrow * scales
     reach = (bits & _EXPONENT).view(np.float32) * scales * float(_HALF_STEP)
     best = np.rint(exact)
     is_unsure = np.abs(np.abs(exact - best) - 0.5) < _TOO_CLOSE
-    for step in (10.0, 100.0):  # of 1000 there is a multiple in reach only if it is the one of 100
+    for step in (10.0, 100.0):  # a multiple of 1000 in reach is the only multiple of 100 in reach
         multiple = np.rint(exact * (1 / step)) * step
         margin = reach - np.abs(exact - multiple)
         is_in_reach = margin > 0

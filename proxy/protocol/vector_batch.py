@@ -1,7 +1,7 @@
-"""The usual response, its vectors cut out of it, parsed and checked together (pure).
+"""Cuts the vectors out of a response of the usual form, and parses and checks them together (pure).
 
-A response is nearly all embeddings. What is left of it without them is small, and shows its structure. For whatever is
-not as usual, valid or not, the result is None: then each vector is looked at alone.
+A response is nearly all embeddings. The rest of it is small, and shows its structure. If anything is unusual, valid or
+not, the result is None, and the caller parses each vector alone.
 """
 
 import re
@@ -54,7 +54,8 @@ class Batch(NamedTuple):
     texts: list[memoryview]
 
     def in_order(self, data: list[dict[str, Any]]) -> tuple[list[Vector], list[memoryview]]:
-        """The vectors of ``data``, the response's own in any order; their texts, if these are usual arrays."""
+        """The vectors of ``data``, which is the response's list in any order; and their texts, if all are arrays of at
+        most `_MAX_NUMBER_BYTES` a number."""
         indices = [datum["embedding"] for datum in data]
         most = _MAX_NUMBER_BYTES * self.vectors[0].dimensions
         texts = self.texts if self.texts[0][0] == _OPENING and max(map(len, self.texts)) <= most else []
@@ -62,7 +63,7 @@ class Batch(NamedTuple):
 
 
 def parse(body: bytes, expected: ExpectedResponse) -> Steps[Batch | None]:
-    """The usual response. To parse one of integers, or of base64 that may contain anything, is not tried."""
+    """The usual response. Responses of integers, or of base64 that may contain anything, are not parsed here."""
     if expected.packed is not None or not expected.reads_base64:
         return None
     items = expected.items
@@ -83,22 +84,22 @@ def parse(body: bytes, expected: ExpectedResponse) -> Steps[Batch | None]:
 
 
 class Cut(NamedTuple):
-    """The response is ``outline`` with the i-th of ``texts``, an array or a string, in place of the number i, the value
-    of the i-th member ``embedding``. No other member has that name.
+    """A response in two parts. ``texts`` are its embeddings, arrays or strings. ``outline`` is the response with the
+    number i in place of the i-th embedding. All members named ``embedding`` have such a value.
 
-    The response is valid JSON if and only if all of these are. An array may still have other arrays in it.
+    The response is valid JSON if and only if the outline and all texts are. An array may still have other arrays in it.
     """
 
     outline: bytes
-    texts: list[memoryview]  # of the response
+    texts: list[memoryview]  # views of the response
 
 
 def cut_texts(body: bytes, items: int) -> Steps[Cut | None]:
-    """Cut ``items`` embeddings out of a response. None for one that is written in an unusual way, or has not as many.
+    """Cut ``items`` embeddings out of a response. None if it is written in an unusual way, or has more or fewer.
 
-    A text begins after the unescaped quote and the colon of a member's name, so outside strings, and it is whole: an
-    array ends at the first bracket, unless there is an array or a string in it, and a string at the first quote, unless
-    it has escaped characters, as no base64 needs.
+    A text begins after the unescaped quote and the colon of a member's name, so it does not begin inside a string. An
+    array is cut at its first closing bracket, which is its end unless it has an array or a string in it. A string is
+    cut at its next quote, which is its end unless it has escaped characters; base64 needs none.
     """
     outline: list[bytes] = []
     texts: list[memoryview] = []
@@ -200,8 +201,8 @@ def _dtypes(wide: NDArray[np.float64], narrow: NDArray[np.float32]) -> list[DTyp
 def _floats(parser: simdjson.Parser, text: memoryview) -> NDArray[np.float64]:
     """The numbers of an array that has nothing else in it. Raises `ValueError`, `TypeError`.
 
-    It has no other array in it, which would be flattened: as `cut_texts` ends it at the first bracket, it would not be
-    valid.
+    An array inside it would be flattened, but there can't be one: `cut_texts` cuts at the first closing bracket, so the
+    text would not be valid.
     """
     array = parser.parse(text)
     if not isinstance(array, simdjson.Array):
@@ -210,7 +211,7 @@ def _floats(parser: simdjson.Parser, text: memoryview) -> NDArray[np.float64]:
 
 
 def _are_floats(wide: NDArray[np.float64], texts: Sequence[memoryview]) -> bool:
-    """Whether none of the numbers is written as an integer, which simdjson has rounded, and which is stored as such."""
+    """Whether no number is written as an integer. simdjson rounds integers to floats; they are stored as integers."""
     if not (np.rint(wide) == wide).any():
         return True
     points = [np.count_nonzero(np.frombuffer(text, np.uint8) == _POINT) for text in texts]

@@ -172,7 +172,7 @@ def _shortest(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def is_base64_as_stored(dtype: DType) -> bool:
-    """Whether `base64_text` is that of the payload as it is."""
+    """Whether `base64_text` is the base64 of the payload as it is stored."""
     return dtype in _IN_BASE64_AS_STORED
 
 

@@ -18,7 +18,7 @@ _FORBIDDEN = ("unknown command", "WRONGTYPE")
 
 
 class ChangeLog:
-    """What can't be announced now, because the server with the log fails, is announced before the next read."""
+    """If an announcement fails because the server with the log fails, it is repeated before the next read."""
 
     def __init__(self, run: Callable[[Sequence[Command]], Awaitable[Sequence[object]]]) -> None:
         """``run`` sends commands to the server that has the log. Their replies are objects or `RedisError`."""
@@ -28,7 +28,7 @@ class ChangeLog:
         self._has_warned = False
 
     async def announce(self, keys: Collection[bytes]) -> None:
-        """Append ``keys`` to the log. Raises nothing: values are replaced also if that can't be announced."""
+        """Append ``keys`` to the log. Raises nothing: values are replaced even if that can't be announced."""
         waiting = self._unannounced | dict.fromkeys(keys)
         if not waiting:
             return
@@ -41,7 +41,7 @@ class ChangeLog:
                     for key in some:
                         del waiting[key]
         finally:
-            # One more than are announced one by one.
+            # With one key more than this maximum, the next announcement is one event for all keys.
             self._unannounced = dict.fromkeys(islice(self._unannounced | waiting, MAX_ANNOUNCED_KEYS + 1))
 
     async def announce_purge(self, purge: Purge) -> None:

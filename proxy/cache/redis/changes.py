@@ -1,10 +1,9 @@
 """The log of replaced and removed values in a Redis, a stream: its events, and where a reader is (pure).
 
-An event has the keys whose values are replaced or removed, one after the other, or none for all keys; or what is
-purged, in fields that mean all keys to earlier versions. The stream is trimmed to its latest events, and a server that
-lost its data has lost the stream too. A reader notices either by its cursor: it always reads from the latest event that
-it knows, which must still be there. Otherwise it reads the log again from its beginning, since keys may be discarded
-any number of times.
+An event has the concatenated keys whose values are replaced or removed; no key means all keys. A purge has other
+fields, which earlier versions take to mean all keys. The stream is trimmed to its latest events, and a server that lost
+its data has lost the stream too. A reader notices both: it always reads from the latest event that it knows, which must
+still be there. If it is not, the reader starts again at the beginning of the log; to discard a key twice does no harm.
 """
 
 from collections.abc import Iterator, Sequence
@@ -74,7 +73,7 @@ class Position:
             self._read_again = len(events)
         if events:
             self._cursor = events[-1][0]
-        # Trimming leaves at least as many events as this, so a shorter log is all that there ever was.
+        # Trimming leaves at least this many events, so a log with fewer has never been trimmed.
         is_complete = self._read_again < MAX_EVENTS
         if not is_complete or not has_more:
             self._read_again = 0

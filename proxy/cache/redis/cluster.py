@@ -27,7 +27,7 @@ from proxy.cache.store import COOLDOWN_S, MAX_FAILURES
 # One because a failover moved the slot, one to the node that imports it. More means that the nodes disagree.
 _MAX_REDIRECTS = 3
 
-# Where commands are sent, and whether the node is importing the slot, so that ASKING has to come before each command.
+# The address of a node, and whether it is importing the slot. If so, ASKING has to come before each command.
 Target = tuple[Address, bool]
 Commands = Mapping[str, Command]
 

@@ -49,7 +49,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_closed(self) -> bool:
-        """Also if the loop is yet to tell that the connection was lost: a write to its transport may fail then."""
+        """True also before the event loop reports a lost connection: a write to its transport may fail by then."""
         return self._is_closed or self._transport.is_closing()
 
     async def run(self, commands: Sequence[Command], *, timeout_s: float) -> list[object]:
@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
 
     def _read_values(self, values: ValuesReader, data: bytes) -> None:
         other = values.feed(data)
-        if other is not None:  # an error, or what must not be there
+        if other is not None:  # an error, or an unexpected reply
             self._values = None
             self._guard.expect([resp.values(values.count)])
             self._parse(other)
@@ -119,7 +119,7 @@ class Connection(asyncio.Protocol):
         self._end(has_more=self._reader.has_data())
 
     def _end(self, *, has_more: bool) -> None:
-        """``has_more`` was received than was asked for, which the next exchange must not take for its reply."""
+        """``has_more``: more bytes came than were asked for. The next exchange must not take them for its reply."""
         exchange = self._exchange
         if exchange is not None and not exchange.done():
             exchange.set_result(self._replies)

@@ -27,7 +27,7 @@ class Put:
         await self._set(values, ())
 
     async def set_free(self, values: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-        """Store ``values`` whose keys are free. Returns those whose keys are taken, though no value was read there."""
+        """Store ``values`` whose keys are free. Returns the values whose keys are taken but have no readable value."""
         taken = await self._set(values, ("NX",))
         read = await self._read(taken)
         self.existing |= {key: value for key, value in read.items() if value is not None}

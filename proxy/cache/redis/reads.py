@@ -61,8 +61,8 @@ class MergedReads:
         return commands
 
     async def _send(self, server: Address, command: "_Command") -> None:
-        # A task's first step runs after everything that was ready when it was made: by then the other requests of this
-        # turn have added their keys.
+        # A new task first runs after everything that was ready when it was made, so the other requests of this
+        # iteration have added their keys by now.
         if self._open.get(server) is command:
             del self._open[server]
         try:

@@ -2,7 +2,7 @@
 
 SCAN lists every name that was there all the time, possibly several times:
 https://redis.io/docs/latest/commands/scan/#scan-guarantees
-A slot that moves during the scan from a server that is yet to come to one that is done is missed.
+A slot is missed if it moves during the scan from a server that is not scanned yet to one that is already scanned.
 """
 
 from collections.abc import Collection, Sequence

@@ -73,8 +73,8 @@ class RedisStore:
         return put.existing
 
     async def _overwrite(self, put: Put, values: Mapping[bytes, bytes]) -> None:
-        # Announced before, since this process may die before it can announce it; and after, since another process may
-        # have read the old value in between.
+        # Announced before the write, because this process may die right after it; and again after the write, because
+        # another process may have read the old value in between.
         await self._log.announce(values)
         await put.set(values)
         await self._log.announce(values)

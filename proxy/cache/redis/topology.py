@@ -40,11 +40,11 @@ class Servers(Protocol):
 
     @property
     def addresses(self) -> Collection[Address]:
-        """Of all servers that have values, each at one of them."""
+        """The addresses of all servers that have values. Each value is on one server only."""
         ...
 
     def by_server(self, names: Sequence[str]) -> Mapping[Address, Sequence[str]]:
-        """``names`` by the address of the server that has them; without those of which it is not known."""
+        """``names`` by the address of the server that has them. Names whose server is not known are left out."""
         ...
 
     async def get(self, server: Address, names: Sequence[str], results: dict[str, object]) -> None:

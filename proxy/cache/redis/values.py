@@ -1,7 +1,7 @@
 """The values of an MGET, taken out of its reply as it is received (pure).
 
 Most bytes that a proxy with a cold memory receives are values. The guard and hiredis would read them twice and copy
-them twice more. Only a complete array of strings is read here: any other reply, as an error, is theirs.
+them twice more. This module reads only arrays of strings; the guard and hiredis get any other reply, such as an error.
 """
 
 from proxy.cache.redis.resp import CRLF, MAX_REPLY_BYTES, MAX_SIZE_BYTES, MAX_VALUE_BYTES, UnexpectedReply
@@ -29,7 +29,7 @@ class ValuesReader:
         return len(self.values) == self.count
 
     def feed(self, data: bytes) -> bytes | None:
-        """Returns None; or all bytes so far, if the reply is not such an array and is to be read by others. Raises
+        """Returns None, or all bytes so far if the reply is not such an array and others have to read it. Raises
         `UnexpectedReply`."""
         at = 0
         if self._head is not None:
@@ -83,7 +83,7 @@ class ValuesReader:
         return len(data)
 
     def _resume(self, data: bytes) -> int:
-        """Take the rest of the line that has begun, and what can be had of its string."""
+        """Take the rest of the line that has begun, and the part of its string that is here."""
         begun, self._line = self._line, b""
         line_end = (begun + data[:MAX_SIZE_BYTES]).find(CRLF, 0, MAX_SIZE_BYTES)
         if line_end < 0:
@@ -98,7 +98,7 @@ class ValuesReader:
         return at + self._complete(data[at : at + self._missing_bytes])
 
     def _complete(self, data: bytes) -> int:
-        """Take what is missing of a string, as far as it is here. Returns how many bytes that are."""
+        """Take the missing bytes of a string that are here. Returns their number."""
         taken = min(self._missing_bytes, len(data))
         self._begun.append(data[:taken])
         self._missing_bytes -= taken

@@ -1,9 +1,9 @@
 """The log of replaced and removed values in a SQLite file: the rows of its table `changes`, and where a reader is.
 
-It is written in the transaction that replaces the values, so a reader of the log finds the new values. A key has one
-row, with the number of the latest transaction that replaced its value, so that the log of a few values that are
-replaced all the time stays short. The row of the empty key has the number up to which rows have been deleted.
-What is purged has rows whose keys are longer than a key. To processes of earlier versions they mean all keys.
+The transaction that replaces values also writes the log, so a reader of the log finds the new values. Each key has one
+row, with the number of the latest transaction that replaced its value: values that are replaced all the time do not
+lengthen the log. The row of the empty key has the number up to which rows have been deleted. Purges have rows with
+longer keys, which earlier versions take to mean all keys.
 """
 
 import sqlite3

@@ -10,7 +10,7 @@ from pathlib import Path
 from proxy.errors import StoreError
 
 _COMPANIONS = ("-wal", "-shm")
-# Damaged files must not fill a disk that damages one after the other.
+# A bad disk may damage one file after another; the copies must not fill it.
 _MAX_ASIDE = 3
 
 
@@ -31,9 +31,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def create_private(path: Path) -> None:
-    """A new file is its owner's alone, and so are the log and shared memory, to which SQLite gives the same mode.
+    """Create the file so that only its owner can read it. SQLite gives its log and shared memory the same mode.
 
-    One that exists is not opened here: to close it would end the locks that other threads have on it.
+    An existing file is not opened here: closing it would release the locks that other threads have on it.
     """
     with suppress(OSError):  # SQLite says what is wrong with the path
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))

@@ -70,7 +70,7 @@ class DamagedFile(sqlite3.DatabaseError):
 class DatabaseThread:
     """One thread with one connection, opened at the first use. If opening fails, the next use tries again.
 
-    The thread calls ``on_set_aside`` with the new path of a file that was set aside. Without ``replaces``, none is.
+    The thread calls ``on_set_aside`` with the new path of a file that was set aside. Without ``replaces``, no file is.
     """
 
     def __init__(self, name: str, path: Path, *, on_set_aside: Callable[[Path], object], replaces: bool = True) -> None:

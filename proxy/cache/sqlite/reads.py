@@ -23,8 +23,8 @@ class MergedReads:
         *,
         max_keys: int,
     ) -> None:
-        """``select`` is called in ``thread``, with at most ``max_keys`` keys: other requests have their turn between
-        the reads of one that asks for thousands, since each begins when the one before has ended."""
+        """``select`` is called in ``thread`` with at most ``max_keys`` keys. A request for thousands of keys begins a
+        read when the one before has ended, so that reads of other requests run in between."""
         self._thread = thread
         self._select = select
         self._max_keys = max_keys

@@ -1,8 +1,8 @@
 """The rows of the store's values, in two tables: `slot` leads from a key to the id of its `value`.
 
-The file may be damaged, and SQLite finds only some kinds of damage. So a slot may have no value, or one of another key;
-such a slot is a miss, and a write replaces the slot and does not touch the other key's value. All functions raise
-`DamagedFile` where the file contradicts itself.
+The file may be damaged, and SQLite finds only some kinds of damage. So a slot may have no value, or one of another key.
+Such a slot is a miss. A write replaces the slot and does not touch the other key's value. All functions raise
+`DamagedFile` if the file contradicts itself.
 """
 
 import sqlite3
@@ -69,8 +69,8 @@ def put(
     connection.executemany("DELETE FROM slot WHERE key = ?", [(key,) for key in replaced])
     fresh = {key: value for key, value in values.items() if key not in existing or key in replaced}
     replaced_bytes = sum(len(value) for _, value in replaced.values())
-    # New values reuse the ids of evicted ones, so that a full file does not fill with partly free pages. A value that
-    # replaces another has the same id, so that a scan in the order of ids misses neither.
+    # New values reuse the ids of evicted ones, so that a full file does not fill with partly free pages. A value keeps
+    # the id of the value that it replaces, so that a scan in the order of ids does not miss the key.
     excess = bytes_used(connection) + sum(map(len, fresh.values())) - replaced_bytes - limit_bytes
     owners = {id_: key for key, (id_, _) in replaced.items()}  # in a damaged file two keys may have one id
     freed = dict.fromkeys(id_ for id_ in _evict(connection, excess, now) if id_ not in owners)
@@ -116,7 +116,7 @@ def _insert(
             "INSERT OR REPLACE INTO value (id, key, value) VALUES (?, ?, ?)",
             (own[key] if key in own else freed.popitem()[0] if freed else None, key, value),
         ).lastrowid
-        # There may be a slot whose value is missing or another key's.
+        # REPLACE, because the key may have a slot whose value is missing or belongs to another key.
         connection.execute("INSERT OR REPLACE INTO slot (key, id, read_at) VALUES (?, ?, ?)", (key, id_, now))
     _delete_values(connection, freed)
 
@@ -150,8 +150,8 @@ def _evict(connection: sqlite3.Connection, excess_bytes: int, now: int) -> list[
 
 
 def _keep_within(connection: sqlite3.Connection, limit_bytes: int, fresh: Mapping[bytes, bytes], now: int) -> None:
-    """Evict until the file's pages fit: scattered small values leave few whole pages free when they are deleted, so
-    that values may fit by their bytes and not by their pages."""
+    """Evict until the file's pages fit. Deleting scattered small values frees few whole pages, so the bytes of the
+    values may fit while their pages do not."""
     while (used := bytes_used(connection)) > limit_bytes:
         oldest = [(key, id_) for key, id_, _ in _oldest(connection, now) if key not in fresh]
         if not oldest:

@@ -10,7 +10,7 @@ from proxy.cache.sqlite.file import FAILURES
 from proxy.protocol.keys import KEY_BYTES
 
 _CHUNK = 64
-# All slots in the order of the index, and the one after a key: from the first on, and from the last one back.
+# Forward and then backward: the query for all slots in the order of the index, and that for the slot after a key.
 _WALKS = (
     ("SELECT key, id FROM slot ORDER BY key", "SELECT key, id FROM slot WHERE key > ? ORDER BY key LIMIT 1"),
     ("SELECT key, id FROM slot ORDER BY key DESC", "SELECT key, id FROM slot WHERE key < ? ORDER BY key DESC LIMIT 1"),
@@ -49,10 +49,10 @@ class Salvage:
         return {}
 
     def _readable_slots(self) -> Iterator[_Slot]:
-        """From the first slot on and then from the last one back, each as far as SQLite can read.
+        """Walk the index forward from the first slot and then backward from the last, each as far as SQLite can read.
 
-        In the order of the index, whatever the keys are: to look for the next key would pass over the slots between
-        a damaged key and the one that it was.
+        The walks do not search by key: a search for the next key after a damaged one would skip the slots between
+        the damaged key and the original one.
         """
         end: _Slot | None = None  # of the first walk
         for (all_slots, next_slot), before_all in zip(_WALKS, _BEFORE_ALL, strict=True):
@@ -64,7 +64,7 @@ class Salvage:
                     last = slot
                     yield slot
             except FAILURES:
-                # Python's module reads ahead, so it drops the slot before the one that it can't read.
+                # Python's module reads one row ahead, so it fails before it returns the last readable slot.
                 with suppress(*FAILURES):
                     for slot in self._connection.execute(next_slot, last[:1]):
                         if slot != end:

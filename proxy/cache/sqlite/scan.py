@@ -1,7 +1,7 @@
 """All values of a SQLite file, a page at a time, in the order in which the file has them.
 
-A cursor is the id of the last value read, and whether a value without a key was seen on the way. Files of earlier
-versions have such values; then a second pass finds them by the slots, whose cursor is the last key.
+A cursor is the id of the last value read, and whether a value without a key was seen on the way. Only files of earlier
+versions have such values. A second pass over the slots finds them; its cursor is the last key.
 """
 
 import sqlite3
@@ -43,7 +43,7 @@ def page(connection: sqlite3.Connection, path: Path, cursor: bytes) -> Page:
 
 
 def _place(connection: sqlite3.Connection) -> str:
-    """The first damage that SQLite finds, as it names the place: a page, and the b-tree that has it."""
+    """Where SQLite finds the first damage, in its own words: a page and its b-tree."""
     try:
         found = [line for (row,) in connection.execute("PRAGMA quick_check(1)") for line in row.decode().splitlines()]
     except FAILURES:
@@ -88,7 +88,7 @@ def _by_slot(connection: sqlite3.Connection, start: bytes) -> Page:
 
 
 def _require_progress(start: _T, last: _T) -> None:
-    """Raises `DamagedFile` for rows that are not in their order: the next page would begin where this one did."""
+    """Raises `DamagedFile` if rows are out of order: the next page would begin where this one did."""
     if last <= start:
         raise DamagedFile("rows are out of order")
 

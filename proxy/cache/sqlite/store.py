@@ -1,7 +1,8 @@
 """One file on this machine, shared by all its processes, bounded in bytes.
 
-Values are stored apart from keys, appended in 32 KiB pages, five 1536-d vectors to a page: in SQLite's usual 4 KiB
-pages each would waste a quarter of its room, and updating the time of last read would rewrite the value.
+Values are stored apart from keys, so that updating the time of last read does not rewrite the value. They are appended
+in 32 KiB pages, which hold five 1536-d vectors each: in SQLite's usual 4 KiB pages a vector would waste a quarter of
+its room.
 """
 
 import asyncio
