@@ -43,8 +43,8 @@ class FailureResponses:
         is_everybodys = isinstance(cause, ErrorResponse) and blame(cause) is Blame.EVERYBODY
         if is_everybodys or client_request.is_own_body(cause.body):
             return self._relayed(client_request, cause.response)
-        # The response may name an item by its index, which differs from that in the client's list; and part of a
-        # response can't be relayed as the whole.
+        # The response may name an item by its index in the call, which is another one in the client's list. And a
+        # response to part of the request can't be relayed as the response to all of it.
         if blame(cause) is Blame.UNKNOWN and not self._fetcher.takes_retry(client_request.origin):
             return self._relayed(client_request, in_own_words(cause.response))
         return await self.send_own_body(client_request)

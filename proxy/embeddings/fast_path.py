@@ -1,9 +1,9 @@
-"""Hits for requests that repeat, in part or in all.
+"""Hits for requests that repeat an earlier one, wholly or in part.
 
-A request that was a hit from memory is remembered by a MAC of all that it was parsed from, and is not parsed again. If
-all its bytes are the same, head included, not even its HTTP is parsed. Nor is it if on the same connection others with
-that head were served, and the body differs in nothing but its texts. Items of such a request may be in the store only,
-or missing (`proxy.embeddings.unparsed`).
+A request that was a hit from memory is remembered by a MAC of all that it was parsed from, and is not parsed again.
+Even its HTTP is not parsed in two cases: all bytes are the same, head included; or the connection has served requests
+with the same head, and the body differs from one of theirs only in its texts. In the second case, items may be in the
+store only, or missing (`proxy.embeddings.unparsed`).
 """
 
 import time
@@ -44,18 +44,18 @@ class FastPath:
         self._lookup_seconds = metrics.stage_seconds["lookup"]
         self._metrics = metrics
         self._memo = RequestMemo()
-        self.header_watch = HeaderWatch()  # which each hit clears, like the next
+        self.header_watch = HeaderWatch()  # `_observed` reports each hit to this and to the next
         self.hitless = Hitless()
 
     async def sight(
         self, request: BaseRequest, own: Identity, body: bytes, *, keys_version: int, client: str | None
     ) -> Sighting | None:
-        """None if a request may differ from others in more than its target, its identity and its body, or is so large
-        that its hash would block the event loop."""
+        """None if more matters about a request than its target, its identity and its body, or if it is so large that
+        its hash would block the event loop."""
         if len(body) > _MAX_BODY_BYTES or not is_plain(request, own):
             return None
         is_repeated = self._memo.is_repeated(body)
-        # Taken before its keys are derived: if an epoch begins in between, the fingerprint is that of no later request.
+        # Read before the keys are derived: if an epoch begins in between, no later request has this fingerprint.
         epochs = self._access.epochs_begun
         fingerprint = None
         if is_repeated:
@@ -63,7 +63,7 @@ class FastPath:
         return Sighting(request, own, keys_version, client, fingerprint)
 
     def remember(self, sighting: Sighting, client_request: ClientRequest, *, from_memory: bool) -> None:
-        """A request was a hit, ``from_memory`` in all its items or in some from the store."""
+        """Remember a request that was a hit. ``from_memory``: all items came from memory, and none from the store."""
         self._metrics.ledger.admit(sighting.client)
         row = self._metrics.row(sighting.client, client_request.spec.model)
         if sighting.fingerprint is not None and from_memory:
@@ -73,7 +73,7 @@ class FastPath:
             self._learn(connection, sighting, client_request, row, is_hit=True)
 
     def fetched(self, sighting: Sighting, client_request: ClientRequest) -> None:
-        """Items of a request were missing. Those of the next one like it may be, too."""
+        """Learn the head and body of a request whose items were missing: those of similar requests may be, too."""
         connection = sighting.request.protocol
         if isinstance(connection, Connection) and self._access.may_serve(
             client_request.credential_id, client_request.credential_scope
@@ -84,7 +84,7 @@ class FastPath:
     def _learn(
         self, connection: Connection, sighting: Sighting, client_request: ClientRequest, row: Row, *, is_hit: bool
     ) -> None:
-        """Remember a head, and when it comes again, the body that comes with it: most clients repeat theirs."""
+        """Remember a head, and when it comes again, also the body: most clients repeat their heads."""
         known = self._meet(connection, sighting, is_hit=is_hit)
         if known is None or not known.is_worth_learning() or len(client_request.parsed.body) > MAX_PENDING_BYTES:
             return
@@ -93,10 +93,11 @@ class FastPath:
             known.add(body)
 
     def _meet(self, connection: Connection, sighting: Sighting, *, is_hit: bool) -> KnownHead | None:
-        """The head that the connection knows, if it is that of ``sighting``. If not, it knows that one from now on.
+        """The head that the connection knows, if it is that of ``sighting``. If not, None, and the connection knows the
+        head of ``sighting`` from now on.
 
-        The first hit is no news, whatever was missing before: perhaps all that follows are repeats of the same request,
-        which take less time if they are remembered by their bytes.
+        None also for the first hit with a head, even after misses: perhaps only repeats of the same request follow, and
+        those are faster if they are remembered by their bytes.
         """
         sent = connection.head(sighting.request) if is_repeatable(sighting.request, PERSONAL) else None
         if sent is None or len(sent) > MAX_WHOLE_BYTES:
@@ -133,7 +134,7 @@ class FastPath:
         return self._observed(FastPathHit(known, found, parsed_s, len(found)), began_s)
 
     def _has_much_to_learn(self, sighting: Sighting) -> bool:
-        """Whether a request with an ID, which has never all bytes of another, is worth being parsed in full once."""
+        """Whether a request is worth being parsed in full once. Only one with an ID: it never repeats all bytes."""
         connection = sighting.request.protocol
         if not isinstance(connection, Connection) or not any(name in sighting.request.headers for name in IDS):
             return False
@@ -141,7 +142,7 @@ class FastPath:
         return known is not None and known.is_new
 
     def find_by_bytes(self, sent: bytes, connection: Connection, began_s: float) -> FastPathHit | FastPathRead | None:
-        """The same for the bytes of a request, whose credential must still be valid.
+        """`find` for the bytes of a request. Its credential must still be valid.
 
         None also if the response is too large to be written at once. A `FastPathRead` is to be passed to `read`.
         """
@@ -274,7 +275,7 @@ def _is_hit(known: MemoEntry, found: dict[bytes, Entry]) -> bool:
 
 
 def _new_head(sent: bytes, sighting: Sighting) -> KnownHead | None:
-    """The known head that ``sent``, which was parsed, is an example of."""
+    """A known head made from ``sent``, the head of a parsed request; None if it is not fit for that."""
     request, own = sighting.request, sighting.own
     known = KnownHead.of(sent)
     head = None if known is None else known.match(sent)
@@ -283,7 +284,7 @@ def _new_head(sent: bytes, sighting: Sighting) -> KnownHead | None:
     if not ID_NAMES.isdisjoint(name for name, _ in own.credentials + own.vector_affecting):
         return None  # the operator made it part of the key
     if any(name in request.headers and name.lower() not in head.fields for name in IDS):
-        return None  # written in an unusual way, as without a space, so that the template has its value for a constant
+        return None  # written in an unusual way, as without a space, so the template takes its value for a constant
     is_read_alike = head.body_bytes == request.content_length and all(
         request.headers.getall(name) == [value] for name, value in head.fields.items()
     )

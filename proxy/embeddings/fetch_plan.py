@@ -8,7 +8,7 @@ from proxy.fetch.result import NOTHING, FetchResult
 
 
 class FetchPlan(NamedTuple):
-    """What to fetch: the missing items of ``found`` that were not fetched ``first``, to validate the credential."""
+    """What to fetch: the missing items of ``found``, except those fetched ``first`` to validate the credential."""
 
     found: Lookup
     policy: Policy

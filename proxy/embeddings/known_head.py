@@ -32,8 +32,8 @@ _MAX_ITEMS = 256
 
 
 class KnownHead(HeadTemplate):
-    """A head, and the requests that had it and got embeddings. It lives as long as its connection, like the credential
-    in it, and no longer than the client keys that admitted it and the epochs of its keys."""
+    """A head, and the requests that had it and got embeddings. It ends with its connection, as does the credential in
+    it. It also ends when the client keys are reloaded, and when an epoch begins."""
 
     __slots__ = ("_bodies", "_unread", "has_hit", "is_new", "keys_version", "max_items")
 
@@ -47,8 +47,8 @@ class KnownHead(HeadTemplate):
         self.max_items = _MAX_ITEMS  # of requests that are not parsed; fewer once a response was too large for that
 
     def is_worth_learning(self) -> bool:
-        """Whether a body that comes with this head now may help to read others. Asked once a request: of a client whose
-        bodies never help, fewer are learnt."""
+        """Whether to learn the body that comes with this head now. Call it once a request: it counts requests, so that
+        fewer bodies are learned from a client whose bodies never help to read others."""
         self.is_new = False
         self._unread += 1
         return self._unread <= _MANY_UNREAD or self._unread % _MANY_UNREAD == 0
@@ -94,7 +94,7 @@ class KnownBody:
     ) -> None:
         provider, spec = client_request.origin.provider, client_request.spec
         self._example = _without_texts(client_request)
-        # The fields that may differ, as the client writes their names: in this way they go upstream.
+        # The fields that may differ. Their names go upstream as the client writes them.
         self._names = {name.lower(): name for name in self._example.received if name.lower() in ID_NAMES}
         self.own = own
         self.client = client_request.client
@@ -108,8 +108,8 @@ class KnownBody:
 
     @classmethod
     def of(cls, client_request: ClientRequest, scope: Fields, row: Row, own: Identity) -> "KnownBody | None":
-        """``scope`` is that of the request's keys, ``row`` and ``own`` identity are those of its client. None if more
-        than the texts' keys may depend on the texts."""
+        """``scope`` is that of the request's keys, ``row`` and ``own`` identity are those of its client. None if the
+        texts may change more than their own keys."""
         parsed, provider = client_request.parsed, client_request.origin.provider
         if parsed.kind is not ItemKind.TEXT or "modality" in parsed.parameters or provider.references:
             return None
@@ -126,8 +126,8 @@ class KnownBody:
         return cls(client_request, found, text_keys, row, own)
 
     def read(self, body: bytes, max_items: int) -> tuple[MemoEntry, GivenTexts] | None:
-        """The request with such a ``body``, as `MemoEntry.of` describes it when it is parsed, and its input. None
-        for one of more than ``max_items``."""
+        """What `MemoEntry.of` returns for a parsed request with this ``body``, and its input. None if the body is not
+        of this kind, or has more than ``max_items``."""
         given = self._input.texts(body)
         if isinstance(given, str):
             texts, is_accepted = [given], self._accepts_text
@@ -149,7 +149,7 @@ class KnownBody:
         reservation: BodyReservation,
         span: Span,
     ) -> ClientRequest:
-        """The request with such a ``body``, as the reader returns it when it is parsed. ``fields`` are those in which
+        """What the reader returns for a parsed request with this ``body``. ``fields`` are the header fields in which
         its head differs from others."""
         example = self._example.parsed
         parsed = example._replace(
@@ -160,7 +160,7 @@ class KnownBody:
 
 
 def _without_texts(client_request: ClientRequest) -> ClientRequest:
-    """The same without its texts, its length, and what ends with it."""
+    """``client_request`` without its texts and its length, and without its span and other state."""
     parsed = client_request.parsed
     received = CIMultiDict(client_request.received)
     received.popall("Content-Length", None)

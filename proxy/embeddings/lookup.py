@@ -16,7 +16,7 @@ class Lookup(NamedTuple):
     from_memory: int
 
     def current(self) -> "Lookup":
-        """The same, some awaits later: the store may have named other records the first of their keys."""
+        """The same lookup some awaits later: by then the store may have found that other records were first."""
         return self._replace(entries=current(self.entries))
 
 
@@ -39,7 +39,7 @@ async def look_up(cache: Cache, keys: Sequence[bytes], *, min_stored_at_s: float
 async def look_up_rest(
     cache: Cache, keys: Sequence[bytes], found: dict[bytes, Entry], *, min_stored_at_s: float
 ) -> Lookup:
-    """The same after memory was looked into, with the result ``found``."""
+    """`look_up` for a caller that has already ``found`` these entries in memory."""
     in_memory = lookup(keys, found, from_memory=len(found))
     if not in_memory.missing or not cache.has_store:
         return in_memory

@@ -43,7 +43,7 @@ class Progress:
         self.cached = 0  # of the items
         self.held_s = 0.0  # for the upstream's rate limit
         self.span: Span = NO_SPAN
-        self.why: Why | None = None  # it is no hit
+        self.why: Why | None = None  # why it is no hit
         # Of a request that was parsed.
         self.detail: RequestDetail | None = None
         self.cache_status = ""

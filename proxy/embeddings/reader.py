@@ -177,7 +177,7 @@ class Reader:
     def _identities_for(
         self, origin: Origin, request: RequestHead, own: Identity, identity: Identity
     ) -> tuple[Identity, Identity]:
-        """The client's ``own`` identity and the one that the request has upstream, once its ``origin`` is known: that
+        """The client's ``own`` identity and the one that the request has upstream. They depend on the ``origin``, which
         may have neutral header fields of its own."""
         if origin.neutral_headers <= self._access.neutral_headers:
             return own, identity
@@ -203,7 +203,7 @@ class Reader:
         return await self._run(body, reservation, parse, body.content, fields, provider, named)
 
     def _unread(self, request: RequestHead, body: bytes, bypass: Bypass, reservation: BodyReservation) -> Unread:
-        """What was not understood may be read well enough to choose an upstream."""
+        """A request that was not understood, read just far enough to choose an upstream."""
         target = request.raw_path
         origin = self._origins.choose(target, request_body.peek_model(body) if self._origins.has_several else None)
         own = self._access.identity(request.headers, target, origin)
@@ -241,8 +241,8 @@ def _require_json(request: RequestHead, *, is_signed: bool) -> None:
 
 
 def _with_content_type(identity: Identity, given: Headers) -> Identity:
-    """``identity`` of a request whose body is read as JSON. Without Content-Type the upstream decides how to read a
-    body: if it reads it as JSON, so does the proxy, but the entries are not those of requests with the field."""
+    """``identity`` of a request whose body is read as JSON. Without Content-Type the upstream decides how to read the
+    body, so such requests share no entries with requests that have the field."""
     if "Content-Type" in given:
         return identity
     return identity._replace(vector_affecting=[*identity.vector_affecting, ("content-type", "")])

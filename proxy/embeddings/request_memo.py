@@ -32,7 +32,7 @@ _OVERHEAD_BYTES, _KEY_BYTES = 700, 80
 class MemoEntry(Struct, frozen=True, gc=False):
     """What the response to a known request is made from. It has no text of the request and no credential.
 
-    The garbage collector visits neither it nor its parts: of tens of thousands it took a quarter of a second.
+    The garbage collector visits neither it nor its parts: with tens of thousands, that took a quarter of a second.
     """
 
     spec: ResponseSpec
@@ -92,8 +92,8 @@ class RequestMemo:
         return False
 
     def fingerprint(self, target: str, own: Identity, body: bytes, epochs: int = 0) -> Steps[bytes]:
-        """The MAC of a request with these fields and no other that matters: equal only for equivalent requests, whose
-        items have the same keys while no more than so many ``epochs`` have begun."""
+        """The MAC of a request about which only these arguments matter. It is equal only for equivalent requests, whose
+        items have the same keys. ``epochs`` is the number of epochs that have begun."""
         # The body runs to the end, so it needs no length.
         state = blake2b(pack((target, own.credentials, own.vector_affecting, epochs)), key=self._secret, digest_size=32)
         view = memoryview(body)

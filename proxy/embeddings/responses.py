@@ -31,8 +31,8 @@ from proxy.telemetry.metrics import Metrics
 from proxy.upstream.router import Origin
 
 _MANY_ITEMS, _MAX_BODY_BYTES = 2048, 512 * 1024**2
-# A larger body is streamed. A smaller one is faster written at once, and a client that does not read it holds no more
-# than that in memory: on a connection, no further request is served before the last response has been read.
+# A larger body is streamed. A smaller one is written at once, which is faster. A client that does not read its response
+# ties up no more memory than that: a connection serves no further request before the last response has been read.
 LARGE_BYTES = 1024**2
 _FEW_NUMBERS = LARGE_BYTES // 32  # a number takes less than 32 bytes in any encoding
 _NOTHING: Mapping[Any, Any] = {}
@@ -167,8 +167,8 @@ class ResponseBuilder:
         return size
 
     def _reserve(self, spec: ResponseSpec, entries: dict[bytes, Entry], reservation: BodyReservation) -> bool:
-        """Whether the response is large. Then it holds its entries until it is written, also those that the memory tier
-        evicts, so ``reservation`` takes their memory. Raises `ResponseTooLarge`, `Overloaded`."""
+        """Whether the response is large. If so, it holds its entries until it is written, even if memory evicts
+        them, so ``reservation`` takes their memory. Raises `ResponseTooLarge`, `Overloaded`."""
         is_large = self._size_bytes(spec, entries) > LARGE_BYTES
         if is_large:
             reservation.take(sum([len(entry.payload) for entry in entries.values()]), may_exceed=True)
@@ -280,8 +280,8 @@ def _end_of_hit(model: str, tokens: int) -> bytes:
 
 
 def finish_head(response: StreamResponse, received: Headers, *, upstream: Origin | None, request_id: str) -> None:
-    """Add the headers that every response has, to a request with the fields ``received``. ``upstream`` has its CORS
-    fields, if any."""
+    """Add the headers that every response has. ``received`` are the fields of its request. ``upstream``, if any, has
+    the CORS fields for it."""
     if upstream is not None:
         upstream.cors.finish(origin_of(received), response.headers)
         if upstream.key:  # the cookies may be those of the key's session

@@ -18,7 +18,7 @@ from proxy.telemetry.tracing import NO_SPAN, Span
 
 _log = logging.getLogger(__name__)
 
-# How often a request whose patience has ended looks whether the probe in flight was refused, and is held.
+# How often a request whose own wait is over checks whether the probe in flight was refused and is held.
 _LOOK_AGAIN_S = 0.1
 
 _Name = tuple[CredentialId, CredentialScope]  # a credential, and what it is to be accepted for
@@ -59,7 +59,7 @@ class Revalidator:
                 if failure is None or not _is_impatient(failure, probe.client_request, client_request):
                     seen = failure and failure.seen_by(request)
                     return ProbeResult(replace(fetched, failure=seen), is_own=False)
-                probe = self._shared.get(name)  # of a client that waits longer, perhaps
+                probe = self._shared.get(name)  # perhaps there is one of a client that waits longer
             else:
                 # It failed because of the other request's item. No other request waits for this one's own probe:
                 # otherwise requests with items that the upstream rejects would queue behind each other.

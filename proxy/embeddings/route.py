@@ -118,7 +118,7 @@ class EmbeddingsRoute:
         return exchange
 
     def end(self, exchange: Exchange, status: int) -> None:
-        """Count a request whose response is made, or sent where that is a part of making it."""
+        """Count a request when its response is complete or it has failed. A streamed response has been sent by then."""
         progress, reservation = exchange.progress, exchange.reservation
         self._in_flight -= 1
         reservation.end_request()
@@ -213,7 +213,7 @@ class EmbeddingsRoute:
         sighting: Sighting | None = None,
         found: Lookup | None = None,
     ) -> StreamResponse:
-        """The response to an understood request, whose items were looked up with the result ``found``, or were not."""
+        """The response to an understood request. ``found`` is the result of its lookup; None: not looked up yet."""
         progress.model = client_request.spec.model
         self._patience.apply(client_request)
         found = found or await self._resolver.look_up(client_request)

@@ -9,13 +9,13 @@ from proxy.protocol.identities import Identity
 
 # Requests with these fields get a response of their own. Origin is one of them: the CORS fields for it may change.
 PERSONAL = ("Upgrade", "Expect", "Transfer-Encoding", "Origin")
-# So do requests with these, except that a known head may have other values of them.
+# So do requests with these. But a known head also matches requests with other values of these fields.
 IDS = ("X-Request-Id", "traceparent", "tracestate")
 ID_NAMES = frozenset(map(str.lower, IDS))
 
 
 class Sighting(NamedTuple):
-    """A request that is parsed, and that need not be when it comes again.
+    """A parsed request that need not be parsed when it comes again.
 
     ``client`` and ``keys_version`` are those of its admission. ``fingerprint`` is None if its body is new.
     """
@@ -28,7 +28,7 @@ class Sighting(NamedTuple):
 
 
 def is_plain(request: BaseRequest, own: Identity) -> bool:
-    """Whether nothing of a request matters but its target, its identity and its body."""
+    """Whether nothing about a request matters except its target, its identity and its body."""
     fields = request.headers
     return (
         fields.get("Content-Type") == "application/json"

@@ -1,7 +1,7 @@
 """Requests that are responded to without being parsed, because their connection knows their bytes or their head.
 
-A hit is written at once. A miss begins as a parsed one does, and its response is written when it is there. From then on
-it must not be begun again, whatever happens on the connection (`proxy.embeddings.exchange.BegunExchange`):
+A hit is written at once. A miss begins like a parsed one, and its response is written when it is there. Once begun, it
+must not be begun again, whatever happens on the connection (`proxy.embeddings.exchange.BegunExchange`):
 
 - The response is there, and an ordinary one: it is written, and the request is counted.
 - It is an error, is streamed, or has to close the connection: the parser gets the request, and its handler takes the
@@ -102,8 +102,8 @@ class UnparsedRequests:
         return response
 
     async def _miss(self, miss: FastPathMiss, connection: Connection, started_s: float) -> Response | None:
-        """None: the request is parsed, and its handler takes the response. There is no await before the connection
-        knows what has begun, so it can't be begun twice."""
+        """None: the request is parsed, and its handler takes the response. There is no await before
+        ``connection.begun`` is set, so the request can't be begun twice."""
         fields = miss.read.fields
         progress = self._begin(self._ids.of(fields.get("x-request-id")), fields, started_s)
         connection.tenant = miss.read.known.tenant
@@ -119,7 +119,7 @@ class UnparsedRequests:
         response = await begun.run(self._embeddings.respond(exchange, miss))
         if response is None or self._is_draining():
             return None
-        # The only field that this needs is one of web pages, whose requests are always parsed.
+        # The only request field that matters here is Origin, and requests with Origin are always parsed.
         finish_head(response, _NO_FIELDS, upstream=progress.origin, request_id=progress.request_id)
         parts = parts_of(response)
         if parts is not None:
