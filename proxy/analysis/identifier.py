@@ -1,4 +1,4 @@
-"""Which items of a logged request a proxy would find under which keys: the same functions as a proxy's decide."""
+"""The keys under which a proxy would find the items of a logged request, derived by the proxy's own functions."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
@@ -41,7 +41,7 @@ class Identified(NamedTuple):
 
 
 class _Alike(NamedTuple):
-    """What requests have in common that differ in their texts only, as in `proxy.embeddings.known_head`."""
+    """The common part of requests that differ only in their texts, as in `proxy.embeddings.known_head`."""
 
     first: EmbeddingRequest
     text_keys: keys.TextKeys
@@ -51,7 +51,7 @@ class _Alike(NamedTuple):
 
     @classmethod
     def of(cls, found: Identified, text_keys: keys.TextKeys) -> "_Alike | None":
-        """None if more than the texts' keys may depend on the texts."""
+        """None if the texts may change more than their own keys."""
         request, provider = found.request, found.provider
         if request.kind is not ItemKind.TEXT or "modality" in request.parameters or provider.references:
             return None
@@ -151,7 +151,7 @@ def _signature(call: Call) -> _Signature | None:
     """Equal for requests that differ in their ``input`` only; None if that is not easy to see."""
     fields = call.fields
     if "input" not in fields or (call.body is not None and call.body.count(b":") != len(fields)):
-        return None  # in the latter case two members may have one name
+        return None  # if the body has more colons than fields, two members may have one name
     rest = tuple([(name, value) for name, value in fields.items() if name != "input"])
     if any(type(value) not in _SCALARS for _, value in rest):
         return None

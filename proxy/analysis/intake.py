@@ -22,8 +22,8 @@ _MAX_REASONS = 50  # per file
 
 
 class Intake:
-    """``model`` and ``batch`` make requests of the texts of a corpus, ``dimensions`` overrides what is known of
-    models. ``advanced`` is called with the bytes of each line."""
+    """Texts of a corpus become requests for ``model`` of ``batch`` texts each. ``dimensions`` overrides the known
+    dimensions of models. ``advanced`` is called with the bytes of each line."""
 
     def __init__(
         self,

@@ -68,7 +68,8 @@ def _text(text: str) -> Text:
 def _wrapped(record: dict[str, Any], at_s: float | None) -> Call | None:
     """The request within a record of a log; None if there is none.
 
-    What is nearest to the body counts: ``{"ts": …, "request": {"url": …, "headers": …, "body": …}}``.
+    Of several times, URLs or headers, those nearest to the body count:
+    ``{"ts": …, "request": {"url": …, "headers": …, "body": …}}``.
     """
     level, target, method = record, DEFAULT_TARGET, "POST"
     headers: tuple[tuple[str, str], ...] = ()
@@ -88,7 +89,7 @@ def _wrapped(record: dict[str, Any], at_s: float | None) -> Call | None:
 
 
 def _inner(level: dict[str, Any]) -> tuple[bytes | None, dict[str, Any]] | None:
-    """The object in ``level`` that has a request or another wrapper, or else any that may."""
+    """The object in ``level`` that has an input or another wrapper, or else the first object under a wrapper's name."""
     other = None
     for name in _WRAPPERS:
         if name in level and (found := _object(level[name])) is not None:
@@ -99,7 +100,7 @@ def _inner(level: dict[str, Any]) -> tuple[bytes | None, dict[str, Any]] | None:
 
 
 def _object(value: Any) -> tuple[bytes | None, dict[str, Any]] | None:
-    """A JSON object in a record, as itself or as text, and in the latter case its bytes."""
+    """The JSON object that ``value`` is or has as text. The first result is that text's bytes, or None."""
     if type(value) is dict:
         return None, value
     if type(value) is str and value.lstrip().startswith("{"):

@@ -1,7 +1,7 @@
 """Records of LiteLLM's logging callbacks, as it writes them to S3, GCS, a queue or a file (pure).
 
-https://docs.litellm.ai/docs/proxy/logging_spec: of an embeddings call, ``messages`` are its input and
-``model_parameters`` the other fields of its body.
+https://docs.litellm.ai/docs/proxy/logging_spec: for an embeddings call, ``messages`` is the input and
+``model_parameters`` has the other fields of the body.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from proxy.analysis.call import Call, Unreadable, Unrelated
 _CALL_TYPES = frozenset({"embedding", "aembedding"})
 _REDACTED = "redacted-by-litellm"
 _TRUNCATED = "litellm_truncated"
-# Of ``model_parameters``, what is LiteLLM's own and is not sent upstream.
+# Fields of ``model_parameters`` that LiteLLM uses itself and does not send upstream.
 _OWN = frozenset({"metadata", "litellm_metadata", "extra_headers", "timeout", "max_retries", "stream_options"})
 
 
@@ -62,7 +62,7 @@ def _fields(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _input(given: Any) -> Any:
-    """The input, which callbacks for chats have as messages of a user."""
+    """The input. Callbacks for chats have it as messages of a user."""
     if type(given) is list and given and all(type(item) is dict and "role" in item for item in given):
         texts = [item.get("content") for item in given]
         inner = texts[0] if len(texts) == 1 else texts

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Of a key. Two of a billion keys are equal in these with a probability below 10⁻²⁰.
+# The part of a key that is kept. Among a billion keys, two have the same part with a probability below 10⁻²⁰.
 _KEY_BYTES = 16
 _MAX_KINDS = 65_535  # a hostile log may name any number of models
 
 
 class RequestKind(NamedTuple):
-    """What requests have in common that are counted alike."""
+    """The common properties of requests that are counted together."""
 
     model: str | None
     dimensions: int

@@ -1,10 +1,10 @@
 """The hits that a proxy with a memory tier and a store of given sizes would have had.
 
-The memory tier is the proxy's own (`proxy.cache.memory`), filled with entries that weigh what real ones do. It has the
-same items whatever is behind it, since all that it misses is put into it, from the store or from the upstream. So it is
-run once for each size, and stores are run on what it misses.
+The memory tier is the proxy's own (`proxy.cache.memory`), filled with entries of realistic weights. Its items do not
+depend on the store behind it: every item that it misses is put into it, from the store or from the upstream. So it is
+run once for each size, and each store is run on its misses.
 
-Requests come one after the other: an item that is requested while it is being fetched counts as a hit, since it is not
+Requests come one after the other. An item that a real proxy would still be fetching counts as a hit, since it is not
 paid for twice either.
 """
 
@@ -26,11 +26,11 @@ from proxy.protocol.vectors import DType, Vector
 
 # Bytes of a number as text, measured on unit vectors of 256 to 3,072 dimensions.
 _SHORTEST_TEXT_BYTES, _WIDENED_TEXT_BYTES = 12.5, 21.0
-# How often a proxy looks into memory for an item that is not there before it puts it there: each counts for TinyLFU.
-# Once less for the first requests of a connection, which are parsed.
+# How often a proxy looks for a missing item in memory before it puts the item there; TinyLFU counts each look. For the
+# first requests of a connection, which are parsed, it looks once less.
 _LOOKS = 4
 _CHUNK = 65_536  # requests
-_STORE_MARGIN = 1.02  # the estimate of the file's pages is that good
+_STORE_MARGIN = 1.02  # covers the error in the estimated number of pages
 
 
 class Outcome(Struct, frozen=True):
@@ -79,7 +79,7 @@ def store_needed(requests: Requests) -> int:
 
 
 def _needed(requests: Requests, bytes_of: Sequence[float]) -> int:
-    """``bytes_of`` an item by its request's kind. Requests of several kinds may have the same item."""
+    """``bytes_of`` an item by its request's kind. If requests of several kinds have an item, the largest counts."""
     largest = np.zeros(requests.distinct)
     np.maximum.at(largest, requests.ids, np.repeat(np.array(bytes_of)[requests.kind_of], requests.sizes))
     return int(largest.sum())
@@ -116,8 +116,8 @@ class Lookups:
         return np.zeros(len(self.ids), bool)
 
     def each(self, part: NDArray[Any] | None = None) -> Iterator[tuple[int, int, list[int]]]:
-        """Each request that has lookups in ``part``, a mask: where these begin, its number, its items. They are
-        consecutive lookups if there is no ``part``."""
+        """For each request with lookups in ``part``, a mask: the position of the first of them within ``part``, the
+        request's number, and the items. Without ``part``, all lookups are in it."""
         positions = np.arange(len(self.ids)) if part is None else np.flatnonzero(part)
         numbers = self.request_of[positions]
         ends = np.append(np.flatnonzero(np.diff(numbers)) + 1, len(numbers)) if len(numbers) else numbers
@@ -155,7 +155,7 @@ def run_memory(lookups: Lookups, memory_bytes: int) -> NDArray[Any]:
                 put(item, fresh)
             elif entry is not fresh and fresh is with_numbers:
                 put(item, fresh)
-        if is_missing and kinds[kind].is_keyed_whole:  # then all of it is looked up elsewhere
+        if is_missing and kinds[kind].is_keyed_whole:  # then memory serves none of its items
             found[start : start + len(items)] = bytes(len(items))
     return np.frombuffer(found, bool)
 
@@ -183,7 +183,7 @@ def run_store(lookups: Lookups, in_memory: NDArray[Any], store_bytes: int, *, ra
 
 
 def _view(array: NDArray[Any]) -> memoryview:
-    """Its elements, found faster one by one than numpy finds them."""
+    """A view that returns single elements faster than numpy does."""
     return memoryview(cast(Any, np.ascontiguousarray(array)))
 
 

@@ -15,7 +15,7 @@ _ITEMS = ((100, "100 items"), (1000, "1,000"), (10_000, "10,000"), (100_000, "10
 
 
 class Interval(Struct, frozen=True):
-    """How many repeated items came within ``label`` of the last time, and later than the interval before."""
+    """How many repeated items came within ``label`` of their last time, but not within the next shorter interval."""
 
     label: str
     items: int

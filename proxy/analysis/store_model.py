@@ -1,4 +1,4 @@
-"""The SQLite store as far as its evictions go: the rules of `proxy.cache.sqlite.rows`, without values.
+"""A model of the SQLite store's evictions: the rules of `proxy.cache.sqlite.rows`, without values.
 
 The time of last read counts in steps of a minute, and at least one in 64 entries is evicted at a time. How many pages
 of the file the entries take is estimated from their sizes.
@@ -108,7 +108,7 @@ class StoreModel:
         return row
 
     def _oldest(self) -> list[int]:
-        """The rows of the entries to evict together: read least recently, of equal times those with the lowest
+        """The rows to evict together: the least recently read ones, and among equal times those with the lowest
         numbers."""
         count = max(1, self.entries // EVICTED_FRACTION)
         rows = np.flatnonzero(np.frombuffer(self._item_of, np.int32) >= 0)
@@ -121,8 +121,8 @@ class StoreModel:
 
 
 class _Pages:
-    """The pages of the table of values. Rows of consecutive numbers share a page; one that is deleted to less than a
-    third is merged with a neighbor, if both fit into one page, as SQLite does."""
+    """The pages of the table of values. Rows with consecutive numbers share a page. If deletions leave a page less than
+    a third full, it is merged with a neighbor if both fit into one page, as in SQLite."""
 
     def __init__(self) -> None:
         self.used = 0

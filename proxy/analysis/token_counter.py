@@ -1,7 +1,7 @@
 """The tokens of items: estimated from bytes, or counted with tiktoken where it is installed with its vocabulary.
 
-tiktoken downloads a vocabulary that it does not have. So the file has to be in its cache already, with the right hash:
-it would also replace a damaged one.
+tiktoken would download a missing or damaged vocabulary. So it is used only if its cache already has the file, with the
+right hash.
 """
 
 import hashlib
