@@ -16,8 +16,8 @@ _ACCEPTED = "accepted: a .npy file of a matrix of float32, float64 or integers, 
 
 
 def read_array_file(texts: Path, vectors: Path) -> Paid:
-    """The texts, each with the row of its vector. Raises `ConfigError`, for lines without a text too: every row after
-    one would have another's text."""
+    """The texts, each with the row of its vector. Raises `ConfigError`, also for a line without a text: every row after
+    it would get the wrong text."""
     matrix = _read_matrix(vectors)
     count = sum(1 for _ in read_texts(texts))
     if count != len(matrix):

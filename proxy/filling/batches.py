@@ -33,7 +33,7 @@ class Distinct:
 
 
 def batched(texts: Iterable[Text], *, max_items: int, max_chars: int) -> Iterator[Batch]:
-    """Batches of at most so many items and, unless a single text is longer, characters."""
+    """Batches of at most ``max_items`` items and ``max_chars`` characters. A longer text has a batch of its own."""
     batch: list[Text] = []
     chars = 0
     for text in texts:

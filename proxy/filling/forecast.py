@@ -1,4 +1,4 @@
-"""What warming a cache would cost: asks the proxy which texts it has, and the upstream nothing."""
+"""What warming a cache would cost. Asks the proxy which texts it has, and sends nothing to the upstream."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from proxy.protocol import rate_limits
 from proxy.protocol.tokens import typical_tokens
 
 _MAX_ATTEMPTS, _PAUSE_S = 5, 1.0
-# Workers validate credentials apart, and a new connection may come to any of them.
+# Each worker validates credentials for itself, and any of them may get a new connection.
 _MAX_UNTOLD = 24
 _THROTTLED = 503
 
@@ -29,11 +29,11 @@ async def forecast(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     now: Callable[[], float] = time.time,
 ) -> Forecast:
-    """Raises `Stopped` if the proxy does not say, or is none."""
+    """Raises `Stopped` if the proxy does not say what is cached, or if the server is not a proxy."""
     found = Forecast()
     is_proxy = False
     for batch in batches:
-        # Something else than a proxy would embed what it is asked, so it gets one text at first.
+        # A server that is not a proxy would embed the texts, so the first request has only one.
         for part in [batch] if is_proxy else [Batch(batch.texts[:1]), Batch(batch.texts[1:])]:
             if not part.texts:
                 continue

@@ -15,8 +15,8 @@ from proxy.filling.results import Loaded, RefusedText
 from proxy.protocol import records, tokens
 from proxy.protocol.records import InvalidRecord, Record, RecordKey
 
-# Texts of one request of which the keys are derived, and records of one write. The first of them decide how long the
-# vectors of a model are.
+# The texts whose keys are derived with one request, and the records of one write. A model's first write decides how
+# long its vectors are.
 _TEXTS, _RECORDS = 256, 512
 _READ_TIMEOUT_S = 30.0
 
@@ -38,7 +38,7 @@ class StoresVectors(Protocol):
 
 
 class LoadPolicy(NamedTuple):
-    """``response_model``: as responses of the upstream name the model of texts; "" if that is not known."""
+    """``response_model`` is the name that the upstream's responses give the model of texts; "" if it is not known."""
 
     overwrite: bool = False
     is_dry_run: bool = False
@@ -49,7 +49,7 @@ class LoadPolicy(NamedTuple):
 
 class _Ready(NamedTuple):
     line: int
-    group: bytes  # of vectors that have one length
+    group: bytes  # all vectors of one group have the same length
     wanted_dimensions: int | None  # by the request
     records: dict[bytes, Record]  # all of them are stored, or none
 

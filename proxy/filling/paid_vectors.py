@@ -83,8 +83,8 @@ def _from_array(array: NDArray[Any], request: ClientRequest) -> Vector:
 def _as_written(vector: Vector, provider: Provider) -> Vector:
     """The vector as ``provider`` writes it as text, where that is known.
 
-    A file may have float32 values that were widened, as the OpenAI SDK's when it has decoded base64. What is no float32
-    was computed, rounded or truncated after it came.
+    A file may have float32 values widened to float64, as the OpenAI SDK returns them after it decodes base64. A value
+    that is no float32 was computed, rounded or truncated after the response.
     """
     if not provider.uses_shortest_floats:
         return vector
@@ -98,5 +98,6 @@ def _as_written(vector: Vector, provider: Provider) -> Vector:
 
 
 def lengths_that_count(lengths: Sequence[int]) -> int:
-    """The length that vectors of one model have, by a sample of them: that of most, the first of equals."""
+    """The length of one model's vectors, from a sample: the most frequent length, and of equally frequent ones the
+    first."""
     return max(dict.fromkeys(lengths), key=lengths.count)

@@ -11,7 +11,7 @@ from proxy.protocol import rate_limits
 
 _THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, 529})
 _TRANSIENT = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, 500, 502, 504})
-# Everything would fail in the same way. 404 is a model that the upstream does not have.
+# Every request would fail in the same way. 404: the upstream does not have the model.
 _HOPELESS = frozenset({401, 402, 403, 404, 405})
 _NO_QUOTA = "insufficient_quota"  # https://platform.openai.com/docs/guides/error-codes: waiting does not help
 _MAX_SHOWN = 300
@@ -22,7 +22,7 @@ class Stopped(Exception):
 
 
 class NotTold(Stopped):
-    """The proxy does not say what is cached to this credential. Another worker of it may, which has validated it."""
+    """The proxy does not tell this credential what is cached. Another of its workers may have validated it and may."""
 
 
 class Refused(Exception):
@@ -31,8 +31,8 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Later:
-    """The batch is to be sent again. ``retry_after_s`` is None if the response does not say when; ``is_limit``: it
-    means that all others have to wait as well."""
+    """The batch has to be sent again. ``retry_after_s`` is None if the response does not say when. ``is_limit``: all
+    other batches have to wait as well."""
 
     reason: str
     retry_after_s: float | None
@@ -91,7 +91,7 @@ def read_embedded(reply: Reply, items: int, *, now_s: float) -> Embedded | Later
 def read_missing(reply: Reply, items: int) -> list[int]:
     """The positions of items that are not cached, from a reply to a request ``only-if-cached``.
 
-    Raises `Stopped`, of which `NotTold` is one.
+    Raises `Stopped`, or its subclass `NotTold`.
     """
     if reply.status == HTTPStatus.NO_CONTENT and reply.cache == "HIT":
         return []

@@ -41,8 +41,8 @@ _MAX_REFUSALS = 10_000
 
 @dataclass(slots=True)
 class Loaded:
-    """Numbers of vectors, and of the ``lines`` that were read and ``refused``. A vector that was ``kept`` is another
-    one than the file's; the ``same`` was there before; ``repeated`` ones are in the file again."""
+    """Numbers of vectors, and of the ``lines`` read and ``refused``. ``kept``: the store keeps a vector that is not the
+    file's. ``same``: the store already had the file's vector. ``repeated``: the file had the item before."""
 
     lines: int = 0
     stored: int = 0

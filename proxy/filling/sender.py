@@ -53,6 +53,6 @@ class Sender:
 async def connected(
     call: EmbeddingCall, *, connections: int, timeout_s: float, is_kept: bool = True
 ) -> AsyncIterator[Sender]:
-    """Unless connections are kept, each request has a new one, and may come to any worker of a proxy."""
+    """Unless ``is_kept``, each request has a new connection, so that any worker of a proxy may get it."""
     async with ClientSession(connector=TCPConnector(limit=connections, force_close=not is_kept)) as session:
         yield Sender(session, call, timeout_s=timeout_s)

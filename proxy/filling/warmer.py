@@ -14,11 +14,11 @@ from proxy.filling.batches import Batch
 from proxy.filling.replies import Embedded, Later, Refused, Reply, Stopped, read_embedded
 from proxy.filling.results import RefusedText, Warmed
 
-_MAX_ATTEMPTS = 6  # for a batch, between which the pauses double
+_MAX_ATTEMPTS = 6  # for a batch; the pauses between them double
 _MAX_LIMITED = 60  # likewise, if the upstream's rate limit is the cause
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
 _MAX_SHOWN = 20  # refused texts that are kept with their reason
-# If not one text was accepted before so many were refused, the requests are wrong and not the texts.
+# If this many texts are refused before any is accepted, the requests are wrong and not the texts.
 _MAX_REFUSED_AT_FIRST = 3
 
 
@@ -55,7 +55,7 @@ class Warmer:
         shared = iter(batches)
         with suppress(Stopped):
             for first in shared:
-                # Alone, because whatever is wrong with all of them shows here.
+                # Sent alone, to find a fault that all batches share.
                 await self._send(first)
                 break
             await self._send_all(shared)
@@ -74,7 +74,7 @@ class Warmer:
             await self._send(batch)
 
     async def _send(self, batch: Batch) -> None:
-        """Raises `Stopped`, whose message is in the result then."""
+        """Raises `Stopped`. Its message is then in ``warmed.stopped``."""
         waiting = [batch]
         while waiting:
             part = waiting.pop()

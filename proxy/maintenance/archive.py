@@ -39,11 +39,11 @@ class _Kept(NamedTuple):
 
     cursor: bytes = b""
     entries: int = 0
-    end: int = 0  # of the file's whole part
+    end: int = 0  # offset behind the last cursor
 
 
 class ArchiveWriter:
-    """The file gets its name when it is complete. Until then it is beside it, with the suffix ``.part``."""
+    """Writes a file whose name has the suffix ``.part`` until it is complete."""
 
     def __init__(self, path: Path, part: Path, file: BinaryIO, origin: str) -> None:
         self._path, self._part, self._file = path, part, file
@@ -61,7 +61,7 @@ class ArchiveWriter:
         self.entries += len(frames)
         frames.append(archive_format.end(self.entries) if cursor is None else archive_format.cursor(cursor))
         self._file.write(b"".join(frames))
-        self._file.flush()  # so that only what is lost with the machine is written again
+        self._file.flush()  # so that only a crash of the machine, not of the process, loses what was written
 
     def finish(self) -> int:
         """Give the file its name. Returns its size in bytes."""
@@ -88,19 +88,19 @@ def open_archive(path: Path, origin: str) -> Iterator[ArchiveWriter]:
 
 
 def _private(path: str, flags: int) -> int:
-    """Vectors tell much of their texts, so a new file is its owner's alone."""
+    """Vectors reveal much of their texts, so only its owner can read a new file."""
     return os.open(path, flags, 0o600)
 
 
 def part_of(path: Path) -> Path:
-    """Where a new file is until it is complete. Raises `ConfigError` if there is one of its name."""
+    """The path of a new file until it is complete. Raises `ConfigError` if ``path`` exists."""
     if path.exists():
         raise ConfigError(f"{path}: it exists already; delete it, or choose another name")
     return path.with_name(path.name + _PART_SUFFIX)
 
 
 def require_own(part: Path, beginning: bytes) -> None:
-    """Raises `ConfigError` if there is a file that is not the beginning of an export, and `OSError`."""
+    """Raises `ConfigError` if ``part`` exists and is not the beginning of an export. Raises `OSError`."""
     if not part.exists():
         return
     with part.open("rb") as file:
@@ -110,7 +110,7 @@ def require_own(part: Path, beginning: bytes) -> None:
 
 
 def _kept(file: BinaryIO, origin: str) -> _Kept:
-    """What an interrupted export of the same store has written until its last cursor, if nothing of that is damaged."""
+    """What an interrupted export of the same store has written, up to its last cursor before any damage."""
     kept, entries = _Kept(), 0
     try:
         for part in _parts(file):

@@ -161,7 +161,7 @@ def _next_mark(data: bytes, at: int, *, is_last: bool) -> int:
 
 
 def _part(kind: bytes, content: bytes, end: int) -> Part | None:
-    """None for a frame of an unknown kind, and for one that its kind does not allow."""
+    """None for a frame of an unknown kind, and for content that the kind does not allow."""
     match kind:
         case b"H":
             return _header(content)

@@ -31,7 +31,7 @@ async def epochs_of_proxy(settings: Settings, store: Store, record_key: RecordKe
 
 
 async def largest_epoch(store: Store, record_key: RecordKey | None) -> int:
-    """That of any model. Raises `StoreError`."""
+    """The largest epoch of all models. Raises `StoreError`."""
     return (await _read(store, record_key)).largest
 
 

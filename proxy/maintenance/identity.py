@@ -25,7 +25,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import NO_SPAN
 from proxy.upstream.router import Origin, Router
 
-# So many texts are put into one request, far below the bounds of a body's complexity.
+# The texts of one request: far fewer than the limits on a body's complexity allow.
 _TEXTS_A_REQUEST = 1000
 
 
@@ -93,8 +93,8 @@ class RequestReader:
         return _headers_of(form, self._router.choose(form.path, form.model))
 
     def scopes_of(self, form: RequestForm) -> set[bytes]:
-        """The fingerprints of the scopes that the credential of ``form`` has, by where the upstreams' providers expect
-        it. Raises `ConfigError` if other clients share them."""
+        """The fingerprints of the scopes of ``form``'s credential. It may have several, because the upstreams'
+        providers expect it in different header fields. Raises `ConfigError` if other clients share them."""
         if self._access.is_shared:
             raise ConfigError("all clients share the entries (--share all, or the proxy has the upstream's key)")
         scopes = set()

@@ -1,4 +1,4 @@
-"""Puts entries into a store: many at a time, none over another, each for as long as it has left to live."""
+"""Puts entries into a store, many at a time. Each keeps the rest of its TTL."""
 
 import asyncio
 from collections import Counter, deque
@@ -29,7 +29,8 @@ class Loader:
     def __init__(
         self, store: Store, *, now_s: float, ttl_s: float | None, overwrites: bool = False, is_dry_run: bool = False
     ) -> None:
-        """``ttl_s`` is that of the proxies that use the store, from when an entry was first stored anywhere."""
+        """``ttl_s`` is that of the proxies that use the store. It counts from when an entry was first stored in any
+        store."""
         self._store = store
         self._now_s = now_s
         self._ttl_s = ttl_s

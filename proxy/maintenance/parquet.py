@@ -25,7 +25,7 @@ _SCHEMA = pa.schema(
         ("tokens", pa.int64()),
         ("scope", pa.string()),  # the fingerprint in hexadecimal; null if the record has none
         ("stored_at", pa.timestamp("s", tz="UTC")),
-        # The numbers that a client reads in a response. float64 has all of them exactly, but for int64 above 2^53.
+        # The numbers that a client reads in a response. float64 has all of them exactly, except int64 above 2^53.
         ("vector", pa.list_(pa.float64())),
     ]
 )

@@ -14,7 +14,7 @@ from proxy.protocol.records import InvalidRecord
 
 _EVERY_MODEL = "*"
 _KEYS_PER_DELETION = 256
-# More than this would push each other out of the store's log.
+# If more keys were announced, they would push each other out of the store's log.
 _MAX_ANNOUNCED_KEYS = 4096
 _TIMEOUT_S = 30.0
 # In place of the model:
@@ -26,13 +26,13 @@ class Unselected(Enum):
     """Why an entry is not selected."""
 
     OTHER = auto()
-    NO_SCOPE = auto()  # all else holds for it, but an earlier version stored it, without its scope
+    NO_SCOPE = auto()  # it meets the other conditions, but an earlier version stored it without its scope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which entries: those that all of its conditions hold for. Without any condition it is everything, invalid values
-    and what the proxy keeps for itself included."""
+    """Selects the entries that meet all conditions. Without conditions it selects everything, including invalid values
+    and what the proxy keeps for itself."""
 
     model: str | None = None  # a pattern
     stored_before_s: float | None = None  # Unix time
@@ -69,9 +69,9 @@ class Purged:
 async def purge(store: Store, selection: Selection, *, is_dry_run: bool, advance: Advance) -> Purged:
     """Remove the selected entries. Raises `StoreError`.
 
-    Every process is told: it drops its whole memory tier, where there may be entries that the store has evicted, and
-    does not store what it is fetching. It is told before, and afterwards, since the deletions may push the first
-    announcement out of the store's log.
+    The purge is announced to every process. Each drops its whole memory tier, which may have entries that the store has
+    evicted, and does not store what it is fetching. The purge is announced before the deletions and again after them,
+    because they may push the first announcement out of the store's log.
     """
     announced = Purge(models=frozenset({selection.model or _EVERY_MODEL}))
     if not is_dry_run:
@@ -101,7 +101,7 @@ async def purge_keys(store: Store, keys: Collection[bytes], *, is_dry_run: bool,
         some = distinct[start : start + _KEYS_PER_DELETION]
         values = await store.get_many(some, timeout_s=_TIMEOUT_S)
         found = {key: str(everything.model_of(key, value)) for key, value in values.items()}
-        # All keys, since what a process holds in memory may no longer be in the store.
+        # All keys, because a process may have entries in memory that are no longer in the store.
         await _delete(store, found, values, purged, is_dry_run=is_dry_run, also=some)
         advance(len(some))
     if not is_dry_run:

@@ -10,10 +10,10 @@ from proxy.maintenance.transfer import Advance, pages
 from proxy.protocol import records
 from proxy.protocol.records import InvalidRecord, Record, RecordKey
 
-# By age in seconds: the last bound that an entry is not older than.
+# Upper bounds of age, in seconds. An entry counts for the first one that it is not older than.
 AGES = {"1 hour": 3600, "1 day": 86_400, "1 week": 604_800, "30 days": 2_592_000, "1 year": 31_536_000}
 OLDER = "older"
-# So many keys are named for each flaw.
+# The most keys that are named for each flaw.
 _MAX_NAMED = 1000
 
 

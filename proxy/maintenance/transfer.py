@@ -82,8 +82,8 @@ async def import_(path: Path, loader: Loader, *, advance: Advance) -> Imported:
 
 
 async def is_same_store(first: Store, second: Store) -> bool:
-    """Whether both are one store by two names, as far as their leases tell: what is leased in one can't be in the
-    other. SQLite's have none."""
+    """Whether both are one store with two names. It leases a key in the first: if they are one, the second can't lease
+    the key. Always False for SQLite, which has no leases."""
     if not (first.has_leases and second.has_leases):
         return False
     key = [secrets.token_bytes(KEY_BYTES)]
