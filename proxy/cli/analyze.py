@@ -207,7 +207,7 @@ def _require_something(intake: Intake) -> None:
 
 
 def _size_of(files: tuple[Path, ...]) -> int | None:
-    """The bytes that will be read; None if that is not known before."""
+    """The bytes that will be read; None if their number is not known in advance."""
     if any(path.suffix == ".gz" or not path.is_file() for path in files):
         return None
     return sum(path.stat().st_size for path in files)

@@ -91,7 +91,7 @@ def verify_command(ctx: click.Context, /, *, is_json: bool, **_: Any) -> int:
 def export_command(ctx: click.Context, /, file: Path, *, file_format: str, is_json: bool, **_: Any) -> None:
     """Write all entries to a file, bit for bit.
 
-    If it is interrupted, the same command continues it. FILE gets its name when it is complete.
+    If it is interrupted, run the same command again to continue. FILE appears under its name when it is complete.
     """
     options = StoreOptions.of(ctx)
     name = str(options.setting)
@@ -123,8 +123,8 @@ def import_command(
 ) -> int:
     """Put the entries of an exported file into the store, bit for bit.
 
-    Entries that are there already stay. If it is interrupted, the same command continues it. Of a damaged file, what is
-    whole is imported, and the exit status is 1.
+    Existing entries stay. If it is interrupted, run the same command again to continue. If the file is damaged, its
+    intact entries are imported, and the exit status is 1.
     """
     options = StoreOptions.of(ctx)
     size_bytes = file.stat().st_size if file.is_file() else None
@@ -160,9 +160,9 @@ def copy_command(
     is_json: bool,
     **_: Any,
 ) -> None:
-    """Put the entries of the store SRC into the store DST, bit for bit. Both are written as for --store.
+    """Put the entries of the store SRC into the store DST, bit for bit. Write both as for --store.
 
-    Entries that DST has already stay. If it is interrupted, the same command continues it.
+    Existing entries of DST stay. If it is interrupted, run the same command again to continue.
     """
     options = StoreOptions.of(ctx)
     _require_two_files(source, target)

@@ -15,7 +15,7 @@ from proxy.printable import printable
 from proxy.protocol.keys import scope_fingerprint
 
 _NAMED_KEYS = 5  # of each flaw
-# Those that no client's credentials are part of.
+# The scopes that do not depend on a client's credentials.
 _SCOPES = {
     scope_fingerprint(EVERYBODY): "all clients: --share all",
     scope_fingerprint(OWN_KEY): "all clients: the proxy has the upstream's key",
@@ -72,7 +72,7 @@ def _scopes_text(found: Survey) -> str:
 
 
 def _scope_name(scope: bytes) -> str:
-    """The fingerprint, and whose it is if it is not that of credentials."""
+    """The fingerprint, and its meaning if it does not depend on a client's credentials."""
     meaning = _SCOPES.get(scope)
     return scope.hex() + (f" ({meaning})" if meaning else "") if scope else "(of an earlier version)"
 

@@ -34,7 +34,7 @@ from proxy.probe.reply import Reply
 from proxy.protocol.provider import Provider
 from proxy.upstream.urls import Routes
 
-# Options that `serve` has too, where they are about more than one upstream.
+# Options that `serve` has too; there they apply to more than one upstream.
 _HELPS = {
     "provider": "Which provider's API the URL serves.",
     "upstream_proxy": "Forward proxy for the calls, as `http://user:password@host:3128`. Proxy variables in the"
@@ -78,8 +78,8 @@ def check_command(
 ) -> None:
     """Ask an upstream which inputs, encodings and batches it takes, and print how to serve it.
 
-    URL is its base URL, as of SDKs; or the name of a provider. This spends a few tokens: how many at most, it says
-    before.
+    URL is its base URL, as SDKs take it, or the name of a provider. The command spends a few tokens. Before that, it
+    says how many at most.
     """
     setting = _setting(ctx, upstream, options["provider"])
     key = None if key_env is None else read_secret(key_env, os.environ, "--key-env")

@@ -28,7 +28,7 @@ _ACCEPTED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigFile:
-    """The default is that there is none."""
+    """With the default values, there is no file."""
 
     path: str = ""
     texts: Mapping[str, str] = field(default_factory=dict)  # as the flags would have them, by the options' keys
@@ -80,7 +80,7 @@ def _text(key: str, value: Any, options: Mapping[str, Option], path: Path) -> st
 
 
 def use_config_file(options: Iterable[Option]) -> Any:
-    """A callback of click's for `--config`: the file's texts go below flags and environment, above the defaults."""
+    """A click callback for `--config`. The file overrides the defaults; flags and environment override the file."""
 
     def callback(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
         if path is not None:

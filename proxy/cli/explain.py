@@ -67,7 +67,7 @@ _PARAMETERS: list[click.Parameter] = [
 @click.command(name="explain", params=_PARAMETERS)
 @click.pass_context
 def explain_command(ctx: click.Context, /, *, is_json: bool, **_: Any) -> None:
-    """Explain how a proxy by these settings handles a request: what is in its key, and why it hits, misses or is
+    """Explain how a proxy with these settings handles a request: what is in its key, and why it hits, misses or is
     relayed.
 
     REQUEST is a curl command line, the name of a file that has one or that is an HTTP Archive (HAR), or - for standard

@@ -111,7 +111,7 @@ def _paid(ctx: click.Context) -> Paid:
 
 
 def _begun(paid: Paid, path: Path) -> Paid:
-    """The same, once its first line was read: before a store is created. Raises `ConfigError`."""
+    """``paid``, once its first line was read: an unreadable file creates no store. Raises `ConfigError`."""
     first = next(paid, None)
     if first is None:
         raise ConfigError(f"{path}: it is empty")

@@ -44,7 +44,7 @@ class Option:
         return None if text is None else self.type.convert(text, None, None)
 
     def parameter(self, **attributes: Any) -> click.Option:
-        """As click has it."""
+        """The option as click's type."""
         return click.Option(
             [self.flag],
             envvar=self.variable,
@@ -59,7 +59,7 @@ class Option:
 
 
 def settings_fields(options: Iterable[Option], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `Settings` that one option each decides; ``values`` has the values of the types by the keys."""
+    """The fields of `Settings` that one option each decides. ``values`` has the options' values by their keys."""
     return {
         option.field or option.key: option.to_field(values[option.key])
         for option in options
@@ -68,6 +68,6 @@ def settings_fields(options: Iterable[Option], values: Mapping[str, Any]) -> dic
 
 
 def default_fields(options: Iterable[Option]) -> dict[str, Any]:
-    """The same fields by the defaults."""
+    """The same fields with the options' default values."""
     options = list(options)
     return settings_fields(options, {option.key: option.default_value() for option in options})

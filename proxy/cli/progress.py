@@ -9,8 +9,8 @@ Advance = Callable[[int], None]
 
 @contextmanager
 def progress(what: str, total: int | None, *, is_bytes: bool = False) -> Iterator[Advance]:
-    """A bar that says ``what`` is done, as long as the block lasts. The function it yields moves the bar by a number of
-    items, or of bytes. ``total`` is None if it is not known. Elsewhere than on a terminal nothing is shown."""
+    """A bar with the text ``what``, until the block ends. The function it yields moves the bar by a number of items, or
+    of bytes. ``total`` is None if it is not known. If stderr is not a terminal, nothing is shown."""
     if not sys.stderr.isatty():
         yield _nothing
         return

@@ -60,7 +60,7 @@ def purge_command(
 ) -> None:
     """Remove entries from the store, and within a second from the memory of every proxy that uses it.
 
-    Several of --model, --older-than and --scope mean the entries that all of them hold for.
+    With several of --model, --older-than and --scope, it removes the entries that meet all of them.
     """
     _require_one_selection(ctx)
     options = StoreOptions.of(ctx)
@@ -112,7 +112,7 @@ def _texts(path: Path) -> list[str]:
 
 
 async def _keys_of(ctx: click.Context, texts: list[str], model: str, epochs: int) -> list[bytes]:
-    """The keys of ``texts`` in the first ``epochs`` epochs: entries of those that have ended are still there."""
+    """The keys of ``texts`` in the first ``epochs`` epochs: entries of past epochs are still in the store."""
     keys: list[bytes] = []
     for epoch in range(epochs):
         async with open_request_reader(request_settings(ctx), epoch_of=in_epoch(epoch)) as reader:

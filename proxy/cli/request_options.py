@@ -1,4 +1,4 @@
-"""The requests whose entries a command is about: the proxy they are sent to, and what they have besides their texts."""
+"""Options for the requests whose entries a command works on: the proxy's settings, and all but the requests' texts."""
 
 import os
 import re
@@ -16,8 +16,8 @@ from proxy.config.secrets import read_secret
 from proxy.config.settings import Settings
 from proxy.maintenance.identity import RequestForm
 
-# Of the proxy's options, those that decide keys, or the store. The others are accepted too, from a file or the
-# environment that `serve` has as well.
+# The proxy's options that decide keys or the store. Its other options are hidden but accepted, because a file or the
+# environment may be that of `serve`.
 _SHOWN = {
     "upstream", "provider", "store", "store-limit", "ttl", "share", "key-headers", "neutral-headers",
     "upstream-key-env", "record-key-env",
@@ -28,7 +28,7 @@ _OWN_FIELDS = {"model", "input"}
 
 def with_request_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that `request_settings`, `request_form` and `StoreOptions` read to a click command,
-    which takes the context and ``**_``. It has no option --model of its own."""
+    which takes the context and ``**_``. It adds no option --model."""
     parameters = [
         *settings_parameters(),
         click.Option(

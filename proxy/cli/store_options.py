@@ -62,7 +62,7 @@ class StoreOptions:
                 yield NoStore()
                 return
             raise ConfigError(f"{named}: there is no such file")
-        # The file may be anything, if its name is mistyped. A proxy replaces a damaged file; a command leaves it alone.
+        # If its name is mistyped, the file may be anything. So unlike a proxy, a command leaves a damaged file alone.
         store = open_store(named, self.limit_bytes, time.time, redis_timeout_s=_REDIS_TIMEOUT_S, replaces_damaged=False)
         try:
             yield store

@@ -17,7 +17,7 @@ from proxy.errors import ConfigError
 from proxy.protocol.provider import Provider
 from proxy.upstream.egress import Egress
 
-# Options that are about `--upstream`, and what a table of the file has in their place.
+# Options that apply to `--upstream`, and the keys that replace them in an [[upstream]] table.
 _OF_A_TABLE = (("upstream_key_env", "key_env"), ("canary_key_env", "canary_key_env"), ("provider", "provider"))
 
 
@@ -73,7 +73,7 @@ def _default_upstream(
 
 
 def _require_known_fallbacks(file: ConfigFile, default: UpstreamSetting, routed: Sequence[UpstreamSetting]) -> None:
-    """A fallback must not be the file's default upstream, which `--upstream` has replaced."""
+    """Refuse a fallback to the file's default upstream if `--upstream` has replaced it. Raises `ConfigError`."""
     names = {default.name, *(setting.name for setting in routed)}
     for setting in routed:
         for other in setting.same_model:
@@ -101,7 +101,7 @@ def _upstream_option(ctx: click.Context, rows: Mapping[str, Provider]) -> Upstre
 
 
 def _is_overridden(ctx: click.Context) -> bool:
-    """Whether the provider is the file's while a flag or a variable has replaced the file's upstream."""
+    """Whether the provider comes from the file, but a flag or a variable has replaced the file's upstream."""
     sources = [ctx.get_parameter_source(name) for name in ("provider", "upstream")]
     return sources[0] is ParameterSource.DEFAULT_MAP and sources[1] is not ParameterSource.DEFAULT_MAP
 

@@ -29,7 +29,7 @@ from proxy.filling.warmer import Warmer
 
 _EXIT_INCOMPLETE, _EXIT_INTERRUPTED = 1, 130
 _MAX_BATCH_CHARS = 2 * 1024**2
-# Questions go no further than the proxy, so they can be large.
+# Requests that only ask what is cached do not go upstream, so they can be large.
 _ASKED_ITEMS, _ASKED_CHARS = 2048, 8 * 1024**2
 
 
@@ -94,8 +94,8 @@ def warm_command(ctx: click.Context, /, corpus: Path, *, dry_run: bool, is_json:
     """Send the texts of CORPUS through a running proxy, so that they are cached.
 
     CORPUS has a text on each line, or is JSON Lines with the text under "text", "input" or "content"; it may be
-    gzipped. The requests have the lowest priority (u=7), and wait when the upstream's rate limit says so. The command
-    can be interrupted and run again: what is cached is not paid for again.
+    gzipped. The requests have the lowest priority (u=7) and wait for the upstream's rate limit. If the command is
+    interrupted, run it again: you do not pay again for what is cached.
     """
     call = _call(ctx)
     texts = Distinct()
