@@ -1,4 +1,4 @@
-"""Settings that are valid one by one and not together (pure)."""
+"""Settings that are each valid but contradict each other (pure)."""
 
 from collections.abc import Mapping
 from ipaddress import ip_address

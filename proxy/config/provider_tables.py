@@ -78,7 +78,7 @@ def _forbid_ambiguous_fields(table: _ProviderTable, where: str) -> None:
 
 
 def _forbid_wrong_classes(row: Provider, table: _ProviderTable, where: str) -> None:
-    """Refuse to declare neutral what affects vectors, and to declare a key what makes items depend on each other."""
+    """Refuse ``neutral`` fields that affect vectors, and ``key`` fields that make items depend on each other."""
     affecting: frozenset[str] = row.key | row.cross_item.keys() | row.encoding.keys() | row.fixed.keys()
     if wrong := affecting.intersection(table.neutral):
         raise ConfigError(

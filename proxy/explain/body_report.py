@@ -13,7 +13,7 @@ from proxy.protocol.parameters import MEANINGS, FieldClass, class_of, doubt_abou
 from proxy.protocol.provider import Provider
 
 _ALWAYS_KEYED = frozenset({FieldClass.MODEL, FieldClass.INPUT})
-# The values of all other fields may be texts, credentials or names of people: what a client calls `texts` is unknown.
+# Values of other fields may be texts, credentials or names of people: nobody knows what a client sends as `texts`.
 _SHOWN = frozenset({FieldClass.MODEL, FieldClass.STREAM, FieldClass.FIXED, FieldClass.ENCODING})
 _WORD = re.compile(r"[\w.-]{1,24}")
 

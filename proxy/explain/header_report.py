@@ -9,7 +9,7 @@ from proxy.protocol.header_kinds import KINDS, FieldKind, Rule, is_proof, rule_o
 from proxy.protocol.headers import AWS_SIGNATURE, is_for_key_holder, is_forwarded
 from proxy.protocol.identities import Identity
 
-# The proxy acts on these, and forwards them: what they say is no part of a key.
+# The proxy acts on these fields and forwards them. Their values are not part of a key.
 _ACTED_ON = {
     "cache-control": "the proxy follows no-cache, no-store, max-age and only-if-cached",
     "content-encoding": "the proxy decompresses the body",
@@ -20,7 +20,7 @@ _ACTED_ON = {
     "x-request-id": "the proxy's log and its response have it",
 }
 _SECRET_KINDS = frozenset({FieldKind.CREDENTIAL, FieldKind.ASSERTION, FieldKind.COOKIE, FieldKind.SIGNATURE})
-# The values of other fields without an effect are not needed, and may be a session, an address or a token.
+# Values of other fields without an effect are not shown: nobody needs them, and they may be a session or a token.
 _SHOWN = frozenset({*_ACTED_ON, "accept", "accept-encoding", "user-agent"})
 _NOT_FORWARDED = "for this connection only, so the upstream does not see it"
 _REPLACED = "the proxy sends its own key, so the upstream does not see this field"

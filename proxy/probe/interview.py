@@ -14,12 +14,12 @@ Ask = Callable[[dict[str, Any]], Awaitable[Reply]]
 
 _TEXT, _OTHER = "The quick brown fox", "jumps over the lazy dog"
 _TOKENS = [9906, 1917]
-# At most, of one of the texts above and of the short texts of large batches, in any vocabulary.
+# The most tokens, in any vocabulary, of one of the texts above and of a short text in a large batch.
 _TEXT_TOKENS, _SHORT_TOKENS = 12, 4
 _LATENCY_CALLS = 3
 _FIXED_CALLS, _FIXED_TEXTS = 13, 18
 _LENGTH_FIELDS = ("dimensions", "output_dimension")
-# No response, or one about the client or its key. Others may be about the form of the input, 500 as well.
+# 0 is no response; the others are about the client or its key. Other statuses, even 500, may be about the input's form.
 _ABOUT_CLIENT = frozenset({0, 401, 402, 403, 407, 429})
 _FLOAT_TEXTS = {
     DType.FLOAT32: "float32, written as float64",
@@ -65,7 +65,7 @@ class Interview:
         """Raises `NoAnswer` if the upstream answers neither a text nor a list of one."""
         first, text, texts = await self._first()
         encodings, base = await self._encodings(first)
-        # Some providers return floats, and refuse the word.
+        # Some providers return floats but refuse the value "float".
         floats = "float" if encodings["float"].verdict is Verdict.YES else None
         alone = [base, *[await self._one(_TEXT, encoding=floats) for _ in range(2)]]
         pair = await self._put([_TEXT, _OTHER], items=2, encoding=floats)
