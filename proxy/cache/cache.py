@@ -24,8 +24,8 @@ _READ_A_TURN = 64  # records that are unpacked and put into memory in less than 
 class Cache:
     """Records under their keys. The first record stored under a key is the one that every replica serves.
 
-    The store decides which record was first. An entry in memory is not confirmed until the store replies, or while it
-    is down (`proxy.cache.entry.Certainty`). The record that the store then has replaces the entry.
+    The store decides which record was first. Before it has replied, and while it is down, an entry in memory is not
+    confirmed (`proxy.cache.entry.Certainty`). If the store then has another record, that one replaces the entry.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Cache:
     ) -> None:
         """``timeout_s`` bounds how long a request waits for the store; large batches get more."""
         self.memory = memory
-        self.store = store  # for what is no entry
+        self.store = store  # for what the proxy keeps there besides entries
         self._ttl_s = ttl_s
         self._clock = clock
         self._codec = RecordCodec(metrics, record_key=record_key, ttl_s=ttl_s, store_expires=store.expires, clock=clock)

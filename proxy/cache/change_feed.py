@@ -120,8 +120,8 @@ class ChangeFeed:
                 self._memory.discard(key)
 
     async def _delete_purged(self, recent: list[RecentWrite]) -> None:
-        """Delete the records that were stored after a purge but asked for before it. These deletions are announced one
-        key at a time: an announced purge would also remove what has been asked for since."""
+        """Delete the records that were stored after a purge but asked for before it. Announced like other deletions: a
+        second announcement of the purge would also drop what has been asked for since."""
         keys = {key for write in recent for key in write.purged()}
         for key in keys:
             self._memory.discard(key)

@@ -22,8 +22,8 @@ class Certainty(Enum):
     has, so that record supersedes an entry that may be another."""
 
     CONFIRMED = "confirmed"  # the store has this record, or there is no store
-    # The store was to insert this record unless it has one, but has not replied yet or was down. Whichever record the
-    # store then has supersedes this one.
+    # The store was to insert this record unless it has one, but has not replied yet or was down. If the store then has
+    # another record, that one supersedes this one.
     INSERTING = "inserting"
     # The store has replaced an older record by this one. Another process may have replaced this one since, so a record
     # read from the store supersedes it. A late reply to an earlier insert does not.

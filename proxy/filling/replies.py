@@ -22,7 +22,7 @@ class Stopped(Exception):
 
 
 class NotTold(Stopped):
-    """The proxy does not tell this credential what is cached. Another of its workers may have validated it and may."""
+    """The proxy does not tell this credential what is cached. A worker that has validated it would."""
 
 
 class Refused(Exception):

@@ -1,4 +1,4 @@
-"""Reads of concurrent requests, merged: what is asked while the thread reads is read together next."""
+"""Reads of concurrent requests, merged: keys asked for while the thread reads are read together next."""
 
 import asyncio
 import sqlite3
