@@ -16,7 +16,7 @@ from proxy.labels import RequestOutcome
 from proxy.ledger.cause import Why
 
 FLUSH_S = 0.2
-_MAX_LINES = 4096  # buffered lines; one more writes them at once
+_MAX_LINES = 4096  # buffered lines; with this many they are written at once
 _MAX_NAME = 128
 # https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")

@@ -17,7 +17,7 @@ class RecentRequests:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        # Made into values only when they are read: a hit takes few microseconds in all.
+        # Converted only when they are read, because a whole hit takes only a few microseconds.
         self._ended: deque[tuple[float, AccessLogLine, str, RequestDetail | None]] = deque(maxlen=MAX_REQUESTS)
 
     def add(self, line: AccessLogLine, cache_status: str, detail: RequestDetail | None) -> None:
