@@ -48,7 +48,7 @@ class ItemResult(StrEnum):
     BYPASS = "bypass"  # the request was relayed unread
 
 
-# The upstream was not asked for these on behalf of the request that counts them.
+# The request that counts such an item did not itself ask the upstream for it.
 FROM_CACHE = (ItemResult.MEMORY, ItemResult.STORE, ItemResult.DUPLICATE, ItemResult.JOINED)
 
 

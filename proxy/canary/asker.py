@@ -60,7 +60,7 @@ class Asker:
         else:
             response = await self._ask(origin, subject, batch, items=len(alone))
             other, again = response.model, _vectors(response)
-        # If the responses name two models, both are kept, so that the one that differs from the reference is seen.
+        # If the responses name two models, both names are kept, so that one that differs from the reference is seen.
         return Measurement(model=model if other == model else f"{model} | {other}", alone=alone, again=again)
 
     async def _one_by_one(self, origin: Origin, subject: Subject, probe: Probe) -> tuple[str, tuple[Vector, ...]]:

@@ -141,8 +141,8 @@ class BodyReservation:
         self.bytes += size
 
     def require(self, size: int) -> None:
-        """Raises `Overloaded` if ``size`` can't be taken. Call it first: a body that can't be parsed need not be
-        joined."""
+        """Raises `Overloaded` if ``size`` can't be taken. Call it before joining a body: one that can't be parsed need
+        not be joined."""
         self.take(size)
         self.give_back(size)
 

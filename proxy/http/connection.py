@@ -48,10 +48,10 @@ class Connection(LimitedConnection):
     """A connection whose bytes may be responded to before they are parsed.
 
     At a request boundary, while no response is due, bytes go to the `BytesHandler` first. It responds to a complete
-    request only if the parser has parsed the same bytes before, or the same head but for the values that
-    `HeadTemplate` lets differ. Clients send head and body in two packets, so a known head waits for the next bytes, or
-    for the next sweep. A complete request also waits while the handler reads what it needs. Once its response has
-    begun, the request waits for that response, however long it takes.
+    request only if the parser has seen the same bytes before and found their end there, or the same head but for the
+    values that `HeadTemplate` lets differ. Clients send head and body in two packets, so a known head waits for the
+    next bytes, or for the next sweep. A complete request also waits while the handler reads what it needs. Once its
+    response has begun, the request waits for that response, however long it takes.
     Why this is safe: docs/adr/0003-bytes-before-the-parser.md.
     """
 

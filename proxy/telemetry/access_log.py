@@ -24,7 +24,8 @@ _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 class AccessLogLine(NamedTuple):
-    """A request whose response has ended. Nothing here comes from a body, except the model, or from a credential."""
+    """A request whose response has ended. Nothing here comes from a credential, or from a body except the names of the
+    model and of a field."""
 
     request_id: str
     trace_id: str | None

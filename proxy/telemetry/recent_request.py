@@ -22,8 +22,8 @@ class RequestDetail(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class RecentRequest(Struct, frozen=True, kw_only=True, gc=False):
-    """``detail`` is None for other routes, for requests that could not be read, and for those that were recognized
-    without being parsed. ``cache_status`` is the proxy's part of the response's Cache-Status field."""
+    """``detail`` is None for other routes, for requests that could not be read, and for hits of the fast path.
+    ``cache_status`` is the proxy's part of the response's Cache-Status field."""
 
     ended_at_s: float  # Unix time
     request_id: str

@@ -1,7 +1,7 @@
 """The last requests, for `embedding-proxy explain --last`: what the access log says of each, and how it was keyed.
 
-In memory only, and bounded. Nothing here comes from a body, except names of models and fields, or is the value of a
-header field.
+In memory only, and bounded. Nothing here comes from a body, except names of models and fields. Of header fields with
+credentials, only the names are here.
 """
 
 from collections import deque
