@@ -10,7 +10,7 @@ def _interrupted(*_: object) -> None:
 
 
 def main() -> None:
-    # Importing takes a second, in which an exception could come from anywhere.
+    # Importing takes a second. In that time, Ctrl-C could raise an exception anywhere.
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupted)

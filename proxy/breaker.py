@@ -31,8 +31,8 @@ _TRANSITIONS = {
 class Breaker:
     """Permits or refuses attempts, by the results of earlier ones.
 
-    Any result counts, also that of an attempt permitted before the circuit opened: during a probe it closes or opens
-    the circuit as the probe's own would; while the circuit is open it changes nothing.
+    Any result counts, even of an attempt that was permitted before the circuit opened. During a probe, it closes or
+    opens the circuit as the probe's own result would. While the circuit is open, it does not change the state.
     ``clock`` counts seconds and only goes forward; ``on_change`` is called with each new state.
     """
 
@@ -105,8 +105,8 @@ class Breaker:
 class Attempt:
     """One permitted attempt. Use it as a context manager, or call `end` in any case.
 
-    Without the end of its probe a circuit would stay half-open, and refuse everything, for ever. A probe that ends
-    without a reported result, as by cancellation, lets the next attempt probe.
+    If a probe did not end, its circuit would stay half-open and refuse everything forever. If a probe ends without a
+    reported result, for example because it was cancelled, the next attempt is a probe.
     """
 
     __slots__ = ("_breaker",)

@@ -12,9 +12,8 @@ class Tenant(Struct, frozen=True, gc=False):
     """The unit whose use is counted. ``name`` is equal for all requests with one credential or client key."""
 
     name: bytes
-    is_unverified: bool = (
-        False  # no upstream has accepted the credential in this process, and no list of client keys has it
-    )
+    # No upstream has accepted the credential in this process, and no list of client keys has it.
+    is_unverified: bool = False
 
 
 @dataclass(slots=True)
@@ -28,9 +27,10 @@ class _Account:
 class Budget:
     """``limit`` units of ``what``.
 
-    A tenant with several requests may use at most as much as then remains free: half if it is alone, and 1 / (n + 1) if
-    it is one of n greedy tenants. A tenant with one request may use all that is free, since it has no other request to
-    wait for. Unverified tenants follow the same rule within ``unverified_limit``, since anyone can make up credentials.
+    A tenant with several requests may use at most as much as it leaves free: half of the limit if it is alone, and
+    1 / (n + 1) if it is one of n greedy tenants. A tenant with one request may use all that is free, since it has no
+    other request to wait for. Unverified tenants follow the same rule within ``unverified_limit``, since anyone can
+    make up credentials.
     """
 
     def __init__(self, limit: int, what: str, *, unverified_limit: int) -> None:
@@ -45,7 +45,7 @@ class Budget:
         return f"<Budget {self.used} of {self.limit} {self._what} used by {len(self._accounts)} tenants>"
 
     def take(self, tenant: Tenant, request: Hashable, amount: int, *, may_exceed: bool = False) -> None:
-        """Add ``amount`` to the use by ``request`` of ``tenant``. Raises `Overloaded`, which changes nothing.
+        """Add ``amount`` to the use by ``request`` of ``tenant``. Raises `Overloaded`, and then nothing changes.
 
         ``may_exceed``: allow more than the limit while no other request uses anything.
         """

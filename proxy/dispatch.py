@@ -35,7 +35,7 @@ _MAX_WARNED_PATHS = 16
 
 
 class _CutShort(ConnectionResetError):
-    """A response ended early. ``status`` is the one that is counted; the client has received another one."""
+    """A response ended early. ``status`` is the one that is counted; the client has received a different one."""
 
     def __init__(self, status: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Dispatcher:
         self._warned_paths: set[str] = set()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """The response to any request; a failure becomes one, too."""
+        """The response to any request. A failure becomes an error response."""
         begun = _begun(request)
         if begun is None:
             started_s = time.perf_counter()
@@ -110,7 +110,7 @@ class Dispatcher:
             return error_response(ProxyError("Internal error; see the proxy log."))
 
     def _admit(self, request: web.BaseRequest, progress: Progress, started_s: float) -> None:
-        """Raises `ProxyError` for a request that may not be routed. On the embeddings route it is counted, too."""
+        """Raises `ProxyError` for a request that may not be routed, and counts it if it is for the embeddings route."""
         try:
             if not is_preflight(request.method, request.headers):  # a preflight has no credentials
                 progress.admission = self._access.admit(request.headers)
@@ -194,7 +194,7 @@ class Dispatcher:
         return response
 
     def _warn_uncached(self, target: str) -> None:
-        """Log, once for each path, the path that is cached. Paths come from clients, so only a part is logged."""
+        """Warn, once for each path, that another path is cached. Clients choose paths, so only a part is logged."""
         path = loggable_path(target)
         if path in self._warned_paths or len(self._warned_paths) >= _MAX_WARNED_PATHS:
             return
@@ -213,7 +213,7 @@ class Dispatcher:
 
 
 def _begun(request: web.BaseRequest) -> BegunExchange | None:
-    """What has begun of a request before it was parsed."""
+    """The response that a request began before it was parsed, or None."""
     connection = request.protocol
     begun = connection.take_begun() if isinstance(connection, Connection) else None
     return begun if isinstance(begun, BegunExchange) else None

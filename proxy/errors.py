@@ -17,7 +17,7 @@ class ProxyError(Exception):
     type = "server_error"
     code = "internal_error"
     retry_after_s: int | None = None  # the response's Retry-After
-    # Whether the call's content may have caused it. A part of a merged call may succeed in a call of its own.
+    # Whether the content of the call may have caused it. If so, a part of a merged call may succeed in its own call.
     may_be_about_call = False
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
@@ -61,7 +61,7 @@ class OriginNotAllowed(ProxyError):
 
 
 class CredentialRefused(ProxyError):
-    """The upstream refused the client's credential before, and does not say now whether it still does."""
+    """The upstream refused the client's credential earlier, and does not respond now to say whether it still does."""
 
     status = 401
     type = "authentication_error"
@@ -69,7 +69,7 @@ class CredentialRefused(ProxyError):
 
 
 class KeyRefused(ProxyError):
-    """The upstream refused the key that the proxy holds. Its own words may quote the key, so they go no further."""
+    """The upstream refused the key that the proxy holds. Its message may quote the key, so clients don't get it."""
 
     status = 502
     type = "upstream_error"
@@ -96,7 +96,7 @@ class BodyTooLarge(ProxyError):
 
 
 class BodyTooComplex(ProxyError):
-    """To parse the body would stop everything else for too long."""
+    """Parsing the body would stop everything else for too long."""
 
     status = 413
     type = "invalid_request_error"
@@ -104,7 +104,7 @@ class BodyTooComplex(ProxyError):
 
 
 class ResponseTooLarge(ProxyError):
-    """A short body that repeats a stored item many times asks for a response of any size."""
+    """The response has a limit, since a short body that repeats a stored item can ask for a response of any size."""
 
     status = 413
     type = "invalid_request_error"
@@ -130,8 +130,8 @@ class FieldsTooLarge(ProxyError):
 class NotCached(ProxyError):
     """``Cache-Control: only-if-cached``, and something is missing (RFC 9111 §5.2.1.7 asks for 504).
 
-    A client that may be served the cached ones is told which of its ``items`` are ``missing``: their positions in
-    ``input``.
+    If the client may be served cached items, the error says how many ``items`` the request has, and which are
+    ``missing``: their positions in ``input``.
     """
 
     status = 504
@@ -162,7 +162,7 @@ class UpstreamUnreachable(ProxyError):
 
 
 class UpstreamBroke(UpstreamUnreachable):
-    """The upstream was connected, and sent no valid response: the call may have crashed it."""
+    """The proxy was connected to the upstream, but got no valid response: the call may have crashed the upstream."""
 
     may_be_about_call = True
 
@@ -183,7 +183,7 @@ class UpstreamTimeout(ProxyError):
 
 
 class UpstreamStalled(UpstreamTimeout):
-    """The upstream was connected and sent the call, and did not respond in time."""
+    """The proxy was connected to the upstream and sent the call, but got no response in time."""
 
     may_be_about_call = True
 
@@ -197,7 +197,7 @@ class Overloaded(ProxyError):
 
 
 class RateLimited(ProxyError):
-    """The upstream has stated that its limit takes no call now, and the client does not wait until it does."""
+    """The upstream has stated that its rate limit allows no call now, and the client does not wait until it does."""
 
     status = 429
     type = "rate_limit_error"
@@ -235,7 +235,7 @@ class BudgetUnknown(ProxyError):
 
 
 class Oversized(ProxyError):
-    """The upstream's rate limit never takes a request at once that can be cut into smaller ones."""
+    """The request is larger than the upstream's rate limit ever allows at once. It can be cut into smaller ones."""
 
 
 class Abandoned(ProxyError):

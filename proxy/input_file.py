@@ -11,9 +11,9 @@ from typing import IO, cast
 
 from proxy.errors import ConfigError
 
-# Longer than the largest body that the proxy accepts by default, so that a longer line is no request.
+# Longer than the largest body that the proxy accepts by default, so a longer line can't be a request.
 MAX_LINE_BYTES = 64 * 1024 * 1024
-_SAMPLE_BYTES = 1024 * 1024  # what the format is detected by
+_SAMPLE_BYTES = 1024 * 1024  # the part by which the format is detected
 _GZIP = b"\x1f\x8b"
 _OTHER_FORMATS = {
     b"\x28\xb5\x2f\xfd": "zstd; decompress it with: zstd -d",
@@ -29,7 +29,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class DamagedInput(Exception):
-    """The file can't be read beyond the lines that were read. The message says why."""
+    """The rest of the file can't be read. The message says why."""
 
 
 class InputFile:
@@ -59,8 +59,8 @@ class InputFile:
 
 @contextmanager
 def opened(path: Path) -> Iterator[InputFile]:
-    """A file, or standard input for ``-``. Raises `ConfigError` if it can't be read, or is of no format that is read
-    here."""
+    """A file, or standard input for ``-``. Raises `ConfigError` if it can't be read, or has a format that is not
+    supported."""
     name = "standard input" if str(path) == "-" else str(path)
     try:
         raw = cast(BufferedReader, sys.stdin.buffer) if str(path) == "-" else path.open("rb")

@@ -12,7 +12,7 @@ from proxy.breaker import State
 class RequestOutcome(StrEnum):
     """Outcome of one request on the data port."""
 
-    # Enum's own is written in Python, and outcomes are looked up for every request.
+    # Enum's own `__hash__` is slow, since it is written in Python, and every request looks up outcomes.
     __hash__ = str.__hash__
 
     HIT = "hit"  # no item was fetched, except to validate a credential
@@ -20,7 +20,7 @@ class RequestOutcome(StrEnum):
     MISS = "miss"  # all items were fetched
     BYPASS = "bypass"  # relayed unread, whatever the upstream responded
     ERROR = "error"
-    # Not on the embeddings route, so in the access log and in traces only.
+    # For requests on other routes, so only in the access log and in traces.
     PASS = "pass"  # noqa: S105 - passed through
     PREFLIGHT = "preflight"  # CORS
 
@@ -48,7 +48,7 @@ class ItemResult(StrEnum):
     BYPASS = "bypass"  # the request was relayed unread
 
 
-# The upstream was not asked for these on behalf of the request that counts them.
+# The request that counts such an item did not itself ask the upstream for it.
 FROM_CACHE = (ItemResult.MEMORY, ItemResult.STORE, ItemResult.DUPLICATE, ItemResult.JOINED)
 
 
@@ -64,7 +64,7 @@ class BypassReason(StrEnum):
     INEXACT_NUMBER = "inexact-number"
     INPUT_FORM = "input-form"
     LIST_PARAMETER = "list-parameter"
-    MODEL = "model"  # missing or no string
+    MODEL = "model"  # missing, or not a string
     MULTI_VECTOR = "multi-vector"  # several vectors an item
     NOT_AN_OBJECT = "not-an-object"
     NOT_JSON = "not-json"
@@ -85,7 +85,7 @@ class CanaryVerdict(StrEnum):
 
     FIRST = "first"  # its vectors are what later checks are compared with
     SAME_BITS = "same-bits"
-    WITHIN_NOISE = "within-noise"  # no farther from the first vectors than two responses for one text from each other
+    WITHIN_NOISE = "within-noise"  # no farther from the first vectors than two responses for one text may differ
     LAST_BITS = "last-bits"  # farther, by less than a search would notice
     FAILED = "failed"  # no vectors
     DRIFTED = "drifted"  # other weights

@@ -10,8 +10,8 @@ _AT_ONCE_BYTES = 3 * 1024**2  # in steps, which need a buffer of zeros first, it
 
 
 class Pieces:
-    """A single buffer would be copied each time that it has to grow: tens of milliseconds for tens of megabytes. A list
-    of the chunks would take forty times their memory if a client sends single bytes."""
+    """Joins small chunks into pieces. A single buffer would be copied each time it has to grow: tens of milliseconds
+    for tens of megabytes. A list of all chunks would take forty times their memory if a client sends single bytes."""
 
     def __init__(self) -> None:
         self.full: list[bytes] = []
@@ -34,17 +34,17 @@ class Pieces:
             self._last = io.BytesIO()
 
     def joined(self) -> Steps[bytes]:
-        """All of the bytes; after that, there are none. Of many, each piece is freed once it is copied, so this takes
-        no more memory than they do."""
+        """All of the bytes, which are removed from here. If there are many, each piece is freed once it is copied, so
+        that this takes no extra memory."""
         self.full.append(self._last.getvalue())
         self._last = io.BytesIO()
         if self.size_bytes <= _AT_ONCE_BYTES:
             whole = b"".join(self.full)
             self.full.clear()
             return whole
-        # Nobody else has these zeros, so they are overwritten in place; they take no memory before that.
+        # Nothing else refers to these zeros, so they are overwritten in place. Until then they take no memory.
         buffer, end = io.BytesIO(bytes(self.size_bytes)), self.size_bytes
-        while self.full:  # the last first: so the heap can shrink step by step, and not by all of them at the end
+        while self.full:  # the last one first, so that the heap shrinks step by step, not all at once at the end
             piece = self.full.pop()
             end -= len(piece)
             buffer.seek(end)

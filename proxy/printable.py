@@ -1,6 +1,6 @@
-"""Text of clients and upstreams where people read it, on a terminal or in a log (pure)."""
+"""Makes text of clients and upstreams safe to show on a terminal or in a log (pure)."""
 
 
 def printable(text: str) -> str:
-    """Without control characters: clients choose the names of models, and a terminal would obey them."""
+    """``text`` without control characters, which a terminal would obey: clients choose the names of models."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)

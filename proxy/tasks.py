@@ -64,7 +64,7 @@ class TaskSet:
 
     async def _wait(self) -> None:
         while self._tasks:
-            await asyncio.wait(self._tasks)  # raises nothing of theirs, and its cancellation does not cancel them
+            await asyncio.wait(self._tasks)  # does not raise their exceptions; if it is cancelled, they are not
 
 
 def log_to(log: logging.Logger, what: str) -> Callable[[BaseException], None]:

@@ -1,7 +1,7 @@
-"""Large work in turns with everything else that the event loop does.
+"""Large work takes turns with everything else that the event loop does.
 
-In each iteration of the loop large work has one turn of about half a millisecond, whatever the number of requests that
-it is for. So a short request waits for a turn of one large request, and not of each.
+In each iteration of the loop, all large work together has one turn of about half a millisecond, however many requests
+it is for. So a short request waits for a turn of one large request, not of each.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _Item = TypeVar("_Item")
 
-_TURN_S = 0.00015  # a begun step is finished, so a turn may take a few times as long
-KEYS_A_TURN = 32  # less than half a millisecond of making entries
+_TURN_S = 0.00015  # a step that has begun is finished, so a turn may take a few times as long
+KEYS_A_TURN = 32  # making so many entries takes less than half a millisecond
 
 
 class _Turns:
@@ -67,7 +67,7 @@ async def turn() -> None:
 
 
 def are_many(keys: Sequence[bytes]) -> bool:
-    """Whether the work on so many keys takes a turn of its own."""
+    """Whether there are so many keys that the work on them takes a turn of its own."""
     return len(keys) > KEYS_A_TURN
 
 
@@ -87,7 +87,7 @@ async def run(steps: Steps[_T]) -> _T:
 
 
 def free(parts: list[Any]) -> None:
-    """Empty a list in turns. To free tens of megabytes or thousands of objects at once takes milliseconds."""
+    """Empty a list in turns. Freeing tens of megabytes or thousands of objects at once takes milliseconds."""
     _freeing.start(_free(parts))
 
 
@@ -103,7 +103,7 @@ def _dropped(parts: list[Any]) -> Steps[None]:
 
 
 class _Chunks(Generic[_Item]):
-    """An asynchronous generator takes longer: the event loop keeps a list of those that have begun."""
+    """A class, since an asynchronous generator takes longer: the event loop keeps a list of those that have begun."""
 
     __slots__ = ("_items", "_pause", "_size", "_start")
 
@@ -127,8 +127,8 @@ class _Chunks(Generic[_Item]):
 
 
 def in_turns(items: Sequence[_Item], *, size: int = KEYS_A_TURN) -> AsyncIterator[Sequence[_Item]]:
-    """``items`` in chunks of ``size``, each in a turn of its own. Thousands of entries may be made for one request
-    while others wait for a hit."""
+    """``items`` in chunks of ``size``, each in a turn of its own: one request may need thousands of entries while
+    others wait for a hit."""
     return _Chunks(items, size, turn)
 
 

@@ -16,7 +16,7 @@ class Reservation(Protocol):
 
 
 class Worker:
-    """One thread, so that such work uses at most one core, and one call at a time uses memory."""
+    """One thread, so that such work uses at most one core, and only the memory of one call at a time."""
 
     def __init__(self, name: str) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
@@ -25,7 +25,7 @@ class Worker:
         self._executor.shutdown(wait=False)
 
     async def run(self, function: Callable[..., _T], *arguments: Any, held: Reservation | None = None) -> _T:
-        """Call ``function`` in the thread. Cancelling the caller does not end the call or ``held``."""
+        """Call ``function`` in the thread. Cancelling the caller ends neither the call nor ``held``."""
         work = asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
         if held is not None:
             held.lasts_until(work)

@@ -30,7 +30,7 @@ _TENANT_FIELDS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 
 
 class Admission(NamedTuple):
-    """An admitted request: the client of the operator's list, if there is one, and `Access.keys_version` then."""
+    """An admitted request: its client, if the operator has a list, and `Access.keys_version` at that time."""
 
     keys_version: int = 0
     client: str | None = None
@@ -70,19 +70,19 @@ class Access:
 
     @property
     def keys_version(self) -> int:
-        """While it does not change, `admit` admits the same clients, and requests have the keys that they had."""
+        """While it does not change, `admit` admits the same clients, and requests keep the same cache keys."""
         return self.epochs_begun + (0 if self._client_keys is None else self._client_keys.keys_version)
 
     def outdate_requests(self) -> None:
-        """An epoch has begun: the keys of items are others from now on."""
+        """An epoch has begun: items have new keys from now on."""
         self.epochs_begun += 1
 
     def admit(self, given: Headers) -> Admission:
         """Identify the client, if there is a list of clients.
 
-        Raises `Unauthorized` if the request has no key of that list. Raises it also if there is no list, the proxy has
-        the upstream's key and the request may come from a web page: any page can make a browser on this machine send
-        requests.
+        Raises `Unauthorized` if the request has no key of that list. If there is no list and the proxy has the
+        upstream's key, raises it if the request may come from a web page: any page can make a browser on this machine
+        send requests.
         """
         self.admit_preflight(given)
         if self._client_keys is None:
@@ -112,7 +112,8 @@ class Access:
         """Whether the CORS fields of a hit are known, if a web page sent the request.
 
         If not, the page's browser would reject a hit, so the upstream is asked first, as for a credential that is not
-        confirmed. A shared scope is exempt, because its entries are not served while the upstream does not respond.
+        confirmed. A shared scope is exempt, because then its entries would not be served while the upstream does not
+        respond.
         """
         return self.is_shared or upstream.cors.knows(origin_of(given))
 
@@ -141,8 +142,8 @@ class Access:
 
 
 def _tenant_fields(own: Identity, admission: Admission) -> Fields:
-    """What identifies a tenant. Of the fields that look like credentials only the API key counts, because a client can
-    add further ones to a valid key."""
+    """The fields that identify a tenant. If several look like credentials, only the API key counts, because a client
+    can add others to a valid key."""
     if admission.client is not None:
         return [("client", admission.client)]
     for name in _TENANT_FIELDS:

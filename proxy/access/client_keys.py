@@ -36,7 +36,7 @@ class ClientKey:
     name: str
     digest: bytes
     since: str  # the date of creation, YYYY-MM-DD
-    until_s: float | None = None  # Unix time at which a key that was replaced ends
+    until_s: float | None = None  # Unix time at which a replaced key ends
 
     def __str__(self) -> str:
         until = "" if self.until_s is None else f" until:{self.until}"
@@ -44,7 +44,7 @@ class ClientKey:
 
     @property
     def until(self) -> str | None:
-        """The end, as in RFC 3339."""
+        """``until_s`` in the format of RFC 3339."""
         return None if self.until_s is None else datetime.fromtimestamp(self.until_s, UTC).strftime(_TIME)
 
     def is_valid(self, now_s: float) -> bool:
@@ -90,8 +90,8 @@ def add(path: Path, name: str) -> str:
 
 
 def rotate(path: Path, name: str, *, overlap_s: float, now_s: float) -> str:
-    """Create a new key for a client and return it. The present one stays valid for ``overlap_s`` from ``now_s``, Unix
-    time; of earlier ones, those that have ended are removed.
+    """Create a new key for a client and return it. The present key stays valid for ``overlap_s`` from ``now_s``, Unix
+    time. Earlier keys that have ended are removed.
 
     Raises `ConfigError`.
     """
@@ -176,8 +176,8 @@ def _digest(key: str) -> bytes:
 
 
 class ClientKeys:
-    """The keys that the proxy accepts. `reload` reads the file again; `drop_ended` has to be called now and then, since
-    a request that is known by its bytes is admitted without a look at its key."""
+    """The keys that the proxy accepts. `reload` reads the file again. `drop_ended` must be called regularly, because
+    the fast path admits a request that it knows by its bytes without looking at its key."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._path = path

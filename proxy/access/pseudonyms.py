@@ -1,10 +1,10 @@
-"""Short names for credentials, by which the ledger tells clients apart that no list names."""
+"""Short names for credentials. The ledger uses them to tell apart clients that no list names."""
 
 from hashlib import blake2b
 
 from proxy.protocol.keys import Fields, pack
 
-_BYTES = 5  # with 50 clients of a hundred thousand, the chance that two share a name is below one in ten thousand
+_BYTES = 5  # the chance that one of 50 clients shares its name with one of 100,000 is below 1 in 10,000
 
 
 class Pseudonyms:

@@ -50,8 +50,8 @@ class Validations:
         self._ttl_s = ttl_s
         self.now = clock
         self._secret = secrets.token_bytes(32)
-        # When an acceptance expires, and the time of a refusal. The scope None: all scopes that it was accepted for
-        # before.
+        # When an acceptance expires, and when a refusal came. A refusal's scope None stands for all scopes that the
+        # credential was accepted for before.
         self._accepted: TenantMap[CredentialScope] = TenantMap(_MAX_ACCEPTED_BYTES, weigh=_weight_bytes)
         self._refused: TenantMap[CredentialScope | None] = TenantMap(_MAX_REFUSED_BYTES, weigh=_weight_bytes)
 

@@ -11,7 +11,7 @@ _BY_MODEL = ("upstream", "model")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanaryStatus:
-    """The latest check of one model; the numbers are those of the latest one that got vectors."""
+    """The latest check of one model. The numbers are those of the latest check that got vectors."""
 
     upstream: str
     model: str  # chosen by a client: show it as text, never as markup

@@ -7,7 +7,7 @@ from proxy.telemetry import client_definitions
 
 
 class LastUsed:
-    """Told from two samples of the counters, so that a request costs nothing for it. Exact to the samples' interval."""
+    """Compares samples of the counters, so that requests pay nothing for it. Exact to the samples' interval."""
 
     def __init__(self) -> None:
         self._requests: Mapping[str, float] = {}

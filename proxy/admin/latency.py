@@ -8,7 +8,7 @@ from proxy.admin.samples import Buckets
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """Quantiles are estimates. None: there are no observations; ``limit_s``: that or more."""
+    """Quantiles are estimates. None means no observations; a quantile of ``limit_s`` means that or more."""
 
     count: int
     p50_s: float | None
@@ -30,7 +30,7 @@ def latency_of(buckets: Buckets) -> Latency:
 def quantile(buckets: Buckets, q: float) -> float | None:
     """The ``q``-quantile as Prometheus's ``histogram_quantile`` estimates it, None without observations.
 
-    Linear within a bucket; the largest finite bound for observations above it.
+    It is linear within a bucket. For observations above the largest finite bound, it is that bound.
     """
     bounds = sorted(buckets)
     total = buckets[bounds[-1]] if bounds else 0

@@ -81,7 +81,7 @@ def page_html() -> str:
     return html.replace("/* status.css */\n", style).replace("/* status.js */\n", script)
 
 
-# Keeps pages of other sites from embedding it or reading from it.
+# Keeps pages of other sites from embedding or reading these responses.
 _HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",

@@ -89,9 +89,12 @@ def _make_app(
 
 @web.middleware
 async def _local_names_only(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Browsers let no web page of another site read a response. The exception is a page whose own name resolves to this
-    machine (DNS rebinding), and that name is in Host. Scrapers and probes may come by any name, through a tunnel or a
-    server in front, and what they read names no addresses and no requests."""
+    """Refuse requests whose Host does not name this machine.
+
+    A browser lets no web page of another site read a response, except a page whose own name resolves to this machine
+    (DNS rebinding); then Host has that name. `_FOR_ANY_NAME` is exempt: scrapers and probes may use any name, through a
+    tunnel or a server in front, and what they read names no addresses and no requests.
+    """
     if request.path not in _FOR_ANY_NAME and not names_this_machine(request.headers):
         return web.Response(status=403, text=f"{NOT_THIS_MACHINE}\n")
     return await handler(request)

@@ -24,7 +24,7 @@ class RecentDocument(msgspec.Struct):
 
 
 def parse_recent(body: bytes) -> list[RecentRequest]:
-    """Raises `msgspec.DecodeError` for anything else than what `add_recent_requests` serves."""
+    """Raises `msgspec.DecodeError` for anything that `add_recent_requests` does not serve."""
     return msgspec.json.decode(body, type=RecentDocument).requests
 
 
@@ -46,8 +46,8 @@ def add_recent_requests(router: web.UrlDispatcher, recent: Recent, *, is_loopbac
 def why_forbidden(given: Headers, *, is_loopback: bool) -> str | None:
     """Why a request may come from a web page of another site; None if it does not.
 
-    A page whose own name resolves to this machine (DNS rebinding) is of the same origin to the browser, so the name in
-    Host has to be one of this machine's.
+    To the browser, a page whose own name resolves to this machine (DNS rebinding) has the same origin. So on a loopback
+    port, Host must have one of this machine's names.
     """
     host = given.get("Host", "").lower()
     if "Origin" in given and given["Origin"].lower().partition("://")[2] != host:
@@ -58,5 +58,5 @@ def why_forbidden(given: Headers, *, is_loopback: bool) -> str | None:
 
 
 def names_this_machine(given: Headers) -> bool:
-    """Whether Host has a name by which only this machine reaches a loopback port."""
+    """Whether Host has a name by which a client on this machine reaches a loopback port."""
     return resolve(f"http://{given.get('Host', '').lower()}", "").origin[1].strip("[]") in LOOPBACK_HOSTS

@@ -47,7 +47,7 @@ class Samples:
         return self._sums(metric.name, label)
 
     def gauges_by(self, metric: Definition, *labels: str) -> dict[tuple[str, ...], float]:
-        """A gauge by the values of ``labels``, which tell its samples apart."""
+        """A gauge by the values of ``labels``, which must be different for each of its samples."""
         return {tuple(sample.labels[label] for label in labels): sample.value for sample in self._by_name[metric.name]}
 
     def counters(self, metric: Definition, label: str) -> dict[str, float]:

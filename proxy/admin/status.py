@@ -30,7 +30,7 @@ class ModelStatus:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimitStatus:
     model: str  # chosen by a client: show it as text, never as markup
-    held_s: float  # for how long requests have waited for it without a pause; 0: none waits
+    held_s: float  # how long, without a pause, some request has been waiting for it; 0: none waits
     calls_per_s: float | None  # None: unknown
 
 
@@ -180,7 +180,7 @@ def _upstreams(samples: Samples, upstreams: Iterable[UpstreamStatus]) -> list[Up
 
 
 def _rate_limits(samples: Samples) -> dict[str, list[RateLimitStatus]]:
-    """By upstream, those that make requests wait first."""
+    """The limits by upstream, first those that make requests wait."""
     calls_per_s = samples.gauges_by(definitions.RATE_LIMIT_CALLS_PER_SECOND, "upstream", "model")
     limits: dict[str, list[RateLimitStatus]] = {}
     held = samples.gauges_by(definitions.RATE_LIMIT_HELD_SECONDS, "upstream", "model")

@@ -1,4 +1,4 @@
-"""Traffic in a stretch of time, from counters at its two ends (pure)."""
+"""Traffic in a period of time, from the counters at its start and end (pure)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,9 +39,9 @@ class Window:
 
     seconds: float
     requests: dict[str, int]  # by outcome
-    request_hit_rate: float | None  # hits, of all requests but errors
+    request_hit_rate: float | None  # hits / all requests except errors
     items: dict[str, int]  # by result
-    item_hit_rate: float | None  # items that were not asked of the upstream on their own behalf, of all items
+    item_hit_rate: float | None  # items `FROM_CACHE` / all items
     tokens: dict[str, int]  # billed and saved
     cost: dict[str, float]  # likewise; empty if no model has a price
     latency: dict[str, Latency]  # by outcome

@@ -28,7 +28,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import Traces
 from proxy.upstream.router import Router, matches
 
-_MIN_COUNT_S = 0.5  # a call waits longer for the count of its budget than a hit for the store
+_MIN_COUNT_S = 0.5  # a call may wait longer for the count of its budget than a hit waits for the store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class Core:
 async def open_core(
     stack: AsyncExitStack, settings: Settings, *, clock: Callable[[], float], monotonic: Callable[[], float]
 ) -> Core:
-    """Open the parts, until ``stack`` is closed, which ends each before those that it depends on."""
+    """Open the parts. Closing ``stack`` ends each part before the parts that it depends on."""
     lifecycle = Lifecycle()
     metrics = Metrics(prices=settings.prices, ledger=_make_ledger(settings))
     traces = _open_traces(settings)
@@ -106,7 +106,7 @@ def _open_traces(settings: Settings) -> Traces:
     if settings.traces == "off":
         return Traces()
     try:
-        from proxy.telemetry import otlp  # noqa: PLC0415 - what it needs is an extra
+        from proxy.telemetry import otlp  # noqa: PLC0415 - its dependencies are an extra
     except ImportError as error:
         raise ConfigError(
             f"--traces {settings.traces} needs OpenTelemetry ({error}): pip install 'embedding-cache-proxy[otel]',"

@@ -25,7 +25,7 @@ _http_log.setLevel(logging.CRITICAL)
 _OTHER_FILES = 768
 _MIN_CONNECTIONS = 128
 _LAG_PERIOD_S = 0.5
-# Reading from a connection pauses at twice this. aiohttp's default of 256 KiB is a millisecond of copying at a time.
+# Reading from a connection pauses at twice this. aiohttp's default of 256 KiB takes a millisecond to copy.
 _BUFFER_BYTES = 64 * 1024
 
 

@@ -1,4 +1,4 @@
-"""The canary, with what it checks and where it keeps that, if the settings ask for one."""
+"""The canary, if the settings ask for one: what it checks, and where it keeps the results."""
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -25,7 +25,7 @@ async def open_canary(
     *,
     clock: Callable[[], float],
 ) -> Canary | None:
-    """Check models until ``stack`` is closed. The epochs of the store are known, if it works, when this returns."""
+    """Check models until ``stack`` is closed. When this returns, the store's epochs are known, if the store works."""
     if settings.canary_interval_s is None:
         return None
     record_key = None if settings.record_key is None else RecordKey(settings.record_key)

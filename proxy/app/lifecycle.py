@@ -1,4 +1,4 @@
-"""Whether a proxy is draining, and the deadline of its parts then."""
+"""Whether a proxy is draining, and by when its parts must close."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ class Lifecycle:
         self._deadline_s = 0.0  # by `time.monotonic`
 
     def drain(self, timeout_s: float) -> None:
-        """From now on the parts close, the last of them in ``timeout_s``."""
+        """Start to drain: the last part must have closed in ``timeout_s``."""
         self.is_draining = True
         self._deadline_s = time.monotonic() + timeout_s
 

@@ -44,7 +44,7 @@ async def open_request_path(
     write_log: Callable[[str], object] | None,
     clock: Callable[[], float],
 ) -> RequestPath:
-    """Open the parts, until ``stack`` is closed."""
+    """Open the parts. Closing ``stack`` closes them."""
     client_keys = None
     if settings.client_keys is not None:
         client_keys = ClientKeys(settings.client_keys, clock=clock)

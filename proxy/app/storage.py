@@ -12,7 +12,8 @@ from proxy.protocol.records import RecordKey
 from proxy.telemetry.metrics import Metrics
 
 _REDIS_CONNECTIONS = 32
-# After this a connection counts as dead; a write may take as long. A request waits only for `settings.store_timeout_s`.
+# A connection without a reply for this long counts as dead; a write may take as long. A request waits only for
+# `settings.store_timeout_s`.
 _REDIS_TIMEOUT_S = 1.0
 
 

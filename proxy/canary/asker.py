@@ -1,7 +1,7 @@
 """The canary's calls: directly to a subject's upstream, apart from clients' requests.
 
-They pass through the upstream's circuit breaker and count as its calls. They are not batched, stored or billed to
-anybody, validate no credential, and are one at a time.
+They pass through the upstream's circuit breaker and count as its calls. They are sent one at a time. They are not
+batched, stored or billed to anybody, and validate no credential.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.flow_control import FlowControl
 from proxy.upstream.router import Origin
 
-# Of one check, which has a handful of short calls.
+# The time limit of one check, which has a handful of short calls.
 _CHECK_S = 300.0
 _MAX_INCOMING_BYTES = 16 * 1024**2
 _REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
@@ -40,7 +40,7 @@ class CheckFailed(Exception):
 
 class Asker:
     def __init__(self, bill: Callable[[Subject, int], None]) -> None:
-        """``bill`` is told of the tokens of each response."""
+        """``bill`` is called with the tokens of each response."""
         self._bill = bill
         self._flow_control = FlowControl(_MAX_INCOMING_BYTES)
 
@@ -60,7 +60,7 @@ class Asker:
         else:
             response = await self._ask(origin, subject, batch, items=len(alone))
             other, again = response.model, _vectors(response)
-        # Responses of two models are no one measurement: whichever differs from the reference is to be seen.
+        # If the responses name two models, both names are kept, so that one that differs from the reference is seen.
         return Measurement(model=model if other == model else f"{model} | {other}", alone=alone, again=again)
 
     async def _one_by_one(self, origin: Origin, subject: Subject, probe: Probe) -> tuple[str, tuple[Vector, ...]]:

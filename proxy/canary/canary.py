@@ -26,7 +26,7 @@ _TOKEN_BYTES = 16
 
 
 class Canary:
-    """``in_use`` learns which models to check, ``epochs`` is what keys are derived with."""
+    """``in_use`` learns which models to check. Keys are derived with ``epochs``."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Canary:
         self._begins_epochs = begins_epochs
         self._clock = clock
         self._states: dict[Subject, State] = {}
-        # What the store may lose is written again from here.
+        # Copies, to write a reference again if the store loses it.
         self._references: dict[tuple[Subject, int], bytes] = {}
         self._has_failed = False
 
@@ -111,12 +111,12 @@ class Canary:
         return before.compared(comparison, self._clock(), epoch=epoch, detail=detail)
 
     async def _reference(self, subject: Subject, epoch: int, measured: Measurement) -> Measurement | None:
-        """The first vectors of an epoch; None if they are those of ``measured``, which are kept then."""
+        """The first vectors of an epoch. None if there were none: then those of ``measured`` are kept as the first."""
         name, key = (subject, epoch), subject.reference_key(epoch)
         found = await self._kept.read(key)
         content, reference = found.content, measurement.decoded(found.content)
         if content is None or reference is None:
-            content = self._references.get(name)  # which the store has lost
+            content = self._references.get(name)  # the store has lost it
             reference = measurement.decoded(content)
             content = content or measurement.encode(measured)
             await self._kept.swap(key, content, found)
@@ -131,7 +131,7 @@ class Canary:
 
 
 def _detail(reference: Measurement, measured: Measurement, comparison: Comparison) -> str:
-    """What was and what is, where that can be said in a few words."""
+    """The values before and now, if a few words can say them; otherwise ""."""
     match comparison.verdict:
         case CanaryVerdict.DIMENSIONS:
             return f"{_lengths(reference)} before, {_lengths(measured)} now"

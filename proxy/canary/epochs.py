@@ -1,4 +1,4 @@
-"""The epochs of models: which generation of the key their entries have now, agreed on through the store.
+"""The epochs of models: the present generation of their entries' keys. Processes agree on it through the store.
 
 An epoch only grows. Every process keeps the greatest that it has seen, and writes it again if the store has lost it, so
 that no process returns to entries of weights that are gone.
@@ -20,13 +20,13 @@ EPOCHS_KEY = key_of("epochs")
 _Table = dict[bytes, int]
 _decode = msgspec.msgpack.Decoder(_Table).decode
 _MAX_EPOCH = 2**53
-# Of texts that clients choose: URLs with any query, models of any name.
+# Limits, since clients choose these texts: URLs with any query, models of any name.
 _MAX_REMEMBERED, _MAX_CHARS = 4096, 1024
 _ATTEMPTS = 5
 
 
 class _Epochs(NamedTuple):
-    """Replaced as one, since keys are derived in other threads too. ``default`` is that of models not in ``table``."""
+    """Replaced as a whole, since other threads derive keys too. ``default`` is for models not in ``table``."""
 
     table: Mapping[bytes, int]
     default: int
@@ -40,9 +40,9 @@ class Epochs:
     """
 
     def __init__(self, kept: KeptValues, *, must_agree: bool) -> None:
-        """With ``must_agree``, entries are apart from all others until the store's epochs have been read once."""
+        """With ``must_agree``, no other process shares its entries until it has read the store's epochs once."""
         self._kept = kept
-        # No process derives the same keys, so that no vector of other weights is taken from the store or left in it.
+        # Random, so no other process derives the same keys, and no vector of other weights gets from or into the store.
         self._now = _Epochs({}, _MAX_EPOCH + secrets.randbits(62) if must_agree else 0, {})
         self.is_known = False
         self.on_change: Callable[[], object] = lambda: None
@@ -65,7 +65,7 @@ class Epochs:
 
     @property
     def largest(self) -> int:
-        """The epoch of the subject that has begun most."""
+        """The largest epoch of any subject."""
         return max(self._now.table.values(), default=0)
 
     async def poll(self, _late_s: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""The models that clients ask for, which are those that are checked."""
+"""The models that clients ask for. Only these are checked."""
 
 import logging
 from collections.abc import Callable
@@ -7,21 +7,21 @@ from proxy.canary.subject import Subject
 
 _log = logging.getLogger(__name__)
 
-# Each costs tokens, and some upstreams take any name for a model.
+# Each model costs tokens, and some upstreams accept any model name.
 MAX_SUBJECTS = 16
-# A model that nobody has asked for this long is not checked.
+# If nobody has asked for a model for this long, it is not checked.
 IN_USE_S = 7 * 24 * 3600.0
-# A newcomer takes the place of a model that nobody has asked for this long, if there is no free one.
+# If no place is free, a new model takes the place of one that had no request for this long.
 _YIELDS_AFTER_S = 24 * 3600.0
 _MAX_CHARS = 1024
 
 
 class SubjectsInUse:
-    """Learns of models from requests that were answered. In memory: after a restart, from the next requests."""
+    """Learns of models from requests that got vectors. In memory only: after a restart it learns them again."""
 
     def __init__(self, items: Callable[[str | None], float], *, clock: Callable[[], float]) -> None:
-        """``items`` counts the items that clients got of a model, by its name: requests that repeat are counted but not
-        noted, since they are not parsed."""
+        """``items`` counts the items that clients got of a model, by its name. Repeated requests are counted there, but
+        not noted here, since they are not parsed."""
         self._items = items
         self._clock = clock
         self._seen_at_s: dict[Subject, float] = {}

@@ -1,7 +1,7 @@
 """What the canary keeps in the store, under keys of its own: the reference, the state of each model, the epochs.
 
-Each value is written as a record, so that it is checked, and authenticated, as entries are; the bytes stand in place of
-a vector. Without a store they are kept in memory and end with the process.
+Each value is written as a record, with its bytes in place of a vector, so that it is checked and authenticated like an
+entry. Without a store, values are kept in memory and end with the process.
 """
 
 import math
@@ -14,7 +14,7 @@ from proxy.protocol.records import InvalidRecord, Record, RecordKey
 from proxy.protocol.vectors import DType, Vector
 
 _READ_TIMEOUT_S = 2.0
-# Longer than a check takes, so that a process which ends during a check costs one delay.
+# Longer than a check takes. If a process ends during its check, the next check waits this long, once.
 _TURN_S = 600.0
 
 
@@ -37,7 +37,7 @@ class KeptValues:
 
     @property
     def is_local(self) -> bool:
-        """Whether other processes see nothing of it, nor this process after a restart."""
+        """Whether values are in memory only: other processes don't see them, and a restart loses them."""
         return self._local is not None
 
     async def read(self, key: bytes) -> Kept:
@@ -48,14 +48,14 @@ class KeptValues:
         return self._opened(key, stored)
 
     async def put_first(self, key: bytes, content: bytes) -> bytes:
-        """Store ``content`` unless there is a valid value. Returns the one that stands."""
+        """Store ``content`` unless there is a valid value. Returns the value that is stored then."""
         found = await self.read(key)
         if found.content is None and await self.swap(key, content, found):
             return content
         return found.content or (await self.read(key)).content or content
 
     async def put(self, key: bytes, content: bytes) -> None:
-        """Store ``content``, whatever is there."""
+        """Store ``content``, and replace any value."""
         stored = self._sealed(key, content)
         if self._local is not None:
             self._local[key] = stored
@@ -63,7 +63,7 @@ class KeptValues:
             await self._store.put_many({key: stored}, ttl_s=None, overwrite=True)
 
     async def swap(self, key: bytes, content: bytes, found: Kept) -> bool:
-        """Store ``content`` if the store still has what was ``found``. Returns whether it had."""
+        """Store ``content`` if the store still has what was ``found``. Returns whether it did."""
         invalid = NOTHING if found.stored is None else {key: found.stored}
         values = {key: self._sealed(key, content)}
         if self._local is not None:
@@ -72,7 +72,7 @@ class KeptValues:
         return not await self._store.put_many(values, ttl_s=None, overwrite=False, invalid=invalid)
 
     async def take_turn(self, key: bytes, token: bytes, interval_s: float) -> bool:
-        """Whether it is for this process to do what ``key`` names, and for no other for a while. ``token`` is new."""
+        """Whether this process, and for a while no other, may do the work that ``key`` names. ``token`` must be new."""
         turn_s = min(_TURN_S, interval_s / 2)
         if self._store.has_leases:
             return bool(await self._store.lease_many([key], ttl_s=turn_s))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from proxy.canary.probe import TEXTS
 from proxy.protocol.vectors import DType, Vector, is_whole
 
-# Of the cosine distance, which vectors of different lengths have here.
+# The largest cosine distance. Vectors of different lengths get it, too.
 LARGEST_DISTANCE = 2.0
 _Stored = tuple[str, list[tuple[DType, bytes]], list[tuple[DType, bytes]]]
 _decode = msgspec.msgpack.Decoder(_Stored).decode
@@ -25,7 +25,7 @@ class Measurement:
 
     @property
     def noise(self) -> float:
-        """The largest cosine distance of two responses for one text: what the upstream itself does not repeat."""
+        """The largest cosine distance of two responses for one text: how far the upstream differs from itself."""
         return max(map(cosine_distance, self.alone, self.again))
 
     @property
@@ -44,7 +44,7 @@ def encode(measured: Measurement) -> bytes:
 
 
 def decoded(stored: bytes | None) -> Measurement | None:
-    """None for anything that `encode` did not write, as another version may have done."""
+    """None for anything that `encode` did not write, such as a value of another version."""
     try:
         model, *both = _decode(stored or b"")
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -66,7 +66,7 @@ def cosine_distance(one: Vector, other: Vector) -> float:
 
 
 def changed_numbers(one: Vector, other: Vector) -> int:
-    """How many numbers differ in any bit. In another length, or another type, all of them do."""
+    """How many numbers differ in any bit. If the lengths or types differ, all numbers count."""
     if one.dimensions != other.dimensions or one.dtype is not other.dtype:
         return max(one.dimensions, other.dimensions)
     size = one.array().itemsize

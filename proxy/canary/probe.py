@@ -1,6 +1,6 @@
 """What the canary asks: the same few texts, each alone and all in one batch (pure).
 
-Another list of texts is another reference: the texts are part of its key.
+The texts are part of the reference's key, so another list of texts has another reference.
 """
 
 from typing import Any
@@ -47,6 +47,6 @@ class Probe:
 
 
 def tokens_a_month(interval_s: float) -> int:
-    """About how many tokens a month the checks of one model cost, rather too many than too few."""
+    """About how many tokens a month the checks of one model cost; too high rather than too low."""
     once = sum(estimated_tokens(ItemKind.TEXT, weights(ItemKind.TEXT, TEXTS)))
     return round(_TIMES * once * _MONTH_S / interval_s)

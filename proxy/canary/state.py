@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from proxy.canary.verdict import Comparison
 from proxy.labels import CanaryVerdict
 
-# A failed check is repeated sooner: a rate limit or an outage has passed by then, as a rule.
+# A failed check is repeated sooner: usually a rate limit or an outage has passed by then.
 RETRY_S = 900.0
 
 
@@ -18,12 +18,12 @@ class State(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     checked_at_s: float = 0.0
     measured_at_s: float = 0.0  # Unix time of the latest check that got vectors
     verdict: CanaryVerdict = CanaryVerdict.FAILED
-    detail: str = ""  # what was and what is
+    detail: str = ""  # the values before and now
     failures: int = 0  # consecutive, since then
     failure: str = ""  # why the latest check failed
     distance: float = 0.0
     noise: float = 0.0
-    known_noise: float = 0.0  # the largest of all checks, as far as it was noise
+    known_noise: float = 0.0  # the largest `plausible_noise` of all checks
     changed: float = 0.0
     epoch: int = 0
 
@@ -33,7 +33,7 @@ class State(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return CanaryVerdict.FAILED if self.failures else self.verdict
 
     def is_due(self, now_s: float, interval_s: float) -> bool:
-        """Whether it is time for a check. A time of another machine's clock that is far ahead does not count."""
+        """Whether it is time for a check. A time from a clock that is far ahead, of another machine, is ignored."""
         wait_s = min(interval_s, RETRY_S) if self.failures else interval_s
         return not -wait_s < now_s - self.checked_at_s < wait_s
 
@@ -59,7 +59,7 @@ def encode(state: State) -> bytes:
 
 
 def decode(stored: bytes | None) -> State | None:
-    """None for anything that `encode` did not write, as another version may have done."""
+    """None for anything that `encode` did not write, such as a value of another version."""
     try:
         return None if stored is None else msgspec.msgpack.decode(stored, type=State)
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""What is checked: one model at one upstream, and the keys under which the store has what is known of it (pure)."""
+"""What is checked: one model at one upstream. Also its keys in the store (pure)."""
 
 from hashlib import blake2b
 from typing import NamedTuple
@@ -6,13 +6,13 @@ from typing import NamedTuple
 from proxy.canary.probe import TEXTS
 from proxy.protocol.keys import KEY_BYTES, pack
 
-# A domain of its own (RFC 7693 §2.8), so that no key here is the key of an item, whatever either is derived from.
+# A separate hash domain (RFC 7693 §2.8), so that no key made here can be the key of an item.
 _PERSON = b"canary"
 _SCHEMA = 1
 
 
 class Subject(NamedTuple):
-    """A model as clients ask for it. The ``url`` is that of keys, which may contain a credential: it is never shown."""
+    """A model as clients ask for it. The ``url`` is that of keys. It may contain a credential, so it is never shown."""
 
     upstream: str
     url: str

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from proxy.canary.measurement import Measurement, changed_numbers, cosine_distance
 from proxy.labels import CanaryVerdict
 
-# Cosine distances. Other kernels, cards or batches of the same weights stay well below 1e-4; other weights, or weights
-# in another precision, do not.
+# Cosine distances. With the same weights, other kernels, GPUs or batches stay well below 1e-4. Other weights, or
+# weights in another precision, do not.
 _LAST_BITS = 1e-4
-# Noise is measured by few responses, so the next ones may lie a little farther apart.
+# Noise is measured on few responses, so the next ones may be a little farther apart.
 _NOISE_FACTOR = 2.0
-# Above this it is not noise: some responses are of other weights, as while an upstream replaces its servers.
+# Above this it is not noise: some responses are of other weights, as when an upstream is replacing its servers.
 _MAX_NOISE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """``distance`` is the largest cosine distance to the reference, ``noise`` the largest that the upstream has shown
-    between two responses for one text, ``changed`` the ratio of numbers of which any bit differs."""
+    between two responses for one text, ``changed`` the ratio of numbers that differ in any bit."""
 
     verdict: CanaryVerdict
     distance: float
@@ -31,7 +31,7 @@ class Comparison:
 
     @property
     def is_moved(self) -> bool:
-        """Whether the vectors are others, and not only the name that the upstream gives the model."""
+        """Whether the vectors have changed, not only the name that the upstream gives the model."""
         return self.verdict in (CanaryVerdict.DRIFTED, CanaryVerdict.DIMENSIONS) or (
             self.verdict is CanaryVerdict.OTHER_MODEL and self.distance > _excused(self.noise)
         )
@@ -43,8 +43,9 @@ def first(measured: Measurement) -> Comparison:
 
 
 def compare(reference: Measurement, now: Measurement, *, known_noise: float = 0.0) -> Comparison:
-    """Compare the vectors of a check with the first ones. Each is compared with one asked for in the same way, since
-    the composition of a batch changes the last bits. ``known_noise`` is the largest of earlier checks."""
+    """Compare the vectors of a check with the first ones. Each vector is compared with one that was asked for in the
+    same way, since the composition of a batch changes the last bits. ``known_noise`` is the largest noise of earlier
+    checks."""
     pairs = list(zip(reference.vectors, now.vectors, strict=True))
     distance = max(cosine_distance(*pair) for pair in pairs)
     noise = max(known_noise, reference.noise, now.noise)
@@ -72,6 +73,6 @@ def _excused(noise: float) -> float:
 
 
 def is_settled(one: Measurement, other: Measurement) -> bool:
-    """Whether two measurements are of one model, so that an upstream is not just replacing its servers."""
+    """Whether two measurements are of one model. If not, the upstream may be replacing its servers just now."""
     both = compare(one, other)
     return not both.is_moved and max(one.noise, other.noise) <= _MAX_NOISE

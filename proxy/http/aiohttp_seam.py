@@ -27,7 +27,7 @@ class AiohttpConnection(RequestHandler):
 
     @property
     def is_upgraded(self) -> bool:
-        """Whether the parser stopped after a request to upgrade: a 101 to it may hand the connection over."""
+        """Whether the parser stopped after an upgrade request. A 101 may then hand over the connection."""
         return self._upgraded
 
     @property

@@ -82,8 +82,8 @@ class BodyReader:
             _free(body)
 
     def received(self, body: bytes, reservation: "BodyReservation") -> Body:
-        """A short body that was received without being parsed, under the limits of `read`, and the memory for parsing
-        it. Raises `ProxyError`."""
+        """Check a short body, received without being parsed, against the limits of `read`, and reserve the memory for
+        it and for parsing it. Raises `ProxyError`."""
         if len(body) > self._max_bytes:
             raise self._too_large()
         structure = Structure()
@@ -95,9 +95,9 @@ class BodyReader:
         return BodyTooLarge(f"The request body is larger than {self._max_bytes} bytes.")
 
     async def inflated(self, given: Headers, body: bytes, reservation: "BodyReservation") -> Body:
-        """A compressed body, decompressed. The limits are those of a body that was not compressed.
+        """Decompress a compressed body, under the limits of a body that was not compressed.
 
-        Raises `Bypass` if it can't be decompressed, `ProxyError` if it exceeds a limit. Then it reserves nothing.
+        Raises `Bypass` if it can't be decompressed, `ProxyError` if it exceeds a limit. Then nothing is reserved.
         """
         codings = given.getall("Content-Encoding")
         if len(codings) != 1 or codings[0].lower() not in content_coding.CODINGS:
@@ -136,12 +136,13 @@ class BodyReservation:
         self.bytes = 0
 
     def take(self, size: int, *, may_exceed: bool = False) -> None:
-        """Raises `Overloaded` if there is no room. ``may_exceed``: not if no other request uses any memory."""
+        """Raises `Overloaded` if there is no room; with ``may_exceed``, only if other requests use memory."""
         self._budget.take(self.tenant, id(self), size, may_exceed=may_exceed)
         self.bytes += size
 
     def require(self, size: int) -> None:
-        """Raises `Overloaded` if ``size`` can't be taken. A body that can't be parsed need not be joined."""
+        """Raises `Overloaded` if ``size`` can't be taken. Call it before joining a body: one that can't be parsed need
+        not be joined."""
         self.take(size)
         self.give_back(size)
 
@@ -150,11 +151,11 @@ class BodyReservation:
         self.bytes -= size
 
     def keep(self, parts: list[Any]) -> None:
-        """``parts`` of the request are freed in turns, once the last of its users has ended."""
+        """Free ``parts`` of the request in turns once its last user has ended."""
         self._parts = parts.copy()
 
     def lasts_until(self, work: "asyncio.Future[Any]") -> None:
-        """``work`` is a further user, and may outlive the request."""
+        """Count ``work`` as one more user. It may outlive the request."""
         self._users += 1
         work.add_done_callback(lambda _: self.release())
 
@@ -172,7 +173,7 @@ class BodyReservation:
 
 
 def _free(body: Pieces) -> None:
-    """Free in turns what was read of a body that is refused."""
+    """Free the chunks of a refused body in turns."""
     if body.full:
         turns.free(body.full)
 

@@ -22,13 +22,13 @@ from proxy.http.tunnel import Tunnel
 _log = logging.getLogger(__name__)
 
 _FEW_PARTS, _SMALL_BYTES = 16, 64 * 1024
-# Of a request that is responded to without the parser. For a longer one, memory is reserved as it arrives.
+# The longest request that is not parsed. The proxy reserves memory for a longer one as it arrives.
 MAX_PENDING_BYTES = 64 * 1024
 
 
 Response = list[bytes]  # in parts
-# A coroutine, which may be cancelled until it sets `Connection.begun`. If it is, or if the result is None, the request
-# is parsed.
+# A coroutine that may be cancelled until it sets `Connection.begun`. If it is cancelled or returns None, the request is
+# parsed.
 ResponseLater = Coroutine[Any, Any, Response | None]
 
 
@@ -48,9 +48,10 @@ class Connection(LimitedConnection):
     """A connection whose bytes may be responded to before they are parsed.
 
     At a request boundary, while no response is due, bytes go to the `BytesHandler` first. It responds to a complete
-    request only if the parser has seen the same bytes before and found their end there. Clients send head and body in
-    two packets, so a known head waits for the next bytes, or for the next sweep. So does a whole request while the
-    handler reads what it needs. One that has begun waits for its response, whatever time that takes.
+    request only if the parser has seen the same bytes before and found their end there, or the same head but for the
+    values that `HeadTemplate` lets differ. Clients send head and body in two packets, so a known head waits for the
+    next bytes, or for the next sweep. A complete request also waits while the handler reads what it needs. Once its
+    response has begun, the request waits for that response, however long it takes.
     Why this is safe: docs/adr/0003-bytes-before-the-parser.md.
     """
 
@@ -72,10 +73,10 @@ class Connection(LimitedConnection):
         super().__init__(server, context, **options)
         self._bytes_handler = bytes_handler
         self._recorder = RequestRecorder()
-        self._early = b""  # what came before aiohttp was idle again
-        self._pending = b""  # what the parser has not got yet: a head, maybe with a part of its body, or a request
+        self._early = b""  # bytes that arrived before aiohttp was idle again
+        self._pending = b""  # bytes that the parser has not got: a head, maybe part of its body, or a request
         self._response: asyncio.Task[Response | None] | None = None  # to the pending request
-        # To that request, until its handler takes it. A `ResponseLater` sets it.
+        # The response to that request once it has begun, until its handler takes it. A `ResponseLater` sets this.
         self.begun: BegunResponse | None = None
         self.known_head: HeadTemplate | None = None  # of requests that `BytesHandler` may respond to; it sets this
         self._is_last = False  # the next response is the last one: nothing after it can be parsed
@@ -86,8 +87,8 @@ class Connection(LimitedConnection):
         return self._request is not None or self.begun is not None
 
     def take_begun(self) -> BegunResponse | None:
-        """What the current request, which has been parsed, has begun before that. Whoever takes it counts and ends it,
-        and it is taken once."""
+        """The response that the current request began before it was parsed, or None. It can be taken once, and the
+        caller that takes it must end and count it."""
         begun, self.begun = self.begun, None
         return begun
 
@@ -101,9 +102,10 @@ class Connection(LimitedConnection):
             self._receive(data)
 
     def _is_early(self) -> bool:
-        """Whether the last response is written, and aiohttp's task that waits for the next request has not resumed.
+        """Whether the last response is written, but aiohttp's task that waits for the next request has not resumed.
 
-        A client nearby is always quicker than that task. So once a request of its was parsed, all others would be.
+        A client nearby always sends its next request before that task resumes. If those bytes did not wait for it, then
+        after one parsed request all later ones of that client would be parsed, too.
         """
         return (
             self._bytes_handler is not None
@@ -151,21 +153,24 @@ class Connection(LimitedConnection):
     def _respond(self, response: Response) -> None:
         self._timer.request_ended(self._now())
         if self.transport is not None:
-            # To join large or many parts would copy all of them, to write few of them apart takes longer.
+            # Joining large or many parts would copy all of them, but writing a few small ones separately takes longer.
             if len(response) <= _FEW_PARTS and len(response[-1]) <= _SMALL_BYTES:
                 self.transport.write(b"".join(response))
             else:
                 self.transport.writelines(response)
 
     def _begins_known(self, sent: bytes, handler: BytesHandler) -> bool:
-        """Whether a request begins like this that may be responded to without the parser once the rest is here."""
+        """Whether ``sent`` begins a request that may get its response without the parser once the rest arrives."""
         head = None if self.known_head is None else self.known_head.match(sent)
         if head is not None and len(sent) < head.size_bytes + head.body_bytes <= MAX_PENDING_BYTES:
             return True
         return sent.endswith(HEAD_END) and handler.knows_head(sent)
 
     def parse_pending(self) -> None:
-        """Pass what is pending to the parser separately: on an error, the parser drops all bytes of the same call."""
+        """Write the response to the pending request if it is ready; otherwise pass its bytes to the parser.
+
+        They go in a call of their own: on an error, the parser drops all bytes of the same call.
+        """
         response = self._take_response()
         pending, self._pending, self._early = self._pending or self._early, b"", b""
         if response is not None:
@@ -180,15 +185,15 @@ class Connection(LimitedConnection):
             self.parse_pending()
 
     def _take_response(self) -> Response | None:
-        """The response to the pending request if it is there, since then the request has been counted. If it is not, it
-        is cancelled, unless the request has begun."""
+        """The response to the pending request if it is ready, because the request has been counted by then. Otherwise
+        cancel the task that makes it, unless the response has begun."""
         task, self._response = self._response, None
         if task is None or (not task.done() and self.begun is not None):
             return None
         return None if task.cancel() or task.cancelled() else task.result()
 
     def _parse(self, data: bytes) -> None:
-        if data:  # aiohttp resumes a paused parser without any
+        if data:  # aiohttp passes no data to resume a paused parser
             self._recorder.feed(data)
             if self._request is None:
                 self._time_head(data)
@@ -202,8 +207,8 @@ class Connection(LimitedConnection):
             self._timer.head_began(self._now())
 
     def _break_body(self, request: web.BaseRequest) -> None:
-        """Fail the body of the current request if the parser failed in it: the rest can't arrive. aiohttp queues the
-        error after the request, and its handler would wait for the rest."""
+        """Fail the body of the current request if the parser failed inside it. The rest can't arrive, but aiohttp only
+        queues the error after the request, so the request's handler would wait for the rest."""
         if not request.content.is_eof() and self.has_queued_error:
             self._is_last = True
             request.content.set_exception(RequestPayloadError())

@@ -1,8 +1,8 @@
-"""Heads of requests that differ only in their length and in the IDs that name one request. No I/O.
+"""Request heads that differ only in Content-Length and in the IDs of one request. No I/O.
 
 Clients send the same header fields with every request, except these. If the parser has accepted one such head, it would
-read every other one in the same way: between the values the bytes are the same, and a value has no character that could
-end it earlier or later.
+read all others in the same way: the bytes between the values are the same, and no value has a character that could end
+it earlier or later.
 """
 
 import re
@@ -38,8 +38,8 @@ class HeadTemplate:
 
     @classmethod
     def of(cls, head: bytes) -> Self | None:
-        """The template of an accepted head, including its empty line. None if it has no length, or if the value or the
-        number of a field that may differ is unusual."""
+        """The template of an accepted head, including its empty line. None if it has no Content-Length, or if a field
+        that may differ occurs twice or has an unusual value."""
         found = list(_FIELD.finditer(head))
         names = [match[1].decode().lower() for match in found]
         if _LENGTH not in names or len(names) > len(set(names)):

@@ -16,7 +16,7 @@ from proxy.http.lingering import Lingering, shut_down
 from proxy.http.liveness import HalfClosed, Unread, is_reset
 from proxy.http.timeouts import ConnectionTimer, Overdue
 
-# Connections over the limit that may linger: each is a file descriptor that the limit does not count.
+# How many connections over the limit may linger. Each uses a file descriptor that the limit does not count.
 _MAX_EXCESS = 64
 # How long aiohttp may take to cancel a handler once the time for finishing requests is over.
 _CANCEL_S = 0.1
@@ -93,7 +93,7 @@ class LimitedConnection(AiohttpConnection):
         """Give the parser the bytes that were kept back."""
 
     def parse_overdue(self) -> None:
-        """The same at a sweep, unless they wait for nothing but their response."""
+        """Call `parse_pending` at a sweep, unless the response to those bytes has begun."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -145,7 +145,7 @@ class LimitedConnection(AiohttpConnection):
     def _probe(self) -> bool:
         """Send an interim response, which clients skip (RFC 9110 §15.2), to find out if the client is still there.
 
-        False if that is not possible: HTTP/1.0 has none, and none may follow the head of the response.
+        False if that is not possible: HTTP/1.0 has no interim responses, and none may follow the final response's head.
         """
         request = self._request
         if request is None or request.version < HttpVersion11 or request.writer.output_size or self._transport is None:
@@ -166,7 +166,7 @@ class LimitedConnection(AiohttpConnection):
             return
         self._unread.update(transport, now)
         if self._unread.is_overdue(now) or self.has_client_left(transport, now):
-            transport.abort()  # to close it would wait until the client has read everything
+            transport.abort()  # closing would wait until the client has read everything
             return
         if self._unread.size:
             self._timer.postpone(now)
@@ -223,7 +223,7 @@ class LimitedConnection(AiohttpConnection):
 
     def _end_lingering(self) -> None:
         if self.transport is not None:
-            self.transport.abort()  # to close it would wait until the client has read the response
+            self.transport.abort()  # closing would wait until the client has read the response
         self.force_close()
 
     def retire(self) -> None:
@@ -243,7 +243,7 @@ class LimitedConnection(AiohttpConnection):
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's signature
         """Wait until the client has read the last response, for at most ``timeout`` seconds.
 
-        aiohttp's own drops the rest of a request first, and does not wait until the response has been sent.
+        aiohttp's own method drops the rest of a request first, and does not wait until the response has been sent.
         """
         if self._transport is not None:
             self._lost = self._context.loop.create_future()

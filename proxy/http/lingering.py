@@ -1,7 +1,8 @@
 """Closing a connection so that the client can read the last response (RFC 9112 §9.6).
 
-To close a socket with unread input resets the connection, and a reset can destroy what the client has not read yet. So
-only the writing side is shut down first, and what the client still sends is discarded for a limited time and size.
+Closing a socket with unread input resets the connection, and a reset can destroy data that the client has not read yet.
+So the proxy first shuts down only the writing side, and discards what the client still sends, up to a limit of time and
+size.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ _MAX_DISCARDED_BYTES = 1024 * 1024
 
 
 class Lingering:
-    """What a connection does from its last response until it is closed."""
+    """The state of a connection from its last response until it is closed."""
 
     __slots__ = ("discarded_bytes", "over")
 

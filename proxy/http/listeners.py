@@ -16,9 +16,9 @@ from proxy.protocol.hosts import UNIX_PREFIX
 
 # Connections that wait to be accepted. When the queue is full, the kernel drops some that clients count as connected.
 _BACKLOG = 4096
-# Another port may help. For other errors it is the host that is wrong.
+# Errors that another port may avoid. With any other error, the host is wrong.
 _PORT_ERRORS = frozenset({errno.EADDRINUSE, errno.EACCES})
-# For the user and the group: the containers of a Pod share a group (fsGroup). To connect needs write permission.
+# For the user and the group: the containers of a Pod share a group (fsGroup). Connecting needs write permission.
 _SOCKET_MODE = 0o660
 
 Sockets = list[socket.socket]

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 # How long a client may read nothing of what was written.
 _UNREAD_TIMEOUT_S = 60.0
-# How long a client that has closed its side may be sent nothing.
+# If nothing was sent for this long to a client that has closed its side, the proxy probes whether it is still there.
 _HALF_CLOSED_TIMEOUT_S = 30.0
 
 
@@ -26,7 +26,7 @@ class Unread:
         self._since_s = 0.0  # the last progress
 
     def update(self, transport: Transport, now: float) -> None:
-        """Fewer bytes than before are progress by the client. More are progress by the server only."""
+        """Fewer unread bytes mean that the client has read some. More mean only that the server has written."""
         size = transport.get_write_buffer_size()
         if size:
             size += _queued_by_kernel(transport)

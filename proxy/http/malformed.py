@@ -9,8 +9,8 @@ from aiohttp.http_exceptions import HttpProcessingError, InvalidHeader, InvalidU
 
 from proxy.errors import FieldsTooLarge, InvalidRequest, ProxyError, TargetTooLong
 
-# Some gateways forward large tokens. The parser counts a field's name with its value. It has one exception for both
-# limits, which contains only the number that was exceeded, so the numbers must differ.
+# Some gateways forward large tokens. The parser counts a field's name with its value. It raises one exception for both
+# limits, and only the number in it shows which limit was exceeded. So the two numbers must differ.
 MAX_TARGET_BYTES = 64 * 1024
 MAX_FIELD_BYTES = 64 * 1024 + 128
 MAX_FIELDS = 128

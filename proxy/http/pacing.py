@@ -8,7 +8,7 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from proxy.errors import InvalidRequest, RequestTimeout
 
-# Any body may take this long, and one second more for so many bytes.
+# Any body may take the grace time, and one second more for each `_MIN_BODY_BYTES_A_SECOND` bytes.
 _BODY_GRACE_S = 20.0
 _MIN_BODY_BYTES_A_SECOND = 16 * 1024
 # Between two chunks. Without this limit, a fast start would allow hours of silence.

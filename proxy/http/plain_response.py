@@ -12,8 +12,8 @@ _STATUSES = frozenset({200, 201})
 
 
 def parts_of(response: StreamResponse) -> list[bytes] | None:
-    """The head and the body of a response to an HTTP/1.1 request. None for one that is not an ordinary one with a body,
-    after which the connection stays open, and for fields that can't be written."""
+    """The head and the body of a response to an HTTP/1.1 request. None unless it is an ordinary response with a body
+    that keeps the connection open, and all its fields can be written."""
     body = response.body if type(response) is Response and response.status in _STATUSES else None
     if not isinstance(body, bytes) or response.keep_alive is False or hdrs.CONNECTION in response.headers:
         return None

@@ -4,7 +4,7 @@ A request without Transfer-Encoding ends after its head and Content-Length bytes
 """
 
 HEAD_END = b"\r\n\r\n"
-# Of a longer request only the head is recorded: a MAC of all of it would cost more than parsing does.
+# Of a longer request only the head is recorded: a MAC of the whole request would cost more than parsing it.
 MAX_WHOLE_BYTES = 16 * 1024
 
 
@@ -43,12 +43,12 @@ class RequestRecorder:
         self._recorded = b""
 
     def whole(self, body_bytes: int | None) -> bytes | None:
-        """The request as it was sent, before its `end`; None if it is too long, or not all that was received."""
+        """The request as it was sent. None if it is too long, or other bytes were received too. Call before `end`."""
         is_complete = len(self._recorded) == self._received_bytes <= MAX_WHOLE_BYTES
         return self._recorded if is_complete and self._is_one_request(body_bytes) else None
 
     def head(self, body_bytes: int | None) -> bytes | None:
-        """The head of the request, before its `end`; None if something else was received, too."""
+        """The head of the request. None if other bytes were received too. Call before `end`."""
         return head_of(self._recorded) if self._is_one_request(body_bytes) else None
 
     def _is_one_request(self, body_bytes: int | None) -> bool:

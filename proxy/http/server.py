@@ -71,8 +71,8 @@ class Server(web.Server):
     ) -> web.BaseRequest:
         if message is ERROR:  # aiohttp's placeholder for a request that it could not parse; it has HTTP/1.0
             message = message._replace(version=HttpVersion11)
-        # aiohttp drops the bytes after a request to upgrade in the same packet, except a WebSocket's. If that cuts a
-        # request in two, its rest would be parsed as a request.
+        # aiohttp drops the bytes that follow an upgrade request in the same packet, unless it is for a WebSocket. If
+        # that cuts the next request in two, its rest would be parsed as a request. So the connection closes.
         if message.upgrade and message.headers.get("Upgrade", "").lower() != "websocket":
             message = message._replace(should_close=True)
         request = web.BaseRequest(message, payload, connection, writer, task, self._context.loop)

@@ -12,7 +12,7 @@ _PIECE_BYTES = 128 * 1024
 
 
 class Streamed(StreamResponse):
-    """``parts`` of the body are made when they are to be written. ``length`` is that of all, if it is known."""
+    """``parts`` of the body are made only as they are written. ``length`` is that of the whole body, if known."""
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ class ConnectionTimer:
         self._since_s = now_s
 
     def postpone(self, now_s: float) -> None:
-        """The client still reads the last response, so the connection is not idle. A head has its time regardless."""
+        """The client still reads the last response, so the connection is not idle. The time limit of a head stays."""
         if not self.awaits_head:
             self._since_s = now_s
 

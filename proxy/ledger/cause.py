@@ -41,15 +41,15 @@ _REMEDIES: dict[str, str] = {
 
 
 class Cause(NamedTuple):
-    """``reason`` is a `BypassReason` or one of those above, ``field`` the name of the field that it is about, or of a
-    path. Both are safe to show."""
+    """``reason`` is a `BypassReason` or one of the constants above. ``field`` is the field's name, or the path, that it
+    is about. Both are safe to show."""
 
     reason: str
     field: str = ""
 
     @classmethod
     def of(cls, reason: str, field: str) -> "Cause":
-        """Without a ``field`` that may be a client's text and not a name."""
+        """A cause, without its ``field`` if that may be a client's text instead of a name."""
         return cls(reason, field if _FIELD.fullmatch(field) else "")
 
     def __str__(self) -> str:

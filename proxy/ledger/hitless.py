@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from proxy.ledger.cause import EXPIRING_TOKEN, Cause
 
 MANY_REQUESTS = 100
-# So many tokens of one program without a hit between them are no coincidence.
+# If one program uses this many tokens without a hit between them, that is no coincidence.
 MANY_TOKENS = 10
 _MAX_CLIENTS = 1024
 _MAX_CAUSES = 16
@@ -23,7 +23,7 @@ class _Streak:
 
 
 class Hitless:
-    """Counts requests without a hit. After `MANY_REQUESTS` of one client, the count begins again."""
+    """Counts requests without a hit. After `MANY_REQUESTS` of one client, the count starts over."""
 
     def __init__(self) -> None:
         self.streaks: OrderedDict[Hashable, _Streak] = OrderedDict()
@@ -33,9 +33,9 @@ class Hitless:
         self.streaks.pop(client, None)
 
     def missed(self, client: Hashable, cause: Cause | None, *, requests: int = 1, weight: int = 1) -> Cause | None:
-        """A request had no hit. Returns the cause of at least half of `MANY_REQUESTS`, if they have one.
+        """A request had no hit. After `MANY_REQUESTS`, returns the cause of at least half of them, if there is one.
 
-        ``weight`` is the number of requests that the cause explains: some are known only after several.
+        ``weight`` is the number of requests that the cause explains: some causes are known only after several requests.
         """
         streak = self._streak(client)
         streak.requests += requests
@@ -44,8 +44,8 @@ class Hitless:
         return self._ended(client, streak)
 
     def missed_with_token(self, program: Hashable, token: Hashable) -> Cause | None:
-        """A request with a token that expires had no hit. Returns the cause if `MANY_REQUESTS` of this program had
-        `MANY_TOKENS`."""
+        """A request with a token that expires had no hit. After `MANY_REQUESTS` of this program, returns the cause if
+        they had `MANY_TOKENS` different tokens."""
         streak = self._streak(program)
         streak.requests += 1
         if len(streak.tokens) < MANY_TOKENS:

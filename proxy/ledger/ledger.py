@@ -6,20 +6,20 @@ from proxy.ledger.row import UNCOUNTED, Row
 
 OTHER = "other"  # clients without a label of their own, and models likewise
 UNKNOWN = "unknown key"  # requests with none of the listed keys; no name has a space
-# A series is never removed, neither here nor, for a long time, in Prometheus.
+# Series are never removed here, and Prometheus keeps them for a long time.
 MAX_PSEUDONYMS = 50
 
 
 class Ledger:
     """The rows by client and model.
 
-    Clients that an operator has named are bounded by the operator's list. Any credential has a pseudonym, so a
-    pseudonym gets rows of its own only once `admit` has it, and only the first `MAX_PSEUDONYMS` do. All others are
-    `OTHER`. Where names are listed, requests without one are `UNKNOWN`.
+    The operator's list limits the number of named clients. Pseudonyms have no such limit, since any credential has one.
+    So a pseudonym gets rows of its own only after `admit`, and only the first `MAX_PSEUDONYMS` do; all others are
+    `OTHER`. If the operator has a list, requests without a listed key are `UNKNOWN`.
     """
 
     def __init__(self, *, is_on: bool = True, max_clients: int | None = None) -> None:
-        """``max_clients``: None, for names that an operator has listed."""
+        """``max_clients`` is None if an operator has listed the clients."""
         self.is_on = is_on
         self._max_clients = max_clients
         self._admitted: set[str] = set()
@@ -44,14 +44,14 @@ class Ledger:
         return client if client in self._admitted else OTHER
 
     def account_of(self, client: str | None) -> str | None:
-        """The name of ``client`` for budgets: its label, or the one that it gets once an upstream accepts it."""
+        """The name of ``client`` for budgets: its label, or the label that it gets once an upstream accepts it."""
         if client is not None and self._max_clients is not None and len(self._admitted) < self._max_clients:
             return client if self.is_on else None
         return self.label_of(client)
 
     def row(self, client: str | None, model: str, price: float | None) -> Row:
-        """The row of a client and of ``model``, which is a label. What is counted while the ledger is off is never
-        read."""
+        """The row of a client and of ``model``, which is a label. While the ledger is off, nothing reads what is
+        counted."""
         if not self.is_on:
             return UNCOUNTED
         label = self.label_of(client)

@@ -25,11 +25,11 @@ class Row:
         self.price = price
         self._requests = dict.fromkeys(OUTCOMES, 0)
         self._items = dict.fromkeys(ItemResult, 0)
-        # Of the fast path, which adds to them itself: a look into a dictionary by an enum, or a call, takes as long as
-        # all of it.
+        # Counts of the fast path, which adds to them itself: a dictionary lookup by an enum, or a call, would take as
+        # long as all of its counting.
         self.hits = 0
         self.hit_items = 0
-        self.duplicates = 0  # of these
+        self.duplicates = 0  # of the hit items
         self.from_store = 0  # likewise
         self.billed = 0
         self.saved = 0

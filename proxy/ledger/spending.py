@@ -37,11 +37,11 @@ class SpendingBudget:
         return round(self.money * _MONEY_UNITS) if self.money is not None else self.tokens or 0
 
     def units(self, tokens: int, price: float) -> int:
-        """What ``tokens`` use of it at ``price``, money per million tokens."""
+        """The units that ``tokens`` use at ``price``, money per million tokens."""
         return tokens if self.money is None else round(tokens * price * _UNITS_PER_TOKEN)
 
     def amount(self, units: int) -> float:
-        """As an operator wrote it: tokens or money."""
+        """``units`` as an operator writes them: tokens or money."""
         return units if self.money is None else units / _MONEY_UNITS
 
     def tokens_in(self, units: int, price: float) -> int | None:
@@ -52,8 +52,8 @@ class SpendingBudget:
 
 
 def window_of(window: str | float, now_s: float) -> tuple[int, int]:
-    """Start and end of the window that ``now_s``, Unix time, is in. Days and months are UTC's; windows of a duration
-    follow each other without gaps since 1970."""
+    """Start and end of the window that ``now_s``, Unix time, is in. Days and months are in UTC. Windows of a number of
+    seconds follow each other without gaps since 1970."""
     now = datetime.fromtimestamp(now_s, UTC)
     if window == MONTH:
         start = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
@@ -68,8 +68,8 @@ def window_of(window: str | float, now_s: float) -> tuple[int, int]:
 class Account:
     """One client's use of one budget in one window, in the budget's units.
 
-    ``stored`` is what all processes have reported, as far as this one knows; it only grows. ``pending`` and ``sending``
-    are what this process has not reported and is reporting. ``reserved`` is for its calls in flight.
+    ``stored`` is what all processes have reported, as far as this one knows; it only grows. ``pending`` is what this
+    process has not reported yet, and ``sending`` what it is reporting. ``reserved`` is for its calls in flight.
     """
 
     budget: SpendingBudget
@@ -96,8 +96,8 @@ class Account:
 
     @property
     def has_room(self) -> bool:
-        """Whether a call may be sent: something is left besides what calls in flight will use. Without any in flight,
-        one may use more than is left, since nobody knows what it costs."""
+        """Whether a call may be sent: something is left besides what is reserved for calls in flight. If none is in
+        flight, one call may use more than is left, since nobody knows what it costs."""
         return self.left > 0 and (self.reserved == 0 or self.spent + self.reserved < self.budget.limit_units)
 
 

@@ -1,4 +1,4 @@
-"""Frame boundaries of a WebSocket (RFC 6455 §5.2), without a look at the payload (pure)."""
+"""Frame boundaries of a WebSocket (RFC 6455 §5.2), without looking at the payload (pure)."""
 
 CLOSE = 0x8
 _OPCODE, _MASKED, _LENGTH = 0x0F, 0x80, 0x7F

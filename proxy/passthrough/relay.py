@@ -22,7 +22,7 @@ from proxy.upstream.client import UpstreamClient, read_chunk
 
 # Browsers can set no header fields, so they send OpenAI credentials as subprotocols.
 _CREDENTIAL_PROTOCOLS = ("openai-insecure-api-key.", "openai-organization.", "openai-project.")
-# A body of at most this length is sent on once it is complete. aiohttp buffers as much of a longer one.
+# A body of at most this length is sent on once it is complete. aiohttp buffers as much of a longer one anyway.
 _MAX_REPEATABLE_BYTES = 64 * 1024
 _LARGE_CHUNK_BYTES = 32 * 1024  # smaller ones, as of a streamed chat, do not wait for large work
 _PROTOCOLS = "Sec-WebSocket-Protocol"
@@ -99,7 +99,7 @@ def _for_client(received: Headers, *, owns_key: bool) -> CIMultiDict[str]:
 
 
 async def _content_of(request: BaseRequest, forwarded: CIMultiDict[str]) -> bytes | AsyncIterator[bytes]:
-    """The request's body: bytes if it is short, since these can be sent again if a kept connection proves dead.
+    """The request's body: bytes if it is short, because bytes can be sent again if a kept connection is dead.
 
     Raises `RequestTimeout`.
     """

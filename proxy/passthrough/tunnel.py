@@ -51,8 +51,8 @@ class _Endpoint:
         await self._writer.write(data)
 
     def close(self, code: int) -> None:
-        """Write no more. A broken connection must not look like a closed one, so ``code`` is sent in a Close frame if
-        none was sent. Within a frame none can be sent, so the connection is aborted."""
+        """Write no more. A broken connection must not look like a closed one, so this sends a Close frame with ``code``
+        if none was sent, or aborts the connection if it is in the middle of a frame."""
         transport = self._writer.transport
         if self._is_closed or transport is None or transport.is_closing():
             return
@@ -89,7 +89,7 @@ class Tunnel:
         self._upstream.close(_GOING_AWAY)
 
     async def run(self) -> None:
-        """Return once the upstream has closed, or the client has and the upstream did not follow in time."""
+        """Return once the upstream has closed, or the client has closed and the upstream did not follow in time."""
         up = asyncio.create_task(_pump(self._client, self._upstream))
         down = asyncio.create_task(_pump(self._upstream, self._client))
         try:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 REFUSED = 2  # the exit status of a process that can't do what its settings require
-# After a life shorter than this the next start waits; the pause doubles up to the longest.
+# If a process ends sooner than `_SHORT_LIFE_S`, its next start waits. The pause doubles up to `LONGEST_PAUSE_S`.
 _SHORT_LIFE_S, _FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 0.2, 5.0
 
 
@@ -24,7 +24,7 @@ class Child:
     def schedule_restart(self, exit_code: int, now_s: float) -> None:
         if now_s - self.started_s >= _SHORT_LIFE_S:
             self._pause_s = 0.0
-        if exit_code == REFUSED:  # a file that its settings name has changed since; it may be repaired
+        if exit_code == REFUSED:  # a file named in its settings became unusable; it may be repaired
             self._pause_s = LONGEST_PAUSE_S
         self.due_s = now_s + self._pause_s
         self._pause_s = min(LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, 2 * self._pause_s))

@@ -29,11 +29,11 @@ from proxy.upstream import demo
 
 _log = logging.getLogger(__name__)
 
-# How long a thread that parses keeps the event loop waiting for the interpreter. Python's default of 5 ms would apply
-# each time the loop runs.
+# How long a thread that parses may keep the event loop waiting for the interpreter. With Python's default, the loop
+# could wait 5 ms each time it runs.
 _SWITCH_INTERVAL_S = 0.0005
-# A few dozen misses in flight are more than 700 young objects, at which Python collects them by default: a hundred
-# times a second, and without finding garbage. The oldest generation is collected as often as by default.
+# A few dozen misses in flight are more than 700 young objects, Python's default threshold: it would collect a hundred
+# times a second and find no garbage. The oldest generation is collected as often as by default.
 _GC_THRESHOLDS = (5000, 5, 3)
 
 
@@ -151,7 +151,7 @@ async def serve_admin(
 
 
 async def serve_demo(host: str, port: int, *, announce: Callable[[str], None]) -> None:
-    """Serve the demo upstream, whose URL ``announce`` gets, until SIGTERM or SIGINT."""
+    """Serve the demo upstream until SIGTERM or SIGINT. ``announce`` gets its URL."""
     stop = stop_signal()
     async with AsyncExitStack() as stack:
         (sockets,) = stack.enter_context(listeners.opened(host, port, flag="--port"))

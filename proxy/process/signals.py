@@ -7,10 +7,11 @@ import sys
 
 
 def stop_signal(parent: int | None = None) -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT. The second ends the process at once: no stored entry can be torn.
+    """Set by the first SIGTERM or SIGINT. The second ends the process at once, which can't tear a stored entry.
 
-    A worker has ``parent``, a pipe that ends with its supervisor, and stops at its end. It leaves SIGINT and a second
-    signal to the supervisor, because a signal to the whole process group reaches it twice.
+    A worker has ``parent``, a pipe that ends with its supervisor, and stops when the pipe ends. It leaves SIGINT and a
+    second signal to the supervisor, because a signal to the whole process group reaches the worker twice: directly, and
+    through the supervisor.
     """
     stop = asyncio.Event() if parent is None else end_of(parent)
 

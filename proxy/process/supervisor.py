@@ -45,7 +45,7 @@ class Supervisor:
         self._ready = (-1, -1)  # a pipe: each process writes a byte once it is ready
         self._ready_count = 0
         self._alive = (-1, -1)  # a pipe that ends with the supervisor
-        self._needed = (-1, -1)  # a pipe that ends when the last worker has, or with the supervisor: for the admin port
+        self._needed = (-1, -1)  # for the admin port: a pipe that ends after the last worker, or with the supervisor
         self._is_admin_released = False
         self._is_starting = True
         self._is_stopping = False
@@ -176,7 +176,7 @@ class Supervisor:
         status = 1
         try:
             for _, end in (self._alive, self._needed):
-                _close(end)  # the supervisor's must be the only one, or the pipe would not end with it
+                _close(end)  # only the supervisor may have this end, or the pipe would not end with it
             # A terminal sends SIGINT to all processes; the supervisor decides what it means.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -216,7 +216,7 @@ class Supervisor:
         os.write(self._ready[1], b".")
 
     def _close_all_but(self, own: Sockets) -> None:
-        """When a worker has stopped accepting, no other process may keep its socket open."""
+        """Close the sockets of others: once a worker stops accepting, no other process may keep its socket open."""
         for sockets in self._sockets:
             if sockets is not own:
                 listeners.close(sockets)

@@ -16,7 +16,7 @@ from proxy.labels import RequestOutcome
 from proxy.ledger.cause import Why
 
 FLUSH_S = 0.2
-_MAX_LINES = 4096  # buffered lines; one more writes them at once
+_MAX_LINES = 4096  # buffered lines; with this many they are written at once
 _MAX_NAME = 128
 # https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
@@ -24,7 +24,8 @@ _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 class AccessLogLine(NamedTuple):
-    """A request whose response has ended. Nothing here comes from a body, except the model, or from a credential."""
+    """A request whose response has ended. Nothing here comes from a credential, or from a body except the names of the
+    model and of a field."""
 
     request_id: str
     trace_id: str | None

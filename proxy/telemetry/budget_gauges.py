@@ -11,7 +11,7 @@ from proxy.telemetry.client_definitions import BUDGET_LIMIT, BUDGET_SPENT
 
 
 class BudgetGauges(Collector):
-    """``source`` has the accounts of the present windows."""
+    """``source`` returns the accounts of the present windows."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.source: Callable[[], Iterable[Account]] = tuple

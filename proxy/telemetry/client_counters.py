@@ -16,7 +16,7 @@ _Samples = Counter[tuple[str, ...]]  # by label values
 
 
 class ClientCounters(Collector):
-    """Adds up each client's rows. Nothing is counted twice on the way of a request."""
+    """Adds up each client's rows at each scrape, so that a request need not count anything twice."""
 
     def __init__(self, ledger: Ledger, registry: CollectorRegistry) -> None:
         self._ledger = ledger

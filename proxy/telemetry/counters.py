@@ -1,7 +1,7 @@
 """Counters and histograms for one thread, without locks.
 
-What a cached response counts would take 4 µs with those of prometheus-client, which have a lock each; with these it
-takes 0.7 µs. prometheus-client collects and writes them like its own.
+The counting for a cached response takes 0.7 µs. With the counters of prometheus-client, which have a lock each, it
+would take 4 µs. prometheus-client collects and writes these counters like its own.
 
 The data model: https://prometheus.io/docs/concepts/metric_types/.
 """

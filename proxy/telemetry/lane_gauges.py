@@ -15,7 +15,7 @@ class LaneState(NamedTuple):
 
     upstream: str
     model: str | None
-    held_s: float  # for how long it has made calls wait; 0: it does not
+    held_s: float  # how long it has made calls wait; 0: it makes none wait
     calls_per_s: float | None  # None: no limit is known
 
 
@@ -23,7 +23,7 @@ _Series = tuple[str, str]  # upstream and model
 
 
 class LaneGauges(Collector):
-    """By upstream and model: the longest time of its credentials, and the sum of their rates."""
+    """By upstream and model: the longest time of any credential, and the sum of the rates of all credentials."""
 
     def __init__(self, label_of: Callable[[str | None], str | None], *, registry: CollectorRegistry) -> None:
         self.lanes: Callable[[], Iterable[LaneState]] = tuple

@@ -23,8 +23,8 @@ from proxy.telemetry.lane_gauges import LaneGauges, LaneState
 from proxy.telemetry.model_counters import ModelCounters
 
 STAGES = ("parse", "lookup", "wait", "slot", "upstream", "assemble")
-# Models with a label of their own; further ones share `other`. A series is never removed, neither here nor, for a long
-# time, in Prometheus.
+# Models with a label of their own; further ones share `other`. Series are never removed here, and Prometheus keeps them
+# for a long time.
 _MAX_MODELS, _MAX_LABEL, _OTHER = 50, 128, "other"
 _MAX_HEADERS, _MAX_UNCACHED = 16, 200  # likewise
 _BREAKER_GAUGE = {state.value: gauge for gauge, state in enumerate(BREAKER_STATES)}
@@ -40,7 +40,7 @@ def _ignore(client: str | None, model: str | None, tokens: int) -> None:
 
 
 class Metrics:
-    """One process's metrics. Attributes named ``…_seconds`` are histograms, or ready children by their label's value.
+    """One process's metrics. Attributes named ``…_seconds`` are histograms, or dicts of children by label value.
 
     Only the event loop's thread may use it: counters and histograms have no locks.
     """
@@ -112,7 +112,7 @@ class Metrics:
         self.store_unstored_items = self._counter(definitions.STORE_UNSTORED_ITEMS)
         self.store_changes_age = self._gauge(definitions.STORE_CHANGES_AGE)
         self.store_invalid_records = self._counter(definitions.STORE_INVALID_RECORDS)
-        # To Prometheus, a series that begins at 1 has not increased. Alerts must see the first of these.
+        # Begin at 0: to Prometheus, a series that begins at 1 has not increased, and alerts must see the first record.
         for flaw in Flaw:
             self.store_invalid_records.labels(flaw.value)
         for circuit in ("store_read", "store_write"):
@@ -180,7 +180,7 @@ class Metrics:
         return self._models.get(model, self._other_models)
 
     def row(self, client: str | None, model: str | None) -> Row:
-        """What ``client`` used of ``model``, for the ledger of clients."""
+        """The ledger's row of ``client`` and ``model``."""
         counters = self._models.get(model, self._other_models)
         return self.ledger.row(client, counters.label, counters.price)
 
@@ -189,7 +189,7 @@ class Metrics:
         return sum(child.value for child in self.of_model(model).items.values())
 
     def bill_client(self, client: str | None, model: str | None, tokens: int) -> None:
-        """Charge what an upstream billed to ``client``."""
+        """Charge ``client`` for ``tokens`` that an upstream billed."""
         if tokens:
             self.ledger.admit(client)
         self.row(client, model).billed += tokens

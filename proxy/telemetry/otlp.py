@@ -64,7 +64,7 @@ _sdk_log = logging.getLogger("opentelemetry")
 _sdk_handler = _RateLimitedHandler()
 _sdk_log.addHandler(_sdk_handler)
 _sdk_log.propagate = False
-# These quote what they can't parse: what a client sent, or the collector's credentials.
+# These loggers quote what they can't parse: text that a client sent, or the collector's credentials.
 for _name in ("trace", "util", "attributes"):
     logging.getLogger(f"opentelemetry.{_name}").setLevel(logging.CRITICAL)
 
@@ -113,7 +113,7 @@ class _Traces(Traces):
             with suppress(RuntimeError):  # the loop is closed: it did not wait this long
                 loop.call_soon_threadsafe(ended.set)
 
-        # The SDK waits up to 30 s. In one of the loop's own threads that would delay the closing of the loop.
+        # The SDK waits up to 30 s. In one of the loop's own threads, that would delay closing the loop.
         threading.Thread(target=shut_down, name="traces", daemon=True).start()
         try:
             async with asyncio.timeout(_FLUSH_S):

@@ -8,7 +8,7 @@ MAX_REQUESTS = 256  # that are remembered
 class RequestDetail(Struct, frozen=True, kw_only=True, gc=False):
     """How the proxy understood a request on the embeddings route.
 
-    ``keyed`` is items, body or nothing. ``reason`` is why it is not items, and ``field`` what that is about.
+    ``keyed`` is "items", "body" or "nothing". ``reason`` says why it is not "items", and ``field`` what that is about.
     """
 
     upstream: str
@@ -22,8 +22,8 @@ class RequestDetail(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class RecentRequest(Struct, frozen=True, kw_only=True, gc=False):
-    """``detail`` is None for other routes, for requests that could not be read, and for those that were recognized
-    without being parsed. ``cache_status`` is the proxy's part of that field of the response."""
+    """``detail`` is None for other routes, for requests that could not be read, and for hits of the fast path.
+    ``cache_status`` is the proxy's part of the response's Cache-Status field."""
 
     ended_at_s: float  # Unix time
     request_id: str

@@ -1,7 +1,7 @@
 """The last requests, for `embedding-proxy explain --last`: what the access log says of each, and how it was keyed.
 
-In memory only, and bounded. Nothing here comes from a body, except names of models and fields, or is the value of a
-header field.
+In memory only, and bounded. Nothing here comes from a body, except names of models and fields. Of header fields with
+credentials, only the names are here.
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ class RecentRequests:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        # Made into values only when they are read: a hit takes few microseconds in all.
+        # Converted only when they are read, because a whole hit takes only a few microseconds.
         self._ended: deque[tuple[float, AccessLogLine, str, RequestDetail | None]] = deque(maxlen=MAX_REQUESTS)
 
     def add(self, line: AccessLogLine, cache_status: str, detail: RequestDetail | None) -> None:

@@ -1,4 +1,4 @@
-"""The interface of traces and spans, as classes that do nothing: tracing is off.
+"""The interface of traces and spans, as classes that do nothing, for when tracing is off.
 
 Callers don't check whether tracing is on. `proxy.telemetry.otlp` has subclasses that use OpenTelemetry.
 """
@@ -44,7 +44,7 @@ class Call(_Block):
 class Calls(_Block):
     """Consecutive upstream calls for the same requests, such as a call and its fallbacks.
 
-    Their spans end with the block: only after a response is read is it known whether the model may be shown.
+    Their spans end with the block, because a response must be read before it is known whether the model may be shown.
     """
 
     __slots__ = ()
@@ -70,7 +70,7 @@ class Span:
         """Record the cache lookup, from ``began_s`` by `time.perf_counter` until now."""
 
     def flight(self, *, items: int, joined: int) -> AbstractContextManager[object]:
-        """The span of the block, a wait for ``items``, of which ``joined`` are fetched by other requests."""
+        """The span of the block, which waits for ``items``. Other requests fetch ``joined`` of them."""
         return _NO_CONTEXT
 
     def calls(self, requests: "Sequence[Span]" = (), *, model: Callable[[], str | None] = lambda: None) -> Calls:

@@ -13,7 +13,7 @@ PRIVATE_NAMES: dict[type, tuple[str, ...]] = {ClientSession: ("_retry_connection
 
 
 def require_supported_client() -> None:
-    """Raises `ConfigError` for an aiohttp whose objects do not get these names when they are made."""
+    """Raises `ConfigError` for an aiohttp whose constructors do not set these names."""
     for owner, names in PRIVATE_NAMES.items():
         if missing := [name for name in names if name not in owner.__init__.__code__.co_names]:  # type: ignore[misc]
             raise ConfigError(

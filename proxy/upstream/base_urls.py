@@ -18,9 +18,9 @@ _BROKEN_SCHEME = re.compile(r"(?:(https?)(?:[:;]+/*(?!/|\d+$)|/{2,})|/{2,})(?=[^
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):/{1,3}", re.IGNORECASE)
 _HOST = r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?\.?)"
 _AUTHORITY = re.compile(_HOST + r"(?::(?P<port>\d{1,5}))?", re.IGNORECASE)
-# Routes of an API, which clients add to the base URL. `/models` may be the end of one.
+# Routes of an API, which clients append to the base URL. Not `/models`: a base URL may end in that.
 _ROUTE = re.compile(r"/(embeddings|(chat/)?completions|responses)$")
-# Azure's portal shows the URL of a deployment's route; the base URL of all deployments has this path.
+# Azure's portal shows the URL of one deployment's route. The base URL of all deployments has this path.
 _AZURE_ROUTE, _AZURE_PATH = re.compile(r"/openai/deployments/[^/]+/(embeddings|(chat/)?completions)$"), "/openai/v1"
 _AZURE_HOSTS = (".openai.azure.com", ".cognitiveservices.azure.com")
 _PRIVATE = ("localhost", ".local", ".internal", ".lan", ".svc", ".cluster.local", ".home.arpa", ".test")
@@ -54,7 +54,7 @@ def is_plain(url: str) -> bool:
 
 
 def route_of(url: str, path: str) -> str:
-    """The route of the API that ``url`` ends with; ``path`` is one. "" if there is none."""
+    """The API's route at the end of ``url``, or "" if there is none. ``path`` counts as a route, too."""
     match = _ROUTE.search(url)
     return path if url.endswith(path) else match[0] if match else ""
 

@@ -1,4 +1,4 @@
-"""The circuit breaker of one upstream, which failures to connect open, and its log lines."""
+"""The circuit breaker of one upstream, and its log lines. Failures to connect open it."""
 
 import logging
 import time
@@ -14,7 +14,7 @@ _COOLDOWN_S = 2.0
 
 
 class Circuit:
-    """A connection counts as success, whatever follows: a later failure may be about one call."""
+    """A connection counts as success even if the call fails later: that failure may be about the one call."""
 
     def __init__(self, name: str, metrics: Metrics) -> None:
         self._name = name
@@ -50,7 +50,7 @@ class Circuit:
         self._breaker.failed()
 
     def refused(self, described: str) -> None:
-        """The upstream or the forward proxy was connected, and then refused the call: logged once until a response."""
+        """The upstream or the forward proxy was connected but refused the call. Logged once until a response."""
         if not self._is_refused:
             _log.warning("upstream %s: connection rejected: %s", self._name, described)
         self._is_refused = True

@@ -38,7 +38,7 @@ from proxy.upstream.outbound import Outbound
 from proxy.upstream.redirects import Redirects, has_location
 from proxy.upstream.urls import Routes
 
-# Each is a file descriptor, of which many systems allow a process 1024.
+# Each stream uses a file descriptor. Many systems allow a process only 1024 of them.
 _MAX_STREAMS = 512
 # 2048 items of 4096 numbers, written out at full length, are 180 MiB.
 _MAX_RESPONSE_BYTES = 512 * 1024 * 1024
@@ -56,7 +56,7 @@ class UpstreamResponse:
     body: bytes
 
     def without_cookies(self) -> Self:
-        """The same for a client other than the one it was made for."""
+        """The same without cookies, for clients other than the one whose call got it."""
         if "Set-Cookie" not in self.headers:
             return self
         headers = self.headers.copy()
@@ -78,8 +78,8 @@ class UpstreamResponse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """By default as long as the SDKs wait, which is 600 s for the next byte: less would fail requests that succeed
-    without the proxy."""
+    """The defaults are those of the SDKs, which wait 600 s for the next byte: with less, requests would fail that
+    succeed without the proxy."""
 
     connect_s: float = 10.0
     read_s: float = 600.0  # between two reads, the first byte among them
@@ -112,8 +112,8 @@ class UpstreamClient:
         self._timeouts = timeouts
         self.has_succeeded = False  # 200, ever
         self._circuit = Circuit(name, metrics)
-        # Streams that stay open for hours must not take the connections that embeddings calls need. The batcher bounds
-        # the number of those.
+        # Streams that stay open for hours must not take the connections that embeddings calls need. The batcher limits
+        # the number of calls.
         self._stream_slots = asyncio.Semaphore(_MAX_STREAMS)
         self._connections = Connections(
             connect, self.outbound, connect_timeout_s=timeouts.connect_s, read_timeout_s=timeouts.read_s
@@ -227,8 +227,8 @@ class UpstreamClient:
 
 
 async def read_chunk(response: ClientResponse) -> bytes:
-    """The next bytes of a streamed response; b"" at its end. Raises `ProxyError`, so that the upstream's failures are
-    not taken for those of writing to the client."""
+    """The next bytes of a streamed response; b"" at its end. Raises `ProxyError`, so that a failure of the upstream is
+    not mistaken for a failure to write to the client."""
     try:
         return await response.content.readany()
     except (ClientError, TimeoutError, OSError) as error:
@@ -253,7 +253,7 @@ async def _read(response: ClientResponse, flow: ResponseFlow) -> bytes:
 
 
 def _status_label(status: int, body: bytes) -> str:
-    """The status that a response is counted under. Where a 200 is an error (OpenRouter), its code is any integer."""
+    """The status that a response is counted under. If a 200 is an error (OpenRouter), its code may be any integer."""
     if status != HTTPStatus.OK or not error_body.is_error(body):
         return str(status)
     code = error_body.error_status(body)

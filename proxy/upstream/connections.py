@@ -1,4 +1,4 @@
-"""Connections to one upstream: two pools of kept ones, and new ones for requests that must not use these."""
+"""Connections to one upstream: two pools of kept ones, and new ones for requests that must not reuse any."""
 
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
@@ -31,13 +31,13 @@ from proxy.upstream.outbound import Outbound
 _NO_AUTO_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 # Limits of a response's head: no lower than those of the clients themselves.
 _MAX_FIELD_BYTES, _MAX_FIELDS = 64 * 1024, 1024
-# Reading from a connection pauses at twice this. aiohttp's default of 256 KiB is a millisecond of copying at a time.
+# Reading from a connection pauses at twice this. aiohttp's default of 256 KiB takes a millisecond to copy.
 _BUFFER_BYTES = 64 * 1024
 _LARGE_BYTES, _CHUNK_BYTES = 256 * 1024, 128 * 1024
 
 
 class Pool(Enum):
-    """Bytes that a stream leaves on a connection never reach an embeddings call."""
+    """Two pools, so that bytes which a stream leaves on a connection never reach an embeddings call."""
 
     CALLS = 1
     STREAMS = 2
@@ -152,14 +152,14 @@ async def _in_chunks(body: bytes) -> AsyncIterator[bytes]:
 
 
 def _keeps_connections(session: ClientSession) -> bool:
-    """Whether the next request might go on a kept connection; if not, its new one may be kept."""
+    """Whether the next request might reuse a kept connection. If not, it gets a new one, which may be kept."""
     connector = session.connector
     return connector is not None and has_idle_connections(connector)
 
 
 def _report_connections(connector: BaseConnector) -> BaseConnector:
-    """Make a connector report to the `ConnectionTrace` of each request. The HTTP client's own tracing would do that, at
-    the price of an object and several coroutines for each request."""
+    """Make a connector report to the `ConnectionTrace` of each request. The HTTP client's own tracing could do that,
+    but makes an object and several coroutines for each request."""
     connect = connector.connect
     known: WeakSet[ResponseHandler] = WeakSet()
 

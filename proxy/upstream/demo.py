@@ -38,8 +38,8 @@ def embed(item: str | list[int], dimensions: int) -> NDArray[np.float32]:
 
 
 def _spread(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The Walsh-Hadamard transform, in an order of its own: every count goes into every number with one sign or the
-    other, and angles between vectors are kept. The length must be a power of two."""
+    """The Walsh-Hadamard transform, with the numbers in another order: every count is added to, or subtracted from,
+    every number, and angles between vectors are kept. The length must be a power of two."""
     for _ in range(len(counts).bit_length() - 1):
         even, odd = counts[0::2], counts[1::2]
         counts = np.concatenate((even + odd, even - odd))

@@ -31,8 +31,8 @@ _REFUSED_CERTIFICATE = re.compile(
 
 
 class FailureMapper:
-    """Maps the exceptions of requests to one upstream: to an error for the client, which names no address, and to a
-    text for the operator, which does."""
+    """Maps the exceptions of requests to one upstream to an error for the client, without addresses, and to a text for
+    the operator, with addresses."""
 
     def __init__(self, proxy: ForwardProxy | None) -> None:
         self._proxy = proxy
@@ -104,8 +104,8 @@ def broke_midway(error: Exception) -> ProxyError:
 
 
 def is_tls_alert(error: Exception) -> bool:
-    """Whether the server ended TLS with an alert, as it does to a client certificate: with TLS 1.3 after the
-    handshake."""
+    """Whether the server ended TLS with an alert, as when it refuses a client certificate. With TLS 1.3 that alert
+    comes after the handshake."""
     return "ALERT" in _tls_reason(error)
 
 

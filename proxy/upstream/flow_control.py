@@ -1,4 +1,4 @@
-"""Back-pressure on upstream responses: a limit on the bytes of large ones in memory at a time."""
+"""Back-pressure on upstream responses: a limit on how many bytes of large responses are in memory at a time."""
 
 import asyncio
 from collections.abc import Iterator
@@ -26,8 +26,8 @@ class ResponseFlow:
 
 
 class FlowControl:
-    """Large responses are read while they have at most ``limit_bytes`` in all. The oldest is always read, so a response
-    may exceed the limit, and none waits forever."""
+    """Pauses the reading of large responses when they would have more than ``limit_bytes`` together. The oldest one is
+    always read, so one response may exceed the limit, and none waits forever."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes

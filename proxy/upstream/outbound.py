@@ -51,13 +51,13 @@ class Outbound:
         proxy = self._egress.proxy
         if proxy is None:
             return {"ssl": self._tls}
-        # The client would accept credentials in the proxy's URL, but shows that URL in errors and warnings.
+        # The HTTP client accepts credentials in the proxy's URL, but it shows that URL in errors and warnings.
         fields = {"Proxy-Authorization": proxy.authorization} if proxy.authorization and _is_tls(url) else None
         return {"ssl": self._tls, "proxy": proxy.url, "proxy_headers": fields}
 
     def fields(self, url: str, headers: CIMultiDict[str]) -> CIMultiDict[str]:
-        """``headers`` with the forward proxy's credentials, if the request itself goes to it: for an https upstream
-        only CONNECT carries them."""
+        """``headers``, with the forward proxy's credentials if that proxy gets the request itself. For an https
+        upstream only CONNECT carries them."""
         proxy = self._egress.proxy
         if proxy is None or proxy.authorization is None or _is_tls(url):
             return headers

@@ -32,9 +32,9 @@ class Origin:
     is_shared: bool = False  # all clients see the same entries
     # All of these include the origin itself.
     candidates: "tuple[Fallback, ...]" = field(init=False, repr=False)  # in the order in which they are tried
-    limits: Limits = field(init=False)  # of a call, wherever it ends up
+    limits: Limits = field(init=False)  # of a call, whichever candidate gets it
     merge_limits: Limits = field(init=False)  # of a call for several requests
-    # Lower-case names that are neutral wherever a request ends up, besides those that are neutral everywhere.
+    # Lower-case names that are neutral at every candidate, in addition to those that are always neutral.
     neutral_headers: frozenset[str] = field(init=False)
     # The model name in its last response to each client: a fallback's responses get that name, too.
     _model_names: dict[tuple[bytes, str | None], str] = field(default_factory=dict)
@@ -69,8 +69,8 @@ class Origin:
         return received if self.key is None else query.without_credentials(received)
 
     def remember(self, client: bytes, requested: str | None, responded: str) -> None:
-        """Note the upstream's name of a model that a client requested. Where clients have entries of their own, one
-        name may mean different models to them, and none learns another's names."""
+        """Note the upstream's name of a model that a client requested. If clients don't share entries, it is noted for
+        that client only: one name may mean different models to different clients, and none learns another's names."""
         if len(self.candidates) > 1 and responded:
             if len(self._model_names) >= _MAX_REMEMBERED:
                 self._model_names.clear()
@@ -91,8 +91,8 @@ class Fallback:
 
 
 class Router:
-    """Chooses the upstream of a request by its model. ``routed`` are patterns of model names (``*``, ``?``, ``[…]``)
-    and their upstream; the first match counts."""
+    """Chooses the upstream of a request by its model. ``routed`` has patterns of model names (``*``, ``?``, ``[…]``),
+    each list with its upstream; the first match counts."""
 
     def __init__(self, default: Origin, routed: Sequence[tuple[Sequence[str], Origin]] = ()) -> None:
         self.default = default
@@ -106,10 +106,10 @@ class Router:
         return bool(self._routed)
 
     def choose(self, target: str, model: str | None) -> Origin:
-        """The upstream for a request to ``target`` whose body names ``model``; None: it names none that can be read.
+        """The upstream for a request to ``target`` whose body names ``model``; None if it names no readable model.
 
-        A model in the path takes precedence. Raises `InvalidRequest` where neither names one: the texts may be meant
-        for one upstream alone.
+        A model in the path takes precedence. Raises `InvalidRequest` if neither names a model and the default upstream
+        needs one: the texts may be meant for one upstream alone.
         """
         if not self._routed:
             return self.default
@@ -124,8 +124,8 @@ class Router:
         return next((origin for origin in map(self.for_model, names) if origin is not self.default), self.default)
 
     def _for_deployment(self, deployment: str, model: str | None) -> Origin:
-        """On Azure the path names what computes, and the body need not. An upstream without deployments never gets such
-        a request."""
+        """On Azure the path names the deployment, and the body need not name a model. An upstream without deployments
+        never gets such a request."""
         for name in (deployment, model):
             origin = self.default if name is None else self.for_model(name)
             if origin is not self.default and origin.provider.has_deployments:

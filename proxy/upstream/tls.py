@@ -47,8 +47,8 @@ def _trusting(ca: Path) -> ssl.SSLContext:
         context = ssl.create_default_context(cadata=text)
     except ssl.SSLError as error:
         raise ConfigError(f"the CA file {ca} can't be read: {error.reason or error}") from error
-    # Python 3.13 sets the first flag. Many corporate authorities fail the strict rules (no key usage, no key
-    # identifier), and the operator has named this one. The second flag lets the named authority be an intermediate.
+    # Python 3.13 sets VERIFY_X509_STRICT. Many corporate authorities fail its rules (no key usage, no key identifier),
+    # and the operator has named this one. VERIFY_X509_PARTIAL_CHAIN lets the named authority be an intermediate.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context

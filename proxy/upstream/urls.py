@@ -8,11 +8,11 @@ from proxy.protocol.provider import Provider
 from proxy.protocol.providers import GENERIC
 
 _BASE = re.compile(r"(https?://[^/?#]+)(.*)")
-# The end of a base URL whose beginning is the parent of Azure's routes.
+# The end of a base URL. What comes before it is the parent of Azure's routes.
 _AZURE_TAIL = re.compile(r"(?:/openai(?:/v1|/deployments/[^/]+)?|(?:/api)?/v1)\Z")
 _AZURE = re.compile(r"(.*?)(/openai/v1|(/openai)?/deployments/[^/]+)/embeddings")
-# A path below this prefix goes to the upstream without it and is mapped no further. Only `Routes.client_location` makes
-# such paths, for URLs that no other path leads to.
+# A path below this prefix goes to the upstream without the prefix, and is not mapped otherwise. Only
+# `Routes.client_location` makes such paths, for URLs that no other path leads to.
 _VERBATIM = "/.upstream"
 
 
@@ -47,9 +47,9 @@ class Routes:
         self._set_azure()
 
     def _set_azure(self) -> None:
-        """Set the parents of the upstream's Azure routes: ``_root`` of those with /openai, ``_home`` of those without.
+        """Set the parent paths of the upstream's Azure routes: ``_root`` for routes with /openai, ``_home`` for others.
 
-        A gateway may have them below a path of its own, with or without /openai there
+        A gateway may have these routes below a path of its own, which may or may not contain /openai
         (https://learn.microsoft.com/azure/api-management/azure-openai-api-from-specification).
         """
         self._root = _AZURE_TAIL.sub("", self._base)
@@ -139,7 +139,7 @@ class Routes:
         return route is not None and route.url == self.relayed(rest) == self._origin + rest
 
     def _cached_url(self, target: str) -> str | None:
-        """The URL of the cached route if ``target`` is one of its spellings: the same for all of them."""
+        """The URL of the cached route if ``target`` is one of its spellings, all of which have the same URL."""
         path, query = targets.split(target)
         path = targets.normalized(path)
         if path in self._variants:
@@ -170,9 +170,9 @@ class Routes:
 
 
 def _variants(starts: tuple[str, ...], path: str) -> set[str]:
-    """The normalized paths of the embeddings route: below each of ``starts``, and with a start or ``path`` repeated, as
-    from a client that adds /v1 to a base URL that has it. A start below another one (/openai, /v1) is the upstream's
-    own path."""
+    """The normalized paths of the embeddings route: ``path`` below each of ``starts``, also with the start or ``path``
+    repeated, as when a client adds /v1 to a base URL that has it already. One start below a different one (/openai/v1)
+    is no repetition: that is the upstream's own path."""
     doubled = {first + second for first in starts for second in starts if _is_suffix(first, second)}
     names = {start + path for start in starts}
     variants = names | {start + path for start in doubled} | {name + path for name in names}
