@@ -43,8 +43,14 @@ _ERROR = {
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
 }
 _OWN_ERRORS = {
-    400: "The request is not valid HTTP.",
-    413: "The body exceeds --max-body.",
+    400: "The request is not valid HTTP, or the upstream needs a model.",
+    401: "The API key is unknown, or the upstream refused it.",
+    403: "A web page of this origin may not use the proxy.",
+    408: "The request did not arrive in time.",
+    413: "The body exceeds --max-body or has too many JSON values, or the response would be too large.",
+    414: "The request target is too long.",
+    429: "The upstream's rate limit takes no call now, or a budget is used up; see Retry-After.",
+    431: "A header field is too large, or there are too many.",
     502: "The upstream could not be reached.",
     503: "The upstream is down, or a limit of the proxy is reached; see Retry-After.",
     504: "The upstream timed out; or the request has only-if-cached and an item is not cached (missing: which).",

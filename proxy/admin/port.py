@@ -43,6 +43,7 @@ async def open_port(
     app = _make_app(
         families,
         page,
+        is_draining=is_draining,
         is_ready=is_ready,
         describe=lambda: openapi.describe(settings.upstream.provider, base_url),
         is_loopback=is_loopback,
@@ -56,6 +57,7 @@ def _make_app(
     families: Families,
     page: StatusPage,
     *,
+    is_draining: Callable[[], bool],
     is_ready: Callable[[], bool],
     describe: Callable[[], dict[str, Any]],
     is_loopback: bool,
@@ -71,7 +73,7 @@ def _make_app(
 
     async def ready(_: web.Request) -> web.Response:
         if not is_ready():
-            return web.Response(status=503, text="draining\n")
+            return web.Response(status=503, text="draining\n" if is_draining() else "no worker is running\n")
         return web.Response(text="ok\n")
 
     async def description(_: web.Request) -> web.Response:

@@ -184,7 +184,7 @@ function show(status) {
   table("process", [
     ["memory tier", `${size(memory.bytes)} of ${size(memory.limit_bytes)}`],
     ["entries in it", count(memory.entries)],
-    ["request bodies held", size(load.held_bytes)],
+    ["requests and responses", size(load.held_bytes)],
     ["event loop late, p99", took(load.loop_lag.p99_s, load.loop_lag.limit_s)],
   ]);
   $("numbers").hidden = false;

@@ -51,6 +51,7 @@ class ChangeFeed:
         self._polling = asyncio.Lock()
         self._polled_at_s = clock()  # the latest success, or the start
         self._is_first = True  # no poll has succeeded yet
+        self._has_failed = False  # a poll has
         metrics.store_changes_age.set_function(lambda: clock() - self._polled_at_s)
 
     def on_purge(self, call: Callable[[Purge], object]) -> None:
@@ -64,7 +65,7 @@ class ChangeFeed:
 
     async def _poll(self) -> None:
         now_s = self._clock()
-        for keys in self._discards.due(now_s):
+        for keys in self._discards.take_due(now_s):
             await self._discard(keys, "again")
         recent = self._recent.take()
         try:
@@ -74,6 +75,7 @@ class ChangeFeed:
                 self._recent.put_back(recent)
         except StoreError:
             self._recent.put_back(recent)
+            self._has_failed = True
             return
         self._polled_at_s = now_s
         self._is_first = False
@@ -107,8 +109,9 @@ class ChangeFeed:
             await self._discard(changes.keys, "replaced")
 
     async def _purge(self, purge: Purge, now_s: float) -> None:
-        # The first poll is at the start of the process: every purge that it finds is older than any upstream call.
-        concerned = None if self._is_first else purge
+        # The first poll is at the start of the process: every purge that it finds is older than any upstream call. If
+        # the store was down then, a later poll is the first to succeed, and calls may be under way.
+        concerned = None if self._is_first and not self._has_failed else purge
         self._discards.add(EVERYTHING if purge.models else purge.keys, now_s, concerned)
         for call in self._on_purge:
             call(purge)

@@ -71,7 +71,7 @@ class Discards:
         if isinstance(keys, Collection):
             self._due.append((now_s + self._again_after_s, keys))
 
-    def due(self, now_s: float) -> list[Collection[bytes]]:
+    def take_due(self, now_s: float) -> list[Collection[bytes]]:
         """Take the keys that are to be discarded again now. All earlier marks contain them from here on."""
         due = []
         while self._due and self._due[0][0] <= now_s:

@@ -20,8 +20,8 @@ class SubjectsInUse:
     """Learns of models from requests that got vectors. In memory only: after a restart it learns them again."""
 
     def __init__(self, items: Callable[[str | None], float], *, clock: Callable[[], float]) -> None:
-        """``items`` counts the items that clients got of a model, by its name. Repeated requests are counted there, but
-        not noted here, since they are not parsed."""
+        """``items`` counts the items that clients got of a model, by its name; 0 for one without a label of its own.
+        Repeated requests are counted there, but not noted here, since they are not parsed."""
         self._items = items
         self._clock = clock
         self._seen_at_s: dict[Subject, float] = {}

@@ -86,7 +86,7 @@ class FastPath:
     ) -> None:
         """Remember a head, and when it comes again, also the body: most clients repeat their heads."""
         known = self._meet(connection, sighting, is_hit=is_hit)
-        if known is None or not known.is_worth_learning() or len(client_request.parsed.body) > MAX_PENDING_BYTES:
+        if known is None or not known.count_request() or len(client_request.parsed.body) > MAX_PENDING_BYTES:
             return
         body = KnownBody.of(client_request, self._access.scope(client_request.identity), row, sighting.own)
         if body is not None:

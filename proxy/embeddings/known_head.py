@@ -46,9 +46,9 @@ class KnownHead(HeadTemplate):
         self.keys_version = 0
         self.max_items = _MAX_ITEMS  # of requests that are not parsed; fewer once a response was too large for that
 
-    def is_worth_learning(self) -> bool:
-        """Whether to learn the body that comes with this head now. Call it once a request: it counts requests, so that
-        fewer bodies are learned from a client whose bodies never help to read others."""
+    def count_request(self) -> bool:
+        """Count a parsed request with this head. Returns whether to learn its body: fewer are learned from a client
+        whose bodies never help to read others."""
         self.is_new = False
         self._unread += 1
         return self._unread <= _MANY_UNREAD or self._unread % _MANY_UNREAD == 0

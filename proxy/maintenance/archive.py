@@ -65,26 +65,40 @@ class ArchiveWriter:
 
     def finish(self) -> int:
         """Give the file its name. Returns its size in bytes."""
-        os.fsync(self._file.fileno())
-        size = self._file.tell()
-        self._part.rename(self._path)
-        return size
+        return finish_part(self._file, self._part, self._path)
 
 
 @contextmanager
 def open_archive(path: Path, origin: str) -> Iterator[ArchiveWriter]:
     """A new file of entries of the store ``origin``. Raises `ConfigError`."""
-    part = part_of(path)
+    with open_part(path, archive_format.BEGINNING) as (part, file):
+        yield ArchiveWriter(path, part, file, origin)
+
+
+@contextmanager
+def open_part(path: Path, beginning: bytes) -> Iterator[tuple[Path, BinaryIO]]:
+    """The file that becomes ``path`` when it is complete, locked, as an interrupted export left it. An export begins
+    with ``beginning``. Raises `ConfigError`."""
+    part = _part_of(path)
     try:
         with open(part, "a+b", opener=_private) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            require_own(part, archive_format.BEGINNING)
+            _require_own(part, beginning)
             file.seek(0)
-            yield ArchiveWriter(path, part, file, origin)
+            yield part, file
     except BlockingIOError as error:
         raise ConfigError(f"{part}: another export writes it") from error
     except OSError as error:
-        raise ConfigError(f"{part}: {error.strerror}") from error
+        raise ConfigError(f"{part}: {error.strerror or error}") from error
+
+
+def finish_part(file: BinaryIO, part: Path, path: Path) -> int:
+    """Give a complete file its name. After a crash of the machine it is whole or has not this name. Returns its size in
+    bytes."""
+    file.flush()
+    os.fsync(file.fileno())
+    part.rename(path)
+    return os.fstat(file.fileno()).st_size
 
 
 def _private(path: str, flags: int) -> int:
@@ -92,14 +106,14 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def part_of(path: Path) -> Path:
+def _part_of(path: Path) -> Path:
     """The path of a new file until it is complete. Raises `ConfigError` if ``path`` exists."""
     if path.exists():
         raise ConfigError(f"{path}: it exists already; delete it, or choose another name")
     return path.with_name(path.name + _PART_SUFFIX)
 
 
-def require_own(part: Path, beginning: bytes) -> None:
+def _require_own(part: Path, beginning: bytes) -> None:
     """Raises `ConfigError` if ``part`` exists and is not the beginning of an export. Raises `OSError`."""
     if not part.exists():
         return

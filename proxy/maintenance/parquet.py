@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proxy.cache.store import Store
-from proxy.errors import ConfigError
-from proxy.maintenance.archive import part_of, require_own
+from proxy.maintenance.archive import finish_part, open_part
 from proxy.maintenance.transfer import Advance, Exported, pages
 from proxy.protocol import records, vectors
 from proxy.protocol.records import InvalidRecord
@@ -34,30 +33,16 @@ _ROWS_A_GROUP = 2048
 
 async def export_parquet(store: Store, path: Path, *, advance: Advance) -> Exported:
     """Write all valid records of a store to a new file. Raises `StoreError` and `ConfigError`."""
-    part = part_of(path)
-    try:
-        require_own(part, b"PAR1")
-        entries = await _write(store, part, advance)
-        size_bytes = _finish(part, path)
-    except OSError as error:
-        raise ConfigError(f"{part}: {error.strerror or error}") from error
+    with open_part(path, b"PAR1") as (part, file):
+        file.truncate(0)  # the beginning of an interrupted export can't be continued
+        entries = await _write(store, file, advance)
+        size_bytes = finish_part(file, part, path)
     return Exported(entries=entries, bytes=size_bytes, is_resumed=False)
 
 
-def _finish(part: Path, path: Path) -> int:
-    """Give the file its name. Returns its size in bytes."""
-    part.rename(path)
-    return path.stat().st_size
-
-
-def _writer(part: Path) -> pq.ParquetWriter:
-    part.touch(mode=0o600)  # as with an export of entries
-    return pq.ParquetWriter(part, _SCHEMA, compression="zstd")
-
-
-async def _write(store: Store, part: Path, advance: Advance) -> int:
+async def _write(store: Store, file: BinaryIO, advance: Advance) -> int:
     entries, rows = 0, list[dict[str, Any]]()
-    with _writer(part) as writer:
+    with pq.ParquetWriter(file, _SCHEMA, compression="zstd") as writer:
         async for values, cursor in pages(store):
             rows += _rows(values)
             advance(len(values))

@@ -10,7 +10,7 @@ from aiohttp.web import BaseRequest, StreamResponse
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.access.validations import CREDENTIAL_REFUSALS
-from proxy.errors import KeyRefused, UpstreamUnreachable
+from proxy.errors import KeyRefused, UpstreamBroke
 from proxy.http.bodies import send_continue
 from proxy.http.connection import Connection
 from proxy.http.pacing import paced
@@ -131,7 +131,7 @@ def _is_handshake(request: BaseRequest) -> bool:
 
 async def _join(request: BaseRequest, response: ClientResponse, *, owns_key: bool) -> StreamResponse:
     if not _is_open(response, request.headers.get("Sec-WebSocket-Key", "")):
-        raise UpstreamUnreachable("The upstream's WebSocket handshake is not valid (RFC 6455).")
+        raise UpstreamBroke("The upstream's WebSocket handshake is not valid (RFC 6455).")
     relayed = StreamResponse(status=response.status, headers=_for_client(response.headers, owns_key=owns_key))
     relayed.headers.update({"Connection": "Upgrade", "Upgrade": "websocket"})
     await tunnel.join(request, relayed, response)

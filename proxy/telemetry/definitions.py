@@ -74,10 +74,10 @@ VALIDATIONS = Definition(
     ("result",),
 )
 REQUESTS_IN_FLIGHT = Definition("embedding_proxy_requests_in_flight", "Requests on the embeddings route in progress.")
-HELD_BYTES = Definition("embedding_proxy_held_request_bytes", "Request bodies held in memory.")
+HELD_BYTES = Definition("embedding_proxy_held_request_bytes", "Memory of requests and responses in progress.")
 HELD_LIMIT_BYTES = Definition(
     "embedding_proxy_held_request_limit_bytes",
-    "Limit on request bodies held in memory; requests that exceed it get 503.",
+    "Limit on the memory of requests and responses in progress; requests that exceed it get 503.",
 )
 
 # By model.

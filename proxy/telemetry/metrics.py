@@ -185,8 +185,9 @@ class Metrics:
         return self.ledger.row(client, counters.label, counters.price)
 
     def items_of_model(self, model: str | None) -> float:
-        """How many items clients got of ``model``, or of all models without a label of their own."""
-        return sum(child.value for child in self.of_model(model).items.values())
+        """How many items clients got of ``model``; 0 if it has no label of its own."""
+        counters = self._models.get(model)
+        return 0.0 if counters is None else sum(child.value for child in counters.items.values())
 
     def bill_client(self, client: str | None, model: str | None, tokens: int) -> None:
         """Charge ``client`` for ``tokens`` that an upstream billed."""

@@ -245,10 +245,10 @@ def test_a_mark_contains_what_was_discarded_since() -> None:
     assert [key in first for key in (A, B, C)] == [True, True, False]
     assert [key in second for key in (A, B, C)] == [False, True, False]
     third = discards.now
-    assert discards.due(1.9) == []
-    assert discards.due(2.0) == [{A}]
+    assert discards.take_due(1.9) == []
+    assert discards.take_due(2.0) == [{A}]
     assert [key in third for key in (A, B, C)] == [True, False, False]
-    assert discards.due(10.0) == [{B}]
+    assert discards.take_due(10.0) == [{B}]
     discards.add(EVERYTHING, 10.0)
     assert C in third
-    assert discards.due(100.0) == []
+    assert discards.take_due(100.0) == []

@@ -181,6 +181,23 @@ async def test_a_store_that_refuses_deletion_is_reported(
     assert not caplog.text
 
 
+async def test_what_is_purged_while_the_store_can_not_be_read_yet_concerns_calls_under_way(store: DictStore) -> None:
+    """The first poll that succeeds is not at the start of the process then."""
+    its = store.of_another_process()
+    cache = make_cache(its)
+    its.failure = StoreError("connection", "down")
+    await cache.feed.poll()
+    asked = cache.now
+    its.failure = None
+    await purge(store, EVERYTHING, A)
+    await cache.feed.poll()
+    await cache.write({A: record(2.0)}, overwrite=False, asked=asked)
+    await written(cache)
+    assert await look_up(cache, A) == {}
+    assert not store.values
+    await cache.aclose()
+
+
 async def test_what_was_purged_before_a_process_began_does_not_concern_it(store: DictStore) -> None:
     await purge(store, EVERYTHING, A)
     fresh = make_cache(store.of_another_process())

@@ -62,3 +62,28 @@ async def test_an_empty_store_and_a_file_that_is_there(tmp_path: Path) -> None:
         await exported({}, tmp_path / "file")
     with pytest.raises(ConfigError, match="No such file or directory"):
         await exported({}, tmp_path / "none" / "file")
+
+
+async def test_an_interrupted_export_begins_again_and_another_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    (tmp_path / "file.part").write_bytes(b"PAR1" + b"\xff" * 100_000)
+    store = holding(VALUES)
+    scan = store.scan
+
+    async def scan_during_another(cursor: bytes = b"") -> object:
+        with pytest.raises(ConfigError, match="another export writes it"):
+            await exported(VALUES, path)
+        return await scan(cursor)
+
+    store.scan = scan_during_another  # type: ignore[method-assign, assignment]
+    done = await export_parquet(store, path, advance=ignore)
+    assert done.bytes == path.stat().st_size < 100_000
+    assert len(pq.read_table(path)) == done.entries == len(VALUES)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+async def test_a_file_of_somebody_else_stays(tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match="something else than an interrupted export"):
+        await exported(VALUES, tmp_path / "file")
+    assert (tmp_path / "file.part").read_bytes() == b"mine"
