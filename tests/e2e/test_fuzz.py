@@ -15,8 +15,8 @@ from tests.support.client import Client, UpstreamResponse
 from tests.support.profiles import IS_SLOW_PROFILE
 from tests.support.scripted import Call, ScriptedUpstream, items_of
 
-BODIES = 200_000 if IS_SLOW_PROFILE else 3_000
-EXAMPLES = 2_000 if IS_SLOW_PROFILE else 60
+BODIES = 200_000 if IS_SLOW_PROFILE else 1_500
+EXAMPLES = 2_000 if IS_SLOW_PROFILE else 30
 AT_ONCE = 32
 CHOKE_S = 60.0  # by then it hangs
 
