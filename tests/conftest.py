@@ -41,6 +41,12 @@ traceback.extract_stack.__code__ = _frames_that_asked.__code__
 StartProxy = Callable[..., Awaitable[Client]]
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: at the end of a run, each would leave the other processes without work."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture
 async def upstream() -> AsyncIterator[ScriptedUpstream]:
     async with ScriptedUpstream().serving() as upstream:
