@@ -9,6 +9,7 @@ from proxy.errors import StoreError
 from proxy.telemetry.metrics import Metrics
 from tests.support.dict_store import A, B, C, DictStore
 from tests.support.leasing_store import LeasingStore
+from tests.support.samples import samples
 
 
 class Guarded:
@@ -26,20 +27,10 @@ class Guarded:
             return await self.store.put(values, attempt, overwrite=overwrite, is_repeated=is_repeated)
 
     def counted(self, name: str) -> dict[tuple[str, ...], float]:
-        return {
-            tuple(sample.labels.values()): sample.value
-            for family in self.metrics.families()
-            for sample in family.samples
-            if sample.name == f"embedding_proxy_store_{name}_total" and sample.value
-        }
+        return samples(self.metrics, f"store_{name}_total")
 
     def observed(self, operation: str) -> float:
-        return sum(
-            sample.value
-            for family in self.metrics.families()
-            for sample in family.samples
-            if sample.name.endswith("store_duration_seconds_count") and sample.labels["operation"] == operation
-        )
+        return samples(self.metrics, "store_duration_seconds_count", operation=operation).get((), 0)
 
 
 async def test_a_read_is_complete_if_the_store_replied() -> None:

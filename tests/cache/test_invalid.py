@@ -6,15 +6,11 @@ from proxy.cache.invalid import InvalidRecords
 from proxy.protocol.records import Flaw
 from proxy.telemetry.metrics import Metrics
 from tests.support.dict_store import A, B, key_of
+from tests.support.samples import samples
 
 
-def counted(metrics: Metrics) -> dict[str, float]:
-    return {
-        sample.labels["reason"]: sample.value
-        for family in metrics.families()
-        for sample in family.samples
-        if sample.name == "embedding_proxy_store_invalid_records_total" and sample.value
-    }
+def counted(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    return samples(metrics, "store_invalid_records_total")
 
 
 def test_a_record_counts_once_however_often_it_is_read() -> None:
@@ -23,7 +19,7 @@ def test_a_record_counts_once_however_often_it_is_read() -> None:
     for _ in range(3):
         invalid.found(A, Flaw.TAG)
         invalid.found(B, Flaw.UNTAGGED)
-    assert counted(metrics) == {Flaw.TAG.value: 1, Flaw.UNTAGGED.value: 1}
+    assert counted(metrics) == {(Flaw.TAG.value,): 1, (Flaw.UNTAGGED.value,): 1}
 
 
 def test_a_record_that_was_replaced_counts_again() -> None:
@@ -35,7 +31,7 @@ def test_a_record_that_was_replaced_counts_again() -> None:
     invalid.replaced([A, key_of(7)])
     invalid.found(A, Flaw.TAG)
     invalid.found(B, Flaw.TAG)
-    assert counted(metrics) == {Flaw.TAG.value: 3}
+    assert counted(metrics) == {(Flaw.TAG.value,): 3}
 
 
 def test_the_keys_that_are_known_are_bounded_and_the_oldest_counts_again() -> None:
@@ -44,9 +40,9 @@ def test_the_keys_that_are_known_are_bounded_and_the_oldest_counts_again() -> No
     for number in range(10_001):
         invalid.found(key_of(number), Flaw.TAG)
     invalid.found(key_of(1), Flaw.TAG)
-    assert counted(metrics) == {Flaw.TAG.value: 10_001}
+    assert counted(metrics) == {(Flaw.TAG.value,): 10_001}
     invalid.found(key_of(0), Flaw.TAG)
-    assert counted(metrics) == {Flaw.TAG.value: 10_002}
+    assert counted(metrics) == {(Flaw.TAG.value,): 10_002}
 
 
 def test_each_kind_is_explained_once(caplog: pytest.LogCaptureFixture) -> None:

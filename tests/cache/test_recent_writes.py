@@ -37,7 +37,7 @@ def test_writes_are_taken_once_and_put_back_in_their_order() -> None:
 
 def test_they_are_bounded_by_their_keys_and_the_oldest_go() -> None:
     entry = Entry.of(record())
-    many = [RecentWrite(Mark(), {key_of(n): entry for n in range(40_000)}) for _ in range(3)]
+    many = [RecentWrite(Mark(), {key_of(n): entry for n in range(50_000)}) for _ in range(3)]
     writes = RecentWrites()
     for each in many[:2]:
         writes.add(each)

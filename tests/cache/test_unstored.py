@@ -5,15 +5,9 @@ import pytest
 from proxy.cache.unstored import Unstored
 from proxy.telemetry.metrics import Metrics
 from tests.support.dict_store import Clock
+from tests.support.samples import samples
 
-
-def counted(metrics: Metrics) -> dict[str, float]:
-    return {
-        sample.labels["reason"]: sample.value
-        for family in metrics.families()
-        for sample in family.samples
-        if sample.name == "embedding_proxy_store_unstored_items_total"
-    }
+COUNTED = "store_unstored_items_total"
 
 
 def test_the_first_is_logged_at_once_and_then_one_line_a_minute_has_all(caplog: pytest.LogCaptureFixture) -> None:
@@ -29,7 +23,7 @@ def test_the_first_is_logged_at_once_and_then_one_line_a_minute_has_all(caplog: 
     clock.now += 0.1
     unstored.add(4, "timeout")
     assert caplog.messages[1:] == ["items not stored: 7 (full), 5 (timeout)"]
-    assert counted(metrics) == {"full": 10, "timeout": 5}
+    assert samples(metrics, COUNTED) == {("full",): 10, ("timeout",): 5}
 
 
 def test_nothing_is_no_reason_for_a_line(caplog: pytest.LogCaptureFixture) -> None:
@@ -38,7 +32,7 @@ def test_nothing_is_no_reason_for_a_line(caplog: pytest.LogCaptureFixture) -> No
     unstored.add(0, "full")
     unstored.flush()
     assert caplog.messages == []
-    assert counted(metrics) == {}
+    assert samples(metrics, COUNTED) == {}
 
 
 def test_what_is_left_is_logged_at_the_end_and_begins_another_minute(caplog: pytest.LogCaptureFixture) -> None:
