@@ -2,11 +2,14 @@
 
 import asyncio.constants
 import asyncio.format_helpers
+import sys
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from traceback import FrameSummary, StackSummary
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -19,13 +22,29 @@ from tests.support.settings import settings_for
 
 pytest_plugins = ["tests.support.matrix", "tests.support.profiles", "tests.support.servers"]
 
+
+def _frames_that_asked(f: FrameType | None = None, limit: int | None = None) -> StackSummary:
+    """`traceback.extract_stack`, but of two frames, whose lines of source are read when they are printed."""
+    frame = f or sys._getframe(1)
+    frames = [frame] if frame.f_back is None else [frame.f_back, frame]
+    asked = [FrameSummary(f.f_code.co_filename, f.f_lineno, f.f_code.co_name, lookup_line=False) for f in frames]
+    return StackSummary.from_list(asked)
+
+
 # In debug mode asyncio and aiohttp note for every callback, future, task and response where it came from, with lines of
-# source, which was most of the tests' time. Tasks and futures keep the frame that asked for them; callbacks, none.
+# source, which was most of the tests' time. Tasks and futures keep the frames that asked for them; callbacks, none.
+# asyncio's C code has the function itself, so its code is replaced.
 asyncio.constants.DEBUG_STACK_DEPTH = 1  # type: ignore[misc]
 asyncio.format_helpers.extract_stack = lambda *_: []  # type: ignore[assignment]
-traceback.extract_stack.__defaults__ = (None, 2)
+traceback.extract_stack.__code__ = _frames_that_asked.__code__
 
 StartProxy = Callable[..., Awaitable[Client]]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: at the end of a run, each would leave the other processes without work."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture

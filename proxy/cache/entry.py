@@ -165,8 +165,11 @@ class Entry(Struct, eq=False, gc=False):
         return entry
 
     def set_successor(self, winner: "Entry") -> None:
-        """Requests that still refer to this entry serve ``winner`` from now on."""
-        if winner.current is not self:
+        """Requests that still refer to this entry serve ``winner`` from now on, unless that already leads here."""
+        entry: bytes | Entry | None = winner
+        while isinstance(entry, Entry) and entry is not self:
+            entry = entry._numbers_or_successor  # noqa: SLF001 - of the same class
+        if entry is not self:
             self._numbers_or_successor = winner
 
     def mark_stored(self, certainty: Certainty) -> None:

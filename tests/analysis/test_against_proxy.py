@@ -82,6 +82,7 @@ async def test_all_numbers_are_the_same_while_nothing_is_evicted(
     assert of.upstream_calls == len(upstream.calls)
 
 
+@pytest.mark.long
 async def test_a_store_that_evicts_has_nearly_the_same_hits(
     start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
@@ -103,6 +104,7 @@ async def test_a_store_that_evicts_has_nearly_the_same_hits(
     assert abs(of.memory - memory) < 0.02 * items
 
 
+@pytest.mark.long
 async def test_a_memory_that_evicts_has_nearly_the_same_hits(
     start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:

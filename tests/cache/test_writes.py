@@ -18,6 +18,7 @@ from tests.support.dict_store import A, B, DictStore, look_up, make_cache, recor
 from tests.support.scripted import ScriptedUpstream
 
 
+@pytest.mark.long
 async def test_twenty_batches_of_2048_items_at_once_are_all_stored(
     start_proxy: StartProxy, upstream: ScriptedUpstream, sqlite_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,6 +119,7 @@ def arguments(redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.Mon
     ]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3600 if IS_SLOW_PROFILE else 300)
 @pytest.mark.parametrize("is_killed", [False, True], ids=["restarted", "killed"])
 async def test_replicas_and_workers_overspend_by_no_more_than_what_is_in_flight(

@@ -15,6 +15,7 @@ from tests.support.rolling import rolling_restarts, until_not_ready
 from tests.support.scripted import Call, ScriptedUpstream
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("restarts", [1, pytest.param(6, marks=pytest.mark.slow)])
 async def test_rolling_restart_under_load_fails_no_request(
     upstream: ScriptedUpstream, tmp_path: Path, restarts: int

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import orjson
+import pytest
 from aiohttp import web
 
 from proxy.config.upstream_urls import parse_upstream
@@ -15,8 +16,8 @@ from tests.support.client import Client, UpstreamResponse
 from tests.support.profiles import IS_SLOW_PROFILE
 from tests.support.scripted import Call, ScriptedUpstream, items_of
 
-BODIES = 200_000 if IS_SLOW_PROFILE else 3_000
-EXAMPLES = 2_000 if IS_SLOW_PROFILE else 60
+BODIES = 200_000 if IS_SLOW_PROFILE else 1_500
+EXAMPLES = 2_000 if IS_SLOW_PROFILE else 30
 AT_ONCE = 32
 CHOKE_S = 60.0  # by then it hangs
 
@@ -85,6 +86,7 @@ class TolerantUpstream:
             return web.json_response({"error": {"message": type(error).__name__}}, status=400)
 
 
+@pytest.mark.long
 async def test_mutated_bodies_are_served_or_relayed_unchanged(
     start_proxy: StartProxy, upstream: ScriptedUpstream
 ) -> None:
@@ -122,6 +124,7 @@ def check(body: bytes, answer: UpstreamResponse, received: bytes | None) -> None
         )
 
 
+@pytest.mark.long
 async def test_requests_generated_from_the_openapi_description(start_proxy: StartProxy) -> None:
     client = await start_proxy(upstream=parse_upstream("demo"))
     assert await schemathesis(client) == 0

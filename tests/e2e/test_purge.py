@@ -165,6 +165,7 @@ async def test_what_landed_before_the_process_knew_is_gone_after_its_next_poll(
     await agree([one, other], "under way", new)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
 async def test_after_the_command_every_worker_of_every_proxy_serves_what_is_new(
     upstream: ScriptedUpstream, tmp_path: Path, redis_server: RedisServer, kind: str

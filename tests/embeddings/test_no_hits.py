@@ -15,6 +15,7 @@ from proxy.ledger.hitless import MANY_REQUESTS, MANY_TOKENS, Hitless
 from proxy.protocol.identities import Identity
 from proxy.telemetry.metrics import Metrics
 from tests.support.fake_client import FakeClient, origin_of
+from tests.support.samples import samples
 
 FIELD = Cause("unknown-field", "my_tag")
 OWN = Identity([("authorization", "Bearer sk-1")], [], is_signed=False)
@@ -51,12 +52,7 @@ class Watched:
         return progress
 
     def uncached(self, **labels: str) -> float:
-        return sum(
-            sample.value
-            for family in self.metrics.families()
-            for sample in family.samples
-            if sample.name == "embedding_proxy_uncached_requests_total" and labels.items() <= sample.labels.items()
-        )
+        return sum(samples(self.metrics, "uncached_requests_total", **labels).values())
 
 
 @pytest.fixture

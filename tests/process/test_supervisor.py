@@ -17,6 +17,7 @@ from tests.support.scripted import Call, ScriptedUpstream
 from tests.support.workers import REQUESTS, TIMEOUT_S, ask, children, is_there, proxy, scraped, until, until_true
 
 
+@pytest.mark.long
 async def test_a_killed_worker_fails_only_its_own_requests_and_is_restarted(
     upstream: ScriptedUpstream, session: ClientSession, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ async def test_one_scrape_covers_all_workers(
             await ask(other, process)
 
 
+@pytest.mark.long
 async def test_hits_of_every_worker_after_a_restart_are_counted_under_their_model(
     upstream: ScriptedUpstream, session: ClientSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -461,6 +461,7 @@ async def test_whatever_the_damage_an_item_is_a_hit_at_its_second_request(sqlite
     assert len(asides(sqlite_path)) <= 1
 
 
+@pytest.mark.long
 async def test_writers_that_are_killed_and_damage_at_any_time_leave_a_store_that_works(sqlite_path: Path) -> None:
     dice = random.Random(7)
     for _ in range(8 if not IS_SLOW_PROFILE else 100):

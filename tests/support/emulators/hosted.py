@@ -107,7 +107,7 @@ class Together(Emulator):
     idle: ClassVar[Mapping[str, object]] = {}
     length_field = None
     refuses_unknown = True
-    headers: ClassVar[Mapping[str, str]] = {"x-ratelimit-remaining": "9"}
+    headers: ClassVar[Mapping[str, str]] = {"x-ratelimit-remaining": "499"}
     retry_headers: ClassVar[Mapping[str, str]] = {"x-ratelimit-reset": "1", "x-tokenlimit-remaining": "0"}
 
     def unknown_field(self, name: str) -> Refusal:
