@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import SERVER_SOFTWARE
-from aiohttp.web import Response, StreamResponse
+from aiohttp.web import StreamResponse
 from multidict import CIMultiDict
 
 from proxy.cache.entry import Entry, base64_texts, generated_base64
@@ -18,6 +18,7 @@ from proxy.errors import ResponseTooLarge
 from proxy.fetch.outcomes import EmbedResult, usage_of
 from proxy.fetch.result import FetchResult
 from proxy.http.bodies import BodyReservation
+from proxy.http.plain_response import AssembledResponse
 from proxy.http.streamed import Streamed
 from proxy.labels import ItemResult
 from proxy.ledger.row import Row
@@ -71,7 +72,7 @@ class ResponseBuilder:
         end = self._end(spec, found, usage, saved)
         if is_large:
             return self._streamed(spec, found, end, headers=extra)
-        return Response(body=b"".join(self._body(spec, found, end)), headers=extra)
+        return AssembledResponse(self._body(spec, found, end), headers=extra)
 
     def is_large(self, spec: ResponseSpec, found: dict[bytes, Entry]) -> bool:
         """Whether `bytes_of_hit` would be too large to be written at once. Raises `ResponseTooLarge`."""
@@ -149,7 +150,7 @@ class ResponseBuilder:
         if is_large:
             return self._streamed(spec, entries, end, headers=extra, status=upstream_status)
         body = self._body(spec, entries, end, unusable=unusable)
-        return Response(status=upstream_status, body=b"".join(body), headers=extra)
+        return AssembledResponse(body, status=upstream_status, headers=extra)
 
     def _size_bytes(self, spec: ResponseSpec, entries: dict[bytes, Entry]) -> int:
         """The approximate size of the body, from that of one embedding: all of them have as many numbers. 0 if it is

@@ -3,24 +3,41 @@
 aiohttp writes responses only to requests that it has parsed.
 """
 
+from collections.abc import Mapping
+from http import HTTPStatus
+
 from aiohttp import hdrs
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import SERVER_SOFTWARE
-from aiohttp.web import Response, StreamResponse
+from aiohttp.web import BaseRequest, Response, StreamResponse
 
 _STATUSES = frozenset({200, 201})
+
+
+class AssembledResponse(Response):
+    """A response whose body has ``parts``, which are joined only if aiohttp writes it."""
+
+    def __init__(self, parts: list[bytes], *, status: int = HTTPStatus.OK, headers: Mapping[str, str]) -> None:
+        super().__init__(status=status, headers=headers)
+        self.parts = parts
+
+    async def prepare(self, request: BaseRequest) -> AbstractStreamWriter | None:
+        if self.body is None:
+            self.body = b"".join(self.parts)
+        return await super().prepare(request)
 
 
 def parts_of(response: StreamResponse) -> list[bytes] | None:
     """The head and the body of a response to an HTTP/1.1 request. None unless it is an ordinary response with a body
     that keeps the connection open, and all its fields can be written."""
-    body = response.body if type(response) is Response and response.status in _STATUSES else None
-    if not isinstance(body, bytes) or response.keep_alive is False or hdrs.CONNECTION in response.headers:
+    body = _body_of(response) if response.status in _STATUSES else None
+    if body is None or response.keep_alive is False or hdrs.CONNECTION in response.headers:
         return None
     if response.chunked or response.compression or response.cookies:
         return None
     fields = response.headers
-    fields[hdrs.CONTENT_LENGTH] = str(len(body))
+    fields[hdrs.CONTENT_LENGTH] = str(sum(map(len, body)))
     if hdrs.DATE not in fields:
         fields[hdrs.DATE] = rfc822_formatted_time()
     fields.setdefault(hdrs.SERVER, SERVER_SOFTWARE)
@@ -28,4 +45,11 @@ def parts_of(response: StreamResponse) -> list[bytes] | None:
     head = "\r\n".join(lines)
     if head.count("\r") + head.count("\n") + head.count("\0") != 2 * (len(lines) - 1):
         return None  # aiohttp refuses to write it
-    return [f"{head}\r\n\r\n".encode(), body]
+    return [f"{head}\r\n\r\n".encode(), *body]
+
+
+def _body_of(response: StreamResponse) -> list[bytes] | None:
+    if type(response) is AssembledResponse:
+        return response.parts
+    body = response.body if type(response) is Response else None
+    return [body] if isinstance(body, bytes) else None
