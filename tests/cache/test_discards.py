@@ -27,19 +27,19 @@ def test_everything_may_be_discarded() -> None:
     before = discards.now
     discards.add(EVERYTHING, 0.0)
     assert A in before
-    assert discards.due(100.0) == []  # nothing can be discarded more than once by that
+    assert discards.take_due(100.0) == []  # nothing can be discarded more than once by that
 
 
 def test_keys_are_discarded_once_more_when_their_time_has_come_in_their_order() -> None:
     discards = Discards(again_after_s=10.0)
     discards.add({A}, 0.0)
     discards.add({B}, 5.0)
-    assert discards.due(9.9) == []
+    assert discards.take_due(9.9) == []
     before = discards.now
-    assert discards.due(10.0) == [{A}]
+    assert discards.take_due(10.0) == [{A}]
     assert (A in before, B in before) == (True, False)
-    assert discards.due(100.0) == [{B}]
-    assert discards.due(100.0) == []
+    assert discards.take_due(100.0) == [{B}]
+    assert discards.take_due(100.0) == []
 
 
 def test_a_purge_covers_what_was_asked_for_before_it() -> None:
@@ -72,7 +72,7 @@ def test_a_mark_ends_with_the_read_that_holds_it() -> None:
     keys = Keys({A})
     seen = weakref.ref(keys)
     discards.add(keys, 0.0)
-    discards.due(0.0)
+    discards.take_due(0.0)
     del keys
     gc.collect()
     assert seen() is None

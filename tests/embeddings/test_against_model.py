@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import orjson
-from aiohttp.web import Response
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
@@ -39,6 +38,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin, Router
 from proxy.upstream.urls import Routes
+from tests.support.content import content_of
 from tests.support.fake_client import response
 from tests.support.fake_request import FakeRequest
 from tests.support.profiles import IS_SLOW_PROFILE
@@ -227,9 +227,8 @@ class Machine(RuleBasedStateMachine):
             assert error.code != "internal_error", error
             return
         response = task.result()
-        assert isinstance(response, Response)
-        assert isinstance(response.body, bytes)
-        data = orjson.loads(response.body).get("data", [])
+        content = content_of(response)
+        data = orjson.loads(content).get("data", [])
         if response.status == 200 and len(data) == len(items):
             numbers = {datum["index"]: datum["embedding"][0] for datum in data}
             assert [numbers[i] for i in range(len(items))] == [ITEMS.index(item) + 1 for item in items]

@@ -3,7 +3,6 @@
 import asyncio
 
 import orjson
-from aiohttp.web import Response
 
 from proxy.cache.entry import Entry
 from proxy.embeddings.progress import Progress
@@ -12,6 +11,7 @@ from proxy.fetch.result import FetchResult
 from proxy.protocol.records import Record
 from proxy.protocol.vectors import DType, Vector
 from proxy.turns import KEYS_A_TURN
+from tests.support.content import content_of
 from tests.support.fake_request import FakeRequest
 from tests.support.limited_route import LimitedRoute
 from tests.support.limiters import Limiter
@@ -33,6 +33,5 @@ async def test_the_store_may_name_the_first_record_of_a_key_while_a_large_reques
     items = ["x" * (n + 2) for n in range(KEYS_A_TURN + 1)]
     request = FakeRequest(items, {"Authorization": "Bearer k"})
     response = await route._route.handle(request, Progress("id"))  # type: ignore[arg-type]
-    assert isinstance(response, Response)
-    assert isinstance(response.body, bytes)
-    assert orjson.loads(response.body)["data"][0]["embedding"] == [1.0, 1.0]
+    content = content_of(response)
+    assert orjson.loads(content)["data"][0]["embedding"] == [1.0, 1.0]
