@@ -30,9 +30,9 @@ _TENANT_FIELDS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 
 
 class Admission(NamedTuple):
-    """An admitted request: its client, if the operator has a list, and `Access.keys_version` at that time."""
+    """An admitted request: its client, if the operator has a list, and `Access.access_version` at that time."""
 
-    keys_version: int = 0
+    access_version: int = 0
     client: str | None = None
 
 
@@ -69,7 +69,7 @@ class Access:
         return found._replace(is_signed=True) if query.is_signed(target) else found
 
     @property
-    def keys_version(self) -> int:
+    def access_version(self) -> int:
         """While it does not change, `admit` admits the same clients, and requests keep the same cache keys."""
         return self.epochs_begun + (0 if self._client_keys is None else self._client_keys.keys_version)
 
@@ -86,10 +86,10 @@ class Access:
         """
         self.admit_preflight(given)
         if self._client_keys is None:
-            return Admission(self.keys_version)
+            return Admission(self.access_version)
         for key in _keys_in(given):
             if (client := self._client_keys.name_of(key)) is not None:
-                return Admission(self.keys_version, client)
+                return Admission(self.access_version, client)
         raise Unauthorized("Unknown API key. The operator of this proxy can create one: embedding-proxy keys add.")
 
     def admit_preflight(self, given: Headers) -> None:

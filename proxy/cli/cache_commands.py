@@ -17,7 +17,7 @@ from proxy.cli.store_options import StoreOptions, with_store_options
 from proxy.config.settings import StoreSetting
 from proxy.errors import ConfigError
 from proxy.maintenance import survey, transfer
-from proxy.maintenance.loader import Loaded, Loader
+from proxy.maintenance.entry_writer import EntryWriter, WrittenEntries
 
 _T = TypeVar("_T")
 _FAILED = 1  # exit status: it worked, and what was checked is not as it should be
@@ -130,9 +130,9 @@ def import_command(
     size_bytes = file.stat().st_size if file.is_file() else None
 
     async def run(store: Store) -> transfer.Imported:
-        loader = _loader(store, options, overwrites=overwrites, is_dry_run=is_dry_run)
+        writer = _writer(store, options, overwrites=overwrites, is_dry_run=is_dry_run)
         with progress("importing", size_bytes, is_bytes=True) as advance:
-            return await transfer.import_(file, loader, advance=advance)
+            return await transfer.import_(file, writer, advance=advance)
 
     done = on_store(options, run, creates=not is_dry_run, may_be_absent=is_dry_run)
     name = str(options.setting)
@@ -167,17 +167,17 @@ def copy_command(
     options = StoreOptions.of(ctx)
     _require_two_files(source, target)
 
-    async def run(first: Store) -> Loaded:
+    async def run(first: Store) -> WrittenEntries:
         async with options.opened(setting=target, creates=not is_dry_run, may_be_absent=is_dry_run) as second:
             if await transfer.is_same_store(first, second):
                 raise ConfigError(f"{source} and {target} are the same store")
-            loader = _loader(second, options, overwrites=overwrites, is_dry_run=is_dry_run)
+            writer = _writer(second, options, overwrites=overwrites, is_dry_run=is_dry_run)
             with progress("copying", None) as advance:
-                return await transfer.copy(first, loader, advance=advance)
+                return await transfer.copy(first, writer, advance=advance)
 
-    loaded, name = on_store(options, run, setting=source), str(target)
-    text = cache_text.loaded_text(name, loaded, is_dry_run=is_dry_run)
-    show(text, cache_text.loaded_json(name, loaded, is_dry_run=is_dry_run), is_json=is_json)
+    written, name = on_store(options, run, setting=source), str(target)
+    text = cache_text.written_text(name, written, is_dry_run=is_dry_run)
+    show(text, cache_text.written_json(name, written, is_dry_run=is_dry_run), is_json=is_json)
 
 
 def _require_two_files(source: StoreSetting, target: StoreSetting) -> None:
@@ -200,8 +200,8 @@ def _parquet() -> ModuleType:
     return parquet
 
 
-def _loader(store: Store, options: StoreOptions, *, overwrites: bool, is_dry_run: bool) -> Loader:
-    return Loader(store, now_s=time.time(), ttl_s=options.ttl_s, overwrites=overwrites, is_dry_run=is_dry_run)
+def _writer(store: Store, options: StoreOptions, *, overwrites: bool, is_dry_run: bool) -> EntryWriter:
+    return EntryWriter(store, now_s=time.time(), ttl_s=options.ttl_s, overwrites=overwrites, is_dry_run=is_dry_run)
 
 
 def on_store(

@@ -7,7 +7,7 @@ from typing import Any
 from proxy.access.admission import EVERYBODY, OWN_KEY
 from proxy.byte_size import byte_size
 from proxy.cli.amounts import counted, entries
-from proxy.maintenance.loader import Loaded
+from proxy.maintenance.entry_writer import WrittenEntries
 from proxy.maintenance.purge import Purged
 from proxy.maintenance.survey import AGES, OLDER, Group, Kind, Survey, Verified
 from proxy.maintenance.transfer import Exported, Imported
@@ -153,27 +153,27 @@ def exported_json(name: str, path: str, done: Exported) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def loaded_text(name: str, loaded: Loaded, *, is_dry_run: bool = False) -> str:
+def written_text(name: str, written: WrittenEntries, *, is_dry_run: bool = False) -> str:
     verb = "would be stored" if is_dry_run else "stored"
-    lines = [f"{name}: {entries(loaded.stored)} {verb}"]
-    if loaded.existing:
-        lines.append(f"  {loaded.existing:,} were there already, and stay (--overwrite replaces them)")
-    if loaded.expired:
-        lines.append(f"  {loaded.expired:,} are older than --ttl")
-    if loaded.invalid:
-        lines.append(f"  {loaded.invalid.total():,} are invalid ({_counts(loaded.invalid)})")
+    lines = [f"{name}: {entries(written.stored)} {verb}"]
+    if written.existing:
+        lines.append(f"  {written.existing:,} were there already, and stay (--overwrite replaces them)")
+    if written.expired:
+        lines.append(f"  {written.expired:,} are older than --ttl")
+    if written.invalid:
+        lines.append(f"  {written.invalid.total():,} are invalid ({_counts(written.invalid)})")
     return "\n".join(lines)
 
 
-def loaded_json(name: str, loaded: Loaded, *, is_dry_run: bool = False) -> dict[str, Any]:
+def written_json(name: str, written: WrittenEntries, *, is_dry_run: bool = False) -> dict[str, Any]:
     return {
-        "store": name, "is_dry_run": is_dry_run, "stored": loaded.stored, "existing": loaded.existing,
-        "expired": loaded.expired, "invalid": dict(loaded.invalid),
+        "store": name, "is_dry_run": is_dry_run, "stored": written.stored, "existing": written.existing,
+        "expired": written.expired, "invalid": dict(written.invalid),
     }  # fmt: skip
 
 
 def imported_text(name: str, path: str, done: Imported, *, is_dry_run: bool) -> str:
-    lines = [loaded_text(name, done.loaded, is_dry_run=is_dry_run)]
+    lines = [written_text(name, done.written, is_dry_run=is_dry_run)]
     for start, stop in done.damaged:
         lines.append(f"  {path}: bytes {start:,} to {stop - 1:,} are damaged; the entries there are lost")
     if not done.is_complete:
@@ -182,7 +182,7 @@ def imported_text(name: str, path: str, done: Imported, *, is_dry_run: bool) -> 
 
 
 def imported_json(name: str, path: str, done: Imported, *, is_dry_run: bool) -> dict[str, Any]:
-    return loaded_json(name, done.loaded, is_dry_run=is_dry_run) | {
+    return written_json(name, done.written, is_dry_run=is_dry_run) | {
         "file": path, "is_complete": done.is_complete, "damaged": [list(part) for part in done.damaged],
     }  # fmt: skip
 

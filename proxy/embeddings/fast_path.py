@@ -48,7 +48,7 @@ class FastPath:
         self.hitless = Hitless()
 
     async def sight(
-        self, request: BaseRequest, own: Identity, body: bytes, *, keys_version: int, client: str | None
+        self, request: BaseRequest, own: Identity, body: bytes, *, access_version: int, client: str | None
     ) -> Sighting | None:
         """None if more matters about a request than its target, its identity and its body, or if it is so large that
         its hash would block the event loop."""
@@ -60,7 +60,7 @@ class FastPath:
         fingerprint = None
         if is_repeated:
             fingerprint = await turns.run(self._memo.fingerprint(request.raw_path, own, body, epochs))
-        return Sighting(request, own, keys_version, client, fingerprint)
+        return Sighting(request, own, access_version, client, fingerprint)
 
     def remember(self, sighting: Sighting, client_request: ClientRequest, *, from_memory: bool) -> None:
         """Remember a request that was a hit. ``from_memory``: all items came from memory, and none from the store."""
@@ -114,7 +114,7 @@ class FastPath:
 
     def _known_head(self, connection: Connection) -> KnownHead | None:
         known = connection.known_head
-        return known if isinstance(known, KnownHead) and known.keys_version == self._access.keys_version else None
+        return known if isinstance(known, KnownHead) and known.access_version == self._access.access_version else None
 
     def find(self, sighting: Sighting, began_s: float) -> FastPathHit | None:
         """A known request, if memory has all its items."""
@@ -129,7 +129,7 @@ class FastPath:
             return None
         # The list of client keys may give the same key another name.
         row = self._metrics.row(sighting.client, known.spec.model)
-        known = replace(known, keys_version=sighting.keys_version, row=row)
+        known = replace(known, access_version=sighting.access_version, row=row)
         self._remember_bytes(sighting.request, known)
         return self._observed(FastPathHit(known, found, parsed_s, len(found)), began_s)
 
@@ -224,7 +224,7 @@ class FastPath:
         if len(sent) > _SMALL_BYTES and not self._memo.has_head(head_of(sent)):
             return None
         known = self._memo.get_by_bytes(self._memo.bytes_fingerprint(sent))
-        if known is None or known.keys_version != self._access.keys_version or not self._may_serve(known):
+        if known is None or known.access_version != self._access.access_version or not self._may_serve(known):
             return None
         parsed_s = time.perf_counter()
         found = self._look_up(known)
@@ -288,5 +288,5 @@ def _new_head(sent: bytes, sighting: Sighting) -> KnownHead | None:
     is_read_alike = head.body_bytes == request.content_length and all(
         request.headers.getall(name) == [value] for name, value in head.fields.items()
     )
-    known.keys_version = sighting.keys_version
+    known.access_version = sighting.access_version
     return known if is_read_alike else None

@@ -35,7 +35,7 @@ class KnownHead(HeadTemplate):
     """A head, and the requests that had it and got embeddings. It ends with its connection, as does the credential in
     it. It also ends when the client keys are reloaded, and when an epoch begins."""
 
-    __slots__ = ("_bodies", "_unread", "has_hit", "is_new", "keys_version", "max_items")
+    __slots__ = ("_bodies", "_unread", "access_version", "has_hit", "is_new", "max_items")
 
     def __init__(self, before: bytes, holes: list[tuple[str, bytes]]) -> None:
         super().__init__(before, holes)
@@ -43,7 +43,7 @@ class KnownHead(HeadTemplate):
         self._unread = 0  # requests since a body was last read
         self.is_new = True  # no request has come with it again
         self.has_hit = False  # one with it was a hit
-        self.keys_version = 0
+        self.access_version = 0
         self.max_items = _MAX_ITEMS  # of requests that are not parsed; fewer once a response was too large for that
 
     def count_request(self) -> bool:

@@ -162,7 +162,7 @@ class EmbeddingsRoute:
         sent = await self._bodies.read(request, reservation)
         began_s = time.perf_counter()
         sighting = await self._fast_path.sight(
-            request, own, sent.content, keys_version=progress.admission.keys_version, client=progress.client
+            request, own, sent.content, access_version=progress.admission.access_version, client=progress.client
         )
         hit = None if sighting is None else self._fast_path.find(sighting, began_s)
         if hit is not None:

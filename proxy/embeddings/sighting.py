@@ -17,12 +17,12 @@ ID_NAMES = frozenset(map(str.lower, IDS))
 class Sighting(NamedTuple):
     """A parsed request that need not be parsed when it comes again.
 
-    ``client`` and ``keys_version`` are those of its admission. ``fingerprint`` is None if its body is new.
+    ``client`` and ``access_version`` are those of its admission. ``fingerprint`` is None if its body is new.
     """
 
     request: BaseRequest
     own: Identity
-    keys_version: int
+    access_version: int
     client: str | None
     fingerprint: bytes | None
 

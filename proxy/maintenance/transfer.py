@@ -9,7 +9,7 @@ from proxy.cache.store import Store
 from proxy.errors import StoreError
 from proxy.maintenance.archive import open_archive, parts_of
 from proxy.maintenance.archive_format import Damage, End, Entry
-from proxy.maintenance.loader import Loaded, Loader
+from proxy.maintenance.entry_writer import EntryWriter, WrittenEntries
 from proxy.protocol.keys import KEY_BYTES
 
 Advance = Callable[[int], object]
@@ -27,7 +27,7 @@ class Exported:
 
 @dataclass(slots=True, kw_only=True)
 class Imported:
-    loaded: Loaded
+    written: WrittenEntries
     damaged: list[tuple[int, int]] = field(default_factory=list)  # parts of the file, from offset to offset
     is_complete: bool = False  # the file has its end
 
@@ -53,12 +53,12 @@ async def export(store: Store, path: Path, *, origin: str, advance: Advance) -> 
         return Exported(entries=archive.entries, bytes=archive.finish(), is_resumed=archive.is_resumed)
 
 
-async def import_(path: Path, loader: Loader, *, advance: Advance) -> Imported:
+async def import_(path: Path, writer: EntryWriter, *, advance: Advance) -> Imported:
     """Put the whole entries of a file into a store. Raises `StoreError` and `ConfigError`.
 
     ``advance`` is called with numbers of bytes of the file.
     """
-    imported = Imported(loaded=loader.loaded)
+    imported = Imported(written=writer.written)
     batch, size_bytes, at = dict[bytes, bytes](), 0, 0
     try:
         for part in parts_of(path):
@@ -67,17 +67,17 @@ async def import_(path: Path, loader: Loader, *, advance: Advance) -> Imported:
                     batch.setdefault(key, value)
                     size_bytes += len(value)
                     if len(batch) >= _BATCH or size_bytes >= _BATCH_BYTES:
-                        await loader.put(batch)
+                        await writer.put(batch)
                         advance(end - at)
                         batch, size_bytes, at = {}, 0, end
                 case Damage(start, end):
                     imported.damaged.append((start, end))
                 case End():
                     imported.is_complete = True
-        await loader.put(batch)
-        await loader.finish()
+        await writer.put(batch)
+        await writer.finish()
     finally:
-        await loader.abandon()
+        await writer.abandon()
     return imported
 
 
@@ -96,12 +96,12 @@ async def is_same_store(first: Store, second: Store) -> bool:
     return not leased
 
 
-async def copy(source: Store, loader: Loader, *, advance: Advance) -> Loaded:
+async def copy(source: Store, writer: EntryWriter, *, advance: Advance) -> WrittenEntries:
     """Put all entries of one store into another. Raises `StoreError`. ``advance`` is called with numbers of entries."""
     try:
         async for values, _ in pages(source):
-            await loader.put(values)
+            await writer.put(values)
             advance(len(values))
-        return await loader.finish()
+        return await writer.finish()
     finally:
-        await loader.abandon()
+        await writer.abandon()

@@ -8,7 +8,7 @@ from proxy.cache.redis.store import RedisStore
 from proxy.cache.sqlite.store import SQLiteStore
 from proxy.cache.store import Store
 from proxy.maintenance import transfer
-from proxy.maintenance.loader import Loader
+from proxy.maintenance.entry_writer import EntryWriter
 
 
 def run(work: str, folder: Path, redis_url: str | None, moves: Connection) -> None:
@@ -22,7 +22,7 @@ async def _run(work: str, folder: Path, redis_url: str | None, moves: Connection
     target: Store = SQLiteStore(folder / "target", limit_bytes=64 * 1024**2)
     if redis_url is not None:
         target = RedisStore(redis_url, timeout_s=10.0, max_connections=32)
-    loader = Loader(target, now_s=0.0, ttl_s=None)
+    writer = EntryWriter(target, now_s=0.0, ttl_s=None)
 
     def advance(_: int) -> None:
         moves.send_bytes(b".")
@@ -31,9 +31,9 @@ async def _run(work: str, folder: Path, redis_url: str | None, moves: Connection
         case "export":
             await transfer.export(source, folder / "file", origin="source", advance=advance)
         case "import":
-            await transfer.import_(folder / "whole", loader, advance=advance)
+            await transfer.import_(folder / "whole", writer, advance=advance)
         case "copy":
-            await transfer.copy(source, loader, advance=advance)
+            await transfer.copy(source, writer, advance=advance)
     moves.send_bytes(b"end")
     await source.aclose()
     await target.aclose()

@@ -14,7 +14,7 @@ from proxy.errors import ConfigError, StoreError
 from proxy.maintenance import archive_format, transfer
 from proxy.maintenance.archive import parts_of
 from proxy.maintenance.archive_format import Entry
-from proxy.maintenance.loader import Loaded, Loader
+from proxy.maintenance.entry_writer import EntryWriter, WrittenEntries
 from proxy.protocol import records
 from tests.cache.test_store import scanned
 from tests.support.dict_store import DictStore, key_of, record
@@ -40,8 +40,10 @@ def holding(stored: dict[bytes, bytes]) -> DictStore:
     return store
 
 
-def loader(store: Store, *, ttl_s: float | None = None, overwrites: bool = False, is_dry_run: bool = False) -> Loader:
-    return Loader(store, now_s=NOW_S, ttl_s=ttl_s, overwrites=overwrites, is_dry_run=is_dry_run)
+def writer(
+    store: Store, *, ttl_s: float | None = None, overwrites: bool = False, is_dry_run: bool = False
+) -> EntryWriter:
+    return EntryWriter(store, now_s=NOW_S, ttl_s=ttl_s, overwrites=overwrites, is_dry_run=is_dry_run)
 
 
 def ignore(_: int) -> None:
@@ -77,14 +79,14 @@ async def test_between_every_pair_of_stores_the_bytes_stay_the_same(
     path = tmp_path / "entries"
     assert (await exported(source, path)).entries == len(VALUES)
     target = open_store(second, "b")  # emptied; it may be the same server
-    done = await transfer.import_(path, loader(target), advance=ignore)
-    assert done == transfer.Imported(loaded=Loaded(stored=len(VALUES)), is_complete=True)
+    done = await transfer.import_(path, writer(target), advance=ignore)
+    assert done == transfer.Imported(written=WrittenEntries(stored=len(VALUES)), is_complete=True)
     assert await scanned(target) == VALUES
     assert await target.get_many(list(VALUES), timeout_s=5.0) == VALUES
     if first == second != "sqlite":
         return
     third = open_store(second, "c")
-    assert await transfer.copy(source, loader(third), advance=ignore) == Loaded(stored=len(VALUES))
+    assert await transfer.copy(source, writer(third), advance=ignore) == WrittenEntries(stored=len(VALUES))
     assert await scanned(third) == VALUES
 
 
@@ -93,20 +95,20 @@ async def test_existing_entries_stay_unless_they_are_to_be_replaced(tmp_path: Pa
     await exported(holding(VALUES), path)
     own = values(3, at=NOW_S - 5)
     store = holding(own)
-    done = await transfer.import_(path, loader(store), advance=ignore)
-    assert (done.loaded.stored, done.loaded.existing) == (len(VALUES) - 1, 1)
+    done = await transfer.import_(path, writer(store), advance=ignore)
+    assert (done.written.stored, done.written.existing) == (len(VALUES) - 1, 1)
     assert store.values == VALUES | own
-    again = await transfer.import_(path, loader(store), advance=ignore)
-    assert (again.loaded.stored, again.loaded.existing) == (0, len(VALUES))
-    replacing = await transfer.import_(path, loader(store, overwrites=True), advance=ignore)
-    assert (replacing.loaded.stored, replacing.loaded.existing) == (len(VALUES), 0)
+    again = await transfer.import_(path, writer(store), advance=ignore)
+    assert (again.written.stored, again.written.existing) == (0, len(VALUES))
+    replacing = await transfer.import_(path, writer(store, overwrites=True), advance=ignore)
+    assert (replacing.written.stored, replacing.written.existing) == (len(VALUES), 0)
     assert store.values == VALUES
 
 
 async def test_a_dry_run_stores_nothing_and_says_what_it_would() -> None:
     store = holding(values(3))
-    for overwrites, expected in ((False, Loaded(stored=699, existing=1)), (True, Loaded(stored=700))):
-        dry = loader(store, is_dry_run=True, overwrites=overwrites)
+    for overwrites, expected in ((False, WrittenEntries(stored=699, existing=1)), (True, WrittenEntries(stored=700))):
+        dry = writer(store, is_dry_run=True, overwrites=overwrites)
         assert await transfer.copy(holding(VALUES), dry, advance=ignore) == expected
     assert store.values == values(3)
 
@@ -122,8 +124,8 @@ async def test_entries_keep_their_age_in_a_store_with_a_ttl() -> None:
 
     store.put_many = noting  # type: ignore[method-assign, assignment]
     old, young, future = values(1, at=NOW_S - 101), values(2, at=NOW_S - 30), values(3, at=NOW_S + 50)
-    loaded = await transfer.copy(holding(old | young | future), loader(store, ttl_s=100.0), advance=ignore)
-    assert loaded == Loaded(stored=2, expired=1)
+    written = await transfer.copy(holding(old | young | future), writer(store, ttl_s=100.0), advance=ignore)
+    assert written == WrittenEntries(stored=2, expired=1)
     assert kept == {key_of(2): 70.0, key_of(3): 100.0}
     assert store.values == young | future
 
@@ -134,7 +136,7 @@ async def test_redis_drops_an_imported_entry_when_its_own_time_is_up(servers: Se
 
     store = open_store("tcp", "")
     await transfer.copy(
-        holding(values(1, at=NOW_S - 990) | values(2, at=NOW_S - 10)), loader(store, ttl_s=1000.0), advance=ignore
+        holding(values(1, at=NOW_S - 990) | values(2, at=NOW_S - 10)), writer(store, ttl_s=1000.0), advance=ignore
     )
     with Redis.from_url(servers.one(AVAILABLE[0]).url) as admin:
         left_ms = [admin.pttl(f"embedding:{key_of(n).hex()}") for n in (1, 2)]
@@ -146,9 +148,9 @@ async def test_what_can_never_be_served_is_left_out(tmp_path: Path) -> None:
     good = values(1)
     bad = {key_of(2): b"damaged", key_of(3): good[key_of(1)]}
     store = DictStore()
-    loaded = await transfer.copy(holding(good | bad), loader(store), advance=ignore)
-    assert loaded == Loaded(stored=1, invalid=loaded.invalid)
-    assert dict(loaded.invalid) == {"checksum": 1, "key": 1}
+    written = await transfer.copy(holding(good | bad), writer(store), advance=ignore)
+    assert written == WrittenEntries(stored=1, invalid=written.invalid)
+    assert dict(written.invalid) == {"checksum": 1, "key": 1}
     assert store.values == good
 
 
@@ -161,7 +163,7 @@ async def test_of_a_damaged_file_what_is_whole_is_imported_and_the_rest_named(tm
     del data[ends[-2] + 20 :]
     path.write_bytes(data)
     store = DictStore()
-    done = await transfer.import_(path, loader(store), advance=ignore)
+    done = await transfer.import_(path, writer(store), advance=ignore)
     lost = {key_of(10), key_of(699)}
     assert store.values == {key: value for key, value in VALUES.items() if key not in lost}
     assert done.damaged == [(ends[9], ends[10]), (ends[-2], ends[-2] + 20)]
@@ -236,10 +238,10 @@ async def test_a_write_that_fails_ends_the_import_and_nothing_is_left_under_way(
     store = DictStore()
     store.write_failure = StoreError("refused", "full")
     with pytest.raises(StoreError, match="full"):
-        await transfer.import_(path, loader(store), advance=ignore)
+        await transfer.import_(path, writer(store), advance=ignore)
     store.write_failure = None
-    done = await transfer.import_(path, loader(store), advance=ignore)
-    assert done.loaded.stored == len(VALUES)
+    done = await transfer.import_(path, writer(store), advance=ignore)
+    assert done.written.stored == len(VALUES)
 
 
 async def test_progress_is_told_in_entries_and_in_bytes(tmp_path: Path) -> None:
@@ -247,5 +249,5 @@ async def test_progress_is_told_in_entries_and_in_bytes(tmp_path: Path) -> None:
     await transfer.export(holding(VALUES), path, origin="here", advance=moves.append)
     assert sum(moves) == len(VALUES)
     moves.clear()
-    await transfer.import_(path, loader(DictStore()), advance=moves.append)
+    await transfer.import_(path, writer(DictStore()), advance=moves.append)
     assert 0.3 * path.stat().st_size < sum(moves) <= path.stat().st_size

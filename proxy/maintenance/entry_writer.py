@@ -14,7 +14,7 @@ _TIMEOUT_S = 30.0
 
 
 @dataclass(slots=True, kw_only=True)
-class Loaded:
+class WrittenEntries:
     """What became of the entries."""
 
     stored: int = 0
@@ -23,7 +23,7 @@ class Loaded:
     invalid: Counter[str] = field(default_factory=Counter)  # left out, by flaw: they could never be served
 
 
-class Loader:
+class EntryWriter:
     """Existing entries stay, unless it ``overwrites``. An entry that is put twice is stored once."""
 
     def __init__(
@@ -37,7 +37,7 @@ class Loader:
         self._overwrites = overwrites
         self._is_dry_run = is_dry_run
         self._writes: deque[asyncio.Task[None]] = deque()
-        self.loaded = Loaded()
+        self.written = WrittenEntries()
 
     async def put(self, values: Mapping[bytes, bytes]) -> None:
         """Begin to store ``values``. Waits while enough are under way. Raises `StoreError`."""
@@ -48,11 +48,11 @@ class Loader:
         if len(self._writes) >= _WRITES:
             await self._writes.popleft()
 
-    async def finish(self) -> Loaded:
+    async def finish(self) -> WrittenEntries:
         """Wait until all is stored. Raises `StoreError`."""
         while self._writes:
             await self._writes.popleft()
-        return self.loaded
+        return self.written
 
     async def abandon(self) -> None:
         """End what is under way."""
@@ -67,12 +67,12 @@ class Loader:
             try:
                 record, _ = records.inspect(key, value)
             except InvalidRecord as error:
-                self.loaded.invalid[error.flaw.value] += 1
+                self.written.invalid[error.flaw.value] += 1
                 continue
             if self._ttl_s is not None:
                 left_s = min(self._ttl_s, record.stored_at_s + self._ttl_s - self._now_s)
                 if left_s <= 0:
-                    self.loaded.expired += 1
+                    self.written.expired += 1
                     continue
                 batch.left_s[key] = left_s
             batch.values[key] = value
@@ -84,8 +84,8 @@ class Loader:
         else:
             ttl_s = None if self._ttl_s is None else batch.left_s
             existing = set(await self._store.put_many(batch.values, ttl_s=ttl_s, overwrite=self._overwrites))
-        self.loaded.existing += len(existing)
-        self.loaded.stored += len(batch.values) - len(existing)
+        self.written.existing += len(existing)
+        self.written.stored += len(batch.values) - len(existing)
 
     async def _existing(self, keys: list[bytes]) -> set[bytes]:
         return set(await self._store.get_many(keys, timeout_s=_TIMEOUT_S))
