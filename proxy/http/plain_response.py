@@ -37,7 +37,10 @@ def parts_of(response: StreamResponse) -> list[bytes] | None:
     if response.chunked or response.compression or response.cookies:
         return None
     fields = response.headers
-    fields[hdrs.CONTENT_LENGTH] = str(sum(map(len, body)))
+    length = sum(map(len, body))
+    fields[hdrs.CONTENT_LENGTH] = str(length)
+    if length:
+        fields.setdefault(hdrs.CONTENT_TYPE, "application/octet-stream")
     if hdrs.DATE not in fields:
         fields[hdrs.DATE] = rfc822_formatted_time()
     fields.setdefault(hdrs.SERVER, SERVER_SOFTWARE)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.cache.entry import Certainty, Entry, base64_texts, current
+from proxy.cache.entry import Certainty, Entry, base64_texts, current, generated_base64
 from proxy.protocol import vectors
 from tests.support.dict_store import A, B, record
 
@@ -20,7 +20,7 @@ def test_it_serves_its_record_and_gives_it_back() -> None:
     assert made.record() == its
     assert made.base64 == vectors.base64_text(its.vector.dtype, its.vector.payload)
     assert made.base64_length == len(made.base64)
-    assert base64_texts([made, entry()]) == [made.base64, entry().base64]
+    assert base64_texts([made, entry()]) == list(generated_base64([made, entry()])) == [made.base64, entry().base64]
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,15 @@ def test_another_client_reads_the_status_the_known_codes_and_the_rate_limits() -
     assert b"a text" not in own.body
 
 
+def test_a_client_gets_the_fields_of_its_own_call_except_those_about_the_body_that_it_does_not_get() -> None:
+    given = response(
+        200, {}, X_Note="a", x_ratelimit_remaining="7", ETag="b", Content_Length="9", Content_Type="c",
+        Signature="d", Connection="X-Hop", X_Hop="e",
+    ).headers  # fmt: skip
+    assert dict(relayed_fields(given, is_unmerged=True)) == {"X-Note": "a", "x-ratelimit-remaining": "7"}
+    assert dict(relayed_fields(given, is_unmerged=False)) == {"x-ratelimit-remaining": "7"}
+
+
 @pytest.mark.parametrize(("status", "body", "code"), [(200, IN_200, 429), (400, b"a text", "upstream_error")])
 def test_the_code_of_an_error_inside_a_success_is_its_status(status: int, body: Any, code: object) -> None:
     own = in_own_words(response(status, body))
