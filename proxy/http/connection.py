@@ -25,7 +25,6 @@ _FEW_PARTS, _SMALL_BYTES = 16, 64 * 1024
 # The longest request that is not parsed. The proxy reserves memory for a longer one as it arrives.
 MAX_PENDING_BYTES = 64 * 1024
 
-
 Response = list[bytes]  # in parts
 # A coroutine that may be cancelled until it sets `Connection.begun`. If it is cancelled or returns None, the request is
 # parsed.
@@ -49,10 +48,9 @@ class Connection(LimitedConnection):
 
     At a request boundary, while no response is due, bytes go to the `BytesHandler` first. It responds to a complete
     request only if the parser has seen the same bytes before and found their end there, or the same head but for the
-    values that `HeadTemplate` lets differ. Clients send head and body in two packets, so a known head waits for the
-    next bytes, or for the next sweep. A complete request also waits while the handler reads what it needs. Once its
-    response has begun, the request waits for that response, however long it takes.
-    Why this is safe: docs/adr/0003-bytes-before-the-parser.md.
+    values that `HeadTemplate` lets differ. A known head waits for its body, or for the next sweep. A complete request
+    waits while the handler reads what it needs, and for its response once that has begun, however long it takes. Why
+    this is safe: docs/adr/0003-bytes-before-the-parser.md.
     """
 
     __slots__ = (
