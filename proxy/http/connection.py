@@ -54,16 +54,8 @@ class Connection(LimitedConnection):
     """
 
     __slots__ = (
-        "_bytes_handler",
-        "_early",
-        "_is_last",
-        "_pending",
-        "_recorder",
-        "_response",
-        "_tunnel",
-        "begun",
-        "known_head",
-    )
+        "_bytes_handler", "_early", "_is_last", "_pending", "_recorder", "_response", "_tunnel", "begun", "known_head",
+    )  # fmt: skip
 
     def __init__(
         self, server: web.Server, context: ConnectionContext, bytes_handler: BytesHandler | None, **options: Any
