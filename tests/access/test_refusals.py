@@ -7,9 +7,9 @@ import pytest
 from aiohttp import web
 
 from proxy.config.settings import SameModel, UpstreamSetting
-from tests.access.test_access import Clock
 from tests.conftest import StartProxy
 from tests.support.client import Client
+from tests.support.guarded import Clock
 from tests.support.scripted import Call, Reply, ScriptedUpstream, error_reply
 
 REVALIDATE_S = 600.0

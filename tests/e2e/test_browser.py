@@ -16,9 +16,9 @@ from proxy.access import client_keys
 from proxy.app import running
 from proxy.config.settings import UpstreamSetting
 from tests.conftest import StartProxy
-from tests.protocol.test_cors import Browsable, Policy, everyone, everyone_who_asks, nobody, reflects
 from tests.support.browser import DARK, LIGHT, Browser, browsing
 from tests.support.client import Client
+from tests.support.pages import Browsable, Policy, everyone, everyone_who_asks, nobody, reflects
 from tests.support.scripted import Call, ScriptedUpstream
 from tests.support.settings import settings_for
 

@@ -10,9 +10,9 @@ from yarl import URL
 
 from proxy.access import client_keys
 from proxy.config.settings import SameModel, UpstreamSetting
-from tests.access.test_access import Clock
 from tests.conftest import StartProxy
 from tests.support.client import Client, UpstreamResponse
+from tests.support.guarded import Clock
 from tests.support.scripted import Call, ScriptedUpstream, error_reply
 
 BODY: dict[str, Any] = {"model": "m", "input": "x"}
