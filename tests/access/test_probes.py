@@ -13,10 +13,10 @@ from proxy.protocol.providers import GENERIC
 from proxy.upstream.router import Origin
 from proxy.upstream.urls import Routes
 from tests.conftest import StartProxy
-from tests.e2e.test_stampede import waiting
 from tests.support.client import raw
 from tests.support.gate import Gate
 from tests.support.guarded import INVALID, REVALIDATE_S, Clock, Guarded
+from tests.support.in_flight import waiting
 from tests.support.scripted import Call, ScriptedUpstream, error_reply
 
 CREDENTIAL_ID = CredentialId(b"tenant", b"name")

@@ -16,8 +16,8 @@ import pytest
 
 from proxy.config.settings import StoreSetting, UpstreamSetting
 from tests.conftest import StartProxy
-from tests.e2e.test_stampede import waiting
 from tests.support.client import Client
+from tests.support.in_flight import waiting
 from tests.support.load_runner import ReferenceServer, load_runner, send
 from tests.support.oracle import Oracle, Received, Request, upstream_target
 from tests.support.profiles import IS_SLOW_PROFILE

@@ -8,9 +8,9 @@ from aiohttp import web
 
 from proxy.config.settings import UpstreamSetting
 from tests.conftest import StartProxy
-from tests.e2e.test_stampede import waiting
 from tests.support.client import Client, UpstreamResponse
 from tests.support.gate import Gate
+from tests.support.in_flight import waiting
 from tests.support.scripted import Call, Reply, ScriptedUpstream, error_reply
 
 CUT = 0  # in place of a status

@@ -13,9 +13,9 @@ from aiohttp import web
 from proxy.config.settings import SameModel, StoreSetting, UpstreamSetting
 from proxy.protocol.providers import PROVIDERS
 from tests.conftest import StartProxy
-from tests.e2e.test_stampede import waiting
 from tests.support.client import Client, UpstreamResponse
 from tests.support.gate import Gate
+from tests.support.in_flight import waiting
 from tests.support.scripted import Call, Reply, ScriptedUpstream, error_reply
 from tests.upstream.test_router import setting
 

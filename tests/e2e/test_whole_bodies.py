@@ -8,9 +8,9 @@ import pytest
 from aiohttp import web
 
 from tests.conftest import StartProxy
-from tests.e2e.test_stampede import waiting
 from tests.support.client import Client
 from tests.support.gate import Gate
+from tests.support.in_flight import waiting
 from tests.support.scripted import Call, ScriptedUpstream
 
 WHOLES: list[dict[str, Any]] = [

@@ -12,9 +12,9 @@ from proxy.access import client_keys
 from proxy.config.settings import SameModel, UpstreamSetting
 from proxy.protocol.cors import is_preflight
 from tests.conftest import StartProxy
-from tests.e2e.test_stampede import waiting
 from tests.support.client import KEY, Client
 from tests.support.gate import Gate
+from tests.support.in_flight import waiting
 from tests.support.pages import (
     ALLOW_ORIGIN,
     OTHER,
