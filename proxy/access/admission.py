@@ -24,6 +24,7 @@ from proxy.upstream.router import Origin
 EVERYBODY: Fields = [("", "share=all")]
 OWN_KEY: Fields = [("", "upstream key of the proxy")]
 _BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
+_HOST = re.compile(r"(\[[^][]*\]|[^][:]*)(?::\d*)?")  # RFC 9110 §7.2
 _KEY_FIELDS = ("x-api-key", "api-key")
 # The first of these that a request has identifies its tenant, if several fields look like credentials.
 _TENANT_FIELDS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
@@ -162,8 +163,8 @@ def _forbid_web_pages(given: Headers, allowed: frozenset[str]) -> None:
         "Origin" in given or given.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}
     ):
         raise Unauthorized("This proxy has an API key, so it accepts only web pages that --cors-origins lists.")
-    host = given.get("Host", "").rpartition(":")[0] or given.get("Host", "")
-    if host.strip("[]").lower() not in LOOPBACK_HOSTS:
+    host = _HOST.fullmatch(given.get("Host", ""))
+    if host is None or host[1].strip("[]").lower() not in LOOPBACK_HOSTS:
         raise Unauthorized("This proxy has an API key and no client keys, so it accepts requests to localhost only.")
 
 
