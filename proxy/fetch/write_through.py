@@ -16,7 +16,7 @@ from proxy.fetch.request import FetchRequest
 from proxy.fetch.result import Failure
 from proxy.protocol.records import Record
 from proxy.protocol.vectors import Encoding
-from proxy.turns import in_turns
+from proxy.turns import KEYS_A_TURN, in_turns, turn
 
 _Records = dict[bytes, Record]
 
@@ -61,7 +61,14 @@ class WriteThrough:
         self, requests: Sequence[FetchRequest], results: Sequence[EmbedResult], asked: Asked
     ) -> list[EmbedResult]:
         """The results of a call, each with the entries to serve. What may be stored is in the cache then."""
-        received = [await self._records(request, result) for request, result in zip(requests, results, strict=True)]
+        received: list[_Records] = []
+        keys = 0  # of this turn
+        for request, result in zip(requests, results, strict=True):
+            keys += len(request.keys)
+            if keys > KEYS_A_TURN and received:
+                await turn()
+                keys = len(request.keys)
+            received.append(await self._records(request, result))
         written: dict[bool, dict[bytes, Entry]] = {}
         for overwrite in {request.policy.overwrite for request in requests if request.policy.is_stored}:
             fresh: _Records = {}

@@ -79,10 +79,12 @@ def open_archive(path: Path, origin: str) -> Iterator[ArchiveWriter]:
 def open_part(path: Path, beginning: bytes) -> Iterator[tuple[Path, BinaryIO]]:
     """The file that becomes ``path`` when it is complete, locked, as an interrupted export left it. An export begins
     with ``beginning``. Raises `ConfigError`."""
-    part = _part_of(path)
+    _require_free(path)
+    part = path.with_name(path.name + _PART_SUFFIX)
     try:
         with open(part, "a+b", opener=_private) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _require_free(path)  # once more: until it was locked, another export may have finished
             _require_own(part, beginning)
             file.seek(0)
             yield part, file
@@ -106,11 +108,10 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _part_of(path: Path) -> Path:
-    """The path of a new file until it is complete. Raises `ConfigError` if ``path`` exists."""
+def _require_free(path: Path) -> None:
+    """Raises `ConfigError` if ``path`` exists."""
     if path.exists():
         raise ConfigError(f"{path}: it exists already; delete it, or choose another name")
-    return path.with_name(path.name + _PART_SUFFIX)
 
 
 def _require_own(part: Path, beginning: bytes) -> None:

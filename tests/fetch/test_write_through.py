@@ -1,5 +1,6 @@
 """What calls returned is in the cache before its requests get it, once for all requests of a call."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from proxy.fetch.outcomes import ErrorResponse, InvalidResponse, Outcome
 from proxy.fetch.request import FetchRequest, Policy
 from proxy.fetch.write_through import WriteThrough
 from proxy.protocol.vectors import DType, Vector
+from proxy.turns import KEYS_A_TURN
 from tests.support.client_requests import client_request_for
 from tests.support.dict_store import Clock, DictStore, make_cache, written
 from tests.support.fake_batcher import VECTOR, embedded
@@ -53,7 +55,7 @@ class Writing:
 
 
 def request(*keys: bytes, policy: Policy = PLAIN) -> FetchRequest:
-    return FetchRequest(client_request_for([key.decode() for key in keys], list(keys)), list(keys), policy)
+    return FetchRequest(client_request_for([key.decode("latin-1") for key in keys], list(keys)), list(keys), policy)
 
 
 async def test_each_request_gets_its_own_keys() -> None:
@@ -148,3 +150,21 @@ def test_a_refusal_of_one_request_counts_whatever_the_others_got() -> None:
     writing = Writing()
     writing.note(embedded(request(A)), ErrorResponse(response(401, {}), b""), embedded(request(A)))
     assert (writing.is_confirmed(), writing.is_refused()) == (False, True)
+
+
+async def test_many_small_requests_of_one_call_take_turns() -> None:
+    writing, count = Writing(), 4 * KEYS_A_TURN
+    requests = [request(bytes([n]) * 32, policy=PLAIN.private()) for n in range(count)]
+    iterations = 0
+
+    async def other_work() -> None:
+        nonlocal iterations
+        while True:
+            await asyncio.sleep(0)
+            iterations += 1
+
+    others = asyncio.create_task(other_work())
+    results = await writing.write_through.write(requests, list(map(embedded, requests)), writing.write_through.asked())
+    others.cancel()
+    assert [list(result.entries) for result in results] == [one.keys for one in requests]
+    assert iterations >= 3

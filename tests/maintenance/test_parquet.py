@@ -1,5 +1,6 @@
 """Entries as Parquet: each valid record is a row, with exactly its numbers."""
 
+import fcntl
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,14 @@ async def test_a_file_of_somebody_else_stays(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="something else than an interrupted export"):
         await exported(VALUES, tmp_path / "file")
     assert (tmp_path / "file.part").read_bytes() == b"mine"
+
+
+async def test_another_export_that_ends_before_the_file_is_locked_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, part = tmp_path / "file", tmp_path / "file.part"
+    part.write_bytes(b"PAR1 of the other")
+    monkeypatch.setattr(fcntl, "flock", lambda *_: part.rename(path))
+    with pytest.raises(ConfigError, match="it exists already"):
+        await exported(VALUES, path)
+    assert path.read_bytes() == b"PAR1 of the other"
