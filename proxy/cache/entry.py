@@ -220,10 +220,14 @@ class Entry(Struct, eq=False, gc=False):
         text = self._numbers_or_successor
         if not isinstance(text, bytes):
             # Copied, because orjson returns its write buffer, which may be twice as long as the text.
-            text = bytes(memoryview(vectors.numbers_json(self._vector)))
+            text = bytes(memoryview(self.numbers_json()))
             if self._numbers_or_successor is None:
                 self._numbers_or_successor = text
         return text
+
+    def numbers_json(self) -> bytes:
+        """The same, made each time, for an entry that is in memory no more."""
+        return vectors.numbers_json(self._vector)
 
     @property
     def _vector(self) -> Vector:

@@ -62,11 +62,10 @@ class Memory:
             return entry.base64
         if entry.has_numbers:
             return entry.numbers()
+        if self._entries.get(key) is not entry:
+            return entry.numbers_json()
         text = entry.numbers()
-        if self._entries.get(key) is entry:
-            self._entries.set(key, entry)  # it weighs more now
-        else:
-            entry.pack()
+        self._entries.set(key, entry)  # it weighs more now
         return text
 
     def text_length(self, key: bytes, entry: Entry, encoding: Encoding) -> int:
