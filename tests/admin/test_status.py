@@ -73,7 +73,9 @@ def test_a_proxy_without_requests() -> None:
     assert shown.memory == MemoryStatus(bytes=0, limit_bytes=0, entries=0)
 
 
-def test_every_number() -> None:  # noqa: PLR0915 - there are many
+@pytest.fixture
+def counted() -> Metrics:
+    """Metrics of two models and the others, one of which has a price."""
     metrics = Metrics(prices={"priced": 2.0})
     metrics.watch_memory(size_bytes=lambda: 1000, entries=lambda: 7, limit_bytes=4000)
     for model in ("priced", "free"):
@@ -105,8 +107,11 @@ def test_every_number() -> None:  # noqa: PLR0915 - there are many
     metrics.queued_items.set(9)
     metrics.held_bytes.set(2048)
     metrics.requests_in_flight.set(5)
+    return metrics
 
-    shown = status(metrics, now_s=60.0)
+
+def test_what_clients_asked_for_and_what_it_cost(counted: Metrics) -> None:
+    shown = status(counted, now_s=60.0)
     window = shown.since_start
     assert (shown.version, shown.base_url, shown.uptime_s, window.seconds) == ("1.2.3", ABOUT.base_url, 60.0, 60.0)
     assert window.requests == {"hit": 3, "partial": 0, "miss": 1, "bypass": 0, "error": 2}
@@ -125,6 +130,10 @@ def test_every_number() -> None:  # noqa: PLR0915 - there are many
     )
     assert window.latency["error"].p50_s == pytest.approx(0.2)
     assert window.latency["error"].p99_s == 300.0
+
+
+def test_each_model_and_the_others(counted: Metrics) -> None:
+    shown = status(counted, now_s=60.0)
     assert shown.models == [
         ModelStatus(
             name="priced",
@@ -136,6 +145,10 @@ def test_every_number() -> None:  # noqa: PLR0915 - there are many
         ModelStatus(name="free", items=2, item_hit_rate=1.0, tokens={"billed": 0, "saved": 10}, cost={}),
         ModelStatus(name="other", items=2, item_hit_rate=0.0, tokens={"billed": 0, "saved": 0}, cost={}),
     ]
+
+
+def test_upstreams_store_memory_and_load(counted: Metrics) -> None:
+    shown = status(counted, now_s=60.0)
     assert shown.breakers == {"store_read": "closed", "store_write": "open", "upstream openai": "half-open"}
     openai, tei = shown.upstreams
     assert openai.latency is not None
