@@ -1,5 +1,6 @@
 """What calls returned, recorded once for all of their requests: in the cache, and for the credential."""
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import NamedTuple
@@ -69,18 +70,28 @@ class WriteThrough:
                 await turn()
                 keys = len(request.keys)
             received.append(await self._records(request, result))
-        written: dict[bool, dict[bytes, Entry]] = {}
-        for overwrite in {request.policy.overwrite for request in requests if request.policy.is_stored}:
-            fresh: _Records = {}
-            for request, records in zip(reversed(requests), reversed(received), strict=True):
-                if request.policy.is_stored and request.policy.overwrite is overwrite:
-                    fresh.update(records)  # backwards: as in the cache, the first of two with the same key counts
-            written[overwrite] = await self._cache.write(fresh, overwrite=overwrite, asked=asked.mark)
+        written = await self._write(requests, received, asked.mark)
         return [
             # Texts are views of the whole response, which they would keep in memory.
             replace(result, entries=_entries(request, records, written), texts=())
             for request, records, result in zip(requests, received, results, strict=True)
         ]
+
+    async def _write(
+        self, requests: Sequence[FetchRequest], received: Sequence[_Records], asked: Mark
+    ) -> dict[bool, dict[bytes, Entry]]:
+        """What the cache has of the records that may be stored, by `Policy.overwrite` of their requests."""
+        fresh: dict[bool, _Records] = {}
+        for request, records in zip(reversed(requests), reversed(received), strict=True):
+            if request.policy.is_stored:
+                # Backwards: as in the cache, the first of two with the same key counts.
+                fresh.setdefault(request.policy.overwrite, {}).update(records)
+        if len(fresh) <= 1:  # the usual case
+            return {kind: await self._cache.write(some, overwrite=kind, asked=asked) for kind, some in fresh.items()}
+        # Both at once: of a store that hangs, nobody waits for two writes.
+        kinds = sorted(fresh)
+        writes = [self._cache.write(fresh[kind], overwrite=kind, asked=asked) for kind in kinds]
+        return dict(zip(kinds, await asyncio.gather(*writes), strict=True))
 
     async def _records(self, request: FetchRequest, result: EmbedResult) -> _Records:
         now_s = int(self._clock())

@@ -183,7 +183,7 @@ def _from_arrays(texts: Sequence[memoryview]) -> Steps[list[Vector] | None]:
             for row in wide:
                 found.append(vectors.from_floats(row))
                 yield
-    except (ValueError, TypeError):  # also of simdjson, and InvalidVector
+    except (ValueError, TypeError, RuntimeError):  # of simdjson, too, and InvalidVector
         return None
     return found
 
@@ -199,7 +199,7 @@ def _dtypes(wide: NDArray[np.float64], narrow: NDArray[np.float32]) -> list[DTyp
 
 
 def _floats(parser: simdjson.Parser, text: memoryview) -> NDArray[np.float64]:
-    """The numbers of an array that has nothing else in it. Raises `ValueError`, `TypeError`.
+    """The numbers of an array that has nothing else in it. Raises `ValueError`, `TypeError`, `RuntimeError`.
 
     An array inside it would be flattened, but there can't be one: `cut_texts` cuts at the first closing bracket, so the
     text would not be valid.

@@ -55,6 +55,7 @@ class Salvage:
         the damaged key and the original one.
         """
         end: _Slot | None = None  # of the first walk
+        searched: _Slot | None = None  # found by a search, which may lead anywhere if the key is damaged
         for (all_slots, next_slot), before_all in zip(_WALKS, _BEFORE_ALL, strict=True):
             last: _Slot = before_all, None
             try:
@@ -62,13 +63,14 @@ class Salvage:
                     if slot == end:
                         return
                     last = slot
-                    yield slot
+                    if slot != searched:
+                        yield slot
             except FAILURES:
                 # Python's module reads one row ahead, so it fails before it returns the last readable slot.
                 with suppress(*FAILURES):
                     for slot in self._connection.execute(next_slot, last[:1]):
-                        if slot != end:
-                            last = slot
+                        if slot not in {end, searched}:
+                            searched = slot
                             yield slot
             else:
                 return

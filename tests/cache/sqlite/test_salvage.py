@@ -138,6 +138,18 @@ def test_keys_that_are_out_of_order_hide_no_others(path: Path, written: bytes, n
     assert salvaged(path) == values(n for n in range(1, COUNT + 1) if n != number)
 
 
+def test_a_damaged_key_before_a_damaged_page_hides_only_its_neighbor(path: Path) -> None:
+    fill(path)
+    content = path.read_bytes()
+    start = content.index(OF_SLOT + key(200)) // PAGE_BYTES * PAGE_BYTES
+    lost = [n for n in range(1, COUNT + 1) if OF_SLOT + key(n) in content[start : start + PAGE_BYTES]]
+    content = content[:start] + b"\xff" * PAGE_BYTES + content[start + PAGE_BYTES :]
+    damaged = lost[0] - 2  # the last slot that Python's module returns
+    path.write_bytes(content.replace(OF_SLOT + key(damaged), OF_SLOT + key(300)))
+    lost += [damaged, damaged + 1]
+    assert salvaged(path) == values(n for n in range(1, COUNT + 1) if n not in lost)
+
+
 def test_a_file_without_anything_readable_is_reported_and_closed(path: Path) -> None:
     path.write_bytes(b"\xff" * 4096)
     with pytest.raises(FAILURES):
