@@ -9,11 +9,14 @@ import socket
 import sys
 
 _TIMEOUT_S = 3.0
+_DEFAULT_PORT = 9090
 
 
 def main() -> int:
     target = sys.argv[1]
-    port = int(os.environ.get("EMBEDDING_PROXY_ADMIN_PORT", "9090"))
+    given = os.environ.get("EMBEDDING_PROXY_ADMIN_PORT", "")
+    # Kubernetes sets it to tcp://… for a Service named embedding-proxy-admin, which the proxy ignores as well.
+    port = int(given) if given.isdecimal() else _DEFAULT_PORT
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT_S) as connection:
             connection.sendall(f"GET {target} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())

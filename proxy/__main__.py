@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 
 def _interrupted(*_: object) -> None:
@@ -10,6 +11,9 @@ def _interrupted(*_: object) -> None:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["serve"]:
+        # A reload must not end a proxy that is about to start: it waits until `proxy.process.run` handles it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     # Importing takes a second. In that time, Ctrl-C could raise an exception anywhere.
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:

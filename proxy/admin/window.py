@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from proxy.admin.latency import Latency, latency_of
 from proxy.admin.samples import Buckets, Samples
-from proxy.labels import FROM_CACHE, RequestOutcome
+from proxy.labels import FROM_CACHE, OUTCOMES, RequestOutcome
 from proxy.telemetry import definitions
 
 _K = TypeVar("_K")
@@ -57,7 +57,7 @@ def counts_of(samples: Samples) -> Counts:
 
 
 def window_of(counts: Counts, seconds: float) -> Window:
-    latency = {outcome: latency_of(buckets) for outcome, buckets in counts.seconds.items()}
+    latency = {outcome.value: latency_of(counts.seconds.get(outcome.value, {})) for outcome in OUTCOMES}
     requests = {outcome: each.count for outcome, each in latency.items()}
     without_errors = sum(requests.values()) - requests.get(RequestOutcome.ERROR, 0)
     items = integers(counts.items)

@@ -9,16 +9,17 @@ import click
 from proxy.cli.option import ENV_PREFIX
 from proxy.config.suggestion import suggestion
 
-# Kubernetes puts the address of every Service into every Pod's environment; for one named `embedding-proxy` or
-# `embedding-proxy-admin` these start with our prefix
+# Kubernetes puts the address of every Service into every Pod's environment; if its name begins with `embedding-proxy`,
+# as that of `embedding-proxy-redis`, these start with our prefix. Some have the names of --port and --admin-port
 # (https://kubernetes.io/docs/tutorials/services/connect-applications-service/).
-_KUBERNETES_SERVICE = re.compile(r"EMBEDDING_PROXY_(ADMIN_)?(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
+_OF_SERVICE = re.compile(rf"{ENV_PREFIX}(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+_ADDRESS_OF_SERVICE = re.compile(rf"{ENV_PREFIX}(\w+_)?PORT=(tcp|udp|sctp)://.*")
 
 
 def drop_kubernetes_service_env() -> None:
-    """Remove Kubernetes' addresses of Services where they have the names of --port and --admin-port."""
-    for name in ("EMBEDDING_PROXY_PORT", "EMBEDDING_PROXY_ADMIN_PORT"):
-        if os.environ.get(name, "").startswith("tcp://"):
+    """Remove Kubernetes' addresses of Services."""
+    for name, value in list(os.environ.items()):
+        if _OF_SERVICE.fullmatch(name) or _ADDRESS_OF_SERVICE.fullmatch(f"{name}={value}"):
             del os.environ[name]
 
 
@@ -28,5 +29,5 @@ def forbid_unknown_variables(known: Collection[str]) -> None:
         if name in known and not value:
             # click would take the default, which for an upstream is the demo.
             raise click.UsageError(f"{name} is empty; give it a value or unset it")
-        if name.startswith(ENV_PREFIX) and name not in known and not _KUBERNETES_SERVICE.fullmatch(name):
+        if name.startswith(ENV_PREFIX) and name not in known:
             raise click.UsageError(f"unknown environment variable {name}; {suggestion(name, sorted(known))}")

@@ -1,6 +1,8 @@
 """The command ``embedding-proxy serve``: its options as settings, and the processes that serve by them."""
 
 import logging
+import os
+import sys
 from functools import partial
 from typing import Any
 
@@ -14,6 +16,8 @@ from proxy.config.settings import Settings
 from proxy.process import run
 from proxy.process.supervisor import Supervisor
 from proxy.telemetry import log
+
+_log = logging.getLogger(__name__)
 
 _PARAMETERS = [
     *(option.parameter() for option in OPTIONS),
@@ -37,8 +41,8 @@ def serve_command(ctx: click.Context, /, workers: int, **_: Any) -> int:
 def _announce(settings: Settings, base_url: str, admin_url: str) -> None:
     if settings.log_format == "json":
         if cost := banner.canary_cost(settings):
-            logging.getLogger(__name__).info("canary: %s", cost)
-        logging.getLogger(__name__).info(
+            _log.info("canary: %s", cost)
+        _log.info(
             "serving %s, upstream %s, store %s, metrics %s/metrics",
             base_url,
             settings.upstream.base_url,
@@ -46,4 +50,8 @@ def _announce(settings: Settings, base_url: str, admin_url: str) -> None:
             admin_url,
         )
         return
-    click.echo(banner.text_of(settings, base_url, admin_url))
+    try:
+        click.echo(banner.text_of(settings, base_url, admin_url))
+    except OSError as error:  # a full disk, or a reader that has left; the proxy serves nevertheless
+        _log.warning("can't print the addresses: %s; serving %s, status %s/", error.strerror, base_url, admin_url)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # its last flush would fail too

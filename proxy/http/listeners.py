@@ -4,7 +4,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,15 @@ def opened(host: str, port: int, *, flag: str, copies: int = 1) -> Iterator[list
 def close(sockets: Sockets) -> None:
     for listening in sockets:
         listening.close()
+
+
+def refuse(sockets: Sockets) -> None:
+    """Refuse connections until `accept` listens again, so that the kernel gives new ones to the other sets. A path has
+    the same socket in all sets, which goes on listening."""
+    for listening in sockets:
+        if listening.family != socket.AF_UNIX:
+            with suppress(OSError):  # it does not listen
+                listening.shutdown(socket.SHUT_RD)
 
 
 def url_of(sockets: Sockets) -> str:

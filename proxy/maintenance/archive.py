@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -83,12 +83,12 @@ def open_part(path: Path, beginning: bytes) -> Iterator[tuple[Path, BinaryIO]]:
     part = path.with_name(path.name + _PART_SUFFIX)
     try:
         with open(part, "a+b", opener=_private) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _require_free(path)  # once more: until it was locked, another export may have finished
+            _lock(file, part)
             _require_own(part, beginning)
             file.seek(0)
             yield part, file
     except BlockingIOError as error:
+        _require_free(path)  # the other export may have finished
         raise ConfigError(f"{part}: another export writes it") from error
     except OSError as error:
         raise ConfigError(f"{part}: {error.strerror or error}") from error
@@ -112,6 +112,16 @@ def _require_free(path: Path) -> None:
     """Raises `ConfigError` if ``path`` exists."""
     if path.exists():
         raise ConfigError(f"{path}: it exists already; delete it, or choose another name")
+
+
+def _lock(file: BinaryIO, part: Path) -> None:
+    """Raises `BlockingIOError` if another export writes ``part``, or has ended since ``file`` was opened: then the file
+    has its name already, and another export may have begun. Raises `OSError`."""
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with suppress(FileNotFoundError):
+        if os.path.samestat(part.stat(), os.fstat(file.fileno())):
+            return
+    raise BlockingIOError
 
 
 def _require_own(part: Path, beginning: bytes) -> None:

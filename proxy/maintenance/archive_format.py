@@ -175,7 +175,10 @@ def _part(kind: bytes, content: bytes, end: int) -> Part | None:
 
 
 def _header(content: bytes) -> Header:
-    fields = orjson.loads(content)
+    try:
+        fields = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        fields = None
     if not isinstance(fields, dict) or fields.get("format") != _VERSION:
         found = fields.get("format") if isinstance(fields, dict) else None
         raise UnknownFormat(f"its format is {found!r}; this version of embedding-proxy reads format {_VERSION}")

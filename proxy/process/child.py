@@ -13,6 +13,7 @@ _SHORT_LIFE_S, _FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 0.2, 5.0
 class Child:
     name: str
     run: Callable[[], int]  # in the child; returns the exit status
+    refuse_clients: Callable[[], object]  # until it runs again, its connections are refused and do not wait for it
     pid: int = 0  # 0: it is not running
     started_s: float = 0.0
     due_s: float = math.inf  # when to start it, if it is not running
@@ -26,5 +27,6 @@ class Child:
             self._pause_s = 0.0
         if exit_code == REFUSED:  # a file named in its settings became unusable; it may be repaired
             self._pause_s = LONGEST_PAUSE_S
+            self.refuse_clients()
         self.due_s = now_s + self._pause_s
         self._pause_s = min(LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, 2 * self._pause_s))

@@ -90,6 +90,7 @@ async def serve(
 
     async with app.running(settings, write_log=write_log if settings.logs_requests else None, bound=bound) as proxy:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup, proxy)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # `proxy.__main__` and the supervisor block it
         announce(proxy)
         await proxy.cache.probe_store()
         # Objects alive now stay alive, so the collector need not scan them again.

@@ -1,7 +1,8 @@
 """One proxy of several processes: workers, a process for the admin port, and their supervisor.
 
 The supervisor forks, waits for signals, and does nothing else: it has no event loop, and no threads that a fork could
-interrupt at a bad moment. It keeps the sockets open, so that connections to a crashed worker wait for the next one.
+interrupt at a bad moment. It keeps the sockets open, so that connections to a crashed worker wait for the next one. A
+worker that can't start again gets no connections meanwhile.
 """
 
 import logging
@@ -82,8 +83,10 @@ class Supervisor:
         stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
         worker_settings = _worker_settings(settings, self._workers)
         for number, sockets in enumerate(data, 1):
-            self._children.append(Child(f"worker {number}", partial(self._work, worker_settings, sockets)))
-        self._children.append(Child(_ADMIN, partial(self._administer, base_url, admin)))
+            work = partial(self._work, worker_settings, sockets)
+            self._children.append(Child(f"worker {number}", work, partial(listeners.refuse, sockets)))
+        administer = partial(self._administer, base_url, admin)
+        self._children.append(Child(_ADMIN, administer, partial(listeners.refuse, admin)))
         return base_url, admin_url
 
     def _start_all(self) -> None:
@@ -179,7 +182,8 @@ class Supervisor:
                 _close(end)  # only the supervisor may have this end, or the pipe would not end with it
             # A terminal sends SIGINT to all processes; the supervisor decides what it means.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            # A reload waits until a worker handles it; the process of the admin port never does.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS - {signal.SIGHUP})
             status = child.run()
         except ConfigError as error:
             _log.error("%s", error)

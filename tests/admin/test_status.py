@@ -11,6 +11,7 @@ from proxy.admin.latency import Latency, quantile
 from proxy.admin.samples import Samples
 from proxy.admin.status import About, MemoryStatus, ModelStatus, RateLimitStatus, Status, UpstreamStatus, status_of
 from proxy.admin.window import counts_of
+from proxy.cli.stats_text import render
 from proxy.labels import OUTCOMES, ItemResult, RequestOutcome
 from proxy.telemetry.lane_gauges import LaneState
 from proxy.telemetry.metrics import Metrics
@@ -71,6 +72,11 @@ def test_a_proxy_without_requests() -> None:
     assert shown.breakers == {"store_read": "closed", "store_write": "closed"}
     assert shown.history == [Step(seconds=0.0, requests=0, from_cache=0, asked=0)]
     assert shown.memory == MemoryStatus(bytes=0, limit_bytes=0, entries=0)
+
+
+def test_workers_of_which_none_has_been_read() -> None:
+    found = status_of([], ABOUT, History(0.0), now_s=1.0, uptime_s=1.0, is_draining=False)
+    assert "requests from cache" in render(found)
 
 
 @pytest.fixture

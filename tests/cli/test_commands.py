@@ -54,6 +54,18 @@ def test_without_a_command_it_shows_its_help(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+def test_on_a_full_disk_it_serves_without_its_banner() -> None:
+    command = [sys.executable, "-m", "proxy", "serve", "--port", "0", "--admin-port", "0", "--store", "memory:"]
+    with Path("/dev/full").open("w") as full:
+        served = subprocess.Popen(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert served.stderr is not None
+    assert "can't print the addresses: No space left on device; serving http://127.0.0.1:" in served.stderr.readline()
+    served.terminate()
+    log = served.communicate()[1]
+    assert (served.returncode, "can't write" in log) == (0, False)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["providers"], ["cache", "purge", "--help"]])
 def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:

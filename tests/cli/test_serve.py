@@ -133,6 +133,10 @@ def test_kubernetes_service_variables_with_our_prefix_are_ignored(
         "ADMIN_SERVICE_HOST": "10.0.0.12",
         "ADMIN_PORT": "tcp://10.0.0.12:9090",
         "ADMIN_PORT_9090_TCP_ADDR": "10.0.0.12",
+        "REDIS_SERVICE_HOST": "10.0.0.13",
+        "REDIS_SERVICE_PORT_REDIS": "6379",
+        "REDIS_PORT": "tcp://10.0.0.13:6379",
+        "REDIS_PORT_6379_TCP_PROTO": "tcp",
     }.items():
         monkeypatch.setenv(f"EMBEDDING_PROXY_{name}", value)
     assert serve(monkeypatch) == 0

@@ -139,7 +139,13 @@ async def test_the_probe_tells_200_from_anything_else() -> None:
     assert "refused" in why
 
 
-async def probe(target: str, port: int) -> tuple[int, str]:
+async def test_the_probe_ignores_an_address_of_kubernetes() -> None:
+    """A Service named embedding-proxy-admin sets the variable in every Pod of its namespace."""
+    _, why = await probe("/none", "tcp://10.0.0.12:9090")
+    assert why.startswith("/none on port 9090: ")
+
+
+async def probe(target: str, port: int | str) -> tuple[int, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-I", "-S", str(DEPLOY / "probe.py"), target,
         env={"EMBEDDING_PROXY_ADMIN_PORT": str(port)}, stderr=subprocess.PIPE,

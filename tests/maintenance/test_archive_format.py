@@ -90,6 +90,8 @@ def test_a_later_format_is_refused_and_unknown_kinds_are_skipped() -> None:
     later = archive_format._frame(b"H", b'{"format":2}')
     with pytest.raises(UnknownFormat, match="its format is 2; this version of embedding-proxy reads format 1"):
         decoded([later])
+    with pytest.raises(UnknownFormat, match="its format is None"):
+        decoded([archive_format._frame(b"H", b"{")])
     parts = decoded([archive_format.header(), archive_format._frame(b"?", b"new"), archive_format.end(0)])
     assert parts == [Header({"format": 1}), End(0)]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from aiohttp import ClientError, ClientSession, web
 
 from proxy.access import client_keys
 from tests.support.gate import Gate
+from tests.support.process import PROGRAM, Process
 from tests.support.rolling import until_not_ready
 from tests.support.scripted import Call, ScriptedUpstream
 from tests.support.workers import REQUESTS, TIMEOUT_S, ask, children, is_there, proxy, scraped, until, until_true
@@ -185,31 +187,37 @@ async def test_sigterm_ends_it_when_no_worker_is_alive(upstream: ScriptedUpstrea
         await asyncio.to_thread(process.wait)
 
 
-async def test_a_worker_that_can_not_restart_leaves_the_others_running(
+async def test_a_worker_that_can_not_restart_leaves_its_clients_to_the_others(
     upstream: ScriptedUpstream, session: ClientSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UPSTREAM_KEY", "sk-owned")
     path = tmp_path / "clients"
     key = client_keys.add(path, "first")
+    listed = path.read_text()
     with proxy(tmp_path, upstream, "--upstream-key-env", "UPSTREAM_KEY", "--client-keys", str(path)) as process:
-        first = children(process)[0]
         path.write_text("what is this")
-        os.kill(first, signal.SIGKILL)
-        await until_true(lambda: first not in children(process))
+        os.kill(children(process)[0], signal.SIGKILL)
+        while "worker 1 ended, exit status 2" not in await asyncio.to_thread(process.readline):
+            pass
+        # With its socket open, the kernel would give it half of the connections, and they would wait.
+        assert [await ask(session, process, key=key) for _ in range(20)] == [200] * 20
+        path.write_text(listed)
+        first = await _processes_of_requests(process, 20)
 
-        async def has_failed() -> bool:
-            return len(children(process)) == 2
+        async def is_back() -> bool:
+            assert await ask(session, process, key=key) == 200
+            return await _processes_of_requests(process, 1) != first
 
-        await until(has_failed)
+        await until(is_back)
 
-        async def answers() -> bool:
-            try:
-                async with asyncio.timeout(1):
-                    return await ask(session, process, key=key) == 200
-            except (TimeoutError, ClientError):  # its socket is that of the one that is missing
-                return False
 
-        await until(answers)
+async def _processes_of_requests(process: Process, count: int) -> set[str]:
+    """What distinguishes the IDs of the processes that handled the next requests of the log."""
+    found: list[str] = []
+    while len(found) < count:
+        line = await asyncio.to_thread(process.readline)
+        found += re.findall(r" m  (\w+)-\w+", line)
+    return set(found)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -223,3 +231,33 @@ async def test_sighup_without_files_to_reload_ends_no_process(
         status, log = await asyncio.to_thread(process.stop, signal.SIGTERM)
         assert status == 0
         assert "SIGHUP: no client keys or certificates to reload" in log
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_sighup_before_it_is_ready_waits_until_it_is(
+    upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setenv("UPSTREAM_KEY", "sk-owned")
+    path, listed, log = tmp_path / "clients", tmp_path / "listed", tmp_path / "log"
+    client_keys.add(listed, "first")
+    os.mkfifo(path)
+    flags = ("--upstream-key-env", "UPSTREAM_KEY", "--client-keys", str(path), "--workers", str(workers))
+    command = [*PROGRAM, "serve", "--port", "0", "--admin-port", "0", "--store", "memory:", *flags]
+    with log.open("w") as file:
+        process = subprocess.Popen([*command, "--upstream", upstream.base_url], stdout=file, stderr=file)
+    try:
+        with await asyncio.to_thread(path.open, "w") as fifo:  # opened once it reads its keys, as it starts
+            of_worker = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            os.kill(process.pid if workers == 1 else int(of_worker.read_text().split()[0]), signal.SIGHUP)
+            listed.replace(path)
+            fifo.write(path.read_text())
+
+        def is_reloaded() -> bool:
+            assert process.poll() is None, log.read_text()
+            return "client keys: reloaded 1" in log.read_text()
+
+        await until_true(is_reloaded)
+        assert "ended" not in log.read_text()
+    finally:
+        process.terminate()
+        await asyncio.to_thread(process.wait)
