@@ -79,9 +79,11 @@ class Writer:
             fresh = {key: record for key, record in fresh.items() if key not in late}
         certainty = Certainty.REPLACING if overwrite else Certainty.INSERTING
         mine: dict[bytes, Entry] = {}
+        values: dict[bytes, bytes] = {}
         async for some in in_turns(list(fresh)):
             mine |= {key: Entry.of(fresh[key], certainty) for key in some}
-        task = self._start(mine, fresh, overwrite=overwrite, asked=asked) if mine else None
+            values |= self._codec.encode({key: fresh[key] for key in some})
+        task = self._start(mine, lambda: values, overwrite=overwrite, asked=asked) if mine else None
         if task is not None and not self._store.has_failed_read:
             await asyncio.wait([task], timeout=self._store.timeout_for_s(mine))
         cutoff_s = self._freshness_cutoff_s()
@@ -124,7 +126,13 @@ class Writer:
             entries = {key: entry for key, entry in unstored.items() if entry.overwrites is overwrite}
             fresh = {key: entry.record() for key, entry in entries.items()}
             if fresh and (
-                task := self._start(entries, fresh, overwrite=overwrite, is_repeated=True, asked=self._discards.now)
+                task := self._start(
+                    entries,
+                    partial(self._codec.encode, fresh),
+                    overwrite=overwrite,
+                    is_repeated=True,
+                    asked=self._discards.now,
+                )
             ):
                 self.pending.update((key, (entry, task)) for key, entry in entries.items())
 
@@ -137,21 +145,21 @@ class Writer:
     def _start(
         self,
         entries: Mapping[bytes, Entry],
-        fresh: Mapping[bytes, Record],
+        values: Callable[[], Mapping[bytes, bytes]],
         *,
         overwrite: bool,
         asked: Mark,
         is_repeated: bool = False,
     ) -> _WriteTask | None:
-        """Start to write ``fresh``, the records of ``entries``. The write goes on if its caller is cancelled. None if
+        """Start to write ``values``, the records of ``entries``. The write goes on if its caller is cancelled. None if
         the store takes no writes now."""
-        attempt = self._store.attempt_write(len(fresh), is_repeated=is_repeated)
+        attempt = self._store.attempt_write(len(entries), is_repeated=is_repeated)
         if attempt is None:
             return None
         write = _Write(
             attempt=attempt,
             entries=entries,
-            values=self._codec.encode(fresh),
+            values=values(),
             before={key: self.get(key) for key in entries},
             began=self._discards.now,
             asked=asked,

@@ -254,19 +254,20 @@ class Batcher:
         await self._deliver(ended, asked)
 
     async def _deliver(self, ended: Sequence[Ended], asked: Asked) -> None:
-        """Tell requests their outcomes: failures at once, and vectors when they are in the cache."""
+        """Tell requests their outcomes: failures at once, and vectors when they are in the cache, if they may be."""
         self._write_through.note([one.request for one, _ in ended], [outcome for _, outcome in ended], asked)
-        good: list[Waiting] = []
-        results: list[EmbedResult] = []
+        private: list[tuple[Waiting, EmbedResult]] = []
+        stored: list[tuple[Waiting, EmbedResult]] = []
         for waiting, outcome in ended:
             if isinstance(outcome, EmbedResult):
-                good.append(waiting)
-                results.append(outcome)
+                (stored if waiting.request.policy.is_stored else private).append((waiting, outcome))
             else:
                 waiting.resolve(outcome)
-        written = await self._write_through.write([waiting.request for waiting in good], results, asked)
-        for waiting, result in zip(good, written, strict=True):
-            waiting.resolve(result)
+        for good in filter(None, (private, stored)):  # those that are not stored don't wait for the store
+            requests, results = [waiting.request for waiting, _ in good], [result for _, result in good]
+            written = await self._write_through.write(requests, results, asked)
+            for (waiting, _), result in zip(good, written, strict=True):
+                waiting.resolve(result)
 
     def _forget_if_idle(self, group: Group) -> None:
         if group.name is None or group.calls or group.waiting:

@@ -2,19 +2,22 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from proxy.cache.backlog import Backlog
+from proxy.cache.codec import RecordCodec
 from proxy.cache.unstored import Unstored
 from proxy.config.settings import StoreSetting
 from proxy.errors import StoreError
+from proxy.protocol.records import Record
 from proxy.telemetry.metrics import Metrics
+from proxy.turns import KEYS_A_TURN
 from tests.conftest import StartProxy
 from tests.support.client import Client
-from tests.support.dict_store import A, B, DictStore, look_up, make_cache, record, served, written
+from tests.support.dict_store import A, B, DictStore, key_of, look_up, make_cache, record, served, written
 from tests.support.scripted import ScriptedUpstream
 
 
@@ -35,6 +38,25 @@ async def test_twenty_batches_of_2048_items_at_once_are_all_stored(
     connection.close()
     assert sum(upstream.items.values()) == 20 * 2048
     assert await client.metric("embedding_proxy_store_unstored_items_total") == 0
+
+
+async def test_many_records_are_encoded_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = DictStore()
+    cache = make_cache(store)
+    sizes: list[int] = []
+    encode = RecordCodec.encode
+
+    def count(codec: RecordCodec, fresh: Mapping[bytes, Record]) -> dict[bytes, bytes]:
+        sizes.append(len(fresh))
+        return encode(codec, fresh)
+
+    monkeypatch.setattr(RecordCodec, "encode", count)
+    keys = [key_of(number) for number in range(2 * KEYS_A_TURN + 1)]
+    await cache.write({key: record(1.0) for key in keys}, overwrite=False)
+    await written(cache)
+    assert sizes == [KEYS_A_TURN, KEYS_A_TURN, 1]
+    assert list(store.values) == keys
+    await cache.aclose()
 
 
 async def test_the_next_upstream_call_waits_until_the_store_has_written(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from proxy.access.validations import Validations
-from proxy.cache.store import NoStore
+from proxy.cache.store import NoStore, Store
 from proxy.errors import Overloaded, ProxyError
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.client_wait import ClientWait
@@ -17,7 +17,7 @@ from proxy.fetch.write_through import WriteThrough
 from proxy.protocol.provider import Limits
 from proxy.telemetry.metrics import Metrics
 from tests.support.client_requests import client_request_for
-from tests.support.dict_store import Clock, make_cache
+from tests.support.dict_store import Clock, DictStore, make_cache
 from tests.support.fake_client import FakeClient, always_room, origin_of, response
 from tests.support.virtual_loop import virtually
 
@@ -26,11 +26,13 @@ IDLE = "<Batcher 0 groups, 0 calls, 0 items>"
 
 
 class Batching:
-    def __init__(self, *, concurrency: int = 4, max_items: int = 100, max_bytes: int = 10**6) -> None:
+    def __init__(
+        self, *, concurrency: int = 4, max_items: int = 100, max_bytes: int = 10**6, store: Store | None = None
+    ) -> None:
         self.client = FakeClient()
         self.origin = origin_of(self.client)
         validations = Validations(ttl_s=60, clock=lambda: 0.0)
-        write_through = WriteThrough(make_cache(NoStore()), validations, clock=Clock())
+        write_through = WriteThrough(make_cache(store or NoStore()), validations, clock=Clock())
         self.batcher = Batcher(
             Metrics(), write_through, window_s=WINDOW_S, concurrency=concurrency, timeout_s=60,
             max_queued_items=max_items, max_queued_bytes=max_bytes, max_incoming_bytes=10**8, room=always_room,
@@ -72,6 +74,21 @@ async def test_requests_of_one_turn_travel_together_and_each_gets_its_own() -> N
     assert await outcomes(own.send("one"), own.send("three", "x")) == [[b"\x03\x01"], [b"\x05\x01", b"\x01\x01"]]
     assert own.calls == [["one", "three", "x"]]
     assert repr(own.batcher) == IDLE
+
+
+@virtually
+async def test_what_is_not_stored_does_not_wait_for_the_store_with_others_of_its_call() -> None:
+    store = DictStore()
+    store.writes.clear()
+    own = Batching(store=store)
+    private = own.request("no-store")
+    private.policy = private.policy.private()
+    tasks = [own.send("a"), own.submit(private)]
+    await own.settle()
+    assert own.calls == [["a", "no-store"]]
+    assert [task.done() for task in tasks] == [False, True]
+    store.writes.set()
+    assert len(await outcomes(*tasks)) == 2
 
 
 @virtually
