@@ -42,3 +42,9 @@ def test_cost_is_that_of_a_million_tokens() -> None:
     free = Row("search", "m", None)
     free.billed = 10
     assert free.cost == (0.0, 0.0)
+
+
+def test_a_new_row_has_counted_nothing() -> None:
+    row = Row("search", "m", 2.0)
+    assert set(row.requests.values()) == set(row.items.values()) == {0}
+    assert (row.bypasses, row.held_s, row.cost) == ({}, 0.0, (0.0, 0.0))
