@@ -20,7 +20,7 @@ from proxy.cli.request_options import parse_field, parse_header
 from proxy.config.secrets import read_secret
 from proxy.errors import ConfigError
 from proxy.filling.batches import Batch, Distinct, batched
-from proxy.filling.corpus import read_texts
+from proxy.filling.corpus import forbid_pipe, read_texts
 from proxy.filling.embedding_call import EmbeddingCall
 from proxy.filling.forecast import forecast
 from proxy.filling.results import Forecast, Warmed
@@ -98,6 +98,7 @@ def warm_command(ctx: click.Context, /, corpus: Path, *, dry_run: bool, is_json:
     interrupted, run it again: you do not pay again for what is cached.
     """
     call = _call(ctx)
+    forbid_pipe(corpus)
     texts = Distinct()
     # All lines are read once before anything is sent, so that a bad one costs nothing.
     distinct = sum(1 for _ in islice(texts.of(read_texts(corpus)), ctx.params["limit"]))

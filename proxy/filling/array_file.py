@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proxy.errors import ConfigError
-from proxy.filling.corpus import read_texts
+from proxy.filling.corpus import forbid_pipe, read_texts
 from proxy.filling.paid import Paid, PaidText
 
 _KINDS = {"f4", "f8", "i1", "u1", "i2", "i4", "i8"}
@@ -18,6 +18,7 @@ _ACCEPTED = "accepted: a .npy file of a matrix of float32, float64 or integers, 
 def read_array_file(texts: Path, vectors: Path) -> Paid:
     """The texts, each with the row of its vector. Raises `ConfigError`, also for a line without a text: every row after
     it would get the wrong text."""
+    forbid_pipe(texts)
     matrix = _read_matrix(vectors)
     count = sum(1 for _ in read_texts(texts))
     if count != len(matrix):

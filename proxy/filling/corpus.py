@@ -24,6 +24,12 @@ class Text(NamedTuple):
     text: str
 
 
+def forbid_pipe(path: Path) -> None:
+    """Raises `ConfigError` for what can be read only once: the second time, a pipe is empty."""
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path}: it can't be read twice, as a pipe; accepted: the name of a file")
+
+
 def read_lines(path: Path) -> Iterator[Line]:
     """The lines of a file that are not blank. Raises `ConfigError`, also during the iteration."""
     if str(path) == "-":

@@ -14,6 +14,8 @@ _ACCEPTED = 'accepted: a column "text" or "input" of strings, and "embedding" or
 
 
 def is_parquet(path: Path) -> bool:
+    if not path.is_file():
+        return False  # what is read here of a pipe would be lost to its reader
     try:
         with path.open("rb") as file:
             return file.read(len(_MAGIC)) == _MAGIC

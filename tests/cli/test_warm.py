@@ -1,5 +1,6 @@
 """``embedding-proxy warm`` against a running proxy, as a user runs it."""
 
+import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -159,3 +160,13 @@ def test_a_file_that_is_not_there_is_one_line(
 ) -> None:
     ended = cli.run(monkeypatch, capsys, "warm", "/none", "--model", "m")
     assert ended == Ended(2, "", "embedding-proxy: /none: No such file or directory\n")
+
+
+def test_a_corpus_from_a_pipe_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    ended = cli.run(monkeypatch, capsys, "warm", str(path), "--model", "m")
+    message = f"embedding-proxy: {path}: it can't be read twice, as a pipe; accepted: the name of a file\n"
+    assert (ended.status, ended.err) == (2, message)

@@ -1,5 +1,6 @@
 """Vectors that were paid for, as files have them, and the lines that have none."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from proxy.filling.array_file import read_array_file
 from proxy.filling.batch_files import read_batch_files
 from proxy.filling.paid import PaidCall, PaidText
 from proxy.filling.paid_lines import parse_paid_line, read_paid_lines
+from proxy.filling.parquet_file import is_parquet
 from proxy.filling.results import RefusedText
 
 
@@ -163,3 +165,12 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("a")
     with pytest.raises(ConfigError, match="none: No such file or directory"):
         list(read_array_file(tmp_path / "texts.txt", tmp_path / "none"))
+
+
+def test_nothing_of_a_pipe_is_read_before_its_reader_reads_it(tmp_path: Path) -> None:
+    path, vectors = tmp_path / "pipe", tmp_path / "v.npy"
+    os.mkfifo(path)
+    np.save(vectors, np.ones((2, 3), "f4"))
+    assert not is_parquet(path)
+    with pytest.raises(ConfigError, match="it can't be read twice"):
+        next(iter(read_array_file(path, vectors)))
