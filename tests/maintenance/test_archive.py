@@ -25,6 +25,6 @@ def test_an_export_that_ends_just_now_is_left_as_it_is(tmp_path: Path, monkeypat
         lock(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", ends)
-    with pytest.raises(ConfigError, match="another export writes it"), open_archive(path, "s"):
+    with pytest.raises(ConfigError, match="it exists already"), open_archive(path, "s"):
         pass
     assert path.read_bytes() == whole
