@@ -30,6 +30,7 @@ from proxy.protocol.provider import Limits
 from proxy.protocol.tokens import estimated_tokens
 from proxy.tasks import TaskSet, log_to
 from proxy.telemetry.metrics import Metrics
+from proxy.turns import in_turns
 from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin
 
@@ -266,8 +267,10 @@ class Batcher:
         for good in filter(None, (private, stored)):  # those that are not stored don't wait for the store
             requests, results = [waiting.request for waiting, _ in good], [result for _, result in good]
             written = await self._write_through.write(requests, results, asked)
-            for (waiting, _), result in zip(good, written, strict=True):
-                waiting.resolve(result)
+            told = list(zip(good, written, strict=True))
+            async for some in in_turns(told):  # each goes on in the next iteration of the loop, all of them together
+                for (waiting, _), result in some:
+                    waiting.resolve(result)
 
     def _forget_if_idle(self, group: Group) -> None:
         if group.name is None or group.calls or group.waiting:

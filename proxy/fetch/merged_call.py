@@ -4,7 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 
 from multidict import CIMultiDict
 
@@ -28,6 +28,7 @@ from proxy.protocol import embedding_request
 from proxy.protocol.header_kinds import is_assertion
 from proxy.protocol.tokens import share_tokens
 from proxy.telemetry.metrics import Metrics
+from proxy.turns import in_turns
 from proxy.upstream.router import Origin
 
 _FIRST_PROBES = 2
@@ -85,7 +86,10 @@ class MergedCalls:
         if not isinstance(sent, ValidResponse):
             return sent
         self._merge_limits.merging_worked(client_request.origin.name, client_request.parsed.model)
-        return list(_share_out(requests, sent))
+        shares, results = _share_out(requests, sent), list[EmbedResult]()
+        async for some in in_turns(requests):
+            results += islice(shares, len(some))
+        return results
 
     async def _send_apart(
         self, requests: Sequence[FetchRequest], failure: CallFailure

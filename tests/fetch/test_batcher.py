@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from proxy import turns
 from proxy.access.validations import Validations
 from proxy.cache.store import NoStore, Store
 from proxy.errors import Overloaded, ProxyError
@@ -16,6 +17,7 @@ from proxy.fetch.singleflight import Flights
 from proxy.fetch.write_through import WriteThrough
 from proxy.protocol.provider import Limits
 from proxy.telemetry.metrics import Metrics
+from proxy.turns import KEYS_A_TURN
 from tests.support.client_requests import client_request_for
 from tests.support.dict_store import Clock, DictStore, make_cache
 from tests.support.fake_client import FakeClient, always_room, origin_of, response
@@ -243,3 +245,21 @@ async def test_retries_end_while_calls_fail() -> None:
     assert taken > 0
     other = origin_of(FakeClient(), "two")
     assert own.batcher.takes_retry(other)
+
+
+@virtually
+async def test_the_requests_of_a_large_call_go_on_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Batching(max_items=10**4)
+    own.origin.limits = Limits(items=10**4)
+    sent = [own.send(f"text {number}") for number in range(3 * KEYS_A_TURN)]
+    resolved: list[int] = []
+    turn = turns.turn
+
+    async def counted() -> None:
+        resolved.append(sum(task.done() for task in sent))
+        await turn()
+
+    monkeypatch.setattr(turns, "turn", counted)
+    await asyncio.gather(*sent)
+    assert len(own.calls) == 1
+    assert max(resolved) >= KEYS_A_TURN  # some had gone on when others waited for their turn
