@@ -1,5 +1,6 @@
 """The SQLite store's file on disk: locked, created, identified, and renamed when it is damaged."""
 
+import codecs
 import fcntl
 import os
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from proxy.errors import StoreError
 _COMPANIONS = ("-wal", "-shm")
 # A bad disk may damage one file after another; the copies must not fill it.
 _MAX_ASIDE = 3
+_SAMPLE_BYTES = 64 * 1024
 
 
 @contextmanager
@@ -61,3 +63,15 @@ def set_aside(path: Path) -> Path:
         with suppress(FileNotFoundError):
             Path(f"{path}{companion}").rename(f"{aside}{companion}")
     return aside
+
+
+def is_text(path: Path) -> bool:
+    """Whether the file begins with text, which no damage makes of a database. Only for a file that no thread has open:
+    closing it here would release its locks. Raises `OSError`."""
+    with path.open("rb") as file:
+        beginning = file.read(_SAMPLE_BYTES)
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(beginning)  # its last letter may be cut
+    except UnicodeDecodeError:
+        return False
+    return "\0" not in text

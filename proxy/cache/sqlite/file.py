@@ -135,6 +135,8 @@ class DatabaseThread:
             with disk.locked(self._path.parent):
                 if disk.identity(self._path) != self._identity:
                     return  # another process or thread has set it aside
+                if _code(error) == sqlite3.SQLITE_NOTADB and disk.is_text(self._path):
+                    raise StoreError("corrupt", f"{self._path}: a file of text and no store; left unchanged")
                 aside = disk.set_aside(self._path)
         except OSError as refusal:
             message = f"{self._path} is damaged ({error}), and can't be renamed: {refusal.strerror}"
