@@ -108,7 +108,11 @@ def _reload(proxy: Running) -> None:
     """Read the files of keys and certificates again. A file that can't be used changes nothing."""
     if proxy.client_keys is not None:
         try:
-            _log.info("client keys: reloaded %d", proxy.client_keys.reload())
+            count = proxy.client_keys.reload()
+            if count:
+                _log.info("client keys: reloaded %d", count)
+            else:
+                _log.warning("client keys: the file has none; every client gets 401")
         except ConfigError as error:
             _log.error("%s; keeping the previous keys", error)
     for origin in proxy.origins.all:

@@ -218,6 +218,10 @@ async def test_a_running_proxy_reloads_the_keys_on_a_signal(
         await reload()
         assert said[-1].endswith("client keys: reloaded 1\n")
         assert [await ask(key) for key in (first, second)] == [401, 200]
+        client_keys.revoke(path, "second")
+        await reload()
+        assert re.search(r" WARNING +client keys: the file has none; every client gets 401\n", said[-1])
+        assert [await ask(key) for key in (first, second)] == [401, 401]
     status, rest = await asyncio.to_thread(process.stop, signal.SIGTERM)
     assert status == 0
     everything = process.banner + "".join(said) + rest
