@@ -9,7 +9,6 @@ import pytest
 from proxy import turns
 from proxy.cache.cache import Cache
 from proxy.cache.change_feed import AGAIN_AFTER_S
-from proxy.cache.discards import EVERYTHING, Discards
 from proxy.cache.store import Changes
 from proxy.errors import StoreError
 from proxy.telemetry.metrics import Metrics
@@ -234,21 +233,3 @@ class Delivery:
         self.has_read.set()
         await self.may_return.wait()
         return found
-
-
-def test_a_mark_contains_what_was_discarded_since() -> None:
-    discards = Discards(again_after_s=2.0)
-    first = discards.now
-    discards.add({A}, 0.0)
-    second = discards.now
-    discards.add({B}, 1.0)
-    assert [key in first for key in (A, B, C)] == [True, True, False]
-    assert [key in second for key in (A, B, C)] == [False, True, False]
-    third = discards.now
-    assert discards.take_due(1.9) == []
-    assert discards.take_due(2.0) == [{A}]
-    assert [key in third for key in (A, B, C)] == [True, False, False]
-    assert discards.take_due(10.0) == [{B}]
-    discards.add(EVERYTHING, 10.0)
-    assert C in third
-    assert discards.take_due(100.0) == []
