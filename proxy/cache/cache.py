@@ -81,11 +81,6 @@ class Cache:
         return not self._store.is_absent
 
     @property
-    def is_worth_reading(self) -> bool:
-        """Whether there is a store, and its latest read did not fail."""
-        return not (self._store.is_absent or self._store.has_failed_read)
-
-    @property
     def has_leases(self) -> bool:
         """Whether `leasing` may tell this process from others."""
         return self._store.has_leases

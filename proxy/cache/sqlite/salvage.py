@@ -10,12 +10,16 @@ from proxy.cache.sqlite.file import FAILURES
 from proxy.protocol.keys import KEY_BYTES
 
 _CHUNK = 64
-# Forward and then backward: the query for all slots in the order of the index, and that for the slot after a key.
+# Forward and then backward: the query for all slots in the order of the index, the query for the slot after a key, and
+# what is before all keys.
 _WALKS = (
-    ("SELECT key, id FROM slot ORDER BY key", "SELECT key, id FROM slot WHERE key > ? ORDER BY key LIMIT 1"),
-    ("SELECT key, id FROM slot ORDER BY key DESC", "SELECT key, id FROM slot WHERE key < ? ORDER BY key DESC LIMIT 1"),
+    ("SELECT key, id FROM slot ORDER BY key", "SELECT key, id FROM slot WHERE key > ? ORDER BY key LIMIT 1", b""),
+    (
+        "SELECT key, id FROM slot ORDER BY key DESC",
+        "SELECT key, id FROM slot WHERE key < ? ORDER BY key DESC LIMIT 1",
+        b"\xff" * (KEY_BYTES + 1),
+    ),
 )
-_BEFORE_ALL = (b"", b"\xff" * (KEY_BYTES + 1))
 
 _Slot = tuple[object, object]  # a key and an id; a damaged one has any type
 
@@ -56,7 +60,7 @@ class Salvage:
         """
         end: _Slot | None = None  # of the first walk
         searched: _Slot | None = None  # found by a search, which may lead anywhere if the key is damaged
-        for (all_slots, next_slot), before_all in zip(_WALKS, _BEFORE_ALL, strict=True):
+        for all_slots, next_slot, before_all in _WALKS:
             last: _Slot = before_all, None
             try:
                 for slot in self._connection.execute(all_slots):
