@@ -13,10 +13,10 @@ from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.held import HeldRequests
 from proxy.fetch.lane import Lanes
 from proxy.fetch.outcomes import EmbedResult
-from proxy.fetch.pacer import Pacer
 from proxy.fetch.request import FetchRequest, Policy
 from proxy.fetch.singleflight import Flights
 from proxy.fetch.waiting import Waiting
+from proxy.pacing.pacer import Pacer
 from proxy.protocol.provider import Limits
 from proxy.protocol.vectors import DType, Vector
 from proxy.telemetry.metrics import Metrics

@@ -19,10 +19,10 @@ from proxy.errors import ConfigError
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.lane import Lanes
-from proxy.fetch.pacer import Pacer
 from proxy.fetch.spending import REPORT_S, Spending
 from proxy.fetch.write_through import WriteThrough
 from proxy.ledger.ledger import MAX_PSEUDONYMS, Ledger
+from proxy.pacing.pacer import Pacer
 from proxy.periodic import every
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import Traces

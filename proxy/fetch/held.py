@@ -16,11 +16,11 @@ from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.held_keys import HeldKeys
 from proxy.fetch.lane import Lane, LaneCall, Lanes
 from proxy.fetch.outcomes import CallFailure, EmbedResult, ErrorResponse, Outcome, rate_limit_refusal
-from proxy.fetch.quotas import Cost
 from proxy.fetch.request import ClientRequest, FetchRequest
-from proxy.fetch.sent_call import SentCall
-from proxy.fetch.stated_quota import NEVER_S
 from proxy.fetch.waiting import Ended, Waiting, cost_of
+from proxy.pacing.quotas import Cost
+from proxy.pacing.sent_call import SentCall
+from proxy.pacing.stated_quota import NEVER_S
 from proxy.protocol.provider import Limits
 from proxy.telemetry.metrics import Metrics
 

@@ -7,13 +7,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from proxy.fetch.outcomes import EmbedResult, ErrorResponse, Outcome, without_request
-from proxy.fetch.pacer import Pacer
-from proxy.fetch.quotas import Cost
 from proxy.fetch.request import ClientRequest, LaneName
-from proxy.fetch.sent_call import SentCall
-from proxy.fetch.stated_quota import NEVER_S
-from proxy.fetch.wait_queue import Ticket, WaitQueue
 from proxy.fetch.waiting import Waiting, cost_of
+from proxy.pacing.pacer import Pacer
+from proxy.pacing.quotas import Cost
+from proxy.pacing.sent_call import SentCall
+from proxy.pacing.stated_quota import NEVER_S
+from proxy.pacing.wait_queue import Ticket, WaitQueue
 from proxy.protocol import rate_limits
 from proxy.protocol.provider import Limits
 from proxy.telemetry.lane_gauges import LaneState

@@ -8,9 +8,9 @@ from msgspec import Struct
 from proxy.errors import ProxyError
 from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.outcomes import CallFailure, Outcome
-from proxy.fetch.quotas import Cost
 from proxy.fetch.request import FetchRequest
-from proxy.fetch.wait_queue import Ticket
+from proxy.pacing.quotas import Cost
+from proxy.pacing.wait_queue import Ticket
 
 
 class Waiting(Struct, eq=False):

@@ -10,7 +10,7 @@ from aiohttp.web import BaseRequest, RequestPayloadError
 from proxy import turns
 from proxy.budget import Budget, Tenant
 from proxy.errors import BodyTooComplex, BodyTooLarge, InvalidRequest
-from proxy.http.pacing import paced
+from proxy.http.body_rate import paced
 from proxy.labels import BypassReason
 from proxy.pieces import Pieces
 from proxy.protocol import content_coding

@@ -12,8 +12,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from proxy.access.validations import CREDENTIAL_REFUSALS
 from proxy.errors import KeyRefused, UpstreamBroke
 from proxy.http.bodies import send_continue
+from proxy.http.body_rate import paced
 from proxy.http.connection import Connection
-from proxy.http.pacing import paced
 from proxy.passthrough import tunnel
 from proxy.protocol import headers
 from proxy.protocol.headers import Headers

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from proxy.fetch.pacer import Pacer
+from proxy.pacing.pacer import Pacer
 from tests.support.limited_route import WAIT_S, Answer, LimitedRoute, Scripted
 from tests.support.limiters import LIMITERS, REFUSAL, Limiter, Verdict
 from tests.support.virtual_loop import virtually

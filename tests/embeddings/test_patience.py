@@ -6,7 +6,7 @@ from unittest.mock import patch
 import orjson
 import pytest
 
-from proxy.fetch.pacer import Pacer
+from proxy.pacing.pacer import Pacer
 from proxy.protocol import rate_limits
 from tests.support.limited_route import WAIT_S, Answer, LimitedRoute, Scripted
 from tests.support.limiters import LIMITERS, REFUSAL, Concurrency, Limiter, Verdict

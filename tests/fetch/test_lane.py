@@ -12,13 +12,13 @@ from proxy.budget import Tenant
 from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.lane import Lane, Lanes
 from proxy.fetch.outcomes import EmbedResult, ErrorResponse
-from proxy.fetch.pacer import Pacer
-from proxy.fetch.quotas import Cost
 from proxy.fetch.request import FetchRequest, Policy
 from proxy.fetch.singleflight import Flights
-from proxy.fetch.stated_quota import NEVER_S
 from proxy.fetch.waiting import Waiting
 from proxy.http.bodies import BodyReader
+from proxy.pacing.pacer import Pacer
+from proxy.pacing.quotas import Cost
+from proxy.pacing.stated_quota import NEVER_S
 from proxy.protocol.provider import Limits
 from proxy.telemetry.lane_gauges import LaneState
 from proxy.telemetry.metrics import Metrics

@@ -5,10 +5,10 @@ from typing import Any
 
 from proxy.errors import Overloaded
 from proxy.fetch.client_wait import ClientWait
-from proxy.fetch.quotas import Cost
 from proxy.fetch.request import FetchRequest, Policy
 from proxy.fetch.singleflight import Flights
 from proxy.fetch.waiting import Waiting, cost_of
+from proxy.pacing.quotas import Cost
 from tests.support.client_requests import client_request_for
 from tests.support.fake_batcher import embedded
 

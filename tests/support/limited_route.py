@@ -24,9 +24,9 @@ from proxy.errors import ProxyError
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.lane import Lanes
-from proxy.fetch.pacer import Pacer
 from proxy.fetch.write_through import WriteThrough
 from proxy.http.bodies import BodyReader
+from proxy.pacing.pacer import Pacer
 from proxy.protocol.error_body import error_status
 from proxy.protocol.providers import GENERIC
 from proxy.telemetry.metrics import Metrics

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from proxy.fetch.pacer import Pacer
-from proxy.fetch.quotas import Cost
-from proxy.fetch.sent_call import SentCall
-from proxy.fetch.stated_quota import NEVER_S
+from proxy.pacing.pacer import Pacer
+from proxy.pacing.quotas import Cost
+from proxy.pacing.sent_call import SentCall
+from proxy.pacing.stated_quota import NEVER_S
 from proxy.protocol.rate_limits import RateLimits, of_headers, of_refusal
 from tests.support.limiters import Limiter, Verdict
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from proxy.fetch.learned_rates import CALM_CALLS, LearnedRates
-from proxy.fetch.quotas import Cost
-from proxy.fetch.sent_call import SentCall
+from proxy.pacing.learned_rates import CALM_CALLS, LearnedRates
+from proxy.pacing.quotas import Cost
+from proxy.pacing.sent_call import SentCall
 
 
 def call(items: int = 2, at_s: float = 0.0) -> SentCall:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from msgspec import Struct
 
-from proxy.fetch.stated_quota import MINUTE_S, StatedQuota
+from proxy.pacing.stated_quota import MINUTE_S, StatedQuota
 from proxy.protocol.rate_limits import RateLimits
 
 _MAX_QUOTAS = 16

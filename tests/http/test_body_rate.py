@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from proxy.errors import RequestTimeout
-from proxy.http import pacing
-from proxy.http.pacing import paced
+from proxy.http import body_rate
+from proxy.http.body_rate import paced
 from tests.conftest import StartProxy
 from tests.support.client import Client
 from tests.support.scripted import ScriptedUpstream
@@ -50,7 +50,7 @@ async def test_a_body_that_drips_is_a_timeout() -> None:
 
     with pytest.raises(RequestTimeout):
         await drip()
-    assert body.time <= pacing._BODY_GRACE_S + 1
+    assert body.time <= body_rate._BODY_GRACE_S + 1
 
 
 async def test_a_slow_but_steady_body_is_read() -> None:
@@ -70,14 +70,14 @@ async def test_time_spent_on_a_chunk_does_not_count() -> None:
 
 @pytest.fixture
 def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pacing, "_BODY_GRACE_S", 0.0)
+    monkeypatch.setattr(body_rate, "_BODY_GRACE_S", 0.0)
 
 
 async def test_a_fast_start_does_not_allow_endless_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     body = Body()
-    monkeypatch.setattr(pacing, "_BODY_SILENCE_S", 10.0)
+    monkeypatch.setattr(body_rate, "_BODY_SILENCE_S", 10.0)
     assert len(await body.next(10_000_000, after_s=0.0)) == 10_000_000
-    monkeypatch.setattr(pacing, "_BODY_SILENCE_S", 0.0)
+    monkeypatch.setattr(body_rate, "_BODY_SILENCE_S", 0.0)
     with pytest.raises(RequestTimeout):
         await anext(body.chunks)
 

@@ -23,12 +23,12 @@ stated, statements count for nothing until a call is refused.
 import math
 from dataclasses import dataclass, field
 
-from proxy.fetch.learned_concurrency import LearnedConcurrency
-from proxy.fetch.learned_rates import CALM_CALLS, LearnedRates
-from proxy.fetch.learned_size import LearnedSize
-from proxy.fetch.quotas import Cost, Quotas
-from proxy.fetch.sent_call import SentCall
-from proxy.fetch.stated_quota import MINUTE_S, NEVER_S
+from proxy.pacing.learned_concurrency import LearnedConcurrency
+from proxy.pacing.learned_rates import CALM_CALLS, LearnedRates
+from proxy.pacing.learned_size import LearnedSize
+from proxy.pacing.quotas import Cost, Quotas
+from proxy.pacing.sent_call import SentCall
+from proxy.pacing.stated_quota import MINUTE_S, NEVER_S
 from proxy.protocol.rate_limits import NOTHING_STATED, RateLimits
 
 # The wait after a refusal that states none. It doubles with each further one until a call is accepted. The next time it

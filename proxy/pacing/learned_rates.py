@@ -10,8 +10,8 @@ it.
 import math
 from dataclasses import dataclass, field
 
-from proxy.fetch.learned_rate import LearnedRate
-from proxy.fetch.sent_call import SentCall
+from proxy.pacing.learned_rate import LearnedRate
+from proxy.pacing.sent_call import SentCall
 
 # A rate is measured over at least this time and by at least as many accepted calls: a burst says little about it.
 _MIN_MEASURED_S, _MIN_MEASURED_CALLS = 1.0, 4

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from proxy.fetch.sent_call import SentCall
+from proxy.pacing.sent_call import SentCall
 
 # By so much each accepted call widens the window after a refusal: what has gathered meanwhile does not leave at once.
 _WINDOW_GROWTH = 1 / 4

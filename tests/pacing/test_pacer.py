@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.fetch.learned_rate import LearnedRate
-from proxy.fetch.learned_size import LearnedSize
-from proxy.fetch.pacer import Pacer
-from proxy.fetch.quotas import Cost
-from proxy.fetch.sent_call import SentCall
+from proxy.pacing.learned_rate import LearnedRate
+from proxy.pacing.learned_size import LearnedSize
+from proxy.pacing.pacer import Pacer
+from proxy.pacing.quotas import Cost
+from proxy.pacing.sent_call import SentCall
 from proxy.protocol.rate_limits import NOTHING_STATED, Quota, RateLimits
 from tests.support.limiters import LIMITERS, REFUSAL, BusyServer, Concurrency, Punishing, Verdict
 from tests.support.paced_upstream import Simulation

@@ -2,7 +2,7 @@
 
 import math
 
-from proxy.fetch.quotas import Cost, Quotas
+from proxy.pacing.quotas import Cost, Quotas
 from proxy.protocol.rate_limits import Quota, RateLimits
 
 CALL = Cost(items=3, tokens=100)

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.fetch.wait_queue import Ticket, WaitQueue
+from proxy.pacing.wait_queue import Ticket, WaitQueue
 
 
 def add(queue: WaitQueue[str], value: str, *, urgency: int = 3, tenant: bytes = b"t", items: int = 1) -> Ticket[str]:

@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from proxy.fetch.quotas import Cost
+from proxy.pacing.quotas import Cost
 
 
 class SentCall(Struct, eq=False, gc=False):

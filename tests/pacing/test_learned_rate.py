@@ -2,7 +2,7 @@
 
 import math
 
-from proxy.fetch.learned_rate import LearnedRate
+from proxy.pacing.learned_rate import LearnedRate
 
 
 def test_a_rate_that_no_refusal_lowers_any_more_is_forgotten() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.fetch.stated_quota import NEVER_S, StatedQuota
+from proxy.pacing.stated_quota import NEVER_S, StatedQuota
 from proxy.protocol.rate_limits import Quota
 
 AMOUNTS = st.floats(0, 1e6)

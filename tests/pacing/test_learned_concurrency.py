@@ -2,9 +2,9 @@
 
 import math
 
-from proxy.fetch.learned_concurrency import LearnedConcurrency
-from proxy.fetch.quotas import Cost
-from proxy.fetch.sent_call import SentCall
+from proxy.pacing.learned_concurrency import LearnedConcurrency
+from proxy.pacing.quotas import Cost
+from proxy.pacing.sent_call import SentCall
 
 
 def call(in_flight: int, at_s: float = 0.0) -> SentCall:

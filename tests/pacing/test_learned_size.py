@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.fetch.learned_size import LearnedSize
+from proxy.pacing.learned_size import LearnedSize
 
 
 def refuse(size: LearnedSize, items: int, times: int = 1, *, is_alone: bool = False, at_s: float = 0.0) -> None:
