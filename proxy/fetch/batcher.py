@@ -38,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 _ABANDONED = "The call was abandoned."
 
+_Embedded = tuple[Waiting, EmbedResult]
+
 
 class Batcher:
     """An idle group sends at once, so a lone request does not wait. While a call is under way, later requests gather;
@@ -257,20 +259,26 @@ class Batcher:
     async def _deliver(self, ended: Sequence[Ended], asked: Asked) -> None:
         """Tell requests their outcomes: failures at once, and vectors when they are in the cache, if they may be."""
         self._write_through.note([one.request for one, _ in ended], [outcome for _, outcome in ended], asked)
-        private: list[tuple[Waiting, EmbedResult]] = []
-        stored: list[tuple[Waiting, EmbedResult]] = []
+        embedded: defaultdict[tuple[bool, bool], list[_Embedded]] = defaultdict(list)
         for waiting, outcome in ended:
             if isinstance(outcome, EmbedResult):
-                (stored if waiting.request.policy.is_stored else private).append((waiting, outcome))
+                embedded[waiting.request.policy.storing].append((waiting, outcome))
             else:
                 waiting.resolve(outcome)
-        for good in filter(None, (private, stored)):  # those that are not stored don't wait for the store
-            requests, results = [waiting.request for waiting, _ in good], [result for _, result in good]
-            written = await self._write_through.write(requests, results, asked)
-            told = list(zip(good, written, strict=True))
-            async for some in in_turns(told):  # each goes on in the next iteration of the loop, all of them together
-                for (waiting, _), result in some:
-                    waiting.resolve(result)
+        writes = [self._write(some, asked) for some in embedded.values()]
+        if len(writes) == 1:  # the usual case
+            await writes[0]
+        else:  # side by side: no request waits for the write of another that is stored in another way, or not at all
+            await asyncio.gather(*writes)
+
+    async def _write(self, embedded: Sequence[_Embedded], asked: Asked) -> None:
+        """Write the results of one call whose policies say the same about storing, then tell their requests."""
+        requests, results = [waiting.request for waiting, _ in embedded], [result for _, result in embedded]
+        written = await self._write_through.write(requests, results, asked)
+        told = list(zip(embedded, written, strict=True))
+        async for some in in_turns(told):  # each goes on in the next iteration of the loop, all of them together
+            for (waiting, _), result in some:
+                waiting.resolve(result)
 
     def _forget_if_idle(self, group: Group) -> None:
         if group.name is None or group.calls or group.waiting:

@@ -10,7 +10,7 @@ from typing import TypeGuard
 
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
-from proxy.cache.entry import Entry
+from proxy.cache.entry import Entry, current
 from proxy.cache.store import Purge
 from proxy.errors import Abandoned, ProxyError
 from proxy.fetch.batcher import Batcher
@@ -190,7 +190,7 @@ def _collected(
     for key, flight in claim.flights.items():
         result = flight.result() if flight.done() else _LEFT
         if isinstance(result, Entry):
-            entries[key] = result.current  # during the wait the store may have named another record the first
+            entries[key] = result
         elif not (key in claim.mine or result.is_for(request)):
             foreign[key] = result
         elif _replaces_item(result.cause, request):
@@ -198,7 +198,7 @@ def _collected(
         else:
             failure = result if key in claim.mine else failure or result.seen_by(request)
     fetched = FetchResult(
-        entries=entries,
+        entries=current(entries),  # during the wait the store may have named other records the first
         asked=frozenset(leader.asked),
         deliveries=leader.deliveries,
         failure=failure,

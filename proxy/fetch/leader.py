@@ -123,8 +123,7 @@ class Leader:
 
     async def _settle_stored(self, request: FetchRequest) -> dict[bytes, Entry]:
         stored = await self._cache.read(request.keys, min_stored_at_s=request.policy.min_stored_at_s)
-        for key, entry in stored.items():
-            self._claim.settle(key, entry)
+        self._claim.settle(stored)
         return stored
 
     async def _ask(self, request: FetchRequest) -> None:
@@ -181,17 +180,14 @@ class Leader:
         self.deliveries.append(outcome)
         entries = outcome.entries
         self.asked.update(entries)
-        async for some in in_turns(list(entries)):
-            for key in some:
-                self._claim.settle(key, entries[key])
+        async for some in in_turns(list(entries.items())):
+            self._claim.settle(dict(some))
         if outcome.unusable is not None:
             unusable = [key for key in part.keys if key not in entries]
             await self._settle_unusable(part, unusable, outcome.unusable)
 
     def _settle_failed(self, part: FetchRequest, keys: list[bytes], cause: CallFailure) -> None:
-        failure = Failure(cause, part, reader=part.client_request)
-        for key in keys:
-            self._claim.settle(key, failure)
+        self._claim.settle(dict.fromkeys(keys, Failure(cause, part, reader=part.client_request)))
 
     async def _settle_unusable(self, part: FetchRequest, keys: list[bytes], cause: InvalidResponse) -> None:
         """Settle items whose vectors can't be stored.

@@ -173,6 +173,11 @@ class Policy(NamedTuple):
     may_be_held: bool = True  # may wait for the upstream's rate limit
     is_budgeted: bool = True  # False: it only validates a credential, for items that are cached
 
+    @property
+    def storing(self) -> tuple[bool, bool]:
+        """What it says about storing: equal for results that one write of the cache may store."""
+        return self.is_stored, self.overwrite
+
     def refreshing(self) -> "Policy":
         """Fetch from the upstream and replace what is stored."""
         return self._replace(may_join=False, overwrite=True)

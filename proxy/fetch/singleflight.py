@@ -1,7 +1,7 @@
 """Single-flight over many keys: while a key is being fetched, other requests for it wait for that fetch."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -95,21 +95,22 @@ class Claim(Generic[T]):
         if self._waiter is not None:
             _wake(self._waiter, None)
 
-    def settle(self, key: bytes, result: T) -> None:
-        """End this caller's flight of ``key``, if it has not ended: remove it, and wake its waiters.
+    def settle(self, results: Mapping[bytes, T]) -> None:
+        """End this caller's flights of some keys, where they have not ended: remove them, and wake their waiters.
 
-        After that, a waiter that chose to retry may have claimed the key again. Its flight is not affected.
+        After that, a waiter that chose to retry may have claimed a key again. Its flight is not affected.
         """
-        flight = self.mine[key]
-        if self._all.get(key) is flight:  # it may be detached or replaced
-            del self._all[key]
-        if not flight.done():
-            flight.set_result(result)
+        flights, mine = self._all, self.mine
+        for key, result in results.items():
+            flight = mine[key]
+            if flights.get(key) is flight:  # it may be detached or replaced
+                del flights[key]
+            if not flight.done():
+                flight.set_result(result)
 
     def settle_rest(self, result: T) -> None:
         """End all of this caller's flights that have not ended."""
-        for key in self.mine:
-            self.settle(key, result)
+        self.settle(dict.fromkeys(self.mine, result))
 
 
 def _wake(waiter: "asyncio.Future[None]", _: object) -> None:

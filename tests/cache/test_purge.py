@@ -216,11 +216,11 @@ async def test_nobody_joins_a_flight_from_before_a_purge() -> None:
     flights.detach(lambda key: key == A)
     new = flights.claim([A, B])
     assert (list(new.mine), new.joined) == ([A], [B])
-    old.settle(A, "old")
-    old.settle(B, "old")
+    old.settle({A: "old"})
+    old.settle({B: "old"})
     assert not new.mine[A].done()
     assert flights.claim([A]).joined == [A]
-    new.settle(A, "new")
+    new.settle({A: "new"})
     await asyncio.wait_for(new.wait(), 5.0)
     assert [new.flights[key].result() for key in (A, B)] == ["new", "old"]
     assert len(flights) == 0

@@ -1,6 +1,7 @@
 """When requests travel together, and what is left of them when calls end."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from tests.support.fake_client import FakeClient, always_room, origin_of, respon
 from tests.support.virtual_loop import virtually
 
 WINDOW_S = 0.5
+PLAIN, ALONE = Policy(0.0), Policy(0.0, may_merge=False)
 IDLE = "<Batcher 0 groups, 0 calls, 0 items>"
 
 
@@ -40,10 +42,10 @@ class Batching:
             max_queued_items=max_items, max_queued_bytes=max_bytes, max_incoming_bytes=10**8, room=always_room,
         )  # fmt: skip
 
-    def request(self, *texts: str, may_merge: bool = True, **more: Any) -> FetchRequest:
+    def request(self, *texts: str, policy: Policy = PLAIN, **more: Any) -> FetchRequest:
         keys = [text.encode().ljust(32) for text in texts]
         client_request = client_request_for(list(texts), keys, origin=self.origin, **more)
-        return FetchRequest(client_request, keys, Policy(0.0, may_merge=may_merge))
+        return FetchRequest(client_request, keys, policy)
 
     def submit(self, request: FetchRequest) -> "asyncio.Task[Outcome]":
         wait = ClientWait(request.client_request, Flights[Any]().claim(request.keys))
@@ -78,19 +80,35 @@ async def test_requests_of_one_turn_travel_together_and_each_gets_its_own() -> N
     assert repr(own.batcher) == IDLE
 
 
+class SlowWrites(DictStore):
+    """Writes of new records hang, those that replace others hang apart from them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began: list[bool] = []
+        self.inserts, self.replacements = asyncio.Event(), asyncio.Event()
+
+    async def put_many(self, values: Mapping[bytes, bytes], *, overwrite: bool, **options: Any) -> dict[bytes, bytes]:
+        self.began.append(overwrite)
+        await (self.replacements if overwrite else self.inserts).wait()
+        return await super().put_many(values, overwrite=overwrite, **options)
+
+
 @virtually
-async def test_what_is_not_stored_does_not_wait_for_the_store_with_others_of_its_call() -> None:
-    store = DictStore()
-    store.writes.clear()
+async def test_each_request_of_a_call_waits_for_its_own_kind_of_write() -> None:
+    store = SlowWrites()
     own = Batching(store=store)
-    private = own.request("no-store")
-    private.policy = private.policy.private()
-    tasks = [own.send("a"), own.submit(private)]
+    policies = PLAIN, PLAIN.refreshing(), PLAIN.private()
+    tasks = [own.submit(own.request(text, policy=policy)) for text, policy in zip("abc", policies, strict=True)]
     await own.settle()
-    assert own.calls == [["a", "no-store"]]
-    assert [task.done() for task in tasks] == [False, True]
-    store.writes.set()
-    assert len(await outcomes(*tasks)) == 2
+    assert own.calls == [["a", "b", "c"]]
+    assert (sorted(store.began), [task.done() for task in tasks]) == ([False, True], [False, False, True])
+    store.replacements.set()
+    await own.settle()
+    assert [task.done() for task in tasks] == [False, True, True]
+    store.inserts.set()
+    assert len(await outcomes(*tasks)) == 3
+    assert sorted(store.values) == [text.ljust(32) for text in (b"a", b"b")]
 
 
 @virtually
@@ -156,7 +174,7 @@ async def test_no_more_calls_of_a_group_than_a_tenant_may_have() -> None:
 @virtually
 async def test_requests_that_may_not_be_merged_travel_alone() -> None:
     own = Batching()
-    await outcomes(own.send("a", may_merge=False), own.send("b", may_merge=False), own.send("c", credentials=b"x"))
+    await outcomes(own.send("a", policy=ALONE), own.send("b", policy=ALONE), own.send("c", credentials=b"x"))
     assert sorted(own.calls) == [["a"], ["b"], ["c"]]
     assert repr(own.batcher) == IDLE
 

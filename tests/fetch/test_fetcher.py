@@ -92,7 +92,7 @@ async def test_what_a_last_attempt_fetches_does_not_stay_in_flight(fetcher: Fetc
             other.settle_rest(spent)
             other = fetcher._flights.claim([A, B])
         elif attempts == 2:
-            other.settle(B, spent)
+            other.settle({B: spent})
             wait.leave(A)
         await wait.claim.wait()
 
@@ -100,7 +100,7 @@ async def test_what_a_last_attempt_fetches_does_not_stay_in_flight(fetcher: Fetc
     as_any.wait = wait
     first = await fetcher.fetch(request(Policy(0.0)))
     assert (first.failure, attempts) == (None, 3)
-    other.settle(A, spent)  # its leader is done, too
+    other.settle({A: spent})  # its leader is done, too
     assert repr(fetcher).startswith("<Fetcher <Flights 0 under way>")
     fetcher._cache.memory.discard(A)  # as a purge does
     again = await fetcher.fetch(request(Policy(0.0)))

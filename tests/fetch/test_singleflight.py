@@ -15,9 +15,9 @@ async def test_the_first_to_claim_leads_and_the_others_wait() -> None:
     first, second = flights.claim([A, B]), flights.claim([B, C])
     assert (list(first.mine), list(second.mine)) == ([A, B], [C])
     assert first.flights[B] is second.flights[B]
-    first.settle(A, 0)
-    first.settle(B, 1)
-    second.settle(C, 2)
+    first.settle({A: 0})
+    first.settle({B: 1})
+    second.settle({C: 2})
     assert [second.flights[key].result() for key in (B, C)] == [1, 2]
     assert repr(flights) == "<Flights 0 under way>"
 
@@ -26,12 +26,12 @@ async def test_settling_twice_does_not_end_a_later_flight() -> None:
     """A waiter that chose to retry claims the key again while its first leader is still cleaning up."""
     flights: Flights[str] = Flights()
     first = flights.claim([A])
-    first.settle(A, "failed")
+    first.settle({A: "failed"})
     second = flights.claim([A])
-    first.settle(A, "abandoned")
+    first.settle({A: "abandoned"})
     assert first.flights[A].result() == "failed"
     assert not second.flights[A].done()
-    second.settle(A, "fetched")
+    second.settle({A: "fetched"})
     assert second.flights[A].result() == "fetched"
 
 
@@ -43,11 +43,11 @@ async def test_a_flight_that_anothers_result_has_ended_is_not_joined_and_not_kep
         flight.set_result(1)
     later = flights.claim([A])
     assert list(later.mine) == [A]
-    held.settle(A, 2)
+    held.settle({A: 2})
     held.settle_rest(2)
     assert [flight.result() for flight in held.flights.values()] == [1, 1]
     assert not later.flights[A].done()
-    later.settle(A, 3)
+    later.settle({A: 3})
     assert not len(flights)
 
 
@@ -58,7 +58,7 @@ async def test_a_waiter_that_leaves_cancels_nothing() -> None:
     await asyncio.sleep(0)
     leaving.cancel()
     await asyncio.gather(leaving, return_exceptions=True)
-    claim.settle(A, 1)
+    claim.settle({A: 1})
     assert claim.flights[A].result() == 1
 
 
@@ -77,9 +77,9 @@ def test_there_is_one_leader_at_a_time_and_every_claim_gets_a_result(steps: list
             else:
                 for key in keys & set(led):
                     leader, claim = led.pop(key)
-                    claim.settle(key, leader)
+                    claim.settle({key: leader})
         for key, (leader, claim) in led.items():
-            claim.settle(key, leader)
+            claim.settle({key: leader})
         assert all(flight.result() == leader for leader, flight in promised)
         assert not len(flights)
 
@@ -95,7 +95,7 @@ async def test_claims_are_atomic_among_tasks() -> None:
         if claim.mine:
             leaders.append(name)
             await asyncio.sleep(0)
-            claim.settle(A, name)
+            claim.settle({A: name})
         await asyncio.wait(claim.flights.values())
         return claim.flights[A].result()
 

@@ -1,7 +1,6 @@
 """What calls returned is in the cache before its requests get it, once for all requests of a call."""
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -73,39 +72,19 @@ async def test_of_two_with_the_same_key_the_first_counts_for_both() -> None:
     assert writing.stored() == {A: VECTOR.payload, B: OTHER.payload}
 
 
-async def test_policies_of_one_call_are_each_requests_own() -> None:
+@pytest.mark.parametrize(
+    ("policy", "got", "stored"),
+    [
+        (PLAIN, VECTOR, VECTOR),  # the first in the cache stays
+        (PLAIN.private(), OTHER, VECTOR),
+        (PLAIN.refreshing(), OTHER, OTHER),
+    ],
+)
+async def test_a_call_stores_what_its_policy_says(policy: Policy, got: Vector, stored: Vector) -> None:
     writing = Writing()
-    await writing.write((request(A, B), {}))
-    got = await writing.write(
-        (request(A), {"vectors": [OTHER]}),
-        (request(A, policy=PLAIN.private()), {"vectors": [OTHER]}),
-        (request(B, policy=PLAIN.refreshing()), {"vectors": [OTHER]}),
-    )
-    assert got == [{A: VECTOR.payload}, {A: OTHER.payload}, {B: OTHER.payload}]
-    assert writing.stored() == {A: VECTOR.payload, B: OTHER.payload}
-
-
-async def test_while_the_store_hangs_a_call_waits_for_one_write_however_its_requests_are_stored() -> None:
-    store = DictStore()
-    began: list[list[bytes]] = []
-    put_many = store.put_many
-
-    async def put(values: Mapping[bytes, bytes], **options: Any) -> dict[bytes, bytes]:
-        began.append(list(values))
-        return await put_many(values, **options)
-
-    store.put_many = put  # type: ignore[method-assign]
-    store.writes.clear()
-    writing = Writing(store)
-    policies = PLAIN, PLAIN.refreshing()
-    requests = [request(key, policy=policy) for key, policy in zip([A, B], policies, strict=True)]
-    got = asyncio.create_task(writing.write(*((one, {}) for one in requests)))
-    for _ in range(50):
-        await asyncio.sleep(0)
-    assert (began, got.done()) == ([[A], [B]], False)
-    store.writes.set()
-    assert await got == [{A: VECTOR.payload}, {B: VECTOR.payload}]
-    await writing.cache.aclose()
+    await writing.write((request(A), {}))
+    assert await writing.write((request(A, policy=policy), {"vectors": [OTHER]})) == [{A: got.payload}]
+    assert writing.stored() == {A: stored.payload}
 
 
 async def test_what_is_unusable_is_not_stored_and_the_rest_is() -> None:
