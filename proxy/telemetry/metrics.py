@@ -14,7 +14,7 @@ from proxy.ledger.cause import Cause
 from proxy.ledger.ledger import Ledger
 from proxy.ledger.row import Row
 from proxy.protocol.records import Flaw
-from proxy.telemetry import client_definitions, definitions
+from proxy.telemetry import client_definitions, definitions, process_definitions
 from proxy.telemetry.budget_gauges import BudgetGauges
 from proxy.telemetry.client_counters import ClientCounters
 from proxy.telemetry.counters import Counter, CounterChild, Histogram
@@ -139,6 +139,10 @@ class Metrics:
     def _add_process(self) -> None:
         self.loop_lag = self._histogram(definitions.LOOP_LAG)
         self._gauge(definitions.BUILD_INFO).labels(__version__, platform.python_version()).set(1)
+        # With --workers, `proxy.admin.aggregate` replaces these by its own.
+        self._gauge(process_definitions.WORKERS_RUNNING).set(1)
+        self._gauge(process_definitions.WORKERS_CONFIGURED).set(1)
+        self._counter(process_definitions.WORKERS_ENDED)
 
     def _counter(self, definition: Definition) -> Counter:
         return Counter(definition.name, definition.help, definition.labels, registry=self._registry)
