@@ -101,6 +101,7 @@ class Metrics:
         self.rate_limited_items = self._gauge(definitions.RATE_LIMITED_ITEMS)
         self.rate_limit_wait_seconds = self._histogram(definitions.RATE_LIMIT_WAIT_SECONDS)
         self.rate_limit_refusals = self._counter(definitions.RATE_LIMIT_REFUSALS)
+        self.rate_limit_given_up = self._counter(definitions.RATE_LIMIT_GIVEN_UP)
         self._breakers = self._gauge(definitions.BREAKER_STATE)
         self._lane_gauges = LaneGauges(self.label_of, registry=self._registry)
 
