@@ -1,7 +1,7 @@
 """The instances side by side, to find the one that differs."""
 
-from grafana.source.panels import DELAY_STEPS_S, FULL_STEPS, GREEN, HIT_STEPS, RED, Dashboard, Panel
-from grafana.source.promql import each_instance, hit_rate_by_item, quantile, recorded, series, totals, up
+from grafana.source.panels import ANY_STEPS, DELAY_STEPS_S, FULL_STEPS, GREEN, HIT_STEPS, RED, Dashboard, Panel
+from grafana.source.promql import SHOWN, each_instance, hit_rate_by_item, quantile, recorded, series, total, totals, up
 
 _INSTANCES = [
     Panel(
@@ -69,6 +69,24 @@ _REQUESTS = [
 ]
 
 _PROCESS = [
+    Panel(
+        "Workers",
+        "Worker processes that run, and that --workers asks for. A worker that can't start again is tried every five"
+        " seconds; the log says why.",
+        {
+            "{{instance}} running": f"max by (instance) ({series('workers_running')})",
+            "{{instance}} configured": f"max by (instance) ({series('workers_configured')})",
+        },
+        "short",
+    ),
+    Panel(
+        "Workers that ended",
+        "In the time shown. Each one is started again.",
+        {"{{instance}}": total("instance", "workers_ended_total", window=SHOWN)},
+        "short",
+        kind="stat",
+        steps=ANY_STEPS,
+    ),
     Panel(
         "Request bodies in memory",
         "Bytes held until their requests have a response.",

@@ -116,8 +116,8 @@ _HEALTH = [
     ),
     stat(
         "Failed upstream calls",
-        "429, 5xx, unreachable and timeout, of all embeddings calls. Clients see them unless a fallback serves the same"
-        " model. Of all models.",
+        "429, 5xx, unreachable and timeout, of all embeddings calls but those that are sent again when a rate limit"
+        " allows it. Clients see them unless a fallback serves the same model. Of all models.",
         errors_of_calls(),
         "percentunit",
         ERROR_STEPS,

@@ -94,9 +94,11 @@ def errors_of_requests() -> str:
 
 
 def errors_of_calls() -> str:
-    """Failed calls, as the alert EmbeddingProxyUpstreamErrors defines them."""
+    """Failed calls, as the alert EmbeddingProxyUpstreamErrors defines them: without those that are sent again."""
     failed = total("", "upstream_answers_total", 'status=~"429|5..|unreachable|timeout"', window=SHOWN)
-    return f"{_or_zero(failed)} / {total('', 'upstream_answers_total', window=SHOWN)}"
+    held = _or_zero(total("", "upstream_rate_limit_refusals_total", window=SHOWN))
+    calls = total("", "upstream_answers_total", window=SHOWN)
+    return f"clamp_min({_or_zero(failed)} - {held}, 0) / clamp_min({calls} - {held}, 1)"
 
 
 def errors_of_store() -> str:

@@ -124,6 +124,13 @@ _CALLS = [
         "cps",
     ),
     Panel(
+        "Requests that waited in vain",
+        "Requests per second that got an upstream's refusal, because its rate limit held them for longer than"
+        " --rate-limit-wait or than their client waits.",
+        totals("upstream", "upstream_rate_limit_given_up_total"),
+        "reqps",
+    ),
+    Panel(
         "Calls",
         "Embeddings calls per second that got a response, by upstream.",
         totals("upstream", "upstream_duration_seconds_count"),

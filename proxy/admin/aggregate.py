@@ -6,17 +6,19 @@ enter.
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from operator import attrgetter
 from pathlib import Path
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector
 from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from proxy.admin.recent import parse_recent
 from proxy.telemetry import client_definitions, definitions
+from proxy.telemetry.process_definitions import WORKERS_CONFIGURED, WORKERS_ENDED, WORKERS_RUNNING
 from proxy.telemetry.recent_request import RecentRequest
 
 _log = logging.getLogger(__name__)
@@ -42,13 +44,19 @@ _GREATEST = frozenset(
         definitions.CANARY_MEASURED_AT,
     )
 )
+# Each worker knows only of itself.
+_OF_WORKERS = frozenset(definition.name for definition in (WORKERS_RUNNING, WORKERS_CONFIGURED, WORKERS_ENDED))
 
 
 class Workers:
     """Keeps the counters of workers that have ended: if a sum fell, it would look like a restart of all workers."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, configured: int = 1, ended: Callable[[], int] = int) -> None:
+        """``folder`` has the sockets of the workers, of which there are ``configured``, if all of them run; ``ended``
+        says how many have ended."""
         self._folder = folder
+        self._configured = configured
+        self._ended = ended
         self._last: dict[Path, list[Metric]] = {}  # the last metrics of each worker
         self._past: list[Metric] = []  # the counters of workers that have ended
         # One scrape at a time, or a worker that ends during a scrape could be counted twice.
@@ -58,12 +66,26 @@ class Workers:
         """The sum over all workers. Counters and histograms include workers that have ended."""
         async with self._scraping:
             paths = sorted(self._folder.glob("*" + SUFFIX))
-            for path, families in zip(paths, await asyncio.gather(*map(_scrape, paths)), strict=True):
-                if families is not None:
-                    self._last[path] = families
+            found = {
+                path: families
+                for path, families in zip(paths, await asyncio.gather(*map(_scrape, paths)), strict=True)
+                if families is not None
+            }
+            self._last.update(found)
             for path in [path for path in self._last if path not in paths]:
                 self._past = add_up([self._past, _counters(self._last.pop(path))])
-            return add_up([self._past, *self._last.values()])
+            sums = add_up([self._past, *self._last.values()])
+            return [*(family for family in sums if family.name not in _OF_WORKERS), *self._of_workers(len(found))]
+
+    def _of_workers(self, running: int) -> Iterable[Metric]:
+        yield GaugeMetricFamily(*WORKERS_RUNNING[:2], value=running)
+        yield GaugeMetricFamily(*WORKERS_CONFIGURED[:2], value=self._configured)
+        yield CounterMetricFamily(*WORKERS_ENDED[:2], value=self._ended())
+
+    @property
+    def are_there(self) -> bool:
+        """Whether any has started, and has not ended."""
+        return any(self._folder.glob("*" + SUFFIX))
 
     async def recent_requests(self, count: int) -> list[RecentRequest]:
         """The last requests of all workers that run, in the order in which they ended."""

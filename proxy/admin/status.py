@@ -41,7 +41,7 @@ class UpstreamStatus:
     provider: str
     models: tuple[str, ...]  # patterns; none: it serves all models that no other upstream serves
     calls: int = 0
-    failed: int = 0  # calls without a 2xx response
+    failed: int = 0  # calls without a 2xx response, but for those that are sent again when a rate limit allows it
     latency: Latency | None = None  # None: it was never called
     rate_limits: tuple[RateLimitStatus, ...] = ()  # that are known
 
@@ -167,11 +167,13 @@ def _upstreams(samples: Samples, upstreams: Iterable[UpstreamStatus]) -> list[Up
     """``upstreams`` with their numbers filled in."""
     calls = samples.counters_by(definitions.UPSTREAM_RESPONSES, "upstream", "status")
     buckets = samples.buckets(definitions.UPSTREAM_SECONDS, "upstream")
+    held = samples.counters(definitions.RATE_LIMIT_REFUSALS, "upstream")
     limits = _rate_limits(samples)
     return [
         _upstream(
             upstream,
             calls.get(upstream.name, {}),
+            held.get(upstream.name, 0.0),
             buckets.get(upstream.name),
             tuple(limits.get(upstream.name, [])[:_MAX_MODELS]),
         )
@@ -193,13 +195,14 @@ def _rate_limits(samples: Samples) -> dict[str, list[RateLimitStatus]]:
 def _upstream(
     upstream: UpstreamStatus,
     calls: Mapping[str, float],
+    held: float,
     buckets: Buckets | None,
     rate_limits: tuple[RateLimitStatus, ...],
 ) -> UpstreamStatus:
     return replace(
         upstream,
         calls=int(sum(calls.values())),
-        failed=int(sum(count for status, count in calls.items() if not status.startswith("2"))),
+        failed=int(max(0.0, sum(count for status, count in calls.items() if not status.startswith("2")) - held)),
         latency=None if buckets is None else latency_of(buckets),
         rate_limits=rate_limits,
     )

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from proxy.cache.cache import Cache
 from proxy.cache.memory import Memory
+from proxy.cache.sqlite.recognition import other_than_store
 from proxy.cache.sqlite.store import SQLiteStore
 from proxy.cache.store import CounterStore, NoStore, Store
 from proxy.config.settings import Settings, StoreSetting
+from proxy.errors import ConfigError
 from proxy.protocol.records import RecordKey
 from proxy.telemetry.metrics import Metrics
 
@@ -20,7 +22,12 @@ _REDIS_TIMEOUT_S = 1.0
 def open_cache(
     settings: Settings, metrics: Metrics, *, clock: Callable[[], float], monotonic: Callable[[], float]
 ) -> tuple[Cache, CounterStore | None]:
-    """The cache, and its store if that has counters."""
+    """The cache, and its store if that has counters. Raises `ConfigError` if its file is another program's."""
+    if settings.store.path is not None and (other := other_than_store(settings.store.path)):
+        raise ConfigError(
+            f"--store {settings.store}: this is {other} and no store; left unchanged;"
+            " accepted: the file of a store, or a path without a file"
+        )
     observe = metrics.memory_evicted_age.labels().observe
     memory = Memory(settings.memory_bytes, on_evicted=lambda entry: observe(max(0.0, clock() - entry.stored_at_s)))
     metrics.watch_memory(

@@ -47,7 +47,7 @@ class HeldRequests:
         """``start`` makes one call; ``room_for`` has the limits of the call that begins with a request, or None if it
         can't be made before another call ends."""
         self._lanes = lanes
-        self._refusals = metrics.rate_limit_refusals
+        self._refusals, self._gave_up = metrics.rate_limit_refusals, metrics.rate_limit_given_up
         self._wait_seconds = metrics.rate_limit_wait_seconds
         metrics.rate_limited_items.set_function(self._count_items)
         metrics.watch_lanes(lambda: [lane.state for lane in lanes.all()])
@@ -165,6 +165,7 @@ class HeldRequests:
 
     def _given_up(self, waiting: Waiting) -> GivenUp:
         lane, request = self._lane_of(waiting), waiting.request
+        self._gave_up.labels(request.client_request.origin.name).inc()
         if waiting.refusal is not None:
             return GivenUp(waiting.refusal, request)
         return GivenUp(lane.last_refusal or _stated(lane, waiting), None)
@@ -249,8 +250,7 @@ class HeldRequests:
     def _release(self, lane: Lane, waiting: Waiting) -> None:
         if waiting.ticket is not None and waiting.ticket.is_valid:
             lane.queue.remove(waiting.ticket)
-        timer = lane.resting.pop(waiting, None)
-        if timer is not None:
+        if (timer := lane.resting.pop(waiting, None)) is not None:
             timer.cancel()
         self._keys.release(waiting)
         self._wait_seconds.observe(asyncio.get_running_loop().time() - waiting.held_since_s)

@@ -8,14 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import uvloop
 from aiohttp import web
 
 from proxy import app
-from proxy.admin.aggregate import SUFFIX, Workers
+from proxy.admin.aggregate import Workers
 from proxy.admin.port import open_port
 from proxy.app import Running
 from proxy.config.settings import Settings
@@ -51,7 +50,7 @@ def run_proxy(
 
 
 def run_admin(
-    settings: Settings, base_url: str, sockets: Sockets, *, workers: Path, parent: int, announce: Callable[[], None]
+    settings: Settings, base_url: str, sockets: Sockets, *, workers: Workers, parent: int, announce: Callable[[], None]
 ) -> int:
     """`serve_admin`, with a log and an event loop; returns the exit status."""
     with log.writing(settings.log_format):
@@ -124,12 +123,12 @@ async def serve_admin(
     base_url: str,
     sockets: Sockets,
     *,
-    workers: Path,
+    workers: Workers,
     parent: int,
     announce: Callable[[], None],
 ) -> None:
-    """Serve the admin port for all workers, whose sockets are in the folder ``workers``, until the pipe ``parent``
-    ends. SIGTERM means that the workers are draining."""
+    """Serve the admin port for all ``workers`` until the pipe ``parent`` ends. SIGTERM means that the workers are
+    draining."""
     is_draining = False
     stop = end_of(parent)
 
@@ -139,16 +138,15 @@ async def serve_admin(
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, on_signal)
     async with AsyncExitStack() as stack:
-        summed = Workers(workers)
         await open_port(
             stack,
             settings,
             base_url,
             sockets,
-            summed.families,
-            recent=summed.recent_requests,
+            workers.families,
+            recent=workers.recent_requests,
             is_draining=lambda: is_draining,
-            is_ready=lambda: not is_draining and any(workers.glob("*" + SUFFIX)),
+            is_ready=lambda: not is_draining and workers.are_there,
             now=time.monotonic,
         )
         announce()

@@ -18,13 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from proxy.admin.aggregate import SUFFIX
+from proxy.admin.aggregate import SUFFIX, Workers
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError
 from proxy.http import listeners
 from proxy.http.listeners import Listeners, Sockets
 from proxy.process import run
 from proxy.process.child import LONGEST_PAUSE_S, REFUSED, Child
+from proxy.process.shared_count import SharedCount
 from proxy.process.signals import has_terminal
 
 _log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Supervisor:
         self._ready_count = 0
         self._alive = (-1, -1)  # a pipe that ends with the supervisor
         self._needed = (-1, -1)  # for the admin port: a pipe that ends after the last worker, or with the supervisor
+        self._ended = SharedCount()  # workers that have ended
         self._is_admin_released = False
         self._is_starting = True
         self._is_stopping = False
@@ -155,6 +157,8 @@ class Supervisor:
             self._status = REFUSED
             self._stop()
             return
+        if child.name != _ADMIN and code != REFUSED:  # that one had not started
+            self._ended.add_one()
         now_s = time.monotonic()
         child.schedule_restart(code, now_s)
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
@@ -211,7 +215,7 @@ class Supervisor:
             self._settings,
             base_url,
             admin,
-            workers=self._folder,
+            workers=Workers(self._folder, configured=self._workers, ended=self._ended.value),
             parent=self._needed[0],
             announce=self._report_ready,
         )

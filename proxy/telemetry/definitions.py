@@ -154,6 +154,11 @@ RATE_LIMIT_REFUSALS = Definition(
     "Calls that an upstream refused for its rate limit or its load. Their requests wait and are sent again.",
     ("upstream",),
 )
+RATE_LIMIT_GIVEN_UP = Definition(
+    "embedding_proxy_upstream_rate_limit_given_up",
+    "Requests that got an upstream's refusal, because its rate limit held them for longer than they may wait.",
+    ("upstream",),
+)
 RATE_LIMIT_HELD_SECONDS = Definition(
     "embedding_proxy_upstream_rate_limit_held_seconds",
     "For how long an upstream's rate limit has made requests wait without a pause. No series: no limit is known.",

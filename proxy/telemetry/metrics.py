@@ -14,7 +14,7 @@ from proxy.ledger.cause import Cause
 from proxy.ledger.ledger import Ledger
 from proxy.ledger.row import Row
 from proxy.protocol.records import Flaw
-from proxy.telemetry import client_definitions, definitions
+from proxy.telemetry import client_definitions, definitions, process_definitions
 from proxy.telemetry.budget_gauges import BudgetGauges
 from proxy.telemetry.client_counters import ClientCounters
 from proxy.telemetry.counters import Counter, CounterChild, Histogram
@@ -101,6 +101,7 @@ class Metrics:
         self.rate_limited_items = self._gauge(definitions.RATE_LIMITED_ITEMS)
         self.rate_limit_wait_seconds = self._histogram(definitions.RATE_LIMIT_WAIT_SECONDS)
         self.rate_limit_refusals = self._counter(definitions.RATE_LIMIT_REFUSALS)
+        self.rate_limit_given_up = self._counter(definitions.RATE_LIMIT_GIVEN_UP)
         self._breakers = self._gauge(definitions.BREAKER_STATE)
         self._lane_gauges = LaneGauges(self.label_of, registry=self._registry)
 
@@ -139,6 +140,10 @@ class Metrics:
     def _add_process(self) -> None:
         self.loop_lag = self._histogram(definitions.LOOP_LAG)
         self._gauge(definitions.BUILD_INFO).labels(__version__, platform.python_version()).set(1)
+        # With --workers, `proxy.admin.aggregate` replaces these by its own.
+        self._gauge(process_definitions.WORKERS_RUNNING).set(1)
+        self._gauge(process_definitions.WORKERS_CONFIGURED).set(1)
+        self._counter(process_definitions.WORKERS_ENDED)
 
     def _counter(self, definition: Definition) -> Counter:
         return Counter(definition.name, definition.help, definition.labels, registry=self._registry)

@@ -71,17 +71,23 @@ async def test_an_unreachable_worker_loses_only_its_gauges(tmp_path: Path) -> No
     await runner.setup()
     path = tmp_path / "1.sock"
     await web.UnixSite(runner, str(path)).start()
-    workers = Workers(tmp_path)
+    workers = Workers(tmp_path, configured=2, ended=lambda: 7)
     name, queued = "embedding_proxy_requests_total", "embedding_proxy_upstream_queued_items"
 
     async def sums() -> tuple[float, float]:
         found = series(list(await workers.families()))
         return sum(value for of, value in found.items() if of.startswith(name)), found.get(f"{queued}[]", 0.0)
 
+    async def of_workers() -> list[float]:
+        found = series(list(await workers.families()))
+        return [found[f"embedding_proxy_workers_{name}[]"] for name in ("running", "configured", "ended_total")]
+
     assert await sums() == (1, 5)
+    assert await of_workers() == [1, 2, 7]
     await runner.cleanup()
     path.touch()
     assert await sums() == (1, 5)  # dead or only slow: nobody knows yet
+    assert await of_workers() == [0, 2, 7]
     path.unlink()
     assert await sums() == (1, 0)
     assert await sums() == (1, 0)

@@ -104,6 +104,7 @@ def counted() -> Metrics:
     metrics.upstream_seconds.labels("openai").observe(0.15)
     for response, times in {"200": 1, "429": 2, "timeout": 1}.items():
         metrics.upstream_responses.labels("openai", response).inc(times)
+    metrics.rate_limit_refusals.labels("openai").inc()
     metrics.store_seconds["read"].observe(0.0001)
     metrics.store_errors.labels("read", "timeout").inc(2)
     metrics.store_errors.labels("write", "full").inc(3)
@@ -158,7 +159,7 @@ def test_upstreams_store_memory_and_load(counted: Metrics) -> None:
     assert shown.breakers == {"store_read": "closed", "store_write": "open", "upstream openai": "half-open"}
     openai, tei = shown.upstreams
     assert openai.latency is not None
-    assert (openai.calls, openai.failed, openai.latency.count, tei) == (4, 3, 1, ABOUT.upstreams[1])
+    assert (openai.calls, openai.failed, openai.latency.count, tei) == (4, 2, 1, ABOUT.upstreams[1])
     store = shown.store
     assert (store.url, store.errors, store.invalid_records, store.forged_records) == ("memory:", 5, 3, 1)
     assert astuple(store.reads) == (1, pytest.approx(0.0001), pytest.approx(0.00019), pytest.approx(0.000198), 0.5)

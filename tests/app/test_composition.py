@@ -72,6 +72,36 @@ async def test_a_store_that_fails_is_logged_at_once(start_proxy: StartProxy, cap
         await client.proxy.fetcher.drain()  # what could not be stored is said, too, and is not of the next store
 
 
+async def test_a_proxy_does_not_start_with_another_programs_file_as_its_store(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"\xff\xd8\xff\xe0\0" * 10_000)
+    for path, what in ((photo, "a file of something else"), (tmp_path, "a folder")):
+        with pytest.raises(ConfigError) as refused:
+            async with running(settings_for(upstream, store=StoreSetting(path=path))):
+                pass
+        assert str(refused.value) == (
+            f"--store sqlite:///{path}: this is {what} and no store; left unchanged;"
+            " accepted: the file of a store, or a path without a file"
+        )
+    assert photo.read_bytes() == b"\xff\xd8\xff\xe0\0" * 10_000
+    assert list(tmp_path.iterdir()) == [photo]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_another_programs_file_as_the_store_is_one_line_and_exit_status_2(tmp_path: Path, workers: str) -> None:
+    notes = tmp_path / "notes"
+    notes.write_text("precious")
+    command = [sys.executable, "-m", "proxy", "serve", "--port", "0", "--admin-port", "0", "--workers", workers]
+    run = subprocess.run(
+        [*command, "--store", f"sqlite:///{notes}"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+    assert run.stderr.startswith(f"embedding-proxy: --store sqlite:///{notes}: this is a file of text and no store;")
+    assert notes.read_text() == "precious"
+
+
 async def test_a_wrong_base_url_is_logged_once(
     client: Client, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -246,7 +246,7 @@ def test_a_file_that_is_no_store_is_left_as_it_is(
     arguments = [str(export) if argument == "EXPORT" else argument for argument in command]
     status, out, err = cache(*arguments, "--store", f"sqlite:///{other}")
     assert (status, out) == (1, "")
-    assert err == f"embedding-proxy: {other}: file is not a database\n"
+    assert err == f"embedding-proxy: {other}: a file of text and no store; left unchanged\n"
     assert other.read_bytes() == b'{"text": "the only copy"}'
     assert sorted(tmp_path.iterdir()) == before
 

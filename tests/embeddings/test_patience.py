@@ -10,6 +10,7 @@ from proxy.pacing.pacer import Pacer
 from proxy.protocol import rate_limits
 from tests.support.limited_route import WAIT_S, Answer, LimitedRoute, Scripted
 from tests.support.limiters import LIMITERS, REFUSAL, Concurrency, Limiter, Verdict
+from tests.support.samples import samples
 from tests.support.virtual_loop import virtually
 
 ACCEPTED = Verdict(is_accepted=True)
@@ -32,6 +33,19 @@ async def test_patience_ends_with_the_last_refusal() -> None:
     assert WAIT_S / 2 <= answer.took_s <= WAIT_S  # no further attempt would have been in time
     assert answer.held_s == pytest.approx(answer.took_s, abs=0.5)
     await route.assert_idle()
+
+
+@virtually
+async def test_each_request_that_waited_in_vain_is_counted() -> None:
+    """Those that are sent again are no errors to clients, and these are: alerts tell them apart."""
+    route = LimitedRoute(Scripted(lambda n: refused(Retry_After="5") if n in (0, 2) else ACCEPTED))
+    assert (await route.send(["a"])).status == 200
+    assert samples(route.metrics, "upstream_rate_limit_refusals_total") == {("o",): 1}
+    assert samples(route.metrics, "upstream_rate_limit_given_up_total") == {}
+    waiting = [route.start(["b"], fields={"Prefer": "wait=1"}) for _ in range(2)]
+    assert [(await task).status for task in waiting] == [429, 429]
+    assert samples(route.metrics, "upstream_rate_limit_refusals_total") == {("o",): 2}
+    assert samples(route.metrics, "upstream_rate_limit_given_up_total") == {("o",): 2}
 
 
 @virtually

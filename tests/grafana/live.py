@@ -269,6 +269,8 @@ def _wait_for_limits(base_url: str, is_over: threading.Event) -> None:
             if is_over.wait(_PAUSE_S):
                 break
             post(connection, "sk-load", {"model": "limited", "input": f"waits {number}"})
+            hurried = {"Prefer": "wait=0"}
+            post(connection, "sk-load", {"model": "limited", "input": f"waits for nothing {number}"}, hurried)
 
 
 def _forge(base_urls: Sequence[str], redis_url: str, is_over: threading.Event) -> None:

@@ -18,6 +18,8 @@ from tests.support.rolling import until_not_ready
 from tests.support.scripted import Call, ScriptedUpstream
 from tests.support.workers import REQUESTS, TIMEOUT_S, ask, children, is_there, proxy, scraped, until, until_true
 
+RUNNING, CONFIGURED = "embedding_proxy_workers_running", "embedding_proxy_workers_configured"
+
 
 @pytest.mark.long
 async def test_a_killed_worker_fails_only_its_own_requests_and_is_restarted(
@@ -201,6 +203,8 @@ async def test_a_worker_that_can_not_restart_leaves_its_clients_to_the_others(
             pass
         # With its socket open, the kernel would give it half of the connections, and they would wait.
         assert [await ask(session, process, key=key) for _ in range(20)] == [200] * 20
+        sums = await scraped(session, process)
+        assert [sums[name] for name in (RUNNING, CONFIGURED)] == [1, 2]
         path.write_text(listed)
         first = await _processes_of_requests(process, 20)
 
@@ -209,6 +213,12 @@ async def test_a_worker_that_can_not_restart_leaves_its_clients_to_the_others(
             return await _processes_of_requests(process, 1) != first
 
         await until(is_back)
+
+        async def is_counted() -> bool:
+            return (await scraped(session, process))[RUNNING] == 2
+
+        await until(is_counted)
+        assert (await scraped(session, process))["embedding_proxy_workers_ended_total"] == 1
 
 
 async def _processes_of_requests(process: Process, count: int) -> set[str]:

@@ -1,6 +1,5 @@
 """The SQLite store's file on disk: locked, created, identified, and renamed when it is damaged."""
 
-import codecs
 import fcntl
 import os
 from collections.abc import Iterator
@@ -13,7 +12,8 @@ from proxy.errors import StoreError
 _COMPANIONS = ("-wal", "-shm")
 # A bad disk may damage one file after another; the copies must not fill it.
 _MAX_ASIDE = 3
-_SAMPLE_BYTES = 64 * 1024
+
+Identity = tuple[int, int]  # device and inode
 
 
 @contextmanager
@@ -41,8 +41,8 @@ def create_private(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
-def identity(path: Path) -> tuple[int, int] | None:
-    """Device and inode of the file at ``path``, None if there is none."""
+def identity(path: Path) -> Identity | None:
+    """The identity of the file at ``path``, None if there is none."""
     try:
         status = path.stat()
     except OSError:
@@ -63,15 +63,3 @@ def set_aside(path: Path) -> Path:
         with suppress(FileNotFoundError):
             Path(f"{path}{companion}").rename(f"{aside}{companion}")
     return aside
-
-
-def is_text(path: Path) -> bool:
-    """Whether the file begins with text, which no damage makes of a database. Only for a file that no thread has open:
-    closing it here would release its locks. Raises `OSError`."""
-    with path.open("rb") as file:
-        beginning = file.read(_SAMPLE_BYTES)
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(beginning)  # its last letter may be cut
-    except UnicodeDecodeError:
-        return False
-    return "\0" not in text

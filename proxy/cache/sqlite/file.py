@@ -17,16 +17,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from proxy.cache.sqlite import disk
+from proxy.cache.sqlite import disk, recognition
+from proxy.cache.sqlite.recognition import APPLICATION_ID, SLOT_COLUMNS, other_than_store
 from proxy.errors import StoreError
 
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_APPLICATION_ID = 0x656D6263  # "embc": distinguishes our file from another program's database
 _SCHEMA_VERSION = 1
-PAGE_BYTES = 32 * 1024
+PAGE_BYTES = recognition.PAGE_BYTES
 _WAL_PAGES = 256  # 8 MiB, the most the write-ahead log grows before it is folded back in
 _BUSY_TIMEOUT_S = 5.0
 _CACHE_KIB = 2000
@@ -36,7 +36,7 @@ _ATTEMPTS = 3
 # A slot refers to its value by ``id``. The value has the key too, to detect a slot that refers to another key's value;
 # it is NULL in files of earlier versions.
 _TABLES = {
-    "slot": "key BLOB PRIMARY KEY, id INTEGER NOT NULL, read_at INTEGER NOT NULL",
+    "slot": SLOT_COLUMNS,
     "value": "id INTEGER PRIMARY KEY, value BLOB NOT NULL, key BLOB",
     # The processes that use the file, and their size limits.
     "proxy": "id BLOB PRIMARY KEY, limit_bytes INTEGER NOT NULL, used_at INTEGER NOT NULL",
@@ -71,15 +71,25 @@ class DatabaseThread:
     """One thread with one connection, opened at the first use. If opening fails, the next use tries again.
 
     The thread calls ``on_set_aside`` with the new path of a file that was set aside. Without ``replaces``, no file is.
+    The threads of one store share ``recognized``, the files that are known to be stores.
     """
 
-    def __init__(self, name: str, path: Path, *, on_set_aside: Callable[[Path], object], replaces: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        *,
+        on_set_aside: Callable[[Path], object],
+        recognized: set[disk.Identity] | None = None,
+        replaces: bool = True,
+    ) -> None:
         self._path, self._on_set_aside = path, on_set_aside
+        self._recognized = set() if recognized is None else recognized
         self._attempts = _ATTEMPTS if replaces else _ATTEMPTS - 1
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._connection: sqlite3.Connection | None = None
         self._is_closed = False
-        self._identity: tuple[int, int] | None = None  # of the file that is open, or could not be opened
+        self._identity: disk.Identity | None = None  # of the file that is open, or could not be opened
 
     async def run(self, work: Callable[..., _T], *args: object) -> _T:
         """Raises `StoreError`."""
@@ -117,6 +127,7 @@ class DatabaseThread:
                 raise StoreError("refused", f"{self._path.parent}: {error.strerror}") from error
             with disk.locked(self._path.parent):
                 disk.create_private(self._path)
+                self._recognize()
                 # isolation_level None: only `transaction` begins transactions.
                 connection = sqlite3.connect(
                     self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
@@ -130,13 +141,23 @@ class DatabaseThread:
             self._connection = connection
         return self._connection
 
+    def _recognize(self) -> None:
+        """Raise `StoreError` if the file is another program's. The lock on the folder is held.
+
+        A file is looked at once, before a thread has it open. Damage that comes later does not make it another's.
+        """
+        identity = disk.identity(self._path)
+        if identity is None or identity in self._recognized:
+            return
+        if other := other_than_store(self._path):
+            raise StoreError("corrupt", f"{self._path}: {other} and no store; left unchanged")
+        self._recognized.add(identity)
+
     def _set_aside(self, error: Exception) -> None:
         try:
             with disk.locked(self._path.parent):
                 if disk.identity(self._path) != self._identity:
                     return  # another process or thread has set it aside
-                if _code(error) == sqlite3.SQLITE_NOTADB and disk.is_text(self._path):
-                    raise StoreError("corrupt", f"{self._path}: a file of text and no store; left unchanged")
                 aside = disk.set_aside(self._path)
         except OSError as refusal:
             message = f"{self._path} is damaged ({error}), and can't be renamed: {refusal.strerror}"
@@ -205,12 +226,12 @@ def _missing(connection: sqlite3.Connection, path: Path) -> list[str]:
     (owner,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
-    claims = [f"PRAGMA application_id = {_APPLICATION_ID}", f"PRAGMA user_version = {_SCHEMA_VERSION}"]
+    claims = [f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {_SCHEMA_VERSION}"]
     if not tables and pages <= 1:
         return [*map(_create, _TABLES), *claims]
     is_slot = columns["slot"] == _column_names("slot")
     is_value = columns["value"] in (_column_names("value"), _column_names("value")[:2])
-    is_owned, is_known = owner == _APPLICATION_ID, version == _SCHEMA_VERSION
+    is_owned, is_known = owner == APPLICATION_ID, version == _SCHEMA_VERSION
     # A file is ours if either its tables or its header say so: the other may be damaged.
     if not (is_slot and is_value):
         if is_owned and is_known:

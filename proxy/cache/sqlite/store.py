@@ -40,14 +40,21 @@ class SQLiteStore(Unleased):
     ) -> None:
         """If several processes with different limits use the file, the largest limit applies.
 
-        A damaged file is set aside and replaced, or, without ``replaces_damaged``, left as it is.
+        A damaged file is set aside and replaced, or, without ``replaces_damaged``, left as it is. Another program's
+        file is always left as it is; each use fails.
         """
         self._path = path = path.resolve()  # SQLite names its log by the real path, and all of them are renamed
         self._limit = SharedLimit(path, limit_bytes)
         self._limit_bytes = limit_bytes
         self._clock = clock
         # A connection and a thread each for reading and writing: in WAL mode neither waits for the other.
-        thread = partial(DatabaseThread, path=path, on_set_aside=self._begin_salvage, replaces=replaces_damaged)
+        thread = partial(
+            DatabaseThread,
+            path=path,
+            on_set_aside=self._begin_salvage,
+            recognized=set(),
+            replaces=replaces_damaged,
+        )
         self._reader, self._writer = thread("sqlite-read"), thread("sqlite-write")
         self._reads = MergedReads(self._reader, self._read, max_keys=_KEYS_PER_READ)
         self._position = changes.Position()  # used by the reader's thread only

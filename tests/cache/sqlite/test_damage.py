@@ -15,6 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from proxy.cache.entry import Entry
+from proxy.cache.sqlite.recognition import other_than_store
 from proxy.cache.sqlite.store import SQLiteStore
 from proxy.errors import StoreError
 from proxy.protocol import records, vectors
@@ -218,7 +219,6 @@ BEYOND_HELP: dict[str, Callable[[Path], None]] = {
     "its page size": overwritten(16, b"\2\0"),
     "the schema": overwritten(PAGE - 400, bytes(400)),
     "the first page": overwritten(100, b"\xff" * (PAGE - 100)),
-    "all": rotten,
     "cut": truncated(5 * PAGE),
     "cut within a page": truncated(5 * PAGE + 100),
     "cut to a header": truncated(100),
@@ -255,6 +255,23 @@ async def test_a_damaged_file_is_set_aside_and_a_new_one_created(
     assert aside.name in caplog.text
     if not is_open:
         assert aside.read_bytes()[: len(damaged)] == damaged
+
+
+async def test_a_store_that_nothing_is_left_of_is_set_aside_only_by_a_process_that_used_it(
+    filled: Path, open_store: Callable[..., SQLiteStore]
+) -> None:
+    user, other = open_store(), open_store()
+    await user._reader.run(lambda connection: connection.execute("SELECT 1"))  # unlike a read, it writes no log
+    rotten(filled)
+    damaged = filled.read_bytes()
+    with pytest.raises(StoreError, match="a file of something else and no store; left unchanged"):
+        await get(other, A)
+    assert filled.read_bytes() == damaged
+    for store in (user, other):
+        await put(store, *KEYS)  # also by the thread that had not opened it
+        assert await get(store, *KEYS) == {key: value(key) for key in KEYS}
+    (aside,) = asides(filled)
+    assert aside.read_bytes()[: len(damaged)] == damaged
 
 
 async def test_processes_that_share_a_damaged_file_set_it_aside_once_and_share_the_new_one(
@@ -426,6 +443,19 @@ def of_400_dimensions(number: int) -> Record:
     return replace(record(), vector=vector)
 
 
+async def remove_what_nobody_recognizes(path: Path) -> None:
+    """As an operator does with a file so damaged that it could be anything: no proxy starts with it."""
+    if other_than_store(path) is not None:
+        damaged = path.read_bytes()
+        store = SQLiteStore(path, limit_bytes=64 * MIB)
+        with pytest.raises(StoreError, match="left unchanged"):
+            await get(store, A)
+        await store.aclose()
+        assert path.read_bytes() == damaged
+        for file in path.parent.glob(f"{path.name}*"):
+            file.unlink()
+
+
 @pytest.mark.parametrize("seed", range(3000 if IS_SLOW_PROFILE else 40))
 async def test_whatever_the_damage_an_item_is_a_hit_at_its_second_request(sqlite_path: Path, seed: int) -> None:
     dice = random.Random(seed)
@@ -438,6 +468,8 @@ async def test_whatever_the_damage_an_item_is_a_hit_at_its_second_request(sqlite
         await store.aclose()
         store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB, clock=clock)
     spoil(sqlite_path, dice)
+    if store._writer._connection is None:
+        await remove_what_nobody_recognizes(sqlite_path)
     hits, rounds = 0, 0
     while hits < len(KEYS):
         rounds += 1
@@ -456,6 +488,7 @@ async def test_whatever_the_damage_an_item_is_a_hit_at_its_second_request(sqlite
         assert cache._store._breakers["write"].state.value == "closed"
         # Pages that a connection holds hide damage on the disk from it, and that of a live log is not looked for.
         await cache.aclose()
+        await remove_what_nobody_recognizes(sqlite_path)
         store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB, clock=clock)
     await store.aclose()
     assert len(asides(sqlite_path)) <= 1

@@ -251,16 +251,6 @@ async def test_a_foreign_database_is_left_unchanged(sqlite_path: Path) -> None:
     assert sqlite_path.read_bytes() == before
 
 
-async def test_a_file_that_is_not_a_database_is_renamed(sqlite_path: Path) -> None:
-    sqlite_path.write_bytes(b"precious\0notes" * 1000)
-    store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
-    assert await store.get_many([key(1)], timeout_s=5.0) == {}
-    await put(store, range(1))
-    await store.aclose()
-    (aside,) = sqlite_path.parent.glob("cache.sqlite3.damaged-*")
-    assert aside.read_bytes() == b"precious\0notes" * 1000
-
-
 @pytest.mark.parametrize("text", ["precious notes " * 10, "é" * 40_000], ids=["short", "long"])
 async def test_a_file_of_text_is_left_where_it_is(sqlite_path: Path, text: str) -> None:
     """An operator has given the path of another file, such as that of the client keys."""
