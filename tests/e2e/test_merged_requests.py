@@ -15,7 +15,7 @@ from proxy.protocol.providers import PROVIDERS
 from tests.conftest import StartProxy
 from tests.support.client import Client, UpstreamResponse
 from tests.support.gate import Gate
-from tests.support.in_flight import waiting
+from tests.support.in_flight import queued, waiting
 from tests.support.scripted import Call, Reply, ScriptedUpstream, error_reply
 from tests.upstream.test_router import setting
 
@@ -30,7 +30,7 @@ async def behind_a_first(
     first = asyncio.create_task(client.post({**asks[0][0], "input": "first"}))
     await gate.calls(1)
     rest = [asyncio.create_task(client.post(body, **fields)) for body, fields in asks]
-    await waiting(client, 1 + len(rest))
+    await queued(client, 1 + len(rest))
     upstream.reply = reply
     gate.open()
     await first

@@ -282,11 +282,12 @@ async def test_who_travels_with_a_refused_text_gets_a_vector_and_does_not_see_it
     start_proxy: StartProxy, upstream: ScriptedUpstream, direct: Client, hop: Forward
 ) -> None:
     """Infinity answers 422 to a batch with one text that is too long, and repeats all of its texts in the answer."""
-    through_hop = await start_proxy(provider="infinity")
+    through_hop = await start_proxy(provider="infinity", batch_window_s=60.0)
     texts = ["good 1", TOO_LONG, "good 2"]
     asks: list[Ask] = [(body(text), {}) for text in texts]
     answers = await behind_a_first(through_hop, upstream, asks, hop)
-    assert texts in [call.json["input"] for call in upstream.calls]
+    merged = [call.json["input"] for call in upstream.calls if type(call.json["input"]) is list]
+    assert [sorted(together) for together in merged] == [sorted(texts)]  # a large body may arrive last
     assert [answer.status for answer in answers] == [200, 422, 200]
     assert answers[1].body == (await ask_directly(direct, body(TOO_LONG))).body
     for answer, text in zip(answers, texts, strict=True):
@@ -297,7 +298,7 @@ async def test_who_travels_with_a_refused_text_gets_a_vector_and_does_not_see_it
 async def test_a_null_that_infinity_refuses_costs_no_one_else_a_vector(
     start_proxy: StartProxy, upstream: ScriptedUpstream, hop: Forward
 ) -> None:
-    through_hop = await start_proxy(provider="infinity")
+    through_hop = await start_proxy(provider="infinity", batch_window_s=60.0)
     asks: list[Ask] = [(body("1"), {}), (body("2", encoding_format=None), {}), (body("3"), {})]
     answers = await behind_a_first(through_hop, upstream, asks, hop)
     assert [answers[0].status, answers[2].status] == [200, 200]

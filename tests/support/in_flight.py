@@ -19,6 +19,12 @@ async def waiting(client: Client, requests: int) -> None:
         await asyncio.sleep(0)
 
 
+async def queued(client: Client, items: int) -> None:
+    """Until so many items are queued for the upstream: unlike `waiting`, until the requests' bodies have been read."""
+    while next(iter(client.proxy.metrics.queued_items.collect())).samples[0].value < items:
+        await asyncio.sleep(0)
+
+
 async def vouched_for(replicas: list[Client], upstream: ScriptedUpstream) -> list[Client]:
     """Replicas that know of the credential; one that doesn't asks the upstream before it serves what others fetched."""
     for number, client in enumerate(replicas):
