@@ -88,6 +88,20 @@ _PROCESS = [
         steps=ANY_STEPS,
     ),
     Panel(
+        "Files that can't be read again",
+        "1: the certificates of an upstream, or the client keys, could not be used after a change. The proxy goes on"
+        " with what it read before; the log says why.",
+        {"{{instance}} {{files}}": f"max by (instance, files) ({series('reload_failed')})"},
+        "short",
+        maximum=1,
+    ),
+    Panel(
+        "Log lines lost",
+        "Lines per second that could not be written: the disk is full, or nobody reads the log.",
+        totals("instance", "log_lines_lost_total"),
+        "short",
+    ),
+    Panel(
         "Request bodies in memory",
         "Bytes held until their requests have a response.",
         each_instance(series("held_request_bytes")),

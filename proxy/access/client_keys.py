@@ -184,12 +184,15 @@ class ClientKeys:
         self._clock = clock
         self._keys: list[ClientKey] = []
         self.keys_version = 0  # incremented by every reload
+        self.is_outdated = False  # the file could not be used when it was last read
         self.reload()
 
     def reload(self) -> int:
         """Read the file and return the number of keys. Raises `ConfigError`, and then the previous keys stay valid."""
         now_s = self._clock()
+        self.is_outdated = True
         self._keys = [key for key in read(self._path) if key.is_valid(now_s)]
+        self.is_outdated = False
         self.keys_version += 1
         return len(self._keys)
 

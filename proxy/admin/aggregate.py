@@ -18,7 +18,7 @@ from prometheus_client.samples import Sample
 
 from proxy.admin.recent import parse_recent
 from proxy.telemetry import client_definitions, definitions
-from proxy.telemetry.process_definitions import WORKERS_CONFIGURED, WORKERS_ENDED, WORKERS_RUNNING
+from proxy.telemetry.process_definitions import RELOAD_FAILED, WORKERS_CONFIGURED, WORKERS_ENDED, WORKERS_RUNNING
 from proxy.telemetry.recent_request import RecentRequest
 
 _log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ _GREATEST = frozenset(
         definitions.CANARY_EPOCH,
         definitions.CANARY_FAILURES,
         definitions.CANARY_MEASURED_AT,
+        RELOAD_FAILED,
     )
 )
 # Each worker knows only of itself.

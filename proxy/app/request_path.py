@@ -47,7 +47,8 @@ async def open_request_path(
     """Open the parts. Closing ``stack`` closes them."""
     client_keys = None
     if settings.client_keys is not None:
-        client_keys = ClientKeys(settings.client_keys, clock=clock)
+        client_keys = keys = ClientKeys(settings.client_keys, clock=clock)
+        core.metrics.watch_files("client keys", lambda: keys.is_outdated)
         drop_ended = client_keys.drop_ended
         await stack.enter_async_context(every(_KEYS_S, lambda _: drop_ended()))
     access = make_access(settings, core.validations, client_keys)

@@ -77,6 +77,8 @@ async def _open_client(
         total_s=settings.upstream_timeout_s,
     )
     client = UpstreamClient(setting.name, connect, metrics, timeouts=timeouts, routes=routes, egress=setting.egress)
+    outbound = client.outbound
+    metrics.watch_files(f"certificates of {setting.name}", lambda: outbound.is_outdated)
     return await stack.enter_async_context(client)
 
 

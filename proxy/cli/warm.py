@@ -2,7 +2,10 @@
 
 import asyncio
 import os
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from proxy.cli.config_file import config_file_of
 from proxy.cli.config_option import READS_CONFIG
 from proxy.cli.progress import Advance, progress
 from proxy.cli.request_options import parse_field, parse_header
+from proxy.cli.standstill import Standstill
 from proxy.config.secrets import read_secret
 from proxy.errors import ConfigError
 from proxy.filling.batches import Batch, Distinct, batched
@@ -26,11 +30,13 @@ from proxy.filling.forecast import forecast
 from proxy.filling.results import Forecast, Warmed
 from proxy.filling.sender import connected
 from proxy.filling.warmer import Warmer
+from proxy.periodic import every
 
 _EXIT_INCOMPLETE, _EXIT_INTERRUPTED = 1, 130
 _MAX_BATCH_CHARS = 2 * 1024**2
 # Requests that only ask what is cached do not go upstream, so they can be large.
 _ASKED_ITEMS, _ASKED_CHARS = 2048, 8 * 1024**2
+_REPORT_PERIOD_S = 1.0
 
 
 @click.command(name="warm")
@@ -148,27 +154,62 @@ def _batches(ctx: click.Context, max_items: int, max_chars: int) -> Iterator[Bat
 def _forecast(ctx: click.Context, call: EmbeddingCall, distinct: int) -> Forecast:
     """Raises `Stopped`."""
 
-    async def run(advance: Advance) -> Forecast:
-        async with connected(call, connections=1, timeout_s=ctx.params["timeout"], is_kept=False) as sender:
-            return await forecast(sender, _batches(ctx, _ASKED_ITEMS, _ASKED_CHARS), advance=advance)
+    async def run(advance: Advance, standstill: Standstill) -> Forecast:
+        async with (
+            connected(call, connections=1, timeout_s=ctx.params["timeout"], is_kept=False) as sender,
+            _reported(standstill),
+        ):
+            batches = _batches(ctx, _ASKED_ITEMS, _ASKED_CHARS)
+            return await forecast(sender, batches, advance=advance, on_wait=standstill.because_of)
 
-    with progress("asking", distinct) as advance:
-        return asyncio.run(run(advance))
+    with _progress("asking", distinct) as (advance, standstill):
+        return asyncio.run(run(advance, standstill))
 
 
 def _warm(ctx: click.Context, call: EmbeddingCall, distinct: int) -> Warmed:
     concurrency = ctx.params["concurrency"]
     done = Warmed()
 
-    async def run(advance: Advance) -> None:
-        async with connected(call, connections=concurrency, timeout_s=ctx.params["timeout"]) as sender:
-            warmer = Warmer(sender, done, concurrency=concurrency, advance=advance)
+    async def run(advance: Advance, standstill: Standstill) -> None:
+        async with (
+            connected(call, connections=concurrency, timeout_s=ctx.params["timeout"]) as sender,
+            _reported(standstill),
+        ):
+            warmer = Warmer(sender, done, concurrency=concurrency, advance=advance, on_wait=standstill.because_of)
             await warmer.run(_batches(ctx, ctx.params["batch"], _MAX_BATCH_CHARS))
 
-    with progress("warming", distinct) as advance:
+    with _progress("warming", distinct) as (advance, standstill):
         try:
-            asyncio.run(run(advance))
+            asyncio.run(run(advance, standstill))
         except KeyboardInterrupt:
             done.is_interrupted = True
             done.stopped = "interrupted"
     return done
+
+
+@contextmanager
+def _progress(what: str, distinct: int) -> Iterator[tuple[Advance, Standstill]]:
+    """A progress bar that shows what is waited for."""
+    standstill = Standstill(time.time())
+    with progress(what, distinct, note=lambda: standstill.text(time.time())) as advance:
+
+        def advanced(done: int) -> None:
+            standstill.end(time.time())
+            advance(done)
+
+        yield advanced, standstill
+
+
+@asynccontextmanager
+async def _reported(standstill: Standstill) -> AsyncIterator[None]:
+    """Without a terminal there is no progress bar, and what is waited for is a line now and then."""
+
+    def report(_: float) -> None:
+        if text := standstill.report(time.time()):
+            click.echo(text, err=True)
+
+    if sys.stderr.isatty():
+        yield
+        return
+    async with every(_REPORT_PERIOD_S, report):
+        yield

@@ -26,10 +26,14 @@ async def forecast(
     batches: Iterable[Batch],
     *,
     advance: Callable[[int], None],
+    on_wait: Callable[[str], object] = lambda _: None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     now: Callable[[], float] = time.time,
 ) -> Forecast:
-    """Raises `Stopped` if the proxy does not say what is cached, or if the server is not a proxy."""
+    """Calls ``on_wait`` with the reason why it has to wait.
+
+    Raises `Stopped` if the proxy does not say what is cached, or if the server is not a proxy.
+    """
     found = Forecast()
     is_proxy = False
     for batch in batches:
@@ -37,7 +41,7 @@ async def forecast(
         for part in [batch] if is_proxy else [Batch(batch.texts[:1]), Batch(batch.texts[1:])]:
             if not part.texts:
                 continue
-            missing = await _missing(sender, part, sleep, now)
+            missing = await _missing(sender, part, on_wait, sleep, now)
             is_proxy = True
             found.cached += len(part.texts) - len(missing)
             found.missing += len(missing)
@@ -47,7 +51,11 @@ async def forecast(
 
 
 async def _missing(
-    sender: Asks, batch: Batch, sleep: Callable[[float], Awaitable[None]], now: Callable[[], float]
+    sender: Asks,
+    batch: Batch,
+    on_wait: Callable[[str], object],
+    sleep: Callable[[float], Awaitable[None]],
+    now: Callable[[], float],
 ) -> list[int]:
     untold = failed = 0
     while True:
@@ -69,4 +77,5 @@ async def _missing(
             pause_s = rate_limits.of_headers(reply.headers, now_s=now()).retry_after_s
         if failed >= _MAX_ATTEMPTS:
             raise Stopped(reason)
+        on_wait(reason)
         await sleep(_PAUSE_S if pause_s is None else pause_s)

@@ -27,7 +27,8 @@ class Embeds(Protocol):
 
 
 class Warmer:
-    """Keeps ``warmed`` up to date, and calls ``advance`` with how many more texts are done.
+    """Keeps ``warmed`` up to date, and calls ``advance`` with how many more texts are done, and ``on_wait`` with the
+    reason why texts have to wait.
 
     ``sleep`` and ``now``, in Unix time, are a clock.
     """
@@ -39,12 +40,13 @@ class Warmer:
         *,
         concurrency: int,
         advance: Callable[[int], None],
+        on_wait: Callable[[str], object] = lambda _: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._sender = sender
         self._concurrency = concurrency
-        self._advance = advance
+        self._advance, self._on_wait = advance, on_wait
         self._sleep = sleep
         self._now = now
         self._resume_at_s = 0.0
@@ -106,6 +108,7 @@ class Warmer:
             attempts, limited = attempts + (not read.is_limit), limited + read.is_limit
             if attempts >= _MAX_ATTEMPTS or limited >= _MAX_LIMITED:
                 raise Stopped(read.reason)
+            self._on_wait(read.reason)
             await self._pause(read, attempts + limited)
 
     async def _wait(self) -> None:

@@ -45,7 +45,12 @@ def run_proxy(
 ) -> int:
     """`serve`, with a log and an event loop; returns the exit status."""
     with log.writing(settings.log_format) as sink:
-        run_loop(serve(settings, announce=announce, write_log=sink.write, bound=bound, parent=parent))
+
+        def on_serving(proxy: Running) -> None:
+            proxy.metrics.watch_log(lambda: sink.lost_lines)
+            announce(proxy)
+
+        run_loop(serve(settings, announce=on_serving, write_log=sink.write, bound=bound, parent=parent))
     return 0
 
 

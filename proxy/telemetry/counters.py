@@ -87,6 +87,18 @@ class Counter(_LabeledMetric[CounterChild]):
         yield family
 
 
+class ReadCounter(Collector):
+    """A counter that ``source`` keeps, read when it is scraped."""
+
+    def __init__(self, name: str, documentation: str, *, registry: CollectorRegistry) -> None:
+        self._name, self._documentation = name, documentation
+        self.source: Callable[[], float] = float
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        yield CounterMetricFamily(self._name, self._documentation, value=self.source())
+
+
 class Histogram(_LabeledMetric[HistogramChild]):
     def __init__(
         self,

@@ -30,8 +30,8 @@ _CLOSE_S = 1.0
 class LogSink:
     """A text stream for `logging` whose `write` never blocks.
 
-    It buffers up to ``max_bytes`` and drops lines beyond that. When the reader reads again, the writing thread calls
-    ``on_dropped`` with the number of dropped lines.
+    It buffers up to ``max_bytes`` and drops lines beyond that, and lines that it can't write, as on a full disk. When
+    it can write again, the writing thread calls ``on_dropped`` with the number of dropped lines.
     """
 
     def __init__(
@@ -42,7 +42,9 @@ class LogSink:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._buffered_bytes = 0
-        self._dropped_lines = 0
+        self._dropped_lines = 0  # and not reported yet
+        self.lost_lines = 0  # in all
+        self._is_torn = False  # the last line was written in part; used by the thread only
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         # A daemon thread, because a reader that does not read must not keep the process from exiting.
         self._thread = threading.Thread(target=self._work, name="log", daemon=True)
@@ -52,7 +54,7 @@ class LogSink:
         data = text.encode("utf-8", "backslashreplace")
         with self._lock:
             if self._buffered_bytes + len(data) > self._max_bytes:
-                self._dropped_lines += data.count(b"\n")
+                self._drop(data)
                 return len(text)
             self._buffered_bytes += len(data)
         self._queue.put(data)
@@ -68,14 +70,27 @@ class LogSink:
 
     def _work(self) -> None:
         while (data := self._queue.get()) is not None:
-            self._write(data)
+            text = b"\n" + data if self._is_torn else data
+            rest = self._write(text)
+            if written := text.removesuffix(rest):
+                self._is_torn = rest != b"" and not written.endswith(b"\n")
             with self._lock:
                 self._buffered_bytes -= len(data)
+                if rest:
+                    self._drop(rest[-len(data) :])
+                    continue  # a report could not be written either
                 dropped, self._dropped_lines = self._dropped_lines, 0
             if dropped:
                 self._on_dropped(dropped)
 
-    def _write(self, data: bytes) -> None:
+    def _drop(self, data: bytes) -> None:
+        """Count lines that are lost. The lock is held."""
+        lines = data.count(b"\n")
+        self._dropped_lines += lines
+        self.lost_lines += lines
+
+    def _write(self, data: bytes) -> bytes:
+        """Write as much as possible; returns the rest."""
         # Not through sys.stderr: if this thread held its lock when the interpreter exits, the process would abort.
         rest = memoryview(data)
         while rest:
@@ -84,8 +99,9 @@ class LogSink:
             except BlockingIOError:  # another program made the terminal non-blocking
                 with suppress(OSError):
                     select.select([], [self._fd], [])
-            except OSError:  # the reader has gone for good
-                return
+            except OSError:  # the reader has gone for good, or the disk is full
+                break
+        return bytes(rest)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from proxy.protocol.records import Flaw
 from proxy.telemetry import client_definitions, definitions, process_definitions
 from proxy.telemetry.budget_gauges import BudgetGauges
 from proxy.telemetry.client_counters import ClientCounters
-from proxy.telemetry.counters import Counter, CounterChild, Histogram
+from proxy.telemetry.counters import Counter, CounterChild, Histogram, ReadCounter
 from proxy.telemetry.definitions import Definition
 from proxy.telemetry.lane_gauges import LaneGauges, LaneState
 from proxy.telemetry.model_counters import ModelCounters
@@ -144,6 +144,9 @@ class Metrics:
         self._gauge(process_definitions.WORKERS_RUNNING).set(1)
         self._gauge(process_definitions.WORKERS_CONFIGURED).set(1)
         self._counter(process_definitions.WORKERS_ENDED)
+        self._reload_failed = self._gauge(process_definitions.RELOAD_FAILED)
+        lost = process_definitions.LOG_LINES_LOST
+        self._log_lines_lost = ReadCounter(lost.name, lost.help, registry=self._registry)
 
     def _counter(self, definition: Definition) -> Counter:
         return Counter(definition.name, definition.help, definition.labels, registry=self._registry)
@@ -225,6 +228,14 @@ class Metrics:
     def watch_lanes(self, lanes: Callable[[], Iterable[LaneState]]) -> None:
         """Read what is known of rate limits at each scrape."""
         self._lane_gauges.lanes = lanes
+
+    def watch_files(self, files: str, is_outdated: Callable[[], bool]) -> None:
+        """Read at each scrape whether files could not be used when they were last read again."""
+        self._reload_failed.labels(files).set_function(is_outdated)
+
+    def watch_log(self, lost_lines: Callable[[], int]) -> None:
+        """Read at each scrape how many lines of the log were lost."""
+        self._log_lines_lost.source = lost_lines
 
     def breaker(self, circuit: str, state: str) -> None:
         self._breakers.labels(circuit).set(_BREAKER_GAUGE[state])

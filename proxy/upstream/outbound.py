@@ -21,6 +21,7 @@ class Outbound:
         self._egress = egress
         self._tls: ssl.SSLContext | bool = True  # True: the client's default
         self._stamps: list[tls.Stamp] = []
+        self.is_outdated = False  # its files could not be used when they were last read
         self.reload()
 
     def reload(self) -> None:
@@ -28,23 +29,31 @@ class Outbound:
         if self._egress.has_files:
             # Taken first: a change while the files are read must be noticed later.
             self._stamps = tls.stamps(self._egress)
+            self.is_outdated = True
             try:
                 self._tls = tls.make_context(self._egress)
             except ConfigError as error:
                 raise ConfigError(f"upstream {self._name}: {error}") from None
+            self.is_outdated = False
 
     def refresh(self, *, is_forced: bool = False) -> None:
         """Read the files again if they have changed, or in any case if ``is_forced``, and log the result.
 
-        Files that can't be used are logged and change nothing.
+        Files that can't be used are logged and change nothing. They are read again each time, since what made them
+        unusable may change without them (the permissions of a folder), but logged only once.
         """
-        if not self._egress.has_files or not (is_forced or tls.stamps(self._egress) != self._stamps):
+        if not self._egress.has_files:
             return
+        has_changed = tls.stamps(self._egress) != self._stamps
+        if not (is_forced or has_changed or self.is_outdated):
+            return
+        is_news = is_forced or has_changed
         try:
             self.reload()
             _log.info("upstream %s: certificates reloaded", self._name)
         except ConfigError as error:
-            _log.error("%s; keeping the previous certificates", error)
+            if is_news:
+                _log.error("%s; keeping the previous certificates", error)
 
     def options(self, url: str) -> Mapping[str, Any]:
         """Keyword arguments of the HTTP client for a request to ``url``."""

@@ -75,6 +75,8 @@ def _load_client_certificate(context: ssl.SSLContext, cert: Path, key: Path) -> 
                 f"the key in {key} is not that of the first certificate in {cert}; a chain begins with the client's own"
             ) from error
         raise ConfigError(f"{cert} and {key} can't be used: {error.reason or error}") from error
+    except OSError as error:  # replaced since they were read
+        raise ConfigError(f"{cert} and {key} can't be used: {error.strerror}") from error
 
 
 def _read(path: Path, what: str) -> str:
@@ -85,6 +87,10 @@ def _read(path: Path, what: str) -> str:
 
 
 def _der_hint(path: Path) -> str:
-    if not path.read_bytes().startswith(_DER):
+    try:
+        beginning = path.read_bytes()[: len(_DER)]
+    except OSError:  # replaced since it was read
+        return ""
+    if beginning != _DER:
         return ""
     return f"; it is DER: openssl x509 -inform DER -in {path} -out FILE"

@@ -213,10 +213,12 @@ async def test_a_running_proxy_reloads_the_keys_on_a_signal(
             assert re.search(rf" ERROR +client keys {path}(, line 3: |: No such file)", said[-1])
             assert said[-1].endswith("; keeping the previous keys\n")
             assert [await ask(key) for key in (first, second, "c4nary")] == [200, 200, 401]
+            assert await has_failed(session, process) is True
         path.write_text(good)
         client_keys.revoke(path, "first")
         await reload()
         assert said[-1].endswith("client keys: reloaded 1\n")
+        assert await has_failed(session, process) is False
         assert [await ask(key) for key in (first, second)] == [401, 200]
         client_keys.revoke(path, "second")
         await reload()
@@ -227,6 +229,13 @@ async def test_a_running_proxy_reloads_the_keys_on_a_signal(
     everything = process.banner + "".join(said) + rest
     assert [secret for secret in (first, second, "sk-owned", "c4nary") if secret in everything] == []
     assert {call.headers["Authorization"] for call in upstream.calls} == {"Bearer sk-owned"}
+
+
+async def has_failed(session: ClientSession, process: Process) -> bool:
+    """Whether a metric says that the keys could not be read again."""
+    async with session.get(process.admin_url + "/metrics") as answer:
+        (value,) = re.findall(r'reload_failed\{files="client keys"\} (.*)', await answer.text())
+        return float(value) == 1
 
 
 def test_a_proxy_does_not_start_with_a_broken_file(

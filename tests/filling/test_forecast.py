@@ -79,8 +79,17 @@ async def test_no_reply_is_asked_for_again_and_then_said() -> None:
     gone = Later(reason="can't reach the proxy", retry_after_s=None, is_limit=False)
     cached = Reply(status=204, headers={"X-Cache": "HIT"}, body=b"")
     batch = Batch(texts("a"))
-    found = await forecast(Silent(busy, gone, cached), [batch], advance=lambda _: None, sleep=sleep, now=lambda: 0.0)
+    reasons: list[str] = []
+    found = await forecast(
+        Silent(busy, gone, cached),
+        [batch],
+        advance=lambda _: None,
+        on_wait=reasons.append,
+        sleep=sleep,
+        now=lambda: 0.0,
+    )
     assert (found, paused) == (Forecast(cached=1), [3.0, 1.0])
+    assert reasons == ["the proxy is overloaded: 503", "can't reach the proxy"]
     with pytest.raises(Stopped, match="can't reach the proxy"):
         await forecast(Silent(gone), [batch], advance=lambda _: None, sleep=sleep, now=lambda: 0.0)
 

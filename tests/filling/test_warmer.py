@@ -117,6 +117,22 @@ async def test_without_a_delay_pauses_double() -> None:
     assert clock.slept == [0.5, 1.0, 2.0, 4.0]
 
 
+async def test_it_says_what_it_waits_for() -> None:
+    clock, reasons = Clock(), list[str]()
+    sender = FakeSender(failed(429, "Rate limit reached.", Retry_After="600"), failed(502, "The upstream is gone."))
+    warmer = Warmer(
+        sender,
+        Warmed(),
+        concurrency=1,
+        advance=lambda _: reasons.append("progress"),
+        on_wait=reasons.append,
+        sleep=clock.sleep,
+        now=clock.now,
+    )
+    await warmer.run(batches("a", "b"))
+    assert reasons == ["429 Rate limit reached.", "502 The upstream is gone.", "progress", "progress"]
+
+
 async def test_an_outage_ends_it_after_a_few_attempts() -> None:
     sender = FakeSender(ok(), answer=lambda _: failed(502, "The upstream is gone."))
     done, progress = await warmed(sender, batches("ab", "c", "d"), concurrency=2)

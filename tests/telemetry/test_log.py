@@ -1,5 +1,6 @@
 """The log, whose reader may stop while the proxy goes on."""
 
+import errno
 import logging
 import os
 import subprocess
@@ -89,6 +90,39 @@ def test_a_reader_that_has_gone_causes_no_error(pipe: tuple[int, int]) -> None:
         sink.write("x\n")
     sink.close(timeout_s=60)
     assert not sink._thread.is_alive()
+
+
+def test_lines_that_a_full_disk_loses_are_counted_and_reported_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, everything = os.write, 10**9
+    # What each call has room for: "before", "torn" and its end, two lines, a line's end and the line, all else.
+    room = iter([everything, 4, 0, 0, 1, 0, everything, everything])
+
+    def limited(fd: int, data: bytes) -> int:
+        if not (most := next(room)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data[:most])
+
+    monkeypatch.setattr("proxy.telemetry.log.os.write", limited)
+    dropped: list[int] = []
+    was_called = threading.Event()
+
+    def on_dropped(lines: int) -> None:
+        dropped.append(lines)
+        sink.write(f"{lines} were dropped\n")  # as `log.writing` does
+        was_called.set()
+
+    path = tmp_path / "log"
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY)
+    sink = LogSink(descriptor, on_dropped=on_dropped)
+    for text in ("before\n", "torn\n", "lost\nlost too\n", "only its end has room\n", "after\n"):
+        sink.write(text)
+    assert was_called.wait(60)
+    sink.close(timeout_s=60)
+    os.close(descriptor)
+    assert path.read_text() == "before\ntorn\nafter\n4 were dropped\n"
+    assert (sink.lost_lines, dropped) == (4, [4])
 
 
 def test_a_non_blocking_terminal_loses_nothing(pipe: tuple[int, int]) -> None:

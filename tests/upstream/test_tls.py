@@ -1,6 +1,8 @@
 """TLS to upstreams: private authorities, client certificates, and files that can't be used."""
 
+import errno
 import logging
+import os
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +21,7 @@ from tests.conftest import StartProxy
 from tests.support.authorities import Authorities, careless, refusing
 from tests.support.client import Client
 from tests.support.egress import Net, logged
+from tests.support.samples import samples
 from tests.support.scripted import Call, ScriptedUpstream
 
 Start = Callable[[str, Egress], Any]
@@ -193,6 +196,61 @@ def test_refresh_reloads_changed_files(authorities: Authorities, caplog: pytest.
     assert wrong.endswith("; keeping the previous certificates")
     assert read == "upstream gpu: certificates reloaded"
     assert gone.startswith(f"upstream gpu: the client certificate's key {key}: No such file or directory")
+
+
+def test_files_that_could_not_be_used_are_tried_again_though_they_did_not_change(
+    authorities: Authorities, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    outbound = Outbound("gpu", Egress(ca=authorities.ca))
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", denied)  # as in a folder of other permissions
+        outbound.refresh(is_forced=True)
+        for _ in range(3):
+            outbound.refresh()
+        assert outbound.is_outdated
+    outbound.refresh()
+    assert not outbound.is_outdated
+    outbound.refresh()
+    refused, read = logged(caplog)
+    assert refused.endswith("Permission denied; keeping the previous certificates")
+    assert read == "upstream gpu: certificates reloaded"
+
+
+def denied(_: Path) -> bytes:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_an_error_of_its_own(
+    authorities: Authorities, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cert, key = authorities.client_files("proxy")
+    outbound = Outbound("gpu", Egress(ca=authorities.ca, cert=cert, cert_key=key))
+
+    def gone(*_: object, **__: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", gone)
+    outbound.refresh(is_forced=True)
+    assert logged(caplog) == [
+        f"upstream gpu: {cert} and {key} can't be used: No such file or directory; keeping the previous certificates"
+    ]
+
+
+async def test_what_could_not_be_read_again_is_a_metric(authorities: Authorities, start: Start) -> None:
+    upstream = ScriptedUpstream()
+    async with upstream.serving(authorities.server_tls()):
+        client = await start(upstream.base_url, Egress(ca=authorities.ca))
+        outbound = client.proxy.origins.default.client.outbound
+        metrics, files = client.proxy.metrics, {("certificates of scripted",): 1.0}
+        assert samples(metrics, "reload_failed") == {}
+        before = authorities.ca.read_bytes()
+        authorities.ca.write_bytes(b"")
+        outbound.refresh()
+        assert samples(metrics, "reload_failed") == files
+        authorities.ca.write_bytes(before)
+        outbound.refresh()
+        assert samples(metrics, "reload_failed") == {}
 
 
 def broken(authorities: Authorities) -> dict[str, tuple[Egress, str]]:
