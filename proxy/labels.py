@@ -64,7 +64,7 @@ class BypassReason(StrEnum):
     INEXACT_NUMBER = "inexact-number"
     INPUT_FORM = "input-form"
     LIST_PARAMETER = "list-parameter"
-    MODEL = "model"  # missing, or not a string
+    MODEL = "model"  # missing, not a string, or too long
     MULTI_VECTOR = "multi-vector"  # several vectors an item
     NOT_AN_OBJECT = "not-an-object"
     NOT_JSON = "not-json"

@@ -14,7 +14,8 @@ from proxy.protocol.vectors import DType, Vector
 
 # An entry's Python objects, its key and its slot in the cache: measured by RSS, rounded up.
 _OVERHEAD_BYTES = 600
-_MAX_MODEL_LENGTH = 256  # of a name that is kept once for all entries
+_MAX_MODEL_LENGTH = 256  # of a name that is kept once for all entries; longer ones may come from the store
+_MAX_CHAR_BYTES = 4  # in CPython
 
 
 class Certainty(Enum):
@@ -194,8 +195,9 @@ class Entry(Struct, eq=False, gc=False):
 
     @property
     def weight_bytes(self) -> int:
-        text = self._numbers_or_successor
-        return _OVERHEAD_BYTES + len(self.payload) + (len(text) if isinstance(text, bytes) else 0)
+        text, name_chars = self._numbers_or_successor, len(self.source.model)
+        own_name_bytes = _MAX_CHAR_BYTES * name_chars if name_chars > _MAX_MODEL_LENGTH else 0
+        return _OVERHEAD_BYTES + len(self.payload) + own_name_bytes + (len(text) if isinstance(text, bytes) else 0)
 
     def pack(self) -> None:
         """Drop the numbers' text, which `numbers` can make again."""

@@ -59,3 +59,8 @@ def count_model_versions(*entries: dict[bytes, Entry]) -> int:
         return len(found)
     models, lengths = {model for model, _ in found if model}, {length for _, length in found}
     return max(len(models), len(lengths))
+
+
+def count_models(*entries: dict[bytes, Entry]) -> int:
+    """The number of models that entries name, of whatever length their vectors are."""
+    return len({entry.model for some in entries for entry in some.values() if entry.model})

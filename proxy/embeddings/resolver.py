@@ -15,7 +15,7 @@ from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.fetch_plan import FetchPlan
 from proxy.embeddings.header_watch import MANY_VALUES
 from proxy.embeddings.log_once import LogOnce
-from proxy.embeddings.lookup import Lookup, count_model_versions, look_up, lookup
+from proxy.embeddings.lookup import Lookup, count_model_versions, count_models, look_up, lookup
 from proxy.embeddings.no_hits import NoHits
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.responses import ResponseBuilder
@@ -198,7 +198,9 @@ class Resolver:
         if not is_confirmed and (is_shared or self._is_refused(client_request)):
             # A fallback's success validates nothing: don't serve entries of a shared scope, or of a refused credential.
             return FetchPlan(lookup(client_request.spec.keys, {}), self._policy(client_request).private(), first.bill)
-        if count_model_versions(found.entries, fetched.entries) > 1:
+        # Another request's vectors may be of another length, since it may have asked for other dimensions.
+        count = count_model_versions if result.is_own else count_models
+        if count(found.entries, fetched.entries) > 1:
             return FetchPlan(
                 lookup(client_request.spec.keys, {}), self._policy(client_request).refreshing(), first.bill
             )

@@ -15,6 +15,7 @@ from proxy.fetch.outcomes import CallFailure, ErrorResponse, InvalidResponse, is
 from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.retry_budget import RetryBudget
 from proxy.protocol import embedding_response, vector_batch
+from proxy.protocol.embedding_request import MAX_MODEL_CHARS
 from proxy.protocol.embedding_response import EmbeddingResponse, InvalidEmbeddingResponse
 from proxy.protocol.json_parts import LARGE_BYTES
 from proxy.protocol.tokens import share_tokens
@@ -179,6 +180,8 @@ def _named(client_request: ClientRequest, origin: Origin, embeddings: EmbeddingR
     # A server of a single model may accept any model name, and none.
     if origin.provider.is_multi_vector_model(embeddings.model):
         raise InvalidEmbeddingResponse("multi-vector")
+    if len(embeddings.model) > MAX_MODEL_CHARS:  # each record would have it
+        raise InvalidEmbeddingResponse("model-name")
     if origin is client_request.origin:
         origin.remember(client_request.credential_id.credentials_mac, parsed.model, embeddings.model)
         return embeddings if embeddings.model else replace(embeddings, model=parsed.model or "")

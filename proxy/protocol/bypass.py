@@ -15,7 +15,7 @@ EXPLANATIONS: Mapping[BypassReason, str] = {
     BypassReason.INEXACT_NUMBER: "JSON parsers do not agree on so large a number",
     BypassReason.INPUT_FORM: "input has a form that the provider's row does not have",
     BypassReason.LIST_PARAMETER: "a list may apply to the items by position",
-    BypassReason.MODEL: "the model is missing or is no string, or body and path name different ones",
+    BypassReason.MODEL: "the model is missing, is no string or too long, or body and path name different ones",
     BypassReason.MULTI_VECTOR: "the model makes several vectors of an item",
     BypassReason.NOT_AN_OBJECT: "the body is no JSON object",
     BypassReason.NOT_JSON: "the body is not valid JSON",

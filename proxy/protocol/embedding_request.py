@@ -25,6 +25,8 @@ from proxy.protocol.vectors import DType, Encoding
 from proxy.protocol.volatile_input import forbid_references, forbid_remote_media, forbid_volatile
 from proxy.steps import Steps, finish
 
+# Of a model's name, which is in each record: many upstreams repeat in the response whatever name the client sent.
+MAX_MODEL_CHARS = 1024
 _TOKEN_BYTES = 32  # an integer object
 # Reasons why a request can't be keyed item by item that allow keying it by its whole body.
 _WHOLE_REASONS = frozenset(
@@ -96,6 +98,7 @@ def parse_items_apart(
 ) -> Steps[EmbeddingRequest]:
     """`parse_request` of a request with a key for each item. Raises `Bypass` for any other."""
     forbid_many_items(fields)
+    _forbid_long_model(fields, path_model)
     model = _parse_model(fields, provider, path_model)
     kind, items = yield from parse_items(fields.get("input"), provider.inputs)
     forbid_duplicate_names(members, fields, kind)
@@ -119,6 +122,12 @@ def parse_items_apart(
         fields=fields,
         body=body,
     )
+
+
+def _forbid_long_model(fields: dict[str, Any], path_model: PathModel | None) -> None:
+    for name in (model_of(fields), None if path_model is None else path_model.model):
+        if name is not None and len(name) > MAX_MODEL_CHARS:
+            raise Bypass(BypassReason.MODEL)
 
 
 def _parse_model(fields: dict[str, Any], provider: Provider, path_model: PathModel | None) -> str | None:
@@ -145,6 +154,7 @@ def _parse_whole(
     Raises `Bypass` if even the same body may mean something else, because it refers to external content or controls the
     upstream's cache. Raises it also if the response could not be read.
     """
+    _forbid_long_model(fields, path_model)
     forbid_duplicate_names(members, fields, ItemKind.WHOLE)
     forbid_two_encodings(fields, provider)
     # All fields are looked at, because ``doubt`` is only the first of possibly several.

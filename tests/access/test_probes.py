@@ -53,6 +53,24 @@ async def test_concurrent_requests_share_one_probe(
     assert sorted(answer.json["usage"]["total_tokens"] for answer in answers) == [0] * 49 + [1]
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+async def test_a_probe_for_vectors_of_another_length_replaces_nothing(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock, is_shared: bool
+) -> None:
+    client = await start_proxy(monotonic=clock, revalidate_s=REVALIDATE_S, shares_all=is_shared)
+    stored = [await client.embed("a", dimensions=8), await client.embed("a", dimensions=16)]
+    clock.now += REVALIDATE_S
+    gate = Gate(upstream)
+    requests = [asyncio.create_task(client.embed("a", dimensions=8))]
+    await gate.calls(1)
+    requests.append(asyncio.create_task(client.embed("a", dimensions=16)))
+    await waiting(client, 2)
+    gate.open()
+    answers = [await request for request in requests]
+    assert [(answer.cache, answer.embeddings) for answer in answers] == [("HIT", a.embeddings) for a in stored]
+    assert len(upstream.calls) == 3
+
+
 async def test_in_a_shared_scope_the_probe_result_is_used(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:
     client = await start_proxy(shares_all=True)
     answers = await asyncio.gather(*(client.embed(["long", "a", "longer"]) for _ in range(20)))

@@ -93,6 +93,12 @@ def test_the_text_of_its_numbers_is_kept_counted_and_can_be_dropped() -> None:
     assert made.numbers() == text
 
 
+def test_a_long_name_of_a_model_counts_since_entries_do_not_share_it() -> None:
+    short, long = (Entry.of(record(1.0, model="m" * length)) for length in (256, 100_000))
+    assert short.weight_bytes == entry().weight_bytes
+    assert long.weight_bytes >= short.weight_bytes + 100_000
+
+
 def test_a_superseded_entry_keeps_no_text() -> None:
     made, winner = entry(1.0), entry(2.0)
     made.set_successor(winner)

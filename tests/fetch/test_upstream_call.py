@@ -143,6 +143,7 @@ INVALID: dict[str, Callable[[SentCall], UpstreamResponse]] = {
     "disowned": lambda call: response(200, embeddings(call), x_litellm_attempted_fallbacks="1"),
     "count": changed(data=[]),
     "multi-vector": changed(model="jina-colbert-v2"),
+    "model-name": changed(model="m" * 1025),
     "not-json": lambda _: response(200, b"<html>"),
     "content-encoding": lambda call: response(200, embeddings(call), Content_Encoding="br-1"),
     "error-in-200": lambda _: response(200, {"error": {"code": 429}, "usage": {"prompt_tokens": 4}}),

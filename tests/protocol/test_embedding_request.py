@@ -145,6 +145,7 @@ BYPASSES = [
         b'{"model":"m","input":"x","no_cache":1}',
         b'{"model":"m","input":[{"content":[{"type":"text","text":"x","cache":1}]}]}',
     ),
+    ("model", b'{"model":"' + b"m" * 1025 + b'","input":"x"}', b'{"model":"' + b"m" * 1025 + b'","input":""}'),
     ("too-deep", b'{"model":"m","input":"x","user":' + b"[" * 300 + b"]" * 300 + b"}"),
     ("too-deep", b'{"model":"m","input":"x","provider":' + b'{"a":' * 900 + b"1" + b"}" * 900 + b"}"),
     ("inexact-number", b'{"model":"m","input":"x","dimensions":18446744073709551616}'),
