@@ -17,7 +17,7 @@ from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
 from proxy.embeddings.header_watch import HeaderWatch
 from proxy.embeddings.known_head import KnownBody, KnownHead
-from proxy.embeddings.lookup import count_model_versions, look_up_rest
+from proxy.embeddings.lookup import count_model_versions, look_up_in_store
 from proxy.embeddings.recognized import FastPathHit, FastPathMiss, FastPathRead
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.embeddings.responses import ResponseBuilder
@@ -163,7 +163,7 @@ class FastPath:
         """
         known = read.known
         cutoff_s = self._cache.freshness_cutoff_s(None)
-        found = await look_up_rest(self._cache, known.spec.keys, read.in_memory, min_stored_at_s=cutoff_s)
+        found = await look_up_in_store(self._cache, known.spec.keys, read.in_memory, min_stored_at_s=cutoff_s)
         if not self._may_serve(known):
             connection.known_head = None
             return None

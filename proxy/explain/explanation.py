@@ -8,7 +8,7 @@ from proxy.embeddings.reader import Unread
 from proxy.explain.body_report import parameters_of, report_body
 from proxy.explain.header_report import report_headers, shown
 from proxy.explain.http_request import HTTPRequest
-from proxy.explain.lookup_report import look_up, report_items
+from proxy.explain.lookup_report import expected_outcome, report_items
 from proxy.explain.report import Explanation, FieldReport, ItemReport, Keying, KeyReport
 from proxy.fetch.request import ClientRequest
 from proxy.ledger.cause import VARYING_HEADER, Cause
@@ -84,7 +84,7 @@ def _outcome(
         return "BYPASS", f"{EXPLANATIONS[read.bypass.reason]}, so the request is relayed as it came"
     if stored is None:
         return None, _UNKNOWN_OUTCOME
-    return look_up(read, stored, min_stored_at_s=min_stored_at_s(read, settings, now_s))
+    return expected_outcome(read, stored, min_stored_at_s=min_stored_at_s(read, settings, now_s))
 
 
 def _items(
