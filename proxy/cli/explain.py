@@ -18,7 +18,7 @@ from proxy.cli import option_types as types
 from proxy.cli.request_options import parse_header, request_settings, settings_parameters
 from proxy.cli.store_options import StoreOptions
 from proxy.config.settings import Settings
-from proxy.embeddings.reader import Unread
+from proxy.embeddings.reader import BypassedRequest
 from proxy.errors import ConfigError, ProxyError
 from proxy.explain.curl import is_curl, parse_curl
 from proxy.explain.explanation import explain
@@ -167,7 +167,7 @@ async def _explain(
     except ProxyError as error:
         raise ConfigError(f"the proxy refuses the request with {error.status}: {error.message}") from error
     stored = None
-    if store is not None and not isinstance(read, Unread):
+    if store is not None and not isinstance(read, BypassedRequest):
         stored = await _stored(read.spec.keys, store)
     return explain(request, read, settings, stored=stored, now_s=time.time())
 

@@ -45,7 +45,7 @@ class RequestHead(Protocol):
     def raw_path(self) -> str: ...
 
 
-class Unread(NamedTuple):
+class BypassedRequest(NamedTuple):
     """A request that is relayed to ``origin`` as it came. ``items`` is an estimate of their number."""
 
     bypass: Bypass
@@ -81,7 +81,7 @@ class Reader:
         *,
         client: str | None,
         span: Span,
-    ) -> ClientRequest | Unread:
+    ) -> ClientRequest | BypassedRequest:
         """Parse a request whose body was ``sent`` by a client of ``own`` identity, for the ledger ``client``.
 
         Before it is parsed, ``reservation`` takes the memory for parsing; in the end, it has that of the result.
@@ -94,13 +94,13 @@ class Reader:
             if "Content-Encoding" in request.headers:
                 body = await self._bodies.inflated(request.headers, sent.content, reservation)
         except Bypass as bypass:
-            return await self._run(body, reservation, self._unread, request, body.content, bypass, reservation)
+            return await self._run(body, reservation, self._bypassed, request, body.content, bypass, reservation)
         objects_bytes = body.structure.objects_bytes
         reservation.take(objects_bytes)
         if _is_large(body):
             await turns.turn()
         read = await self._read(request, body, own, identity, reservation=reservation, client=client, span=span)
-        if isinstance(read, Unread):
+        if isinstance(read, BypassedRequest):
             reservation.give_back(reservation.bytes - sent_bytes)
         else:
             _give_back_unused(reservation, read, body.structure)
@@ -133,7 +133,7 @@ class Reader:
         reservation: BodyReservation,
         client: str | None,
         span: Span,
-    ) -> ClientRequest | Unread:
+    ) -> ClientRequest | BypassedRequest:
         """``identity`` is the one that the request has upstream, as far as it is known without the upstream."""
         fields: dict[str, Any] = {}
         origin = None
@@ -148,9 +148,9 @@ class Reader:
             parsed = await self._parse_request(body, fields, origin, named, reservation)
         except Bypass as bypass:
             if origin is None:
-                return await self._run(body, reservation, self._unread, request, body.content, bypass, reservation)
+                return await self._run(body, reservation, self._bypassed, request, body.content, bypass, reservation)
             credential_id, items = self._credential_id(reservation, origin, own), request_body.count_items(fields)
-            return Unread(bypass, origin, credential_id, model, items)
+            return BypassedRequest(bypass, origin, credential_id, model, items)
         identity = _with_content_type(identity, request.headers)
         keyed_url = query.keyed(url)
         epoch, scope = self._epoch_of(keyed_url, parsed.model), self._access.scope(identity)
@@ -202,12 +202,14 @@ class Reader:
         parse = partial(embedding_request.parse_request, members=members)
         return await self._run(body, reservation, parse, body.content, fields, provider, named)
 
-    def _unread(self, request: RequestHead, body: bytes, bypass: Bypass, reservation: BodyReservation) -> Unread:
+    def _bypassed(
+        self, request: RequestHead, body: bytes, bypass: Bypass, reservation: BodyReservation
+    ) -> BypassedRequest:
         """A request that was not understood, read just far enough to choose an upstream."""
         target = request.raw_path
         origin = self._origins.choose(target, request_body.peek_model(body) if self._origins.has_several else None)
         own = self._access.identity(request.headers, target, origin)
-        return Unread(bypass, origin, self._credential_id(reservation, origin, own), None, 1)
+        return BypassedRequest(bypass, origin, self._credential_id(reservation, origin, own), None, 1)
 
     def _credential_id(self, reservation: BodyReservation, origin: Origin, own: Identity) -> CredentialId:
         return self._validations.credential_id(reservation.tenant.name, origin, own)

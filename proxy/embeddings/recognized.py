@@ -25,7 +25,7 @@ class FastPathHit(NamedTuple):
     fields: Mapping[str, str] = _NO_FIELDS
 
 
-class FastPathRead(NamedTuple):
+class RecognizedRequest(NamedTuple):
     """A request that was not parsed, and its items that were ``in_memory``. It began at ``began_s``."""
 
     known: MemoEntry
@@ -46,5 +46,5 @@ class FastPathRead(NamedTuple):
 class FastPathMiss(NamedTuple):
     """A request that was not parsed, and what the cache ``found`` of it: not all items, or not of one model version."""
 
-    read: FastPathRead
+    recognized: RecognizedRequest
     found: Lookup

@@ -20,7 +20,7 @@ from proxy.embeddings.lookup import Lookup
 from proxy.embeddings.no_hits import NoHits
 from proxy.embeddings.patience import NO_PATIENCE, Patience
 from proxy.embeddings.progress import Progress
-from proxy.embeddings.reader import Reader, Unread
+from proxy.embeddings.reader import BypassedRequest, Reader
 from proxy.embeddings.recognized import FastPathMiss
 from proxy.embeddings.request_detail import detail_of
 from proxy.embeddings.resolver import Resolver
@@ -106,9 +106,11 @@ class EmbeddingsRoute:
 
     def begin(self, miss: FastPathMiss, progress: Progress, *, started_s: float) -> Exchange:
         """Begin to respond to a request that is not parsed. The caller calls `respond` and `end`, or `adopt`."""
-        known_body = miss.read.known_body
+        known_body = miss.recognized.known_body
         progress.client, agent = known_body.client, known_body.user_agent
-        return self._begin(progress, known_body.own, miss.read.known.tenant, user_agent=agent, started_s=started_s)
+        return self._begin(
+            progress, known_body.own, miss.recognized.known.tenant, user_agent=agent, started_s=started_s
+        )
 
     def _begin(
         self, progress: Progress, own: Identity, tenant: Tenant, *, user_agent: str | None, started_s: float
@@ -172,7 +174,7 @@ class EmbeddingsRoute:
         read = await self._reader.read(request, sent, own, reservation, client=progress.client, span=progress.span)
         progress.origin = read.origin
         progress.detail = detail_of(read)
-        if isinstance(read, Unread):
+        if isinstance(read, BypassedRequest):
             return await self._relay(request, sent.content, read, progress)
         doubt = read.parsed.doubt
         if doubt is not None:
@@ -186,23 +188,25 @@ class EmbeddingsRoute:
             self._fast_path.fetched(sighting, read)
         return response
 
-    async def _relay(self, request: BaseRequest, body: bytes, unread: Unread, progress: Progress) -> StreamResponse:
-        progress.model, progress.items = unread.model, unread.items
-        progress.why = Why(Cause.of(unread.bypass.reason, unread.bypass.field), "")
-        response = await self._bypass.relay(request, progress, body, unread)
+    async def _relay(
+        self, request: BaseRequest, body: bytes, bypassed: BypassedRequest, progress: Progress
+    ) -> StreamResponse:
+        progress.model, progress.items = bypassed.model, bypassed.items
+        progress.why = Why(Cause.of(bypassed.bypass.reason, bypassed.bypass.field), "")
+        response = await self._bypass.relay(request, progress, body, bypassed)
         progress.cache_status = response.headers.getall("Cache-Status", ("",))[-1]
         progress.outcome = RequestOutcome.BYPASS
         return response
 
     async def respond(self, exchange: Exchange, miss: FastPathMiss) -> StreamResponse:
         """The response to a request that was not parsed, `_respond` without reading it. Raises `ProxyError`."""
-        progress, reservation, read = exchange.progress, exchange.reservation, miss.read
-        sent = self._bodies.received(read.body, reservation)
-        client_request = self._reader.recognized(read.client_request, sent, reservation, progress.span)
+        progress, reservation, recognized = exchange.progress, exchange.reservation, miss.recognized
+        sent = self._bodies.received(recognized.body, reservation)
+        client_request = self._reader.recognized(recognized.client_request, sent, reservation, progress.span)
         progress.origin = client_request.origin
-        known_body = read.known_body
+        known_body = recognized.known_body
         progress.detail = known_body.detail = known_body.detail or detail_of(client_request)
-        return await self._respond_to(client_request, progress, read.looked_up_s, found=miss.found)
+        return await self._respond_to(client_request, progress, recognized.looked_up_s, found=miss.found)
 
     async def _respond_to(
         self,

@@ -25,7 +25,7 @@ from multidict import CIMultiDict
 from proxy.embeddings.exchange import BegunExchange
 from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.progress import Progress
-from proxy.embeddings.recognized import FastPathHit, FastPathMiss, FastPathRead
+from proxy.embeddings.recognized import FastPathHit, FastPathMiss, RecognizedRequest
 from proxy.embeddings.request_log import RequestLog
 from proxy.embeddings.responses import finish_head
 from proxy.embeddings.route import CLIENT_LEFT, EmbeddingsRoute
@@ -73,17 +73,19 @@ class UnparsedRequests:
         started_s = time.perf_counter()
         try:
             found = self._fast_path.find_by_bytes(sent, connection, started_s)
-            if isinstance(found, FastPathRead):
-                return self._read(found, connection, started_s)
+            if isinstance(found, RecognizedRequest):
+                return self._look_up(found, connection, started_s)
             return None if found is None else self._hit(found, connection, started_s)
         except Exception:  # noqa: BLE001 - the request is parsed instead
             _log.exception("unexpected error in the fast path")
             return None
 
-    async def _read(self, read: FastPathRead, connection: Connection, started_s: float) -> Response | None:
+    async def _look_up(
+        self, recognized: RecognizedRequest, connection: Connection, started_s: float
+    ) -> Response | None:
         """The same for items that are not all in memory."""
         try:
-            found = await self._fast_path.read(read, connection)
+            found = await self._fast_path.look_up(recognized, connection)
             if isinstance(found, FastPathMiss):
                 return await self._miss(found, connection, started_s)
             return None if found is None else self._hit(found, connection, started_s)
@@ -104,9 +106,9 @@ class UnparsedRequests:
     async def _miss(self, miss: FastPathMiss, connection: Connection, started_s: float) -> Response | None:
         """None: the request is parsed, and its handler takes the response. There is no await before
         ``connection.begun`` is set, so the request can't be begun twice."""
-        fields = miss.read.fields
+        fields = miss.recognized.fields
         progress = self._begin(self._ids.of(fields.get("x-request-id")), fields, started_s)
-        connection.tenant = miss.read.known.tenant
+        connection.tenant = miss.recognized.known.tenant
         exchange = self._embeddings.begin(miss, progress, started_s=started_s)
 
         def end(status: int) -> None:
