@@ -13,6 +13,7 @@ import orjson
 from click.core import ParameterSource
 from multidict import CIMultiDict
 
+from proxy.canary.epochs import FIRST_EPOCH
 from proxy.cli import explain_text, stats_client
 from proxy.cli import option_types as types
 from proxy.cli.request_options import parse_header, request_settings, settings_parameters
@@ -26,7 +27,7 @@ from proxy.explain.har import parse_har
 from proxy.explain.http_request import HTTPRequest, UnreadableRequest
 from proxy.explain.recent_report import report_recent
 from proxy.explain.report import Explanation
-from proxy.maintenance.epochs import FIRST_EPOCH, epochs_of_proxy
+from proxy.maintenance.epochs import epochs_of_proxy
 from proxy.maintenance.identity import RequestReader, open_request_reader
 from proxy.protocol import records
 from proxy.protocol.records import InvalidRecord, Record, RecordKey

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from proxy import turns
 from proxy.access.admission import Access
 from proxy.access.validations import CredentialId, CredentialScope, Validations
+from proxy.canary.epochs import EpochOf
 from proxy.fetch.request import ClientRequest
 from proxy.http.bodies import Body, BodyReader, BodyReservation
 from proxy.labels import BypassReason
@@ -63,7 +64,7 @@ class Reader:
         validations: Validations,
         bodies: BodyReader,
         *,
-        epoch_of: Callable[[str, str | None], int] = lambda *_: 0,
+        epoch_of: EpochOf,
     ) -> None:
         """``epoch_of`` is called with the URL in a request's keys and its model, in any thread."""
         self._origins = origins

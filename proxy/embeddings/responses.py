@@ -23,13 +23,10 @@ from proxy.http.streamed import Streamed
 from proxy.labels import ItemResult
 from proxy.ledger.row import Row
 from proxy.protocol import embedding_response
-from proxy.protocol.cors import origin_of
-from proxy.protocol.headers import Headers
 from proxy.protocol.memo import memoized
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.vectors import Encoding
 from proxy.telemetry.metrics import Metrics
-from proxy.upstream.router import Origin
 
 _MANY_ITEMS, _MAX_BODY_BYTES = 2048, 512 * 1024**2
 # A larger body is streamed. A smaller one is written at once, which is faster. A client that does not read its response
@@ -278,13 +275,3 @@ class ResponseBuilder:
 @memoized(max_length=_MAX_MODEL_LENGTH)
 def _end_of_hit(model: str, tokens: int) -> bytes:
     return embedding_response.ending(model, {"prompt_tokens": tokens, "total_tokens": tokens}, _NOTHING)
-
-
-def finish_head(response: StreamResponse, received: Headers, *, upstream: Origin | None, request_id: str) -> None:
-    """Add the headers that every response has. ``received`` are the fields of its request. ``upstream``, if any, has
-    the CORS fields for it."""
-    if upstream is not None:
-        upstream.cors.finish(origin_of(received), response.headers)
-        if upstream.key:  # the cookies may be those of the key's session
-            response.headers.popall("Set-Cookie", None)
-    response.headers.setdefault("X-Request-Id", request_id)  # the upstream's own has precedence

@@ -13,12 +13,12 @@ from proxy.access.admission import Access, Admission
 from proxy.access.validations import Validations
 from proxy.app.request_path import make_access
 from proxy.app.upstreams import open_router
+from proxy.canary.epochs import FIRST_EPOCH, EpochOf
 from proxy.config.settings import Settings
 from proxy.embeddings.reader import BypassedRequest, Reader
 from proxy.errors import ConfigError, ProxyError
 from proxy.fetch.request import ClientRequest
 from proxy.http.bodies import Body, BodyReader
-from proxy.maintenance.epochs import FIRST_EPOCH, EpochOf
 from proxy.protocol import json_structure
 from proxy.protocol.keys import scope_fingerprint
 from proxy.telemetry.metrics import Metrics

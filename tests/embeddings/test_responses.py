@@ -11,7 +11,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from proxy.budget import Tenant
 from proxy.cache.entry import Entry
 from proxy.cache.memory import Memory
-from proxy.embeddings.responses import LARGE_BYTES, ResponseBuilder, finish_head
+from proxy.embeddings.response_head import finish_head
+from proxy.embeddings.responses import LARGE_BYTES, ResponseBuilder
 from proxy.errors import ResponseTooLarge
 from proxy.fetch.outcomes import EmbedResult, InvalidResponse
 from proxy.fetch.request import FetchRequest, Policy

@@ -59,7 +59,7 @@ class Bytes:
             is_draining=lambda: self.is_draining,
         )  # fmt: skip
 
-    def time(self, _progress: Any, _started_s: float) -> None:
+    def observe(self, _progress: Any, _started_s: float) -> None:
         """In place of the embeddings route."""
         self.timed += 1
 
