@@ -11,7 +11,6 @@ from multidict import CIMultiDict
 from proxy.embeddings.request_memo import MemoEntry
 from proxy.embeddings.sighting import ID_NAMES
 from proxy.fetch.request import ClientRequest
-from proxy.http.bodies import BodyReservation
 from proxy.http.head_template import HeadTemplate
 from proxy.ledger.row import Row
 from proxy.protocol.identities import Identity
@@ -20,6 +19,7 @@ from proxy.protocol.items import ItemKind
 from proxy.protocol.keys import Fields, TextKeys
 from proxy.protocol.provider import InputFormat
 from proxy.protocol.response_spec import ResponseSpec
+from proxy.reservation import MemoryReservation
 from proxy.telemetry.recent_request import RequestDetail
 from proxy.telemetry.tracing import NO_SPAN, Span
 
@@ -146,7 +146,7 @@ class KnownBody:
         spec: ResponseSpec,
         *,
         fields: Mapping[str, str],
-        reservation: BodyReservation,
+        reservation: MemoryReservation,
         span: Span,
     ) -> ClientRequest:
         """What the reader returns for a parsed request with this ``body``. ``fields`` are the header fields in which

@@ -11,7 +11,7 @@ from proxy.access.admission import Access
 from proxy.access.validations import CredentialId, CredentialScope, Validations
 from proxy.canary.epochs import EpochOf
 from proxy.fetch.request import ClientRequest
-from proxy.http.bodies import Body, BodyReader, BodyReservation
+from proxy.http.bodies import Body, BodyReader
 from proxy.labels import BypassReason
 from proxy.protocol import embedding_request, keys, query, request_body
 from proxy.protocol.bypass import Bypass
@@ -22,6 +22,7 @@ from proxy.protocol.identities import Identity
 from proxy.protocol.json_structure import Structure
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.targets import PathModel, parse_path_model
+from proxy.reservation import MemoryReservation
 from proxy.telemetry.tracing import Span
 from proxy.upstream.router import Origin, Router
 
@@ -78,7 +79,7 @@ class Reader:
         request: RequestHead,
         sent: Body,
         own: Identity,
-        reservation: BodyReservation,
+        reservation: MemoryReservation,
         *,
         client: str | None,
         span: Span,
@@ -109,9 +110,9 @@ class Reader:
 
     def recognized(
         self,
-        make: Callable[[BodyReservation, Span], ClientRequest],
+        make: Callable[[MemoryReservation, Span], ClientRequest],
         sent: Body,
-        reservation: BodyReservation,
+        reservation: MemoryReservation,
         span: Span,
     ) -> ClientRequest:
         """``make`` builds the request without parsing it. `BodyReader.received` has reserved the memory."""
@@ -119,7 +120,9 @@ class Reader:
         _give_back_unused(reservation, client_request, sent.structure)
         return client_request
 
-    async def _run(self, body: Body, reservation: BodyReservation, function: Callable[..., _T], *arguments: Any) -> _T:
+    async def _run(
+        self, body: Body, reservation: MemoryReservation, function: Callable[..., _T], *arguments: Any
+    ) -> _T:
         if body.structure.parse_and_key_s > _MAX_ON_LOOP_S:
             return await self._bodies.worker.run(function, *arguments, held=reservation)
         return function(*arguments)
@@ -131,7 +134,7 @@ class Reader:
         own: Identity,
         identity: Identity,
         *,
-        reservation: BodyReservation,
+        reservation: MemoryReservation,
         client: str | None,
         span: Span,
     ) -> ClientRequest | BypassedRequest:
@@ -192,7 +195,12 @@ class Reader:
         return await turns.run(request_body.parse_object_in_steps(body.content))
 
     async def _parse_request(
-        self, body: Body, fields: dict[str, Any], origin: Origin, named: PathModel | None, reservation: BodyReservation
+        self,
+        body: Body,
+        fields: dict[str, Any],
+        origin: Origin,
+        named: PathModel | None,
+        reservation: MemoryReservation,
     ) -> EmbeddingRequest:
         """Raises `Bypass`."""
         members, provider = body.structure.members, origin.provider
@@ -204,7 +212,7 @@ class Reader:
         return await self._run(body, reservation, parse, body.content, fields, provider, named)
 
     def _bypassed(
-        self, request: RequestHead, body: bytes, bypass: Bypass, reservation: BodyReservation
+        self, request: RequestHead, body: bytes, bypass: Bypass, reservation: MemoryReservation
     ) -> BypassedRequest:
         """A request that was not understood, read just far enough to choose an upstream."""
         target = request.raw_path
@@ -212,11 +220,11 @@ class Reader:
         own = self._access.identity(request.headers, target, origin)
         return BypassedRequest(bypass, origin, self._credential_id(reservation, origin, own), None, 1)
 
-    def _credential_id(self, reservation: BodyReservation, origin: Origin, own: Identity) -> CredentialId:
+    def _credential_id(self, reservation: MemoryReservation, origin: Origin, own: Identity) -> CredentialId:
         return self._validations.credential_id(reservation.tenant.name, origin, own)
 
 
-def _give_back_unused(reservation: BodyReservation, read: ClientRequest, structure: Structure) -> None:
+def _give_back_unused(reservation: MemoryReservation, read: ClientRequest, structure: Structure) -> None:
     objects_bytes = structure.objects_bytes
     if objects_bytes > _SMALL_BYTES:
         reservation.give_back(objects_bytes - embedding_request.memory_bytes(read.parsed, structure))

@@ -8,7 +8,7 @@ from proxy.embeddings.known_head import GivenTexts, KnownBody
 from proxy.embeddings.lookup import Lookup
 from proxy.embeddings.request_memo import MemoEntry
 from proxy.fetch.request import ClientRequest
-from proxy.http.bodies import BodyReservation
+from proxy.reservation import MemoryReservation
 from proxy.telemetry.tracing import Span
 
 _NO_FIELDS: Mapping[str, str] = {}
@@ -37,7 +37,7 @@ class RecognizedRequest(NamedTuple):
     fields: Mapping[str, str]
     in_memory: dict[bytes, Entry]
 
-    def client_request(self, reservation: BodyReservation, span: Span) -> ClientRequest:
+    def client_request(self, reservation: MemoryReservation, span: Span) -> ClientRequest:
         return self.known_body.client_request(
             self.body, self.given, self.known.spec, fields=self.fields, reservation=reservation, span=span
         )

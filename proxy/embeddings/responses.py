@@ -17,7 +17,6 @@ from proxy.embeddings.cache_headers import CACHE_NAME, add_cache_headers, cache_
 from proxy.errors import ResponseTooLarge
 from proxy.fetch.outcomes import EmbedResult, usage_of
 from proxy.fetch.result import FetchResult
-from proxy.http.bodies import BodyReservation
 from proxy.http.plain_response import AssembledResponse
 from proxy.http.streamed import Streamed
 from proxy.labels import ItemResult
@@ -26,6 +25,7 @@ from proxy.protocol import embedding_response
 from proxy.protocol.memo import memoized
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.vectors import Encoding
+from proxy.reservation import MemoryReservation
 from proxy.telemetry.metrics import Metrics
 
 _MANY_ITEMS, _MAX_BODY_BYTES = 2048, 512 * 1024**2
@@ -54,7 +54,7 @@ class ResponseBuilder:
         client: str | None,
         *,
         from_memory: int,
-        reservation: BodyReservation,
+        reservation: MemoryReservation,
         deliveries: Sequence[EmbedResult] = (),
         detail: str = "",
     ) -> StreamResponse:
@@ -117,7 +117,7 @@ class ResponseBuilder:
         client: str | None,
         *,
         from_memory: int,
-        reservation: BodyReservation,
+        reservation: MemoryReservation,
         is_stored: bool,
     ) -> StreamResponse:
         """Raises `ResponseTooLarge`, `Overloaded`."""
@@ -164,7 +164,7 @@ class ResponseBuilder:
             )
         return size
 
-    def _reserve(self, spec: ResponseSpec, entries: dict[bytes, Entry], reservation: BodyReservation) -> bool:
+    def _reserve(self, spec: ResponseSpec, entries: dict[bytes, Entry], reservation: MemoryReservation) -> bool:
         """Whether the response is large. If so, it holds its entries until it is written, even if memory evicts
         them, so ``reservation`` takes their memory. Raises `ResponseTooLarge`, `Overloaded`."""
         is_large = self._size_bytes(spec, entries) > LARGE_BYTES

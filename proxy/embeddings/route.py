@@ -128,7 +128,7 @@ class EmbeddingsRoute:
         """Count a request when its response is complete or it has failed. A streamed response has been sent by then."""
         progress, reservation = exchange.progress, exchange.reservation
         self._in_flight -= 1
-        reservation.end_request()
+        reservation.release()
         self.count(progress, status, exchange.started_s)
         self.no_hits.ended(progress, reservation.tenant.name, exchange.own, exchange.user_agent)
 

@@ -65,7 +65,7 @@ class RequestReader:
             sent = Body(body, json_structure.of(body))
             return await self._reader.read(_Head(headers, path), sent, own, reservation, client=None, span=NO_SPAN)
         finally:
-            reservation.end_request()
+            reservation.release()
 
     async def keys_of(self, texts: Sequence[str], form: RequestForm) -> list[bytes]:
         """The keys of ``texts``, in order. Raises `ConfigError` if the proxy would not cache such requests text by
