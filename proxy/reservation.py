@@ -4,16 +4,17 @@ import asyncio
 from typing import Any
 
 from proxy import turns
-from proxy.budget import Budget, Tenant
+from proxy.capacity import SharedCapacity
+from proxy.tenant import Tenant
 
 
 class MemoryReservation:
     """The memory that one request and its response use. It is released when the last of its users has ended."""
 
-    __slots__ = ("_budget", "_parts", "_users", "bytes", "tenant")
+    __slots__ = ("_capacity", "_parts", "_users", "bytes", "tenant")
 
-    def __init__(self, budget: Budget, tenant: Tenant) -> None:
-        self._budget = budget
+    def __init__(self, capacity: SharedCapacity, tenant: Tenant) -> None:
+        self._capacity = capacity
         self._users = 1
         self._parts: list[Any] = []
         self.tenant = tenant
@@ -21,7 +22,7 @@ class MemoryReservation:
 
     def take(self, size: int, *, may_exceed: bool = False) -> None:
         """Raises `Overloaded` if there is no room; with ``may_exceed``, only if other requests use memory."""
-        self._budget.take(self.tenant, id(self), size, may_exceed=may_exceed)
+        self._capacity.take(self.tenant, id(self), size, may_exceed=may_exceed)
         self.bytes += size
 
     def require(self, size: int) -> None:
@@ -31,7 +32,7 @@ class MemoryReservation:
         self.give_back(size)
 
     def give_back(self, size: int) -> None:
-        self._budget.give_back(self.tenant, id(self), size)
+        self._capacity.give_back(self.tenant, id(self), size)
         self.bytes -= size
 
     def keep(self, parts: list[Any]) -> None:

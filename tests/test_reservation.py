@@ -3,8 +3,9 @@
 import asyncio
 import weakref
 
-from proxy.budget import Budget, Tenant
+from proxy.capacity import SharedCapacity
 from proxy.reservation import MemoryReservation
+from proxy.tenant import Tenant
 
 
 class Item:
@@ -12,7 +13,7 @@ class Item:
 
 
 async def test_the_items_of_a_request_are_freed_after_its_last_user() -> None:
-    reservation = MemoryReservation(Budget(1024, "bytes", unverified_limit=1024), Tenant(b"one"))
+    reservation = MemoryReservation(SharedCapacity(1024, "bytes", unverified_limit=1024), Tenant(b"one"))
     fetch: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     items = [Item()]
     item = weakref.ref(items[0])
@@ -28,13 +29,13 @@ async def test_the_items_of_a_request_are_freed_after_its_last_user() -> None:
 
 
 async def test_the_memory_is_given_back_after_the_last_user() -> None:
-    budget = Budget(1024, "bytes", unverified_limit=1024)
-    reservation = MemoryReservation(budget, Tenant(b"one"))
+    capacity = SharedCapacity(1024, "bytes", unverified_limit=1024)
+    reservation = MemoryReservation(capacity, Tenant(b"one"))
     reservation.take(100)
     fetch: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     reservation.lasts_until(fetch)
     reservation.release()
-    assert budget.used == 100
+    assert capacity.used == 100
     fetch.set_result(None)
     await asyncio.sleep(0)
-    assert budget.used == 0
+    assert capacity.used == 0

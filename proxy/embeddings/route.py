@@ -8,7 +8,6 @@ from aiohttp.web import BaseRequest, StreamResponse
 
 from proxy.access.admission import Access
 from proxy.access.validations import Validations
-from proxy.budget import Tenant
 from proxy.cache.cache import Cache
 from proxy.canary.canary import Canary
 from proxy.canary.epochs import FIRST_EPOCH
@@ -39,6 +38,7 @@ from proxy.ledger.cause import Cause, Why
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.identities import Identity
 from proxy.telemetry.metrics import Metrics
+from proxy.tenant import Tenant
 from proxy.upstream.router import Origin, Router
 
 _FETCHED = frozenset({RequestOutcome.MISS, RequestOutcome.PARTIAL})

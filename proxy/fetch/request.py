@@ -10,7 +10,6 @@ from msgspec.structs import replace
 from multidict import CIMultiDict
 
 from proxy.access.validations import CredentialId, CredentialScope
-from proxy.budget import Tenant
 from proxy.protocol import embedding_request, headers, keys
 from proxy.protocol.cors import origin_of
 from proxy.protocol.directives import Directives
@@ -22,6 +21,7 @@ from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.tokens import estimated_tokens, weights
 from proxy.reservation import MemoryReservation
 from proxy.telemetry.tracing import Span
+from proxy.tenant import Tenant
 from proxy.upstream.router import Origin
 
 _MAX_MODEL_BYTES = 32

@@ -7,7 +7,7 @@ from aiohttp import HttpVersion11
 from aiohttp.web import BaseRequest, RequestPayloadError
 
 from proxy import turns
-from proxy.budget import Budget, Tenant
+from proxy.capacity import SharedCapacity
 from proxy.errors import BodyTooComplex, BodyTooLarge, InvalidRequest
 from proxy.http.body_rate import paced
 from proxy.labels import BypassReason
@@ -20,6 +20,7 @@ from proxy.protocol.json_structure import MAX_MEMBERS, MAX_VALUES, STEP_BYTES, S
 from proxy.reservation import MemoryReservation
 from proxy.steps import Steps, finish
 from proxy.telemetry.metrics import Metrics
+from proxy.tenant import Tenant
 from proxy.worker_thread import Worker
 
 _MAX_RATIO, _LEAST_BOUND_BYTES = 100, 1024 * 1024
@@ -36,18 +37,18 @@ class BodyReader:
 
     def __init__(self, metrics: Metrics, *, max_bytes: int, max_held_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._budget = Budget(
+        self._capacity = SharedCapacity(
             max_held_bytes, "bytes of memory for requests and responses", unverified_limit=max_held_bytes // 2
         )
         self.worker = Worker("bodies")  # for work that would block the event loop
-        metrics.held_bytes.set_function(lambda: self._budget.used)
+        metrics.held_bytes.set_function(lambda: self._capacity.used)
         metrics.held_limit_bytes.set(max_held_bytes)
 
     def close(self) -> None:
         self.worker.close()
 
     def reserve(self, tenant: Tenant) -> MemoryReservation:
-        return MemoryReservation(self._budget, tenant)
+        return MemoryReservation(self._capacity, tenant)
 
     async def read(self, request: BaseRequest, reservation: MemoryReservation) -> Body:
         """The body as it was sent. Raises `ProxyError`."""

@@ -8,7 +8,6 @@ import pytest
 from aiohttp.web import Response
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from proxy.budget import Tenant
 from proxy.cache.entry import Entry
 from proxy.cache.memory import Memory
 from proxy.embeddings.response_head import finish_head
@@ -27,6 +26,7 @@ from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.vectors import Encoding
 from proxy.reservation import MemoryReservation
 from proxy.telemetry.metrics import Metrics
+from proxy.tenant import Tenant
 from tests.support.client_requests import client_request_for
 from tests.support.fake_batcher import embedded
 from tests.support.fake_client import FakeClient, origin_of, response

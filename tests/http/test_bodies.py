@@ -6,10 +6,10 @@ import orjson
 import pytest
 from multidict import CIMultiDict
 
-from proxy.budget import Tenant
 from proxy.errors import Overloaded
 from proxy.http.bodies import BodyReader
 from proxy.telemetry.metrics import Metrics
+from proxy.tenant import Tenant
 
 MIB = 1024 * 1024
 GZIP = CIMultiDict({"Content-Encoding": "gzip"})
