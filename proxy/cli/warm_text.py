@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from proxy.cli.amounts import counted
+from proxy.amounts import counted
 from proxy.config.price_table import cost_of
 from proxy.filling.results import Forecast, Warmed
 
