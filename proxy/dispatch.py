@@ -12,10 +12,9 @@ from proxy.access.admission import Access
 from proxy.embeddings.exchange import BegunExchange
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.request_log import RequestLog
-from proxy.embeddings.responses import finish_head
-from proxy.embeddings.route import CLIENT_LEFT, EmbeddingsRoute, status_of_error
-from proxy.embeddings.unparsed import EMBEDDINGS
-from proxy.errors import InvalidRequest, OriginNotAllowed, ProxyError
+from proxy.embeddings.response_head import finish_head
+from proxy.embeddings.route import EmbeddingsRoute
+from proxy.errors import CLIENT_LEFT, InvalidRequest, OriginNotAllowed, ProxyError, counted_status
 from proxy.http.connection import Connection
 from proxy.http.error_responses import error_response
 from proxy.labels import RequestOutcome
@@ -24,7 +23,7 @@ from proxy.protocol import headers
 from proxy.protocol.cors import is_preflight, origin_of
 from proxy.protocol.targets import is_embeddings_like, loggable_path
 from proxy.telemetry.access_log import RequestIds, trace_id
-from proxy.telemetry.tracing import Traces
+from proxy.telemetry.tracing import EMBEDDINGS_ROUTE, Traces
 from proxy.upstream.router import Origin, Router
 
 _log = logging.getLogger(__name__)
@@ -103,7 +102,7 @@ class Dispatcher:
             if request.writer.output_size:
                 # Part of the response has been sent. Only a cut connection tells the client that the rest is missing.
                 _log.warning("response cut short: %s", type(error).__name__)
-                raise _CutShort(status_of_error(error)) from error
+                raise _CutShort(counted_status(error)) from error
             if isinstance(error, ProxyError):
                 return error_response(error)
             _log.exception("unexpected error in a request")
@@ -127,7 +126,7 @@ class Dispatcher:
             return await self._preflight(request, progress)
         target = request.raw_path
         if request.method == "POST" and self._origins.is_embeddings(target):
-            progress.span.on_route(EMBEDDINGS)
+            progress.span.on_route(EMBEDDINGS_ROUTE)
             return await self._embeddings.handle(request, progress)
         url = _relayed_url(request, self._origins.default)
         if request.method == "POST" and request.body_exists and is_embeddings_like(target):

@@ -36,6 +36,16 @@ class ProxyError(Exception):
         return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
 
+CLIENT_LEFT = 499  # nginx's status for a client that disconnected before the response
+
+
+def counted_status(error: Exception) -> int:
+    """The status that is counted for a request that failed with ``error``, even if its response had begun."""
+    if isinstance(error, ProxyError):
+        return error.status
+    return CLIENT_LEFT if isinstance(error, ConnectionError) else ProxyError.status
+
+
 class InvalidRequest(ProxyError):
     """Neither the proxy nor the upstream can interpret the request."""
 

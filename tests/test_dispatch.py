@@ -15,8 +15,7 @@ from proxy import dispatch
 from proxy.access.admission import Access
 from proxy.access.validations import Validations
 from proxy.embeddings.request_log import RequestLog
-from proxy.embeddings.route import CLIENT_LEFT
-from proxy.errors import NotCached, ProxyError
+from proxy.errors import CLIENT_LEFT, NotCached, ProxyError
 from proxy.labels import RequestOutcome
 from proxy.protocol.cors import Cors
 from proxy.telemetry.access_log import AccessLogLine, RequestIds

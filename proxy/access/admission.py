@@ -10,7 +10,6 @@ from typing import NamedTuple
 from proxy.access.client_keys import ClientKeys
 from proxy.access.pseudonyms import Pseudonyms
 from proxy.access.validations import CredentialId, CredentialScope, Validations
-from proxy.budget import Tenant
 from proxy.errors import Unauthorized
 from proxy.protocol import assertions, headers, identities, query
 from proxy.protocol.cors import origin_of
@@ -18,6 +17,7 @@ from proxy.protocol.headers import Headers
 from proxy.protocol.hosts import LOOPBACK_HOSTS
 from proxy.protocol.identities import Identity
 from proxy.protocol.keys import Fields
+from proxy.tenant import Tenant
 from proxy.upstream.router import Origin
 
 # No header field has an empty name, so a client can't send credentials that equal these.

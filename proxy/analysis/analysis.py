@@ -13,6 +13,7 @@ from proxy.analysis.report import Assumptions, Money, Report, Scenario
 from proxy.analysis.simulation import Lookups, Outcome
 from proxy.analysis.statistics import ModelTotals
 from proxy.analysis.token_counter import TokenCounter
+from proxy.prices import price_of
 
 _MILLION = 1_000_000
 
@@ -36,11 +37,11 @@ def judge(
     repetition = statistics.repetition(requests, seen)
     lookups = Lookups(requests, seen)
     del seen
-    price_of = {of.model: models.price_of(of.model, prices) for of in by_model}
+    model_prices = {of.model: price_of(of.model, prices) for of in by_model}
     runner = _Runner(lookups, rate)
     scenarios: list[Scenario] = []
     for size in sorted(memory_bytes):
-        scenarios += runner.scenarios(size, store_bytes, price_of)
+        scenarios += runner.scenarios(size, store_bytes, model_prices)
         advanced(1)
     return Report(
         version=__version__,
@@ -53,7 +54,7 @@ def judge(
         refused_requests=intake.refused_requests,
         memory_needed_bytes=runner.memory_needed,
         store_needed_bytes=runner.store_needed,
-        money=_money(by_model, price_of) if prices else None,
+        money=_money(by_model, model_prices) if prices else None,
         scenarios=scenarios,
         assumptions=_assumptions(intake, counter, requests, rate=rate, provider=provider),
         begins_at_s=float(requests.times_s[0]) if requests.has_times else None,
@@ -71,18 +72,18 @@ class _Runner:
         self.store_needed = simulation.store_needed(lookups.requests)
 
     def scenarios(
-        self, memory_bytes: int, stores: Sequence[int | None], price_of: Mapping[str | None, float | None]
+        self, memory_bytes: int, stores: Sequence[int | None], model_prices: Mapping[str | None, float | None]
     ) -> list[Scenario]:
         evicts = memory_bytes < self.memory_needed
         is_found = simulation.run_memory(self._lookups, memory_bytes) if evicts else ~self._lookups.is_first
-        return [self._scenario(memory_bytes, store, is_found, price_of) for store in stores]
+        return [self._scenario(memory_bytes, store, is_found, model_prices) for store in stores]
 
     def _scenario(
         self,
         memory_bytes: int,
         store_bytes: int | None,
         in_memory: NDArray[Any],
-        price_of: Mapping[str | None, float | None],
+        model_prices: Mapping[str | None, float | None],
     ) -> Scenario:
         lookups = self._lookups
         evicts = memory_bytes < self.memory_needed
@@ -101,21 +102,21 @@ class _Runner:
             hit_rate=outcome.hit_rate,
             items=outcome,
             tokens_upstream=sum(outcome.upstream_tokens),
-            money_upstream=self._cost(outcome, price_of),
+            money_upstream=self._cost(outcome, model_prices),
         )
 
-    def _cost(self, outcome: Outcome, price_of: Mapping[str | None, float | None]) -> float | None:
-        if not any(price is not None for price in price_of.values()):
+    def _cost(self, outcome: Outcome, model_prices: Mapping[str | None, float | None]) -> float | None:
+        if not any(price is not None for price in model_prices.values()):
             return None
         kinds = zip(self._lookups.requests.kinds, outcome.upstream_tokens, strict=True)
-        return sum(tokens * (price_of[kind.model] or 0.0) for kind, tokens in kinds) / _MILLION
+        return sum(tokens * (model_prices[kind.model] or 0.0) for kind, tokens in kinds) / _MILLION
 
 
-def _money(totals: Sequence[ModelTotals], price_of: Mapping[str | None, float | None]) -> Money:
+def _money(totals: Sequence[ModelTotals], model_prices: Mapping[str | None, float | None]) -> Money:
     return Money(
-        without_cache=sum(of.tokens * (price_of[of.model] or 0.0) for of in totals) / _MILLION,
-        at_best=sum(of.tokens_distinct * (price_of[of.model] or 0.0) for of in totals) / _MILLION,
-        models_without_price=sorted(str(model) for model, price in price_of.items() if price is None),
+        without_cache=sum(of.tokens * (model_prices[of.model] or 0.0) for of in totals) / _MILLION,
+        at_best=sum(of.tokens_distinct * (model_prices[of.model] or 0.0) for of in totals) / _MILLION,
+        models_without_price=sorted(str(model) for model, price in model_prices.items() if price is None),
     )
 
 

@@ -1,6 +1,5 @@
 """What is assumed of a model whose upstream is not asked (pure)."""
 
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -53,9 +52,3 @@ def known_dimensions(model: str | None) -> int | None:
     """The dimensions of a model's vectors where a request names none; None: not known here."""
     name = (model or "").lower()
     return next((dimensions for pattern, dimensions in _DIMENSIONS if fnmatchcase(name, pattern)), None)
-
-
-def price_of(model: str | None, prices: Mapping[str, float]) -> float | None:
-    """Money per million tokens: the price of the first pattern that matches, as the metrics have it."""
-    name = model or ""
-    return next((price for pattern, price in prices.items() if fnmatchcase(name, pattern)), None)

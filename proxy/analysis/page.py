@@ -2,8 +2,8 @@
 
 from html import escape
 
+from proxy.amounts import percent_of, short_byte_size
 from proxy.analysis import plot, tables
-from proxy.analysis.amounts import share, size
 from proxy.analysis.plot import Line
 from proxy.analysis.report import Report
 from proxy.analysis.tables import Table
@@ -55,7 +55,7 @@ def _plots(report: Report) -> list[str]:
         _section("Items that had come before, from the first to the last", plot.lines("Repeated", steps, ends))
     )
     if of.over_time:
-        drawn = [(own.label, own.items / of.over_time, share(own.items, of.over_time)) for own in of.intervals]
+        drawn = [(own.label, own.items / of.over_time, percent_of(own.items, of.over_time)) for own in of.intervals]
         parts.append(_section("How soon items come again", plot.bars("How soon items come again", drawn)))
     return parts
 
@@ -67,12 +67,12 @@ def _by_size(report: Report) -> tuple[list[Line], list[tuple[float, str]]]:
     stores = dict.fromkeys(own.store_bytes for own in report.scenarios)
     drawn = [
         Line(
-            "no store" if store is None else f"store of {size(store)}",
+            "no store" if store is None else f"store of {short_byte_size(store)}",
             [(places[own.memory_bytes], own.hit_rate) for own in report.scenarios if own.store_bytes == store],
         )
         for store in stores
     ]
-    return drawn, [(place, size(memory)) for memory, place in places.items()]
+    return drawn, [(place, short_byte_size(memory)) for memory, place in places.items()]
 
 
 def _section(title: str, content: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from proxy.analysis.amounts import money, percent, share, size
+from proxy.amounts import money, percent, percent_of, short_byte_size
 from proxy.analysis.report import LineProblem, Report, Scenario
 
 _MAX_ROWS = 20
@@ -40,7 +40,7 @@ def headline(report: Report) -> str:
     """The result in one sentence."""
     of = report.repetition
     repeated = of.in_request + of.over_time
-    text = f"{share(repeated, of.items)} of {of.items:,} items repeat an earlier one"
+    text = f"{percent_of(repeated, of.items)} of {of.items:,} items repeat an earlier one"
     if report.money is not None and report.money.without_cache:
         saved = report.money.without_cache - report.money.at_best
         text += f": a cache saves up to {money(saved)} of {money(report.money.without_cache)}"
@@ -54,14 +54,14 @@ def _totals(report: Report) -> Table:
     bypassed = sum(own.requests for own in report.bypasses if not own.is_cached_whole)
     rows = [
         ("requests", f"{of.requests + bypassed + report.refused_requests:,}", ""),
-        ("… without any new item", f"{of.requests_without_new:,}", share(of.requests_without_new, of.requests)),
+        ("… without any new item", f"{of.requests_without_new:,}", percent_of(of.requests_without_new, of.requests)),
         ("items", f"{of.items:,}", ""),
-        ("… distinct", f"{of.distinct:,}", share(of.distinct, of.items)),
-        ("… repeated in the same request", f"{of.in_request:,}", share(of.in_request, of.items)),
-        ("… repeated over time", f"{of.over_time:,}", share(of.over_time, of.items)),
+        ("… distinct", f"{of.distinct:,}", percent_of(of.distinct, of.items)),
+        ("… repeated in the same request", f"{of.in_request:,}", percent_of(of.in_request, of.items)),
+        ("… repeated over time", f"{of.over_time:,}", percent_of(of.over_time, of.items)),
         ("most frequent item", f"{of.most_repeated:,}", ""),
         (f"tokens ({report.assumptions.tokens})", f"{of.tokens:,}", ""),
-        ("… of distinct items", f"{of.tokens_distinct:,}", share(of.tokens_distinct, of.tokens)),
+        ("… of distinct items", f"{of.tokens_distinct:,}", percent_of(of.tokens_distinct, of.tokens)),
     ]
     if report.money is not None:
         rows.append(("money without a cache", money(report.money.without_cache), ""))
@@ -92,15 +92,15 @@ def _scenarios(report: Report) -> Table:
         for own in report.scenarios
     ]
     title = (
-        f"With caches of several sizes (everything takes {size(report.memory_needed_bytes)} of memory, or"
-        f" {size(report.store_needed_bytes)} of the store)"
+        f"With caches of several sizes (everything takes {short_byte_size(report.memory_needed_bytes)} of memory, or"
+        f" {short_byte_size(report.store_needed_bytes)} of the store)"
     )
     return Table(title, (*columns, "money") if has_money else columns, rows)
 
 
 def sizes(scenario: Scenario) -> str:
-    store = "no store" if scenario.store_bytes is None else size(scenario.store_bytes)
-    return f"{size(scenario.memory_bytes)}, {store}"
+    store = "no store" if scenario.store_bytes is None else short_byte_size(scenario.store_bytes)
+    return f"{short_byte_size(scenario.memory_bytes)}, {store}"
 
 
 def _models(report: Report) -> Table:
@@ -110,7 +110,7 @@ def _models(report: Report) -> Table:
             f"{own.requests:,}",
             f"{own.items:,}",
             f"{own.distinct:,}",
-            share(own.items - own.distinct, own.items),
+            percent_of(own.items - own.distinct, own.items),
             f"{own.tokens:,}",
         )
         for own in report.models[:_MAX_ROWS]
@@ -123,7 +123,7 @@ def _intervals(report: Report) -> Table:
     for own in of.intervals:
         so_far += own.items
         within = own.label if own.label == "longer" else f"within {own.label}"
-        rows.append((within, f"{own.items:,}", share(so_far, of.over_time)))
+        rows.append((within, f"{own.items:,}", percent_of(so_far, of.over_time)))
     return Table("How soon items come again", ("", "items", "so far"), rows if of.over_time else [])
 
 

@@ -6,7 +6,6 @@ batched, stored or billed to anybody, and validate no credential.
 
 import asyncio
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from http import HTTPStatus
 
 from multidict import CIMultiDict
@@ -27,7 +26,6 @@ from proxy.upstream.router import Origin
 _CHECK_S = 300.0
 _MAX_INCOMING_BYTES = 16 * 1024**2
 _REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-_STORABLE = (HTTPStatus.OK, HTTPStatus.CREATED)
 
 
 class CheckFailed(Exception):
@@ -96,11 +94,10 @@ def _parsed(origin: Origin, response: UpstreamResponse, items: int) -> Embedding
     """Raises `CheckFailed`."""
     if response.status in _REFUSED and (origin.canary_key or origin.key) is None:
         raise CheckFailed(f"status {response.status}, asked without a key")
-    if response.status not in _STORABLE:
+    if not response.is_storable:
         raise CheckFailed(f"status {response.status}")
-    for name, pattern in origin.provider.fallback_markers.items():
-        if fnmatchcase(response.headers.get(name, ""), pattern):
-            raise CheckFailed("the gateway's own fallback responded")
+    if origin.provider.reports_fallback(response.headers):
+        raise CheckFailed("the gateway's own fallback responded")
     try:
         return embedding_response.parse_response(response.plain_body(), origin.provider, items=items)
     except InvalidEmbeddingResponse as invalid:

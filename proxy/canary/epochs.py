@@ -25,6 +25,18 @@ _MAX_REMEMBERED, _MAX_CHARS = 4096, 1024
 _ATTEMPTS = 5
 
 
+# The epoch of requests for a model at a URL.
+EpochOf = Callable[[str, str | None], int]
+
+
+def in_epoch(epoch: int) -> EpochOf:
+    """The same epoch for all requests."""
+    return lambda url, model: epoch
+
+
+FIRST_EPOCH = in_epoch(0)
+
+
 class _Epochs(NamedTuple):
     """Replaced as a whole, since other threads derive keys too. ``default`` is for models not in ``table``."""
 

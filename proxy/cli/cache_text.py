@@ -5,8 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from proxy.access.admission import EVERYBODY, OWN_KEY
-from proxy.byte_size import byte_size
-from proxy.cli.amounts import counted, entries
+from proxy.amounts import byte_size, counted, entries
 from proxy.maintenance.entry_writer import WrittenEntries
 from proxy.maintenance.purge import Purged
 from proxy.maintenance.survey import AGES, OLDER, Group, Kind, Survey, Verified

@@ -13,12 +13,13 @@ import orjson
 from click.core import ParameterSource
 from multidict import CIMultiDict
 
+from proxy.canary.epochs import FIRST_EPOCH
 from proxy.cli import explain_text, stats_client
 from proxy.cli import option_types as types
 from proxy.cli.request_options import parse_header, request_settings, settings_parameters
 from proxy.cli.store_options import StoreOptions
 from proxy.config.settings import Settings
-from proxy.embeddings.reader import Unread
+from proxy.embeddings.reader import BypassedRequest
 from proxy.errors import ConfigError, ProxyError
 from proxy.explain.curl import is_curl, parse_curl
 from proxy.explain.explanation import explain
@@ -26,7 +27,7 @@ from proxy.explain.har import parse_har
 from proxy.explain.http_request import HTTPRequest, UnreadableRequest
 from proxy.explain.recent_report import report_recent
 from proxy.explain.report import Explanation
-from proxy.maintenance.epochs import FIRST_EPOCH, epochs_of_proxy
+from proxy.maintenance.epochs import epochs_of_proxy
 from proxy.maintenance.identity import RequestReader, open_request_reader
 from proxy.protocol import records
 from proxy.protocol.records import InvalidRecord, Record, RecordKey
@@ -167,7 +168,7 @@ async def _explain(
     except ProxyError as error:
         raise ConfigError(f"the proxy refuses the request with {error.status}: {error.message}") from error
     stored = None
-    if store is not None and not isinstance(read, Unread):
+    if store is not None and not isinstance(read, BypassedRequest):
         stored = await _stored(read.spec.keys, store)
     return explain(request, read, settings, stored=stored, now_s=time.time())
 

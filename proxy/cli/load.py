@@ -17,7 +17,7 @@ from proxy.cli.progress import Advance, progress
 from proxy.cli.request_options import request_form, request_settings, with_request_options
 from proxy.cli.store_options import StoreOptions
 from proxy.config.settings import Settings
-from proxy.embeddings.reader import Unread
+from proxy.embeddings.reader import BypassedRequest
 from proxy.errors import ConfigError, ProxyError
 from proxy.fetch.request import ClientRequest
 from proxy.filling.array_file import read_array_file
@@ -147,6 +147,6 @@ async def _read_call(reader: RequestReader, form: RequestForm, body: bytes, path
         raise ConfigError(f"the proxy would refuse the request: {error.message}") from error
     except Bypass as bypass:
         raise ConfigError(EXPLANATIONS[bypass.reason]) from bypass
-    if isinstance(read, Unread):
+    if isinstance(read, BypassedRequest):
         raise ConfigError(f"the proxy does not cache the request: {EXPLANATIONS[read.bypass.reason]}")
     return read

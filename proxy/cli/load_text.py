@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from proxy.cli.amounts import counted
+from proxy.amounts import counted
 from proxy.filling.results import Loaded
 
 _MAX_SHOWN = 20

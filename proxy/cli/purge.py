@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from proxy.cache.store import Store
+from proxy.canary.epochs import in_epoch
 from proxy.cli import cache_text, option_types
 from proxy.cli.cache_commands import DRY_RUN, JSON, on_store, show
 from proxy.cli.progress import progress
@@ -15,7 +16,7 @@ from proxy.cli.request_options import request_form, request_settings, with_reque
 from proxy.cli.store_options import StoreOptions
 from proxy.errors import ConfigError
 from proxy.filling.corpus import read_texts
-from proxy.maintenance.epochs import in_epoch, largest_epoch
+from proxy.maintenance.epochs import largest_epoch
 from proxy.maintenance.identity import open_request_reader
 from proxy.maintenance.purge import Purged, Selection, purge, purge_keys
 

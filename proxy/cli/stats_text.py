@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from proxy.admin.latency import Latency
 from proxy.admin.status import Status
 from proxy.admin.window import Window
-from proxy.byte_size import byte_size
+from proxy.amounts import byte_size, money, percent
 from proxy.labels import OUTCOMES, ItemResult
 from proxy.ledger.cause import Cause
 from proxy.printable import printable
@@ -16,7 +16,6 @@ _MODELS = 5
 _CLIENTS = 10
 _UNCACHED = 5
 _BUDGETS = 10
-_ROUNDING = 1e-9  # 0.57 * 1000 is less than 570
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 
 Row = Sequence[str]
@@ -51,7 +50,7 @@ def _totals(status: Status) -> list[str]:
         *((f"tokens {kind}", *(f"{of.tokens.get(kind, 0):,}" for of in windows)) for kind in ("saved", "billed")),
     ]
     if status.since_start.cost:
-        rows += [(f"money {kind}", *(_money(of.cost.get(kind, 0.0)) for of in windows)) for kind in ("saved", "billed")]
+        rows += [(f"money {kind}", *(money(of.cost.get(kind, 0.0)) for of in windows)) for kind in ("saved", "billed")]
     return _aligned(rows)
 
 
@@ -78,9 +77,9 @@ def _clients(status: Status) -> list[str]:
     rows = [("client", "requests", "from cache", "tokens saved", "billed", *(["money billed"] if priced else []))]
     for client in status.clients[:_CLIENTS]:
         tokens = (f"{client.tokens.get(kind, 0):,}" for kind in ("saved", "billed"))
-        money = [_money(client.cost.get("billed", 0.0))] if priced else []
+        cost = [money(client.cost.get("billed", 0.0))] if priced else []
         requests = f"{sum(client.requests.values()):,}"
-        rows.append((_truncated(client.name, 15), requests, _percent(client.item_hit_rate), *tokens, *money))
+        rows.append((_truncated(client.name, 15), requests, _percent(client.item_hit_rate), *tokens, *cost))
     lines = _aligned(rows, 15)
     if len(status.clients) > _CLIENTS:
         lines.append(f"and {len(status.clients) - _CLIENTS} more: embedding-proxy stats --json")
@@ -91,7 +90,7 @@ def _budgets(status: Status) -> list[str]:
     rows: list[Row] = [("budget of client", "used", "spent", "limit", "refused")]
     for budget in status.budgets[:_BUDGETS]:
         name = _truncated(f"{budget.name} of {budget.client}")
-        write = _money if budget.unit == "money" else "{:,.0f}".format
+        write = money if budget.unit == "money" else "{:,.0f}".format
         amounts = write(budget.spent), write(budget.limit)
         rows.append((name, _percent(budget.spent / budget.limit), *amounts, f"{budget.refused:,}"))
     return _aligned(rows)
@@ -151,13 +150,8 @@ def _truncated(name: str, width: int = _NAME_WIDTH) -> str:
     return name if len(name) <= width else name[: width - 1] + "…"
 
 
-def _percent(share: float | None) -> str:
-    # Rounded down, so that 100 % means all.
-    return _NONE if share is None else f"{int(share * 1000 + _ROUNDING) / 10:.1f} %"
-
-
-def _money(amount: float) -> str:
-    return f"{amount:,.4f}" if amount < 1 else f"{amount:,.2f}"
+def _percent(part: float | None) -> str:
+    return _NONE if part is None else percent(part)
 
 
 def _took(seconds: float | None, of: Latency) -> str:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from proxy.cli.amounts import counted
-from proxy.config.price_table import cost_of
+from proxy.amounts import counted
 from proxy.filling.results import Forecast, Warmed
+from proxy.prices import cost_of
 
 _UNPRICED = "no price: --config names a file whose [prices] have one for this model"
 

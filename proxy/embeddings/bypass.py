@@ -9,7 +9,7 @@ from proxy.access.validations import CREDENTIAL_REFUSALS, CredentialScope, Valid
 from proxy.embeddings.cache_headers import cache_headers
 from proxy.embeddings.log_once import LogOnce, reason_of
 from proxy.embeddings.progress import Progress
-from proxy.embeddings.reader import Unread
+from proxy.embeddings.reader import BypassedRequest
 from proxy.errors import NotCached
 from proxy.fetch.outcomes import is_success
 from proxy.fetch.spending import Spending
@@ -37,13 +37,15 @@ class BypassRelay:
         self._spending = spending
         self._is_draining = is_draining
 
-    async def relay(self, request: BaseRequest, progress: Progress, body: bytes, unread: Unread) -> StreamResponse:
+    async def relay(
+        self, request: BaseRequest, progress: Progress, body: bytes, bypassed: BypassedRequest
+    ) -> StreamResponse:
         """Relay a request as it came, and its response. Raises `ProxyError`."""
-        origin, reason = unread.origin, unread.bypass.reason
+        origin, reason = bypassed.origin, bypassed.bypass.reason
         if cache_control(request.headers).only_if_cached:
             raise NotCached(f"The request can't be cached ({reason}).")
-        await self._spending.require(progress.client, unread.model)
-        self._log_once.warn(reason_of(unread.bypass), f"requests to {origin.name} are relayed without caching")
+        await self._spending.require(progress.client, bypassed.model)
+        self._log_once.warn(reason_of(bypassed.bypass), f"requests to {origin.name} are relayed without caching")
         target = origin.target(request.raw_path)
         route = origin.routes.find(target)
         url = route.url if route else origin.routes.embeddings(target)
@@ -72,7 +74,7 @@ class BypassRelay:
         row.count_bypass(reason)
         row.count_items(ItemResult.BYPASS, progress.items)
         if response.status in CREDENTIAL_REFUSALS:
-            self._validations.note(unread.credential_id, CredentialScope(url, None), response.status)
+            self._validations.note(bypassed.credential_id, CredentialScope(url, None), response.status)
         elif is_success(response.status):
-            self._validations.accept(unread.credential_id.tenant)
+            self._validations.accept(bypassed.credential_id.tenant)
         return response

@@ -8,8 +8,8 @@ from aiohttp.web import StreamResponse
 
 from proxy.embeddings.progress import Progress
 from proxy.errors import ProxyError
-from proxy.http.bodies import BodyReservation
 from proxy.protocol.identities import Identity
+from proxy.reservation import MemoryReservation
 
 
 class Exchange:
@@ -21,7 +21,7 @@ class Exchange:
         self,
         progress: Progress,
         own: Identity,
-        reservation: BodyReservation,
+        reservation: MemoryReservation,
         *,
         user_agent: str | None,
         started_s: float,

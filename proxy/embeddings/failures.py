@@ -11,10 +11,10 @@ from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.outcomes import Blame, ErrorResponse, InvalidResponse, blame, in_own_words, is_success, status_of
 from proxy.fetch.request import ClientRequest
 from proxy.fetch.result import Failure
-from proxy.http.bodies import BodyReservation
 from proxy.http.streamed import Streamed, in_pieces
 from proxy.labels import ItemResult, RequestOutcome
 from proxy.protocol import headers
+from proxy.reservation import MemoryReservation
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.client import UpstreamResponse
 
@@ -75,7 +75,7 @@ class FailureResponses:
         return RequestOutcome.MISS, _relayed(response, client_request.reservation)
 
 
-def _relayed(response: UpstreamResponse, reservation: BodyReservation) -> StreamResponse:
+def _relayed(response: UpstreamResponse, reservation: MemoryReservation) -> StreamResponse:
     """An upstream's response, relayed. Raises `Overloaded`."""
     extra = headers.end_to_end(response.headers)
     extra.popall("Content-Length", None)

@@ -17,8 +17,8 @@ from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
 from proxy.embeddings.header_watch import HeaderWatch
 from proxy.embeddings.known_head import KnownBody, KnownHead
-from proxy.embeddings.lookup import count_model_versions, look_up_rest
-from proxy.embeddings.recognized import FastPathHit, FastPathMiss, FastPathRead
+from proxy.embeddings.lookup import count_model_versions, look_up_in_store
+from proxy.embeddings.recognized import FastPathHit, FastPathMiss, RecognizedRequest
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.sighting import ID_NAMES, IDS, PERSONAL, Sighting, is_plain, is_repeatable
@@ -141,12 +141,14 @@ class FastPath:
         known = self._meet(connection, sighting, is_hit=True)
         return known is not None and known.is_new
 
-    def find_by_bytes(self, sent: bytes, connection: Connection, began_s: float) -> FastPathHit | FastPathRead | None:
+    def find_by_bytes(
+        self, sent: bytes, connection: Connection, began_s: float
+    ) -> FastPathHit | RecognizedRequest | None:
         """`find` for the bytes of a request. Its credential must still be valid.
 
-        None also if the response is too large to be written at once. A `FastPathRead` is to be passed to `read`.
+        None also if the response is too large to be written at once. `look_up` takes a `RecognizedRequest` further.
         """
-        return self._find_fresh(sent, connection, began_s) or self._find_repeated(sent, began_s)
+        return self._find_by_head(sent, connection, began_s) or self._find_repeated(sent, began_s)
 
     def response(self, hit: FastPathHit, request_id: str) -> list[bytes]:
         """The response to a request that was found by its bytes, in parts. The request is counted."""
@@ -156,44 +158,46 @@ class FastPath:
             known.spec, hit.found, known.row, from_memory=memory, request_id=request_id, cors=cors
         )
 
-    async def read(self, read: FastPathRead, connection: Connection) -> FastPathHit | FastPathMiss | None:
+    async def look_up(self, recognized: RecognizedRequest, connection: Connection) -> FastPathHit | FastPathMiss | None:
         """Look the items of a request up that are not all in memory. None if it has to be parsed.
 
         If there is no store, there is no await in here.
         """
-        known = read.known
+        known = recognized.known
         cutoff_s = self._cache.freshness_cutoff_s(None)
-        found = await look_up_rest(self._cache, known.spec.keys, read.in_memory, min_stored_at_s=cutoff_s)
+        found = await look_up_in_store(self._cache, known.spec.keys, recognized.in_memory, min_stored_at_s=cutoff_s)
         if not self._may_serve(known):
             connection.known_head = None
             return None
         if found.entries:
             self._metrics.admit_model(known.spec.model)  # another process may have stored them
         if found.missing or count_model_versions(found.entries) > 1:
-            self._parse_seconds.observe(read.looked_up_s - read.began_s)
-            return FastPathMiss(read, found)
+            self._parse_seconds.observe(recognized.looked_up_s - recognized.began_s)
+            return FastPathMiss(recognized, found)
         if self._is_large(known, found.entries):
             self._parse_from(known, connection)
             return None
-        hit = FastPathHit(known, found.entries, read.looked_up_s, found.from_memory, read.fields)
-        return self._observed(hit, read.began_s)
+        hit = FastPathHit(known, found.entries, recognized.looked_up_s, found.from_memory, recognized.fields)
+        return self._observed(hit, recognized.began_s)
 
-    def _find_fresh(self, sent: bytes, connection: Connection, began_s: float) -> FastPathHit | FastPathRead | None:
+    def _find_by_head(
+        self, sent: bytes, connection: Connection, began_s: float
+    ) -> FastPathHit | RecognizedRequest | None:
         """A request with the head that the connection knows."""
-        read = self._understood(sent, connection, began_s)
-        if read is None:
+        recognized = self._recognized(sent, connection, began_s)
+        if recognized is None:
             return None
-        known = read.known
+        known = recognized.known
         if not self._may_serve(known):
             connection.known_head = None  # it has to be parsed, and perhaps others like it
             return None
-        found = read.in_memory
+        found = recognized.in_memory
         if not _is_hit(known, found):
-            return read
+            return recognized
         if self._is_large(known, found):
             self._parse_from(known, connection)
             return None
-        return self._observed(FastPathHit(known, found, read.looked_up_s, len(found), read.fields), began_s)
+        return self._observed(FastPathHit(known, found, recognized.looked_up_s, len(found), recognized.fields), began_s)
 
     def _parse_from(self, known: MemoEntry, connection: Connection) -> None:
         """Have requests with as many items as ``known`` parsed: their responses are streamed."""
@@ -201,7 +205,7 @@ class FastPath:
         if known_head is not None:
             known_head.max_items = len(known.spec.keys) - 1
 
-    def _understood(self, sent: bytes, connection: Connection, began_s: float) -> FastPathRead | None:
+    def _recognized(self, sent: bytes, connection: Connection, began_s: float) -> RecognizedRequest | None:
         """A complete request with the head that the connection knows and a body that fits one it knows."""
         known_head = self._known_head(connection)
         if known_head is None or known_head.is_new or len(sent) > MAX_PENDING_BYTES:
@@ -210,12 +214,12 @@ class FastPath:
         if head is None or head.size_bytes + head.body_bytes != len(sent):
             return None
         body = sent[head.size_bytes :]
-        found = known_head.read(body)
+        found = known_head.match_body(body)
         if found is None:
             return None
         known, known_body, given = found
         looked_up_s = time.perf_counter()
-        return FastPathRead(known, known_body, given, body, began_s, looked_up_s, head.fields, self._peek(known))
+        return RecognizedRequest(known, known_body, given, body, began_s, looked_up_s, head.fields, self._peek(known))
 
     def _find_repeated(self, sent: bytes, began_s: float) -> FastPathHit | None:
         """A request that is the same in all its bytes."""

@@ -11,7 +11,6 @@ from multidict import CIMultiDict
 from proxy.embeddings.request_memo import MemoEntry
 from proxy.embeddings.sighting import ID_NAMES
 from proxy.fetch.request import ClientRequest
-from proxy.http.bodies import BodyReservation
 from proxy.http.head_template import HeadTemplate
 from proxy.ledger.row import Row
 from proxy.protocol.identities import Identity
@@ -20,13 +19,14 @@ from proxy.protocol.items import ItemKind
 from proxy.protocol.keys import Fields, TextKeys
 from proxy.protocol.provider import InputFormat
 from proxy.protocol.response_spec import ResponseSpec
+from proxy.reservation import MemoryReservation
 from proxy.telemetry.recent_request import RequestDetail
 from proxy.telemetry.tracing import NO_SPAN, Span
 
 GivenTexts = str | list[str]  # the value of ``input``
 
 _MAX_BODIES = 4
-_MANY_UNREAD = 32
+_MANY_UNMATCHED = 32
 # Larger requests begin one by one (`proxy.embeddings.reader`).
 _MAX_ITEMS = 256
 
@@ -35,12 +35,12 @@ class KnownHead(HeadTemplate):
     """A head, and the requests that had it and got embeddings. It ends with its connection, as does the credential in
     it. It also ends when the client keys are reloaded, and when an epoch begins."""
 
-    __slots__ = ("_bodies", "_unread", "access_version", "has_hit", "is_new", "max_items")
+    __slots__ = ("_bodies", "_unmatched", "access_version", "has_hit", "is_new", "max_items")
 
     def __init__(self, before: bytes, holes: list[tuple[str, bytes]]) -> None:
         super().__init__(before, holes)
         self._bodies: list[KnownBody] = []
-        self._unread = 0  # requests since a body was last read
+        self._unmatched = 0  # requests since a body matched a known one
         self.is_new = True  # no request has come with it again
         self.has_hit = False  # one with it was a hit
         self.access_version = 0
@@ -48,20 +48,20 @@ class KnownHead(HeadTemplate):
 
     def count_request(self) -> bool:
         """Count a parsed request with this head. Returns whether to learn its body: fewer are learned from a client
-        whose bodies never help to read others."""
+        whose bodies never match a known one."""
         self.is_new = False
-        self._unread += 1
-        return self._unread <= _MANY_UNREAD or self._unread % _MANY_UNREAD == 0
+        self._unmatched += 1
+        return self._unmatched <= _MANY_UNMATCHED or self._unmatched % _MANY_UNMATCHED == 0
 
     def add(self, body: "KnownBody") -> None:
         self._bodies = [*self._bodies[1 - _MAX_BODIES :], body]
 
-    def read(self, body: bytes) -> "tuple[MemoEntry, KnownBody, GivenTexts] | None":
+    def match_body(self, body: bytes) -> "tuple[MemoEntry, KnownBody, GivenTexts] | None":
         """What a request with this head and ``body`` means, the known body that it fits, and its input; None: it has to
         be parsed."""
         for known in self._bodies:
-            if (found := known.read(body, self.max_items)) is not None:
-                self._unread = 0
+            if (found := known.match(body, self.max_items)) is not None:
+                self._unmatched = 0
                 entry, given = found
                 return entry, known, given
         return None
@@ -125,7 +125,7 @@ class KnownBody:
         )
         return cls(client_request, found, text_keys, row, own)
 
-    def read(self, body: bytes, max_items: int) -> tuple[MemoEntry, GivenTexts] | None:
+    def match(self, body: bytes, max_items: int) -> tuple[MemoEntry, GivenTexts] | None:
         """What `MemoEntry.of` returns for a parsed request with this ``body``, and its input. None if the body is not
         of this kind, or has more than ``max_items``."""
         given = self._input.texts(body)
@@ -146,7 +146,7 @@ class KnownBody:
         spec: ResponseSpec,
         *,
         fields: Mapping[str, str],
-        reservation: BodyReservation,
+        reservation: MemoryReservation,
         span: Span,
     ) -> ClientRequest:
         """What the reader returns for a parsed request with this ``body``. ``fields`` are the header fields in which

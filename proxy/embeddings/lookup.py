@@ -1,7 +1,7 @@
 """What the cache has of a request's items, and what is missing."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry, current
@@ -15,16 +15,21 @@ class Lookup(NamedTuple):
     missing: list[bytes]
     from_memory: int
 
-    def current(self) -> "Lookup":
+    @classmethod
+    def of(cls, keys: Sequence[bytes], entries: dict[bytes, Entry], *, from_memory: int = 0) -> Self:
+        """What ``entries`` have of ``keys``, which may be repeated."""
+        if all(map(entries.__contains__, keys)):
+            return cls(entries, [], from_memory)
+        return cls(entries, [key for key in dict.fromkeys(keys) if key not in entries], from_memory)
+
+    @classmethod
+    def nothing(cls, keys: Sequence[bytes]) -> Self:
+        """A lookup that found none of ``keys``, or that does not count."""
+        return cls.of(keys, {})
+
+    def current(self) -> Self:
         """The same lookup some awaits later: by then the store may have found that other records were first."""
         return self._replace(entries=current(self.entries))
-
-
-def lookup(keys: Sequence[bytes], entries: dict[bytes, Entry], *, from_memory: int = 0) -> Lookup:
-    """What ``entries`` have of ``keys``, which may be repeated."""
-    if all(map(entries.__contains__, keys)):
-        return Lookup(entries, [], from_memory)
-    return Lookup(entries, [key for key in dict.fromkeys(keys) if key not in entries], from_memory)
 
 
 async def look_up(cache: Cache, keys: Sequence[bytes], *, min_stored_at_s: float) -> Lookup:
@@ -33,14 +38,14 @@ async def look_up(cache: Cache, keys: Sequence[bytes], *, min_stored_at_s: float
     If everything is in memory, or there is no store, there is no await in here.
     """
     found = cache.peek(keys, min_stored_at_s=min_stored_at_s, confirmed=True)
-    return await look_up_rest(cache, keys, found, min_stored_at_s=min_stored_at_s)
+    return await look_up_in_store(cache, keys, found, min_stored_at_s=min_stored_at_s)
 
 
-async def look_up_rest(
+async def look_up_in_store(
     cache: Cache, keys: Sequence[bytes], found: dict[bytes, Entry], *, min_stored_at_s: float
 ) -> Lookup:
     """`look_up` for a caller that has already ``found`` these entries in memory."""
-    in_memory = lookup(keys, found, from_memory=len(found))
+    in_memory = Lookup.of(keys, found, from_memory=len(found))
     if not in_memory.missing or not cache.has_store:
         return in_memory
     stored = await cache.read(in_memory.missing, min_stored_at_s=min_stored_at_s)

@@ -26,6 +26,3 @@ class Patience(NamedTuple):
         client_request.urgency = urgency_of(
             client_request.received, items=items, interactive_items=self.interactive_items
         )
-
-
-NO_PATIENCE = Patience(0.0, 1)

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from proxy import turns
 from proxy.access.admission import Access
 from proxy.access.validations import CredentialId, CredentialScope, Validations
+from proxy.canary.epochs import EpochOf
 from proxy.fetch.request import ClientRequest
-from proxy.http.bodies import Body, BodyReader, BodyReservation
+from proxy.http.bodies import Body, BodyReader
 from proxy.labels import BypassReason
 from proxy.protocol import embedding_request, keys, query, request_body
 from proxy.protocol.bypass import Bypass
@@ -21,6 +22,7 @@ from proxy.protocol.identities import Identity
 from proxy.protocol.json_structure import Structure
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.targets import PathModel, parse_path_model
+from proxy.reservation import MemoryReservation
 from proxy.telemetry.tracing import Span
 from proxy.upstream.router import Origin, Router
 
@@ -45,7 +47,7 @@ class RequestHead(Protocol):
     def raw_path(self) -> str: ...
 
 
-class Unread(NamedTuple):
+class BypassedRequest(NamedTuple):
     """A request that is relayed to ``origin`` as it came. ``items`` is an estimate of their number."""
 
     bypass: Bypass
@@ -63,7 +65,7 @@ class Reader:
         validations: Validations,
         bodies: BodyReader,
         *,
-        epoch_of: Callable[[str, str | None], int] = lambda *_: 0,
+        epoch_of: EpochOf,
     ) -> None:
         """``epoch_of`` is called with the URL in a request's keys and its model, in any thread."""
         self._origins = origins
@@ -77,11 +79,11 @@ class Reader:
         request: RequestHead,
         sent: Body,
         own: Identity,
-        reservation: BodyReservation,
+        reservation: MemoryReservation,
         *,
         client: str | None,
         span: Span,
-    ) -> ClientRequest | Unread:
+    ) -> ClientRequest | BypassedRequest:
         """Parse a request whose body was ``sent`` by a client of ``own`` identity, for the ledger ``client``.
 
         Before it is parsed, ``reservation`` takes the memory for parsing; in the end, it has that of the result.
@@ -94,13 +96,13 @@ class Reader:
             if "Content-Encoding" in request.headers:
                 body = await self._bodies.inflated(request.headers, sent.content, reservation)
         except Bypass as bypass:
-            return await self._run(body, reservation, self._unread, request, body.content, bypass, reservation)
+            return await self._run(body, reservation, self._bypassed, request, body.content, bypass, reservation)
         objects_bytes = body.structure.objects_bytes
         reservation.take(objects_bytes)
         if _is_large(body):
             await turns.turn()
         read = await self._read(request, body, own, identity, reservation=reservation, client=client, span=span)
-        if isinstance(read, Unread):
+        if isinstance(read, BypassedRequest):
             reservation.give_back(reservation.bytes - sent_bytes)
         else:
             _give_back_unused(reservation, read, body.structure)
@@ -108,9 +110,9 @@ class Reader:
 
     def recognized(
         self,
-        make: Callable[[BodyReservation, Span], ClientRequest],
+        make: Callable[[MemoryReservation, Span], ClientRequest],
         sent: Body,
-        reservation: BodyReservation,
+        reservation: MemoryReservation,
         span: Span,
     ) -> ClientRequest:
         """``make`` builds the request without parsing it. `BodyReader.received` has reserved the memory."""
@@ -118,7 +120,9 @@ class Reader:
         _give_back_unused(reservation, client_request, sent.structure)
         return client_request
 
-    async def _run(self, body: Body, reservation: BodyReservation, function: Callable[..., _T], *arguments: Any) -> _T:
+    async def _run(
+        self, body: Body, reservation: MemoryReservation, function: Callable[..., _T], *arguments: Any
+    ) -> _T:
         if body.structure.parse_and_key_s > _MAX_ON_LOOP_S:
             return await self._bodies.worker.run(function, *arguments, held=reservation)
         return function(*arguments)
@@ -130,10 +134,10 @@ class Reader:
         own: Identity,
         identity: Identity,
         *,
-        reservation: BodyReservation,
+        reservation: MemoryReservation,
         client: str | None,
         span: Span,
-    ) -> ClientRequest | Unread:
+    ) -> ClientRequest | BypassedRequest:
         """``identity`` is the one that the request has upstream, as far as it is known without the upstream."""
         fields: dict[str, Any] = {}
         origin = None
@@ -148,9 +152,9 @@ class Reader:
             parsed = await self._parse_request(body, fields, origin, named, reservation)
         except Bypass as bypass:
             if origin is None:
-                return await self._run(body, reservation, self._unread, request, body.content, bypass, reservation)
+                return await self._run(body, reservation, self._bypassed, request, body.content, bypass, reservation)
             credential_id, items = self._credential_id(reservation, origin, own), request_body.count_items(fields)
-            return Unread(bypass, origin, credential_id, model, items)
+            return BypassedRequest(bypass, origin, credential_id, model, items)
         identity = _with_content_type(identity, request.headers)
         keyed_url = query.keyed(url)
         epoch, scope = self._epoch_of(keyed_url, parsed.model), self._access.scope(identity)
@@ -191,7 +195,12 @@ class Reader:
         return await turns.run(request_body.parse_object_in_steps(body.content))
 
     async def _parse_request(
-        self, body: Body, fields: dict[str, Any], origin: Origin, named: PathModel | None, reservation: BodyReservation
+        self,
+        body: Body,
+        fields: dict[str, Any],
+        origin: Origin,
+        named: PathModel | None,
+        reservation: MemoryReservation,
     ) -> EmbeddingRequest:
         """Raises `Bypass`."""
         members, provider = body.structure.members, origin.provider
@@ -202,18 +211,20 @@ class Reader:
         parse = partial(embedding_request.parse_request, members=members)
         return await self._run(body, reservation, parse, body.content, fields, provider, named)
 
-    def _unread(self, request: RequestHead, body: bytes, bypass: Bypass, reservation: BodyReservation) -> Unread:
+    def _bypassed(
+        self, request: RequestHead, body: bytes, bypass: Bypass, reservation: MemoryReservation
+    ) -> BypassedRequest:
         """A request that was not understood, read just far enough to choose an upstream."""
         target = request.raw_path
         origin = self._origins.choose(target, request_body.peek_model(body) if self._origins.has_several else None)
         own = self._access.identity(request.headers, target, origin)
-        return Unread(bypass, origin, self._credential_id(reservation, origin, own), None, 1)
+        return BypassedRequest(bypass, origin, self._credential_id(reservation, origin, own), None, 1)
 
-    def _credential_id(self, reservation: BodyReservation, origin: Origin, own: Identity) -> CredentialId:
+    def _credential_id(self, reservation: MemoryReservation, origin: Origin, own: Identity) -> CredentialId:
         return self._validations.credential_id(reservation.tenant.name, origin, own)
 
 
-def _give_back_unused(reservation: BodyReservation, read: ClientRequest, structure: Structure) -> None:
+def _give_back_unused(reservation: MemoryReservation, read: ClientRequest, structure: Structure) -> None:
     objects_bytes = structure.objects_bytes
     if objects_bytes > _SMALL_BYTES:
         reservation.give_back(objects_bytes - embedding_request.memory_bytes(read.parsed, structure))

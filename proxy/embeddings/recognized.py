@@ -8,7 +8,7 @@ from proxy.embeddings.known_head import GivenTexts, KnownBody
 from proxy.embeddings.lookup import Lookup
 from proxy.embeddings.request_memo import MemoEntry
 from proxy.fetch.request import ClientRequest
-from proxy.http.bodies import BodyReservation
+from proxy.reservation import MemoryReservation
 from proxy.telemetry.tracing import Span
 
 _NO_FIELDS: Mapping[str, str] = {}
@@ -25,7 +25,7 @@ class FastPathHit(NamedTuple):
     fields: Mapping[str, str] = _NO_FIELDS
 
 
-class FastPathRead(NamedTuple):
+class RecognizedRequest(NamedTuple):
     """A request that was not parsed, and its items that were ``in_memory``. It began at ``began_s``."""
 
     known: MemoEntry
@@ -37,7 +37,7 @@ class FastPathRead(NamedTuple):
     fields: Mapping[str, str]
     in_memory: dict[bytes, Entry]
 
-    def client_request(self, reservation: BodyReservation, span: Span) -> ClientRequest:
+    def client_request(self, reservation: MemoryReservation, span: Span) -> ClientRequest:
         return self.known_body.client_request(
             self.body, self.given, self.known.spec, fields=self.fields, reservation=reservation, span=span
         )
@@ -46,5 +46,5 @@ class FastPathRead(NamedTuple):
 class FastPathMiss(NamedTuple):
     """A request that was not parsed, and what the cache ``found`` of it: not all items, or not of one model version."""
 
-    read: FastPathRead
+    recognized: RecognizedRequest
     found: Lookup

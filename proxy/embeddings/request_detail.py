@@ -1,6 +1,6 @@
 """How a request was understood, as far as it may be shown (pure)."""
 
-from proxy.embeddings.reader import Unread
+from proxy.embeddings.reader import BypassedRequest
 from proxy.fetch.request import ClientRequest
 from proxy.ledger.cause import Cause
 from proxy.protocol.bypass import Bypass
@@ -13,8 +13,8 @@ _MAX_NAMES, _MAX_NAME = 16, 64
 _NO_FIELDS: Fields = []
 
 
-def detail_of(read: ClientRequest | Unread) -> RequestDetail:
-    if isinstance(read, Unread):
+def detail_of(read: ClientRequest | BypassedRequest) -> RequestDetail:
+    if isinstance(read, BypassedRequest):
         return _detail(read.origin, "nothing", read.bypass)
     doubt, identity = read.parsed.doubt, read.identity
     keyed = "items" if doubt is None else "body"

@@ -9,7 +9,6 @@ from moka_py import Moka
 from msgspec import Struct
 
 from proxy.access.validations import CredentialId, CredentialScope
-from proxy.budget import Tenant
 from proxy.embeddings.header_watch import Group, watched_groups
 from proxy.fetch.request import ClientRequest
 from proxy.http.recorder import head_of
@@ -19,6 +18,7 @@ from proxy.protocol.identities import Identity
 from proxy.protocol.keys import pack
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.steps import Steps
+from proxy.tenant import Tenant
 from proxy.upstream.router import Origin
 
 _MAX_BYTES = 16 * 1024**2

@@ -15,7 +15,7 @@ from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.fetch_plan import FetchPlan
 from proxy.embeddings.header_watch import MANY_VALUES
 from proxy.embeddings.log_once import LogOnce
-from proxy.embeddings.lookup import Lookup, count_model_versions, count_models, look_up, lookup
+from proxy.embeddings.lookup import Lookup, count_model_versions, count_models, look_up
 from proxy.embeddings.no_hits import NoHits
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.responses import ResponseBuilder
@@ -82,7 +82,7 @@ class Resolver:
         self._watch_headers(client_request, is_hit=bool(found.entries))
         is_moved = len(found.entries) > 1 and count_model_versions(found.entries) > 1
         if is_moved:
-            found = lookup(client_request.spec.keys, {})
+            found = Lookup.nothing(client_request.spec.keys)
         progress.items = len(client_request.spec.keys)
         progress.cached = progress.items - len(found.missing)
         progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
@@ -126,11 +126,11 @@ class Resolver:
         if are_many(keys):
             await turn()
         if directives.no_cache:
-            return lookup(keys, {})
+            return Lookup.nothing(keys)
         min_stored_at_s = self._cache.freshness_cutoff_s(directives.max_age_s)
         found = await look_up(self._cache, keys, min_stored_at_s=min_stored_at_s)
         if found.missing and client_request.spec.is_keyed_whole:
-            return lookup(keys, {})
+            return Lookup.nothing(keys)
         if found.entries:  # which another process may have stored
             self._metrics.admit_model(client_request.spec.model)
         return found
@@ -194,18 +194,16 @@ class Resolver:
             return await self._failures.respond(client_request, failure)  # the response to this very body
         fetched = replace(result.fetched, failure=None)
         is_confirmed = failure is not None or fetched.is_by_origin
-        first = fetched if result.is_own else NOTHING
+        first, policy = fetched if result.is_own else NOTHING, self._policy(client_request)
         if not is_confirmed and (is_shared or self._is_refused(client_request)):
             # A fallback's success validates nothing: don't serve entries of a shared scope, or of a refused credential.
-            return FetchPlan(lookup(client_request.spec.keys, {}), self._policy(client_request).private(), first.bill)
+            return FetchPlan(Lookup.nothing(client_request.spec.keys), policy.private(), first.bill)
         # Another request's vectors may be of another length, since it may have asked for other dimensions.
         count = count_model_versions if result.is_own else count_models
         if count(found.entries, fetched.entries) > 1:
-            return FetchPlan(
-                lookup(client_request.spec.keys, {}), self._policy(client_request).refreshing(), first.bill
-            )
+            return FetchPlan(Lookup.nothing(client_request.spec.keys), policy.refreshing(), first.bill)
         if found.missing:
-            return FetchPlan(found, self._policy(client_request), first)
+            return FetchPlan(found, policy, first)
         return self._hit(client_request, found, first, detail="validated")
 
     def _probe(self, client_request: ClientRequest, found: Lookup, *, may_be_held: bool) -> FetchRequest:

@@ -17,19 +17,16 @@ from proxy.embeddings.cache_headers import CACHE_NAME, add_cache_headers, cache_
 from proxy.errors import ResponseTooLarge
 from proxy.fetch.outcomes import EmbedResult, usage_of
 from proxy.fetch.result import FetchResult
-from proxy.http.bodies import BodyReservation
 from proxy.http.plain_response import AssembledResponse
 from proxy.http.streamed import Streamed
 from proxy.labels import ItemResult
 from proxy.ledger.row import Row
 from proxy.protocol import embedding_response
-from proxy.protocol.cors import origin_of
-from proxy.protocol.headers import Headers
 from proxy.protocol.memo import memoized
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.vectors import Encoding
+from proxy.reservation import MemoryReservation
 from proxy.telemetry.metrics import Metrics
-from proxy.upstream.router import Origin
 
 _MANY_ITEMS, _MAX_BODY_BYTES = 2048, 512 * 1024**2
 # A larger body is streamed. A smaller one is written at once, which is faster. A client that does not read its response
@@ -57,7 +54,7 @@ class ResponseBuilder:
         client: str | None,
         *,
         from_memory: int,
-        reservation: BodyReservation,
+        reservation: MemoryReservation,
         deliveries: Sequence[EmbedResult] = (),
         detail: str = "",
     ) -> StreamResponse:
@@ -120,7 +117,7 @@ class ResponseBuilder:
         client: str | None,
         *,
         from_memory: int,
-        reservation: BodyReservation,
+        reservation: MemoryReservation,
         is_stored: bool,
     ) -> StreamResponse:
         """Raises `ResponseTooLarge`, `Overloaded`."""
@@ -167,7 +164,7 @@ class ResponseBuilder:
             )
         return size
 
-    def _reserve(self, spec: ResponseSpec, entries: dict[bytes, Entry], reservation: BodyReservation) -> bool:
+    def _reserve(self, spec: ResponseSpec, entries: dict[bytes, Entry], reservation: MemoryReservation) -> bool:
         """Whether the response is large. If so, it holds its entries until it is written, even if memory evicts
         them, so ``reservation`` takes their memory. Raises `ResponseTooLarge`, `Overloaded`."""
         is_large = self._size_bytes(spec, entries) > LARGE_BYTES
@@ -278,13 +275,3 @@ class ResponseBuilder:
 @memoized(max_length=_MAX_MODEL_LENGTH)
 def _end_of_hit(model: str, tokens: int) -> bytes:
     return embedding_response.ending(model, {"prompt_tokens": tokens, "total_tokens": tokens}, _NOTHING)
-
-
-def finish_head(response: StreamResponse, received: Headers, *, upstream: Origin | None, request_id: str) -> None:
-    """Add the headers that every response has. ``received`` are the fields of its request. ``upstream``, if any, has
-    the CORS fields for it."""
-    if upstream is not None:
-        upstream.cors.finish(origin_of(received), response.headers)
-        if upstream.key:  # the cookies may be those of the key's session
-            response.headers.popall("Set-Cookie", None)
-    response.headers.setdefault("X-Request-Id", request_id)  # the upstream's own has precedence

@@ -8,9 +8,9 @@ from aiohttp.web import BaseRequest, StreamResponse
 
 from proxy.access.admission import Access
 from proxy.access.validations import Validations
-from proxy.budget import Tenant
 from proxy.cache.cache import Cache
 from proxy.canary.canary import Canary
+from proxy.canary.epochs import FIRST_EPOCH
 from proxy.canary.subject import Subject
 from proxy.embeddings.bypass import BypassRelay
 from proxy.embeddings.exchange import BegunExchange, Exchange
@@ -18,15 +18,16 @@ from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.log_once import LogOnce, reason_of
 from proxy.embeddings.lookup import Lookup
 from proxy.embeddings.no_hits import NoHits
-from proxy.embeddings.patience import NO_PATIENCE, Patience
+from proxy.embeddings.patience import Patience
 from proxy.embeddings.progress import Progress
-from proxy.embeddings.reader import Reader, Unread
+from proxy.embeddings.reader import BypassedRequest, Reader
 from proxy.embeddings.recognized import FastPathMiss
 from proxy.embeddings.request_detail import detail_of
 from proxy.embeddings.resolver import Resolver
-from proxy.embeddings.responses import ResponseBuilder, finish_head
+from proxy.embeddings.response_head import finish_head
+from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.sighting import Sighting
-from proxy.errors import ProxyError
+from proxy.errors import CLIENT_LEFT, counted_status
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.request import ClientRequest
 from proxy.http.bodies import BodyReader
@@ -34,15 +35,19 @@ from proxy.http.connection import Connection
 from proxy.http.streamed import Streamed
 from proxy.labels import RequestOutcome
 from proxy.ledger.cause import Cause, Why
+from proxy.protocol.bypass import Bypass
 from proxy.protocol.identities import Identity
 from proxy.telemetry.metrics import Metrics
-from proxy.upstream.router import Router
+from proxy.tenant import Tenant
+from proxy.upstream.router import Origin, Router
 
-CLIENT_LEFT = 499  # nginx's status for a client that disconnected before the response
 _FETCHED = frozenset({RequestOutcome.MISS, RequestOutcome.PARTIAL})
 
 
 class EmbeddingsRoute:
+    """Requests that the parser has read come to `handle`. `proxy.embeddings.unparsed` calls `begin_unparsed`,
+    `respond_unparsed` and `end` for the others; if one has to be parsed meanwhile, it comes to `adopt`."""
+
     def __init__(
         self,
         cache: Cache,
@@ -55,16 +60,16 @@ class EmbeddingsRoute:
         metrics: Metrics,
         access: Access,
         validations: Validations,
-        patience: Patience = NO_PATIENCE,
-        canary: Canary | None = None,
-        is_draining: Callable[[], bool] = lambda: False,
+        patience: Patience,
+        canary: Canary | None,
+        is_draining: Callable[[], bool],
     ) -> None:
         self._bodies = bodies
         self._patience = patience
         self._canary = canary
         self._responses = responses
-        epochs = {} if canary is None else {"epoch_of": canary.epochs.of}
-        self._reader = Reader(origins, access, validations, bodies, **epochs)
+        epoch_of = FIRST_EPOCH if canary is None else canary.epochs.of
+        self._reader = Reader(origins, access, validations, bodies, epoch_of=epoch_of)
         self._access = access
         self._fast_path = fast_path
         self._log_once = LogOnce()
@@ -101,14 +106,16 @@ class EmbeddingsRoute:
         return await self._deliver(exchange, request, self._respond(request, exchange))
 
     async def adopt(self, request: BaseRequest, begun: BegunExchange) -> StreamResponse:
-        """The same for a request that `begin` was called for, before it was parsed."""
+        """`handle` for a request that was begun by `begin_unparsed`, and then parsed after all."""
         return await self._deliver(begun.exchange, request, begun.take())
 
-    def begin(self, miss: FastPathMiss, progress: Progress, *, started_s: float) -> Exchange:
-        """Begin to respond to a request that is not parsed. The caller calls `respond` and `end`, or `adopt`."""
-        known_body = miss.read.known_body
+    def begin_unparsed(self, miss: FastPathMiss, progress: Progress, *, started_s: float) -> Exchange:
+        """Begin a request that is not parsed. The caller calls `respond_unparsed` and `end`, or `adopt`."""
+        known_body = miss.recognized.known_body
         progress.client, agent = known_body.client, known_body.user_agent
-        return self._begin(progress, known_body.own, miss.read.known.tenant, user_agent=agent, started_s=started_s)
+        return self._begin(
+            progress, known_body.own, miss.recognized.known.tenant, user_agent=agent, started_s=started_s
+        )
 
     def _begin(
         self, progress: Progress, own: Identity, tenant: Tenant, *, user_agent: str | None, started_s: float
@@ -121,7 +128,7 @@ class EmbeddingsRoute:
         """Count a request when its response is complete or it has failed. A streamed response has been sent by then."""
         progress, reservation = exchange.progress, exchange.reservation
         self._in_flight -= 1
-        reservation.end_request()
+        reservation.release()
         self.count(progress, status, exchange.started_s)
         self.no_hits.ended(progress, reservation.tenant.name, exchange.own, exchange.user_agent)
 
@@ -138,7 +145,7 @@ class EmbeddingsRoute:
                 await response.send(request)
             status = response.status
         except Exception as error:
-            status = status_of_error(error)
+            status = counted_status(error)
             raise
         finally:
             self.end(exchange, status)
@@ -150,10 +157,10 @@ class EmbeddingsRoute:
         row = self._metrics.row(progress.client, progress.model)
         row.count_request(progress.outcome, held_s=progress.held_s)
         progress.client_label = row.client
-        self.time(progress, started_s)
+        self.observe(progress, started_s)
 
-    def time(self, progress: Progress, started_s: float) -> None:
-        """Record a request's duration, and the label of its model."""
+    def observe(self, progress: Progress, started_s: float) -> None:
+        """Record how long a request took, and the label of its model."""
         progress.model_label = self._metrics.label_of(progress.model)
         self._metrics.request_seconds[progress.outcome].observe(time.perf_counter() - started_s)
 
@@ -172,39 +179,43 @@ class EmbeddingsRoute:
         read = await self._reader.read(request, sent, own, reservation, client=progress.client, span=progress.span)
         progress.origin = read.origin
         progress.detail = detail_of(read)
-        if isinstance(read, Unread):
+        if isinstance(read, BypassedRequest):
             return await self._relay(request, sent.content, read, progress)
-        doubt = read.parsed.doubt
-        if doubt is not None:
-            progress.why = Why(Cause.of(doubt.reason, doubt.field), "")
-            self._metrics.whole_bodies.labels(doubt.reason.value).inc()
-            self._log_once.warn(reason_of(doubt), f"requests to {read.origin.name} are cached by their whole body")
+        if read.parsed.doubt is not None:
+            self._note_doubt(read.parsed.doubt, read.origin, progress)
         parsed_s = time.perf_counter()
         self._parse_seconds.observe(parsed_s - began_s)
-        response = await self._respond_to(read, progress, parsed_s, sighting=sighting)
+        response = await self._resolve(read, progress, parsed_s, sighting=sighting)
         if sighting is not None and progress.outcome in _FETCHED:
             self._fast_path.fetched(sighting, read)
         return response
 
-    async def _relay(self, request: BaseRequest, body: bytes, unread: Unread, progress: Progress) -> StreamResponse:
-        progress.model, progress.items = unread.model, unread.items
-        progress.why = Why(Cause.of(unread.bypass.reason, unread.bypass.field), "")
-        response = await self._bypass.relay(request, progress, body, unread)
+    def _note_doubt(self, doubt: Bypass, origin: Origin, progress: Progress) -> None:
+        progress.why = Why(Cause.of(doubt.reason, doubt.field), "")
+        self._metrics.whole_bodies.labels(doubt.reason.value).inc()
+        self._log_once.warn(reason_of(doubt), f"requests to {origin.name} are cached by their whole body")
+
+    async def _relay(
+        self, request: BaseRequest, body: bytes, bypassed: BypassedRequest, progress: Progress
+    ) -> StreamResponse:
+        progress.model, progress.items = bypassed.model, bypassed.items
+        progress.why = Why(Cause.of(bypassed.bypass.reason, bypassed.bypass.field), "")
+        response = await self._bypass.relay(request, progress, body, bypassed)
         progress.cache_status = response.headers.getall("Cache-Status", ("",))[-1]
         progress.outcome = RequestOutcome.BYPASS
         return response
 
-    async def respond(self, exchange: Exchange, miss: FastPathMiss) -> StreamResponse:
-        """The response to a request that was not parsed, `_respond` without reading it. Raises `ProxyError`."""
-        progress, reservation, read = exchange.progress, exchange.reservation, miss.read
-        sent = self._bodies.received(read.body, reservation)
-        client_request = self._reader.recognized(read.client_request, sent, reservation, progress.span)
+    async def respond_unparsed(self, exchange: Exchange, miss: FastPathMiss) -> StreamResponse:
+        """The response to a request that was not parsed. Raises `ProxyError`."""
+        progress, reservation, recognized = exchange.progress, exchange.reservation, miss.recognized
+        sent = self._bodies.received(recognized.body, reservation)
+        client_request = self._reader.recognized(recognized.client_request, sent, reservation, progress.span)
         progress.origin = client_request.origin
-        known_body = read.known_body
+        known_body = recognized.known_body
         progress.detail = known_body.detail = known_body.detail or detail_of(client_request)
-        return await self._respond_to(client_request, progress, read.looked_up_s, found=miss.found)
+        return await self._resolve(client_request, progress, recognized.looked_up_s, found=miss.found)
 
-    async def _respond_to(
+    async def _resolve(
         self,
         client_request: ClientRequest,
         progress: Progress,
@@ -237,10 +248,3 @@ class EmbeddingsRoute:
 def _subject(read: ClientRequest) -> Subject:
     """What the canary checks in place of a request."""
     return Subject(read.origin.name, read.credential_scope.url, read.parsed.model, read.spec.model)
-
-
-def status_of_error(error: Exception) -> int:
-    """The status that is counted for a request that failed with ``error``, even if its response had begun."""
-    if isinstance(error, ProxyError):
-        return error.status
-    return CLIENT_LEFT if isinstance(error, ConnectionError) else ProxyError.status

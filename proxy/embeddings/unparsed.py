@@ -25,20 +25,20 @@ from multidict import CIMultiDict
 from proxy.embeddings.exchange import BegunExchange
 from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.progress import Progress
-from proxy.embeddings.recognized import FastPathHit, FastPathMiss, FastPathRead
+from proxy.embeddings.recognized import FastPathHit, FastPathMiss, RecognizedRequest
 from proxy.embeddings.request_log import RequestLog
-from proxy.embeddings.responses import finish_head
-from proxy.embeddings.route import CLIENT_LEFT, EmbeddingsRoute
+from proxy.embeddings.response_head import finish_head
+from proxy.embeddings.route import EmbeddingsRoute
+from proxy.errors import CLIENT_LEFT
 from proxy.http.connection import Connection, Response, ResponseLater
 from proxy.http.plain_response import parts_of
 from proxy.telemetry.access_log import RequestIds, trace_id
-from proxy.telemetry.tracing import Traces
+from proxy.telemetry.tracing import EMBEDDINGS_ROUTE, Traces
 
 _log = logging.getLogger(__name__)
 
 _OK = 200
 _NO_FIELDS = CIMultiDict[str]()
-EMBEDDINGS = "/v1/embeddings"  # the route's name in traces, for every provider
 
 
 class UnparsedRequests:
@@ -73,17 +73,19 @@ class UnparsedRequests:
         started_s = time.perf_counter()
         try:
             found = self._fast_path.find_by_bytes(sent, connection, started_s)
-            if isinstance(found, FastPathRead):
-                return self._read(found, connection, started_s)
+            if isinstance(found, RecognizedRequest):
+                return self._look_up(found, connection, started_s)
             return None if found is None else self._hit(found, connection, started_s)
         except Exception:  # noqa: BLE001 - the request is parsed instead
             _log.exception("unexpected error in the fast path")
             return None
 
-    async def _read(self, read: FastPathRead, connection: Connection, started_s: float) -> Response | None:
+    async def _look_up(
+        self, recognized: RecognizedRequest, connection: Connection, started_s: float
+    ) -> Response | None:
         """The same for items that are not all in memory."""
         try:
-            found = await self._fast_path.read(read, connection)
+            found = await self._fast_path.look_up(recognized, connection)
             if isinstance(found, FastPathMiss):
                 return await self._miss(found, connection, started_s)
             return None if found is None else self._hit(found, connection, started_s)
@@ -97,17 +99,17 @@ class UnparsedRequests:
         connection.tenant = hit.known.tenant
         progress = self._begin(request_id, hit.fields, started_s)
         progress.hit(hit)
-        self._embeddings.time(progress, started_s)
+        self._embeddings.observe(progress, started_s)
         self._ended(progress, hit.fields, _OK, started_s)
         return response
 
     async def _miss(self, miss: FastPathMiss, connection: Connection, started_s: float) -> Response | None:
         """None: the request is parsed, and its handler takes the response. There is no await before
         ``connection.begun`` is set, so the request can't be begun twice."""
-        fields = miss.read.fields
+        fields = miss.recognized.fields
         progress = self._begin(self._ids.of(fields.get("x-request-id")), fields, started_s)
-        connection.tenant = miss.read.known.tenant
-        exchange = self._embeddings.begin(miss, progress, started_s=started_s)
+        connection.tenant = miss.recognized.known.tenant
+        exchange = self._embeddings.begin_unparsed(miss, progress, started_s=started_s)
 
         def end(status: int) -> None:
             self._embeddings.end(exchange, status)
@@ -116,7 +118,7 @@ class UnparsedRequests:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - in a coroutine
         connection.begun = begun = BegunExchange(exchange, task, lambda: end(CLIENT_LEFT))
-        response = await begun.run(self._embeddings.respond(exchange, miss))
+        response = await begun.run(self._embeddings.respond_unparsed(exchange, miss))
         if response is None or self._is_draining():
             return None
         # The only request field that matters here is Origin, and requests with Origin are always parsed.
@@ -130,7 +132,7 @@ class UnparsedRequests:
     def _begin(self, request_id: str, fields: Mapping[str, str], started_s: float) -> Progress:
         progress = Progress(request_id)
         progress.span = self._traces.begin("POST", CIMultiDict(fields) if fields else _NO_FIELDS, started_s)
-        progress.span.on_route(EMBEDDINGS)
+        progress.span.on_route(EMBEDDINGS_ROUTE)
         return progress
 
     def _ended(self, progress: Progress, fields: Mapping[str, str], status: int, started_s: float) -> None:

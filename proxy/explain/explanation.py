@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proxy.config.settings import Settings
-from proxy.embeddings.reader import Unread
+from proxy.embeddings.reader import BypassedRequest
 from proxy.explain.body_report import parameters_of, report_body
 from proxy.explain.header_report import report_headers, shown
 from proxy.explain.http_request import HTTPRequest
-from proxy.explain.lookup_report import look_up, report_items
+from proxy.explain.lookup_report import expected_outcome, report_items
 from proxy.explain.report import Explanation, FieldReport, ItemReport, Keying, KeyReport
 from proxy.fetch.request import ClientRequest
 from proxy.ledger.cause import VARYING_HEADER, Cause
@@ -24,7 +24,7 @@ _GUESSED = frozenset({Rule.ROUTING, Rule.GATEWAY, Rule.CREDENTIAL})  # by the na
 
 def explain(
     request: HTTPRequest,
-    read: ClientRequest | Unread,
+    read: ClientRequest | BypassedRequest,
     settings: Settings,
     *,
     stored: Mapping[bytes, Record] | None,
@@ -78,13 +78,13 @@ def min_stored_at_s(read: ClientRequest, settings: Settings, now_s: float) -> fl
 
 
 def _outcome(
-    read: ClientRequest | Unread, settings: Settings, stored: Mapping[bytes, Record] | None, now_s: float
+    read: ClientRequest | BypassedRequest, settings: Settings, stored: Mapping[bytes, Record] | None, now_s: float
 ) -> tuple[str | None, str]:
-    if isinstance(read, Unread):
+    if isinstance(read, BypassedRequest):
         return "BYPASS", f"{EXPLANATIONS[read.bypass.reason]}, so the request is relayed as it came"
     if stored is None:
         return None, _UNKNOWN_OUTCOME
-    return look_up(read, stored, min_stored_at_s=min_stored_at_s(read, settings, now_s))
+    return expected_outcome(read, stored, min_stored_at_s=min_stored_at_s(read, settings, now_s))
 
 
 def _items(
@@ -120,8 +120,8 @@ def _shown_url(url: str) -> str:
     return base_urls.redacted(address) + mark + fields
 
 
-def _merging(read: ClientRequest | Unread) -> str:
-    if isinstance(read, Unread):
+def _merging(read: ClientRequest | BypassedRequest) -> str:
+    if isinstance(read, BypassedRequest):
         return "never merged with other requests: it is relayed as it came"
     if read.spec.is_keyed_whole or read.origin.provider.is_fused_model(read.parsed.model):
         return "never merged with other requests: its items can't be told apart from the rest of it"
@@ -144,7 +144,7 @@ def _advice(doubt: Bypass | None, headers: Sequence[FieldReport], settings: Sett
     return list(dict.fromkeys(advice))
 
 
-def _notes(read: ClientRequest | Unread, settings: Settings, outcome: str | None) -> list[str]:
+def _notes(read: ClientRequest | BypassedRequest, settings: Settings, outcome: str | None) -> list[str]:
     notes = []
     if settings.client_keys is not None:
         notes.append("whether --client-keys has the client's key was not checked")

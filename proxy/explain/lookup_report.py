@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from proxy.cache.entry import Entry
-from proxy.embeddings.lookup import count_model_versions, lookup
+from proxy.embeddings.lookup import Lookup, count_model_versions
 from proxy.explain.report import ItemReport, StoredReport
 from proxy.fetch.request import ClientRequest
 from proxy.protocol import tokens
@@ -15,7 +15,7 @@ from proxy.protocol.records import Record
 _KINDS = {ItemKind.TEXT: "text", ItemKind.TOKENS: "tokens", ItemKind.OBJECT: "object", ItemKind.WHOLE: "whole body"}
 
 
-class Looked(NamedTuple):
+class Expected(NamedTuple):
     outcome: str
     why: str
 
@@ -53,21 +53,21 @@ def _stored(record: Record, min_stored_at_s: float, now_s: float) -> StoredRepor
     )
 
 
-def look_up(request: ClientRequest, stored: Mapping[bytes, Record], *, min_stored_at_s: float) -> Looked:
+def expected_outcome(request: ClientRequest, stored: Mapping[bytes, Record], *, min_stored_at_s: float) -> Expected:
     """What the proxy would respond, as far as it depends on the store."""
     keys = request.spec.keys
     if request.directives.no_cache:
-        return Looked("MISS", "Cache-Control: no-cache fetches every item again, and replaces what is stored")
+        return Expected("MISS", "Cache-Control: no-cache fetches every item again, and replaces what is stored")
     entries = {key: Entry.of(record) for key, record in stored.items() if record.stored_at_s >= min_stored_at_s}
-    found = lookup(keys, entries)
+    found = Lookup.of(keys, entries)
     if not found.missing:
         if count_model_versions(found.entries) > 1:
-            return Looked("MISS", "the entries are of different model versions, so all items are fetched again")
-        return Looked("HIT", "all items are stored")
+            return Expected("MISS", "the entries are of different model versions, so all items are fetched again")
+        return Expected("HIT", "all items are stored")
     old = len(stored) - len(entries)
     aged = f"; {old} more are older than --ttl or max-age allows" if old else ""
     if request.directives.only_if_cached:
-        return Looked("504", f"only-if-cached, and {len(found.missing)} distinct items are not stored{aged}")
+        return Expected("504", f"only-if-cached, and {len(found.missing)} distinct items are not stored{aged}")
     if not entries or request.spec.is_keyed_whole:
-        return Looked("MISS", f"none of the items is stored{aged}" if not entries else f"not all are stored{aged}")
-    return Looked("PARTIAL", f"{len(entries)} of {len(set(keys))} distinct items are stored{aged}")
+        return Expected("MISS", f"none of the items is stored{aged}" if not entries else f"not all are stored{aged}")
+    return Expected("PARTIAL", f"{len(entries)} of {len(set(keys))} distinct items are stored{aged}")

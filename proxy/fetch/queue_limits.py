@@ -1,6 +1,6 @@
 """How much may wait for the upstream: items and bytes, shared fairly among tenants (pure)."""
 
-from proxy.budget import Budget
+from proxy.capacity import SharedCapacity
 from proxy.errors import Overloaded
 from proxy.fetch.request import FetchRequest
 
@@ -9,8 +9,8 @@ class QueueLimits:
     """Counts requests from when they are submitted until their outcome is known."""
 
     def __init__(self, *, max_items: int, max_bytes: int) -> None:
-        self._items = _budget(max_items, "items that wait for the upstream")
-        self._bytes = _budget(max_bytes, "bytes that wait for the upstream")
+        self._items = _capacity(max_items, "items that wait for the upstream")
+        self._bytes = _capacity(max_bytes, "bytes that wait for the upstream")
 
     @property
     def items(self) -> int:
@@ -33,6 +33,6 @@ class QueueLimits:
         self._bytes.give_back(tenant, owner, len(request.body))
 
 
-def _budget(limit: int, what: str) -> Budget:
+def _capacity(limit: int, what: str) -> SharedCapacity:
     # After a start all clients are unverified until their first call returns, so they may use most of the queue.
-    return Budget(limit, what, unverified_limit=limit * 7 // 8)
+    return SharedCapacity(limit, what, unverified_limit=limit * 7 // 8)

@@ -10,8 +10,6 @@ from msgspec.structs import replace
 from multidict import CIMultiDict
 
 from proxy.access.validations import CredentialId, CredentialScope
-from proxy.budget import Tenant
-from proxy.http.bodies import BodyReservation
 from proxy.protocol import embedding_request, headers, keys
 from proxy.protocol.cors import origin_of
 from proxy.protocol.directives import Directives
@@ -21,7 +19,9 @@ from proxy.protocol.identities import Identity
 from proxy.protocol.provider import Limits
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.tokens import estimated_tokens, weights
+from proxy.reservation import MemoryReservation
 from proxy.telemetry.tracing import Span
+from proxy.tenant import Tenant
 from proxy.upstream.router import Origin
 
 _MAX_MODEL_BYTES = 32
@@ -47,7 +47,7 @@ class ClientRequest(Struct, kw_only=True, eq=False):
     credential_id: CredentialId
     credential_scope: CredentialScope
     client: str | None  # for the ledger
-    reservation: BodyReservation  # the memory that the request uses
+    reservation: MemoryReservation  # the memory that the request uses
     epoch: int = 0  # of the model's weights, by which its keys were derived
     urgency: int = 0  # 0 to 7; the least goes first where requests wait for the upstream's rate limit
     began_s: float = 0.0  # event loop time
@@ -107,7 +107,7 @@ class ClientRequest(Struct, kw_only=True, eq=False):
         self,
         parsed: EmbeddingRequest,
         spec: ResponseSpec,
-        reservation: BodyReservation,
+        reservation: MemoryReservation,
         span: Span,
         fields: Mapping[str, str],
     ) -> "ClientRequest":

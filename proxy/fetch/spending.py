@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from proxy.breaker import Breaker
 from proxy.cache.store import COOLDOWN_S, MAX_FAILURES, CounterStore
 from proxy.errors import BudgetSpent, BudgetUnknown, StoreError
-from proxy.ledger.spending import Account, SpendingBudget, price_of, window_of
+from proxy.ledger.spending import Account, SpendingBudget, window_of
+from proxy.prices import price_of
 from proxy.tasks import TaskSet, log_to
 from proxy.telemetry.metrics import Metrics
 
@@ -104,7 +105,7 @@ class Spending:
         try:
             for account in self._of(client, model):  # always in the same order, so that no two wait for each other
                 await self._wait_for_room(account, until_s)
-                reservation.take(account, account.budget.units(tokens, price_of(model or "", self._prices)))
+                reservation.take(account, account.budget.units(tokens, self._price_of(model)))
         except BaseException:
             reservation.release()
             raise
@@ -120,13 +121,13 @@ class Spending:
         """How many tokens are left in the budget with the fewest; None if no budget applies."""
         if not self._budgets:
             return None
-        price = price_of(model or "", self._prices)
+        price = self._price_of(model)
         left = [account.budget.tokens_in(account.left, price) for account in self._of(client, model)]
         return min((tokens for tokens in left if tokens is not None), default=None)
 
     def spend(self, client: str | None, model: str | None, tokens: int) -> None:
         """The upstream billed a client's call."""
-        price = price_of(model or "", self._prices)
+        price = self._price_of(model)
         for account in self._of(client, model):
             units = account.budget.units(tokens, price)
             if self._store is None:
@@ -134,6 +135,9 @@ class Spending:
             elif units:
                 account.pending += units
                 self._report_soon(account)
+
+    def _price_of(self, model: str | None) -> float:
+        return price_of(model, self._prices) or 0.0
 
     def _of(self, client: str | None, model: str | None) -> list[Account]:
         if not self._budgets:

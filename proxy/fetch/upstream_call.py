@@ -4,7 +4,6 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,10 +28,6 @@ from proxy.upstream.router import Origin
 from proxy.worker_thread import Worker
 
 _T = TypeVar("_T")
-
-# Responses with these statuses are stored. Gateways use other 2xx for other things (246: succeeded, and flagged): such
-# responses are for the client whose own body was sent, and not for the cache.
-_STORABLE = frozenset({200, 201})
 
 
 class ValidResponse(NamedTuple):
@@ -159,11 +154,10 @@ def _by_client(
 
 def _require_storable(origin: Origin, response: UpstreamResponse) -> None:
     """Raises `InvalidEmbeddingResponse`."""
-    if response.status not in _STORABLE:
+    if not response.is_storable:
         raise InvalidEmbeddingResponse("status")
-    for name, pattern in origin.provider.fallback_markers.items():
-        if fnmatchcase(response.headers.get(name, ""), pattern):
-            raise InvalidEmbeddingResponse("disowned")
+    if origin.provider.reports_fallback(response.headers):
+        raise InvalidEmbeddingResponse("disowned")
 
 
 def _parsed(response: UpstreamResponse, expected: ExpectedResponse) -> EmbeddingResponse:

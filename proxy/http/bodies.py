@@ -1,14 +1,13 @@
 """Request bodies: read within limits of size, complexity and memory, and decompressed."""
 
-import asyncio
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from aiohttp import HttpVersion11
 from aiohttp.web import BaseRequest, RequestPayloadError
 
 from proxy import turns
-from proxy.budget import Budget, Tenant
+from proxy.capacity import SharedCapacity
 from proxy.errors import BodyTooComplex, BodyTooLarge, InvalidRequest
 from proxy.http.body_rate import paced
 from proxy.labels import BypassReason
@@ -18,8 +17,10 @@ from proxy.protocol.bypass import Bypass
 from proxy.protocol.content_coding import InvalidCoding
 from proxy.protocol.headers import Headers
 from proxy.protocol.json_structure import MAX_MEMBERS, MAX_VALUES, STEP_BYTES, Structure
+from proxy.reservation import MemoryReservation
 from proxy.steps import Steps, finish
 from proxy.telemetry.metrics import Metrics
+from proxy.tenant import Tenant
 from proxy.worker_thread import Worker
 
 _MAX_RATIO, _LEAST_BOUND_BYTES = 100, 1024 * 1024
@@ -36,20 +37,20 @@ class BodyReader:
 
     def __init__(self, metrics: Metrics, *, max_bytes: int, max_held_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._budget = Budget(
+        self._capacity = SharedCapacity(
             max_held_bytes, "bytes of memory for requests and responses", unverified_limit=max_held_bytes // 2
         )
         self.worker = Worker("bodies")  # for work that would block the event loop
-        metrics.held_bytes.set_function(lambda: self._budget.used)
+        metrics.held_bytes.set_function(lambda: self._capacity.used)
         metrics.held_limit_bytes.set(max_held_bytes)
 
     def close(self) -> None:
         self.worker.close()
 
-    def reserve(self, tenant: Tenant) -> "BodyReservation":
-        return BodyReservation(self._budget, tenant)
+    def reserve(self, tenant: Tenant) -> MemoryReservation:
+        return MemoryReservation(self._capacity, tenant)
 
-    async def read(self, request: BaseRequest, reservation: "BodyReservation") -> Body:
+    async def read(self, request: BaseRequest, reservation: MemoryReservation) -> Body:
         """The body as it was sent. Raises `ProxyError`."""
         if (request.content_length or 0) > self._max_bytes:
             raise self._too_large()
@@ -81,7 +82,7 @@ class BodyReader:
         finally:
             _free(body)
 
-    def received(self, body: bytes, reservation: "BodyReservation") -> Body:
+    def received(self, body: bytes, reservation: MemoryReservation) -> Body:
         """Check a short body, received without being parsed, against the limits of `read`, and reserve the memory for
         it and for parsing it. Raises `ProxyError`."""
         if len(body) > self._max_bytes:
@@ -94,7 +95,7 @@ class BodyReader:
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request body is larger than {self._max_bytes} bytes.")
 
-    async def inflated(self, given: Headers, body: bytes, reservation: "BodyReservation") -> Body:
+    async def inflated(self, given: Headers, body: bytes, reservation: MemoryReservation) -> Body:
         """Decompress a compressed body, under the limits of a body that was not compressed.
 
         Raises `Bypass` if it can't be decompressed, `ProxyError` if it exceeds a limit. Then nothing is reserved.
@@ -120,56 +121,6 @@ class BodyReader:
             raise
         finally:
             _free(plain)
-
-
-class BodyReservation:
-    """The memory that one request and its response use. It is released when the last of its users has ended."""
-
-    __slots__ = ("_budget", "_parts", "_users", "bytes", "has_request_ended", "tenant")
-
-    def __init__(self, budget: Budget, tenant: Tenant) -> None:
-        self._budget = budget
-        self._users = 1
-        self._parts: list[Any] = []
-        self.has_request_ended = False  # its client has its response, or has disconnected
-        self.tenant = tenant
-        self.bytes = 0
-
-    def take(self, size: int, *, may_exceed: bool = False) -> None:
-        """Raises `Overloaded` if there is no room; with ``may_exceed``, only if other requests use memory."""
-        self._budget.take(self.tenant, id(self), size, may_exceed=may_exceed)
-        self.bytes += size
-
-    def require(self, size: int) -> None:
-        """Raises `Overloaded` if ``size`` can't be taken. Call it before joining a body: one that can't be parsed need
-        not be joined."""
-        self.take(size)
-        self.give_back(size)
-
-    def give_back(self, size: int) -> None:
-        self._budget.give_back(self.tenant, id(self), size)
-        self.bytes -= size
-
-    def keep(self, parts: list[Any]) -> None:
-        """Free ``parts`` of the request in turns once its last user has ended."""
-        self._parts = parts.copy()
-
-    def lasts_until(self, work: "asyncio.Future[Any]") -> None:
-        """Count ``work`` as one more user. It may outlive the request."""
-        self._users += 1
-        work.add_done_callback(lambda _: self.release())
-
-    def end_request(self) -> None:
-        self.has_request_ended = True
-        self.release()
-
-    def release(self) -> None:
-        """One of its users has ended. The first user is the request."""
-        self._users -= 1
-        if not self._users:
-            self.give_back(self.bytes)
-            if self._parts:
-                turns.free(self._parts)
 
 
 def _free(body: Pieces) -> None:

@@ -17,7 +17,7 @@ from proxy.http.head_template import HeadTemplate
 from proxy.http.limited_connection import ConnectionContext, LimitedConnection
 from proxy.http.liveness import HalfClosed
 from proxy.http.recorder import HEAD_END, RequestRecorder
-from proxy.http.tunnel import Tunnel
+from proxy.http.upgrade import UpgradeHandler
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +54,8 @@ class Connection(LimitedConnection):
     """
 
     __slots__ = (
-        "_bytes_handler", "_early", "_is_last", "_pending", "_recorder", "_response", "_tunnel", "begun", "known_head",
+        "_bytes_handler", "_early", "_is_last", "_pending", "_recorder", "_response", "_upgrade_handler", "begun",
+        "known_head",
     )  # fmt: skip
 
     def __init__(
@@ -70,7 +71,7 @@ class Connection(LimitedConnection):
         self.begun: BegunResponse | None = None
         self.known_head: HeadTemplate | None = None  # of requests that `BytesHandler` may respond to; it sets this
         self._is_last = False  # the next response is the last one: nothing after it can be parsed
-        self._tunnel: Tunnel | None = None
+        self._upgrade_handler: UpgradeHandler | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -113,8 +114,8 @@ class Connection(LimitedConnection):
         if self._lingering is not None:
             self._discard(self._lingering, data)
             return
-        if self._tunnel is not None:
-            self._tunnel.feed_data(data)
+        if self._upgrade_handler is not None:
+            self._upgrade_handler.feed_data(data)
             return
         handler = self._bytes_handler
         if handler is not None and self._recorder.at_boundary and self.is_idle and self._response is None:
@@ -258,30 +259,30 @@ class Connection(LimitedConnection):
         response.force_close()
         return response
 
-    def take_over(self, tunnel: Tunnel) -> None:
-        """Give ``tunnel`` all bytes after the request, also those that have arrived already."""
-        self._tunnel, self._is_last = tunnel, True
-        self.set_parser(tunnel)  # type: ignore[arg-type] # it calls only what `Tunnel` has
+    def upgrade_to(self, handler: UpgradeHandler) -> None:
+        """Give ``handler`` all bytes after the request, also those that have arrived already."""
+        self._upgrade_handler, self._is_last = handler, True
+        self.set_parser(handler)  # type: ignore[arg-type] # it calls only what `UpgradeHandler` has
         if self._half_closed is not None:
-            tunnel.feed_eof()
+            handler.feed_eof()
 
     def eof_received(self) -> bool | None:  # type: ignore[override] # as in the base
         """The client has closed its side. Returns whether the connection stays open for responses."""
         if self._response is not None or self._early:
             self.parse_pending()
-        if self._tunnel is None or self._lingering is not None:
+        if self._upgrade_handler is None or self._lingering is not None:
             return super().eof_received()
         self._half_closed = HalfClosed(self._now())
-        self._tunnel.feed_eof()
+        self._upgrade_handler.feed_eof()
         return True
 
     def has_client_left(self, transport: asyncio.Transport, now: float) -> bool:
-        """A tunnel finds out by itself."""
-        return self._tunnel is None and super().has_client_left(transport, now)
+        """An upgrade handler finds out by itself."""
+        return self._upgrade_handler is None and super().has_client_left(transport, now)
 
     def force_close(self) -> None:
-        if self._tunnel is not None:
-            self._tunnel.go_away()
+        if self._upgrade_handler is not None:
+            self._upgrade_handler.go_away()
         super().force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -8,13 +8,13 @@ from typing import Any, Protocol, cast
 
 from aiohttp import HttpVersion11, StreamReader, web
 
-from proxy.budget import Tenant
 from proxy.errors import Overloaded, ProxyError, RequestTimeout
 from proxy.http.aiohttp_seam import AiohttpConnection
 from proxy.http.error_responses import error_bytes
 from proxy.http.lingering import Lingering, shut_down
 from proxy.http.liveness import HalfClosed, Unread, is_reset
 from proxy.http.timeouts import ConnectionTimer, Overdue
+from proxy.tenant import Tenant
 
 # How many connections over the limit may linger. Each uses a file descriptor that the limit does not count.
 _MAX_EXCESS = 64

@@ -9,9 +9,9 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import ERROR, RequestHandler
 
-from proxy.budget import Tenant
 from proxy.http.connection import BytesHandler, Connection
 from proxy.http.limited_connection import ConnectionContext, Reservation
+from proxy.tenant import Tenant
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 

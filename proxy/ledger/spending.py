@@ -1,6 +1,5 @@
 """What clients may spend in a window of time, and what they have spent (pure)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -99,8 +98,3 @@ class Account:
         """Whether a call may be sent: something is left besides what is reserved for calls in flight. If none is in
         flight, one call may use more than is left, since nobody knows what it costs."""
         return self.left > 0 and (self.reserved == 0 or self.spent + self.reserved < self.budget.limit_units)
-
-
-def price_of(model: str, prices: Mapping[str, float]) -> float:
-    """Money per million tokens by the first pattern that matches; 0 for a model without a price."""
-    return next((price for pattern, price in prices.items() if fnmatchcase(model, pattern)), 0.0)

@@ -1,23 +1,12 @@
 """The epochs that proxies on a store have begun (`proxy.canary.epochs`), for commands that derive keys."""
 
 import time
-from collections.abc import Callable
 
 from proxy.cache.store import Store
-from proxy.canary.epochs import Epochs
+from proxy.canary.epochs import FIRST_EPOCH, EpochOf, Epochs
 from proxy.canary.kept import KeptValues
 from proxy.config.settings import Settings
 from proxy.protocol.records import RecordKey
-
-# The epoch of requests for a model at a URL.
-EpochOf = Callable[[str, str | None], int]
-
-
-def in_epoch(epoch: int) -> EpochOf:
-    return lambda url, model: epoch
-
-
-FIRST_EPOCH = in_epoch(0)
 
 
 async def epochs_of_proxy(settings: Settings, store: Store, record_key: RecordKey | None) -> EpochOf:

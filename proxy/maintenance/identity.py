@@ -13,12 +13,12 @@ from proxy.access.admission import Access, Admission
 from proxy.access.validations import Validations
 from proxy.app.request_path import make_access
 from proxy.app.upstreams import open_router
+from proxy.canary.epochs import FIRST_EPOCH, EpochOf
 from proxy.config.settings import Settings
-from proxy.embeddings.reader import Reader, Unread
+from proxy.embeddings.reader import BypassedRequest, Reader
 from proxy.errors import ConfigError, ProxyError
 from proxy.fetch.request import ClientRequest
 from proxy.http.bodies import Body, BodyReader
-from proxy.maintenance.epochs import FIRST_EPOCH, EpochOf
 from proxy.protocol import json_structure
 from proxy.protocol.keys import scope_fingerprint
 from proxy.telemetry.metrics import Metrics
@@ -57,7 +57,7 @@ class RequestReader:
         self._bodies = bodies
         self._reader = Reader(router, access, validations, bodies, epoch_of=epoch_of)
 
-    async def read(self, body: bytes, headers: CIMultiDict[str], path: str) -> ClientRequest | Unread:
+    async def read(self, body: bytes, headers: CIMultiDict[str], path: str) -> ClientRequest | BypassedRequest:
         """What the proxy would understand of a request. Raises `ProxyError` for one that it would refuse."""
         own = self._access.identity(headers, path)
         reservation = self._bodies.reserve(self._access.tenant(own, Admission()))
@@ -65,7 +65,7 @@ class RequestReader:
             sent = Body(body, json_structure.of(body))
             return await self._reader.read(_Head(headers, path), sent, own, reservation, client=None, span=NO_SPAN)
         finally:
-            reservation.end_request()
+            reservation.release()
 
     async def keys_of(self, texts: Sequence[str], form: RequestForm) -> list[bytes]:
         """The keys of ``texts``, in order. Raises `ConfigError` if the proxy would not cache such requests text by
@@ -82,8 +82,8 @@ class RequestReader:
             read = await self.read(body, self.headers_of(form), form.path)
         except ProxyError as error:
             raise ConfigError(f"the proxy would refuse such a request: {error.message}") from error
-        doubt = read.bypass if isinstance(read, Unread) else read.parsed.doubt
-        if doubt is not None or isinstance(read, Unread):
+        doubt = read.bypass if isinstance(read, BypassedRequest) else read.parsed.doubt
+        if doubt is not None or isinstance(read, BypassedRequest):
             reason = f"{doubt} {doubt.field}".rstrip() if doubt else ""
             raise ConfigError(f"the proxy does not cache such a request text by text: {reason}")
         return read

@@ -66,14 +66,14 @@ class _Endpoint:
 
 
 class Tunnel:
-    """The client's WebSocket and the upstream's."""
+    """The client's WebSocket and the upstream's: a `proxy.http.upgrade.UpgradeHandler` of the client's connection."""
 
     def __init__(self, client: Connection, upstream: ResponseHandler) -> None:
         self._client = _Endpoint(client, is_server=False)
         self._upstream = _Endpoint(upstream, is_server=True)
         upstream.read_timeout = None  # either side may be silent for any time
         upstream.set_parser(self._upstream, self._upstream.received)
-        client.take_over(self)
+        client.upgrade_to(self)
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
         """From the client."""

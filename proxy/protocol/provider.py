@@ -96,6 +96,10 @@ class Provider:
     prefixes: tuple[str, ...] = ("/v1", "/api/v1")
     has_deployments: bool = False  # Azure: /openai/deployments/NAME/embeddings is the cached route too
 
+    def reports_fallback(self, headers: Mapping[str, str]) -> bool:
+        """Whether a response with these fields is another model's, or to a changed text."""
+        return any(fnmatchcase(headers.get(name, ""), pattern) for name, pattern in self.fallback_markers.items())
+
     def is_fused_model(self, model: str | None) -> bool:
         """Whether ``model`` makes one vector of all the items of a call, or may."""
         return model is not None and matches_model(model, self.fused_models)

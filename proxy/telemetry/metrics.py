@@ -2,7 +2,6 @@
 
 import platform
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from fnmatch import fnmatchcase
 
 from prometheus_client import CollectorRegistry, Gauge, Metric
 from prometheus_client.exposition import generate_latest
@@ -13,6 +12,7 @@ from proxy.labels import BREAKER_STATES, OUTCOMES, RequestOutcome
 from proxy.ledger.cause import Cause
 from proxy.ledger.ledger import Ledger
 from proxy.ledger.row import Row
+from proxy.prices import price_of
 from proxy.protocol.records import Flaw
 from proxy.telemetry import client_definitions, definitions, process_definitions
 from proxy.telemetry.budget_gauges import BudgetGauges
@@ -216,8 +216,7 @@ class Metrics:
         if model is None or model in self._models or len(model) > _MAX_LABEL:
             return
         if len(self._models) < _MAX_MODELS:
-            price = next((price for pattern, price in self._prices.items() if fnmatchcase(model, pattern)), None)
-            self._models[model] = self._model_counters(model, price)
+            self._models[model] = self._model_counters(model, price_of(model, self._prices))
 
     def watch_memory(self, *, size_bytes: Callable[[], int], entries: Callable[[], int], limit_bytes: int) -> None:
         """Read the size of the memory tier at each scrape."""

@@ -13,6 +13,7 @@ from multidict import CIMultiDict
 from proxy.labels import RequestOutcome
 from proxy.protocol.headers import Headers
 
+EMBEDDINGS_ROUTE = "/v1/embeddings"  # its name in traces, for every provider
 _NO_CONTEXT = nullcontext()
 
 

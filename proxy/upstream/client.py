@@ -44,6 +44,7 @@ _MAX_STREAMS = 512
 _MAX_RESPONSE_BYTES = 512 * 1024 * 1024
 _SMALL_BYTES = 256 * 1024
 _LAST_STATUS = 599  # RFC 9110 §15
+_STORABLE = frozenset({HTTPStatus.OK, HTTPStatus.CREATED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,12 @@ class UpstreamResponse:
     reason: str
     headers: CIMultiDictProxy[str]
     body: bytes
+
+    @property
+    def is_storable(self) -> bool:
+        """Whether its status lets it be stored. Gateways use other 2xx for other things (246: succeeded, and flagged):
+        such responses are for the client whose own body was sent, and not for the cache."""
+        return self.status in _STORABLE
 
     def without_cookies(self) -> Self:
         """The same without cookies, for clients other than the one whose call got it."""

@@ -21,6 +21,7 @@ from proxy.cache.cache import Cache
 from proxy.cache.memory import Memory
 from proxy.cache.store import NOTHING, TTL, Changes, Page, Purge, Unleased
 from proxy.embeddings.fast_path import FastPath
+from proxy.embeddings.patience import Patience
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.route import EmbeddingsRoute
@@ -189,6 +190,9 @@ class Machine(RuleBasedStateMachine):
             metrics=metrics,
             access=access,
             validations=self.validations,
+            patience=Patience(0.0, 1),
+            canary=None,
+            is_draining=lambda: False,
         )
 
     def validated(self, origin: Origin) -> Validations:

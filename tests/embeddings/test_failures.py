@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from aiohttp.web import Response, StreamResponse
 
-from proxy.budget import Tenant
 from proxy.embeddings.failures import FailureResponses
 from proxy.embeddings.log_once import LogOnce
 from proxy.embeddings.responses import LARGE_BYTES
@@ -17,6 +16,7 @@ from proxy.http.streamed import Streamed
 from proxy.labels import ItemResult, RequestOutcome
 from proxy.ledger.ledger import Ledger
 from proxy.telemetry.metrics import Metrics
+from proxy.tenant import Tenant
 from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin
 from tests.support import proxy_log
@@ -296,7 +296,7 @@ async def test_a_large_response_is_written_in_parts_and_takes_memory_meanwhile(f
 async def test_a_large_response_is_not_relayed_without_memory_for_it(failures: Failures) -> None:
     client_request = failures.request()
     failures.fetcher.response = response(200, b"x" * (LARGE_BYTES + 1))
-    client_request.reservation._budget.take(Tenant(b"another"), 1, 1)
+    client_request.reservation._capacity.take(Tenant(b"another"), 1, 1)
     with pytest.raises(Overloaded):
         await failures.responses.send_own_body(client_request)
 

@@ -1,7 +1,7 @@
 """How a request was understood, as operators see it: names, never values, and bounded."""
 
 from proxy.access.validations import CredentialId
-from proxy.embeddings.reader import Unread
+from proxy.embeddings.reader import BypassedRequest
 from proxy.embeddings.request_detail import detail_of
 from proxy.labels import BypassReason
 from proxy.protocol.bypass import Bypass
@@ -29,15 +29,15 @@ def test_a_request_that_is_keyed_by_its_body() -> None:
 
 
 def test_a_request_that_was_not_read() -> None:
-    unread = Unread(Bypass(BypassReason.NOT_JSON), ORIGIN, CredentialId(b"t", b"c"), None, 1)
-    detail = detail_of(unread)
+    bypassed = BypassedRequest(Bypass(BypassReason.NOT_JSON), ORIGIN, CredentialId(b"t", b"c"), None, 1)
+    detail = detail_of(bypassed)
     assert (detail.upstream, detail.keyed, detail.reason, detail.field) == ("east", "nothing", "not-json", None)
     assert (detail.credential_headers, detail.vector_headers, detail.cache_control) == ((), (), "")
 
 
 def test_a_field_that_may_be_a_clients_text_is_not_named() -> None:
-    unread = Unread(Bypass(BypassReason.STREAM, "not a name"), ORIGIN, CredentialId(b"t", b"c"), None, 1)
-    assert detail_of(unread).field is None
+    bypassed = BypassedRequest(Bypass(BypassReason.STREAM, "not a name"), ORIGIN, CredentialId(b"t", b"c"), None, 1)
+    assert detail_of(bypassed).field is None
 
 
 def test_names_of_header_fields_are_bounded() -> None:

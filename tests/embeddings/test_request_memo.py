@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.access.validations import CredentialId, CredentialScope
-from proxy.budget import Tenant
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.protocol import request_body
 from proxy.protocol.identities import Identity
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.vectors import Encoding
 from proxy.steps import finish
+from proxy.tenant import Tenant
 from tests.conftest import StartProxy
 from tests.support.client import Client, UpstreamResponse
 from tests.support.scripted import ScriptedUpstream, error_reply

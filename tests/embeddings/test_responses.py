@@ -8,15 +8,15 @@ import pytest
 from aiohttp.web import Response
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from proxy.budget import Tenant
 from proxy.cache.entry import Entry
 from proxy.cache.memory import Memory
-from proxy.embeddings.responses import LARGE_BYTES, ResponseBuilder, finish_head
+from proxy.embeddings.response_head import finish_head
+from proxy.embeddings.responses import LARGE_BYTES, ResponseBuilder
 from proxy.errors import ResponseTooLarge
 from proxy.fetch.outcomes import EmbedResult, InvalidResponse
 from proxy.fetch.request import FetchRequest, Policy
 from proxy.fetch.result import FetchResult
-from proxy.http.bodies import BodyReader, BodyReservation
+from proxy.http.bodies import BodyReader
 from proxy.http.plain_response import AssembledResponse
 from proxy.http.streamed import Streamed
 from proxy.ledger.ledger import Ledger
@@ -24,7 +24,9 @@ from proxy.protocol import vectors
 from proxy.protocol.records import Record
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.vectors import Encoding
+from proxy.reservation import MemoryReservation
 from proxy.telemetry.metrics import Metrics
+from proxy.tenant import Tenant
 from tests.support.client_requests import client_request_for
 from tests.support.fake_batcher import embedded
 from tests.support.fake_client import FakeClient, origin_of, response
@@ -57,7 +59,7 @@ class Made:
         self.metrics.admit_model("m")
         self.builder = ResponseBuilder(Memory(10**6), self.metrics, reports_full_usage=reports_full_usage)
         bodies = BodyReader(self.metrics, max_bytes=10**9, max_held_bytes=10**9)
-        self.reservation: BodyReservation = bodies.reserve(Tenant(b"t"))
+        self.reservation: MemoryReservation = bodies.reserve(Tenant(b"t"))
 
     def hit(self, spec: ResponseSpec, found: dict[bytes, Entry], **changes: Any) -> AssembledResponse:
         more: dict[str, Any] = {"from_memory": len(found), "reservation": self.reservation} | changes

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from proxy.embeddings.recognized import FastPathRead
+from proxy.embeddings.recognized import RecognizedRequest
 from proxy.embeddings.request_log import RequestLog
 from proxy.embeddings.unparsed import UnparsedRequests
 from proxy.labels import RequestOutcome
@@ -14,22 +14,22 @@ from proxy.telemetry.tracing import Traces
 from tests.support import proxy_log
 
 _NOTHING: Any = None
-READ = FastPathRead(*[_NOTHING] * len(FastPathRead._fields))
+RECOGNIZED = RecognizedRequest(*[_NOTHING] * len(RecognizedRequest._fields))
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
 class FastPath:
-    """``found`` is what it has, for later if it is a read; an exception is raised."""
+    """``found`` is what it has, for later if it is a recognized request; an exception is raised."""
 
     def __init__(self) -> None:
         self.found: Any = None
-        self.after_read: Any = None
+        self.after_look_up: Any = None
 
     def find_by_bytes(self, _sent: bytes, _connection: Any, _started_s: float) -> Any:
         return self._or_raise(self.found)
 
-    async def read(self, _read: Any, _connection: Any) -> Any:
-        return self._or_raise(self.after_read)
+    async def look_up(self, _recognized: Any, _connection: Any) -> Any:
+        return self._or_raise(self.after_look_up)
 
     def response(self, _hit: Any, request_id: str) -> list[bytes]:
         return [b"hit ", request_id.encode()]
@@ -59,7 +59,7 @@ class Bytes:
             is_draining=lambda: self.is_draining,
         )  # fmt: skip
 
-    def time(self, _progress: Any, _started_s: float) -> None:
+    def observe(self, _progress: Any, _started_s: float) -> None:
         """In place of the embeddings route."""
         self.timed += 1
 
@@ -99,13 +99,13 @@ def test_a_hit_is_counted_and_logged(data: Bytes) -> None:
 
 
 async def test_a_hit_after_a_read_is_the_same(data: Bytes) -> None:
-    data.fast_path.found = READ
-    data.fast_path.after_read = hit()
+    data.fast_path.found = RECOGNIZED
+    data.fast_path.after_look_up = hit()
     response, connection = data.handle()
     assert not data.lines
     assert (await response)[0] == b"hit "
     assert (data.line.outcome, connection.tenant) == (RequestOutcome.HIT, b"tenant")
-    data.fast_path.after_read = None
+    data.fast_path.after_look_up = None
     assert await data.handle()[0] is None
     assert len(data.lines) == 1
 
@@ -114,7 +114,7 @@ async def test_what_is_not_found_or_fails_is_parsed(data: Bytes, caplog: pytest.
     assert data.handle()[0] is None
     data.fast_path.found = ValueError("odd")
     assert data.handle()[0] is None
-    data.fast_path.found, data.fast_path.after_read = READ, ValueError("odd")
+    data.fast_path.found, data.fast_path.after_look_up = RECOGNIZED, ValueError("odd")
     assert await data.handle()[0] is None
     assert proxy_log.messages(caplog) == ["unexpected error in the fast path"] * 2
     assert not data.lines

@@ -8,7 +8,7 @@ import pytest
 from multidict import CIMultiDict
 
 from proxy.config.settings import Settings, UpstreamSetting
-from proxy.embeddings.reader import Unread
+from proxy.embeddings.reader import BypassedRequest
 from proxy.explain.explanation import explain
 from proxy.explain.http_request import HTTPRequest
 from proxy.explain.report import Explanation, Keying
@@ -33,7 +33,7 @@ def settings_with(provider: str = "openai", **changes: Any) -> Settings:
     return replace(DEFAULTS, **{"upstream": upstream, **changes})
 
 
-async def read(request: HTTPRequest, settings: Settings) -> ClientRequest | Unread:
+async def read(request: HTTPRequest, settings: Settings) -> ClientRequest | BypassedRequest:
     async with open_request_reader(settings) as reader:
         return await reader.read(request.body, request.headers, request.target)
 

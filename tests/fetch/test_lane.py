@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from proxy.budget import Tenant
 from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.lane import Lane, Lanes
 from proxy.fetch.outcomes import EmbedResult, ErrorResponse
@@ -22,6 +21,7 @@ from proxy.pacing.stated_quota import NEVER_S
 from proxy.protocol.provider import Limits
 from proxy.telemetry.lane_gauges import LaneState
 from proxy.telemetry.metrics import Metrics
+from proxy.tenant import Tenant
 from proxy.upstream.client import UpstreamResponse
 from tests.support.client_requests import client_request_for
 from tests.support.fake_client import FakeClient, origin_of

@@ -2,12 +2,12 @@
 
 import pytest
 
-from proxy.budget import Tenant
 from proxy.errors import Overloaded
 from proxy.fetch.queue_limits import QueueLimits
 from proxy.fetch.request import FetchRequest, Policy
 from proxy.http.bodies import BodyReader
 from proxy.telemetry.metrics import Metrics
+from proxy.tenant import Tenant
 from tests.support.client_requests import client_request_for
 
 

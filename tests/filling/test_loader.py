@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from proxy.config.settings import UpstreamSetting
-from proxy.embeddings.reader import Unread
+from proxy.embeddings.reader import BypassedRequest
 from proxy.errors import ConfigError
 from proxy.fetch.request import ClientRequest
 from proxy.filling.loader import Loader, LoadPolicy
@@ -43,7 +43,7 @@ async def load(store: DictStore, paid: Sequence[Any], form: RequestForm = FORM, 
 
         async def read_call(body: bytes, path: str) -> ClientRequest:
             read = await reader.read(body, reader.headers_of(form), path)
-            if isinstance(read, Unread):
+            if isinstance(read, BypassedRequest):
                 raise ConfigError(f"not cached: {read.bypass.reason}")
             return read
 

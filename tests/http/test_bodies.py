@@ -1,17 +1,15 @@
-"""Bodies are held within the memory for all of them, and freed in turns."""
+"""Bodies are held within the memory for all of them."""
 
-import asyncio
 import gzip
-import weakref
 
 import orjson
 import pytest
 from multidict import CIMultiDict
 
-from proxy.budget import Tenant
 from proxy.errors import Overloaded
 from proxy.http.bodies import BodyReader
 from proxy.telemetry.metrics import Metrics
+from proxy.tenant import Tenant
 
 MIB = 1024 * 1024
 GZIP = CIMultiDict({"Content-Encoding": "gzip"})
@@ -36,23 +34,3 @@ async def test_a_body_takes_no_memory_for_parsing_until_it_is_parsed() -> None:
     body = await reader.inflated(GZIP, gzip.compress(TOKENS), reservation)
     assert body.content == TOKENS
     assert reservation.bytes == len(TOKENS)
-
-
-class Item:
-    """An object that can be referred to weakly."""
-
-
-async def test_the_items_of_a_request_are_freed_after_its_last_user() -> None:
-    reservation = body_reader(max_held_bytes=MIB).reserve(Tenant(b"one"))
-    fetch: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    items = [Item()]
-    item = weakref.ref(items[0])
-    reservation.keep(items)
-    items.clear()
-    reservation.lasts_until(fetch)
-    reservation.end_request()
-    await asyncio.sleep(0)
-    assert item() is not None
-    fetch.set_result(None)
-    while item() is not None:
-        await asyncio.sleep(0)

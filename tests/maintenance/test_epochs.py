@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from proxy.cache.sqlite.store import SQLiteStore
+from proxy.canary.epochs import in_epoch
 from proxy.config.settings import StoreSetting
-from proxy.maintenance.epochs import epochs_of_proxy, in_epoch, largest_epoch
+from proxy.maintenance.epochs import epochs_of_proxy, largest_epoch
 from proxy.maintenance.identity import RequestForm, open_request_reader
 from tests.conftest import StartProxy
 from tests.support import cli

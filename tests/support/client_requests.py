@@ -7,7 +7,6 @@ import orjson
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.access.validations import CredentialId, CredentialScope
-from proxy.budget import Tenant
 from proxy.fetch.request import ClientRequest
 from proxy.http.bodies import BodyReader
 from proxy.protocol import embedding_request, identities
@@ -16,6 +15,7 @@ from proxy.protocol.providers import GENERIC
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.tracing import NO_SPAN
+from proxy.tenant import Tenant
 from proxy.upstream.router import Origin
 
 URL = "http://upstream/v1/embeddings"

@@ -140,6 +140,8 @@ class LimitedRoute:
             access=access,
             validations=validations,
             patience=Patience(WAIT_S, 4, asyncio.get_running_loop().time),
+            canary=None,
+            is_draining=lambda: False,
         )
 
     async def send(

@@ -3,17 +3,8 @@
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from msgspec import Struct
-
 from proxy.errors import Overloaded
-
-
-class Tenant(Struct, frozen=True, gc=False):
-    """The unit whose use is counted. ``name`` is equal for all requests with one credential or client key."""
-
-    name: bytes
-    # No upstream has accepted the credential in this process, and no list of client keys has it.
-    is_unverified: bool = False
+from proxy.tenant import Tenant
 
 
 @dataclass(slots=True)
@@ -24,7 +15,7 @@ class _Account:
     by_request: dict[Hashable, int] = field(default_factory=dict)
 
 
-class Budget:
+class SharedCapacity:
     """``limit`` units of ``what``.
 
     A tenant with several requests may use at most as much as it leaves free: half of the limit if it is alone, and
@@ -42,7 +33,7 @@ class Budget:
         self._used_by_unverified = 0
 
     def __repr__(self) -> str:
-        return f"<Budget {self.used} of {self.limit} {self._what} used by {len(self._accounts)} tenants>"
+        return f"<SharedCapacity {self.used} of {self.limit} {self._what} used by {len(self._accounts)} tenants>"
 
     def take(self, tenant: Tenant, request: Hashable, amount: int, *, may_exceed: bool = False) -> None:
         """Add ``amount`` to the use by ``request`` of ``tenant``. Raises `Overloaded`, and then nothing changes.

@@ -1,10 +1,10 @@
-"""A connection that speaks another protocol from now on."""
+"""What a connection becomes after a 101: another protocol speaks on it from then on."""
 
 from typing import Protocol
 
 
-class Tunnel(Protocol):
-    """Takes over a connection that is upgraded. aiohttp calls it like its own parser of WebSockets."""
+class UpgradeHandler(Protocol):
+    """Gets all bytes of an upgraded connection. aiohttp calls it like its own parser of WebSockets."""
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
         """Bytes from the client. Returns (False, b""), as aiohttp's parsers do: not at the end, nothing left over."""
