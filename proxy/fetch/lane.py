@@ -165,7 +165,7 @@ class Lane:
         traffic.
         """
         now_s, response = self._clock(), refusal.response
-        stated = rate_limits.of_refusal(response.headers, response.body, now_s=time.time())
+        stated = rate_limits.of_refusal(response.headers, response.error_text, now_s=time.time())
         if is_for_itself:
             self.pacer.refused_for_itself(call, now_s)
             return now_s + (stated.retry_after_s or 0.0)

@@ -107,7 +107,7 @@ CallFailure = ErrorResponse | InvalidResponse | ProxyError
 def status_of(response: UpstreamResponse) -> int:
     """The response's status, or that of the error inside a 2xx (OpenRouter)."""
     if is_success(response.status):
-        return error_body.error_status(response.body, response.status)
+        return error_body.error_status(response.error_text, response.status)
     return response.status
 
 
@@ -216,7 +216,7 @@ def _is_pace(name: str) -> bool:
 
 
 def _error_fields(response: UpstreamResponse) -> Mapping[str, str]:
-    body = error_body.parsed(response.body)
+    body = error_body.parsed(response.error_text)
     error = body.get("error") if type(body) is dict else None
     given = error if type(error) is dict else {}
     return {name: given[name] for name in ("type", "code") if type(given.get(name)) is str}

@@ -74,7 +74,7 @@ class UpstreamCalls:
                 parsed = await self._validated(client_request, origin, response, items)
             except InvalidEmbeddingResponse as invalid:
                 self._metrics.upstream_rejected.labels(invalid.reason).inc()
-                billed = await self._with(response, embedding_response.billed_tokens, response.body)
+                billed = await self._with(response, _billed, response)
                 self._bill(client_request, requests, calls, billed)
                 return InvalidResponse(response, body, invalid.reason, by_origin, invalid.embedding_text)
             self._metrics.admit_model(client_request.spec.model)
@@ -94,7 +94,7 @@ class UpstreamCalls:
         with self._spans(client_request) as calls, self._flow_control.response() as flow:
             response, origin = await self._failover.embed(client_request, body, items, calls, flow=flow)
             if is_success(response.status):
-                billed = await self._with(response, embedding_response.billed_tokens, response.body)
+                billed = await self._with(response, _billed, response)
                 self._bill(client_request, (), calls, billed)
         if not is_outage(response):
             self._budgets[client_request.origin].succeeded()
@@ -166,6 +166,14 @@ def _parsed(response: UpstreamResponse, expected: ExpectedResponse) -> Embedding
     return embedding_response.parse_response(
         response.plain_body(), provider, items=items, packed=packed, reads_base64=reads_base64
     )
+
+
+def _billed(response: UpstreamResponse) -> int:
+    """What a 2xx that is not stored was billed, as far as it can be read."""
+    try:
+        return embedding_response.billed_tokens(response.plain_body())
+    except InvalidEmbeddingResponse:
+        return 0
 
 
 def _named(client_request: ClientRequest, origin: Origin, embeddings: EmbeddingResponse) -> EmbeddingResponse:

@@ -27,6 +27,7 @@ from proxy.steps import Steps, finish
 
 # Of a model's name, which is in each record: many upstreams repeat in the response whatever name the client sent.
 MAX_MODEL_CHARS = 1024
+_MAX_COUNTED_BYTES = 16 * 1024  # of JSON whose structure is counted in one step
 _TOKEN_BYTES = 32  # an integer object
 # Reasons why a request can't be keyed item by item that allow keying it by its whole body.
 _WHOLE_REASONS = frozenset(
@@ -101,7 +102,7 @@ def parse_items_apart(
     _forbid_long_model(fields, path_model)
     model = _parse_model(fields, provider, path_model)
     kind, items = yield from parse_items(fields.get("input"), provider.inputs)
-    forbid_duplicate_names(members, fields, kind)
+    yield from forbid_duplicate_names(members, fields, kind)
     forbid_two_encodings(fields, provider)
     output, parameters = parse_parameters(fields, provider)
     if "modality" in parameters:
@@ -155,7 +156,7 @@ def _parse_whole(
     upstream's cache. Raises it also if the response could not be read.
     """
     _forbid_long_model(fields, path_model)
-    forbid_duplicate_names(members, fields, ItemKind.WHOLE)
+    finish(forbid_duplicate_names(members, fields, ItemKind.WHOLE))
     forbid_two_encodings(fields, provider)
     # All fields are looked at, because ``doubt`` is only the first of possibly several.
     has_undescribed, may_rewrite = find_undescribed(fields, provider)
@@ -205,7 +206,10 @@ def memory_bytes(request: EmbeddingRequest, counted: json_structure.Structure) -
         items = sum(map(sys.getsizeof, request.items)) + _TOKEN_BYTES * sum(map(len, request.items))
     else:
         return counted.objects_bytes
-    rest = json_structure.of(orjson.dumps({name: value for name, value in request.fields.items() if name != "input"}))
+    rest_json = orjson.dumps({name: value for name, value in request.fields.items() if name != "input"})
+    if len(rest_json) > _MAX_COUNTED_BYTES:
+        return counted.objects_bytes
+    rest = json_structure.of(rest_json)
     return min(counted.objects_bytes, items + sys.getsizeof(request.items) + rest.objects_bytes)
 
 

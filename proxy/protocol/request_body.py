@@ -16,7 +16,11 @@ from proxy.steps import Steps, finish
 # Items of one request. More of them would block the event loop for too long, and no provider accepts as many.
 MAX_ITEMS = 16_384
 _MAX_DEPTH = 32  # of the JSON. orjson and the upstream's parser have limits too, which are higher
+_VALUES_A_STEP = 1024  # visited in a tenth of a millisecond
+_CONTAINERS = (dict, list)
 _WITHOUT_MEMBERS = (ItemKind.TEXT, ItemKind.TOKENS)
+# Of a large body's other fields than ``input``. They are counted, keyed and compared as a whole.
+_MAX_OTHER_BYTES = 1024 * 1024
 _MAX_LENIENT_BYTES = 64 * 1024  # of a body that orjson rejects and that is still searched for its model
 
 
@@ -42,6 +46,9 @@ def parse_object_in_steps(body: bytes) -> Steps[dict[str, Any]]:
     """`parse_large_object`, item by item."""
     try:
         members = yield from json_parts.members_in_steps(body)
+        others = [len(part) for name, part in members.items() if name != "input" and type(part) is json_parts.Raw]
+        if sum(others) > _MAX_OTHER_BYTES:
+            raise Bypass(BypassReason.TOO_COMPLEX)
         fields: dict[str, Any] = {}
         for name, part in members.items():
             items = None
@@ -83,30 +90,40 @@ def forbid_many_items(fields: dict[str, Any]) -> None:
         raise Bypass(BypassReason.TOO_MANY_ITEMS)
 
 
-def forbid_duplicate_names(members: int, fields: dict[str, Any], kind: ItemKind) -> None:
+def forbid_duplicate_names(members: int, fields: dict[str, Any], kind: ItemKind) -> Steps[None]:
     """Raises `Bypass` if an object in a body has two members of one name, or is nested too deeply.
 
     RFC 8259 §4 leaves open which of the two counts. The parser keeps the last without an error; an upstream may keep
     the first. ``members`` is the number of members of all objects as they were written. The parsed body, ``fields``,
     has fewer if one was dropped. Its ``input`` has been checked to be of ``kind``.
     """
-    parsed = len(fields)
-    for name, value in fields.items():
-        if name != "input" or kind not in _WITHOUT_MEMBERS:
-            parsed += _count_members(value)
-    if members != parsed:
+    has_members = [value for name, value in fields.items() if name != "input" or kind not in _WITHOUT_MEMBERS]
+    parsed = yield from _count_members(has_members)
+    if members != len(fields) + parsed:
         raise Bypass(BypassReason.DUPLICATE_KEY)
 
 
-def _count_members(value: Any, depth: int = _MAX_DEPTH) -> int:
-    """Members of all objects in a value. Raises `Bypass` if it is nested too deeply."""
-    if type(value) not in {dict, list}:
-        return 0
-    if depth == 0:
-        raise Bypass(BypassReason.TOO_DEEP)
-    if type(value) is dict:
-        return len(value) + sum(_count_members(inner, depth - 1) for inner in value.values())
-    return sum(_count_members(inner, depth - 1) for inner in value)
+def _count_members(values: list[Any]) -> Steps[int]:
+    """Members of all objects in ``values``. Raises `Bypass` if one is nested too deeply."""
+    members, left = 0, _VALUES_A_STEP
+    waiting: list[tuple[list[Any], int]] = [([values], _MAX_DEPTH)]
+    while waiting:
+        containers, depth = waiting.pop()
+        for container in containers:
+            members += len(container) if type(container) is dict else 0
+            given = list(container.values()) if type(container) is dict else container
+            for start in range(0, len(given) or 1, _VALUES_A_STEP):
+                some = given[start : start + _VALUES_A_STEP]
+                inner = [value for value in some if type(value) in _CONTAINERS]
+                if inner and not depth:
+                    raise Bypass(BypassReason.TOO_DEEP)
+                if inner:
+                    waiting.append((inner, depth - 1))
+                left -= 1 + len(some)
+                if left < 0:
+                    left = _VALUES_A_STEP
+                    yield
+    return members
 
 
 def peek_model(body: bytes) -> str | None:

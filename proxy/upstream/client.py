@@ -42,6 +42,8 @@ from proxy.upstream.urls import Routes
 _MAX_STREAMS = 512
 # 2048 items of 4096 numbers, written out at full length, are 180 MiB.
 _MAX_RESPONSE_BYTES = 512 * 1024 * 1024
+# Vectors never compress to a hundredth of their size. A response that seems to is a decompression bomb.
+_MAX_RATIO, _LEAST_BOUND_BYTES = 100, 1024 * 1024
 _SMALL_BYTES = 256 * 1024
 _LAST_STATUS = 599  # RFC 9110 §15
 _STORABLE = frozenset({HTTPStatus.OK, HTTPStatus.CREATED})
@@ -77,10 +79,22 @@ class UpstreamResponse:
             return self.body
         if coding not in content_coding.CODINGS:
             raise InvalidEmbeddingResponse("content-encoding")
+        max_bytes = min(_MAX_RESPONSE_BYTES, max(_LEAST_BOUND_BYTES, _MAX_RATIO * len(self.body)))
         try:
-            return content_coding.decode(self.body, max_bytes=_MAX_RESPONSE_BYTES)
+            return content_coding.decode(self.body, max_bytes=max_bytes)
         except InvalidCoding:
             raise InvalidEmbeddingResponse("content-encoding") from None
+
+    @property
+    def error_text(self) -> bytes:
+        """The body as far as it may be an error's: without its content coding, if it is short. An upstream may send one
+        though the proxy asks for none."""
+        if "Content-Encoding" not in self.headers or len(self.body) > error_body.MAX_ERROR_BYTES:
+            return self.body
+        try:
+            return self.plain_body()
+        except InvalidEmbeddingResponse:
+            return self.body
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,13 +168,14 @@ class UpstreamClient:
         took_s = time.perf_counter() - started_s
         self._seconds.observe(took_s)
         self._metrics.stage_seconds["upstream"].observe(took_s)
-        self._metrics.upstream_responses.labels(self._name, _status_label(response.status, content)).inc()
-        return UpstreamResponse(
+        received = UpstreamResponse(
             status=response.status,
             reason=reason_phrase(response.reason),
             headers=self._relocated(url, response.headers),
             body=content,
         )
+        self._metrics.upstream_responses.labels(self._name, _status_label(received)).inc()
+        return received
 
     @asynccontextmanager
     async def stream(
@@ -259,11 +274,11 @@ async def _read(response: ClientResponse, flow: ResponseFlow) -> bytes:
     return await turns.run(body.joined())
 
 
-def _status_label(status: int, body: bytes) -> str:
+def _status_label(response: UpstreamResponse) -> str:
     """The status that a response is counted under. If a 200 is an error (OpenRouter), its code may be any integer."""
-    if status != HTTPStatus.OK or not error_body.is_error(body):
-        return str(status)
-    code = error_body.error_status(body)
+    if response.status != HTTPStatus.OK or not error_body.is_error(response.error_text):
+        return str(response.status)
+    code = error_body.error_status(response.error_text)
     if code < HTTPStatus.BAD_REQUEST:
         return "400"
     return str(code) if code <= _LAST_STATUS else "500"

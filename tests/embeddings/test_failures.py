@@ -1,7 +1,9 @@
 """The responses to requests that failed: whose words a client gets, and when its own body is sent once more."""
 
+import gzip
 from typing import Any
 
+import orjson
 import pytest
 from aiohttp.web import Response, StreamResponse
 
@@ -224,12 +226,14 @@ async def test_an_error_inside_a_200_is_an_error(failures: Failures) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-@pytest.mark.parametrize("is_inside_200", [False, True])
+@pytest.mark.parametrize("where", ["status", "inside 200", "compressed inside 200"])
 async def test_a_refusal_of_the_proxys_own_key_is_not_the_clients(
-    failures: Failures, status: int, *, is_inside_200: bool, caplog: pytest.LogCaptureFixture
+    failures: Failures, status: int, where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    body = {"error": {"code": status, "message": "bad key sk-own"}}
-    refusal = response(200 if is_inside_200 else status, body)
+    body = orjson.dumps({"error": {"code": status, "message": "bad key sk-own"}})
+    refusal = response(status if where == "status" else 200, body)
+    if where == "compressed inside 200":
+        refusal = response(200, gzip.compress(body), Content_Encoding="gzip")
     with pytest.raises(KeyRefused) as raised:
         await failures.relayed(refusal, key="sk-own")
     assert "sk-own" not in str(raised.value)

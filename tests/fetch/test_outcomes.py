@@ -1,5 +1,6 @@
 """What a failed call is about, and what of the upstream's response other clients may read."""
 
+import gzip
 from typing import Any
 
 import orjson
@@ -45,6 +46,9 @@ def test_the_status_of_an_error_inside_a_success_counts() -> None:
     assert status_of(response(200, {"error": "no"})) == 400
     assert status_of(response(200, {"data": []})) == 200
     assert status_of(response(500, IN_200)) == 500
+    compressed = response(200, gzip.compress(orjson.dumps(IN_200)), Content_Encoding="gzip")
+    assert (status_of(compressed), is_outage(compressed)) == (429, True)
+    assert status_of(response(200, b"no gzip", Content_Encoding="gzip")) == 200
     assert status_of(response(300, IN_200)) == 300
 
 

@@ -138,6 +138,16 @@ async def test_an_error_is_kept_with_its_body_and_not_billed(calls: Calls, statu
     assert (calls.billed(), calls.metrics.label_of("m")) == (0, "other")
 
 
+def gzipped(reply: Callable[[SentCall], UpstreamResponse]) -> Callable[[SentCall], UpstreamResponse]:
+    """The same compressed, though the proxy does not ask for that."""
+
+    def compressed(call: SentCall) -> UpstreamResponse:
+        plain = reply(call)
+        return response(plain.status, gzip.compress(plain.body), Content_Encoding="gzip")
+
+    return compressed
+
+
 INVALID: dict[str, Callable[[SentCall], UpstreamResponse]] = {
     "status": lambda call: response(246, embeddings(call)),
     "disowned": lambda call: response(200, embeddings(call), x_litellm_attempted_fallbacks="1"),
@@ -168,11 +178,21 @@ async def test_no_attempted_fallback_is_no_fallback(calls: Calls) -> None:
     assert isinstance(await calls.send(), ValidResponse)
 
 
-async def test_a_response_that_must_not_be_stored_is_billed_all_the_same(calls: Calls) -> None:
-    calls.client.reply = INVALID["status"]
+@pytest.mark.parametrize("is_compressed", [False, True])
+async def test_a_response_that_must_not_be_stored_is_billed_all_the_same(calls: Calls, is_compressed: bool) -> None:
+    calls.client.reply = gzipped(INVALID["status"]) if is_compressed else INVALID["status"]
     await calls.send()
     assert calls.billed() == 4
     assert calls.metrics.label_of("m") == "m"
+
+
+async def test_a_decompression_bomb_is_not_unpacked(calls: Calls) -> None:
+    bomb = gzip.compress(orjson.dumps({"data": [], "padding": " " * 2**24}))
+    assert len(bomb) * 100 < 2**22
+    calls.client.reply = lambda _: response(200, bomb, Content_Encoding="gzip")
+    sent = await calls.send()
+    assert isinstance(sent, InvalidResponse)
+    assert (sent.reason, sent.confirms) == ("content-encoding", True)
 
 
 async def test_what_stands_in_place_of_the_only_embedding_is_kept(calls: Calls) -> None:
@@ -270,8 +290,7 @@ def large(call: SentCall) -> UpstreamResponse:
     return response(200, orjson.dumps(embeddings(call)) + b" " * LARGE)
 
 
-def compressed(call: SentCall) -> UpstreamResponse:
-    return response(200, gzip.compress(orjson.dumps(embeddings(call))), Content_Encoding="gzip")
+compressed = gzipped(good)
 
 
 async def test_large_and_compressed_responses_are_parsed_as_others_are(calls: Calls) -> None:

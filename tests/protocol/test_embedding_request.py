@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -16,6 +17,7 @@ from proxy.protocol.items import ItemKind
 from proxy.protocol.provider import InputFormat, Provider
 from proxy.protocol.providers import GENERIC, PROVIDERS
 from proxy.protocol.vectors import Encoding
+from proxy.steps import finish
 
 ANY_FORM = replace(GENERIC, inputs=frozenset(InputFormat))
 
@@ -239,6 +241,24 @@ def test_a_body_with_a_duplicate_name_is_never_accepted(pairs: list[tuple[str, A
         return
     names = [name for name, _ in members]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("value", [[0] * 100_000, [[0]] * 50_000, [{"a": {}}] * 50_000, {"a": [[]] * 50_000}])
+def test_members_are_counted_in_short_steps(value: Any) -> None:
+    fields = {"model": "m", "user": value}
+    members = orjson.dumps(fields).count(b":")
+    count = partial(request_body.forbid_duplicate_names, fields=fields, kind=ItemKind.TEXT)
+    assert len(list(count(members))) >= 30
+    with pytest.raises(Bypass, match="duplicate-key"):
+        finish(count(members + 1))
+
+
+@pytest.mark.parametrize("value", ["x" * 2**20, ["x" * 2**19] * 2, [0] * 2**19])
+def test_a_body_with_large_fields_besides_its_input_is_not_taken_apart(value: Any) -> None:
+    texts = ["x" * 2**20] * 2
+    assert request_body.parse_object(orjson.dumps({"model": "m", "input": texts, "user": "u"}))
+    with pytest.raises(Bypass, match="too-complex"):
+        request_body.parse_object(orjson.dumps({"model": "m", "input": texts, "user": value}))
 
 
 def test_a_reduced_body_changes_nothing_but_the_input() -> None:
