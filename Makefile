@@ -95,7 +95,7 @@ test-cluster: $(VENV)/dev-ok ## failovers and resharding of real clusters and se
 test-deploy: $(VENV)/dev-ok ## deploy/ by the programs that read it; needs kustomize, helm, nginx, promtool, systemd
 	@$(BIN)/pytest tests/deploy -m deploy $(ARGS)
 
-readme: $(VENV)/dev-ok ## write README's table of options, from proxy/cli/options.py
+readme: $(VENV)/dev-ok ## write README's table of options, from proxy/cli/options/table.py
 	@$(BIN)/python -m tests.support.readme
 
 dashboards: $(VENV)/dev-ok ## write the dashboards' JSON, from grafana/source

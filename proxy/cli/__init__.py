@@ -1,4 +1,4 @@
-"""The command line: flags, environment and files become settings; text for the terminal.
+"""The command line: its commands, and text for the terminal.
 
 Nothing here serves a request. No other package reads flags or the environment.
 """

@@ -12,10 +12,10 @@ from proxy.analysis.identifier import Identifier
 from proxy.analysis.intake import Intake
 from proxy.analysis.report import Report
 from proxy.analysis.token_counter import TokenCounter, local_vocabulary
-from proxy.cli.config_file import ConfigFile, config_file_of
-from proxy.cli.config_option import READS_CONFIG
-from proxy.cli.option_types import FILE, Parsed
-from proxy.cli.options import BY_KEY
+from proxy.cli.options.config_file import ConfigFile, config_file_of
+from proxy.cli.options.config_flag import READS_CONFIG
+from proxy.cli.options.table import BY_KEY
+from proxy.cli.options.types import FILE, Parsed
 from proxy.cli.progress import progress
 from proxy.config.quantities import parse_size
 from proxy.config.settings import UpstreamSetting

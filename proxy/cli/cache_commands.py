@@ -11,9 +11,10 @@ import click
 import orjson
 
 from proxy.cache.store import Store
-from proxy.cli import cache_text, option_types
+from proxy.cli import cache_text
+from proxy.cli.options import types
+from proxy.cli.options.store import StoreOptions, with_store_options
 from proxy.cli.progress import progress
-from proxy.cli.store_options import StoreOptions, with_store_options
 from proxy.config.settings import StoreSetting
 from proxy.errors import ConfigError
 from proxy.maintenance import survey, transfer
@@ -76,7 +77,7 @@ def verify_command(ctx: click.Context, /, *, is_json: bool, **_: Any) -> int:
 
 
 @cache_group.command(name="export")
-@click.argument("file", metavar="FILE", type=option_types.FILE)
+@click.argument("file", metavar="FILE", type=types.FILE)
 @click.option(
     "--format",
     "file_format",
@@ -112,7 +113,7 @@ def export_command(ctx: click.Context, /, file: Path, *, file_format: str, is_js
 
 
 @cache_group.command(name="import")
-@click.argument("file", metavar="FILE", type=option_types.FILE)
+@click.argument("file", metavar="FILE", type=types.FILE)
 @OVERWRITE
 @DRY_RUN
 @JSON
@@ -142,8 +143,8 @@ def import_command(
 
 
 @cache_group.command(name="copy")
-@click.argument("source", metavar="SRC", type=option_types.STORE)
-@click.argument("target", metavar="DST", type=option_types.STORE)
+@click.argument("source", metavar="SRC", type=types.STORE)
+@click.argument("target", metavar="DST", type=types.STORE)
 @OVERWRITE
 @DRY_RUN
 @JSON

@@ -13,13 +13,13 @@ import msgspec
 from aiohttp import UnixConnector
 
 from proxy.app.upstreams import demo_upstream
-from proxy.cli.config_file import config_file_of
-from proxy.cli.config_option import READS_CONFIG
-from proxy.cli.option_types import FILE, MODEL
-from proxy.cli.options import BY_KEY
+from proxy.cli.options.config_file import config_file_of
+from proxy.cli.options.config_flag import READS_CONFIG
+from proxy.cli.options.table import BY_KEY
+from proxy.cli.options.types import FILE, MODEL
+from proxy.cli.options.upstreams import default_egress
 from proxy.cli.progress import progress
 from proxy.cli.stats_client import Unreachable
-from proxy.cli.upstream_options import default_egress
 from proxy.config.secrets import read_secret
 from proxy.config.settings import UpstreamSetting
 from proxy.config.suggestion import suggestion

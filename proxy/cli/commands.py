@@ -10,15 +10,16 @@ import click
 from click.core import ParameterSource
 
 from proxy import __version__
-from proxy.cli import environment, option_types, providers_text, stats_client, stats_text
+from proxy.cli import providers_text, stats_client, stats_text
 from proxy.cli.analyze import analyze_command
 from proxy.cli.cache_commands import cache_group
 from proxy.cli.check import check_command
-from proxy.cli.config_file import config_file_of
-from proxy.cli.config_option import READS_CONFIG
 from proxy.cli.explain import explain_command
 from proxy.cli.keys import keys_group
 from proxy.cli.load import load_command
+from proxy.cli.options import environment, types
+from proxy.cli.options.config_file import config_file_of
+from proxy.cli.options.config_flag import READS_CONFIG
 from proxy.cli.purge import purge_command
 from proxy.cli.serve import serve_command
 from proxy.cli.stats_client import Unreachable
@@ -56,7 +57,7 @@ cli.add_command(keys_group)
 @cli.command(name="providers")
 @click.option(
     "--config",
-    type=option_types.FILE,
+    type=types.FILE,
     **READS_CONFIG,
     help="TOML file whose [providers] tables add providers or change them.",
 )
@@ -77,7 +78,7 @@ def providers_command(ctx: click.Context, names: tuple[str, ...]) -> None:
 
 @cli.command(name="demo")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=option_types.PORT, default=8081, show_default=True, help="Port to listen on.")
+@click.option("--port", type=types.PORT, default=8081, show_default=True, help="Port to listen on.")
 def demo_command(host: str, port: int) -> None:
     """Serve only the demo upstream, to test a proxy with. Its vectors carry no meaning."""
     run.run_loop(run.serve_demo(host, port, announce=lambda url: click.echo(f"demo upstream on {url}; Ctrl-C ends it")))

@@ -15,9 +15,9 @@ from multidict import CIMultiDict
 
 from proxy.canary.epochs import FIRST_EPOCH
 from proxy.cli import explain_text, stats_client
-from proxy.cli import option_types as types
-from proxy.cli.request_options import parse_header, request_settings, settings_parameters
-from proxy.cli.store_options import StoreOptions
+from proxy.cli.options import types
+from proxy.cli.options.requests import parse_header, request_settings, settings_parameters
+from proxy.cli.options.store import StoreOptions
 from proxy.config.settings import Settings
 from proxy.embeddings.reader import BypassedRequest
 from proxy.errors import ConfigError, ProxyError

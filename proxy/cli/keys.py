@@ -10,7 +10,8 @@ import click
 import orjson
 
 from proxy.access import client_keys
-from proxy.cli import option_types, stats_client
+from proxy.cli import stats_client
+from proxy.cli.options import types
 
 
 @click.group(name="keys")
@@ -21,7 +22,7 @@ def keys_group() -> None:
 _KEYS_FILE = click.option(
     "--client-keys",
     "path",
-    type=option_types.FILE,
+    type=types.FILE,
     envvar="EMBEDDING_PROXY_CLIENT_KEYS",
     show_envvar=True,
     required=True,
@@ -43,7 +44,7 @@ def keys_add(path: Path, name: str) -> None:
 @click.option(
     "--overlap",
     "overlap_s",
-    type=option_types.OVERLAP,
+    type=types.OVERLAP,
     default="0s",
     show_default=True,
     help="How long the present key stays valid, as 7d.",

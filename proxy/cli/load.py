@@ -12,10 +12,10 @@ import click
 import orjson
 
 from proxy.cli import load_text
-from proxy.cli import option_types as types
+from proxy.cli.options import types
+from proxy.cli.options.requests import request_form, request_settings, with_request_options
+from proxy.cli.options.store import StoreOptions
 from proxy.cli.progress import Advance, progress
-from proxy.cli.request_options import request_form, request_settings, with_request_options
-from proxy.cli.store_options import StoreOptions
 from proxy.config.settings import Settings
 from proxy.embeddings.reader import BypassedRequest
 from proxy.errors import ConfigError, ProxyError

@@ -9,11 +9,12 @@ import click
 
 from proxy.cache.store import Store
 from proxy.canary.epochs import in_epoch
-from proxy.cli import cache_text, option_types
+from proxy.cli import cache_text
 from proxy.cli.cache_commands import DRY_RUN, JSON, on_store, show
+from proxy.cli.options import types
+from proxy.cli.options.requests import request_form, request_settings, with_request_options
+from proxy.cli.options.store import StoreOptions
 from proxy.cli.progress import progress
-from proxy.cli.request_options import request_form, request_settings, with_request_options
-from proxy.cli.store_options import StoreOptions
 from proxy.errors import ConfigError
 from proxy.filling.corpus import read_texts
 from proxy.maintenance.epochs import largest_epoch
@@ -25,19 +26,19 @@ _CONDITIONS = "--model, --older-than, --scope, --credential-env, --text or --all
 
 @click.command(name="purge")
 @click.option("--model", metavar="PATTERN", help="Entries of models that match, as cache info names them: text-*.")
-@click.option("--older-than", metavar="DURATION", type=option_types.POSITIVE_SECONDS, help="Older entries, as 30d.")
+@click.option("--older-than", metavar="DURATION", type=types.POSITIVE_SECONDS, help="Older entries, as 30d.")
 @click.option(
     "--text",
     "texts_path",
     metavar="FILE",
-    type=option_types.FILE,
+    type=types.FILE,
     help="The entries that requests for these texts, one a line, would hit. --model is then the requests' model;"
     " upstream, credential and further fields are those that the requests have.",
 )
 @click.option(
     "--scope",
     metavar="FINGERPRINT",
-    type=option_types.SCOPE,
+    type=types.SCOPE,
     help="Entries of one scope, as cache info --by-scope names them. --credential-env without --text means the scope of"
     " the client that has this API key.",
 )

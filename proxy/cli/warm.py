@@ -14,12 +14,12 @@ import click
 import orjson
 from click.core import ParameterSource
 
-from proxy.cli import option_types as types
 from proxy.cli import warm_text
-from proxy.cli.config_file import config_file_of
-from proxy.cli.config_option import READS_CONFIG
+from proxy.cli.options import types
+from proxy.cli.options.config_file import config_file_of
+from proxy.cli.options.config_flag import READS_CONFIG
+from proxy.cli.options.requests import parse_field, parse_header
 from proxy.cli.progress import Advance, progress
-from proxy.cli.request_options import parse_field, parse_header
 from proxy.cli.standstill import Standstill
 from proxy.config.secrets import read_secret
 from proxy.errors import ConfigError

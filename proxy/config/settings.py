@@ -80,7 +80,7 @@ class BudgetSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The defaults of what operators set are in the table of options (`proxy.cli.options`)."""
+    """The defaults of what operators set are in the table of options (`proxy.cli.options.table`)."""
 
     host: str
     port: int  # 0: any free one

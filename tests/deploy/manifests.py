@@ -13,7 +13,7 @@ from unittest.mock import patch
 import yaml
 
 from proxy.cli import commands, keys, serve
-from proxy.cli.environment import forbid_unknown_variables
+from proxy.cli.options.environment import forbid_unknown_variables
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from proxy.cli.proxy_settings import settings_of
+from proxy.cli.options.proxy_settings import settings_of
 from proxy.cli.serve import serve_command
 from tests.deploy.manifests import DEPLOY
 

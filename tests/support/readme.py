@@ -1,11 +1,11 @@
-"""README's table of options: made from `proxy.cli.options`, and written by ``python -m tests.support.readme``."""
+"""README's table of options: made from `proxy.cli.options.table`, and written by ``python -m tests.support.readme``."""
 
 from collections.abc import Iterable
 
 import click
 
-from proxy.cli.option import Option
-from proxy.cli.options import CONFIG, OPTIONS
+from proxy.cli.options.option import Option
+from proxy.cli.options.table import CONFIG, OPTIONS
 from tests.support.client_process import ROOT
 
 README = ROOT / "README.md"

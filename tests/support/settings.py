@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from proxy.cli.option import default_fields
-from proxy.cli.options import OPTIONS
+from proxy.cli.options.option import default_fields
+from proxy.cli.options.table import OPTIONS
 from proxy.config.settings import MIB, Settings, StoreSetting, UpstreamSetting
 from proxy.protocol.providers import PROVIDERS
 from tests.support.scripted import ScriptedUpstream

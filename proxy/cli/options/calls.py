@@ -1,7 +1,7 @@
 """The part of the table of options that is about upstream calls: batches, rate limits, queues, timeouts."""
 
-from proxy.cli import option_types as types
-from proxy.cli.option import Option
+from proxy.cli.options import types
+from proxy.cli.options.option import Option
 
 CALL_OPTIONS = (
     Option(

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import click
 
-from proxy.cli.option import ENV_PREFIX
+from proxy.cli.options.option import ENV_PREFIX
 from proxy.config.suggestion import suggestion
 
 # Kubernetes puts the address of every Service into every Pod's environment; if its name begins with `embedding-proxy`,

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from proxy.cli import commands
-from proxy.cli.store_options import StoreOptions, with_store_options
+from proxy.cli.options.store import StoreOptions, with_store_options
 from proxy.protocol.records import RecordKey
 
 SECRET = "0123456789abcdef0123456789abcdef"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import click
 from click.core import ParameterSource
 
-from proxy.cli.config_file import ConfigFile, config_file_of
+from proxy.cli.options.config_file import ConfigFile, config_file_of
 from proxy.config.secrets import read_secret
 from proxy.config.settings import UpstreamSetting
 from proxy.config.suggestion import suggestion

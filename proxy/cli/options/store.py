@@ -11,9 +11,9 @@ import click
 
 from proxy.app.storage import open_store
 from proxy.cache.store import NoStore, Store
-from proxy.cli import environment
-from proxy.cli.config_option import READS_CONFIG, VARIABLES
-from proxy.cli.options import BY_KEY, CONFIG
+from proxy.cli.options import environment
+from proxy.cli.options.config_flag import READS_CONFIG, VARIABLES
+from proxy.cli.options.table import BY_KEY, CONFIG
 from proxy.config.secrets import read_mac_key
 from proxy.config.settings import StoreSetting
 from proxy.errors import ConfigError

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import click
 
-from proxy.cli.config_file import config_file_of
-from proxy.cli.option import settings_fields
-from proxy.cli.options import OPTIONS
-from proxy.cli.upstream_options import default_egress, upstreams
+from proxy.cli.options.config_file import config_file_of
+from proxy.cli.options.option import settings_fields
+from proxy.cli.options.table import OPTIONS
+from proxy.cli.options.upstreams import default_egress, upstreams
 from proxy.config import checks
 from proxy.config.secrets import read_mac_key
 from proxy.config.settings import Settings

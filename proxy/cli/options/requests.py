@@ -8,10 +8,10 @@ from typing import Any
 import click
 import orjson
 
-from proxy.cli import environment
-from proxy.cli.config_option import READS_CONFIG, VARIABLES
-from proxy.cli.options import CONFIG, OPTIONS
-from proxy.cli.proxy_settings import settings_of
+from proxy.cli.options import environment
+from proxy.cli.options.config_flag import READS_CONFIG, VARIABLES
+from proxy.cli.options.proxy_settings import settings_of
+from proxy.cli.options.table import CONFIG, OPTIONS
 from proxy.config.secrets import read_secret
 from proxy.config.settings import Settings
 from proxy.maintenance.identity import RequestForm

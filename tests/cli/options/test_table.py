@@ -8,11 +8,11 @@ from typing import Any
 import click
 import pytest
 
-from proxy.cli.config_file import use_config_file
-from proxy.cli.environment import forbid_unknown_variables
-from proxy.cli.option import Option, default_fields, settings_fields
-from proxy.cli.option_types import COUNT
-from proxy.cli.options import CONFIG, OPTIONS
+from proxy.cli.options.config_file import use_config_file
+from proxy.cli.options.environment import forbid_unknown_variables
+from proxy.cli.options.option import Option, default_fields, settings_fields
+from proxy.cli.options.table import CONFIG, OPTIONS
+from proxy.cli.options.types import COUNT
 from proxy.cli.serve import serve_command
 from proxy.config.settings import Settings
 from tests.support import readme

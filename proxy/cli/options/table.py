@@ -5,10 +5,10 @@ from collections.abc import Collection
 import click
 from platformdirs import user_cache_path
 
-from proxy.cli import option_types as types
-from proxy.cli.call_options import CALL_OPTIONS
-from proxy.cli.canary_options import CANARY_OPTIONS
-from proxy.cli.option import Option
+from proxy.cli.options import types
+from proxy.cli.options.calls import CALL_OPTIONS
+from proxy.cli.options.canary import CANARY_OPTIONS
+from proxy.cli.options.option import Option
 
 
 def _default_store() -> str:

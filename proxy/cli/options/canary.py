@@ -2,8 +2,8 @@
 
 import click
 
-from proxy.cli import option_types as types
-from proxy.cli.option import Option
+from proxy.cli.options import types
+from proxy.cli.options.option import Option
 
 CANARY_OPTIONS = (
     Option(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from proxy.cli.option import Option
+from proxy.cli.options.option import Option
 from proxy.config.budget_table import parse_budgets
 from proxy.config.price_table import parse_prices
 from proxy.config.provider_tables import parse_providers
