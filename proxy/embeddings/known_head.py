@@ -10,6 +10,7 @@ from multidict import CIMultiDict
 
 from proxy.embeddings.request_memo import MemoEntry
 from proxy.embeddings.sighting import ID_NAMES
+from proxy.fetch.limit_wait import LimitWait
 from proxy.fetch.request import ClientRequest
 from proxy.http.head_template import HeadTemplate
 from proxy.ledger.row import Row
@@ -170,7 +171,6 @@ def _without_texts(client_request: ClientRequest) -> ClientRequest:
         spec=replace(client_request.spec, keys=()),
         received=received,
         span=NO_SPAN,
-        held_s=0.0,
-        is_held=False,
+        limit_wait=LimitWait(),
         _headers=None,
     )

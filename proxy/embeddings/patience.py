@@ -4,8 +4,9 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from proxy.fetch.request import ClientRequest
+from proxy.fetch.limit_wait import LimitWait
 from proxy.protocol.directives import urgency_of, wait_s_of
+from proxy.protocol.headers import Headers
 
 
 class Patience(NamedTuple):
@@ -15,14 +16,12 @@ class Patience(NamedTuple):
     interactive_items: int
     clock: Callable[[], float] = time.monotonic  # the event loop's
 
-    def apply(self, client_request: ClientRequest) -> None:
+    def of(self, received: Headers, items: int) -> LimitWait:
+        """The wait of a request of so many ``items`` with these header fields, which begins now."""
         if not self.rate_limit_wait_s:
-            return
-        wait_s = wait_s_of(client_request.received)
+            return LimitWait()
+        wait_s = wait_s_of(received)
         wait_s = self.rate_limit_wait_s if wait_s is None else min(wait_s, self.rate_limit_wait_s)
-        client_request.began_s = self.clock()
-        client_request.held_until_s = client_request.began_s + wait_s
-        items = len(client_request.spec.keys)
-        client_request.urgency = urgency_of(
-            client_request.received, items=items, interactive_items=self.interactive_items
-        )
+        began_s = self.clock()
+        urgency = urgency_of(received, items=items, interactive_items=self.interactive_items)
+        return LimitWait(urgency, began_s, deadline_s=began_s + wait_s)

@@ -80,12 +80,12 @@ class Revalidator:
         loop, items, left_s = asyncio.get_running_loop(), len(request.keys), None
         if timeout_s is not None:
             left_s = max(0.0, probe.asked_at_s + timeout_s - loop.time())
-        elif request.client_request.held_until_s and probe.client_request is not request.client_request:
-            left_s = max(0.0, request.client_request.held_until_s - loop.time())
+        elif request.client_request.limit_wait.deadline_s and probe.client_request is not request.client_request:
+            left_s = max(0.0, request.client_request.limit_wait.deadline_s - loop.time())
         with span.flight(items=items, joined=items):
             await asyncio.wait([probe.result], timeout=left_s)
             while timeout_s is None and not probe.result.done():
-                if probe.client_request.is_held:
+                if probe.client_request.limit_wait.is_held:
                     return FetchResult(failure=Failure(RateLimited("The upstream's rate limit takes no call now.")))
                 await asyncio.wait([probe.result], timeout=_LOOK_AGAIN_S)
         return _result_of(probe.result) if probe.result.done() else None
@@ -134,7 +134,7 @@ def _is_for(failure: Failure, waiter: FetchRequest, *, accepts_outage: bool) -> 
 def _is_impatient(failure: Failure, other: ClientRequest, waiter: ClientRequest) -> bool:
     """Whether another client's probe failed because that client gave up on the rate limit earlier than the waiter."""
     is_refusal = isinstance(failure.cause, RateLimited) or rate_limit_refusal(failure.cause) is not None
-    return is_refusal and other.held_until_s < waiter.held_until_s
+    return is_refusal and other.limit_wait.deadline_s < waiter.limit_wait.deadline_s
 
 
 def _label(fetched: FetchResult) -> str | None:

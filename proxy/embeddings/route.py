@@ -226,19 +226,19 @@ class EmbeddingsRoute:
     ) -> StreamResponse:
         """The response to an understood request. ``found`` is the result of its lookup; None: not looked up yet."""
         progress.model = client_request.spec.model
-        self._patience.apply(client_request)
+        client_request.limit_wait = self._patience.of(client_request.received, len(client_request.spec.keys))
         found = found or await self._resolver.look_up(client_request)
         try:
             progress.outcome, response = await self._resolver.respond(
                 client_request, found, sighting, progress, parsed_s
             )
         finally:
-            progress.held_s = client_request.held_s
+            progress.held_s = client_request.limit_wait.held_s
         progress.cache_status = response.headers.getall("Cache-Status", ("",))[-1]  # after those of other caches
         if self._canary is not None and response.status == HTTPStatus.OK:
             self._canary.in_use.note(_subject(client_request))
-        if client_request.held_s:
-            response.headers["X-RateLimit-Wait-Ms"] = str(round(client_request.held_s * 1000))
+        if client_request.limit_wait.held_s:
+            response.headers["X-RateLimit-Wait-Ms"] = str(round(client_request.limit_wait.held_s * 1000))
         left = self._spending.remaining_tokens(client_request.client, client_request.spec.model)
         if left is not None:
             response.headers["X-Budget-Remaining-Tokens"] = str(left)

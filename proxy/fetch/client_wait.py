@@ -29,9 +29,9 @@ class ClientWait:
         if self.is_over:
             return
         loop = asyncio.get_running_loop()
-        now_s, until_s = loop.time(), self.client_request.held_until_s
+        now_s, until_s = loop.time(), self.client_request.limit_wait.deadline_s
         if not self.held:
-            self.client_request.hold(now_s)
+            self.client_request.limit_wait.hold(now_s)
         self.held[held] = None
         if self.watcher is not None:
             self.watcher.set()
@@ -75,4 +75,4 @@ class ClientWait:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.client_request.release(asyncio.get_running_loop().time())
+        self.client_request.limit_wait.release(asyncio.get_running_loop().time())

@@ -143,10 +143,10 @@ class Lane:
         return self.queue.add(
             waiting,
             group=group,
-            urgency=client_request.urgency,
+            urgency=client_request.limit_wait.urgency,
             tenant=client_request.tenant.name,
             items=len(waiting.request.keys),
-            now_s=client_request.began_s,
+            now_s=client_request.limit_wait.began_s,
         )
 
     def has_passed(self, since_s: float) -> bool:

@@ -104,9 +104,9 @@ class Leader:
         keys, pause_s = request.keys, _POLL_S
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s
-        if request.client_request.held_until_s:
+        if request.client_request.limit_wait.deadline_s:
             # A rate limit may hold the other replica's call. Then this replica's call refuses the client in time.
-            deadline = min(deadline, request.client_request.held_until_s)
+            deadline = min(deadline, request.client_request.limit_wait.deadline_s)
         while keys:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _MAX_POLL_S)
@@ -136,7 +136,7 @@ class Leader:
                     client_request.client,
                     client_request.spec.model,
                     request.tokens,
-                    until_s=client_request.held_until_s or None,
+                    until_s=client_request.limit_wait.deadline_s or None,
                 )
             except (BudgetSpent, BudgetUnknown) as error:
                 self._settle_failed(request, request.keys, error)

@@ -5,11 +5,12 @@ from copy import copy
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 from multidict import CIMultiDict
 
 from proxy.access.validations import CredentialId, CredentialScope
+from proxy.fetch.limit_wait import LimitWait
 from proxy.protocol import embedding_request, headers, keys
 from proxy.protocol.cors import origin_of
 from proxy.protocol.directives import Directives
@@ -49,12 +50,7 @@ class ClientRequest(Struct, kw_only=True, eq=False):
     client: str | None  # for the ledger
     reservation: MemoryReservation  # the memory that the request uses
     epoch: int = 0  # of the model's weights, by which its keys were derived
-    urgency: int = 0  # 0 to 7; the least goes first where requests wait for the upstream's rate limit
-    began_s: float = 0.0  # event loop time
-    held_until_s: float = 0.0  # event loop time: how long the client waits for that limit
-    held_s: float = 0.0  # how long it has waited
-    is_held: bool = False  # it waits now
-    _held_since_s: float = 0.0
+    limit_wait: LimitWait = field(default_factory=LimitWait)
     span: Span
     _headers: CIMultiDict[str] | None = None
     _group: bytes | None = None
@@ -67,14 +63,6 @@ class ClientRequest(Struct, kw_only=True, eq=False):
     @property
     def tenant(self) -> Tenant:
         return self.reservation.tenant
-
-    def hold(self, now_s: float) -> None:
-        """It waits for the rate limit from now on, by event loop time."""
-        self.is_held, self._held_since_s = True, now_s
-
-    def release(self, now_s: float) -> None:
-        self.is_held = False
-        self.held_s += now_s - self._held_since_s
 
     @property
     def headers(self) -> CIMultiDict[str]:
@@ -113,7 +101,7 @@ class ClientRequest(Struct, kw_only=True, eq=False):
     ) -> "ClientRequest":
         """A request that differs from this one only in its items and in the values of ``fields``, which both have.
 
-        This one has never waited. What it computes is computed once for all that are like it.
+        What this one computes is computed once for all that are like it.
         """
         received, sent = self.received, self.headers
         if fields:
@@ -122,7 +110,14 @@ class ClientRequest(Struct, kw_only=True, eq=False):
             sent.update((name, value) for name, value in fields.items() if name in sent)
         _ = self.group, self.lane_name, self.scope_fingerprint
         return replace(
-            self, parsed=parsed, spec=spec, received=received, reservation=reservation, span=span, _headers=sent
+            self,
+            parsed=parsed,
+            spec=spec,
+            received=received,
+            reservation=reservation,
+            limit_wait=LimitWait(),
+            span=span,
+            _headers=sent,
         )
 
     def with_headers(self, fields: CIMultiDict[str]) -> "ClientRequest":

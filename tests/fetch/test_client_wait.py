@@ -15,7 +15,7 @@ ONE, TWO = "one", "two"  # what is held
 
 def wait_for(*keys: bytes, until_s: float = 10.0, flights: Flights[Any] | None = None) -> ClientWait:
     client_request = client_request_for([key.hex() for key in keys], list(keys), origin=origin_of(FakeClient()))
-    client_request.held_until_s = until_s
+    client_request.limit_wait.deadline_s = until_s
     return ClientWait(client_request, (Flights[Any]() if flights is None else flights).claim(keys))
 
 
@@ -26,7 +26,7 @@ async def test_it_gives_up_when_its_time_comes_and_says_what_was_held_first() ->
     wait.hold(TWO, 0.0)
     assert await wait.claim.wait() is False
     assert asyncio.get_running_loop().time() == 10.0
-    assert (wait.given_up, wait.is_over, wait.client_request.held_s) == (ONE, True, 10.0)
+    assert (wait.given_up, wait.is_over, wait.client_request.limit_wait.held_s) == (ONE, True, 10.0)
 
 
 @virtually
@@ -48,12 +48,12 @@ async def test_time_counts_from_the_first_that_is_held_to_the_last_that_is_relea
     wait.hold(TWO, 0.0)
     await asyncio.sleep(1)
     wait.release(ONE)
-    assert wait.client_request.is_held
+    assert wait.client_request.limit_wait.is_held
     await asyncio.sleep(1)
     wait.release(TWO)
     await asyncio.sleep(20)
-    assert not wait.client_request.is_held
-    assert (wait.client_request.held_s, wait.is_over) == (3.0, False)
+    assert not wait.client_request.limit_wait.is_held
+    assert (wait.client_request.limit_wait.held_s, wait.is_over) == (3.0, False)
 
 
 @virtually
@@ -67,7 +67,7 @@ async def test_it_is_held_again_with_what_is_left_of_its_time() -> None:
     wait.hold(ONE, 0.0)
     assert await wait.claim.wait() is False
     assert asyncio.get_running_loop().time() == 10.0
-    assert wait.client_request.held_s == 6.0
+    assert wait.client_request.limit_wait.held_s == 6.0
 
 
 @virtually
@@ -76,7 +76,7 @@ async def test_it_does_not_wait_for_a_limit_that_takes_nothing_in_its_time() -> 
         wait = wait_for(A)
         wait.hold(ONE, stated_at_s)
         assert wait.is_over is is_over
-        assert wait.client_request.held_s == 0.0
+        assert wait.client_request.limit_wait.held_s == 0.0
         wait.end()
 
 
@@ -93,7 +93,7 @@ async def test_a_client_that_has_left_is_held_by_nothing() -> None:
     wait.end()
     wait.hold(ONE, 0.0)
     assert not wait.held
-    assert not wait.client_request.is_held
+    assert not wait.client_request.limit_wait.is_held
     await asyncio.sleep(20)
     assert wait.given_up is None
 
@@ -108,7 +108,7 @@ async def test_a_client_that_leaves_while_it_is_held_has_waited_so_long_and_give
     assert list(wait.held) == [ONE]
     wait.release(ONE)
     await asyncio.sleep(20)
-    assert (wait.given_up, wait.client_request.held_s) == (None, 2.0)
+    assert (wait.given_up, wait.client_request.limit_wait.held_s) == (None, 2.0)
 
 
 @virtually

@@ -17,7 +17,7 @@ A, B = b"a" * 32, b"b" * 32
 
 def client(flights: Flights[Any], *keys: bytes, until_s: float = 60.0) -> tuple[FetchRequest, ClientWait]:
     client_request = client_request_for([key.hex() for key in keys], list(keys), origin=origin_of(FakeClient()))
-    client_request.held_until_s = until_s
+    client_request.limit_wait.deadline_s = until_s
     client_request._lane_name = ("upstream", b"credential", b"model")
     request = FetchRequest(client_request, list(keys), Policy(0.0))
     return request, ClientWait(client_request, flights.claim(keys))
@@ -38,12 +38,12 @@ async def test_of_two_requests_for_one_key_each_has_its_own_followers() -> None:
     held.hold(alone, 0.0)
     await asyncio.sleep(2)
     held.release(alone)
-    assert follower.client_request.is_held
+    assert follower.client_request.limit_wait.is_held
     await asyncio.sleep(3)
     held.release(shared)
-    assert not follower.client_request.is_held
-    assert follower.client_request.held_s == 5
-    assert alone.wait.client_request.held_s == 2
+    assert not follower.client_request.limit_wait.is_held
+    assert follower.client_request.limit_wait.held_s == 5
+    assert alone.wait.client_request.limit_wait.held_s == 2
     held.unfollow(follower)
     assert repr(held) == "<HeldKeys 0 held, 0 followed>"
 
@@ -77,7 +77,7 @@ async def test_a_client_gives_up_when_its_patience_ends_while_something_is_held(
     assert not ended.done()
     held.hold(waiting, 0.0)  # it was refused again
     assert await ended is False
-    assert (follower.given_up, follower.client_request.held_s) == (waiting, 6)
+    assert (follower.given_up, follower.client_request.limit_wait.held_s) == (waiting, 6)
 
 
 @virtually

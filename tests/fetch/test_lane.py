@@ -10,6 +10,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.lane import Lane, Lanes
+from proxy.fetch.limit_wait import LimitWait
 from proxy.fetch.outcomes import EmbedResult, ErrorResponse
 from proxy.fetch.request import FetchRequest, Policy
 from proxy.fetch.singleflight import Flights
@@ -67,7 +68,7 @@ def waiting(
     keys = [name.encode().ljust(32) for name in names]
     client_request = client_request_for(list(names), keys, origin=origin_of(FakeClient()), **more)
     client_request.reservation = BODIES.reserve(Tenant(tenant.encode()))
-    client_request.urgency, client_request.began_s = urgency, began_s
+    client_request.limit_wait = LimitWait(urgency, began_s)
     request = FetchRequest(client_request, keys, Policy(0.0, may_merge=may_merge))
     wait = ClientWait(client_request, Flights[Any]().claim(keys))
     return Waiting(request, wait, asyncio.get_running_loop().create_future(), 0.0)
@@ -263,7 +264,7 @@ async def test_a_request_waits_since_its_client_came() -> None:
     lane.queued(waiting("old", urgency=4, began_s=-20.0, dimensions=1))
     for number in range(4):
         lane.queued(waiting(str(number), urgency=0, dimensions=2 + number))
-    taken = [lane.queue.take(0.0, lambda _one: True)[0].request.client_request.urgency for _ in range(4)]
+    taken = [lane.queue.take(0.0, lambda _one: True)[0].request.client_request.limit_wait.urgency for _ in range(4)]
     assert taken == [0, 0, 0, 4]  # one of four is for those that have waited for long
 
 

@@ -125,16 +125,6 @@ def test_a_long_model_takes_no_more_memory_than_a_short_one(model: str, is_hashe
     assert (name != model.encode()) is is_hashed
 
 
-def test_waiting_for_a_limit_adds_up() -> None:
-    asked = client_request_for(["x"], [A])
-    asked.hold(1.0)
-    assert asked.is_held
-    asked.release(3.0)
-    asked.hold(10.0)
-    asked.release(10.5)
-    assert (asked.is_held, asked.held_s) == (False, 2.5)
-
-
 def test_of_equal_keys_the_first_item_counts() -> None:
     asked = client_request_for(["x", "first", "second"], [A, B, B])
     assert asked.items([B, A]) == ["first", "x"]
@@ -154,7 +144,7 @@ def test_a_request_like_another_has_its_own_items_and_field_values() -> None:
     assert (first.headers["X-Request-Id"], first.received["X-Request-Id"]) == ("1", "1")
     assert (other.group, other.lane_name) == (first.group, first.lane_name)
     assert other.scope_fingerprint == first.scope_fingerprint
-    assert not other.is_held
+    assert other.limit_wait is not first.limit_wait
     assert other.credential_id == CredentialId(b"tenant", b"credentials")
 
 
