@@ -1,4 +1,4 @@
-"""A circuit breaker: stop calling a dependency that fails, and probe it with one call at a time."""
+"""A circuit breaker: stop calling a dependency that fails, and probe it with one call at a time (pure)."""
 
 from collections.abc import Callable
 from enum import Enum

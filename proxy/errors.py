@@ -1,4 +1,4 @@
-"""Errors that the proxy itself generates, each with what a client or an operator needs to act on it."""
+"""Errors that the proxy itself generates, each with what a client or an operator needs to act on it (pure)."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, Self

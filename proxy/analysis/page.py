@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else, in light and dark (pure)."""
+"""The report as one HTML page that needs nothing else, in light and dark."""
 
 from html import escape
 

@@ -1,4 +1,4 @@
-"""The result of an analysis (pure). Its JSON is an interface: names are kept, and new ones may be added."""
+"""The result of an analysis. Its JSON is an interface: names are kept, and new ones may be added."""
 
 from msgspec import Struct
 

@@ -1,4 +1,4 @@
-"""The report as titled tables of texts, which the terminal and the HTML page show alike (pure)."""
+"""The report as titled tables of texts, which the terminal and the HTML page show alike."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""The results of the commands `cache …` as text and as JSON (pure)."""
+"""The results of the commands `cache …` as text and as JSON."""
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Paths of files as operators write them. Nothing here opens a file."""
+"""Paths of files as operators write them (pure). Nothing here opens a file."""
 
 from pathlib import Path
 

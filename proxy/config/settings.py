@@ -1,4 +1,4 @@
-"""Settings: frozen and typed, with the units in their names."""
+"""Settings: frozen and typed, with the units in their names (pure)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

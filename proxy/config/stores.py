@@ -1,4 +1,4 @@
-"""The store and its size as operators write them. Nothing here opens a store."""
+"""The store and its size as operators write them (pure). Nothing here opens a store."""
 
 from proxy.cache.redis import redis_url
 from proxy.config.paths import expanded

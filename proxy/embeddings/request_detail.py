@@ -1,4 +1,4 @@
-"""How a request was understood, as far as it may be shown (pure)."""
+"""How a request was understood, as far as it may be shown."""
 
 from proxy.embeddings.reader import BypassedRequest
 from proxy.fetch.request import ClientRequest

@@ -1,4 +1,4 @@
-"""What a store has of a request's items, and what the proxy would make of it (pure)."""
+"""What a store has of a request's items, and what the proxy would make of it."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime

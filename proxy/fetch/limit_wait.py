@@ -1,4 +1,4 @@
-"""A client request's wait for its upstream's rate limit."""
+"""A client request's wait for its upstream's rate limit (pure)."""
 
 from msgspec import Struct
 

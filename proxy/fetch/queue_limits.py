@@ -1,4 +1,4 @@
-"""How much may wait for the upstream: items and bytes, shared fairly among tenants (pure)."""
+"""How much may wait for the upstream: items and bytes, shared fairly among tenants."""
 
 from proxy.capacity import SharedCapacity
 from proxy.errors import Overloaded

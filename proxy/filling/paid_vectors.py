@@ -1,4 +1,4 @@
-"""Vectors of files as the proxy would have stored them from the upstream's response (pure)."""
+"""Vectors of files as the proxy would have stored them from the upstream's response."""
 
 from collections.abc import Sequence
 from typing import Any

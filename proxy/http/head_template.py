@@ -1,4 +1,4 @@
-"""Request heads that differ only in Content-Length and in the IDs of one request. No I/O.
+"""Request heads that differ only in Content-Length and in the IDs of one request (pure).
 
 Clients send the same header fields with every request, except these. If the parser has accepted one such head, it would
 read all others in the same way: the bytes between the values are the same, and no value has a character that could end

@@ -1,4 +1,4 @@
-"""The raw bytes of the request that a connection receives, and the boundaries between requests. No I/O.
+"""The raw bytes of the request that a connection receives, and the boundaries between requests (pure).
 
 A request without Transfer-Encoding ends after its head and Content-Length bytes (RFC 9112 §6.3).
 """

@@ -1,4 +1,4 @@
-"""How long a connection may wait for its client. Times are the caller's, in seconds.
+"""How long a connection may wait for its client (pure). Times are the caller's, in seconds.
 
 aiohttp waits forever for a head, so a client that opens connections and sends nothing could occupy all of them.
 """
