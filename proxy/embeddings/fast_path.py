@@ -23,7 +23,9 @@ from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.sighting import ID_NAMES, IDS, PERSONAL, Sighting, is_plain, is_repeatable
 from proxy.fetch.request import ClientRequest
-from proxy.http.connection import MAX_PENDING_BYTES, Connection
+from proxy.http.connection import Connection
+from proxy.http.long_response import LongResponse, Response
+from proxy.http.pending_bytes import MAX_PENDING_BYTES
 from proxy.http.recorder import HEAD_END, MAX_WHOLE_BYTES, head_of
 from proxy.ledger.hitless import Hitless
 from proxy.ledger.row import Row
@@ -33,6 +35,7 @@ from proxy.telemetry.metrics import Metrics
 # For a larger request the head is looked up first, since a MAC of the whole costs more.
 _SMALL_BYTES = 2 * 1024
 _MAX_BODY_BYTES = 4 * 1024**2
+_MANY_ITEMS = 128  # recognizing so many and looking them up takes a turn
 
 
 class FastPath:
@@ -150,7 +153,7 @@ class FastPath:
         """
         return self._find_by_head(sent, connection, began_s) or self._find_repeated(sent, began_s)
 
-    def response(self, hit: FastPathHit, request_id: str) -> list[bytes]:
+    def response(self, hit: FastPathHit, request_id: str) -> Response | LongResponse:
         """The response to a request that was found by its bytes, in parts. The request is counted."""
         cors = hit.known.origin.cors.hit_header_lines()
         known, memory = hit.known, hit.from_memory
@@ -159,11 +162,10 @@ class FastPath:
         )
 
     async def look_up(self, recognized: RecognizedRequest, connection: Connection) -> FastPathHit | FastPathMiss | None:
-        """Look the items of a request up that are not all in memory. None if it has to be parsed.
-
-        If there is no store, there is no await in here.
-        """
+        """Look the items of a request up that are many, or not all in memory. None if it has to be parsed."""
         known = recognized.known
+        if len(known.spec.keys) > _MANY_ITEMS:
+            await turns.turn()
         cutoff_s = self._cache.freshness_cutoff_s(None)
         found = await look_up_in_store(self._cache, known.spec.keys, recognized.in_memory, min_stored_at_s=cutoff_s)
         if not self._may_serve(known):
@@ -192,7 +194,7 @@ class FastPath:
             connection.known_head = None  # it has to be parsed, and perhaps others like it
             return None
         found = recognized.in_memory
-        if not _is_hit(known, found):
+        if len(known.spec.keys) > _MANY_ITEMS or not _is_hit(known, found):
             return recognized
         if self._is_large(known, found):
             self._parse_from(known, connection)

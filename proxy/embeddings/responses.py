@@ -6,17 +6,18 @@ from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
 
-from aiohttp.helpers import rfc822_formatted_time
-from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.web import StreamResponse
 from multidict import CIMultiDict
 
-from proxy.cache.entry import Entry, base64_texts, generated_base64
+from proxy.cache.entry import Entry, base64_texts
 from proxy.cache.memory import Memory
-from proxy.embeddings.cache_headers import CACHE_NAME, add_cache_headers, cache_headers, detail_of
+from proxy.embeddings import base64_body
+from proxy.embeddings.cache_headers import add_cache_headers, cache_headers, detail_of
+from proxy.embeddings.hit_head import head
 from proxy.errors import ResponseTooLarge
 from proxy.fetch.outcomes import EmbedResult, usage_of
 from proxy.fetch.result import FetchResult
+from proxy.http.long_response import LongResponse, Response
 from proxy.http.plain_response import AssembledResponse
 from proxy.http.streamed import Streamed
 from proxy.labels import ItemResult
@@ -29,9 +30,11 @@ from proxy.reservation import MemoryReservation
 from proxy.telemetry.metrics import Metrics
 
 _MANY_ITEMS, _MAX_BODY_BYTES = 2048, 512 * 1024**2
-# A larger body is streamed. A smaller one is written at once, which is faster. A client that does not read its response
-# ties up no more memory than that: a connection serves no further request before the last response has been read.
+# A larger body is streamed, or written in turns. A smaller one is written at once, which is faster. A client that does
+# not read its response ties up no more memory than that: a connection serves no further request before the last
+# response has been read.
 LARGE_BYTES = 1024**2
+MAX_LONG_BYTES = 4 * LARGE_BYTES  # of a body that is written in turns; its length must be known, so it is base64
 _FEW_NUMBERS = LARGE_BYTES // 32  # a number takes less than 32 bytes in any encoding
 _NOTHING: Mapping[Any, Any] = {}
 _MAX_MODEL_LENGTH = 256  # of a name in an end of body that is kept
@@ -72,8 +75,9 @@ class ResponseBuilder:
         return AssembledResponse(self._body(spec, found, end), headers=extra)
 
     def is_large(self, spec: ResponseSpec, found: dict[bytes, Entry]) -> bool:
-        """Whether `bytes_of_hit` would be too large to be written at once. Raises `ResponseTooLarge`."""
-        return self._size_bytes(spec, found) > LARGE_BYTES
+        """Whether the response is too large for `bytes_of_hit`. Raises `ResponseTooLarge`."""
+        limit_bytes = MAX_LONG_BYTES if spec.encoding is Encoding.BASE64 else LARGE_BYTES
+        return self._size_bytes(spec, found) > limit_bytes
 
     def bytes_of_hit(
         self,
@@ -84,20 +88,18 @@ class ResponseBuilder:
         from_memory: int,
         request_id: str,
         cors: str,
-    ) -> list[bytes]:
+    ) -> Response | LongResponse:
         """What aiohttp would write for a `hit` that is not large, in parts. ``cors`` are whole lines of the head, or
         "". The request is counted, in its client's ``row`` as well."""
         keys = spec.keys
-        saved = sum([found[key].tokens for key in keys])
-        body = self._body(spec, found, self._end(spec, found, _NO_USAGE, saved))
-        detail = f"; detail={detail_of(spec)}" if spec.is_keyed_whole else ""
-        head = (
-            f"HTTP/1.1 200 OK\r\nX-Cache: HIT\r\nCache-Status: {CACHE_NAME}; hit{detail}\r\n"
-            f"X-Cache-Saved-Tokens: {saved}\r\nContent-Type: application/json\r\n{cors}X-Request-Id: {request_id}\r\n"
-            f"Content-Length: {sum(map(len, body))}\r\nDate: {rfc822_formatted_time()}\r\n"
-            f"Server: {SERVER_SOFTWARE}\r\n\r\n"
-        )
-        body.insert(0, head.encode())
+        ordered = [found[key] for key in keys]
+        saved = sum([entry.tokens for entry in ordered])
+        end = self._end(spec, found, _NO_USAGE, saved)
+        is_long = len(keys) > 1 and self._size_bytes(spec, found) > LARGE_BYTES
+        body = [] if is_long else self._ordered_body(spec, ordered, end)
+        length = base64_body.length_bytes(ordered, end) if is_long else sum(map(len, body))
+        detail = detail_of(spec) if spec.is_keyed_whole else ""
+        body.insert(0, head(length=length, saved=saved, detail=detail, cors=cors, request_id=request_id))
         self._metrics.of_model(spec.model).count_hit(
             items=len(keys), distinct=len(found), from_memory=from_memory, saved=saved
         )
@@ -107,7 +109,7 @@ class ResponseBuilder:
         if from_memory < len(keys):
             row.duplicates += len(keys) - len(found)
             row.from_store += len(found) - from_memory
-        return body
+        return LongResponse(body, base64_body.in_turns(ordered, end)) if is_long else body
 
     def fetched(
         self,
@@ -181,13 +183,11 @@ class ResponseBuilder:
         headers: CIMultiDict[str],
         status: int = HTTPStatus.OK,
     ) -> Streamed:
-        if is_base64 := spec.encoding is Encoding.BASE64:
+        if spec.encoding is Encoding.BASE64:
             ordered = [entries[key] for key in spec.keys]
-            length = embedding_response.base64_length([entry.source.base64_length for entry in ordered], end)
-            texts = generated_base64(ordered)
+            length, parts = base64_body.length_bytes(ordered, end), base64_body.parts(ordered, end)
         else:
-            length, texts = None, self._numbers(spec, entries)
-        parts = embedding_response.stream_parts(texts, len(spec.keys), end, are_base64=is_base64)
+            length, parts = None, embedding_response.stream_parts(self._numbers(spec, entries), len(spec.keys), end)
         return Streamed(parts, length=length, status=status, headers=headers)
 
     def _numbers(self, spec: ResponseSpec, entries: dict[bytes, Entry]) -> Iterator[bytes]:
@@ -207,18 +207,26 @@ class ResponseBuilder:
         unusable: Mapping[bytes, bytes] = _NOTHING,
     ) -> list[bytes]:
         """A body in parts; ``unusable`` is in place of embeddings."""
+        if not unusable:
+            return self._ordered_body(spec, [entries[key] for key in spec.keys], end)
         began_s = time.perf_counter()
-        text = self._memory.text
-        encoding = spec.encoding
-        is_base64 = encoding is Encoding.BASE64
-        if unusable:
-            quote = b'"' if is_base64 else b""
-            texts = [unusable.get(key) or quote + text(key, entries[key], encoding) + quote for key in spec.keys]
-        elif is_base64:
-            texts = base64_texts([entries[key] for key in spec.keys])
+        text, encoding = self._memory.text, spec.encoding
+        quote = b'"' if encoding is Encoding.BASE64 else b""
+        texts = [unusable.get(key) or quote + text(key, entries[key], encoding) + quote for key in spec.keys]
+        parts = embedding_response.parts(texts, end)
+        self._assemble_seconds.observe(time.perf_counter() - began_s)
+        return parts
+
+    def _ordered_body(self, spec: ResponseSpec, entries: list[Entry], end: bytes) -> list[bytes]:
+        """The same from the entries of the items, in input order."""
+        began_s = time.perf_counter()
+        is_base64 = spec.encoding is Encoding.BASE64
+        if is_base64:
+            texts = base64_texts(entries)
         else:
-            texts = [text(key, entries[key], encoding) for key in spec.keys]
-        parts = embedding_response.parts(texts, end, are_base64=is_base64 and not unusable)
+            text = self._memory.text
+            texts = [text(key, entry, spec.encoding) for key, entry in zip(spec.keys, entries, strict=True)]
+        parts = embedding_response.parts(texts, end, are_base64=is_base64)
         self._assemble_seconds.observe(time.perf_counter() - began_s)
         return parts
 

@@ -208,7 +208,7 @@ class EmbeddingsRoute:
     async def respond_unparsed(self, exchange: Exchange, miss: FastPathMiss) -> StreamResponse:
         """The response to a request that was not parsed. Raises `ProxyError`."""
         progress, reservation, recognized = exchange.progress, exchange.reservation, miss.recognized
-        sent = self._bodies.received(recognized.body, reservation)
+        sent = await self._bodies.received(recognized.body, reservation)
         client_request = self._reader.recognized(recognized.client_request, sent, reservation, progress.span)
         progress.origin = client_request.origin
         known_body = recognized.known_body

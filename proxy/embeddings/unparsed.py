@@ -30,7 +30,8 @@ from proxy.embeddings.request_log import RequestLog
 from proxy.embeddings.response_head import finish_head
 from proxy.embeddings.route import EmbeddingsRoute
 from proxy.errors import CLIENT_LEFT
-from proxy.http.connection import Connection, Response, ResponseLater
+from proxy.http.connection import Connection, ResponseLater
+from proxy.http.long_response import LongResponse, Response
 from proxy.http.plain_response import parts_of
 from proxy.telemetry.access_log import RequestIds, trace_id
 from proxy.telemetry.tracing import EMBEDDINGS_ROUTE, Traces
@@ -66,7 +67,7 @@ class UnparsedRequests:
         """Whether these bytes are the head of a request that `handle_bytes` may respond to once its body is here."""
         return self._fast_path.begins(sent)
 
-    def handle_bytes(self, sent: bytes, connection: Connection) -> Response | ResponseLater | None:
+    def handle_bytes(self, sent: bytes, connection: Connection) -> Response | LongResponse | ResponseLater | None:
         """The response to a request whose bytes or whose head are those of an earlier one; None: it must be parsed."""
         if self._is_draining():
             return None
@@ -82,8 +83,8 @@ class UnparsedRequests:
 
     async def _look_up(
         self, recognized: RecognizedRequest, connection: Connection, started_s: float
-    ) -> Response | None:
-        """The same for items that are not all in memory."""
+    ) -> Response | LongResponse | None:
+        """The same for items that are many, or not all in memory."""
         try:
             found = await self._fast_path.look_up(recognized, connection)
             if isinstance(found, FastPathMiss):
@@ -93,7 +94,7 @@ class UnparsedRequests:
             _log.exception("unexpected error in the fast path")
             return None
 
-    def _hit(self, hit: FastPathHit, connection: Connection, started_s: float) -> Response:
+    def _hit(self, hit: FastPathHit, connection: Connection, started_s: float) -> Response | LongResponse:
         request_id = self._ids.of(hit.fields.get("x-request-id"))
         response = self._fast_path.response(hit, request_id)
         connection.tenant = hit.known.tenant

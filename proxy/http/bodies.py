@@ -82,13 +82,16 @@ class BodyReader:
         finally:
             _free(body)
 
-    def received(self, body: bytes, reservation: MemoryReservation) -> Body:
+    async def received(self, body: bytes, reservation: MemoryReservation) -> Body:
         """Check a short body, received without being parsed, against the limits of `read`, and reserve the memory for
         it and for parsing it. Raises `ProxyError`."""
         if len(body) > self._max_bytes:
             raise self._too_large()
         structure = Structure()
-        finish(_count(structure, body))
+        if len(body) <= _SMALL_BYTES:
+            finish(_count(structure, body))
+        else:
+            await turns.run(_count(structure, body))
         reservation.take(len(body) + structure.objects_bytes)
         return Body(body, structure)
 

@@ -14,36 +14,31 @@ from proxy.http import malformed
 from proxy.http.begun_response import BegunResponse
 from proxy.http.error_responses import error_response
 from proxy.http.head_template import HeadTemplate
-from proxy.http.limited_connection import ConnectionContext, LimitedConnection
+from proxy.http.limited_connection import ConnectionContext
 from proxy.http.liveness import HalfClosed
+from proxy.http.long_response import LongResponse, Response, WritingConnection
+from proxy.http.pending_bytes import MAX_PENDING_BYTES, PendingBytes
 from proxy.http.recorder import HEAD_END, RequestRecorder
 from proxy.http.upgrade import UpgradeHandler
 
 _log = logging.getLogger(__name__)
 
-_FEW_PARTS, _SMALL_BYTES = 16, 64 * 1024
-# The longest request that is not parsed. The proxy reserves memory for a longer one as it arrives.
-MAX_PENDING_BYTES = 64 * 1024
-
-Response = list[bytes]  # in parts
 # A coroutine that may be cancelled until it sets `Connection.begun`. If it is cancelled or returns None, the request is
 # parsed.
-ResponseLater = Coroutine[Any, Any, Response | None]
+ResponseLater = Coroutine[Any, Any, Response | LongResponse | None]
 
 
 class BytesHandler(Protocol):
     """Responds to requests by their raw bytes."""
 
-    def handle_bytes(self, sent: bytes, connection: "Connection") -> Response | ResponseLater | None:
+    def handle_bytes(self, sent: bytes, connection: "Connection") -> Response | LongResponse | ResponseLater | None:
         """The response to a request of exactly these bytes; None: it must be parsed. Sets the connection's tenant."""
-        ...
 
     def knows_head(self, sent: bytes) -> bool:
         """Whether these bytes are the head of a request that `handle_bytes` may respond to once its body is here."""
-        ...
 
 
-class Connection(LimitedConnection):
+class Connection(WritingConnection):
     """A connection whose bytes may be responded to before they are parsed.
 
     At a request boundary, while no response is due, bytes go to the `BytesHandler` first. It responds to a complete
@@ -65,8 +60,8 @@ class Connection(LimitedConnection):
         self._bytes_handler = bytes_handler
         self._recorder = RequestRecorder()
         self._early = b""  # bytes that arrived before aiohttp was idle again
-        self._pending = b""  # bytes that the parser has not got: a head, maybe part of its body, or a request
-        self._response: asyncio.Task[Response | None] | None = None  # to the pending request
+        self._pending: PendingBytes | None = None
+        self._response: asyncio.Task[Response | LongResponse | None] | None = None  # to the pending request
         # The response to that request once it has begun, until its handler takes it. A `ResponseLater` sets this.
         self.begun: BegunResponse | None = None
         self.known_head: HeadTemplate | None = None  # of requests that `BytesHandler` may respond to; it sets this
@@ -75,7 +70,7 @@ class Connection(LimitedConnection):
 
     @property
     def is_busy(self) -> bool:
-        return self._request is not None or self.begun is not None
+        return self._request is not None or self.begun is not None or self._rest is not None
 
     def take_begun(self) -> BegunResponse | None:
         """The response that the current request began before it was parsed, or None. It can be taken once, and the
@@ -117,65 +112,75 @@ class Connection(LimitedConnection):
         if self._upgrade_handler is not None:
             self._upgrade_handler.feed_data(data)
             return
+        if self._rest is not None:
+            self.finish_writing()
         handler = self._bytes_handler
-        if handler is not None and self._recorder.at_boundary and self.is_idle and self._response is None:
-            sent = self._pending + data
-            response = handler.handle_bytes(sent, self)
-            if isinstance(response, list):
-                self._pending = b""
-                self._respond(response)
-                return
-            if response is not None:
-                self._pending = sent
-                self._response = self._context.loop.create_task(response)
-                self._response.add_done_callback(self._pending_ended)
-                return
-            if not self._pending and self._begins_known(data, handler):
-                self._time_head(data)
-                self._pending = data
-                return
-        self.parse_pending()
-        self._parse(data)
+        is_next = self._recorder.at_boundary and self.is_idle and self._response is None
+        if handler is None or not (is_next and self._respond_unparsed(data, handler)):
+            self.parse_pending()
+            self._parse(data)
 
-    def _pending_ended(self, task: "asyncio.Task[Response | None]") -> None:
+    def _respond_unparsed(self, data: bytes, handler: BytesHandler) -> bool:
+        """Respond to a request that ends with ``data``, or wait for the rest of it. False if it has to be parsed."""
+        sent, pending = data, self._pending
+        if pending is not None:
+            if pending.add(data):
+                return True
+            sent = pending.followed_by(data)
+        response = handler.handle_bytes(sent, self)
+        if response is not None:
+            self._take_pending()
+        elif pending is not None or not self._keep_beginning(data, handler):
+            return False
+        if isinstance(response, (list, LongResponse)):
+            self.respond(response)
+        elif response is not None:
+            self._pending = PendingBytes(sent)
+            self._response = self._context.loop.create_task(response)
+            self._response.add_done_callback(self._pending_ended)
+        else:
+            self._time_head(data)
+        return True
+
+    def _pending_ended(self, task: "asyncio.Task[Response | LongResponse | None]") -> None:
         if task is self._response:
             self.parse_pending()
 
-    def _respond(self, response: Response) -> None:
-        self._timer.request_ended(self._now())
-        if self.transport is not None:
-            # Joining large or many parts would copy all of them, but writing a few small ones separately takes longer.
-            if len(response) <= _FEW_PARTS and len(response[-1]) <= _SMALL_BYTES:
-                self.transport.write(b"".join(response))
-            else:
-                self.transport.writelines(response)
+    def _keep_beginning(self, sent: bytes, handler: BytesHandler) -> bool:
+        """Keep what begins a request that may get its response without the parser once the rest arrives."""
+        head = self.known_head and self.known_head.match(sent)
+        size = head.size_bytes + head.body_bytes if head else 0
+        if len(sent) < size <= MAX_PENDING_BYTES:
+            self._pending = PendingBytes.beginning(sent, size, self.reservation())
+        if self._pending is None and sent.endswith(HEAD_END) and handler.knows_head(sent):
+            self._pending = PendingBytes(sent)
+        return self._pending is not None
 
-    def _begins_known(self, sent: bytes, handler: BytesHandler) -> bool:
-        """Whether ``sent`` begins a request that may get its response without the parser once the rest arrives."""
-        head = None if self.known_head is None else self.known_head.match(sent)
-        if head is not None and len(sent) < head.size_bytes + head.body_bytes <= MAX_PENDING_BYTES:
-            return True
-        return sent.endswith(HEAD_END) and handler.knows_head(sent)
+    def _take_pending(self) -> bytes:
+        """The pending bytes. They are pending no more."""
+        pending, self._pending = self._pending, None
+        return b"" if pending is None else pending.take()
 
     def parse_pending(self) -> None:
         """Write the response to the pending request if it is ready; otherwise pass its bytes to the parser.
 
         They go in a call of their own: on an error, the parser drops all bytes of the same call.
         """
+        self.finish_writing()
         response = self._take_response()
-        pending, self._pending, self._early = self._pending or self._early, b"", b""
+        pending, self._early = self._take_pending() or self._early, b""
         if response is not None:
-            self._respond(response)
+            self.respond(response)
         elif pending:
             if self.begun is not None:
                 self.begun.hand_over()
             self._parse(pending)
 
     def parse_overdue(self) -> None:
-        if self.begun is None:
+        if self.begun is None and self._rest is None:
             self.parse_pending()
 
-    def _take_response(self) -> Response | None:
+    def _take_response(self) -> Response | LongResponse | None:
         """The response to the pending request if it is ready, because the request has been counted by then. Otherwise
         cancel the task that makes it, unless the response has begun."""
         task, self._response = self._response, None
@@ -268,7 +273,7 @@ class Connection(LimitedConnection):
 
     def eof_received(self) -> bool | None:  # type: ignore[override] # as in the base
         """The client has closed its side. Returns whether the connection stays open for responses."""
-        if self._response is not None or self._early:
+        if self._response is not None or self._early or self._rest is not None:
             self.parse_pending()
         if self._upgrade_handler is None or self._lingering is not None:
             return super().eof_received()
@@ -290,5 +295,6 @@ class Connection(LimitedConnection):
         begun = self.take_begun()
         if begun is not None:
             begun.abandon()
-        self._pending = self._early = b""
+        self._take_pending()
+        self._early = b""
         super().connection_lost(exc)

@@ -105,15 +105,27 @@ class LimitedConnection(AiohttpConnection):
     def pause_writing(self) -> None:
         """The write buffer is full. Until the client has read from it, the connection serves no further request."""
         super().pause_writing()
-        if self.tenant is None or self._transport is None or self._context.reserve is None:
+        self.reserve_unread()
+
+    def reserve_unread(self) -> None:
+        """Reserve the memory of what the client has not read, or close the connection if there is no room for it."""
+        self._release_write_reservation()
+        reservation = self.reservation()
+        if reservation is None or self._transport is None:
             return
-        reservation, size = self._context.reserve(self.tenant), self._transport.get_write_buffer_size()
+        size = self._transport.get_write_buffer_size()
         try:
             reservation.take(size)
         except Overloaded:
             self._transport.abort()
         else:
             self._write_reservation = reservation, size
+
+    def reservation(self) -> Reservation | None:
+        """For memory of the current request's tenant."""
+        if self.tenant is None or self._context.reserve is None:
+            return None
+        return self._context.reserve(self.tenant)
 
     def resume_writing(self) -> None:
         self._release_write_reservation()

@@ -20,7 +20,8 @@ from proxy.embeddings.progress import Progress
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.route import EmbeddingsRoute
 from proxy.http import timeouts
-from proxy.http.connection import Connection, Response, ResponseLater
+from proxy.http.connection import Connection, ResponseLater
+from proxy.http.long_response import LongResponse, Response
 from proxy.http.server import Server
 from tests.conftest import StartProxy
 from tests.embeddings.test_request_memo import counters
@@ -207,7 +208,7 @@ async def test_a_failure_is_an_error_of_the_proxys_as_any_other(
     client: Client, parsed: Parsed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     await known(client, parsed)
-    monkeypatch.setattr(ResponseBuilder, "_body", lambda *_: 1 / 0)
+    monkeypatch.setattr(ResponseBuilder, "_ordered_body", lambda *_: 1 / 0)
     async with wire(client) as line:
         answer = await line.ask(request())
     assert answer.startswith(b"HTTP/1.1 500 ")
@@ -417,7 +418,7 @@ class Knows:
     def __init__(self) -> None:
         self.count = 0
 
-    def handle_bytes(self, sent: bytes, _: Connection) -> Response | ResponseLater | None:
+    def handle_bytes(self, sent: bytes, _: Connection) -> Response | LongResponse | ResponseLater | None:
         answer = KNOWN.get(sent)
         self.count += answer is not None
         return None if answer is None else [answer[:10], answer[10:]]

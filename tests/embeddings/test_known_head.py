@@ -3,7 +3,7 @@
 import asyncio
 import random
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -20,8 +20,10 @@ from proxy.cache.cache import Cache
 from proxy.config.settings import StoreSetting, UpstreamSetting
 from proxy.embeddings import known_head
 from proxy.embeddings.reader import Reader
-from proxy.http.connection import Connection, Response, ResponseLater
+from proxy.errors import Overloaded
+from proxy.http.connection import Connection, ResponseLater
 from proxy.http.head_template import HeadTemplate
+from proxy.http.long_response import LongResponse, Response
 from proxy.protocol.providers import PROVIDERS
 from tests.conftest import StartProxy
 from tests.embeddings.test_fast_path import (
@@ -31,6 +33,7 @@ from tests.embeddings.test_fast_path import (
     Parsed,
     Wire,
     echo,
+    post,
     request,
     said,
     settled,
@@ -86,9 +89,9 @@ async def test_other_texts_are_not_parsed(client: Client, parsed: Parsed) -> Non
         assert parsed.count == before
 
 
-async def in_pieces(line: Wire, sent: bytes) -> bytes:
-    """The response to a request that is parsed, because it arrives in three pieces."""
-    return await line.ask(sent[:-2], sent[-2:-1], sent[-1:])
+async def after_an_empty_line(line: Wire, sent: bytes) -> bytes:
+    """The response to a request that is parsed, because an empty line comes before it."""
+    return await line.ask(b"\r\n" + sent)
 
 
 TEXTS = ["c", "d", "é", "\U0001f600", 'a"b', "a:b", "\\", "input", '"input":']
@@ -132,7 +135,7 @@ async def test_the_response_is_that_of_a_parsed_request(
             before = parsed.count
             first = await whole.ask(sent)
             unparsed += parsed.count == before
-            second = await in_pieces(cut, sent)
+            second = await after_an_empty_line(cut, sent)
             if b"X-Cache: HIT" in first:
                 assert without_id(second) == without_id(first), sent
                 assert re.findall(rb"X-Request-Id: i\r", first) == re.findall(rb"X-Request-Id: i\r", second)
@@ -148,10 +151,10 @@ async def test_it_is_counted_and_logged_the_same(start_proxy: StartProxy, parsed
     async with wire(client) as line:
         await known(line, client)
         before = parsed.count
-        for cut in (True, False):
+        for cut in (False, True):
             earlier = await counters(client)
             sent = request(body(["c", "d", "c"]))
-            await (in_pieces(line, sent) if cut else line.ask(sent))
+            await (after_an_empty_line(line, sent) if cut else line.ask(sent))
             later = await counters(client)
             counted.append({name: value - earlier[name] for name, value in later.items() if value != earlier[name]})
         assert parsed.count == before + 1
@@ -358,17 +361,22 @@ async def test_in_a_new_epoch_a_known_head_is_learnt_anew(start_proxy: StartProx
         assert parsed.count == before
 
 
-async def test_large_responses_are_streamed(client: Client, upstream: ScriptedUpstream, parsed: Parsed) -> None:
+@pytest.mark.parametrize(("items", "are_parsed"), [(96, False), (130, False), (224, True)])
+async def test_large_responses_are_written_in_turns_and_very_large_ones_streamed(
+    client: Client, upstream: ScriptedUpstream, parsed: Parsed, items: int, *, are_parsed: bool
+) -> None:
     upstream.dimensions = 4096
-    async with wire(client) as line:
+    async with wire(client) as line, wire(client) as other:
         await known(line, client)
-        many = ["c", "d"] * 48
+        sent = request(body(["c", "d"] * (items // 2)))
         before = parsed.count
-        for _ in range(2):
-            assert b"X-Cache: HIT" in await line.ask(request(body(many)))
-        assert parsed.count == before + 2
+        answers = [await line.ask(sent) for _ in range(2)]
+        assert parsed.count == before + 2 * are_parsed
+        assert b"X-Cache: HIT" in answers[0]
+        assert {told(answer) for answer in answers} == {told(await after_an_empty_line(other, sent))}
+        before = parsed.count
         assert b"X-Cache: HIT" in await line.ask(request(body(["c", "d"])))
-        assert parsed.count == before + 2
+        assert parsed.count == before
 
 
 async def test_several_bodies_are_known_and_no_more_than_a_few(client: Client, parsed: Parsed) -> None:
@@ -429,7 +437,7 @@ class Learns(Knows):
         self._delays = iter(delays)
         self.is_parser_needed = False  # found out later
 
-    def handle_bytes(self, sent: bytes, connection: Connection) -> Response | ResponseLater | None:
+    def handle_bytes(self, sent: bytes, connection: Connection) -> Response | LongResponse | ResponseLater | None:
         head = None if connection.known_head is None else connection.known_head.match(sent)
         if head is None or head.size_bytes + head.body_bytes != len(sent):
             return None
@@ -475,9 +483,10 @@ REQUESTS = st.one_of(
     st.lists(st.tuples(st.integers(0, 600), st.booleans()), max_size=8),
     st.lists(st.none() | st.integers(0, 40), max_size=4),
     st.booleans(),
+    st.integers(1, 4),
 )
 def test_wherever_a_stream_is_cut_the_responses_are_those_of_the_parser_alone(
-    requests: list[bytes], cuts: list[tuple[int, bool]], delays: list[int | None], is_parser_needed: bool
+    requests: list[bytes], cuts: list[tuple[int, bool]], delays: list[int | None], is_parser_needed: bool, pieces: int
 ) -> None:
     stream = b"".join(requests)
     boundaries = {sum(map(len, requests[:count])) for count in range(len(requests))}
@@ -496,7 +505,7 @@ def test_wherever_a_stream_is_cut_the_responses_are_those_of_the_parser_alone(
                 responses += await Wire(line.reader, line.writer).answer()
             return said(responses)
 
-    learns = Learns(delays)
+    learns = RespondsAtLength(pieces, delays) if pieces > 1 else Learns(delays)
     learns.is_parser_needed = is_parser_needed
     assert asyncio.run(run(learns)) == asyncio.run(run(None))
 
@@ -617,6 +626,167 @@ async def test_nothing_is_done_on_a_lost_connection() -> None:
         assert site.seen == ["/n"]
 
 
+# --- requests in many pieces, and responses in turns
+
+
+async def test_a_request_may_arrive_in_many_pieces() -> None:
+    site = LearningSite(Learns())
+    async with site.line() as line:
+        line.writer.write(numbered(3, "first"))
+        await line.answer()
+        sent = numbered(40, "second")
+        for byte in range(len(sent)):
+            await site.give(sent[byte : byte + 1])
+        # Until the head is complete, it may be any other one.
+        assert (await line.answer()).endswith(b"x" * 40)
+        head = sent.index(b"\r\n\r\n") + 4
+        for start in (0, head + 10, head + 20, head + 30):
+            await site.give(sent[start : head + 10 if start == 0 else start + 10])
+        assert (await line.answer()).endswith(b"x" * 40)
+    assert site.seen == ["/n"] * 2
+
+
+class Reserved:
+    """Memory of which there is room for so many bytes."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.taken: list[int] = []
+
+    def take(self, size: int) -> None:
+        if size > self.room:
+            raise Overloaded("no room")
+        self.room -= size
+        self.taken.append(size)
+
+    def give_back(self, size: int) -> None:
+        self.room += size
+
+
+@pytest.mark.parametrize("room", [10**6, 10**4])
+async def test_memory_for_a_long_request_is_reserved_until_it_is_there(
+    monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    reserved = Reserved(room)
+    monkeypatch.setattr(Connection, "reservation", lambda _: reserved)
+    site = LearningSite(Learns())
+    async with site.line() as line:
+        line.writer.write(numbered(3, "first"))
+        await line.answer()
+        sent = numbered(100_000, "second")
+        await site.give(sent[:50_000])
+        assert (reserved.taken, reserved.room) == (([len(sent)], room - len(sent)) if room > 10**5 else ([], room))
+        await site.give(sent[50_000:])
+        assert (await line.answer()).endswith(b"x" * 100_000)
+        assert reserved.room == room
+    assert site.seen == ["/n"] * (1 if room > 10**5 else 2)
+
+
+class RespondsAtLength(Learns):
+    """Responds to the second request and to those after it in ``pieces``, of which each waits for a turn."""
+
+    def __init__(self, pieces: int, delays: Iterable[int | None] = ()) -> None:
+        super().__init__(delays)
+        self._pieces = pieces
+        self.made = self.left = 0
+
+    def handle_bytes(self, sent: bytes, connection: Connection) -> Response | LongResponse | ResponseLater | None:
+        response = super().handle_bytes(sent, connection)
+        if not isinstance(response, list):
+            return response
+        first, body = response[0][:20], response[0][20:]
+        size = -(-len(body) // self._pieces)
+        pieces = [body[at : at + size] for at in range(0, len(body), size)]
+        self.left = len(pieces)
+        return LongResponse([first], self._rest(pieces))
+
+    def _rest(self, pieces: list[bytes]) -> Iterator[Response]:
+        for piece in pieces:
+            self.made, self.left = self.made + 1, self.left - 1
+            yield [piece]
+
+
+@asynccontextmanager
+async def responding(pieces: int = 20) -> AsyncIterator[tuple[LearningSite, Wire, RespondsAtLength]]:
+    """A connection that has begun to write a response in turns."""
+    knows = RespondsAtLength(pieces)
+    site = LearningSite(knows)
+    async with site.line() as line:
+        line.writer.write(numbered(3, "first"))
+        await line.answer()
+        await settled()
+        site.connection.data_received(numbered(40, "second"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert site.connection.is_busy
+        assert knows.left > 5
+        yield site, line, knows
+
+
+async def test_a_long_response_is_written_in_turns() -> None:
+    async with responding() as (site, line, knows):
+        assert (await line.answer()).endswith(b"/n " + b"x" * 40)
+        await settled()
+        assert not site.connection.is_busy
+        assert knows.left == 0
+        line.writer.write(numbered(50, "third"))
+        assert (await line.answer()).endswith(b"/n " + b"x" * 50)
+    assert site.seen == ["/n"]
+
+
+async def test_a_sweep_leaves_a_long_response_alone() -> None:
+    async with responding() as (site, line, knows):
+        made = knows.made
+        site.time += 10**6
+        site.server.sweep()
+        assert knows.made == made
+        assert (await line.answer()).endswith(b"x" * 40)
+
+
+async def test_another_request_follows_the_whole_long_response() -> None:
+    async with responding() as (site, line, _):
+        site.connection.data_received(post(7))
+        answers = said(await line.answer() + await line.answer())
+        assert answers == [b"/n " + b"x" * 40, b"/7 77777777"]
+
+
+async def test_a_long_response_ends_before_the_server_stops() -> None:
+    async with responding() as (site, line, _):
+        site.server.pre_shutdown()
+        assert (await line.reader.read()).endswith(b"x" * 40)
+
+
+async def test_a_long_response_ends_when_the_client_closes_its_side() -> None:
+    async with responding() as (_, line, _):
+        line.writer.write_eof()
+        assert (await line.reader.read()).endswith(b"x" * 40)
+
+
+async def test_no_more_of_a_long_response_is_made_on_a_lost_connection() -> None:
+    async with responding() as (site, _, knows):
+        assert site.connection.transport is not None
+        site.connection.transport.abort()
+        while site.server.connections:
+            await asyncio.sleep(0)
+        made = knows.made
+        await settled()
+        assert knows.made == made
+        assert knows.left
+
+
+async def test_what_the_client_has_not_read_of_a_long_response_is_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    reserved = Reserved(10**6)
+    monkeypatch.setattr(Connection, "reservation", lambda _: reserved)
+    async with responding() as (site, line, _):
+        connection = site.connection
+        connection.pause_writing()
+        assert (await line.answer()).endswith(b"x" * 40)
+        await settled()
+        assert len(reserved.taken) == 2  # when the client stopped to read, and when all was written
+        connection.resume_writing()
+        assert reserved.room == 10**6
+
+
 # --- items that only the store has
 
 
@@ -638,7 +808,7 @@ async def test_items_are_read_from_the_store_without_parsing(
         asked = len(upstream.calls)
         for given in ("c", ["c", "d", "c"]):
             before, responses, counted = parsed.count, [], []
-            for ask in (line.ask, lambda sent: in_pieces(cut, sent)):
+            for ask in (line.ask, lambda sent: after_an_empty_line(cut, sent)):
                 await forget(stored)
                 earlier = await counters(stored)
                 responses.append(await ask(request(body(given))))

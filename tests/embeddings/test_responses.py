@@ -155,6 +155,7 @@ def test_the_bytes_of_a_hit_are_those_of_a_parsed_one_and_count_the_same(
     expected = parsed.hit(spec, FOUND, from_memory=from_memory)
     row = unparsed.metrics.row("search", "m")
     parts = unparsed.builder.bytes_of_hit(spec, FOUND, row, from_memory=from_memory, request_id="id", cors="X: y\r\n")
+    assert isinstance(parts, list)
     head, _, body = b"".join(parts).partition(b"\r\n\r\n")
     assert body == b"".join(expected.parts)
     status, *fields = head.decode().split("\r\n")
