@@ -1,12 +1,12 @@
 """Embeddings requests that are relayed without caching."""
 
 from collections.abc import Callable
-from functools import partial
 
 from aiohttp.web import BaseRequest, StreamResponse
+from multidict import CIMultiDict
 
 from proxy.access.validations import CREDENTIAL_REFUSALS, CredentialScope, Validations
-from proxy.embeddings.cache_headers import cache_headers
+from proxy.embeddings.cache_headers import add_cache_headers
 from proxy.embeddings.log_once import LogOnce, reason_of
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.reader import BypassedRequest
@@ -50,6 +50,11 @@ class BypassRelay:
         target = origin.target(request.raw_path)
         route = origin.routes.find(target)
         url = route.url if route else origin.routes.embeddings(target)
+
+        def on_head(status: int, fields: CIMultiDict[str]) -> None:
+            add_cache_headers(fields, "BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0)
+            origin.cors.relayed(origin_of(request.headers), status, fields)
+
         with (
             progress.span.calls(model=lambda: self._metrics.label_of(progress.model)) as calls,
             calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=progress.items) as call,
@@ -64,10 +69,9 @@ class BypassRelay:
                 call.outbound(forwarded),
                 request_id=progress.request_id,
                 body=body,
-                extra_headers=cache_headers("BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0),
                 is_draining=self._is_draining,
                 owns_key=bool(origin.key),
-                on_head=partial(origin.cors.relayed, origin_of(request.headers)),
+                on_head=on_head,
                 refuses_key=_refuses_key,
             )
             call.responded(response.status)

@@ -40,7 +40,6 @@ async def relay(
     *,
     request_id: str,
     body: bytes | None = None,
-    extra_headers: CIMultiDict[str] | None = None,
     is_draining: Callable[[], bool],
     owns_key: bool,
     on_head: Callable[[int, CIMultiDict[str]], None],
@@ -48,8 +47,8 @@ async def relay(
 ) -> StreamResponse:
     """Send ``request`` to ``url`` with the header fields ``forwarded``, and stream the response back.
 
-    ``body`` replaces the request's own if that has been read already. ``extra_headers`` are added to the response's,
-    and ``request_id`` if the upstream sent none. If the proxy ``is_draining`` when the response's head arrives, the
+    ``body`` replaces the request's own if that has been read already. The response has ``request_id`` if the upstream
+    sent none. If the proxy ``is_draining`` when the response's head arrives, the
     client's connection is closed after the response. If the proxy ``owns_key``, a refusal of the key becomes the
     proxy's own error, and cookies of the upstream are removed; ``refuses_key`` tells a refusal inside a short success,
     which is read before its head is sent. ``on_head`` is called with the response's status and fields before they are
@@ -78,7 +77,6 @@ async def relay(
         fields = _for_client(response.headers, owns_key=owns_key)
         upstream.relocate(url, fields)
         relayed = StreamResponse(status=response.status, reason=headers.reason_phrase(response.reason), headers=fields)
-        relayed.headers.extend(extra_headers or ())
         on_head(relayed.status, relayed.headers)
         relayed.headers.setdefault("X-Request-Id", request_id)
         if is_draining():

@@ -29,6 +29,17 @@ async def test_the_response_names_the_reason_and_is_not_stored(client: Client, u
         assert upstream.calls[-1].json == STREAM
 
 
+async def test_the_cache_fields_of_another_proxy_behind_this_one_are_replaced(
+    client: Client, upstream: ScriptedUpstream
+) -> None:
+    fields = {"X-Cache": "HIT", "X-Cache-Saved-Tokens": "9", "Cache-Status": "inner; hit"}
+    upstream.reply = lambda _: web.Response(headers=fields)
+    response = await client.post(STREAM)
+    assert response.headers.getall("X-Cache") == ["BYPASS"]
+    assert response.headers.getall("X-Cache-Saved-Tokens") == ["0"]
+    assert response.headers.getall("Cache-Status") == ["inner; hit", "embedding-proxy; fwd=bypass; detail=stream"]
+
+
 async def test_requests_are_counted_by_reason_and_items(client: Client, upstream: ScriptedUpstream) -> None:
     await client.embed("known")  # so that the model has counters of its own
     await client.post(STREAM)
