@@ -1,17 +1,17 @@
 """Embeddings requests that are relayed without caching."""
 
 from collections.abc import Callable
-from functools import partial
 
 from aiohttp.web import BaseRequest, StreamResponse
+from multidict import CIMultiDict
 
 from proxy.access.validations import CREDENTIAL_REFUSALS, CredentialScope, Validations
-from proxy.embeddings.cache_headers import cache_headers
+from proxy.embeddings.cache_headers import add_cache_headers
 from proxy.embeddings.log_once import LogOnce, reason_of
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.reader import BypassedRequest
 from proxy.errors import NotCached
-from proxy.fetch.outcomes import is_success
+from proxy.fetch.outcomes import is_success, status_of
 from proxy.fetch.spending import Spending
 from proxy.labels import ItemResult
 from proxy.passthrough.relay import relay
@@ -19,6 +19,7 @@ from proxy.protocol import headers
 from proxy.protocol.cors import origin_of
 from proxy.protocol.directives import cache_control
 from proxy.telemetry.metrics import Metrics
+from proxy.upstream.client import UpstreamResponse
 
 
 class BypassRelay:
@@ -49,21 +50,29 @@ class BypassRelay:
         target = origin.target(request.raw_path)
         route = origin.routes.find(target)
         url = route.url if route else origin.routes.embeddings(target)
+
+        def on_head(status: int, fields: CIMultiDict[str]) -> None:
+            add_cache_headers(fields, "BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0)
+            origin.cors.relayed(origin_of(request.headers), status, fields)
+
         with (
             progress.span.calls(model=lambda: self._metrics.label_of(progress.model)) as calls,
             calls.call("POST", url, upstream=origin.name, provider=origin.provider.name, items=progress.items) as call,
         ):
+            forwarded = origin.outbound(headers.to_upstream(request.headers))
+            if origin.key:
+                forwarded["Accept-Encoding"] = "identity"  # the beginning of the response is read
             response = await relay(
                 request,
                 origin.client,
                 url,
-                call.outbound(origin.outbound(headers.to_upstream(request.headers))),
+                call.outbound(forwarded),
                 request_id=progress.request_id,
                 body=body,
-                extra_headers=cache_headers("BYPASS", f"fwd=bypass; detail={reason}", saved_tokens=0),
                 is_draining=self._is_draining,
                 owns_key=bool(origin.key),
-                on_head=partial(origin.cors.relayed, origin_of(request.headers)),
+                on_head=on_head,
+                refuses_key=_refuses_key,
             )
             call.responded(response.status)
         self._metrics.bypasses.labels(reason.value).inc()
@@ -78,3 +87,7 @@ class BypassRelay:
         elif is_success(response.status):
             self._validations.accept(bypassed.credential_id.tenant)
         return response
+
+
+def _refuses_key(response: UpstreamResponse) -> bool:
+    return status_of(response) in CREDENTIAL_REFUSALS

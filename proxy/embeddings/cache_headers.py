@@ -5,6 +5,7 @@ from multidict import CIMultiDict
 from proxy.protocol.response_spec import ResponseSpec
 
 CACHE_NAME = "embedding-proxy"  # in Cache-Status
+_OWN = ("X-Cache", "X-Cache-Hits", "X-Cache-Saved-Tokens")  # of this proxy, and not of another one behind it
 
 
 def cache_headers(state: str, status: str, *, saved_tokens: int) -> CIMultiDict[str]:
@@ -21,8 +22,8 @@ def cache_headers(state: str, status: str, *, saved_tokens: int) -> CIMultiDict[
 def add_cache_headers(given: CIMultiDict[str], state: str, status: str, *, saved_tokens: int) -> None:
     """Add the cache headers to a response that may have those of other caches, each of which adds to Cache-Status
     (RFC 9211 §2)."""
-    given.popall("X-Cache", None)
-    given.popall("X-Cache-Saved-Tokens", None)
+    for name in _OWN:
+        given.popall(name, None)
     given.extend(cache_headers(state, status, saved_tokens=saved_tokens))
 
 

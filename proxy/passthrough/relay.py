@@ -16,9 +16,10 @@ from proxy.http.body_rate import paced
 from proxy.http.connection import Connection
 from proxy.passthrough import tunnel
 from proxy.protocol import headers
+from proxy.protocol.error_body import MAX_ERROR_BYTES
 from proxy.protocol.headers import Headers
 from proxy.turns import turn
-from proxy.upstream.client import UpstreamClient, read_chunk
+from proxy.upstream.client import UpstreamClient, UpstreamResponse, read_chunk
 
 # Browsers can set no header fields, so they send OpenAI credentials as subprotocols.
 _CREDENTIAL_PROTOCOLS = ("openai-insecure-api-key.", "openai-organization.", "openai-project.")
@@ -39,18 +40,19 @@ async def relay(
     *,
     request_id: str,
     body: bytes | None = None,
-    extra_headers: CIMultiDict[str] | None = None,
     is_draining: Callable[[], bool],
     owns_key: bool,
     on_head: Callable[[int, CIMultiDict[str]], None],
+    refuses_key: Callable[[UpstreamResponse], bool] | None = None,
 ) -> StreamResponse:
     """Send ``request`` to ``url`` with the header fields ``forwarded``, and stream the response back.
 
-    ``body`` replaces the request's own if that has been read already. ``extra_headers`` are added to the response's,
-    and ``request_id`` if the upstream sent none. If the proxy ``is_draining`` when the response's head arrives, the
+    ``body`` replaces the request's own if that has been read already. The response has ``request_id`` if the upstream
+    sent none. If the proxy ``is_draining`` when the response's head arrives, the
     client's connection is closed after the response. If the proxy ``owns_key``, a refusal of the key becomes the
-    proxy's own error, and cookies of the upstream are removed. ``on_head`` is called with the response's status and
-    fields before they are sent, and may change the fields. Raises `ProxyError`.
+    proxy's own error, and cookies of the upstream are removed; ``refuses_key`` tells a refusal inside a short success,
+    which is read before its head is sent. ``on_head`` is called with the response's status and fields before they are
+    sent, and may change the fields. Raises `ProxyError`.
 
     For a WebSocket the client's opening handshake is forwarded, and the two connections are joined if the upstream
     accepts (RFC 6455 §4). Key, version, extensions and subprotocols are negotiated between the client and the upstream.
@@ -67,22 +69,43 @@ async def relay(
             return await _join(request, response, owns_key=owns_key)
         if owns_key and response.status in CREDENTIAL_REFUSALS:
             raise KeyRefused
+        beginning = b""
+        if owns_key and refuses_key is not None:
+            beginning = await _beginning(response)
+            if refuses_key(_received(response, beginning)):
+                raise KeyRefused
         fields = _for_client(response.headers, owns_key=owns_key)
         upstream.relocate(url, fields)
         relayed = StreamResponse(status=response.status, reason=headers.reason_phrase(response.reason), headers=fields)
-        relayed.headers.extend(extra_headers or ())
         on_head(relayed.status, relayed.headers)
         relayed.headers.setdefault("X-Request-Id", request_id)
         if is_draining():
             relayed.force_close()
         await relayed.prepare(request)
-        await _stream(response, relayed)
+        await _stream(response, relayed, beginning)
         return relayed
 
 
-async def _stream(response: ClientResponse, relayed: StreamResponse) -> None:
+async def _beginning(response: ClientResponse) -> bytes:
+    """All of a body that is short enough to be an error, or more than that of another; b"" of events, which are sent as
+    they arrive."""
+    if response.content_type == "text/event-stream":
+        return b""
+    read = b""
+    while len(read) <= MAX_ERROR_BYTES and (chunk := await read_chunk(response)):
+        read += chunk
+    return read
+
+
+def _received(response: ClientResponse, body: bytes) -> UpstreamResponse:
+    return UpstreamResponse(status=response.status, reason="", headers=response.headers, body=body)
+
+
+async def _stream(response: ClientResponse, relayed: StreamResponse, beginning: bytes) -> None:
     """Send the body of a response whose head is sent. A failure is raised, and the server cuts the connection: the
     client sees that the response is incomplete."""
+    if beginning:
+        await relayed.write(beginning)
     while chunk := await read_chunk(response):
         await relayed.write(chunk)
         if len(chunk) > _LARGE_CHUNK_BYTES:

@@ -1,5 +1,6 @@
 """Connections to one upstream: two pools of kept ones, and new ones for requests that must not reuse any."""
 
+import select
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -165,7 +166,9 @@ def _report_connections(connector: BaseConnector) -> BaseConnector:
 
     async def reporting(*given: Any, **named: Any) -> Connection:
         connection = await connect(*given, **named)
-        protocol = connection.protocol
+        while (protocol := connection.protocol) in known and has_received(protocol):
+            connection.close()
+            connection = await connect(*given, **named)
         if protocol is not None:
             trace = _trace.get()
             trace.is_connected, trace.is_reused = True, protocol in known
@@ -175,6 +178,20 @@ def _report_connections(connector: BaseConnector) -> BaseConnector:
 
     connector.connect = reporting  # type: ignore[method-assign]
     return connector
+
+
+def has_received(protocol: ResponseHandler | None) -> bool:
+    """Whether bytes have arrived on a kept connection, or its end, since its last response.
+
+    They belong to no request (a balancer's 408, a second response): the next request would take them for its response,
+    and each one after that the response of the one before, perhaps with another client's vectors (RFC 9112 §9.2).
+    """
+    transport = None if protocol is None else protocol.transport
+    if protocol is None or transport is None or protocol.should_close:
+        return True
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _FinalResponse(ClientResponse):

@@ -1,11 +1,12 @@
 """Requests that are relayed without caching: what they get, what is counted, and what they say of the credential."""
 
+import gzip
 import logging
 
 import pytest
 from aiohttp import web
 
-from proxy.config.settings import BudgetSettings
+from proxy.config.settings import BudgetSettings, UpstreamSetting
 from proxy.ledger.spending import SpendingBudget
 from tests.conftest import StartProxy
 from tests.support.client import Client
@@ -26,6 +27,17 @@ async def test_the_response_names_the_reason_and_is_not_stored(client: Client, u
         assert response.headers["X-Cache-Saved-Tokens"] == "0"
         assert len(upstream.calls) == calls
         assert upstream.calls[-1].json == STREAM
+
+
+async def test_the_cache_fields_of_another_proxy_behind_this_one_are_replaced(
+    client: Client, upstream: ScriptedUpstream
+) -> None:
+    fields = {"X-Cache": "HIT", "X-Cache-Saved-Tokens": "9", "Cache-Status": "inner; hit"}
+    upstream.reply = lambda _: web.Response(headers=fields)
+    response = await client.post(STREAM)
+    assert response.headers.getall("X-Cache") == ["BYPASS"]
+    assert response.headers.getall("X-Cache-Saved-Tokens") == ["0"]
+    assert response.headers.getall("Cache-Status") == ["inner; hit", "embedding-proxy; fwd=bypass; detail=stream"]
 
 
 async def test_requests_are_counted_by_reason_and_items(client: Client, upstream: ScriptedUpstream) -> None:
@@ -117,3 +129,30 @@ async def test_a_client_without_budget_is_refused_before_the_upstream_is_called(
 async def test_the_target_and_the_query_reach_the_upstream(client: Client, upstream: ScriptedUpstream) -> None:
     await client.post(STREAM, target="/v1/embeddings?api-version=3")
     assert upstream.calls[-1].target == "/v1/embeddings?api-version=3"
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+async def test_a_refusal_of_the_proxys_own_key_inside_a_success_is_not_relayed(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, is_compressed: bool
+) -> None:
+    setting = UpstreamSetting(name="scripted", base_url=upstream.base_url, key="sk-own")
+    client = await start_proxy(upstream=setting)
+    refusal = b'{"error":{"code":401,"message":"bad key sk-own"}}'
+    fields = {"Content-Encoding": "gzip"} if is_compressed else {}
+    upstream.reply = lambda _: web.Response(body=gzip.compress(refusal) if is_compressed else refusal, headers=fields)
+    response = await client.post(STREAM, Accept_Encoding="br")
+    assert (response.status, response.json["error"]["code"]) == (502, "upstream_key_refused")
+    assert upstream.calls[-1].headers["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize("size", [100, 200_000])
+async def test_a_success_under_the_proxys_own_key_is_relayed_to_the_byte(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, size: int
+) -> None:
+    setting = UpstreamSetting(name="scripted", base_url=upstream.base_url, key="sk-own")
+    client = await start_proxy(upstream=setting)
+    body = b'{"data":"%s"}' % (b"x" * size)
+    for content_type in ("application/json", "text/event-stream"):
+        upstream.reply = lambda _, given=content_type: web.Response(body=body, headers={"Content-Type": given})
+        response = await client.post(STREAM)
+        assert (response.status, response.body) == (200, body)

@@ -11,12 +11,13 @@ def test_cache_status_is_appended_and_the_proxys_own_fields_are_replaced() -> No
     given = CIMultiDict(
         [
             ("X-Cache", "Hit from elsewhere"), ("x-cache", "MISS"), ("X-Cache-Saved-Tokens", "9"),
-            ("Cache-Status", "edge; hit"), ("Age", "3"),
+            ("X-Cache-Hits", "3"), ("Cache-Status", "edge; hit"), ("Age", "3"),
         ]
     )  # fmt: skip
     add_cache_headers(given, "MISS", "fwd=miss", saved_tokens=2)
     assert given.getall("X-Cache") == ["MISS"]
     assert given.getall("X-Cache-Saved-Tokens") == ["2"]
+    assert "X-Cache-Hits" not in given
     assert given.getall("Cache-Status") == ["edge; hit", "embedding-proxy; fwd=miss"]
     assert given["Age"] == "3"
 

@@ -6,13 +6,16 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import orjson
 import pytest
 from aiohttp import web
+from aiohttp.client_proto import ResponseHandler
 
 from proxy.config.settings import UpstreamSetting
 from proxy.upstream import client as upstream_module
+from proxy.upstream.connections import has_received
 from tests.conftest import StartProxy
 from tests.support.client import Client, UpstreamResponse
 from tests.support.gate import Gate
@@ -72,6 +75,12 @@ class MortalUpstream:
             pass  # the proxy closed it
         finally:
             writer.close()
+
+    async def speak(self, content: bytes) -> None:
+        """Send the same on every connection, whether or not something was asked."""
+        for writer in self._writers:
+            writer.write(content)
+            await writer.drain()
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[UpstreamSetting]:
@@ -211,6 +220,28 @@ async def test_response_cut_off_in_its_head_is_not_retried(start_proxy: StartPro
     assert [sent.is_first for sent in mortal.sent] == [False]
 
 
+UNASKED = {
+    "another response": b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"data":[]}',
+    "a balancer's timeout": b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+    "an interim response": b"HTTP/1.1 103 Early Hints\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("unasked", UNASKED.values(), ids=UNASKED)
+@pytest.mark.parametrize("send", [embed, bypass, chat])
+async def test_what_an_upstream_says_unasked_is_no_response_to_the_next_request(
+    start_proxy: StartProxy, send: Send, unasked: bytes
+) -> None:
+    mortal = MortalUpstream("closed")
+    async with mortal.serving() as setting:
+        client = await start_proxy(upstream=setting)
+        await keep(client, mortal, embed if send is embed else get)
+        await mortal.speak(unasked)
+        answer = await send(client, 0)
+    assert [sent.is_first for sent in mortal.sent] == [True]
+    assert (answer.status, b'"data":[]' in answer.body) == (200, False)
+
+
 async def test_requests_that_close_connections_do_not_fail_others(
     start_proxy: StartProxy, mortal: MortalUpstream
 ) -> None:
@@ -249,3 +280,21 @@ async def test_streams_and_uploads_share_one_limit(
     upstream.reply = gate._reply
     gate.open()
     assert [(await task).status for task in (first, second)] == [200, 200]
+
+
+async def test_bytes_that_have_arrived_count_before_the_loop_has_read_them() -> None:
+    async def say(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+
+    writers: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(say, "127.0.0.1", 0) as server:
+        loop = asyncio.get_running_loop()
+        _, kept = await loop.create_connection(partial(ResponseHandler, loop), *server.sockets[0].getsockname())
+        while not writers:
+            await asyncio.sleep(0)
+        assert not has_received(kept)
+        writers[0].write(b"x")  # at once, to a socket of this machine
+        assert has_received(kept)
+        kept.close()
+        assert has_received(kept)
+        writers[0].close()
