@@ -138,10 +138,9 @@ class Dispatcher:
 
     def _note_uncached(self, request: web.BaseRequest, progress: Progress) -> None:
         own = self._access.identity(request.headers, request.raw_path)
-        client = self._access.client(own, progress.admission)
-        progress.client_label = self._embeddings.no_hits.label_of(client)
-        tenant, path = self._access.tenant(own, progress.admission).name, loggable_path(request.raw_path)
-        self._embeddings.no_hits.wrong_path(progress, tenant, path, request.headers.get("User-Agent"))
+        client, tenant = self._access.client(own, progress.admission), self._access.tenant(own, progress.admission)
+        path, agent = loggable_path(request.raw_path), request.headers.get("User-Agent")
+        self._embeddings.hitless_report.wrong_path(progress, client, tenant.name, path, agent)
 
     async def _pass_through(self, request: web.BaseRequest, url: str, progress: Progress) -> web.StreamResponse:
         progress.outcome = RequestOutcome.PASS

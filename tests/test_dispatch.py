@@ -39,7 +39,7 @@ class Embeddings:
         self.client: str | None = None  # that was counted last
         self.wrong_paths: list[tuple[str, str | None]] = []
         self.respond: Callable[[], web.StreamResponse] = lambda: web.Response(text="embedded")
-        self.no_hits = self
+        self.hitless_report = self
 
     async def handle(self, request: web.BaseRequest, progress: Any) -> web.StreamResponse:
         self.handled.append(request.raw_path)
@@ -50,10 +50,8 @@ class Embeddings:
         self.counted.append(status)
         self.client = progress.client
 
-    def label_of(self, client: str | None) -> str | None:
-        return client
-
-    def wrong_path(self, _progress: Any, _tenant: bytes, path: str, user_agent: str | None) -> None:
+    def wrong_path(self, progress: Any, client: str | None, _tenant: bytes, path: str, user_agent: str | None) -> None:
+        progress.client_label = client
         self.wrong_paths.append((path, user_agent))
 
 

@@ -42,18 +42,18 @@ class FailureResponses:
             self._log_once.warn(cause.reason, "a response of the upstream is relayed and not stored")
         is_everybodys = isinstance(cause, ErrorResponse) and blame(cause) is Blame.EVERYBODY
         if is_everybodys or client_request.is_own_body(cause.body):
-            return self._relayed(client_request, cause.response)
+            return self._relay(client_request, cause.response)
         # The response may name an item by its index in the call, which is another one in the client's list. And a
         # response to part of the request can't be relayed as the response to all of it.
         if blame(cause) is Blame.UNKNOWN and not self._fetcher.takes_retry(client_request.origin):
-            return self._relayed(client_request, in_own_words(cause.response))
+            return self._relay(client_request, in_own_words(cause.response))
         return await self.send_own_body(client_request)
 
     async def send_own_body(self, client_request: ClientRequest) -> tuple[RequestOutcome, StreamResponse]:
         """Send the client's own body, and relay the response. Raises `ProxyError`."""
-        return self._relayed(client_request, await self._fetcher.send_own_body(client_request))
+        return self._relay(client_request, await self._fetcher.send_own_body(client_request))
 
-    def _relayed(
+    def _relay(
         self, client_request: ClientRequest, response: UpstreamResponse
     ) -> tuple[RequestOutcome, StreamResponse]:
         origin, status = client_request.origin, response.status

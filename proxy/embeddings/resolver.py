@@ -14,9 +14,9 @@ from proxy.embeddings.failures import FailureResponses
 from proxy.embeddings.fast_path import FastPath
 from proxy.embeddings.fetch_plan import FetchPlan
 from proxy.embeddings.header_watch import MANY_VALUES
+from proxy.embeddings.hitless_report import HitlessReport
 from proxy.embeddings.log_once import LogOnce
 from proxy.embeddings.lookup import Lookup, count_model_versions, count_models, look_up
-from proxy.embeddings.no_hits import NoHits
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.revalidation import Revalidator
@@ -50,7 +50,7 @@ class Resolver:
         access: Access,
         validations: Validations,
         log_once: LogOnce,
-        no_hits: NoHits,
+        hitless_report: HitlessReport,
     ) -> None:
         self._cache = cache
         self._fetcher = fetcher
@@ -63,7 +63,7 @@ class Resolver:
         self._metrics = metrics
         self._lookup_seconds = metrics.stage_seconds["lookup"]
         self._log_once = log_once
-        self._no_hits = no_hits
+        self._hitless_report = hitless_report
 
     async def respond(
         self,
@@ -141,7 +141,7 @@ class Resolver:
         elif client_request.directives == NO_DIRECTIVES:
             for name in self._fast_path.header_watch.missed(client_request.identity, client_request.parsed.model):
                 self._metrics.varying_header(name, MANY_VALUES)
-                self._no_hits.varying_header(client_request.tenant.name, name)
+                self._hitless_report.varying_header(client_request.tenant.name, name)
                 self._log_once.warn(
                     f"{MANY_VALUES} values of {name} from one credential for one model, and no hit; if it does not"
                     f" change the vector, set --neutral-headers {name}",

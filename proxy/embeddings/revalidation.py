@@ -63,10 +63,10 @@ class Revalidator:
             else:
                 # It failed because of the other request's item. No other request waits for this one's own probe:
                 # otherwise requests with items that the upstream rejects would queue behind each other.
-                return await self._result(self._start(request), request, timeout_s=timeout_s)
-        return await self._result(self._begin(name, request), request, timeout_s=timeout_s)
+                return await self._own_result(self._start(request), request, timeout_s=timeout_s)
+        return await self._own_result(self._begin(name, request), request, timeout_s=timeout_s)
 
-    async def _result(self, own: _Probe, request: FetchRequest, *, timeout_s: float | None) -> ProbeResult | None:
+    async def _own_result(self, own: _Probe, request: FetchRequest, *, timeout_s: float | None) -> ProbeResult | None:
         fetched = await self._wait(own, request, NO_SPAN, timeout_s=timeout_s)  # the fetch has a span of its own
         return None if fetched is None else ProbeResult(fetched, is_own=True)
 

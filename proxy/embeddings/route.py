@@ -15,9 +15,9 @@ from proxy.canary.subject import Subject
 from proxy.embeddings.bypass import BypassRelay
 from proxy.embeddings.exchange import BegunExchange, Exchange
 from proxy.embeddings.fast_path import FastPath
+from proxy.embeddings.hitless_report import HitlessReport
 from proxy.embeddings.log_once import LogOnce, reason_of
 from proxy.embeddings.lookup import Lookup
-from proxy.embeddings.no_hits import NoHits
 from proxy.embeddings.patience import Patience
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.reader import BypassedRequest, Reader
@@ -73,7 +73,7 @@ class EmbeddingsRoute:
         self._access = access
         self._fast_path = fast_path
         self._log_once = LogOnce()
-        self.no_hits = NoHits(fast_path.hitless, metrics, self._log_once)
+        self.hitless_report = HitlessReport(fast_path.hitless, metrics, self._log_once)
         self._resolver = Resolver(
             cache,
             fetcher,
@@ -83,7 +83,7 @@ class EmbeddingsRoute:
             access=access,
             validations=validations,
             log_once=self._log_once,
-            no_hits=self.no_hits,
+            hitless_report=self.hitless_report,
         )
         self._bypass = BypassRelay(metrics, validations, self._log_once, fetcher.spending, is_draining=is_draining)
         self._spending = fetcher.spending
@@ -130,7 +130,7 @@ class EmbeddingsRoute:
         self._in_flight -= 1
         reservation.release()
         self.count(progress, status, exchange.started_s)
-        self.no_hits.ended(progress, reservation.tenant.name, exchange.own, exchange.user_agent)
+        self.hitless_report.ended(progress, reservation.tenant.name, exchange.own, exchange.user_agent)
 
     async def _deliver(
         self, exchange: Exchange, request: BaseRequest, responding: Awaitable[StreamResponse]

@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 from proxy.protocol import headers
 from proxy.protocol.headers import Headers
 
-Fields = tuple[tuple[str, str], ...]
+CorsFields = tuple[tuple[str, str], ...]
 
 EVERY_ORIGIN = "*"
 _ALLOW_ORIGIN = "Access-Control-Allow-Origin"
@@ -72,9 +72,9 @@ class UpstreamFields:
     """
 
     def __init__(self) -> None:
-        self._by_origin: OrderedDict[str | None, Fields] = OrderedDict()  # most recently used last
+        self._by_origin: OrderedDict[str | None, CorsFields] = OrderedDict()  # most recently used last
         # What the upstream sends to pages of any origin, as far as its responses show.
-        self._for_any: Fields | None = None
+        self._for_any: CorsFields | None = None
 
     def __contains__(self, page: str | None) -> bool:
         return page in self._by_origin
@@ -82,7 +82,7 @@ class UpstreamFields:
     def __len__(self) -> int:
         return len(self._by_origin)
 
-    def get(self, page: str | None) -> Fields | None:
+    def get(self, page: str | None) -> CorsFields | None:
         if page in self._by_origin:
             self._by_origin.move_to_end(page)
             return self._by_origin[page]
@@ -92,7 +92,7 @@ class UpstreamFields:
         """The value of Access-Control-Allow-Origin that the upstream last sent to exactly this origin."""
         return dict(self._by_origin.get(page, ())).get(_ALLOW_ORIGIN)
 
-    def put(self, page: str | None, fields: Fields) -> None:
+    def put(self, page: str | None, fields: CorsFields) -> None:
         if sum(len(name) + len(value) for name, value in fields) > _MAX_BYTES:
             fields = ()
         self._by_origin[page] = fields
@@ -231,7 +231,7 @@ class Cors:
         response[_ALLOW_ORIGIN] = page
         return True
 
-    def _remember(self, page: str | None, fields: Fields) -> None:
+    def _remember(self, page: str | None, fields: CorsFields) -> None:
         if page is None or _is_page_origin(page):
             self._hit = None
             self._sent.put(page, fields)
@@ -242,7 +242,7 @@ def _is_page_origin(value: str | None) -> bool:
     return value is not None and len(value) <= _MAX_ORIGIN_CHARS and _ORIGIN.fullmatch(value) is not None
 
 
-def _fields_of(response: Headers) -> Fields:
+def _fields_of(response: Headers) -> CorsFields:
     """The CORS fields of an upstream's response, with the usual spelling of names that the proxy looks up."""
     found = [
         (_ALLOW_ORIGIN if name.lower() == _ALLOW_ORIGIN.lower() else name, value)
@@ -254,7 +254,7 @@ def _fields_of(response: Headers) -> Fields:
     return tuple(found)
 
 
-def _fields_of_preflight(response: Headers) -> Fields:
+def _fields_of_preflight(response: Headers) -> CorsFields:
     """Those CORS fields of a preflight's response that apply to the response to the request itself."""
     return tuple(field for field in _fields_of(response) if field[0].lower() in _OF_BOTH)
 
@@ -265,7 +265,7 @@ def _strip(response: CIMultiDict[str]) -> None:
         response.popall(name, None)
 
 
-def _add(response: CIMultiDict[str], fields: Fields) -> None:
+def _add(response: CIMultiDict[str], fields: CorsFields) -> None:
     for name, value in fields:
         if name == "Vary":
             _add_vary(response, value)

@@ -85,25 +85,22 @@ class TextKeys:
         self._copy = blake2b(_common(request, url, scope, vector_headers, epoch), digest_size=KEY_BYTES).copy
 
     def of(self, texts: list[str]) -> list[bytes]:
-        return _hashed(self._copy, map(str.encode, texts))
+        copy, derived = self._copy, []
+        for text in map(str.encode, texts):
+            state = copy()
+            state.update(text)
+            derived.append(state.digest())
+        return derived
 
 
 def _common(request: EmbeddingRequest, url: str, scope: Fields, vector_headers: Fields, epoch: int) -> bytes:
-    """What the keys of all items begin with. In epoch 0 it has no epoch, as in versions before there were epochs."""
+    """What the keys of all items begin with. The item follows as the last element, so its length need not be encoded.
+
+    In epoch 0 this has no epoch, as in versions before there were epochs.
+    """
     parts = (_SCHEMA, scope, url, vector_headers, request.model, _canonical(request.parameters), request.kind.value)
     packed: bytes = pack((*parts, epoch) if epoch else parts)
     return packed
-
-
-def _hashed(copy: Callable[[], "blake2b"], items: Iterable[bytes]) -> list[bytes]:
-    """For each item, the digest of the common prefix followed by the item. ``copy`` returns a hash of the prefix. The
-    item is the last element, so its length need not be encoded."""
-    found = []
-    for item in items:
-        state = copy()
-        state.update(item)
-        found.append(state.digest())
-    return found
 
 
 def scope_fingerprint(scope: Fields) -> bytes:

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from proxy.embeddings.header_watch import MANY_VALUES
+from proxy.embeddings.hitless_report import HitlessReport
 from proxy.embeddings.log_once import LogOnce
-from proxy.embeddings.no_hits import NoHits
 from proxy.embeddings.progress import Progress
 from proxy.labels import RequestOutcome
 from proxy.ledger.cause import Cause, Why
 from proxy.ledger.hitless import MANY_REQUESTS, MANY_TOKENS, Hitless
+from proxy.ledger.ledger import Ledger
 from proxy.protocol.identities import Identity
 from proxy.telemetry.metrics import Metrics
 from tests.support.fake_client import FakeClient, origin_of
@@ -25,7 +26,7 @@ AGENT = "OpenAI/Python 9.9"
 class Watched:
     def __init__(self) -> None:
         self.metrics = Metrics()
-        self.no_hits = NoHits(Hitless(), self.metrics, LogOnce())
+        self.hitless_report = HitlessReport(Hitless(), self.metrics, LogOnce())
 
     def end(self, outcome: RequestOutcome, times: int = 1, **more: Any) -> Progress:
         """Requests end; returns what is known of the last one."""
@@ -48,7 +49,7 @@ class Watched:
         progress.outcome, progress.cached, progress.client_label = outcome, cached, "search"
         progress.why = Why(cause, "")
         progress.origin = origin_of(FakeClient()) if has_origin else None
-        self.no_hits.ended(progress, tenant, own, user_agent)
+        self.hitless_report.ended(progress, tenant, own, user_agent)
         return progress
 
     def uncached(self, **labels: str) -> float:
@@ -86,7 +87,7 @@ def test_a_client_without_name_and_program_is_named_too(watched: Watched, caplog
     for _ in range(MANY_REQUESTS):
         progress = Progress("id")
         progress.outcome, progress.why = MISS, Why(FIELD, "")
-        watched.no_hits.ended(progress, b"t", OWN, None)
+        watched.hitless_report.ended(progress, b"t", OWN, None)
     (said,) = warnings_in(caplog)
     assert said.startswith("client without a name had no hit in 100 requests: ")
     assert "[providers.NAME]" in said
@@ -181,17 +182,20 @@ def test_a_header_field_that_varies_explains_as_many_requests_as_had_new_values(
     for number in range(1, MANY_REQUESTS + 1):
         watched.end(MISS, cause=None)
         if number % MANY_VALUES == 0 and number <= MANY_REQUESTS // 2 + MANY_VALUES:
-            watched.no_hits.varying_header(b"t", "x-job")
+            watched.hitless_report.varying_header(b"t", "x-job")
     (said,) = warnings_in(caplog)
     assert "100 requests: varying-header x-job; if it does not change the vector, set --neutral-headers x-job" in said
 
 
 def test_a_wrong_path_is_counted_and_named(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
     progress = Progress("id")
-    progress.client_label = "search"
+    watched.metrics.ledger = Ledger()
     for _ in range(MANY_REQUESTS):
-        watched.no_hits.wrong_path(progress, b"t", "/embeddings", AGENT)
+        watched.hitless_report.wrong_path(progress, "search", b"t", "/embeddings", AGENT)
     assert progress.why == Why(Cause("wrong-path", "/embeddings"), "OpenAI/Python")
-    assert watched.uncached(reason="wrong-path", field="/embeddings", user_agent="OpenAI/Python") == MANY_REQUESTS
+    wrong_paths = watched.uncached(
+        client="search", reason="wrong-path", field="/embeddings", user_agent="OpenAI/Python"
+    )
+    assert wrong_paths == MANY_REQUESTS
     (said,) = warnings_in(caplog)
     assert "wrong-path /embeddings; set the client's base URL to this proxy's /v1" in said

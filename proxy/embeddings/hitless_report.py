@@ -17,7 +17,7 @@ _EXPIRING = re.compile(r"(Bearer +)?(eyJ[\w-]*\.[\w-]+\.[\w-]*|ya29\.\S+)", re.I
 _UNJUDGED = frozenset({RequestOutcome.ERROR, RequestOutcome.PASS})
 
 
-class NoHits:
+class HitlessReport:
     def __init__(self, hitless: Hitless, metrics: Metrics, log_once: LogOnce) -> None:
         self._hitless = hitless
         self._metrics = metrics
@@ -44,15 +44,15 @@ class NoHits:
         if any(_EXPIRING.fullmatch(value) for _, value in own.credentials):
             self._warn(self._hitless.missed_with_token(_program(user_agent), tenant), progress, agent)
 
-    def label_of(self, client: str | None) -> str | None:
-        return self._metrics.ledger.label_of(client)
-
     def varying_header(self, tenant: bytes, name: str) -> None:
         """The last `MANY_VALUES` misses of a client each had a new value of the header field ``name``."""
         self._hitless.missed(tenant, Cause.of(VARYING_HEADER, name), requests=0, weight=MANY_VALUES)
 
-    def wrong_path(self, progress: Progress, tenant: bytes, path: str, user_agent: str | None) -> None:
-        """A request that looks like an embeddings call was passed through. ``path`` is safe to show."""
+    def wrong_path(
+        self, progress: Progress, client: str | None, tenant: bytes, path: str, user_agent: str | None
+    ) -> None:
+        """A request that looks like an embeddings call is passed through. ``path`` is safe to show."""
+        progress.client_label = self._metrics.ledger.label_of(client)
         cause, agent = Cause(WRONG_PATH, path), agent_of(user_agent)
         progress.why = Why(cause, agent)
         self._metrics.uncached(progress.client_label, cause, agent)
