@@ -184,29 +184,34 @@ class Writer:
         repeated = write.is_repeated
         with write.attempt as attempt:
             written = await self._store.put(write.values, attempt, overwrite=write.overwrite, is_repeated=repeated)
-        invalid = self._settle_all(write, written, Certainty.REPLACED if write.overwrite else Certainty.CONFIRMED)
+        invalid = await self._settle_all(write, written, Certainty.REPLACED if write.overwrite else Certainty.CONFIRMED)
         if not invalid or (again := self._store.attempt_write(len(invalid), is_repeated=repeated)) is None:
             return
         values = {key: write.values[key] for key in invalid}
         with again:
             written = await self._store.put(values, again, overwrite=False, is_repeated=repeated, invalid=invalid)
-        self._settle_all(write, written, Certainty.REPLACED)
+        await self._settle_all(write, written, Certainty.REPLACED)
 
-    def _settle_all(self, write: _Write, written: Written, certainty: Certainty) -> dict[bytes, bytes]:
-        """Settle the entries that the reply names. Accepted entries get ``certainty``.
+    async def _settle_all(self, write: _Write, written: Written, certainty: Certainty) -> dict[bytes, bytes]:
+        """Settle the entries that the reply names, in turns. Accepted entries get ``certainty``.
 
         Returns the existing values that can't be served, because they are expired or damaged.
         """
         cutoff_s = self._freshness_cutoff_s()
-        existing = self._codec.decode(written.existing)
-        winners = {key: entry for key, entry in existing.items() if entry.stored_at_s >= cutoff_s}
-        for key, entry in winners.items():
-            self._settle(key, write, entry)
-        for key in written.accepted:
-            write.entries[key].mark_stored(certainty)
-            self._settle(key, write, write.entries[key])
+        invalid: dict[bytes, bytes] = {}
+        async for some in in_turns(list(written.existing)):
+            existing = self._codec.decode({key: written.existing[key] for key in some})
+            for key in some:
+                if key in existing and existing[key].stored_at_s >= cutoff_s:
+                    self._settle(key, write, existing[key])
+                else:
+                    invalid[key] = written.existing[key]
+        async for some in in_turns(list(written.accepted)):
+            for key in some:
+                write.entries[key].mark_stored(certainty)
+                self._settle(key, write, write.entries[key])
         self._codec.replaced(written.accepted)
-        return {key: value for key, value in written.existing.items() if key not in winners}
+        return invalid
 
     def _settle(self, key: bytes, write: _Write, final: Entry) -> None:
         """The store replied to ``write``: it has ``final`` under ``key``."""

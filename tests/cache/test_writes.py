@@ -9,6 +9,7 @@ import pytest
 
 from proxy.cache.backlog import Backlog
 from proxy.cache.codec import RecordCodec
+from proxy.cache.entry import Entry
 from proxy.cache.unstored import Unstored
 from proxy.config.settings import StoreSetting
 from proxy.errors import StoreError
@@ -57,6 +58,27 @@ async def test_many_records_are_encoded_in_turns(monkeypatch: pytest.MonkeyPatch
     assert sizes == [KEYS_A_TURN, KEYS_A_TURN, 1]
     assert list(store.values) == keys
     await cache.aclose()
+
+
+async def test_many_records_that_the_store_had_are_adopted_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = DictStore()
+    first, second = make_cache(store), make_cache(store)
+    keys = [key_of(number) for number in range(2 * KEYS_A_TURN + 1)]
+    await first.write({key: record(1.0) for key in keys}, overwrite=False)
+    sizes: list[int] = []
+    decode = RecordCodec.decode
+
+    def count(codec: RecordCodec, values: Mapping[bytes, bytes]) -> dict[bytes, Entry]:
+        sizes.append(len(values))
+        return decode(codec, values)
+
+    monkeypatch.setattr(RecordCodec, "decode", count)
+    kept = await second.write({key: record(2.0) for key in keys}, overwrite=False)
+    await written(second)
+    assert sizes == [KEYS_A_TURN, KEYS_A_TURN, 1]
+    assert {key: entry.record() for key, entry in kept.items()} == {key: record(1.0) for key in keys}
+    for cache in (first, second):
+        await cache.aclose()
 
 
 async def test_the_next_upstream_call_waits_until_the_store_has_written(
