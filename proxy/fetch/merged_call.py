@@ -77,9 +77,7 @@ class MergedCalls:
         self._merged_requests.observe(len({id(request.client_request) for request in requests}))
         items = [item for request in requests for item in request.items]
         client_request = requests[0].client_request
-        client_request = client_request.with_headers(
-            _common_headers([request.client_request.headers for request in requests])
-        )
+        client_request = client_request.with_headers(await _common_headers(requests))
         sent = await self._calls.send(
             client_request, requests, embedding_request.reduced_body(client_request.parsed, items), len(items)
         )
@@ -159,21 +157,26 @@ def _is_outage(outcome: Outcome | ProxyError) -> bool:
     return not isinstance(outcome, EmbedResult) and blame(outcome) is not Blame.CALL
 
 
-def _common_headers(headers: list[CIMultiDict[str]]) -> CIMultiDict[str]:
+async def _common_headers(requests: Sequence[FetchRequest]) -> CIMultiDict[str]:
     """Headers common to all merged requests, plus User-Agent and Content-Type: a header that only one of them has (a
     condition, a deadline, a cookie) must not affect the others.
 
     A proxy in front of this one renews its assertions all the time, so few requests of one credential have the same.
     Those of the first are sent: without any, an upstream that requires one would reject the call (`_is_about_first`).
     """
-    first, *others = headers
-    return CIMultiDict(
-        (name, value)
-        for name, value in first.items()
-        if name.lower() in _ALWAYS_SENT
-        or is_assertion(name.lower())
-        or all(value in other.getall(name, ()) for other in others)
-    )
+    fields = list(requests[0].client_request.headers.items())
+    async for some in in_turns(requests[1:]):
+        others = [request.client_request.headers for request in some]
+        fields = [
+            (name, value)
+            for name, value in fields
+            if _is_always_sent(name.lower()) or all(value in other.getall(name, ()) for other in others)
+        ]
+    return CIMultiDict(fields)
+
+
+def _is_always_sent(name: str) -> bool:
+    return name in _ALWAYS_SENT or is_assertion(name)
 
 
 def _share_out(requests: Sequence[FetchRequest], sent: ValidResponse) -> Iterator[EmbedResult]:

@@ -22,6 +22,7 @@ from proxy.fetch.slots import Slots
 from proxy.fetch.upstream_call import UpstreamCalls
 from proxy.telemetry.definitions import UPSTREAM_MERGED_REQUESTS
 from proxy.telemetry.metrics import Metrics
+from proxy.turns import KEYS_A_TURN
 from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin
 from tests.support.client_requests import client_request_for
@@ -206,6 +207,20 @@ async def test_a_merged_call_has_what_its_requests_have_in_common(merging: Mergi
         "X-Both": "1",
         "X-Amzn-Oidc-Data": "signed a moment ago",
     }
+
+
+async def test_the_header_fields_of_many_requests_are_compared_in_turns(merging: Merging) -> None:
+    requests = [merging.request(f"{i}", headers={"X-A": "a", "X-B": str(i // 199)}) for i in range(200)]
+    merging.client.gate.clear()
+    call = asyncio.create_task(merging.merged.outcomes(requests))
+    iterations = 0
+    while not merging.client.calls:
+        await asyncio.sleep(0)
+        iterations += 1
+    merging.client.gate.set()
+    assert iterations > 199 // KEYS_A_TURN
+    assert len(await call) == 200
+    assert merging.client.calls[0].headers == {"X-A": "a"}  # the last one has another X-B
 
 
 async def test_the_requests_keep_their_own_header_fields_for_calls_of_their_own(merging: Merging) -> None:
