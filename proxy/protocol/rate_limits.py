@@ -34,7 +34,7 @@ _FAMILIES = {"ratelimit": "requests", "tokenlimit": "tokens", "ratelimitbysize":
 _TOKEN_WORDS = frozenset({"token", "tokens", "input", "output"})
 _REQUEST_WORDS = frozenset({"request", "requests", "req"})
 _WINDOW_WORDS = frozenset({"second", "minute", "hour", "day", "month"})
-_MAX_QUOTAS = 8
+_MAX_QUOTAS, _MAX_PARAMETERS = 8, 8
 _MAX_NAME, _MAX_NAMES = 128, 2048
 _MAX_FIELDS = 4096  # sets of names that are remembered
 
@@ -82,9 +82,10 @@ def of_headers(headers: Mapping[str, str], *, now_s: float) -> RateLimits:
             retry_after_s = _milliseconds(value, retry_after_s)
         elif attribute == "delay":
             retry_after_s = _delay_s(value, now_s) if retry_after_s is None else retry_after_s
-        elif len(stated) < _MAX_QUOTAS or quota in stated:
+        else:
             for own_quota, own_attribute, number in _numbers(quota, attribute, value, now_s):
-                stated.setdefault(own_quota, {})[own_attribute] = min(number, _LARGEST[own_attribute])
+                if len(stated) < _MAX_QUOTAS or own_quota in stated:
+                    stated.setdefault(own_quota, {})[own_attribute] = min(number, _LARGEST[own_attribute])
     if not stated and retry_after_s is None:
         return NOTHING_STATED
     quotas = {
@@ -158,8 +159,8 @@ def _quota_name(family: str, words: list[str]) -> str:
 
 def _structured(value: str) -> Iterator[tuple[str, str, float]]:
     """``"default";r=50;t=30``: ``r`` requests remain, and the limit is full again in ``t`` seconds."""
-    for item in value.split(","):
-        name, *parameters = (part.strip() for part in item.split(";"))
+    for item in value.split(",", _MAX_QUOTAS)[:_MAX_QUOTAS]:
+        name, *parameters = (part.strip() for part in item.split(";", _MAX_PARAMETERS)[:_MAX_PARAMETERS])
         for parameter in parameters:
             key, _, text = parameter.partition("=")
             attribute = {"r": "remaining", "t": "reset", "q": "limit"}.get(key.strip())

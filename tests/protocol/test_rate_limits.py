@@ -133,3 +133,11 @@ def test_no_header_field_is_an_error(headers: dict[str, str]) -> None:
     stated = of_headers(headers, now_s=NOW_S)
     assert all(quota.remaining is None or quota.remaining >= 0 for quota in stated.quotas.values())
     assert stated.retry_after_s is None or stated.retry_after_s >= 0
+
+
+def test_no_response_states_many_quotas() -> None:
+    many = {"RateLimit": ",".join(f'"{i}";r=1;t=1' for i in range(5000))}
+    more = {f"x-ratelimit-remaining-{i}-tokens-{word}": "1" for i in range(9) for word in ("minute", "hour", "day")}
+    assert len(of_headers(many, now_s=NOW_S).quotas) == 8
+    assert len(of_headers(more | many, now_s=NOW_S).quotas) == 8
+    assert of_headers({"RateLimit": '"a"' + ";x=1" * 5000 + ";r=1"}, now_s=NOW_S) == NOTHING_STATED
