@@ -221,8 +221,7 @@ class Entry(Struct, eq=False, gc=False):
         """The embedding as a JSON array. It is kept: making it takes fifty times as long as base64."""
         text = self._numbers_or_successor
         if not isinstance(text, bytes):
-            # Copied, because orjson returns its write buffer, which may be twice as long as the text.
-            text = bytes(memoryview(self.numbers_json()))
+            text = self.numbers_json()
             if self._numbers_or_successor is None:
                 self._numbers_or_successor = text
         return text

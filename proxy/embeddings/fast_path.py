@@ -158,11 +158,12 @@ class FastPath:
         cors = hit.known.origin.cors.hit_header_lines()
         known, memory = hit.known, hit.from_memory
         return self._responses.bytes_of_hit(
-            known.spec, hit.found, known.row, from_memory=memory, request_id=request_id, cors=cors
+            known.spec, hit.found, known.row, from_memory=memory, request_id=request_id, cors=cors, texts=hit.texts
         )
 
     async def look_up(self, recognized: RecognizedRequest, connection: Connection) -> FastPathHit | FastPathMiss | None:
-        """Look the items of a request up that are many, or not all in memory. None if it has to be parsed."""
+        """Look up items that are many, or not all in memory. None if the request has to be parsed. Raises `Overloaded`
+        if there is no memory for its response."""
         known = recognized.known
         if len(known.spec.keys) > _MANY_ITEMS:
             await turns.turn()
@@ -176,10 +177,13 @@ class FastPath:
         if found.missing or count_model_versions(found.entries) > 1:
             self._parse_seconds.observe(recognized.looked_up_s - recognized.began_s)
             return FastPathMiss(recognized, found)
+        texts = None
         if self._is_large(known, found.entries):
-            self._parse_from(known, connection)
-            return None
-        hit = FastPathHit(known, found.entries, recognized.looked_up_s, found.from_memory, recognized.fields)
+            texts = await self._responses.numbers(known.spec, found.entries, connection.reservation())
+            if texts is None:
+                self._parse_from(known, connection)
+                return None
+        hit = FastPathHit(known, found.entries, recognized.looked_up_s, found.from_memory, recognized.fields, texts)
         return self._observed(hit, recognized.began_s)
 
     def _find_by_head(
@@ -194,11 +198,8 @@ class FastPath:
             connection.known_head = None  # it has to be parsed, and perhaps others like it
             return None
         found = recognized.in_memory
-        if len(known.spec.keys) > _MANY_ITEMS or not _is_hit(known, found):
+        if len(known.spec.keys) > _MANY_ITEMS or not _is_hit(known, found) or self._is_large(known, found):
             return recognized
-        if self._is_large(known, found):
-            self._parse_from(known, connection)
-            return None
         return self._observed(FastPathHit(known, found, recognized.looked_up_s, len(found), recognized.fields), began_s)
 
     def _parse_from(self, known: MemoEntry, connection: Connection) -> None:

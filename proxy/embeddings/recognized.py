@@ -16,13 +16,15 @@ _NO_FIELDS: Mapping[str, str] = {}
 
 class FastPathHit(NamedTuple):
     """A request that was not parsed, whose items were looked up at ``looked_up_s``. ``fields`` are those in which its
-    head differs from others, by their names in lower case. ``from_memory`` of its entries were in memory."""
+    head differs from others, by their names in lower case. ``from_memory`` of its entries were in memory. A response
+    that is written in turns has the ``texts`` of its vectors, unless they are base64."""
 
     known: MemoEntry
     found: dict[bytes, Entry]
     looked_up_s: float
     from_memory: int
     fields: Mapping[str, str] = _NO_FIELDS
+    texts: list[bytes] | None = None
 
 
 class RecognizedRequest(NamedTuple):

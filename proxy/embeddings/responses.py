@@ -1,7 +1,7 @@
 """Responses of the cached route, made from entries."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
@@ -11,12 +11,13 @@ from multidict import CIMultiDict
 
 from proxy.cache.entry import Entry, base64_texts
 from proxy.cache.memory import Memory
-from proxy.embeddings import base64_body
+from proxy.embeddings import long_body
 from proxy.embeddings.cache_headers import add_cache_headers, cache_headers, detail_of
 from proxy.embeddings.hit_head import head
 from proxy.errors import ResponseTooLarge
 from proxy.fetch.outcomes import EmbedResult, usage_of
 from proxy.fetch.result import FetchResult
+from proxy.http.limited_connection import Reservation
 from proxy.http.long_response import LongResponse, Response
 from proxy.http.plain_response import AssembledResponse
 from proxy.http.streamed import Streamed
@@ -31,10 +32,9 @@ from proxy.telemetry.metrics import Metrics
 
 _MANY_ITEMS, _MAX_BODY_BYTES = 2048, 512 * 1024**2
 # A larger body is streamed, or written in turns. A smaller one is written at once, which is faster. A client that does
-# not read its response ties up no more memory than that: a connection serves no further request before the last
-# response has been read.
+# not read its response ties up no more memory: a connection serves no request before the last response has been read.
 LARGE_BYTES = 1024**2
-MAX_LONG_BYTES = 4 * LARGE_BYTES  # of a body that is written in turns; its length must be known, so it is base64
+MAX_LONG_BYTES = 4 * LARGE_BYTES  # of a body that is written in turns; its length must be known
 _FEW_NUMBERS = LARGE_BYTES // 32  # a number takes less than 32 bytes in any encoding
 _NOTHING: Mapping[Any, Any] = {}
 _MAX_MODEL_LENGTH = 256  # of a name in an end of body that is kept
@@ -75,9 +75,18 @@ class ResponseBuilder:
         return AssembledResponse(self._body(spec, found, end), headers=extra)
 
     def is_large(self, spec: ResponseSpec, found: dict[bytes, Entry]) -> bool:
-        """Whether the response is too large for `bytes_of_hit`. Raises `ResponseTooLarge`."""
+        """Whether the response is too large for `bytes_of_hit`, unless it gets texts. Raises `ResponseTooLarge`."""
         limit_bytes = MAX_LONG_BYTES if spec.encoding is Encoding.BASE64 else LARGE_BYTES
         return self._size_bytes(spec, found) > limit_bytes
+
+    async def numbers(
+        self, spec: ResponseSpec, found: dict[bytes, Entry], reservation: Reservation | None
+    ) -> list[bytes] | None:
+        """The texts for `bytes_of_hit`, made in turns; None: too large. Raises `ResponseTooLarge`, `Overloaded`."""
+        size = self._size_bytes(spec, found)
+        if size > MAX_LONG_BYTES or spec.encoding is Encoding.BASE64:
+            return None
+        return await long_body.numbers(self._memory, spec.keys, found, size, reservation)
 
     def bytes_of_hit(
         self,
@@ -88,18 +97,24 @@ class ResponseBuilder:
         from_memory: int,
         request_id: str,
         cors: str,
+        texts: list[bytes] | None = None,
     ) -> Response | LongResponse:
         """What aiohttp would write for a `hit` that is not large, in parts. ``cors`` are whole lines of the head, or
-        "". The request is counted, in its client's ``row`` as well."""
+        "". ``texts`` are the `numbers` of a large one. The request is counted, in its client's ``row`` as well."""
         keys = spec.keys
         ordered = [found[key] for key in keys]
         saved = sum([entry.tokens for entry in ordered])
         end = self._end(spec, found, _NO_USAGE, saved)
-        is_long = len(keys) > 1 and self._size_bytes(spec, found) > LARGE_BYTES
-        body = [] if is_long else self._ordered_body(spec, ordered, end)
-        length = base64_body.length_bytes(ordered, end) if is_long else sum(map(len, body))
-        detail = detail_of(spec) if spec.is_keyed_whole else ""
-        body.insert(0, head(length=length, saved=saved, detail=detail, cors=cors, request_id=request_id))
+        rest: Iterable[bytes] = ()
+        if texts is not None:
+            rest = body = embedding_response.parts(texts, end)
+            length = sum(map(len, body))
+        elif len(keys) > 1 and self._size_bytes(spec, found) > LARGE_BYTES:
+            length, rest = long_body.base64_length(ordered, end), long_body.base64_parts(ordered, end)
+        else:
+            body = self._ordered_body(spec, ordered, end)
+            length = sum(map(len, body))
+        top = head(length=length, saved=saved, detail=detail_of(spec), cors=cors, request_id=request_id)
         self._metrics.of_model(spec.model).count_hit(
             items=len(keys), distinct=len(found), from_memory=from_memory, saved=saved
         )
@@ -109,7 +124,7 @@ class ResponseBuilder:
         if from_memory < len(keys):
             row.duplicates += len(keys) - len(found)
             row.from_store += len(found) - from_memory
-        return LongResponse(body, base64_body.in_turns(ordered, end)) if is_long else body
+        return LongResponse([top], long_body.in_turns(rest)) if rest else [top, *body]
 
     def fetched(
         self,
@@ -185,7 +200,7 @@ class ResponseBuilder:
     ) -> Streamed:
         if spec.encoding is Encoding.BASE64:
             ordered = [entries[key] for key in spec.keys]
-            length, parts = base64_body.length_bytes(ordered, end), base64_body.parts(ordered, end)
+            length, parts = long_body.base64_length(ordered, end), long_body.base64_parts(ordered, end)
         else:
             length, parts = None, embedding_response.stream_parts(self._numbers(spec, entries), len(spec.keys), end)
         return Streamed(parts, length=length, status=status, headers=headers)

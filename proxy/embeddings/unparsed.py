@@ -29,7 +29,7 @@ from proxy.embeddings.recognized import FastPathHit, FastPathMiss, RecognizedReq
 from proxy.embeddings.request_log import RequestLog
 from proxy.embeddings.response_head import finish_head
 from proxy.embeddings.route import EmbeddingsRoute
-from proxy.errors import CLIENT_LEFT
+from proxy.errors import CLIENT_LEFT, Overloaded
 from proxy.http.connection import Connection, ResponseLater
 from proxy.http.long_response import LongResponse, Response
 from proxy.http.plain_response import parts_of
@@ -90,6 +90,8 @@ class UnparsedRequests:
             if isinstance(found, FastPathMiss):
                 return await self._miss(found, connection, started_s)
             return None if found is None else self._hit(found, connection, started_s)
+        except Overloaded:
+            return None  # a parsed request needs less memory for its response
         except Exception:  # noqa: BLE001 - the request is parsed instead
             _log.exception("unexpected error in the fast path")
             return None

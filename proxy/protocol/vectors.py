@@ -14,6 +14,8 @@ import pybase64
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from proxy.protocol.number_text import number_text
+
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -194,4 +196,4 @@ def numbers_json(vector: Vector) -> bytes:
     values = vector.array()
     if vector.dtype is DType.FLOAT32:
         values = values.astype(np.float64)
-    return orjson.dumps(values, option=_NUMPY)
+    return number_text(values)

@@ -20,6 +20,7 @@ from proxy.cache.cache import Cache
 from proxy.config.settings import StoreSetting, UpstreamSetting
 from proxy.embeddings import known_head
 from proxy.embeddings.reader import Reader
+from proxy.embeddings.responses import LARGE_BYTES
 from proxy.errors import Overloaded
 from proxy.http.connection import Connection, ResponseLater
 from proxy.http.head_template import HeadTemplate
@@ -377,6 +378,33 @@ async def test_large_responses_are_written_in_turns_and_very_large_ones_streamed
         before = parsed.count
         assert b"X-Cache: HIT" in await line.ask(request(body(["c", "d"])))
         assert parsed.count == before
+
+
+@pytest.mark.parametrize("is_overloaded", [False, True])
+async def test_large_responses_of_numbers_are_made_in_turns_if_there_is_memory_for_them(
+    client: Client, upstream: ScriptedUpstream, parsed: Parsed, monkeypatch: pytest.MonkeyPatch, *, is_overloaded: bool
+) -> None:
+    upstream.dimensions = 4096
+    async with wire(client) as line:
+        await fill(client, "a", "b", "c", "d", encoding_format="float")
+        await teach(line, encoding_format="float")
+        given = ["c", "d", "c"] * 10
+        expected = (await client.post(body(given, encoding_format="float"))).embeddings
+        before, reserved = parsed.count, Reserved(0 if is_overloaded else 4 * 1024**2)
+        with monkeypatch.context() as patched:
+            patched.setattr(Connection, "reservation", lambda _: reserved)
+            line.writer.write(request(body(given, encoding_format="float")))
+            head = await line.reader.readuntil(b"\r\n\r\n")
+        assert b"X-Cache: HIT" in head
+        assert parsed.count == before + is_overloaded
+        if not is_overloaded:
+            length = re.search(rb"Content-Length: (\d+)", head)
+            assert length is not None
+            content = await line.reader.readexactly(int(length[1]))
+            assert len(content) > LARGE_BYTES
+            assert [datum["embedding"] for datum in orjson.loads(content)["data"]] == expected
+            assert len(reserved.taken) >= 1
+        assert reserved.room == (0 if is_overloaded else 4 * 1024**2)
 
 
 async def test_several_bodies_are_known_and_no_more_than_a_few(client: Client, parsed: Parsed) -> None:
