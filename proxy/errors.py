@@ -1,6 +1,7 @@
 """Errors that the proxy itself generates, each with what a client or an operator needs to act on it (pure)."""
 
 from collections.abc import Collection, Sequence
+from copy import copy
 from typing import Any, Self
 
 import orjson
@@ -20,20 +21,21 @@ class ProxyError(Exception):
     # Whether the content of the call may have caused it. If so, a part of a merged call may succeed in its own call.
     may_be_about_call = False
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.param = param
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
     def again(self) -> Self:
-        """A copy: one exception object must not be raised in several tasks."""
-        return type(self)(self.message, param=self.param)
+        """A copy, without a traceback: one exception object must not be raised in several tasks."""
+        return copy(self)
 
     def body(self) -> bytes:
         return orjson.dumps({"error": self._fields()})
 
     def _fields(self) -> dict[str, Any]:
-        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"message": self.message, "type": self.type, "param": None, "code": self.code}
 
 
 CLIENT_LEFT = 499  # nginx's status for a client that disconnected before the response
@@ -85,10 +87,8 @@ class KeyRefused(ProxyError):
     type = "upstream_error"
     code = "upstream_key_refused"
 
-    def __init__(
-        self, message: str = "The upstream refused the key that this proxy holds for it.", *, param: str | None = None
-    ) -> None:
-        super().__init__(message, param=param)
+    def __init__(self, message: str = "The upstream refused the key that this proxy holds for it.") -> None:
+        super().__init__(message)
 
 
 class RequestTimeout(ProxyError):
@@ -148,15 +148,10 @@ class NotCached(ProxyError):
     type = "invalid_request_error"
     code = "not_cached"
 
-    def __init__(
-        self, message: str, *, param: str | None = None, items: int = 0, missing: Sequence[int] | None = None
-    ) -> None:
-        super().__init__(message, param=param)
+    def __init__(self, message: str, *, items: int = 0, missing: Sequence[int] | None = None) -> None:
+        super().__init__(message)
         self.items = items
         self.missing = missing
-
-    def again(self) -> Self:
-        return type(self)(self.message, param=self.param, items=self.items, missing=self.missing)
 
     def _fields(self) -> dict[str, Any]:
         found = super()._fields()
@@ -212,13 +207,7 @@ class RateLimited(ProxyError):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
-
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int = 1) -> None:
-        super().__init__(message, param=param)
-        self.retry_after_s = retry_after_s
-
-    def again(self) -> Self:
-        return type(self)(self.message, param=self.param, retry_after_s=self.retry_after_s or 1)
+    retry_after_s = 1
 
 
 class BudgetSpent(ProxyError):
@@ -227,13 +216,6 @@ class BudgetSpent(ProxyError):
     status = 429
     type = "insufficient_quota"
     code = "insufficient_quota"
-
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
-        super().__init__(message, param=param)
-        self.retry_after_s = retry_after_s
-
-    def again(self) -> Self:
-        return type(self)(self.message, param=self.param, retry_after_s=self.retry_after_s)
 
 
 class BudgetUnknown(ProxyError):

@@ -127,8 +127,8 @@ class Identifier:
             raise Bypass(BypassReason.OTHER_ROUTE)
         request = embedding_request.parse_request(body, call.fields, origin.provider, named, members=structure.members)
         url, vector_headers = query.keyed(route.url), identity.vector_affecting
-        derived = keys.derive(request, url=url, scope=scope, vector_headers=vector_headers)
-        text_keys = keys.TextKeys(request, url=url, scope=scope, vector_headers=vector_headers)
+        derived = keys.derive(request, url=url, scope=scope, vector_headers=vector_headers, epoch=0)
+        text_keys = keys.TextKeys(request, url=url, scope=scope, vector_headers=vector_headers, epoch=0)
         return Identified(request, derived, origin.provider), text_keys
 
     def _identity(self, origin: Origin, call: Call) -> tuple[Identity, keys.Fields]:

@@ -5,7 +5,6 @@ right hash.
 """
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -58,7 +57,7 @@ def _is_openai(model: str | None) -> bool:
     return (model or "").rpartition("/")[2] in _MODELS
 
 
-def local_vocabulary(environment: Mapping[str, str] = os.environ) -> Count | None:
+def local_vocabulary(environment: Mapping[str, str]) -> Count | None:
     """How tiktoken counts a text; None if it is not installed, or its vocabulary is not on this machine."""
     if find_spec("tiktoken") is None:
         return None

@@ -11,8 +11,8 @@ from http import HTTPStatus
 from multidict import CIMultiDict
 
 from proxy import __version__
+from proxy.canary.check_bodies import CheckBodies
 from proxy.canary.measurement import Measurement
-from proxy.canary.probe import Probe
 from proxy.canary.subject import Subject
 from proxy.errors import ProxyError
 from proxy.protocol import embedding_response, query
@@ -51,18 +51,20 @@ class Asker:
             raise CheckFailed("timeout") from None
 
     async def _measure(self, origin: Origin, subject: Subject) -> Measurement:
-        probe = Probe(origin.provider, subject.model)
-        model, alone = await self._one_by_one(origin, subject, probe)
-        if (batch := probe.batch) is None:
-            other, again = await self._one_by_one(origin, subject, probe)
+        bodies = CheckBodies(origin.provider, subject.model)
+        model, alone = await self._one_by_one(origin, subject, bodies)
+        if (batch := bodies.batch) is None:
+            other, again = await self._one_by_one(origin, subject, bodies)
         else:
             response = await self._ask(origin, subject, batch, items=len(alone))
             other, again = response.model, _vectors(response)
         # If the responses name two models, both names are kept, so that one that differs from the reference is seen.
         return Measurement(model=model if other == model else f"{model} | {other}", alone=alone, again=again)
 
-    async def _one_by_one(self, origin: Origin, subject: Subject, probe: Probe) -> tuple[str, tuple[Vector, ...]]:
-        responses = [await self._ask(origin, subject, body, items=1) for body in probe.alone]
+    async def _one_by_one(
+        self, origin: Origin, subject: Subject, bodies: CheckBodies
+    ) -> tuple[str, tuple[Vector, ...]]:
+        responses = [await self._ask(origin, subject, body, items=1) for body in bodies.alone]
         models = dict.fromkeys(response.model for response in responses)
         return " | ".join(models), tuple(vector for response in responses for vector in _vectors(response))
 

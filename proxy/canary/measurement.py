@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from proxy.canary.probe import TEXTS
+from proxy.canary.check_bodies import TEXTS
 from proxy.protocol.vectors import DType, Vector, is_whole
 
 # The largest cosine distance. Vectors of different lengths get it, too.

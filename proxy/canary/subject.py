@@ -3,7 +3,7 @@
 from hashlib import blake2b
 from typing import NamedTuple
 
-from proxy.canary.probe import TEXTS
+from proxy.canary.check_bodies import TEXTS
 from proxy.protocol.keys import KEY_BYTES, pack
 
 # A separate hash domain (RFC 7693 §2.8), so that no key made here can be the key of an item.

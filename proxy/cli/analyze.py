@@ -1,5 +1,6 @@
 """The command ``embedding-proxy analyze``: what a cache would save, from corpora and logs."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def _report(ctx: click.Context, files: tuple[Path, ...], options: dict[str, Any]
         key_headers=options["key_headers"] or frozenset(),
         neutral_headers=options["neutral_headers"] or frozenset(),
     )
-    counter, prices = TokenCounter(local_vocabulary()), file.prices_by_model()
+    counter, prices = TokenCounter(local_vocabulary(os.environ)), file.prices_by_model()
     file_format = options["file_format"]
     with progress("reading", _size_of(files), is_bytes=True) as advance:
         intake = Intake(

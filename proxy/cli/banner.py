@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 
 from proxy import __version__
-from proxy.canary.probe import tokens_a_month
+from proxy.canary.check_bodies import tokens_a_month
 from proxy.config.settings import Settings, UpstreamSetting
 from proxy.config.upstream_urls import usual_path
 from proxy.protocol.hosts import LOOPBACK_HOSTS, UNIX_PREFIX

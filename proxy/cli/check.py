@@ -25,12 +25,12 @@ from proxy.config.settings import UpstreamSetting
 from proxy.config.suggestion import suggestion
 from proxy.config.upstream_urls import parse_upstream
 from proxy.errors import ConfigError
-from proxy.probe import interview
-from proxy.probe.advice import advise
-from proxy.probe.client import asking
-from proxy.probe.facts import Facts
-from proxy.probe.interview import Interview, NoAnswer
-from proxy.probe.reply import Reply
+from proxy.inquiry import interview
+from proxy.inquiry.advice import advise
+from proxy.inquiry.client import asking
+from proxy.inquiry.facts import Facts
+from proxy.inquiry.interview import Interview, NoAnswer
+from proxy.inquiry.reply import Reply
 from proxy.protocol.provider import Provider
 from proxy.upstream.urls import Routes
 

@@ -4,9 +4,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from proxy.inquiry.advice import Advice
+from proxy.inquiry.facts import BatchFact, Fact, Facts, Latency
 from proxy.printable import printable
-from proxy.probe.advice import Advice
-from proxy.probe.facts import BatchFact, Fact, Facts, Latency
 
 _PLAIN_WIDTH = 120  # where the output is no terminal
 

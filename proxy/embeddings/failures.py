@@ -18,6 +18,8 @@ from proxy.reservation import MemoryReservation
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.client import UpstreamResponse
 
+Resolved = tuple[RequestOutcome, StreamResponse]  # a request's outcome and response
+
 _WRONG_URL = frozenset({404, 405})
 
 
@@ -27,7 +29,7 @@ class FailureResponses:
         self._metrics = metrics
         self._log_once = log_once
 
-    async def respond(self, client_request: ClientRequest, failure: Failure) -> tuple[RequestOutcome, StreamResponse]:
+    async def respond(self, client_request: ClientRequest, failure: Failure) -> Resolved:
         """The upstream's response to the client's own body, or the failure that this client would have had alone.
 
         Raises `ProxyError`.
@@ -49,13 +51,11 @@ class FailureResponses:
             return self._relay(client_request, in_own_words(cause.response))
         return await self.send_own_body(client_request)
 
-    async def send_own_body(self, client_request: ClientRequest) -> tuple[RequestOutcome, StreamResponse]:
+    async def send_own_body(self, client_request: ClientRequest) -> Resolved:
         """Send the client's own body, and relay the response. Raises `ProxyError`."""
         return self._relay(client_request, await self._fetcher.send_own_body(client_request))
 
-    def _relay(
-        self, client_request: ClientRequest, response: UpstreamResponse
-    ) -> tuple[RequestOutcome, StreamResponse]:
+    def _relay(self, client_request: ClientRequest, response: UpstreamResponse) -> Resolved:
         origin, status = client_request.origin, response.status
         error_status = status_of(response)  # inside a 200 as well
         if origin.key is not None and error_status in CREDENTIAL_REFUSALS:

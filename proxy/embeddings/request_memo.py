@@ -91,7 +91,7 @@ class RequestMemo:
         self._recent[index] = seen
         return False
 
-    def fingerprint(self, target: str, own: Identity, body: bytes, epochs: int = 0) -> Steps[bytes]:
+    def fingerprint(self, target: str, own: Identity, body: bytes, epochs: int) -> Steps[bytes]:
         """The MAC of a request about which only these arguments matter. It is equal only for equivalent requests, whose
         items have the same keys. ``epochs`` is the number of epochs that have begun."""
         # The body runs to the end, so it needs no length.

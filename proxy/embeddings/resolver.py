@@ -2,7 +2,6 @@
 
 import time
 
-from aiohttp.web import StreamResponse
 from msgspec.structs import replace
 
 from proxy.access.admission import Access
@@ -10,32 +9,25 @@ from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.cache.entry import current
 from proxy.embeddings.cached_only import all_cached, not_cached
-from proxy.embeddings.failures import FailureResponses
+from proxy.embeddings.failures import FailureResponses, Resolved
 from proxy.embeddings.fast_path import FastPath
-from proxy.embeddings.fetch_plan import FetchPlan
+from proxy.embeddings.fetch_plan import FetchPlan, policy_of
 from proxy.embeddings.header_watch import MANY_VALUES
 from proxy.embeddings.hitless_report import HitlessReport
 from proxy.embeddings.log_once import LogOnce
-from proxy.embeddings.lookup import Lookup, count_model_versions, count_models, look_up
+from proxy.embeddings.lookup import Lookup, count_model_versions, look_up
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.revalidation import Revalidator
 from proxy.embeddings.sighting import Sighting
-from proxy.errors import CredentialRefused
+from proxy.embeddings.unvalidated import UnvalidatedRequests
 from proxy.fetch.fetcher import Fetcher
-from proxy.fetch.outcomes import Blame, blame
-from proxy.fetch.request import ClientRequest, FetchRequest, Policy
-from proxy.fetch.result import NOTHING, Failure, FetchResult
+from proxy.fetch.request import ClientRequest
+from proxy.fetch.result import NOTHING
 from proxy.labels import RequestOutcome
-from proxy.protocol import tokens
 from proxy.protocol.directives import NO_DIRECTIVES, prefers_minimal
 from proxy.telemetry.metrics import Metrics
 from proxy.turns import are_many, turn
-
-# How long requests for stored items wait for the upstream's verdict on their credential.
-_PROBE_TIMEOUT_S = 2.0
-
-Resolved = tuple[RequestOutcome, StreamResponse]
 
 
 class Resolver:
@@ -57,8 +49,14 @@ class Resolver:
         self._responses = responses
         self._failures = FailureResponses(fetcher, metrics, log_once)
         self._access = access
-        self._validations = validations
-        self._revalidator = Revalidator(fetcher, metrics)
+        self._unvalidated = UnvalidatedRequests(
+            cache,
+            responses,
+            self._failures,
+            Revalidator(fetcher, metrics),
+            access=access,
+            validations=validations,
+        )
         self._fast_path = fast_path
         self._metrics = metrics
         self._lookup_seconds = metrics.stage_seconds["lookup"]
@@ -86,35 +84,49 @@ class Resolver:
         progress.items = len(client_request.spec.keys)
         progress.cached = progress.items - len(found.missing)
         progress.span.looked_up(parsed_s, items=progress.items, cached=progress.cached)
-        is_valid = self._is_valid(client_request)
+        is_valid = self._unvalidated.is_valid(client_request)
         if is_valid and not found.missing:
             if client_request.directives.only_if_cached and prefers_minimal(client_request.received):
                 return RequestOutcome.HIT, all_cached()
             if sighting is not None:
                 from_memory = found.from_memory == len(found.entries)
                 self._fast_path.remember(sighting, client_request, from_memory=from_memory)
-            return self._hit(client_request, found)
+            return RequestOutcome.HIT, self._responses.hit(
+                client_request.spec,
+                found.entries,
+                client_request.client,
+                from_memory=found.from_memory,
+                reservation=client_request.reservation,
+            )
         if client_request.directives.only_if_cached:
             is_shared = self._access.is_shared_scope(client_request.identity)
             raise not_cached(client_request.spec.keys, found.missing, is_valid=is_valid, is_shared=is_shared)
+        step = self._first_step(client_request, found, is_moved=is_moved, is_valid=is_valid)
+        return await self._take_steps(client_request, step)
+
+    def _first_step(
+        self, client_request: ClientRequest, found: Lookup, *, is_moved: bool, is_valid: bool
+    ) -> Lookup | FetchPlan:
+        """``is_moved``: what was stored is of several model versions, so all of it is fetched again."""
+        policy = policy_of(client_request, self._cache)
         if is_moved:
-            return await self._take_steps(client_request, FetchPlan(found, self._policy(client_request).refreshing()))
-        if is_valid or client_request.directives.no_cache or not self._must_validate(client_request, found):
-            return await self._take_steps(client_request, FetchPlan(found, self._policy(client_request)))
-        return await self._take_steps(client_request, found)
+            return FetchPlan(found, policy.refreshing())
+        if is_valid or client_request.directives.no_cache or not self._unvalidated.must_validate(client_request, found):
+            return FetchPlan(found, policy)
+        return found
 
     async def _take_steps(self, client_request: ClientRequest, step: Lookup | FetchPlan) -> Resolved:
         """Take the steps that lead to a response: a `Lookup` is to be validated first, a `FetchPlan` to be fetched.
 
         The loop takes at most four steps. `_fetch` returns a `Lookup` only if it has every item and no call was billed.
-        Nothing is missing then, so `_validate` plans another fetch only if that joins no other request's. Such a fetch
+        Nothing is missing then, so `validate` plans another fetch only if that joins no other request's. Such a fetch
         is billed or fails, and the loop ends.
         """
         next_step: Lookup | FetchPlan | Resolved = step
         while True:
             match next_step:
                 case Lookup():
-                    next_step = await self._validate(client_request, next_step)
+                    next_step = await self._unvalidated.validate(client_request, next_step)
                 case FetchPlan():
                     next_step = await self._fetch(client_request, next_step)
                 case _:
@@ -148,116 +160,6 @@ class Resolver:
                     "a header field that is part of the key costs hits",
                 )
 
-    def _hit(
-        self, client_request: ClientRequest, found: Lookup, first: FetchResult = NOTHING, *, detail: str = ""
-    ) -> Resolved:
-        return RequestOutcome.HIT, self._responses.hit(
-            client_request.spec,
-            found.entries,
-            client_request.client,
-            from_memory=found.from_memory,
-            reservation=client_request.reservation,
-            deliveries=first.deliveries,
-            detail=detail,
-        )
-
-    # --- validation
-
-    def _is_valid(self, client_request: ClientRequest) -> bool:
-        may_serve = self._access.may_serve(client_request.credential_id, client_request.credential_scope)
-        return may_serve and self._access.may_read(client_request.origin, client_request.received)
-
-    def _is_refused(self, client_request: ClientRequest) -> bool:
-        return self._validations.is_refused(client_request.credential_id, client_request.credential_scope)
-
-    def _must_validate(self, client_request: ClientRequest, found: Lookup) -> bool:
-        """Whether to validate a credential before the missing items are fetched, which would validate it as well."""
-        is_shared = self._access.is_shared_scope(client_request.identity)
-        return is_shared or not found.missing or (bool(found.entries) and self._is_refused(client_request))
-
-    async def _validate(self, client_request: ClientRequest, found: Lookup) -> FetchPlan | Resolved:
-        """Credential not recently validated: probe the upstream with the cheapest item first.
-
-        Entries in a credential's own scope are there because the upstream once accepted it. So these are served while
-        the upstream does not respond; entries in a shared scope are not.
-        """
-        is_shared = self._access.is_shared_scope(client_request.identity)
-        timeout_s = None if is_shared or found.missing else _PROBE_TIMEOUT_S
-        probe = self._probe(client_request, found, may_be_held=timeout_s is None)
-        name = client_request.credential_id, client_request.credential_scope
-        result = await self._revalidator.ask(name, probe, timeout_s=timeout_s)
-        found = found.current()
-        failure = None if result is None else result.fetched.failure
-        if result is None or (failure is not None and not failure.confirms):
-            return await self._respond_unvalidated(client_request, probe, failure, found)
-        if failure is not None and found.missing and probe.is_whole:
-            return await self._failures.respond(client_request, failure)  # the response to this very body
-        fetched = replace(result.fetched, failure=None)
-        is_confirmed = failure is not None or fetched.is_by_origin
-        first, policy = fetched if result.is_own else NOTHING, self._policy(client_request)
-        if not is_confirmed and (is_shared or self._is_refused(client_request)):
-            # A fallback's success validates nothing: don't serve entries of a shared scope, or of a refused credential.
-            return FetchPlan(Lookup.nothing(client_request.spec.keys), policy.private(), first.bill)
-        # Another request's vectors may be of another length, since it may have asked for other dimensions.
-        count = count_model_versions if result.is_own else count_models
-        if count(found.entries, fetched.entries) > 1:
-            return FetchPlan(Lookup.nothing(client_request.spec.keys), policy.refreshing(), first.bill)
-        if found.missing:
-            return FetchPlan(found, policy, first)
-        return self._hit(client_request, found, first, detail="validated")
-
-    def _probe(self, client_request: ClientRequest, found: Lookup, *, may_be_held: bool) -> FetchRequest:
-        """A request for the cheapest item: of the missing ones, or if there is none, of all.
-
-        ``may_be_held``: while the upstream's rate limit takes no call the probe waits; otherwise it fails at once, and
-        what is stored is served as if the upstream could not be reached.
-        """
-        kind, keys = client_request.parsed.kind, list(dict.fromkeys(client_request.spec.keys))
-        candidates = found.missing or keys
-        items = zip(candidates, client_request.items(candidates), strict=True)
-        cheapest, _ = min(items, key=lambda item: tokens.weight(kind, item[1]))
-        policy = self._policy(client_request)
-        has_missing = bool(found.missing)  # if not, hits are served also to a client whose budget is used up
-        policy = policy._replace(
-            may_join=False,
-            is_stored=policy.is_stored and has_missing,
-            is_budgeted=has_missing,
-            may_be_held=may_be_held,
-        )
-        return client_request.request(keys, policy).only([cheapest])
-
-    async def _respond_unvalidated(
-        self, client_request: ClientRequest, probe: FetchRequest, failure: Failure | None, found: Lookup
-    ) -> Resolved:
-        """The response if the upstream failed, or did not respond in time."""
-        if failure is not None and failure.is_rejection and found.entries.keys() >= set(probe.keys):
-            # The upstream accepted the credential for the same item before.
-            self._validations.refuse(client_request.credential_id, client_request.credential_scope)
-        if failure is not None and (
-            self._access.is_shared_scope(client_request.identity)
-            or failure.is_verdict
-            or blame(failure.cause) is Blame.CALL
-        ):
-            return await self._failures.respond(client_request, failure)
-        if self._is_refused(client_request):  # no response is no permission
-            if failure is not None:
-                return await self._failures.respond(client_request, failure)
-            raise CredentialRefused("The upstream refused this API key, and has not accepted it since.")
-        return self._hit(client_request, found, detail="unvalidated")
-
-    # --- upstream
-
-    def _policy(self, client_request: ClientRequest) -> Policy:
-        directives = client_request.directives
-        is_fused = client_request.origin.provider.is_fused_model(client_request.parsed.model)
-        return Policy(
-            min_stored_at_s=self._cache.freshness_cutoff_s(directives.max_age_s),
-            may_join=not (directives.no_cache or directives.no_store),
-            is_stored=not directives.no_store,
-            overwrite=directives.no_cache or directives.max_age_s is not None,
-            may_merge=not (client_request.spec.is_keyed_whole or is_fused),
-        )
-
     async def _fetch(self, client_request: ClientRequest, plan: FetchPlan) -> Lookup | Resolved:
         """Fetch what is missing. The result is a `Lookup` if all of it was in the store after all, or was fetched by
         other requests or replicas: then the credential is not validated yet."""
@@ -284,7 +186,7 @@ class Resolver:
             return await self._failures.respond(client_request, fetched.failure)
         if versions != 1:  # the upstream alternates between two models, or nothing can be stored
             return await self._failures.send_own_body(client_request)
-        if not (fetched.is_billed or self._is_valid(client_request)):
+        if not (fetched.is_billed or self._unvalidated.is_valid(client_request)):
             return Lookup(cached | fetched.entries, [], found.from_memory)
         response = self._responses.fetched(
             client_request.spec,

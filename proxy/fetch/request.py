@@ -49,7 +49,7 @@ class ClientRequest(Struct, kw_only=True, eq=False):
     credential_scope: CredentialScope
     client: str | None  # for the ledger
     reservation: MemoryReservation  # the memory that the request uses
-    epoch: int = 0  # of the model's weights, by which its keys were derived
+    epoch: int  # of the model's weights, by which its keys were derived
     limit_wait: LimitWait = field(default_factory=LimitWait)
     span: Span
     _headers: CIMultiDict[str] | None = None

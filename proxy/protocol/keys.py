@@ -28,9 +28,7 @@ _STEP_BYTES, _ITEM_BYTES = 128 * 1024, 2 * 1024
 pack = msgpack.Packer(unicode_errors="surrogateescape").pack
 
 
-def derive(
-    request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers: Fields, epoch: int = 0
-) -> list[bytes]:
+def derive(request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers: Fields, epoch: int) -> list[bytes]:
     """The key of each item, in input order.
 
     ``url`` is where the request is sent, query included: it contains the upstream and, on Azure, the deployment.
@@ -42,7 +40,7 @@ def derive(
 
 
 def derive_in_steps(
-    request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers: Fields, epoch: int = 0
+    request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers: Fields, epoch: int
 ) -> Steps[list[bytes]]:
     """`derive`, a few items or a part of one at a time."""
     common = _common(request, url, scope, vector_headers, epoch)
@@ -79,7 +77,7 @@ class TextKeys:
     __slots__ = ("_copy",)
 
     def __init__(
-        self, request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers: Fields, epoch: int = 0
+        self, request: EmbeddingRequest, *, url: str, scope: Fields, vector_headers: Fields, epoch: int
     ) -> None:
         """The ``request`` is one of texts."""
         self._copy = blake2b(_common(request, url, scope, vector_headers, epoch), digest_size=KEY_BYTES).copy

@@ -118,7 +118,7 @@ async def test_a_refused_model_does_not_affect_others(start_proxy: StartProxy, u
 async def test_an_upstream_that_hangs_delays_stored_items_once(
     start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.embeddings.resolver._PROBE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("proxy.embeddings.unvalidated._PROBE_TIMEOUT_S", 0.05)
     client = await start_proxy(monotonic=clock, revalidate_s=REVALIDATE_S)
     await client.embed("a")
     clock.now += REVALIDATE_S
@@ -146,7 +146,7 @@ async def test_a_refused_key_stays_refused_until_the_upstream_accepts_it_again(
     start_proxy: StartProxy, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, status: int, then: object
 ) -> None:
     if then == "hangs":
-        monkeypatch.setattr("proxy.embeddings.resolver._PROBE_TIMEOUT_S", 0.05)
+        monkeypatch.setattr("proxy.embeddings.unvalidated._PROBE_TIMEOUT_S", 0.05)
     client = await start_proxy()
     await client.embed("a")
     upstream.reply = error_reply(status, b"{}")

@@ -9,8 +9,8 @@ from multidict import CIMultiDict
 
 from proxy import __version__
 from proxy.canary.asker import Asker, CheckFailed
+from proxy.canary.check_bodies import TEXTS
 from proxy.canary.measurement import Measurement
-from proxy.canary.probe import TEXTS
 from proxy.canary.subject import Subject
 from proxy.errors import UpstreamTimeout
 from proxy.upstream.client import UpstreamResponse

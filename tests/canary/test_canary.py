@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from proxy.cache.store import NoStore, Store
-from proxy.canary.probe import TEXTS, tokens_a_month
+from proxy.canary.check_bodies import TEXTS, tokens_a_month
 from proxy.canary.state import RETRY_S
 from proxy.canary.subject import Subject
 from proxy.errors import StoreError

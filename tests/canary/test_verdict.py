@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from proxy.canary import measurement
+from proxy.canary.check_bodies import TEXTS
 from proxy.canary.measurement import Measurement, changed_numbers, cosine_distance
-from proxy.canary.probe import TEXTS
 from proxy.canary.verdict import compare, is_settled
 from proxy.labels import CanaryVerdict
 from proxy.protocol.vectors import DType, Vector

@@ -2,7 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from proxy.canary.probe import tokens_a_month
+from proxy.canary.check_bodies import tokens_a_month
 from proxy.cli import banner
 from proxy.config.settings import SameModel
 from proxy.config.upstream_urls import parse_upstream

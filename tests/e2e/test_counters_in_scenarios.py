@@ -282,7 +282,7 @@ async def test_validation_in_a_shared_scope_is_billed_once(restarts: Restarts, u
 async def test_validation_without_waiters_is_counted_by_its_result(
     restarts: Restarts, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.embeddings.resolver._PROBE_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("proxy.embeddings.unvalidated._PROBE_TIMEOUT_S", 0.0)
     client = await restarts.start("a", owns_key=False)
     gate = Gate(upstream)
     assert (await client.embed("a")).status == 200

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from proxy.app import running
 from proxy.canary.canary import Canary
-from proxy.canary.probe import TEXTS
+from proxy.canary.check_bodies import TEXTS
 from proxy.canary.subject import epoch_digest
 from proxy.config.settings import StoreSetting, UpstreamSetting
 from tests.conftest import StartProxy

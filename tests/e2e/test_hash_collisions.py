@@ -38,7 +38,7 @@ def test_colliding_texts_have_separate_keys(planted: list[tuple[str, str]]) -> N
     texts = [text for pair in planted for text in pair]
     body = orjson.dumps({"model": "m", "input": texts})
     asked = embedding_request.parse_request(body, request_body.parse_object(body), GENERIC)
-    assert len(set(keys.derive(asked, url="http://h", scope=[], vector_headers=[]))) == 2 * PAIRS
+    assert len(set(keys.derive(asked, url="http://h", scope=[], vector_headers=[], epoch=0))) == 2 * PAIRS
 
 
 async def cross_reads(client: Client, texts: list[str]) -> int:

@@ -134,7 +134,7 @@ class FakeUpstream:
 def key_of(item: str) -> bytes:
     fields = {"model": "m", "input": item}
     asked = embedding_request.parse_request(orjson.dumps(fields), fields, GENERIC)
-    return keys.derive(asked, url=URL, scope=[("authorization", "Bearer k")], vector_headers=[])[0]
+    return keys.derive(asked, url=URL, scope=[("authorization", "Bearer k")], vector_headers=[], epoch=0)[0]
 
 
 KEYS = {item: key_of(item) for item in ITEMS}

@@ -30,7 +30,7 @@ FINGERPRINTED = st.tuples(st.sampled_from(["/v1/embeddings", "/embeddings"]), FI
 def fingerprint(
     memo: RequestMemo, target: str, own: list[tuple[str, str]], other: list[tuple[str, str]], body: bytes
 ) -> bytes:
-    return finish(memo.fingerprint(target, Identity(own, other, False), body))
+    return finish(memo.fingerprint(target, Identity(own, other, False), body, 0))
 
 
 @given(FINGERPRINTED, FINGERPRINTED)

@@ -198,7 +198,7 @@ def test_a_list_of_any_length_is_cached() -> None:
 )
 def test_different_whole_bodies_share_no_key(change: dict[str, Any]) -> None:
     def keys_of(fields: dict[str, Any]) -> list[bytes]:
-        return keys.derive(parse(orjson.dumps(fields)), url="u", scope=[], vector_headers=[])
+        return keys.derive(parse(orjson.dumps(fields)), url="u", scope=[], vector_headers=[], epoch=0)
 
     body = {"model": "m", "input": ["a", "b"], "foo": 1}
     assert keys_of(body) == keys_of(dict(reversed(body.items())) | {"user": "u"})

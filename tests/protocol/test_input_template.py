@@ -143,5 +143,5 @@ def test_keys_of_further_texts_are_those_of_the_parsed_body(
     except Bypass:
         return
     if parsed.kind is ItemKind.TEXT:
-        given: dict[str, Any] = {"url": "u", "scope": scope, "vector_headers": others}
+        given: dict[str, Any] = {"url": "u", "scope": scope, "vector_headers": others, "epoch": 0}
         assert TextKeys(parsed, **given).of(second) == keys.derive(parse(second), **given)

@@ -66,7 +66,7 @@ def derive(
     request = embedding_request.parse_request(
         body, request_body.parse_object(body), replace(GENERIC, inputs=frozenset(InputFormat))
     )
-    return keys.derive(request, url=url, scope=credentials or [], vector_headers=vector_headers or [])
+    return keys.derive(request, url=url, scope=credentials or [], vector_headers=vector_headers or [], epoch=0)
 
 
 def key_of(identity: dict[str, Any]) -> bytes:
@@ -161,7 +161,7 @@ def test_a_text_that_takes_several_steps_has_the_key_of_all_of_it(lengths: list[
     texts = [letter * length for length in lengths]
     body = body_of("m", list(texts), {})
     request = embedding_request.parse_request(body, request_body.parse_object(body), GENERIC)
-    identity: dict[str, Any] = {"url": URL, "scope": [], "vector_headers": []}
+    identity: dict[str, Any] = {"url": URL, "scope": [], "vector_headers": [], "epoch": 0}
     steps = len(list(keys.derive_in_steps(request, **identity)))
     assert steps >= sum(len(text.encode()) for text in texts) // (5 * keys._STEP_BYTES)
     assert keys.derive(request, **identity) == keys.TextKeys(request, **identity).of(texts)

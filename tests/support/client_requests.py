@@ -52,5 +52,6 @@ def client_request_for(
         credential_scope=CredentialScope(URL, "m"),
         client=None,
         reservation=bodies.reserve(Tenant(b"tenant")),
+        epoch=0,
         span=NO_SPAN,
     )

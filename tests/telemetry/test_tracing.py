@@ -160,7 +160,7 @@ async def test_a_request_that_joins_a_fetch_has_a_flight_and_no_call(
 async def test_a_request_that_waits_for_anothers_validation_has_a_flight(
     traced: Traced, collector: Receiver, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.embeddings.resolver._PROBE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("proxy.embeddings.unvalidated._PROBE_TIMEOUT_S", 0.05)
     gate, now_s = asyncio.Event(), 0.0
     async with traced(monotonic=lambda: now_s) as client:
         await client.embed("a")

@@ -10,8 +10,8 @@ from aiohttp import BaseConnector, ClientError, ClientSession, ClientTimeout, Du
 from multidict import CIMultiDict
 
 from proxy.config.settings import UpstreamSetting
-from proxy.probe.interview import Ask
-from proxy.probe.reply import Reply
+from proxy.inquiry.interview import Ask
+from proxy.inquiry.reply import Reply
 from proxy.upstream.outbound import Outbound
 
 _TIMEOUT_S = 60.0

@@ -10,11 +10,11 @@ from aiohttp import web
 from proxy.config.provider_tables import parse_providers
 from proxy.config.settings import UpstreamSetting
 from proxy.config.upstream_tables import parse_upstreams
-from proxy.probe import interview
-from proxy.probe.advice import advise
-from proxy.probe.client import asking
-from proxy.probe.facts import Facts, Verdict
-from proxy.probe.interview import Interview, NoAnswer
+from proxy.inquiry import interview
+from proxy.inquiry.advice import advise
+from proxy.inquiry.client import asking
+from proxy.inquiry.facts import Facts, Verdict
+from proxy.inquiry.interview import Interview, NoAnswer
 from proxy.protocol.provider import InputFormat
 from proxy.protocol.providers import GENERIC, PROVIDERS
 from tests.support.emulators import EMULATORS

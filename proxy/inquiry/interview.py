@@ -4,9 +4,9 @@ from collections.abc import Awaitable, Callable
 from statistics import median
 from typing import Any
 
-from proxy.probe import reply as replies
-from proxy.probe.facts import BatchFact, Fact, Facts, Latency, Verdict
-from proxy.probe.reply import Answer, Embeddings, Refusal, Reply
+from proxy.inquiry import reply as replies
+from proxy.inquiry.facts import BatchFact, Fact, Facts, Latency, Verdict
+from proxy.inquiry.reply import Answer, Embeddings, Refusal, Reply
 from proxy.protocol.provider import InputFormat, Provider
 from proxy.protocol.vectors import DType
 

@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 from proxy.config.settings import UpstreamSetting
-from proxy.probe.facts import Facts, Verdict
+from proxy.inquiry.facts import Facts, Verdict
 from proxy.protocol.provider import InputFormat, Provider
 
 _PROBED = (InputFormat.TEXT, InputFormat.TEXTS, InputFormat.TOKENS, InputFormat.TOKEN_LISTS)

@@ -22,7 +22,7 @@ _TIMES = 2  # each text is asked for alone and in the batch
 _MONTH_S = 30 * 24 * 3600.0
 
 
-class Probe:
+class CheckBodies:
     """The bodies of one check of ``model``; None: the URL alone names it."""
 
     def __init__(self, provider: Provider, model: str | None) -> None:
