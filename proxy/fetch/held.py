@@ -263,15 +263,18 @@ class _Room:
         self._lane = lane
         self._limits = limits
         self._used = Limits(0, 0, 0)
+        self._is_bulk = False
 
     def takes(self, waiting: Waiting) -> bool:
         if waiting.outcome.done():
             return True  # and is not sent
         grown = Limits(*map(add, self._used, waiting.request.size))
         is_first = not self._used.items
+        if is_first:
+            self._is_bulk = waiting.is_bulk
         if not is_first and (self._lane.pacer.probes_alone or any(map(gt, grown, self._limits))):
             return False
-        if not self._lane.is_ready(Cost(grown.items, grown.tokens)):
+        if not self._lane.is_ready(Cost(grown.items, grown.tokens, is_bulk=self._is_bulk)):
             return False
         self._used = grown
         return True

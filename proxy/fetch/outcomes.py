@@ -1,5 +1,6 @@
 """The outcomes of an upstream call: what a failure is about, and which clients may read the upstream's response."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -12,7 +13,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.cache.entry import Entry
 from proxy.errors import ProxyError
-from proxy.protocol import error_body, headers
+from proxy.protocol import error_body, headers, rate_limits
 from proxy.protocol.headers import Headers
 from proxy.protocol.vectors import Vector
 from proxy.upstream.client import UpstreamResponse
@@ -178,7 +179,7 @@ def in_own_words(response: UpstreamResponse) -> UpstreamResponse:
     """An error response for clients whose items were not the whole call: the upstream's may quote other clients' items.
 
     It has the same status, of the header fields those about rate limits, and of the body the codes that OpenAI
-    documents.
+    documents. The wait that the body states is in header fields.
     """
     status = status_of(response)
     error = {
@@ -191,6 +192,9 @@ def in_own_words(response: UpstreamResponse) -> UpstreamResponse:
     error |= {name: value for name, value in _error_fields(response).items() if value in _KNOWN_CODES}
     fields = CIMultiDict({"Content-Type": "application/json"})
     fields.extend(_pace_fields(response.headers))
+    delay_s = rate_limits.retry_delay_s(error_body.parsed(response.body))
+    if delay_s is not None and not {"retry-after", "retry-after-ms"} & {name.lower() for name in fields}:
+        fields["Retry-After"], fields["retry-after-ms"] = f"{math.ceil(delay_s)}", f"{math.ceil(1000 * delay_s)}"
     return UpstreamResponse(
         status=response.status, reason="", headers=CIMultiDictProxy(fields), body=orjson.dumps({"error": error})
     )

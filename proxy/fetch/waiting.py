@@ -11,6 +11,7 @@ from proxy.fetch.outcomes import CallFailure, Outcome
 from proxy.fetch.request import FetchRequest
 from proxy.pacing.quotas import Cost
 from proxy.pacing.wait_queue import Ticket
+from proxy.protocol.directives import BULK_URGENCY
 
 
 class Waiting(Struct, eq=False):
@@ -29,6 +30,10 @@ class Waiting(Struct, eq=False):
     ticket: "Ticket[Waiting] | None" = None  # its place among those that a rate limit holds
     held_since_s: float = 0.0  # event loop time
 
+    @property
+    def is_bulk(self) -> bool:
+        return self.request.client_request.limit_wait.urgency >= BULK_URGENCY
+
     def resolve(self, outcome: Outcome | ProxyError) -> None:
         if not self.outcome.done():
             self.outcome.set_result(outcome)
@@ -39,5 +44,6 @@ Ended = tuple[Waiting, Outcome | ProxyError]  # with the outcome that it is to b
 
 def cost_of(batch: Sequence[Waiting]) -> Cost:
     if len(batch) == 1:  # the usual case
-        return Cost(len(batch[0].request.keys), batch[0].request.tokens)
-    return Cost(sum([len(one.request.keys) for one in batch]), sum([one.request.tokens for one in batch]))
+        return Cost(len(batch[0].request.keys), batch[0].request.tokens, 1, batch[0].is_bulk)
+    items, tokens = sum([len(one.request.keys) for one in batch]), sum([one.request.tokens for one in batch])
+    return Cost(items, tokens, len(batch), all(one.is_bulk for one in batch))

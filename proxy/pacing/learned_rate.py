@@ -3,80 +3,123 @@
 import math
 from dataclasses import dataclass
 
+# What a limit is presumed to take at once, in seconds of its rate. Refusals may teach that it is less. It then grows by
+# this factor with each accepted call, since another client of the same limit may have taken the rest.
+BURST_S, LEAST_BURST_S, _BURST_GROWTH = 1.0, 0.01, 1.005
 # A refusal lowers a rate below what was measured, so that an empty bucket can recover, and to no less than a part of
 # what it was. It then grows quickly up to shortly below where it was refused, and slowly from there.
-_DECREASE, _MOST_DECREASE = 0.95, 0.4
+_DECREASE, _MOST_DECREASE = 0.95, 0.6
 _NEAR, _FAST, _SLOW = 0.97, 0.01, 0.0001
-_DOUBT = 0.4  # a rate that was measured by a single call may be too low by far
-_ABOVE = 1.05  # what was measured has the pauses after refusals in it
+# A first rate that was measured by few calls may be too low by far, so it grows by more, and by less with each call.
+_DOUBT, _DOUBT_DECAY = 0.4, 0.95
 _ADDED = 0.01  # calls a second, each second
-# What refusals teach may be wrong: a rate is never below this many calls a second, and no call is paid for longer.
+# What refusals teach may be wrong: a rate is never below this many calls a second, and no call waits longer for it.
 _LEAST_CALLS_PER_S = 1 / 60
-_MAX_DEBT_S = 30.0
+_MAX_WAIT_S = 30.0
+_MIN_MEASURED_S = 0.01
 # A limit beyond what a process can send is none.
 _MOST_CALLS_PER_S = 10_000
+_LOW = 3.0  # calls are not many
+_FULL = 0.99  # of a bucket; the rest is lost by rounding
 
 
 @dataclass(slots=True)
 class LearnedRate:
-    """A learned limit a second. ``per_s`` is infinite until a refusal taught one."""
+    """A token bucket. ``per_s`` is infinite until a refusal taught one.
+
+    The rate is measured from when the bucket was empty, at a refusal or a burst before it was full, until the next
+    refusal. Before the first one, only what was accepted counts: much of what is in flight may be refused.
+    """
 
     per_s: float = math.inf
     refused_at: float = math.inf  # the rate at the last refusal
-    accepted: float = 0.0  # since the last refusal
-    burst: float = 0.0  # so much may leave at once, as long as the rate is a guess
-    doubt: float = 0.0  # by how much it grows with each call, as it was measured by few
-    _debt: float = 0.0  # what was sent and is not paid for at ``_at_s``
+    doubt: float = 0.0  # by this part it grows with the next call, as it was measured by few
+    burst_s: float = BURST_S  # so many seconds of the rate may leave at once
+    _level: float = 0.0  # what is left in the bucket at ``_at_s``
     _at_s: float = 0.0
+    taken: float = 0.0  # and not refused, since the bucket was empty
+    accepted: float = 0.0  # of that
+    _empty_at_s: float = -math.inf
 
     @property
     def is_learned(self) -> bool:
         return math.isfinite(self.per_s)
 
     @property
-    def ready_at_s(self) -> float:
-        return self._at_s + self._debt / self.per_s
+    def burst(self) -> float:
+        return self.per_s * self.burst_s
+
+    def ready_at_s(self, amount: float) -> float:
+        """From when on so much may leave. What is larger than a burst leaves when all of it is there."""
+        if not self.is_learned:
+            return self._at_s
+        return self._at_s + min(_MAX_WAIT_S, (min(amount, self.burst) - self._level) / self.per_s)
 
     def take(self, amount: float, now_s: float) -> None:
-        self._pay(now_s)
         if self.is_learned:
-            self._debt = min(self._debt + amount, self.per_s * _MAX_DEBT_S)
+            self._refill(now_s)
+            if self._level >= _FULL * self.burst >= _LOW * amount:  # what came before it was full was perhaps lost
+                self.taken, self._empty_at_s = 0.0, now_s - self.burst_s
+            self._level -= amount
+        self.taken += amount
 
-    def guess(self, per_s: float, *, unit: float, burst: float, now_s: float) -> None:
-        """``unit`` is the amount of one call. ``burst`` was accepted, and the next call was refused."""
-        self.per_s = self.refused_at = max(per_s, unit * _LEAST_CALLS_PER_S)
-        self.burst, self._debt, self._at_s = burst, unit, now_s
+    def give_back(self, amount: float) -> None:
+        """A call that was to take it was refused."""
+        self._level += amount
+        self.taken -= amount
+
+    def measure_from(self, empty_at_s: float) -> None:
+        self.taken = self.accepted = 0.0
+        self._empty_at_s = empty_at_s
+
+    def measured(self, amount: float, now_s: float) -> float:
+        """What was taken a second until ``amount`` was refused, of which anything between nothing and all was left."""
+        taken, least_s = (self.taken, _MIN_MEASURED_S) if self.is_learned else (self.accepted, BURST_S)
+        return (taken + amount / 2) / max(least_s, now_s - self._empty_at_s)
+
+    def is_low(self, amount: float, now_s: float) -> bool:
+        """Whether not much more than ``amount`` is left."""
+        self._refill(now_s)
+        return self._level < _LOW * amount
 
     def forget(self) -> None:
         """There is no limit that is known."""
         self.per_s = self.refused_at = math.inf
-        self.burst = self.doubt = self._debt = 0.0
+        self.doubt = self._level = 0.0
 
-    def learn(self, measured_s: float, *, calls: float, unit: float, at_least: float = 0.0) -> None:
-        """A call was refused, after what was accepted of ``calls`` in ``measured_s``."""
-        self.doubt = _DOUBT / (1 + calls) ** 1.5
-        self.burst = 0.0
-        measured = max(self.accepted / measured_s, at_least)
+    def has_much(self, amount: float, now_s: float) -> bool:
+        """Whether most of a burst is left, and several times ``amount``."""
+        return self.is_learned and not self.is_low(amount, now_s) and self._level > self.burst / 2
+
+    def halve_burst(self, now_s: float) -> None:
+        self.burst_s = max(LEAST_BURST_S, self.burst_s / 2)
+        self._level, self._at_s = 0.0, now_s
+
+    def learn(self, measured: float, now_s: float, *, calls: float, unit: float) -> None:
+        """A call was refused after ``calls`` were accepted, and so much a second was ``measured``."""
         if self.is_learned:
-            self.refused_at = min(self.per_s, measured * _ABOVE)
+            if not self.has_much(unit, now_s):
+                self.refused_at = min(self.per_s, measured)
             self.per_s = max(min(self.per_s, measured) * _DECREASE, self.per_s * _MOST_DECREASE)
         else:
-            self.refused_at = measured
+            self.refused_at, self.doubt = measured, _DOUBT / (1 + calls) ** 3
             self.per_s = measured * _DECREASE
         self.per_s = max(self.per_s, unit * _LEAST_CALLS_PER_S)
+        self._level, self._at_s = 0.0, now_s
 
     def grow(self, calm: float, now_s: float, *, unit: float) -> None:
         """Part of the growth is the same for all, so that replicas under one limit come to have equal parts of it."""
         if not self.is_learned:
             return
-        self._pay(now_s)
+        self._refill(now_s)
         fast = _FAST if self.per_s < _NEAR * self.refused_at else _SLOW * calm
         self.per_s *= 1 + max(fast, self.doubt)
+        self.doubt *= _DOUBT_DECAY
+        self.burst_s = min(BURST_S, self.burst_s * _BURST_GROWTH)
         self.per_s += _ADDED * unit / max(1.0, self.per_s / unit)
         if self.per_s > unit * _MOST_CALLS_PER_S:
             self.forget()
 
-    def _pay(self, now_s: float) -> None:
-        if self._debt or self.burst:
-            self._debt = max(-self.burst, self._debt - (now_s - self._at_s) * self.per_s)
+    def _refill(self, now_s: float) -> None:
+        self._level = min(self.burst, self._level + (now_s - self._at_s) * self.per_s)
         self._at_s = now_s

@@ -9,9 +9,11 @@ Three sources limit it, and the latest time counts:
 - *A wait* that a refusal asks for, or without one an exponential backoff. Until a call is accepted after a refusal, one
   probe at a time is sent, since some limiters start their wait again with each request. From then on the calls that may
   be in flight grow with those that are accepted (slow start, as in TCP).
-- *Learned limits*, for upstreams that refuse and state nothing: calls and items a second, and calls in flight. They are
-  set from what was accepted before a refusal, and grow while nothing is refused (additive increase, multiplicative
-  decrease, as in TCP).
+- *Learned limits*, for upstreams that refuse and state nothing: calls and items a second, as token buckets, and calls
+  in flight. They are set from what was accepted before a refusal, and grow while nothing is refused (additive increase,
+  multiplicative decrease, as in TCP).
+
+Of stated and learned buckets bulk leaves a call to urgent requests.
 
 `LearnedRates` tells a limit on calls in flight from one on a rate if refusals state a wait.
 
@@ -24,11 +26,12 @@ import math
 from dataclasses import dataclass, field
 
 from proxy.pacing.learned_concurrency import LearnedConcurrency
+from proxy.pacing.learned_rate import BURST_S
 from proxy.pacing.learned_rates import CALM_CALLS, LearnedRates
 from proxy.pacing.learned_size import LearnedSize
 from proxy.pacing.quotas import Cost, Quotas
 from proxy.pacing.sent_call import SentCall
-from proxy.pacing.stated_quota import MINUTE_S, NEVER_S
+from proxy.pacing.stated_quota import NEVER_S
 from proxy.protocol.rate_limits import NOTHING_STATED, RateLimits
 
 # The wait after a refusal that states none. It doubles with each further one until a call is accepted. The next time it
@@ -82,7 +85,7 @@ class Pacer:
     @property
     def probes_alone(self) -> bool:
         """Whether the next call is a probe after another, so that no request should fail another's."""
-        return self._refusals > 1
+        return self._refusals > (0 if self._rates.is_learned else 1)
 
     @property
     def is_learned(self) -> bool:
@@ -104,7 +107,7 @@ class Pacer:
         elif self._rates.may_test:
             ready_at_s = self._quotas_ready_at_s(cost, now_s)
         else:
-            ready_at_s = max(self._rates.ready_at_s, self.stated_at_s(cost, now_s))
+            ready_at_s = max(self._rates.ready_at_s(cost), self.stated_at_s(cost, now_s))
         tried_at_s = self._called_at_s + (_FORGET_S if self.is_confirmed(now_s) else _TRY_S)
         return max(min(ready_at_s, tried_at_s), self._configured.ready_at_s(cost, now_s))
 
@@ -121,7 +124,10 @@ class Pacer:
 
     def most_merged(self, items: int) -> int:
         """How many items to merge into one call, of at most so many."""
-        return int(min(items, self._size.max_merged))
+        if self._quotas and not self._quotas.has_window:
+            return items  # as far as they allow it
+        most = self._rates.most_merged if self._rates.is_learned else self._size.max_merged
+        return max(1, int(min(items, most)))
 
     def largest(self, items: int, tokens: int) -> tuple[int, int]:
         """The largest call that can ever be accepted, of at most so many items and tokens."""
@@ -131,8 +137,8 @@ class Pacer:
         if self.is_paced:
             self._forget(now_s)
         call = SentCall(cost, now_s, len(self._in_flight) + 1)
-        if now_s - self._rates.began_at_s > MINUTE_S and not self._in_flight and not self.is_learned:
-            self._rates.measure_from(now_s)  # a new burst after a pause
+        if now_s - self._called_at_s > BURST_S and not self._in_flight and not self.is_learned:
+            self._rates.measure_from(now_s - BURST_S)  # a new burst after a pause
         self._in_flight.add(call)
         self._called_at_s = now_s
         if not self.is_paced:
@@ -145,7 +151,7 @@ class Pacer:
 
     def accepted(self, call: SentCall, stated: RateLimits, now_s: float) -> None:
         """The upstream computed it, or refused it for another reason than its limits."""
-        self._rates.accepted(call.cost.items)
+        self._rates.accepted(call.cost)
         if call.cost.items > self._size.largest or self.is_paced:
             self._size.accepted(call.cost.items)
         if not (self.is_paced or stated.quotas):  # the usual case
@@ -163,7 +169,7 @@ class Pacer:
             self._concurrency.is_known = True
         if self._backoff_s:
             self._long_enough_s, self._backoff_s = self._backoff_s, 0.0
-        self._rates.grow(now_s, largest=self._size.largest)
+        self._rates.grow(now_s)
         self._concurrency.grow(call, CALM_CALLS)
 
     def refused(self, call: SentCall, stated: RateLimits, now_s: float, *, is_other_next: bool = False) -> None:
@@ -171,8 +177,9 @@ class Pacer:
         request."""
         self.is_paced, is_probe, self._is_distrusted = True, self._backoff_s > 0, False
         is_test = self._end(call, stated, now_s)
+        self._rates.refused(call)
         if is_test:
-            self._rates.refused_test()
+            self._rates.learn(call, now_s, is_probe=False, largest=self._size.largest)
             self._refused_at_s = now_s
             self._wait(stated.retry_after_s or 0.0, now_s)
             return
@@ -186,14 +193,15 @@ class Pacer:
             self._wait(stated.retry_after_s or 0.0, now_s)
             return
         in_flight = len(self._in_flight)
-        if self._concurrency.explains(call, in_flight, is_probe=is_probe):
+        if not self._rates.explain(call, now_s) and self._concurrency.explains(call, in_flight, is_probe=is_probe):
             self._concurrency.refused(call, in_flight, now_s)
             if stated.retry_after_s is not None and not self._concurrency.is_known:
                 self._wait(stated.retry_after_s, now_s)
-                unit = max(call.cost.items, self._size.largest)
-                self._rates.guess(stated.retry_after_s, now_s, in_flight=in_flight, unit=unit)
+                self._rates.suspect()
             return
         self._concurrency.begin_again()
+        if self._quotas.has_window:  # it says what is there at once, and no more comes before it ends
+            self._rates.spread()
         self._rates.learn(call, now_s, is_probe=is_probe, largest=self._size.largest)
         if stated.retry_after_s is None or not self._rates.is_learned:
             is_slow = is_other_next and self._backoff_s >= _LONG_BACKOFF_S

@@ -10,6 +10,8 @@ from proxy.pacing.stated_quota import MINUTE_S, StatedQuota
 from proxy.protocol.rate_limits import RateLimits
 
 _MAX_QUOTAS = 16
+# So many calls are left for urgent requests, which then need not wait for the next one.
+RESERVED_CALLS = 1
 
 
 class Cost(Struct, frozen=True, gc=False):
@@ -17,6 +19,8 @@ class Cost(Struct, frozen=True, gc=False):
 
     items: int
     tokens: int
+    requests: int = 1  # that are merged
+    is_bulk: bool = False  # it leaves some calls for urgent requests
 
 
 @dataclass(slots=True)
@@ -46,13 +50,16 @@ class Quotas:
 
     def ready_at_s(self, cost: Cost, now_s: float) -> float:
         """From when on a call of ``cost`` is within all of them; minus infinity if there are none."""
-        return max(
-            (quota.ready_at_s(_amount(name, cost), now_s) for name, quota in self._by_name.items()), default=-math.inf
-        )
+        return max((_ready_at_s(name, quota, cost, now_s) for name, quota in self._by_name.items()), default=-math.inf)
 
     def is_empty(self, now_s: float) -> bool:
         """Whether nothing is left of one of them."""
         return any(quota.ready_at_s(1, now_s) > now_s for quota in self._by_name.values())
+
+    @property
+    def has_window(self) -> bool:
+        """Whether one is full again at a known time, and not before."""
+        return any(not quota.per_s for quota in self._by_name.values())
 
     @property
     def calls_per_s(self) -> float:
@@ -70,6 +77,13 @@ class Quotas:
             if name.startswith("tokens") and quota.limit >= 1:
                 tokens = int(min(tokens, quota.limit))
         return tokens
+
+
+def _ready_at_s(name: str, quota: StatedQuota, cost: Cost, now_s: float) -> float:
+    amount = _amount(name, cost)
+    if cost.is_bulk and quota.per_s and not name.startswith("tokens"):  # a bucket, which loses nothing by that
+        amount += RESERVED_CALLS
+    return quota.ready_at_s(amount, now_s)
 
 
 def _amount(quota: str, cost: Cost) -> int:

@@ -39,8 +39,8 @@ async def test_the_outcome_of_a_request_that_nobody_waits_for_is_no_error() -> N
 async def test_a_call_costs_the_items_and_tokens_of_all_its_requests() -> None:
     one, two = waiting_for("a"), waiting_for("a longer text", "b")
     assert cost_of([one]) == Cost(1, one.request.tokens)
-    assert cost_of([one, two]) == Cost(3, one.request.tokens + two.request.tokens)
-    assert cost_of([]) == Cost(0, 0)
+    assert cost_of([one, two]) == Cost(3, one.request.tokens + two.request.tokens, requests=2)
+    assert cost_of([]) == Cost(0, 0, requests=0, is_bulk=True)
 
 
 async def test_two_that_wait_for_the_same_are_not_equal() -> None:

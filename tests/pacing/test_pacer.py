@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.pacing.learned_rate import LearnedRate
 from proxy.pacing.learned_size import LearnedSize
 from proxy.pacing.pacer import Pacer
 from proxy.pacing.quotas import Cost
@@ -135,8 +134,10 @@ def test_a_wait_is_tested_by_one_call_when_others_have_ended() -> None:
     assert pacer.ready_at_s(ONE, 0.05) > 1
     pacer.refused(test, BUSY, 0.06)
     assert pacer.ready_at_s(ONE, 0.06) == pytest.approx(1.06)
-    pacer.accepted(pacer.sent(ONE, 1.06), NOTHING_STATED, 1.06)
-    assert pacer.ready_at_s(ONE, 1.06) == pytest.approx(1.31, abs=0.01)  # as many a second as the burst
+    for _ in range(4):  # what has gathered during the wait
+        assert pacer.ready_at_s(ONE, 1.06) <= 1.06
+        pacer.accepted(pacer.sent(ONE, 1.06), NOTHING_STATED, 1.06)
+    assert pacer.ready_at_s(ONE, 1.06) == pytest.approx(1.3, abs=0.02)  # and as many a second as the burst
 
 
 def test_waits_count_for_nothing_once_tests_were_accepted() -> None:
@@ -221,22 +222,12 @@ def test_a_burst_of_which_nothing_was_accepted_teaches_no_rate() -> None:
 def test_a_large_call_is_paid_for_in_bounded_time() -> None:
     pacer = Pacer()
     for n in range(10):
-        pacer.accepted(pacer.sent(ONE, n * 5.0), NOTHING_STATED, n * 5.0)
-    pacer.refused(pacer.sent(ONE, 50.0), NOTHING_STATED, 50.0)  # from here on it is a call in five seconds
-    probe_at_s = pacer.ready_at_s(ONE, 50.0)
+        pacer.accepted(pacer.sent(ONE, n), NOTHING_STATED, n)
+    pacer.refused(pacer.sent(ONE, 10.0), NOTHING_STATED, 10.0)  # from here on it is a call a second
+    probe_at_s = pacer.ready_at_s(ONE, 10.0)
     large = Cost(2048, 20480)
     pacer.accepted(pacer.sent(large, probe_at_s), NOTHING_STATED, probe_at_s)
     assert probe_at_s < pacer.ready_at_s(large, probe_at_s) <= probe_at_s + 30
-
-
-def test_what_is_owed_is_paid_at_the_rate_that_was_learned_since() -> None:
-    rate = LearnedRate(accepted=10)
-    rate.learn(10.0, calls=10, unit=1)
-    rate.take(20, 0.0)
-    before_s = rate.ready_at_s
-    for _ in range(50):
-        rate.grow(1.0, 0.0, unit=1)
-    assert rate.ready_at_s < before_s
 
 
 def test_one_call_is_sent_after_two_minutes_whatever_was_stated() -> None:

@@ -93,3 +93,26 @@ def test_an_upstream_can_not_state_any_number_of_names() -> None:
     assert len(quotas) == 16
     state(quotas, requests_3=Quota(limit=9, remaining=0, reset_s=9.0))
     assert quotas.is_empty(0.0)
+
+
+def test_a_call_of_a_bucket_is_kept_for_urgent_requests_and_no_tokens_are() -> None:
+    quotas = Quotas()
+    quotas.configure("requests", 60.0)
+    quotas.configure("tokens", 200.0)
+    bulk = Cost(items=3, tokens=100, is_bulk=True)
+    for _ in range(59):
+        quotas.take(Cost(items=1, tokens=0), 0.0)
+    assert quotas.ready_at_s(CALL, 0.0) == 0.0
+    assert quotas.ready_at_s(bulk, 0.0) == 1.0
+    quotas.take(Cost(items=1, tokens=100), 10.0)
+    assert quotas.ready_at_s(bulk, 20.0) == 20.0
+
+
+def test_of_a_window_bulk_takes_every_call() -> None:
+    window = Quotas()
+    assert not window.has_window
+    state(window, requests=Quota(limit=10, remaining=2, reset_s=20.0))
+    assert not window.has_window
+    state(window, requests=Quota(limit=10, remaining=1, reset_s=10.0), now_s=10.0)
+    assert window.has_window
+    assert window.ready_at_s(Cost(items=3, tokens=100, is_bulk=True), 10.0) == 10.0

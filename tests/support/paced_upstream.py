@@ -98,7 +98,8 @@ class Simulation:
     def _send_waiting(self, replica: int) -> None:
         pacer, waiting = self._pacers[replica], self._waiting[replica]
         while waiting:
-            cost = Cost(waiting[0].items, waiting[0].items * _TOKENS_PER_ITEM)
+            request = waiting[0]
+            cost = Cost(request.items, request.items * _TOKENS_PER_ITEM, is_bulk=request.is_bulk)
             ready_at_s = pacer.ready_at_s(cost, self._now_s)
             if ready_at_s > self._now_s:
                 if ready_at_s < NEVER_S:
