@@ -12,7 +12,7 @@ from operator import le
 from proxy.errors import ProxyError
 from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.failover import Failover
-from proxy.fetch.group import Group
+from proxy.fetch.group import CallLimits, Group
 from proxy.fetch.held import GivenUp, HeldRequests
 from proxy.fetch.lane import Lane, LaneCall, Lanes
 from proxy.fetch.merge_limits import MergeLimits
@@ -67,7 +67,7 @@ class Batcher:
         self._window_s = window_s
         slot_seconds = metrics.stage_seconds["slot"]
         slots = Slots(concurrency, timeout_s=timeout_s, waited_s=slot_seconds.observe, room=room)
-        self._max_calls_a_tenant = slots.max_calls_a_tenant
+        self._call_limits = CallLimits(concurrency, slots.max_calls_a_tenant)
         self._queue = QueueLimits(max_items=max_queued_items, max_bytes=max_queued_bytes)
         self._budgets: defaultdict[Origin, RetryBudget] = defaultdict(RetryBudget)
         self._merge_limits = MergeLimits(time.monotonic)
@@ -166,7 +166,7 @@ class Batcher:
         if group.name is None:
             self._send_waiting(group)
             return
-        if group.calls >= self._max_calls_a_tenant:
+        if group.is_full(waiting.tenant_name):
             return  # the next call that returns takes it along
         loop = asyncio.get_running_loop()
         if not group.calls:
@@ -181,7 +181,8 @@ class Batcher:
         name = request.client_request.group if request.policy.may_merge else None
         group = None if name is None else self._groups.get(name)
         if group is None:
-            group = Group(name, None if self._held is None else self._held.lane(request.client_request))
+            lane = None if self._held is None else self._held.lane(request.client_request)
+            group = Group(name, lane, self._call_limits)
             if name is not None:
                 self._groups[name] = group
         return group
@@ -192,10 +193,10 @@ class Batcher:
         self._forget_if_idle(group)
 
     def _room_for(self, lane: Lane, waiting: Waiting) -> Limits | None:
-        """The limits of the call that begins with a request; None if its group has as many calls as it may have."""
+        """The limits of the call that begins with a request; None if its group has as many calls as it may have now."""
         client_request = waiting.request.client_request
         group = self._groups.get(client_request.group) if waiting.request.policy.may_merge else None
-        if group is not None and group.calls >= self._max_calls_a_tenant:
+        if group is not None and group.is_full(waiting.tenant_name):
             return None
         return self._merge_limit(lane, client_request)
 
@@ -211,7 +212,7 @@ class Batcher:
         if group.timer is not None:
             group.timer.cancel()
             group.timer = None
-        waiting = group.take()
+        waiting = group.take_ready()
         if len(waiting) <= 1:  # the usual case
             runs: Iterable[slice] = (slice(0, 1),) if waiting else ()
         else:
@@ -219,8 +220,10 @@ class Batcher:
             limits = self._merge_limit(group.lane, waiting[0].request.client_request)
             runs = runs_of((one.request.size for one in waiting), limits)
         for run in runs:
-            if group.calls >= self._max_calls_a_tenant:
+            if group.is_full(waiting[run.start].tenant_name):
                 group.put_back(waiting[run.start :])
+                if group.has_ready:
+                    self._send_waiting(group)
                 return
             if group.lane is not None and not group.lane.takes(waiting[run]):
                 self._hold(group, waiting[run.start :])
@@ -228,7 +231,7 @@ class Batcher:
             self._start(group, waiting[run])
 
     def _start(self, group: Group, batch: Sequence[Waiting]) -> None:
-        group.calls += 1
+        group.call_began(batch[0].tenant_name)
         sent = None if group.lane is None else group.lane.sent(batch)
         call = self._calls.start(self._call(group, batch, sent))
         for waiting in batch:
@@ -245,7 +248,7 @@ class Batcher:
         try:
             outcomes = await self._merged.outcomes([waiting.request for waiting in batch])
         finally:
-            group.calls -= 1
+            group.call_ended(batch[0].tenant_name)
             try:
                 ended: Sequence[Ended] = list(zip(batch, outcomes, strict=True))
                 if sent is not None and self._held is not None:

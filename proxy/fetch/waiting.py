@@ -34,6 +34,11 @@ class Waiting(Struct, eq=False):
     def is_bulk(self) -> bool:
         return self.request.client_request.limit_wait.urgency >= BULK_URGENCY
 
+    @property
+    def tenant_name(self) -> bytes:
+        """Whose a call is that begins with it."""
+        return self.request.client_request.tenant.name
+
     def resolve(self, outcome: Outcome | ProxyError) -> None:
         if not self.outcome.done():
             self.outcome.set_result(outcome)

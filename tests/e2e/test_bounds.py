@@ -244,6 +244,23 @@ async def test_routing_fields_do_not_create_tenants(start_proxy: StartProxy, ups
     assert {answer.status for answer in await asyncio.gather(other, *greedy)} == {200}
 
 
+async def test_a_client_whose_calls_hang_leaves_calls_to_the_others_that_have_the_same_key_upstream(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    client, keys = await with_client_keys(start_proxy, upstream, tmp_path, upstream_concurrency=8)
+    gate = Gate(upstream)
+    greedy = []
+    for calls in range(1, 5):
+        greedy.append(asyncio.create_task(client.post({"model": "m", "input": f"{calls}"}, key=f"Bearer {keys[0]}")))
+        await gate.calls(calls)
+    greedy.append(asyncio.create_task(client.post({"model": "m", "input": "more"}, key=f"Bearer {keys[0]}")))
+    other = asyncio.create_task(client.post({"model": "m", "input": "x"}, key=f"Bearer {keys[1]}"))
+    await gate.calls(5)
+    assert "x" in upstream.calls[4].items
+    gate.open()
+    assert {answer.status for answer in await asyncio.gather(other, *greedy)} == {200}
+
+
 MADE_UP = [{"X-Region": "r{}"}, {"X-Made-Up-Token": "t{}"}]
 
 

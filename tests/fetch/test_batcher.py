@@ -18,6 +18,7 @@ from proxy.fetch.singleflight import Flights
 from proxy.fetch.write_through import WriteThrough
 from proxy.protocol.provider import Limits
 from proxy.telemetry.metrics import Metrics
+from proxy.tenant import Tenant
 from proxy.turns import KEYS_A_TURN
 from tests.support.client_requests import client_request_for
 from tests.support.dict_store import Clock, DictStore, make_cache
@@ -42,9 +43,10 @@ class Batching:
             max_queued_items=max_items, max_queued_bytes=max_bytes, max_incoming_bytes=10**8, room=always_room,
         )  # fmt: skip
 
-    def request(self, *texts: str, policy: Policy = PLAIN, **more: Any) -> FetchRequest:
+    def request(self, *texts: str, policy: Policy = PLAIN, tenant: bytes = b"tenant", **more: Any) -> FetchRequest:
         keys = [text.encode().ljust(32) for text in texts]
         client_request = client_request_for(list(texts), keys, origin=self.origin, **more)
+        client_request.reservation.tenant = Tenant(tenant)
         return FetchRequest(client_request, keys, policy)
 
     def submit(self, request: FetchRequest) -> "asyncio.Task[Outcome]":
@@ -169,6 +171,31 @@ async def test_no_more_calls_of_a_group_than_a_tenant_may_have() -> None:
     own.client.gate.set()
     await outcomes(*tasks)
     assert own.calls == [["a"], ["b", "c"]]
+
+
+@virtually
+async def test_a_tenant_whose_calls_hang_delays_no_other_of_the_same_key() -> None:
+    """All of these may be merged. A call goes as its first request's tenant, of which each may have two."""
+    own = Batching(concurrency=4)
+    own.client.gate.clear()
+    anns = [own.send(text, tenant=b"ann") for text in "ab"]
+    for text in "cde":
+        anns.append(own.send(text, tenant=b"ann"))
+        await asyncio.sleep(WINDOW_S)
+    assert own.calls == [["a", "b", "c"], ["d"]]
+    others = [own.send("x" * 10, tenant=b"bob"), own.send("y", tenant=b"cat")]
+    await asyncio.sleep(2 * WINDOW_S)
+    assert own.calls[2:] == [["x" * 10, "y"]]
+    others.append(own.send("z", tenant=b"bob"))
+    await asyncio.sleep(2 * WINDOW_S)
+    assert own.calls[3:] == [["z"]]
+    others.append(own.send("w", tenant=b"cat"))
+    await asyncio.sleep(2 * WINDOW_S)
+    assert own.calls[4:] == []  # no upstream gets more calls
+    own.client.gate.set()
+    await outcomes(*anns, *others)
+    assert own.calls[4:] == [["e", "w"]]
+    assert repr(own.batcher) == IDLE
 
 
 @virtually
