@@ -8,7 +8,7 @@ from itertools import accumulate, islice, pairwise
 
 from multidict import CIMultiDict
 
-from proxy.errors import ProxyError
+from proxy.errors import Overloaded, ProxyError
 from proxy.fetch.merge_limits import MergeLimits
 from proxy.fetch.outcomes import (
     Blame,
@@ -99,6 +99,13 @@ class MergedCalls:
         used up.
         """
         outcomes: list[Outcome | ProxyError] = [without_quotes(failure)] * len(requests)
+        if isinstance(failure, Overloaded):  # the tenant that the call counted as may have too many others
+            first = requests[0].client_request.tenant.name
+            others = [i for i, request in enumerate(requests) if request.client_request.tenant.name != first]
+            of_others = await self.outcomes([requests[i] for i in others]) if others else ()
+            for i, outcome in zip(others, of_others, strict=True):
+                outcomes[i] = outcome
+            return outcomes
         is_about_first = _is_about_first(failure, requests)
         about = Blame.CALL if is_about_first else blame(failure)
         if about is Blame.EVERYBODY:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from msgspec import Struct
 
 from proxy.cache.entry import Entry
-from proxy.errors import Abandoned, BudgetSpent, BudgetUnknown, ProxyError
+from proxy.errors import Abandoned, BudgetSpent, BudgetUnknown, Overloaded, ProxyError
 from proxy.fetch.outcomes import (
     Blame,
     CallFailure,
@@ -63,6 +63,8 @@ class Failure:
         """Whether retrying independently would give this waiter the same failure."""
         if isinstance(self.cause, Abandoned | BudgetSpent | BudgetUnknown):
             return False
+        if isinstance(self.cause, Overloaded) and self.request is not None:  # by a tenant, perhaps not by all
+            return self.request.client_request.tenant.name == waiter.client_request.tenant.name
         match blame(self.cause):
             case Blame.EVERYBODY:
                 return not is_about_credential(self.cause) or (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.admin.samples import Samples
-from proxy.errors import ProxyError, UpstreamBroke, UpstreamUnreachable
+from proxy.errors import Overloaded, ProxyError, UpstreamBroke, UpstreamUnreachable
 from proxy.fetch.failover import Failover
 from proxy.fetch.merge_limits import MergeLimits
 from proxy.fetch.merged_call import MergedCalls
@@ -22,6 +22,7 @@ from proxy.fetch.slots import Slots
 from proxy.fetch.upstream_call import UpstreamCalls
 from proxy.telemetry.definitions import UPSTREAM_MERGED_REQUESTS
 from proxy.telemetry.metrics import Metrics
+from proxy.tenant import Tenant
 from proxy.turns import KEYS_A_TURN
 from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin
@@ -33,13 +34,13 @@ Reply = Callable[[SentCall], UpstreamResponse]
 
 
 class Merging:
-    def __init__(self, reply: Reply = good) -> None:
+    def __init__(self, reply: Reply = good, *, concurrency: int = 1000, timeout_s: float = 60.0) -> None:
         self.client = FakeClient(reply)
         self.origin = origin_of(self.client)
         self.metrics = Metrics()
         self.budgets: defaultdict[Origin, RetryBudget] = defaultdict(RetryBudget)
         self.limits = MergeLimits(lambda: 0.0)
-        slots = Slots(1000, timeout_s=60, waited_s=lambda _: None, room=always_room)
+        slots = Slots(concurrency, timeout_s=timeout_s, waited_s=lambda _: None, room=always_room)
         self.calls = UpstreamCalls(Failover(slots, self.metrics), self.metrics, self.budgets, max_incoming_bytes=10**6)
         self.merged = MergedCalls(self.calls, self.metrics, self.budgets, self.limits)
 
@@ -253,6 +254,26 @@ async def test_an_unreachable_upstream_is_not_tried_again(merging: Merging) -> N
     merging.client.reply = raising(error)
     assert await merging.outcomes("a", "b") == [error, error]
     assert len(merging.client.calls) == 1
+
+
+async def test_a_tenant_with_too_many_calls_fails_no_other_that_it_was_merged_with() -> None:
+    merging = Merging(concurrency=4, timeout_s=0.0)  # a tenant has two of them
+    merging.client.gate.clear()
+    requests = {name: merging.request(name) for name in ("a", "b", "ann", "bob", "cat", "bob's")}
+    for name, request in requests.items():
+        request.client_request.reservation.tenant = Tenant(b"ann" if name in {"a", "b", "ann"} else name[:3].encode())
+    hanging = [asyncio.create_task(merging.merged.outcomes([requests[name]])) for name in "ab"]
+    while len(merging.client.calls) < 2:
+        await asyncio.sleep(0)
+    call = asyncio.create_task(merging.merged.outcomes([requests[name] for name in ("ann", "bob", "cat", "bob's")]))
+    while len(merging.client.calls) < 3:
+        await asyncio.sleep(0)
+    merging.client.gate.set()
+    first, *others = await call
+    assert isinstance(first, Overloaded)
+    assert [numbers(other) for other in others] == [[[3, 1]], [[3, 1]], [[5, 1]]]
+    assert merging.texts == [["a"], ["b"], ["bob", "cat", "bob's"]]
+    await asyncio.gather(*hanging)
 
 
 def raising(error: ProxyError) -> Reply:

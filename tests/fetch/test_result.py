@@ -2,9 +2,11 @@
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from proxy.errors import Overloaded
 from proxy.fetch.outcomes import ErrorResponse
 from proxy.fetch.request import FetchRequest, Policy
 from proxy.fetch.result import Failure
+from proxy.tenant import Tenant
 from proxy.upstream.client import UpstreamResponse
 from tests.support.client_requests import client_request_for
 
@@ -35,3 +37,10 @@ def test_a_failure_without_reader_is_nobodys() -> None:
     seen = Failure(quoting(), mine).for_client(mine.client_request)
     assert isinstance(seen, ErrorResponse)
     assert b"private text" not in seen.response.body
+
+
+def test_too_many_requests_of_one_tenant_are_no_failure_of_another() -> None:
+    mine, same, other = request(), request(), request()
+    other.client_request.reservation.tenant = Tenant(b"other")
+    failure = Failure(Overloaded("too much waits"), mine)
+    assert (failure.is_for(same), failure.is_for(other)) == (True, False)
