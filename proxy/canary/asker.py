@@ -16,6 +16,7 @@ from proxy.canary.measurement import Measurement
 from proxy.canary.subject import Subject
 from proxy.errors import ProxyError
 from proxy.protocol import embedding_response, query
+from proxy.protocol.embedding_request import MAX_MODEL_CHARS
 from proxy.protocol.embedding_response import EmbeddingResponse, InvalidEmbeddingResponse
 from proxy.protocol.vectors import Vector
 from proxy.upstream.client import UpstreamResponse
@@ -101,9 +102,12 @@ def _parsed(origin: Origin, response: UpstreamResponse, items: int) -> Embedding
     if origin.provider.reports_fallback(response.headers):
         raise CheckFailed("the gateway's own fallback responded")
     try:
-        return embedding_response.parse_response(response.plain_body(), origin.provider, items=items)
+        parsed = embedding_response.parse_response(response.plain_body(), origin.provider, items=items)
     except InvalidEmbeddingResponse as invalid:
         raise CheckFailed(f"invalid response: {invalid.reason}") from invalid
+    if len(parsed.model) > MAX_MODEL_CHARS:  # it is kept in the store
+        raise CheckFailed("invalid response: model-name")
+    return parsed
 
 
 def _vectors(response: EmbeddingResponse) -> tuple[Vector, ...]:

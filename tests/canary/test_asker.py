@@ -163,6 +163,7 @@ class Wrong(Scripted):
         (b"no JSON", "not-json"),
         ({"error": {"message": "a secret"}}, "error-in-200"),
         ({"data": [{"index": 0, "embedding": []}]}, "vector"),
+        ({"data": [{"index": 0, "embedding": [1, 2]}], "model": "m" * 1025}, "model-name"),
     ],
 )
 def test_an_invalid_response_is_named_without_its_words(body: object, reason: str) -> None:
