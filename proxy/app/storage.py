@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from proxy.cache.cache import Cache
+from proxy.cache.entry import Entry
 from proxy.cache.memory import Memory
 from proxy.cache.sqlite.recognition import other_than_store
 from proxy.cache.sqlite.store import SQLiteStore
@@ -29,7 +30,12 @@ def open_cache(
             " accepted: the file of a store, or a path without a file"
         )
     observe = metrics.memory_evicted_age.labels().observe
-    memory = Memory(settings.memory_bytes, on_evicted=lambda entry: observe(max(0.0, clock() - entry.stored_at_s)))
+
+    def on_evicted(entry: Entry) -> None:
+        age_s = clock() - entry.source.stored_at_s
+        observe(max(0.0, age_s))
+
+    memory = Memory(settings.memory_bytes, on_evicted=on_evicted)
     metrics.watch_memory(
         size_bytes=lambda: memory.bytes, entries=lambda: memory.entries, limit_bytes=settings.memory_bytes
     )

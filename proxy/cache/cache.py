@@ -101,31 +101,49 @@ class Cache:
         """`Writer.get`, or a faster function that does the same until the next await."""
         return self._writer.get if self._writer.pending else self.memory.get
 
-    def peek(self, keys: Sequence[bytes], *, min_stored_at_s: float, confirmed: bool = False) -> dict[bytes, Entry]:
+    def peek(
+        self,
+        keys: Sequence[bytes],
+        *,
+        min_stored_at_s: float,
+        confirmed: bool = False,
+        left_out: dict[bytes, Entry] | None = None,
+    ) -> dict[bytes, Entry]:
         """The entries of ``keys`` in memory, without waiting.
 
         With ``confirmed``, entries that may not be the first of their keys are left out while the store can be read,
-        so that the caller reads them from the store.
+        so that the caller reads them from the store. They and those that are too old are put into ``left_out``.
         """
         get, is_confirmed = self._getter(), Certainty.CONFIRMED
         found = {}
         for key in keys:
             entry = get(key)
-            if entry is None or (min_stored_at_s and entry.source.stored_at_s < min_stored_at_s):
+            if entry is None:
                 continue
-            if confirmed and entry.source.certainty is not is_confirmed and not self._store.is_down:
+            is_old = min_stored_at_s and entry.source.stored_at_s < min_stored_at_s
+            if is_old or (confirmed and entry.source.certainty is not is_confirmed and not self._store.is_down):
+                if left_out is not None:
+                    left_out[key] = entry
                 continue
             found[key] = entry
         return found
 
-    async def read(self, keys: Sequence[bytes], *, min_stored_at_s: float) -> dict[bytes, Entry]:
-        """The entries of ``keys``, which are distinct, in the store. They are put into memory too."""
+    async def read(
+        self, keys: Sequence[bytes], *, min_stored_at_s: float, left_out: Mapping[bytes, Entry] | None = None
+    ) -> dict[bytes, Entry]:
+        """The entries of ``keys``, which are distinct, in the store. They are put into memory too.
+
+        ``left_out`` are all entries of ``keys`` that `peek` has just found in memory. None: they are looked up.
+        """
         if not keys or self._store.is_absent:
             return {}
+        before = left_out
         if self._writer.pending:
             await self._writer.wait_for(keys)
-        get = self._getter()
-        before = {key: entry for key, entry in zip(keys, map(get, keys), strict=True) if entry is not None}
+            before = None
+        if before is None:
+            get = self._getter()
+            before = {key: entry for key, entry in zip(keys, map(get, keys), strict=True) if entry is not None}
         began = self._discards.now
         values, is_complete = await self._store.get(keys)
         if len(values) <= _READ_A_TURN:

@@ -51,6 +51,7 @@ class Source(Struct, frozen=True, eq=False, gc=False):
     model_version: tuple[str, int]
     is_base64_as_stored: bool
     base64_length: int  # of an embedding
+    overhead_bytes: int  # of an entry: what it takes besides its vector and the text of its numbers
 
 
 @lru_cache(maxsize=4096)
@@ -71,6 +72,7 @@ def _new_source(  # noqa: PLR0917 - memoized by position
     return Source(
         model, dtype, dimensions, tokens_exact, stored_at_s, _shared(scope), certainty, (model, dimensions),
         vectors.is_base64_as_stored(dtype), vectors.base64_length(dtype, dimensions),
+        _OVERHEAD_BYTES + (_MAX_CHAR_BYTES * len(model) if len(model) > _MAX_MODEL_LENGTH else 0),
     )  # fmt: skip
 
 
@@ -195,13 +197,11 @@ class Entry(Struct, eq=False, gc=False):
 
     @property
     def weight_bytes(self) -> int:
-        text, name_chars = self._numbers_or_successor, len(self.source.model)
-        own_name_bytes = _MAX_CHAR_BYTES * name_chars if name_chars > _MAX_MODEL_LENGTH else 0
-        return _OVERHEAD_BYTES + len(self.payload) + own_name_bytes + (len(text) if isinstance(text, bytes) else 0)
+        return weight_bytes(b"", self)
 
     def pack(self) -> None:
         """Drop the numbers' text, which `numbers` can make again."""
-        if self.has_numbers:
+        if isinstance(self._numbers_or_successor, bytes):
             self._numbers_or_successor = None
 
     @property
@@ -233,6 +233,12 @@ class Entry(Struct, eq=False, gc=False):
     @property
     def _vector(self) -> Vector:
         return Vector(self.source.dtype, self.payload)
+
+
+def weight_bytes(_: bytes, entry: Entry) -> int:
+    """The memory that an entry takes in the cache under its key."""
+    text = entry._numbers_or_successor  # noqa: SLF001 - in one call, because it is made for each entry that is put
+    return entry.source.overhead_bytes + len(entry.payload) + (len(text) if isinstance(text, bytes) else 0)
 
 
 def current(entries: dict[bytes, Entry]) -> dict[bytes, Entry]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from moka_py import Moka
 
-from proxy.cache.entry import Entry
+from proxy.cache.entry import Entry, weight_bytes
 from proxy.protocol.vectors import Encoding
 
 
@@ -29,7 +29,7 @@ class Memory:
         self._entries: Moka[bytes, Entry] = Moka(
             max_bytes,
             policy="tiny_lfu",
-            weigher=lambda _, entry: entry.weight_bytes,
+            weigher=weight_bytes,
             eviction_listener=on_left,
         )
         self.get = self._entries.get

@@ -162,13 +162,13 @@ class FastPath:
         )
 
     async def look_up(self, recognized: RecognizedRequest, connection: Connection) -> FastPathHit | FastPathMiss | None:
-        """Look up items that are many, or not all in memory. None if the request has to be parsed. Raises `Overloaded`
-        if there is no memory for its response."""
+        """Look up items that are many, or not all in memory. None: the request must be parsed. Raises `Overloaded`."""
         known = recognized.known
         if len(known.spec.keys) > _MANY_ITEMS:
             await turns.turn()
         cutoff_s = self._cache.freshness_cutoff_s(None)
-        found = await look_up_in_store(self._cache, known.spec.keys, recognized.in_memory, min_stored_at_s=cutoff_s)
+        in_memory, left_out = recognized.in_memory, recognized.left_out
+        found = await look_up_in_store(self._cache, known.spec.keys, in_memory, left_out, min_stored_at_s=cutoff_s)
         if not self._may_serve(known):
             connection.known_head = None
             return None
@@ -220,9 +220,9 @@ class FastPath:
         found = known_head.match_body(body)
         if found is None:
             return None
-        known, known_body, given = found
-        looked_up_s = time.perf_counter()
-        return RecognizedRequest(known, known_body, given, body, began_s, looked_up_s, head.fields, self._peek(known))
+        looked_up_s, left_out = time.perf_counter(), dict[bytes, Entry]()
+        in_memory = self._peek(found[0], left_out)
+        return RecognizedRequest(*found, body, began_s, looked_up_s, head.fields, in_memory, left_out)
 
     def _find_repeated(self, sent: bytes, began_s: float) -> FastPathHit | None:
         """A request that is the same in all its bytes."""
@@ -248,8 +248,9 @@ class FastPath:
         found = self._peek(known)
         return found if _is_hit(known, found) else None
 
-    def _peek(self, known: MemoEntry) -> dict[bytes, Entry]:
-        return self._cache.peek(known.spec.keys, min_stored_at_s=self._cache.freshness_cutoff_s(None), confirmed=True)
+    def _peek(self, known: MemoEntry, left_out: dict[bytes, Entry] | None = None) -> dict[bytes, Entry]:
+        cutoff_s = self._cache.freshness_cutoff_s(None)
+        return self._cache.peek(known.spec.keys, min_stored_at_s=cutoff_s, confirmed=True, left_out=left_out)
 
     def _may_serve(self, known: MemoEntry) -> bool:
         return self._access.may_serve(known.credential_id, known.credential_scope)

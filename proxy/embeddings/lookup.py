@@ -1,6 +1,6 @@
 """What the cache has of a request's items, and what is missing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
 from proxy.cache.cache import Cache
@@ -37,18 +37,24 @@ async def look_up(cache: Cache, keys: Sequence[bytes], *, min_stored_at_s: float
 
     If everything is in memory, or there is no store, there is no await in here.
     """
-    found = cache.peek(keys, min_stored_at_s=min_stored_at_s, confirmed=True)
-    return await look_up_in_store(cache, keys, found, min_stored_at_s=min_stored_at_s)
+    left_out: dict[bytes, Entry] = {}
+    found = cache.peek(keys, min_stored_at_s=min_stored_at_s, confirmed=True, left_out=left_out)
+    return await look_up_in_store(cache, keys, found, left_out, min_stored_at_s=min_stored_at_s)
 
 
 async def look_up_in_store(
-    cache: Cache, keys: Sequence[bytes], found: dict[bytes, Entry], *, min_stored_at_s: float
+    cache: Cache,
+    keys: Sequence[bytes],
+    found: dict[bytes, Entry],
+    left_out: Mapping[bytes, Entry],
+    *,
+    min_stored_at_s: float,
 ) -> Lookup:
-    """`look_up` for a caller that has already ``found`` these entries in memory."""
+    """`look_up` for a caller that has already ``found`` these entries in memory, and ``left_out`` those."""
     in_memory = Lookup.of(keys, found, from_memory=len(found))
     if not in_memory.missing or not cache.has_store:
         return in_memory
-    stored = await cache.read(in_memory.missing, min_stored_at_s=min_stored_at_s)
+    stored = await cache.read(in_memory.missing, min_stored_at_s=min_stored_at_s, left_out=left_out)
     missing = [key for key in in_memory.missing if key not in stored]
     if missing:
         # While the store was read, a fetch of another request may have brought more into memory.

@@ -28,7 +28,8 @@ class FastPathHit(NamedTuple):
 
 
 class RecognizedRequest(NamedTuple):
-    """A request that was not parsed, and its items that were ``in_memory``. It began at ``began_s``."""
+    """A request that was not parsed, and its items that were ``in_memory``. It began at ``began_s``. Entries that were
+    in memory, too, but may not be served, are ``left_out``."""
 
     known: MemoEntry
     known_body: KnownBody
@@ -38,6 +39,7 @@ class RecognizedRequest(NamedTuple):
     looked_up_s: float
     fields: Mapping[str, str]
     in_memory: dict[bytes, Entry]
+    left_out: Mapping[bytes, Entry]
 
     def client_request(self, reservation: MemoryReservation, span: Span) -> ClientRequest:
         return self.known_body.client_request(

@@ -2,12 +2,13 @@ import asyncio
 
 import pytest
 
+from proxy.cache.entry import Entry
 from proxy.cache.store import NoStore
 from proxy.errors import StoreError
 from proxy.protocol import records
 from proxy.telemetry.metrics import Metrics
 from tests.support import proxy_log
-from tests.support.dict_store import A, B, C, Clock, DictStore, make_cache, record, served
+from tests.support.dict_store import A, B, C, Clock, DictStore, make_cache, record, served, written
 
 
 async def test_a_large_read_has_more_time_than_a_small_one() -> None:
@@ -181,3 +182,30 @@ async def test_an_invalid_record_is_counted_once_until_it_is_replaced(monkeypatc
     await cache.read([B], min_stored_at_s=0)
     assert counted.value == 6  # of more keys than are remembered the oldest are counted again
     await cache.aclose()
+
+
+async def test_what_a_peek_leaves_out_is_superseded_by_the_read_after_it_or_stored_again() -> None:
+    store = DictStore()
+    cache = make_cache(store)
+    store.failure = StoreError("connection", "down")
+    await cache.write({A: record(1.0), B: record(2.0)}, overwrite=False)
+    store.failure = None
+    store.values[A] = records.encode(A, record(3.0))  # another process was first
+    left_out: dict[bytes, Entry] = {}
+    assert cache.peek([A, B, C], min_stored_at_s=0, confirmed=True, left_out=left_out) == {}
+    assert set(left_out) == {A, B}
+    await cache.read([A, B, C], min_stored_at_s=0, left_out=left_out)
+    await written(cache)
+    assert served(cache.peek([A, B, C], min_stored_at_s=0, confirmed=True)) == {A: b"[3.0,0.5]", B: b"[2.0,0.5]"}
+    assert set(store.values) == {A, B}
+
+
+async def test_an_entry_that_arrives_between_a_peek_and_the_read_is_not_superseded_by_it() -> None:
+    store = DictStore()
+    cache, other = make_cache(store), make_cache(store)
+    left_out: dict[bytes, Entry] = {}
+    assert cache.peek([A], min_stored_at_s=0, confirmed=True, left_out=left_out) == {}
+    await cache.write({A: record(2.0, at=2000)}, overwrite=True)
+    await other.write({A: record(3.0, at=3000)}, overwrite=True)
+    assert served(await cache.read([A], min_stored_at_s=0, left_out=left_out)) == {A: b"[2.0,0.5]"}
+    assert served(await cache.read([A], min_stored_at_s=0)) == {A: b"[3.0,0.5]"}
