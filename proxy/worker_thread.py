@@ -3,16 +3,12 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, TypeVar
+
+from proxy.reservation import MemoryReservation
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
-class Reservation(Protocol):
-    """Memory that is reserved for the arguments of a call."""
-
-    def lasts_until(self, work: "asyncio.Future[Any]") -> None: ...
 
 
 class Worker:
@@ -24,7 +20,7 @@ class Worker:
     def close(self) -> None:
         self._executor.shutdown(wait=False)
 
-    async def run(self, function: Callable[..., _T], *arguments: Any, held: Reservation | None = None) -> _T:
+    async def run(self, function: Callable[..., _T], *arguments: Any, held: MemoryReservation | None = None) -> _T:
         """Call ``function`` in the thread. Cancelling the caller ends neither the call nor ``held``."""
         work = asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
         if held is not None:

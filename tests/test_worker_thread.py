@@ -3,24 +3,19 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
+from proxy.capacity import SharedCapacity
+from proxy.reservation import MemoryReservation
+from proxy.tenant import Tenant
 from proxy.worker_thread import Worker
 
 
-class Held:
-    """A reservation that lasts until its work has ended."""
-
-    def __init__(self) -> None:
-        self.is_released = False
-
-    def lasts_until(self, work: "asyncio.Future[Any]") -> None:
-        work.add_done_callback(self._release)
-
-    def _release(self, _: object) -> None:
-        self.is_released = True
+def reserved(size: int) -> MemoryReservation:
+    reservation = MemoryReservation(SharedCapacity(size, "bytes", unverified_limit=size), Tenant(b"one"))
+    reservation.take(size)
+    return reservation
 
 
 @pytest.fixture
@@ -44,7 +39,7 @@ async def test_calls_take_turns_in_one_thread(worker: Worker) -> None:
 
 
 async def test_a_caller_that_is_cancelled_ends_neither_the_work_nor_its_reservation(worker: Worker) -> None:
-    began, go_on, held = threading.Event(), threading.Event(), Held()
+    began, go_on, held = threading.Event(), threading.Event(), reserved(8)
     done: list[str] = []
 
     def work() -> None:
@@ -52,20 +47,27 @@ async def test_a_caller_that_is_cancelled_ends_neither_the_work_nor_its_reservat
         go_on.wait()
         done.append("work")
 
-    caller = asyncio.create_task(worker.run(work, held=held))
+    async def call() -> None:
+        try:
+            await worker.run(work, held=held)
+        finally:
+            held.release()
+
+    caller = asyncio.create_task(call())
     await asyncio.to_thread(began.wait)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
-    assert (done, held.is_released) == ([], False)
+    assert (done, held.bytes) == ([], 8)
     go_on.set()
     await worker.run(done.append, "next")
     assert done == ["work", "next"]
-    assert held.is_released
+    assert held.bytes == 0
 
 
 async def test_work_that_fails_releases_its_reservation(worker: Worker) -> None:
-    held = Held()
+    held = reserved(8)
     with pytest.raises(ZeroDivisionError):
         await worker.run(divmod, 7, 0, held=held)
-    assert held.is_released
+    held.release()
+    assert held.bytes == 0

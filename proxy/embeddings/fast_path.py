@@ -16,19 +16,18 @@ from proxy.access.admission import Access
 from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
 from proxy.embeddings.header_watch import HeaderWatch
-from proxy.embeddings.known_head import KnownBody, KnownHead
+from proxy.embeddings.known_heads import KnownHeads
 from proxy.embeddings.lookup import count_model_versions, look_up_in_store
 from proxy.embeddings.recognized import FastPathHit, FastPathMiss, RecognizedRequest
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.embeddings.responses import ResponseBuilder
-from proxy.embeddings.sighting import ID_NAMES, IDS, PERSONAL, Sighting, is_plain, is_repeatable
+from proxy.embeddings.sighting import IDS, PERSONAL, Sighting, is_plain, is_repeatable
 from proxy.fetch.request import ClientRequest
 from proxy.http.connection import Connection
 from proxy.http.long_response import LongResponse, Response
 from proxy.http.pending_bytes import MAX_PENDING_BYTES
 from proxy.http.recorder import HEAD_END, MAX_WHOLE_BYTES, head_of
 from proxy.ledger.hitless import Hitless
-from proxy.ledger.row import Row
 from proxy.protocol.identities import Identity
 from proxy.telemetry.metrics import Metrics
 
@@ -47,6 +46,7 @@ class FastPath:
         self._lookup_seconds = metrics.stage_seconds["lookup"]
         self._metrics = metrics
         self._memo = RequestMemo()
+        self._heads = KnownHeads(access)
         self.header_watch = HeaderWatch()  # `_observed` reports each hit to this and to the next
         self.hitless = Hitless()
 
@@ -71,60 +71,20 @@ class FastPath:
         row = self._metrics.row(sighting.client, client_request.spec.model)
         if sighting.fingerprint is not None and from_memory:
             self._memo.put(sighting.fingerprint, MemoEntry.of(client_request, row))
-        connection = sighting.request.protocol
-        if isinstance(connection, Connection):
-            self._learn(connection, sighting, client_request, row, is_hit=True)
+        self._heads.learn(sighting, client_request, row, is_hit=True)
 
     def fetched(self, sighting: Sighting, client_request: ClientRequest) -> None:
         """Learn the head and body of a request whose items were missing: those of similar requests may be, too."""
-        connection = sighting.request.protocol
-        if isinstance(connection, Connection) and self._access.may_serve(
-            client_request.credential_id, client_request.credential_scope
-        ):
+        if self._access.may_serve(client_request.credential_id, client_request.credential_scope):
             row = self._metrics.row(sighting.client, client_request.spec.model)
-            self._learn(connection, sighting, client_request, row, is_hit=False)
-
-    def _learn(
-        self, connection: Connection, sighting: Sighting, client_request: ClientRequest, row: Row, *, is_hit: bool
-    ) -> None:
-        """Remember a head, and when it comes again, also the body: most clients repeat their heads."""
-        known = self._meet(connection, sighting, is_hit=is_hit)
-        if known is None or not known.count_request() or len(client_request.parsed.body) > MAX_PENDING_BYTES:
-            return
-        body = KnownBody.of(client_request, self._access.scope(client_request.identity), row, sighting.own)
-        if body is not None:
-            known.add(body)
-
-    def _meet(self, connection: Connection, sighting: Sighting, *, is_hit: bool) -> KnownHead | None:
-        """The head that the connection knows, if it is that of ``sighting``. If not, None, and the connection knows the
-        head of ``sighting`` from now on.
-
-        None also for the first hit with a head, even after misses: perhaps only repeats of the same request follow, and
-        those are faster if they are remembered by their bytes.
-        """
-        sent = connection.head(sighting.request) if is_repeatable(sighting.request, PERSONAL) else None
-        if sent is None or len(sent) > MAX_WHOLE_BYTES:
-            return None
-        known = self._known_head(connection)
-        if known is None or known.match(sent) is None:
-            known = connection.known_head = _new_head(sent, sighting)
-            is_met = False
-        else:
-            is_met = known.has_hit or not is_hit
-        if known is not None:
-            known.has_hit |= is_hit
-        return known if is_met else None
-
-    def _known_head(self, connection: Connection) -> KnownHead | None:
-        known = connection.known_head
-        return known if isinstance(known, KnownHead) and known.access_version == self._access.access_version else None
+            self._heads.learn(sighting, client_request, row, is_hit=False)
 
     def find(self, sighting: Sighting, began_s: float) -> FastPathHit | None:
         """A known request, if memory has all its items."""
         known = None if sighting.fingerprint is None else self._memo.get(sighting.fingerprint)
         if known is None or not self._access.may_read(known.origin, sighting.request.headers):
             return None
-        if self._has_much_to_learn(sighting):
+        if self._heads.is_worth_parsing(sighting):
             return None
         parsed_s = time.perf_counter()
         found = self._look_up(known) if self._may_serve(known) else None
@@ -135,14 +95,6 @@ class FastPath:
         known = replace(known, access_version=sighting.access_version, row=row)
         self._remember_bytes(sighting.request, known)
         return self._observed(FastPathHit(known, found, parsed_s, len(found)), began_s)
-
-    def _has_much_to_learn(self, sighting: Sighting) -> bool:
-        """Whether a request is worth being parsed in full once. Only one with an ID: it never repeats all bytes."""
-        connection = sighting.request.protocol
-        if not isinstance(connection, Connection) or not any(name in sighting.request.headers for name in IDS):
-            return False
-        known = self._meet(connection, sighting, is_hit=True)
-        return known is not None and known.is_new
 
     def find_by_bytes(
         self, sent: bytes, connection: Connection, began_s: float
@@ -181,7 +133,7 @@ class FastPath:
         if self._is_large(known, found.entries):
             texts = await self._responses.numbers(known.spec, found.entries, connection.reservation())
             if texts is None:
-                self._parse_from(known, connection)
+                self._heads.parse_from(connection, len(known.spec.keys))
                 return None
         hit = FastPathHit(known, found.entries, recognized.looked_up_s, found.from_memory, recognized.fields, texts)
         return self._observed(hit, recognized.began_s)
@@ -202,15 +154,9 @@ class FastPath:
             return recognized
         return self._observed(FastPathHit(known, found, recognized.looked_up_s, len(found), recognized.fields), began_s)
 
-    def _parse_from(self, known: MemoEntry, connection: Connection) -> None:
-        """Have requests with as many items as ``known`` parsed: their responses are streamed."""
-        known_head = self._known_head(connection)
-        if known_head is not None:
-            known_head.max_items = len(known.spec.keys) - 1
-
     def _recognized(self, sent: bytes, connection: Connection, began_s: float) -> RecognizedRequest | None:
         """A complete request with the head that the connection knows and a body that fits one it knows."""
-        known_head = self._known_head(connection)
+        known_head = self._heads.of(connection)
         if known_head is None or known_head.is_new or len(sent) > MAX_PENDING_BYTES:
             return None
         head = known_head.match(sent)
@@ -280,21 +226,3 @@ class FastPath:
 def _is_hit(known: MemoEntry, found: dict[bytes, Entry]) -> bool:
     """Whether ``found`` has all entries of a request, of one model version."""
     return all(map(found.__contains__, known.spec.keys)) and (len(found) <= 1 or count_model_versions(found) <= 1)
-
-
-def _new_head(sent: bytes, sighting: Sighting) -> KnownHead | None:
-    """A known head made from ``sent``, the head of a parsed request; None if it is not fit for that."""
-    request, own = sighting.request, sighting.own
-    known = KnownHead.of(sent)
-    head = None if known is None else known.match(sent)
-    if known is None or head is None:
-        return None
-    if not ID_NAMES.isdisjoint(name for name, _ in own.credentials + own.vector_affecting):
-        return None  # the operator made it part of the key
-    if any(name in request.headers and name.lower() not in head.fields for name in IDS):
-        return None  # written in an unusual way, as without a space, so the template takes its value for a constant
-    is_read_alike = head.body_bytes == request.content_length and all(
-        request.headers.getall(name) == [value] for name, value in head.fields.items()
-    )
-    known.access_version = sighting.access_version
-    return known if is_read_alike else None

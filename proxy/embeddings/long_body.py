@@ -6,10 +6,10 @@ from itertools import islice
 from proxy import turns
 from proxy.cache.entry import Entry, generated_base64
 from proxy.cache.memory import Memory
-from proxy.http.limited_connection import Reservation
 from proxy.http.long_response import Response
 from proxy.protocol import embedding_response
 from proxy.protocol.vectors import Encoding
+from proxy.reservation import MemoryReservation
 from proxy.steps import Steps
 
 _PARTS_A_TURN = 32  # to write 300 kB takes a tenth of a millisecond, and so does to make as much base64
@@ -33,7 +33,11 @@ def in_turns(parts: Iterable[bytes]) -> Iterator[Response]:
 
 
 async def numbers(
-    memory: Memory, keys: Iterable[bytes], entries: Mapping[bytes, Entry], size: int, reservation: Reservation | None
+    memory: Memory,
+    keys: Iterable[bytes],
+    entries: Mapping[bytes, Entry],
+    size: int,
+    reservation: MemoryReservation | None,
 ) -> list[bytes]:
     """The vector of each key as numbers, made in turns. Until then memory of ``size`` bytes is reserved for them.
     Raises `Overloaded`."""

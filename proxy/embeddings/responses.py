@@ -17,7 +17,6 @@ from proxy.embeddings.hit_head import head
 from proxy.errors import ResponseTooLarge
 from proxy.fetch.outcomes import EmbedResult, usage_of
 from proxy.fetch.result import FetchResult
-from proxy.http.limited_connection import Reservation
 from proxy.http.long_response import LongResponse, Response
 from proxy.http.plain_response import AssembledResponse
 from proxy.http.streamed import Streamed
@@ -80,7 +79,7 @@ class ResponseBuilder:
         return self._size_bytes(spec, found) > limit_bytes
 
     async def numbers(
-        self, spec: ResponseSpec, found: dict[bytes, Entry], reservation: Reservation | None
+        self, spec: ResponseSpec, found: dict[bytes, Entry], reservation: MemoryReservation | None
     ) -> list[bytes] | None:
         """The texts for `bytes_of_hit`, made in turns; None: too large. Raises `ResponseTooLarge`, `Overloaded`."""
         size = self._size_bytes(spec, found)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from aiohttp import HttpVersion11, StreamReader, web
 
@@ -14,6 +14,7 @@ from proxy.http.error_responses import error_bytes
 from proxy.http.lingering import Lingering, shut_down
 from proxy.http.liveness import HalfClosed, Unread, is_reset
 from proxy.http.timeouts import ConnectionTimer, Overdue
+from proxy.reservation import MemoryReservation
 from proxy.tenant import Tenant
 
 # How many connections over the limit may linger. Each uses a file descriptor that the limit does not count.
@@ -23,16 +24,6 @@ _CANCEL_S = 0.1
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class Reservation(Protocol):
-    """Memory of one tenant."""
-
-    def take(self, size: int) -> None:
-        """Raises `Overloaded` if there is no room."""
-        ...
-
-    def give_back(self, size: int) -> None: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionContext:
     """What the connections of one server share."""
@@ -40,7 +31,7 @@ class ConnectionContext:
     loop: asyncio.AbstractEventLoop
     now: Callable[[], float]  # seconds
     max_connections: int
-    reserve: Callable[[Tenant], Reservation] | None
+    reserve: Callable[[Tenant], MemoryReservation] | None
 
 
 class LimitedConnection(AiohttpConnection):
@@ -82,7 +73,7 @@ class LimitedConnection(AiohttpConnection):
         self._unread = Unread()
         self._timer = ConnectionTimer(context.now())
         self.tenant: Tenant | None = None  # of the current request
-        self._write_reservation: tuple[Reservation, int] | None = None  # for bytes that the client has not read
+        self._write_reservation: tuple[MemoryReservation, int] | None = None  # for bytes that the client has not read
 
     @property
     def is_busy(self) -> bool:
@@ -121,7 +112,7 @@ class LimitedConnection(AiohttpConnection):
         else:
             self._write_reservation = reservation, size
 
-    def reservation(self) -> Reservation | None:
+    def reservation(self) -> MemoryReservation | None:
         """For memory of the current request's tenant."""
         if self.tenant is None or self._context.reserve is None:
             return None

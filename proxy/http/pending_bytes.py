@@ -1,7 +1,7 @@
 """The bytes of a request that the parser has not got yet."""
 
 from proxy.errors import Overloaded
-from proxy.http.limited_connection import Reservation
+from proxy.reservation import MemoryReservation
 
 # The longest request that is not parsed: understanding it takes less than half a millisecond.
 MAX_PENDING_BYTES = 128 * 1024
@@ -17,10 +17,10 @@ class PendingBytes:
         """``sent`` is a head, or a whole request."""
         self._received = sent
         self._missing_bytes = 0  # of a request whose length is known
-        self._reserved: tuple[Reservation, int] | None = None
+        self._reserved: tuple[MemoryReservation, int] | None = None
 
     @classmethod
-    def beginning(cls, sent: bytes, size: int, reservation: Reservation | None) -> "PendingBytes | None":
+    def beginning(cls, sent: bytes, size: int, reservation: MemoryReservation | None) -> "PendingBytes | None":
         """The beginning of a request of ``size`` bytes, for which memory is reserved if it is long. None if there is no
         room for it. Without a ``reservation`` there is."""
         pending = cls(bytearray(sent))

@@ -10,7 +10,8 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import ERROR, RequestHandler
 
 from proxy.http.connection import BytesHandler, Connection
-from proxy.http.limited_connection import ConnectionContext, Reservation
+from proxy.http.limited_connection import ConnectionContext
+from proxy.reservation import MemoryReservation
 from proxy.tenant import Tenant
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -31,7 +32,7 @@ class Server(web.Server):
         *,
         max_connections: int,
         bytes_handler: BytesHandler | None = None,
-        reserve: Callable[[Tenant], Reservation] | None = None,
+        reserve: Callable[[Tenant], MemoryReservation] | None = None,
         clock: Callable[[], float] | None = None,
         handler_cancellation: bool = False,
         **options: Any,

@@ -4,23 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.errors import Overloaded
+from proxy.capacity import SharedCapacity
 from proxy.http.pending_bytes import PendingBytes
+from proxy.reservation import MemoryReservation
+from proxy.tenant import Tenant
 
 LONG = 70_000
 
 
-class Room:
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def take(self, size: int) -> None:
-        if size > self.size:
-            raise Overloaded("no room")
-        self.size -= size
-
-    def give_back(self, size: int) -> None:
-        self.size += size
+def room(size: int) -> MemoryReservation:
+    return MemoryReservation(SharedCapacity(size, "bytes", unverified_limit=0), Tenant(b"one"))
 
 
 def test_a_head_waits_for_whatever_follows() -> None:
@@ -49,17 +42,17 @@ def test_what_follows_a_request_is_not_added_to_it() -> None:
 
 
 def test_a_long_request_takes_memory_until_it_is_taken() -> None:
-    room = Room(LONG)
-    pending = PendingBytes.beginning(b"ab", LONG, room)
+    reservation = room(LONG)
+    pending = PendingBytes.beginning(b"ab", LONG, reservation)
     assert pending is not None
-    assert room.size == 0
-    assert PendingBytes.beginning(b"ab", LONG, room) is None
-    assert room.size == 0
+    assert reservation.bytes == LONG
+    assert PendingBytes.beginning(b"ab", LONG, reservation) is None
+    assert reservation.bytes == LONG
     assert pending.take() == b"ab"
     pending.take()
-    assert room.size == LONG
+    assert reservation.bytes == 0
 
 
 @pytest.mark.parametrize("size", [3, 64 * 1024])
 def test_a_short_request_takes_none(size: int) -> None:
-    assert PendingBytes.beginning(b"ab", size, Room(0)) is not None
+    assert PendingBytes.beginning(b"ab", size, room(0)) is not None
