@@ -37,8 +37,8 @@ class LearnedRate:
     burst_s: float = BURST_S  # so many seconds of the rate may leave at once
     _level: float = 0.0  # what is left in the bucket at ``_at_s``
     _at_s: float = 0.0
-    taken: float = 0.0  # and not refused, since the bucket was empty
-    accepted: float = 0.0  # of that
+    taken: float = 0.0  # and not refused, since the bucket was empty; counted from the first refusal on
+    accepted: float = 0.0
     _empty_at_s: float = -math.inf
 
     @property

@@ -71,7 +71,7 @@ class LearnedRates:
         return self.is_learned and (self.calls.is_low(1, now_s) or self.items.is_low(call.cost.items, now_s))
 
     def refused(self, call: SentCall) -> None:
-        if call.at_s >= self.cut_at_s:
+        if self.is_learned and call.at_s >= self.cut_at_s:
             self.calls.give_back(1)
             self.items.give_back(call.cost.items)
 
