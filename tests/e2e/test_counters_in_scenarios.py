@@ -559,8 +559,8 @@ async def test_item_cached_during_a_store_read_counts_as_memory(
     entry = Entry.of(Record(vector=vector, model="m", tokens=1, tokens_exact=True, stored_at_s=2**31))
     read = cache.read
 
-    async def read_late(keys: Sequence[bytes], *, min_stored_at_s: float) -> dict[bytes, Entry]:
-        found = await read(keys, min_stored_at_s=min_stored_at_s)
+    async def read_late(keys: Sequence[bytes], **options: Any) -> dict[bytes, Entry]:
+        found = await read(keys, **options)
         for key in set(keys) - found.keys():
             cache.memory.put(key, entry)
         return found
