@@ -134,7 +134,7 @@ COMPILE := env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/nul
 lock: $(LOCKER)/ok ## pin what the container installs and is built with, by hash; with the oldest Python: PYTHON=python3.11
 	@$(LOCKER)/bin/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo "locking takes Python 3.11, the oldest: rm -r $(LOCKER) and make lock PYTHON=python3.11"; exit 1; }
-	@$(COMPILE) --output-file $(LOCK) pyproject.toml
+	@$(COMPILE) --extra fast --output-file $(LOCK) pyproject.toml
 	@$(COMPILE) --allow-unsafe --build-deps-for wheel --only-build-deps --output-file $(BUILD_LOCK) pyproject.toml
 	@for file in $(LOCK) $(BUILD_LOCK); do { \
 	  echo "# By make lock, from pyproject.toml: for Python 3.11.4 or newer on Linux, pip install --require-hashes -r"; \

@@ -21,8 +21,9 @@ def locked() -> dict[str, str]:
 
 
 def declared() -> list[Requirement]:
+    """With the extra that the image has."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [Requirement(text) for text in project["dependencies"]]
+    return [Requirement(text) for text in [*project["dependencies"], *project["optional-dependencies"]["fast"]]]
 
 
 @pytest.mark.parametrize("requirement", declared(), ids=str)
