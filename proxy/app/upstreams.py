@@ -77,6 +77,7 @@ async def _open_client(
         total_s=settings.upstream_timeout_s,
     )
     client = UpstreamClient(setting.name, connect, metrics, timeouts=timeouts, routes=routes, egress=setting.egress)
+    metrics.rate_limit_given_up.labels(setting.name)  # begins at 0: an alert must see the first
     outbound = client.outbound
     metrics.watch_files(f"certificates of {setting.name}", lambda: outbound.is_outdated)
     return await stack.enter_async_context(client)

@@ -1,7 +1,7 @@
 """Pictures of the dashboards: ``python -m tests.grafana.pictures grafana/pictures``.
 
 A page made of Grafana's own components, page/page.tsx, draws in a headless Chromium what a real Prometheus answers to
-the dashboards' queries after `tests.grafana.scene`.
+the dashboards' queries after `tests.grafana.scene`. It ends in any case, after ten minutes at the latest.
 """
 
 import functools
@@ -11,11 +11,12 @@ import json
 import math
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from PIL import Image
 from tests.grafana import scene
 from tests.grafana.expressions import dashboards, filled, panels
 from tests.grafana.live import LOOPBACK, Prometheus, listening
-from tests.support.browser import Browser, browsing
+from tests.support.browser import Browser, browsing, chromium
 
 _PAGE = Path(__file__).parent / "page"
 _ESBUILD = [
@@ -36,6 +37,12 @@ _STEP_S = 2
 _WIDTH, _FIRST_SCREEN = 1472, 780
 # Half of a PNG's size or less, and nobody sees it.
 _COLOURS = 256
+_MAX_S = 600
+_NEEDED = {
+    "prometheus": "apt install prometheus",
+    "chromedriver": "apt install chromium-driver",
+    "chromium": "apt install chromium",
+}
 
 
 class _Files(http.server.SimpleHTTPRequestHandler):
@@ -92,24 +99,73 @@ def _drawn(browser: Browser, url: str) -> Image.Image:
     return picture.quantize(_COLOURS, dither=Image.Dither.NONE)
 
 
-def main(pictures: Path) -> None:
-    pictures.mkdir(exist_ok=True)
+class _Steps:
+    """Says on stderr which step begins."""
+
+    def __init__(self) -> None:
+        self.step = "nothing yet"
+
+    def begin(self, step: str) -> None:
+        self.step = step
+        sys.stderr.write(f"{step} ...\n")
+
+
+@contextmanager
+def _in_time(steps: _Steps) -> Iterator[None]:
+    """Ends the block after `_MAX_S`, whatever it waits for. Raises `TimeoutError`."""
+
+    def on_alarm(*_: object) -> None:
+        raise TimeoutError(f"gave up after {_MAX_S // 60} minutes while {steps.step}")
+
+    signal.signal(signal.SIGALRM, on_alarm)
+    signal.alarm(_MAX_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def _require_programs() -> None:
+    """Before five minutes are spent."""
+    for program, how in _NEEDED.items():
+        if not (chromium() if program == "chromium" else shutil.which(program)):
+            raise RuntimeError(f"{program} is needed and was not found in PATH; Debian and Ubuntu: {how}")
+
+
+def _draw_all(pictures: Path, steps: _Steps) -> None:
     with tempfile.TemporaryDirectory() as folder:
+        steps.begin("bundling the page")
         site = Path(folder) / "site"
         subprocess.run([*_ESBUILD, f"--outdir={site}"], check=True)
         shutil.copy(_PAGE / "index.html", site)
+        steps.begin(f"playing {scene.LENGTH_S // 60} minutes of load on two proxies")
         with scene.played(Path(folder)) as prometheus:
-            end_s = int(time.time())
+            steps.begin("waiting for a scrape of both proxies")
+            end_s = scene.settled(prometheus)
+            steps.begin("reading the results")
             answers = {name: results(prometheus, dashboard, end_s=end_s) for name, dashboard in dashboards().items()}
         server = http.server.ThreadingHTTPServer(LOOPBACK, functools.partial(_Files, directory=str(site)))
         with listening(server) as url, browsing() as browser:
             for name, dashboard in dashboards().items():
+                steps.begin(f"drawing {name}")
                 (site / "dashboard.json").write_text(json.dumps(dashboard))
                 (site / "results.json").write_text(json.dumps(answers[name]))
                 picture = _drawn(browser, url)
                 picture.save(pictures / f"{name}.png", optimize=True)
                 if name == "overview":
                     picture.crop((0, 0, _WIDTH, _FIRST_SCREEN)).save(pictures / "first-screen.png", optimize=True)
+
+
+def main(pictures: Path) -> None:
+    """Exits with one line if the pictures can't be made."""
+    pictures.mkdir(exist_ok=True)
+    steps = _Steps()
+    try:
+        _require_programs()
+        with _in_time(steps):
+            _draw_all(pictures, steps)
+    except (RuntimeError, TimeoutError) as error:
+        sys.exit(f"dashboard pictures: {error}")
 
 
 if __name__ == "__main__":

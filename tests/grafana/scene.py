@@ -1,8 +1,8 @@
 """Five minutes of load on two proxies with one Redis, as a real Prometheus saw them.
 
-At first most texts are new; then the upstream is slow and refuses some calls and has other weights for one model, and
-later Redis hangs. The clients of the first proxy have its keys and budgets; two of them never get a hit. Those of the
-second have their own keys.
+At first most texts are new. Then the upstream is slow, refuses some calls and has other weights for one model, and
+another upstream fails, whose model the first one serves, too. Later Redis hangs. The clients of the first proxy have
+its keys and budgets; two of them never get a hit. Those of the second have their own keys.
 """
 
 import http.server
@@ -25,7 +25,7 @@ from tests.support.process import Process
 from tests.support.redis_server import RedisServer, free_port
 
 LENGTH_S = 300
-# When, of the whole length, the upstream is slow, and when Redis hangs.
+# When, of the whole length, the upstream is slow and the other one fails, and when Redis hangs.
 _SLOW = (0.5, 0.65)
 _HANGING = (0.8, 0.86)
 # How long a call takes on average, and the shares of those that are refused or have no vectors when it is slow.
@@ -44,7 +44,17 @@ clients = ["nightly-*"]
 tokens = 90000
 """
 _DRIFTING = "bge-m3"
+_HAS_FALLBACK = "multilingual-e5-large"
+_SETTLED_WITHIN_S = 60.0
 _KEY_ENV = "SCENE_UPSTREAM_KEY"
+# An upstream for one model, which the other one serves while this one fails.
+_GPU = f"""
+[[upstream]]
+name = "gpu"
+base_url = "{{gpu_url}}/v1"
+models = ["{_HAS_FALLBACK}"]
+same_model = [{{{{ upstream = "provider", model = "{_HAS_FALLBACK}" }}}}]
+"""
 
 
 class _Upstream(http.server.ThreadingHTTPServer):
@@ -53,7 +63,7 @@ class _Upstream(http.server.ThreadingHTTPServer):
     def __init__(self, demo_url: str) -> None:
         super().__init__(LOOPBACK, _Relay)
         self.demo_url = demo_url
-        self.is_slow = False
+        self.is_slow = self.is_down = False
         self.has_other_weights = False
 
 
@@ -61,6 +71,8 @@ class _Relay(Handler):
     server: _Upstream
 
     def reply(self, asked: bytes) -> tuple[int, bytes]:
+        if self.server.is_down:
+            return 503, b'{"error": {"message": "restarting"}}'
         time.sleep(random.uniform(0.5, 1.5) * (_SLOW_CALL_S if self.server.is_slow else _CALL_S))
         if self.server.is_slow and random.random() < _REFUSED:
             return 429, b'{"error": {"message": "too many requests"}}'
@@ -89,10 +101,11 @@ def played(folder: Path) -> Iterator[Prometheus]:
     with ExitStack() as stack:
         redis = RedisServer(folder)
         stack.callback(redis.kill)
-        upstream = _Upstream(f"http://127.0.0.1:{stack.enter_context(demo(folder))}/v1")
-        upstream_url = stack.enter_context(listening(upstream))
+        demo_url = f"http://127.0.0.1:{stack.enter_context(demo(folder))}/v1"
+        upstream, gpu = _Upstream(demo_url), _Upstream(demo_url)
+        urls = stack.enter_context(listening(upstream)), stack.enter_context(listening(gpu))
         stack.enter_context(mock.patch.dict(os.environ, {_KEY_ENV: "held"}))
-        options = [_write_options(folder, upstream_url, redis.url, has_teams=has_teams) for has_teams in (True, False)]
+        options = [_write_options(folder, *urls, redis.url, has_teams=has_teams) for has_teams in (True, False)]
         proxies = [Process(folder, free_port(), "--config", str(path)) for path in options]
         for process in proxies:
             stack.callback(process.stop, signal.SIGTERM)
@@ -107,14 +120,26 @@ def played(folder: Path) -> Iterator[Prometheus]:
             *(threads.submit(_ask, others, "sk-load", random.Random(seed), is_over) for seed in range(_CLIENTS)),
             *(threads.submit(_ask_in_vain, teams, name, is_over) for name in _WITHOUT_HITS),
         ]
-        _play(upstream, redis)
+        _play(upstream, gpu, redis)
         yield prometheus
         is_over.set()
         for client in clients:
             client.result()
 
 
-def _write_options(folder: Path, upstream_url: str, redis_url: str, *, has_teams: bool) -> Path:
+def settled(prometheus: Prometheus) -> int:
+    """Unix time of a moment at which all was scraped. A busy machine misses a scrape now and then, and the pictures
+    would show an instance that is down."""
+    deadline = time.monotonic() + _SETTLED_WITHIN_S
+    while time.monotonic() < deadline:
+        now_s = int(time.time())
+        if not prometheus.get("query", query="up == 0", time=str(now_s))["result"]:
+            return now_s
+        time.sleep(0.5)
+    raise RuntimeError(f"in {_SETTLED_WITHIN_S:g} s there was no moment at which both proxies were scraped")
+
+
+def _write_options(folder: Path, upstream_url: str, gpu_url: str, redis_url: str, *, has_teams: bool) -> Path:
     keys = folder / "clients"
     names = (*_TEAMS, *_WITHOUT_HITS)
     keys.write_text("".join(f"{name} sha256:{sha256(name.encode()).hexdigest()} 2026-01-01\n" for name in names))
@@ -133,21 +158,22 @@ def _write_options(folder: Path, upstream_url: str, redis_url: str, *, has_teams
         name = "provider"
         base_url = "{upstream_url}/v1"
         {f'key_env = "{_KEY_ENV}"' if has_teams else ""}
+        {"" if has_teams else _GPU.format(gpu_url=gpu_url)}
         """
     )
     return path
 
 
-def _play(upstream: _Upstream, redis: RedisServer) -> None:
+def _play(upstream: _Upstream, gpu: _Upstream, redis: RedisServer) -> None:
     started = time.monotonic()
 
     def wait_until(share: float) -> None:
         time.sleep(max(0.0, started + share * LENGTH_S - time.monotonic()))
 
     wait_until(_SLOW[0])
-    upstream.is_slow = upstream.has_other_weights = True
+    upstream.is_slow = upstream.has_other_weights = gpu.is_down = True
     wait_until(_SLOW[1])
-    upstream.is_slow = False
+    upstream.is_slow = gpu.is_down = False
     wait_until(_HANGING[0])
     redis.process.send_signal(signal.SIGSTOP)
     wait_until(_HANGING[1])
