@@ -144,7 +144,7 @@ class Connection(WritingConnection):
 
     def _pending_ended(self, task: "asyncio.Task[Response | LongResponse | None]") -> None:
         if task is self._response:
-            self.parse_pending()
+            self._end_pending()
 
     def _keep_beginning(self, sent: bytes, handler: BytesHandler) -> bool:
         """Keep what begins a request that may get its response without the parser once the rest arrives."""
@@ -162,10 +162,11 @@ class Connection(WritingConnection):
         return b"" if pending is None else pending.take()
 
     def parse_pending(self) -> None:
-        """Write the response to the pending request if it is ready; otherwise pass its bytes to the parser.
+        self._end_pending()
+        self.finish_writing()  # of a long response that was just there
 
-        They go in a call of their own: on an error, the parser drops all bytes of the same call.
-        """
+    def _end_pending(self) -> None:
+        """Write the response to the pending request if it is ready; otherwise pass its bytes to the parser."""
         self.finish_writing()
         response = self._take_response()
         pending, self._early = self._take_pending() or self._early, b""
@@ -174,7 +175,7 @@ class Connection(WritingConnection):
         elif pending:
             if self.begun is not None:
                 self.begun.hand_over()
-            self._parse(pending)
+            self._parse(pending)  # by themselves: on an error, the parser drops all bytes of the same call
 
     def parse_overdue(self) -> None:
         if self.begun is None and self._rest is None:
@@ -292,8 +293,7 @@ class Connection(WritingConnection):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._take_response()
-        begun = self.take_begun()
-        if begun is not None:
+        if (begun := self.take_begun()) is not None:
             begun.abandon()
         self._take_pending()
         self._early = b""

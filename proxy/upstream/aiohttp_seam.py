@@ -4,12 +4,18 @@ A patch release of aiohttp may change them, so pyproject.toml pins one version, 
 start that they exist. The server's side: proxy/http/aiohttp_seam.py.
 """
 
+import asyncio
+
 import aiohttp
-from aiohttp import BaseConnector, ClientSession
+from aiohttp import BaseConnector, ClientResponse, ClientSession
 
 from proxy.errors import ConfigError
 
-PRIVATE_NAMES: dict[type, tuple[str, ...]] = {ClientSession: ("_retry_connection",), BaseConnector: ("_conns",)}
+PRIVATE_NAMES: dict[type, tuple[str, ...]] = {
+    ClientSession: ("_retry_connection",),
+    BaseConnector: ("_conns",),
+    ClientResponse: ("_continue",),
+}
 
 
 def require_supported_client() -> None:
@@ -30,3 +36,12 @@ def disable_retries(session: ClientSession) -> None:
 def has_idle_connections(connector: BaseConnector) -> bool:
     """Whether the pool keeps a connection that the next request might use."""
     return any(connector._conns.values())  # noqa: SLF001 - aiohttp has no public name for it
+
+
+def interim_of(response: ClientResponse) -> "asyncio.Future[bool]":
+    """A future that is done once an interim response (1xx) has come before ``response``, which has not started yet.
+
+    The HTTP client uses it for 100 (Continue), but ends it for any. No request of the proxy has ``Expect``.
+    """
+    interim = response._continue = asyncio.get_running_loop().create_future()  # noqa: SLF001 - it has no public name
+    return interim

@@ -11,7 +11,9 @@ from weakref import WeakSet
 
 from aiohttp import (
     BaseConnector,
+    ClientConnectionError,
     ClientError,
+    ClientPayloadError,
     ClientResponse,
     ClientResponseError,
     ClientSession,
@@ -24,7 +26,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from proxy.turns import turn
-from proxy.upstream.aiohttp_seam import disable_retries, has_idle_connections
+from proxy.upstream.aiohttp_seam import disable_retries, has_idle_connections, interim_of
 from proxy.upstream.failures import broke_before_response, proxy_refused
 from proxy.upstream.outbound import Outbound
 
@@ -202,8 +204,14 @@ class _FinalResponse(ClientResponse):
     """
 
     async def start(self, connection: Connection) -> ClientResponse:
-        protocol = connection.protocol
-        await super().start(connection)
+        protocol, interim = connection.protocol, interim_of(self)
+        try:
+            await super().start(connection)
+        except ClientConnectionError as error:
+            if not interim.done():
+                raise
+            # Not a kept connection that had died before: the request has arrived, and must not be sent again.
+            raise ClientPayloadError("the connection broke after an interim response") from error
         if self.status >= HTTPStatus.OK or protocol is None:
             return self
         if (

@@ -3,8 +3,9 @@
 import asyncio
 import random
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -776,6 +777,50 @@ async def test_another_request_follows_the_whole_long_response() -> None:
         site.connection.data_received(post(7))
         answers = said(await line.answer() + await line.answer())
         assert answers == [b"/n " + b"x" * 40, b"/7 77777777"]
+
+
+class RespondsAtLengthLater(Learns):
+    """Responds to the second request after some turns of the event loop, in many pieces. Just as the response is there,
+    and before any of it is written, ``then`` happens."""
+
+    then: Callable[[], object]
+
+    async def _later(self, turns: int, response: Response) -> Response | LongResponse | None:  # type: ignore[override]
+        await super()._later(turns, response)
+        asyncio.get_running_loop().call_soon(self.then)
+        first, body = response[0][:20], response[0][20:]
+        return LongResponse([first], ([body[at : at + 1]] for at in range(len(body))))
+
+
+@asynccontextmanager
+async def just_there() -> AsyncIterator[tuple[LearningSite, Wire, RespondsAtLengthLater]]:
+    knows = RespondsAtLengthLater([100])
+    site = LearningSite(knows)
+    async with site.line() as line:
+        line.writer.write(numbered(3, "first"))
+        await line.answer()
+        site.connection.data_received(numbered(40, "second"))
+        yield site, line, knows
+
+
+async def test_another_request_follows_a_whole_long_response_that_was_just_there() -> None:
+    async with just_there() as (site, line, knows):
+        knows.then = partial(site.connection.data_received, post(7))
+        answers = said(await line.answer() + await line.answer())
+        assert answers == [b"/n " + b"x" * 40, b"/7 77777777"]
+
+
+async def test_a_long_response_that_was_just_there_ends_before_the_server_stops() -> None:
+    async with just_there() as (site, line, knows):
+        knows.then = site.server.pre_shutdown
+        assert (await line.reader.read()).endswith(b"x" * 40)
+
+
+async def test_a_long_response_that_was_just_there_ends_when_the_client_closes_its_side() -> None:
+    async with just_there() as (site, line, knows):
+        knows.then = site.connection.eof_received
+        assert (await line.answer()).endswith(b"x" * 40)
+        assert not site.connection.is_busy
 
 
 async def test_a_long_response_ends_before_the_server_stops() -> None:

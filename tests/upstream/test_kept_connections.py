@@ -208,13 +208,14 @@ async def test_failure_on_a_new_connection_is_not_retried(
     assert len(mortal.sent) == 1
 
 
+@pytest.mark.parametrize("reply", [b"HTTP/1.1 200 OK\r\nContent-", b"HTTP/1.1 102 Processing\r\n\r\n"])
 @pytest.mark.parametrize("send", [embed, chat])
-async def test_response_cut_off_in_its_head_is_not_retried(start_proxy: StartProxy, send: Send) -> None:
+async def test_response_cut_off_in_its_head_is_not_retried(start_proxy: StartProxy, send: Send, reply: bytes) -> None:
     mortal = MortalUpstream("closed")
     async with mortal.serving() as setting:
         client = await start_proxy(upstream=setting)
         await keep(client, mortal, embed if send is embed else chat)
-        mortal.reply = b"HTTP/1.1 200 OK\r\nContent-"
+        mortal.reply = reply
         answer = await send(client, 0)
     assert answer.status == 502
     assert [sent.is_first for sent in mortal.sent] == [False]
