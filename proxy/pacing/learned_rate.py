@@ -10,7 +10,7 @@ BURST_S, LEAST_BURST_S, _BURST_GROWTH = 1.0, 0.01, 1.005
 # what it was. It then grows quickly up to shortly below where it was refused, and slowly from there.
 _DECREASE, _MOST_DECREASE = 0.95, 0.6
 _NEAR, _FAST, _SLOW = 0.97, 0.01, 0.0001
-# A first rate that was measured by few calls may be too low by far, so it grows by more, and by less with each call.
+# A rate that was measured by few calls may be too low by far, so it grows by more, and by less with each call.
 _DOUBT, _DOUBT_DECAY = 0.4, 0.95
 _ADDED = 0.01  # calls a second, each second
 # What refusals teach may be wrong: a rate is never below this many calls a second, and no call waits longer for it.
@@ -28,7 +28,7 @@ class LearnedRate:
     """A token bucket. ``per_s`` is infinite until a refusal taught one.
 
     The rate is measured from when the bucket was empty, at a refusal or a burst before it was full, until the next
-    refusal. Before the first one, only what was accepted counts: much of what is in flight may be refused.
+    refusal. What is in flight then counts once it is accepted, as much of it may be refused.
     """
 
     per_s: float = math.inf
@@ -37,9 +37,10 @@ class LearnedRate:
     burst_s: float = BURST_S  # so many seconds of the rate may leave at once
     _level: float = 0.0  # what is left in the bucket at ``_at_s``
     _at_s: float = 0.0
-    taken: float = 0.0  # and not refused, since the bucket was empty; counted from the first refusal on
-    accepted: float = 0.0
+    accepted: float = 0.0  # since the bucket was empty
     _empty_at_s: float = -math.inf
+    _measured_s: float = math.inf  # the time of the last measurement
+    _most_per_s: float = 0.0  # that it may still turn out to have shown
 
     @property
     def is_learned(self) -> bool:
@@ -59,23 +60,23 @@ class LearnedRate:
         if self.is_learned:
             self._refill(now_s)
             if self._level >= _FULL * self.burst >= _LOW * amount:  # what came before it was full was perhaps lost
-                self.taken, self._empty_at_s = 0.0, now_s - self.burst_s
+                self.measure_from(now_s - self.burst_s)
             self._level -= amount
-        self.taken += amount
 
     def give_back(self, amount: float) -> None:
         """A call that was to take it was refused."""
         self._level += amount
-        self.taken -= amount
 
     def measure_from(self, empty_at_s: float) -> None:
-        self.taken = self.accepted = 0.0
-        self._empty_at_s = empty_at_s
+        self.accepted, self._empty_at_s, self._most_per_s = 0.0, empty_at_s, 0.0
 
     def measured(self, amount: float, now_s: float) -> float:
-        """What was taken a second until ``amount`` was refused, of which anything between nothing and all was left."""
-        taken, least_s = (self.taken, _MIN_MEASURED_S) if self.is_learned else (self.accepted, BURST_S)
-        return (taken + amount / 2) / max(least_s, now_s - self._empty_at_s)
+        """What was accepted a second until ``amount`` was refused. Between nothing and all of that was left."""
+        return (self.accepted + amount / 2) / self._time_s(now_s)
+
+    def accept_late(self, amount: float) -> None:
+        """A call was accepted that had been sent before the last refusal: more was there than was measured."""
+        self.per_s = max(self.per_s, min(self.per_s + _DECREASE * amount / self._measured_s, self._most_per_s))
 
     def is_low(self, amount: float, now_s: float) -> bool:
         """Whether not much more than ``amount`` is left."""
@@ -94,18 +95,23 @@ class LearnedRate:
     def halve_burst(self, now_s: float) -> None:
         self.burst_s = max(LEAST_BURST_S, self.burst_s / 2)
         self._level, self._at_s = 0.0, now_s
+        self.measure_from(now_s)
 
     def learn(self, measured: float, now_s: float, *, calls: float, unit: float) -> None:
         """A call was refused after ``calls`` were accepted, and so much a second was ``measured``."""
+        self._measured_s, most_per_s = self._time_s(now_s), self.per_s * _DECREASE
+        self.doubt = _DOUBT / (1 + max(1.0, calls)) ** 3
         if self.is_learned:
             if not self.has_much(unit, now_s):
                 self.refused_at = min(self.per_s, measured)
             self.per_s = max(min(self.per_s, measured) * _DECREASE, self.per_s * _MOST_DECREASE)
         else:
-            self.refused_at, self.doubt = measured, _DOUBT / (1 + calls) ** 3
+            self.refused_at = measured
             self.per_s = measured * _DECREASE
         self.per_s = max(self.per_s, unit * _LEAST_CALLS_PER_S)
         self._level, self._at_s = 0.0, now_s
+        self.measure_from(now_s)
+        self._most_per_s = most_per_s
 
     def grow(self, calm: float, now_s: float, *, unit: float) -> None:
         """Part of the growth is the same for all, so that replicas under one limit come to have equal parts of it."""
@@ -119,6 +125,9 @@ class LearnedRate:
         self.per_s += _ADDED * unit / max(1.0, self.per_s / unit)
         if self.per_s > unit * _MOST_CALLS_PER_S:
             self.forget()
+
+    def _time_s(self, now_s: float) -> float:
+        return max(_MIN_MEASURED_S if self.is_learned else BURST_S, now_s - self._empty_at_s)
 
     def _refill(self, now_s: float) -> None:
         self._level = min(self.burst, self._level + (now_s - self._at_s) * self.per_s)

@@ -75,10 +75,15 @@ class LearnedRates:
             self.calls.give_back(1)
             self.items.give_back(call.cost.items)
 
-    def accepted(self, cost: Cost) -> None:
-        self.calls.accepted += 1
-        self.items.accepted += cost.items
-        self._unit = max(self._unit, cost.items / cost.requests)
+    def accepted(self, call: SentCall) -> None:
+        items = call.cost.items
+        if call.at_s < self.cut_at_s:
+            self.calls.accept_late(1)
+            self.items.accept_late(items)
+        else:
+            self.calls.accepted += 1
+            self.items.accepted += items
+        self._unit = max(self._unit, items / call.cost.requests)
         self._has_ended = True
 
     def suspect(self) -> None:
@@ -107,7 +112,8 @@ class LearnedRates:
             else:
                 self.calls.learn(calls_per_s, now_s, calls=calls, unit=1)
                 self.items.learn(items_per_s, now_s, calls=calls, unit=unit)
-        self.measure_from(now_s)
+        else:
+            self.measure_from(now_s)
         self.cut_at_s = now_s
 
     def spread(self) -> None:

@@ -151,7 +151,7 @@ class Pacer:
 
     def accepted(self, call: SentCall, stated: RateLimits, now_s: float) -> None:
         """The upstream computed it, or refused it for another reason than its limits."""
-        self._rates.accepted(call.cost)
+        self._rates.accepted(call)
         if call.cost.items > self._size.largest or self.is_paced:
             self._size.accepted(call.cost.items)
         if not (self.is_paced or stated.quotas):  # the usual case

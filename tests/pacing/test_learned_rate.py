@@ -65,10 +65,10 @@ def test_what_is_owed_is_paid_at_the_rate_that_was_learned_since() -> None:
     assert rate.ready_at_s(1) < before_s
 
 
-def test_before_the_first_refusal_only_what_was_accepted_counts_and_no_less_than_a_second() -> None:
+def test_before_the_first_refusal_no_less_than_a_second_is_measured() -> None:
     rate = LearnedRate()
     rate.measure_from(-1.0)
-    rate.taken, rate.accepted = 100.0, 9.0
+    rate.accepted = 9.0
     assert rate.measured(1, 1.0) == 9.5 / 2
     rate.measure_from(0.9)
     rate.accepted = 9.0
@@ -79,6 +79,7 @@ def test_a_rate_is_measured_from_when_the_bucket_was_empty() -> None:
     rate = learned(10.0)
     for n in range(1, 20):
         rate.take(1, n / 10)
+        rate.accepted += 1
     assert rate.measured(1, 2.0) == pytest.approx(19.5 / 2)
 
 
@@ -86,14 +87,31 @@ def test_the_time_in_which_the_bucket_was_full_does_not_count() -> None:
     rate = learned(10.0)
     for n in range(10):
         rate.take(1, 60.0 + n / 1000)
+        rate.accepted += 1
     assert rate.measured(1, 60.01) == pytest.approx(10.5 / (BURST_S + 0.01))
+
+
+def test_what_was_in_flight_at_a_refusal_counts_when_it_is_accepted() -> None:
+    rate = LearnedRate()
+    rate.measure_from(-1.0)
+    rate.accepted = 9.5
+    rate.learn(rate.measured(1, 1.0), 1.0, calls=9, unit=1)
+    rate.accept_late(2)
+    assert rate.per_s == pytest.approx(0.95 * 12 / 2)
+    rate = learned(10.0)
+    rate.accepted = 9.5
+    rate.learn(rate.measured(1, 1.25), 1.25, calls=9, unit=1)
+    rate.accept_late(100)
+    assert rate.per_s == pytest.approx(9.5)  # it is no reason to raise a rate
+    rate.halve_burst(2.0)
+    rate.accept_late(100)
+    assert rate.per_s == pytest.approx(9.5)
 
 
 def test_what_was_refused_is_not_taken() -> None:
     rate = learned(10.0)
     rate.take(5, 0.5)
     rate.give_back(5)
-    assert rate.measured(0, 1.0) == 0
     assert rate.ready_at_s(5) == pytest.approx(0.5)
 
 

@@ -19,7 +19,7 @@ def measured(calls: int, items: int = 2) -> LearnedRates:
     rates.measure_from(0.0)
     for _ in range(calls):
         rates.take(call(items), 0.0, is_blocked=False)
-        rates.accepted(call(items).cost)
+        rates.accepted(call(items))
     return rates
 
 
@@ -38,6 +38,17 @@ def test_what_was_accepted_until_a_refusal_is_the_rate() -> None:
     assert (rates.calls.accepted, rates.items.accepted) == (0, 0)
 
 
+def test_a_call_that_was_in_flight_at_the_refusal_counts_there() -> None:
+    rates = learned(40, now_s=10.0)
+    calls_per_s, items_per_s = rates.calls.per_s, rates.items.per_s
+    rates.accepted(call(at_s=9.9))
+    assert rates.calls.per_s == pytest.approx(calls_per_s + 0.95 / 10)
+    assert rates.items.per_s == pytest.approx(items_per_s + 0.95 * 2 / 10)
+    assert rates.calls.accepted == 0
+    rates.accepted(call(at_s=10.0))
+    assert rates.calls.accepted == 1
+
+
 def test_a_second_is_the_least_time_that_is_measured() -> None:
     assert learned(8, now_s=0.1).calls.refused_at == 8.5
 
@@ -47,7 +58,7 @@ def test_few_calls_tell_no_rate_until_a_second_refusal_soon_after() -> None:
     rates.learn(call(), 1.0, is_probe=False, largest=2)
     assert not rates.is_learned
     assert rates.cut_at_s == 1.0
-    rates.accepted(call().cost)
+    rates.accepted(call(at_s=2.0))
     rates.learn(call(), 10.9, is_probe=False, largest=2)
     assert rates.is_learned
 
@@ -57,7 +68,7 @@ def test_a_later_refusal_or_one_without_any_accepted_call_is_an_accident(accepte
     rates = measured(3)
     rates.learn(call(), 1.0, is_probe=False, largest=2)
     for _ in range(accepted):
-        rates.accepted(call().cost)
+        rates.accepted(call(at_s=1.5))
     rates.learn(call(), now_s, is_probe=False, largest=2)
     assert not rates.is_learned
 
@@ -84,7 +95,7 @@ def test_calls_and_items_get_what_requests_of_the_sizes_seen_need_of_the_other()
     rates.learn(call(50), 10.0, is_probe=False, largest=2)
     assert rates.items.per_s == pytest.approx(50 * rates.calls.per_s)
     rates = measured(4, items=2)
-    rates.accepted(call(800, requests=20).cost)
+    rates.accepted(call(800, requests=20))
     rates.learn(call(40), 10.0, is_probe=False, largest=800)
     assert rates.calls.per_s == pytest.approx(rates.items.per_s / 40)
 
@@ -153,7 +164,7 @@ def test_a_suspicion_is_tested_once_an_accepted_call_has_ended_by_one_call_at_a_
     rates, test = suspected(), call()
     assert not rates.may_test
     assert rates.take(call(), 1.0, is_blocked=True) is False
-    rates.accepted(call().cost)
+    rates.accepted(call())
     assert rates.may_test
     assert rates.take(call(), 1.0, is_blocked=False) is False  # it may go anyway
     assert rates.take(test, 1.0, is_blocked=True) is True
@@ -168,21 +179,21 @@ def test_a_suspicion_is_tested_once_an_accepted_call_has_ended_by_one_call_at_a_
 def test_a_call_before_a_known_rate_allows_it_is_a_test() -> None:
     rates = learned()
     rates.suspect()
-    rates.accepted(call().cost)
+    rates.accepted(call())
     assert rates.ready_at_s(call().cost) > 10.0
     assert rates.take(call(), 10.0, is_blocked=False) is True
 
 
 def test_three_accepted_tests_end_a_suspicion() -> None:
     rates = suspected()
-    rates.accepted(call().cost)
+    rates.accepted(call())
     assert [rates.accepted_test() for _ in range(3)] == [False, False, True]
     assert not rates.may_test
 
 
 def test_a_refused_test_confirms_it() -> None:
     rates = suspected()
-    rates.accepted(call().cost)
+    rates.accepted(call())
     rates.learn(call(), 1.0, is_probe=False, largest=2)
     assert rates.is_learned
     assert not rates.may_test
@@ -212,7 +223,7 @@ def test_limits_of_calls_without_items_grow() -> None:
 def test_everything_may_be_forgotten() -> None:
     rates = learned()
     rates.suspect()
-    rates.accepted(call().cost)
+    rates.accepted(call())
     test = call()
     rates.take(test, 1.0, is_blocked=True)
     rates.forget()

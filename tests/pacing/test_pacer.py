@@ -369,3 +369,41 @@ def test_it_never_waits_for_nothing(steps: list[tuple[str, int, float, Any]]) ->
     assert ready_at_s <= now_s + 120
     assert pacer.ready_at_s(Cost(2048, 20480), ready_at_s + 1e-6) <= ready_at_s + 1e-3
     pacer.sent(Cost(2048, 20480), ready_at_s)
+
+
+def refused_at_ten_a_second(stated: RateLimits = NOTHING_STATED) -> Pacer:
+    """By calls of 40 items."""
+    pacer, large = Pacer(), Cost(40, 400)
+    for n in range(20):
+        pacer.accepted(pacer.sent(large, n / 20), NOTHING_STATED, n / 20)
+    pacer.refused(pacer.sent(large, 1.0), stated, 1.0)
+    return pacer
+
+
+def test_under_a_learned_limit_half_of_what_comes_in_a_second_is_merged() -> None:
+    assert Pacer().most_merged(1000) == 1000
+    assert 180 <= refused_at_ten_a_second().most_merged(1000) <= 200
+    assert refused_at_ten_a_second().most_merged(30) == 30
+
+
+def test_what_a_stated_bucket_allows_is_merged() -> None:
+    bucket = RateLimits(quotas={"requests": Quota(limit=100, remaining=50, reset_s=5.0)})
+    assert refused_at_ten_a_second(bucket).most_merged(1000) == 1000
+
+
+def test_a_probe_is_sent_alone_once_a_rate_is_known() -> None:
+    pacer = Pacer()
+    assert not pacer.probes_alone
+    pacer.refused(pacer.sent(ONE, 0.0), NOTHING_STATED, 0.0)
+    assert not pacer.probes_alone
+    pacer.refused(pacer.sent(ONE, 1.0), NOTHING_STATED, 1.0)
+    assert pacer.probes_alone
+    assert refused_at_ten_a_second().probes_alone
+
+
+def test_a_query_leaves_when_bulk_has_used_the_rest() -> None:
+    pacer, bulk = refused_at_ten_a_second(), Cost(40, 400, is_bulk=True)
+    pacer.accepted(pacer.sent(bulk, 2.0), NOTHING_STATED, 2.0)
+    while pacer.ready_at_s(bulk, 2.0) <= 2.0:
+        pacer.accepted(pacer.sent(bulk, 2.0), NOTHING_STATED, 2.0)
+    assert pacer.ready_at_s(ONE, 2.0) <= 2.0
