@@ -5,7 +5,7 @@ from aiohttp.web import Response, StreamResponse
 from proxy.access.validations import CREDENTIAL_REFUSALS
 from proxy.embeddings.cache_headers import add_cache_headers
 from proxy.embeddings.log_once import LogOnce
-from proxy.embeddings.responses import LARGE_BYTES
+from proxy.embeddings.response_body import LARGE_BYTES
 from proxy.errors import KeyRefused, ProxyError
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.outcomes import Blame, ErrorResponse, InvalidResponse, blame, in_own_words, is_success, status_of

@@ -1,20 +1,17 @@
 """Responses of the cached route, made from entries."""
 
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
-from uuid import uuid4
 
 from aiohttp.web import StreamResponse
 from multidict import CIMultiDict
 
-from proxy.cache.entry import Entry, base64_texts
+from proxy.cache.entry import Entry
 from proxy.cache.memory import Memory
-from proxy.embeddings import long_body
 from proxy.embeddings.cache_headers import add_cache_headers, cache_headers, detail_of
 from proxy.embeddings.hit_head import head
-from proxy.errors import ResponseTooLarge
+from proxy.embeddings.response_body import LARGE_BYTES, MAX_LONG_BYTES, NO_USAGE, BodyBuilder, base64_parts
 from proxy.fetch.outcomes import EmbedResult, usage_of
 from proxy.fetch.result import FetchResult
 from proxy.http.long_response import LongResponse, Response
@@ -23,31 +20,20 @@ from proxy.http.streamed import Streamed
 from proxy.labels import ItemResult
 from proxy.ledger.row import Row
 from proxy.protocol import embedding_response
-from proxy.protocol.memo import memoized
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.protocol.vectors import Encoding
 from proxy.reservation import MemoryReservation
 from proxy.telemetry.metrics import Metrics
 
-_MANY_ITEMS, _MAX_BODY_BYTES = 2048, 512 * 1024**2
-# A larger body is streamed, or written in turns. A smaller one is written at once, which is faster. A client that does
-# not read its response ties up no more memory: a connection serves no request before the last response has been read.
-LARGE_BYTES = 1024**2
-MAX_LONG_BYTES = 4 * LARGE_BYTES  # of a body that is written in turns; its length must be known
-_FEW_NUMBERS = LARGE_BYTES // 32  # a number takes less than 32 bytes in any encoding
 _NOTHING: Mapping[Any, Any] = {}
-_MAX_MODEL_LENGTH = 256  # of a name in an end of body that is kept
-_NO_USAGE = {"prompt_tokens": 0, "total_tokens": 0}
 
 
 class ResponseBuilder:
     """``found`` are entries from the cache, ``from_memory`` of them from the memory tier."""
 
     def __init__(self, memory: Memory, metrics: Metrics, *, reports_full_usage: bool) -> None:
-        self._memory = memory
         self._metrics = metrics
-        self._assemble_seconds = metrics.stage_seconds["assemble"]
-        self._reports_full_usage = reports_full_usage
+        self._bodies = BodyBuilder(memory, metrics, reports_full_usage=reports_full_usage)
 
     def hit(
         self,
@@ -62,30 +48,31 @@ class ResponseBuilder:
     ) -> StreamResponse:
         """Raises `ResponseTooLarge`, `Overloaded`."""
         is_large = self._reserve(spec, found, reservation)
-        usage = usage_of(deliveries) if deliveries else _NO_USAGE
+        usage = usage_of(deliveries) if deliveries else NO_USAGE
         saved = max(0, sum([found[key].tokens for key in spec.keys]) - usage["prompt_tokens"])
         self._count_items(spec, found, client, from_memory, own=0, joined=0, saved=saved)
         detail = detail or detail_of(spec)
         extra = cache_headers("HIT", f"hit; detail={detail}" if detail else "hit", saved_tokens=saved)
         extra["Content-Type"] = "application/json"
-        end = self._end(spec, found, usage, saved)
+        end = self._bodies.end(spec, found, usage, saved)
         if is_large:
-            return self._streamed(spec, found, end, headers=extra)
-        return AssembledResponse(self._body(spec, found, end), headers=extra)
+            length, parts = self._bodies.streamed_parts(spec, found, end)
+            return Streamed(parts, length=length, status=HTTPStatus.OK, headers=extra)
+        return AssembledResponse(self._bodies.parts(spec, found, end), headers=extra)
 
     def is_large(self, spec: ResponseSpec, found: dict[bytes, Entry]) -> bool:
         """Whether the response is too large for `bytes_of_hit`, unless it gets texts. Raises `ResponseTooLarge`."""
         limit_bytes = MAX_LONG_BYTES if spec.encoding is Encoding.BASE64 else LARGE_BYTES
-        return self._size_bytes(spec, found) > limit_bytes
+        return self._bodies.size_bytes(spec, found) > limit_bytes
 
     async def numbers(
         self, spec: ResponseSpec, found: dict[bytes, Entry], reservation: MemoryReservation | None
     ) -> list[bytes] | None:
         """The texts for `bytes_of_hit`, made in turns; None: too large. Raises `ResponseTooLarge`, `Overloaded`."""
-        size = self._size_bytes(spec, found)
+        size = self._bodies.size_bytes(spec, found)
         if size > MAX_LONG_BYTES or spec.encoding is Encoding.BASE64:
             return None
-        return await long_body.numbers(self._memory, spec.keys, found, size, reservation)
+        return await self._bodies.texts_in_turns(spec, found, size, reservation)
 
     def bytes_of_hit(
         self,
@@ -103,15 +90,15 @@ class ResponseBuilder:
         keys = spec.keys
         ordered = [found[key] for key in keys]
         saved = sum([entry.tokens for entry in ordered])
-        end = self._end(spec, found, _NO_USAGE, saved)
+        end = self._bodies.end(spec, found, NO_USAGE, saved)
         rest: Iterable[bytes] = ()
         if texts is not None:
             rest = body = embedding_response.parts(texts, end)
             length = sum(map(len, body))
-        elif len(keys) > 1 and self._size_bytes(spec, found) > LARGE_BYTES:
-            length, rest = long_body.base64_length(ordered, end), long_body.base64_parts(ordered, end)
+        elif len(keys) > 1 and self._bodies.size_bytes(spec, found) > LARGE_BYTES:
+            length, rest = base64_parts(ordered, end)
         else:
-            body = self._ordered_body(spec, ordered, end)
+            body = self._bodies.ordered_parts(spec, ordered, end)
             length = sum(map(len, body))
         top = head(length=length, saved=saved, detail=detail_of(spec), cors=cors, request_id=request_id)
         self._metrics.of_model(spec.model).count_hit(
@@ -123,7 +110,7 @@ class ResponseBuilder:
         if from_memory < len(keys):
             row.duplicates += len(keys) - len(found)
             row.from_store += len(found) - from_memory
-        return LongResponse([top], long_body.in_turns(rest)) if rest else [top, *body]
+        return LongResponse.of([top], rest) if rest else [top, *body]
 
     def fetched(
         self,
@@ -159,109 +146,20 @@ class ResponseBuilder:
         extra["Content-Type"] = "application/json"
         extra_fields = deliveries[0].extra_fields if len(deliveries) == 1 and deliveries[0].is_own_body else _NOTHING
         unusable = {key: response.embedding or b"null" for key, response in fetched.unusable.items()}
-        end = self._end(spec, entries, usage_of(deliveries), saved, extra_fields)
+        end = self._bodies.end(spec, entries, usage_of(deliveries), saved, extra_fields)
         if is_large:
-            return self._streamed(spec, entries, end, headers=extra, status=upstream_status)
-        body = self._body(spec, entries, end, unusable=unusable)
+            length, parts = self._bodies.streamed_parts(spec, entries, end)
+            return Streamed(parts, length=length, status=upstream_status, headers=extra)
+        body = self._bodies.parts(spec, entries, end, unusable=unusable)
         return AssembledResponse(body, status=upstream_status, headers=extra)
-
-    def _size_bytes(self, spec: ResponseSpec, entries: dict[bytes, Entry]) -> int:
-        """The approximate size of the body, from that of one embedding: all of them have as many numbers. 0 if it is
-        small."""
-        key = spec.keys[0]
-        if key not in entries:
-            key = next(iter(entries), b"")
-        if not entries or entries[key].dimensions * len(spec.keys) < _FEW_NUMBERS:
-            return 0
-        size = len(spec.keys) * self._memory.text_length(key, entries[key], spec.encoding)
-        if size > _MAX_BODY_BYTES and len(spec.keys) > _MANY_ITEMS:
-            raise ResponseTooLarge(
-                f"The response would have {size:,} bytes; at most {_MAX_BODY_BYTES:,} are accepted. Send fewer items."
-            )
-        return size
 
     def _reserve(self, spec: ResponseSpec, entries: dict[bytes, Entry], reservation: MemoryReservation) -> bool:
         """Whether the response is large. If so, it holds its entries until it is written, even if memory evicts
         them, so ``reservation`` takes their memory. Raises `ResponseTooLarge`, `Overloaded`."""
-        is_large = self._size_bytes(spec, entries) > LARGE_BYTES
+        is_large = self._bodies.size_bytes(spec, entries) > LARGE_BYTES
         if is_large:
             reservation.take(sum([len(entry.payload) for entry in entries.values()]), may_exceed=True)
         return is_large
-
-    def _streamed(
-        self,
-        spec: ResponseSpec,
-        entries: dict[bytes, Entry],
-        end: bytes,
-        *,
-        headers: CIMultiDict[str],
-        status: int = HTTPStatus.OK,
-    ) -> Streamed:
-        if spec.encoding is Encoding.BASE64:
-            ordered = [entries[key] for key in spec.keys]
-            length, parts = long_body.base64_length(ordered, end), long_body.base64_parts(ordered, end)
-        else:
-            length, parts = None, embedding_response.stream_parts(self._numbers(spec, entries), len(spec.keys), end)
-        return Streamed(parts, length=length, status=status, headers=headers)
-
-    def _numbers(self, spec: ResponseSpec, entries: dict[bytes, Entry]) -> Iterator[bytes]:
-        """Each embedding as numbers, made when it is written: their text takes more memory than the vector."""
-        last, text = b"", b""
-        for key in spec.keys:
-            if key != last:
-                last, text = key, self._memory.text(key, entries[key], Encoding.FLOAT)
-            yield text
-
-    def _body(
-        self,
-        spec: ResponseSpec,
-        entries: dict[bytes, Entry],
-        end: bytes,
-        *,
-        unusable: Mapping[bytes, bytes] = _NOTHING,
-    ) -> list[bytes]:
-        """A body in parts; ``unusable`` is in place of embeddings."""
-        if not unusable:
-            return self._ordered_body(spec, [entries[key] for key in spec.keys], end)
-        began_s = time.perf_counter()
-        text, encoding = self._memory.text, spec.encoding
-        quote = b'"' if encoding is Encoding.BASE64 else b""
-        texts = [unusable.get(key) or quote + text(key, entries[key], encoding) + quote for key in spec.keys]
-        parts = embedding_response.parts(texts, end)
-        self._assemble_seconds.observe(time.perf_counter() - began_s)
-        return parts
-
-    def _ordered_body(self, spec: ResponseSpec, entries: list[Entry], end: bytes) -> list[bytes]:
-        """The same from the entries of the items, in input order."""
-        began_s = time.perf_counter()
-        is_base64 = spec.encoding is Encoding.BASE64
-        if is_base64:
-            texts = base64_texts(entries)
-        else:
-            text = self._memory.text
-            texts = [text(key, entry, spec.encoding) for key, entry in zip(spec.keys, entries, strict=True)]
-        parts = embedding_response.parts(texts, end, are_base64=is_base64)
-        self._assemble_seconds.observe(time.perf_counter() - began_s)
-        return parts
-
-    def _end(
-        self,
-        spec: ResponseSpec,
-        entries: dict[bytes, Entry],
-        usage: dict[str, Any],
-        saved: int,
-        extra_fields: Mapping[str, Any] = _NOTHING,
-    ) -> bytes:
-        """What follows the last embedding; ``extra_fields`` are those of the upstream's own response."""
-        first = entries.get(spec.keys[0])
-        model = first.model if first else None
-        model = model or next((entry.model for entry in entries.values() if entry.model), None) or spec.model or ""
-        if usage is _NO_USAGE and not spec.has_id:
-            return _end_of_hit(model, saved if self._reports_full_usage else 0)
-        extra = {"id": uuid4().hex, **extra_fields} if spec.has_id else extra_fields
-        if self._reports_full_usage:
-            usage = usage | {name: usage[name] + saved for name in ("prompt_tokens", "total_tokens")}
-        return embedding_response.ending(model, usage, extra)
 
     def _count_items(
         self,
@@ -292,8 +190,3 @@ class ResponseBuilder:
             if count:
                 row.count_items(result, count)
                 counters.items[result].inc(count)
-
-
-@memoized(max_length=_MAX_MODEL_LENGTH)
-def _end_of_hit(model: str, tokens: int) -> bytes:
-    return embedding_response.ending(model, {"prompt_tokens": tokens, "total_tokens": tokens}, _NOTHING)

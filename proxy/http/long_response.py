@@ -1,8 +1,9 @@
 """Responses to requests that were not parsed, written at once, or in turns with everything else on the event loop."""
 
 import asyncio
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple, Self
 
 from aiohttp import web
 
@@ -11,6 +12,7 @@ from proxy.turns import turn
 
 Response = list[bytes]  # in parts
 _FEW_PARTS, _SMALL_BYTES = 16, 64 * 1024
+_PARTS_A_TURN = 32  # to write 300 kB takes a tenth of a millisecond, and so does to make as much base64
 
 
 class LongResponse(NamedTuple):
@@ -19,6 +21,16 @@ class LongResponse(NamedTuple):
 
     first: Response
     rest: Iterator[Response]
+
+    @classmethod
+    def of(cls, first: Response, parts: Iterable[bytes]) -> Self:
+        """One that writes some of ``parts`` in each turn."""
+        return cls(first, _in_turns(iter(parts)))
+
+
+def _in_turns(parts: Iterator[bytes]) -> Iterator[Response]:
+    while some := list(islice(parts, _PARTS_A_TURN)):
+        yield some
 
 
 class WritingConnection(LimitedConnection):

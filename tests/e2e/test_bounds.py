@@ -459,7 +459,7 @@ async def test_response_over_the_size_limit_is_refused(
     client: Client, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await client.embed("x")
-    monkeypatch.setattr("proxy.embeddings.responses._MAX_BODY_BYTES", 50_000)
+    monkeypatch.setattr("proxy.embeddings.response_body._MAX_BODY_BYTES", 50_000)
     answer = await client.embed(["x"] * 2049)
     assert (answer.status, answer.json["error"]["code"]) == (413, "response_too_large")
     assert (await client.embed(["x"] * 2048)).status == 200

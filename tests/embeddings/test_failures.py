@@ -9,7 +9,7 @@ from aiohttp.web import Response, StreamResponse
 
 from proxy.embeddings.failures import FailureResponses
 from proxy.embeddings.log_once import LogOnce
-from proxy.embeddings.responses import LARGE_BYTES
+from proxy.embeddings.response_body import LARGE_BYTES
 from proxy.errors import KeyRefused, Overloaded, ProxyError, UpstreamBroke, UpstreamUnreachable
 from proxy.fetch.outcomes import CallFailure, ErrorResponse, InvalidResponse
 from proxy.fetch.request import ClientRequest, FetchRequest, Policy

@@ -17,7 +17,7 @@ from proxy.access import client_keys
 from proxy.config.settings import UpstreamSetting
 from proxy.embeddings import request_memo
 from proxy.embeddings.progress import Progress
-from proxy.embeddings.responses import ResponseBuilder
+from proxy.embeddings.response_body import BodyBuilder
 from proxy.embeddings.route import EmbeddingsRoute
 from proxy.http import timeouts
 from proxy.http.connection import Connection, ResponseLater
@@ -208,7 +208,7 @@ async def test_a_failure_is_an_error_of_the_proxys_as_any_other(
     client: Client, parsed: Parsed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     await known(client, parsed)
-    monkeypatch.setattr(ResponseBuilder, "_ordered_body", lambda *_: 1 / 0)
+    monkeypatch.setattr(BodyBuilder, "ordered_parts", lambda *_: 1 / 0)
     async with wire(client) as line:
         answer = await line.ask(request())
     assert answer.startswith(b"HTTP/1.1 500 ")

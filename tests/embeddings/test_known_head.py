@@ -21,7 +21,7 @@ from proxy.cache.cache import Cache
 from proxy.config.settings import StoreSetting, UpstreamSetting
 from proxy.embeddings import known_head
 from proxy.embeddings.reader import Reader
-from proxy.embeddings.responses import LARGE_BYTES
+from proxy.embeddings.response_body import LARGE_BYTES
 from proxy.errors import Overloaded
 from proxy.http.connection import Connection, ResponseLater
 from proxy.http.head_template import HeadTemplate

@@ -10,8 +10,9 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.cache.entry import Entry
 from proxy.cache.memory import Memory
+from proxy.embeddings.response_body import LARGE_BYTES
 from proxy.embeddings.response_head import finish_head
-from proxy.embeddings.responses import LARGE_BYTES, ResponseBuilder
+from proxy.embeddings.responses import ResponseBuilder
 from proxy.errors import ResponseTooLarge
 from proxy.fetch.outcomes import EmbedResult, InvalidResponse
 from proxy.fetch.request import FetchRequest, Policy
