@@ -5,6 +5,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from proxy.fetch.outcomes import EmbedResult, ErrorResponse, Outcome, without_request
 from proxy.fetch.request import ClientRequest, LaneName
@@ -166,6 +167,8 @@ class Lane:
         """
         now_s, response = self._clock(), refusal.response
         stated = rate_limits.of_refusal(response.headers, response.error_text, now_s=time.time())
+        if stated.retry_after_s is None:
+            stated = replace(stated, retry_after_s=refusal.retry_after_s)
         if is_for_itself:
             self.pacer.refused_for_itself(call, now_s)
             return now_s + (stated.retry_after_s or 0.0)

@@ -1,6 +1,5 @@
 """The outcomes of an upstream call: what a failure is about, and which clients may read the upstream's response."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -75,10 +74,12 @@ class EmbedResult(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class ErrorResponse:
-    """An error response to a call with ``body``."""
+    """An error response to a call with ``body``. ``retry_after_s`` is the wait that its own body stated, if that is not
+    part of ``response`` any more."""
 
     response: UpstreamResponse
     body: bytes
+    retry_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,9 @@ def rate_limit_refusal(outcome: Outcome | ProxyError) -> ErrorResponse | None:
         is_refusal = is_paid_up and response.headers.get("x-should-retry") != "false"
     else:
         is_refusal = status in _OVERLOADED and is_paced
-    return ErrorResponse(response, outcome.body) if is_refusal else None
+    if not is_refusal:
+        return None
+    return outcome if isinstance(outcome, ErrorResponse) else ErrorResponse(response, outcome.body)
 
 
 def is_verdict(failure: CallFailure, *, is_own_body: bool) -> bool:
@@ -167,7 +170,10 @@ def without_quotes(failure: CallFailure) -> CallFailure:
     """The same failure for clients whose items were not the whole call."""
     if isinstance(failure, ProxyError):
         return failure
-    return replace(failure, response=in_own_words(failure.response))
+    own = in_own_words(failure.response)
+    if isinstance(failure, InvalidResponse):
+        return replace(failure, response=own)
+    return ErrorResponse(own, failure.body, rate_limits.retry_delay_s(error_body.parsed(failure.response.error_text)))
 
 
 def without_request(refusal: ErrorResponse) -> ErrorResponse:
@@ -179,7 +185,7 @@ def in_own_words(response: UpstreamResponse) -> UpstreamResponse:
     """An error response for clients whose items were not the whole call: the upstream's may quote other clients' items.
 
     It has the same status, of the header fields those about rate limits, and of the body the codes that OpenAI
-    documents. The wait that the body states is in header fields.
+    documents.
     """
     status = status_of(response)
     error = {
@@ -192,9 +198,6 @@ def in_own_words(response: UpstreamResponse) -> UpstreamResponse:
     error |= {name: value for name, value in _error_fields(response).items() if value in _KNOWN_CODES}
     fields = CIMultiDict({"Content-Type": "application/json"})
     fields.extend(_pace_fields(response.headers))
-    delay_s = rate_limits.retry_delay_s(error_body.parsed(response.body))
-    if delay_s is not None and not {"retry-after", "retry-after-ms"} & {name.lower() for name in fields}:
-        fields["Retry-After"], fields["retry-after-ms"] = f"{math.ceil(delay_s)}", f"{math.ceil(1000 * delay_s)}"
     return UpstreamResponse(
         status=response.status, reason="", headers=CIMultiDictProxy(fields), body=orjson.dumps({"error": error})
     )

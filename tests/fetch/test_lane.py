@@ -1,6 +1,7 @@
 """The lane to one upstream, credential and model: what waits in it, when it is woken, and what it tells the pacer."""
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from operator import is_
 from typing import Any
@@ -484,3 +485,13 @@ async def test_so_many_lanes_are_looked_at_and_no_more() -> None:
     looked_at = house.lanes.all()[:8]
     house.of("new")
     assert house.lanes.all()[-8:] == looked_at  # each in use, and so at the end again
+
+
+@virtually
+async def test_the_wait_counts_that_a_body_stated_and_of_a_header_field_that_one() -> None:
+    stated: list[tuple[dict[str, str], float]] = [({}, 7.0), ({"Retry_After": "3"}, 3.0)]
+    for fields, wait_s in stated:
+        lane, call = Bed().lane.sent([waiting("a"), waiting("b")])
+        refused = replace(refusal(**fields), retry_after_s=7.0)
+        lane.refused(call, refused, is_alone=False, is_for_itself=False)
+        assert lane.ready_at_s(ONE) == pytest.approx(now_s() + wait_s)

@@ -148,14 +148,17 @@ def test_another_client_reads_the_status_the_known_codes_and_the_rate_limits() -
     assert b"a text" not in own.body
 
 
-def test_the_wait_that_a_refusal_states_in_its_body_is_told_in_fields() -> None:
-    details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1.2345s"}]
-    error = {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "details": details}}
-    own = in_own_words(response(429, error))
-    assert (own.headers["Retry-After"], own.headers["retry-after-ms"]) == ("2", "1235")
-    own = in_own_words(response(429, error, **{"Retry-After": "7"}))
-    assert own.headers["Retry-After"] == "7"
-    assert "retry-after-ms" not in own.headers
+def test_the_wait_that_a_refusal_states_in_its_body_is_kept_beside_the_proxys_own_words() -> None:
+    details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1.5s"}]
+    refusal = failed(429, {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "details": details}})
+    own = without_quotes(refusal)
+    assert isinstance(own, ErrorResponse)
+    assert own.retry_after_s == 1.5
+    assert dict(own.response.headers) == {"Content-Type": "application/json"}
+    assert rate_limit_refusal(own) is own
+    other = without_quotes(failed(429, {}))
+    assert isinstance(other, ErrorResponse)
+    assert other.retry_after_s is None
 
 
 def test_a_client_gets_the_fields_of_its_own_call_except_those_about_the_body_that_it_does_not_get() -> None:
