@@ -76,14 +76,15 @@ class LearnedRates:
             self.items.give_back(call.cost.items)
 
     def accepted(self, call: SentCall) -> None:
-        items = call.cost.items
-        if call.at_s < self.cut_at_s:
-            self.calls.accept_late(1)
-            self.items.accept_late(items)
-        else:
+        cost = call.cost
+        if call.at_s >= self.cut_at_s:  # the usual case
             self.calls.accepted += 1
-            self.items.accepted += items
-        self._unit = max(self._unit, items / call.cost.requests)
+            self.items.accepted += cost.items
+        else:
+            self.calls.accept_late(1)
+            self.items.accept_late(cost.items)
+        if cost.items > self._unit * cost.requests:
+            self._unit = cost.items / cost.requests
         self._has_ended = True
 
     def suspect(self) -> None:
