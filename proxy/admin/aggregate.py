@@ -111,7 +111,8 @@ async def _get(path: Path, name: str) -> bytes | None:
             response.raise_for_status()
             return await response.read()
     except (ClientError, OSError, TimeoutError) as error:
-        _log.warning("can't read the %s of a worker: %s", name.partition(".")[0], type(error).__name__)
+        what = name.partition(".")[0]
+        _log.warning("can't read the %s of the worker with process ID %s: %s", what, path.stem, type(error).__name__)
         return None
 
 

@@ -18,6 +18,7 @@ from proxy.protocol.hosts import UNIX_PREFIX
 _BACKLOG = 4096
 # Errors that another port may avoid. With any other error, the host is wrong.
 _PORT_ERRORS = frozenset({errno.EADDRINUSE, errno.EACCES})
+_DESCRIPTOR_ERRORS = frozenset({errno.EMFILE, errno.ENFILE})
 # For the user and the group: the containers of a Pod share a group (fsGroup). Connecting needs write permission.
 _SOCKET_MODE = 0o660
 
@@ -33,17 +34,20 @@ def opened(host: str, port: int, *, flag: str, copies: int = 1) -> Iterator[list
     port.
     """
     path = Path(host.removeprefix(UNIX_PREFIX)) if host.startswith(UNIX_PREFIX) else None
+    host_flag = flag.replace("port", "host") or "TMPDIR"  # a worker's own socket is in the folder for temporary files
     if host == UNIX_PREFIX:
-        raise ConfigError("--host unix: has no path; accepted: unix:/path/to/socket")
+        raise ConfigError(f"{host_flag} unix: has no path; accepted: unix:/path/to/socket")
     try:
         sets = _tcp_sets(host, port, copies) if path is None else [[_unix_socket(path)]] * copies
     except (OSError, UnicodeError) as error:
         number = getattr(error, "errno", None) or 0
         why = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error
-        if path is not None:
-            raise ConfigError(f"can't listen on {path}: {why}; choose another with --host") from error
-        other = flag if number in _PORT_ERRORS else flag.replace("port", "host")
-        raise ConfigError(f"can't listen on {host}:{port}: {why}; choose another with {other}") from error
+        where = f"{host}:{port}" if path is None else path
+        if number in _DESCRIPTOR_ERRORS:  # each worker needs some
+            what_to_do = "lower --workers, or raise the limit on open files (ulimit -n)"
+        else:
+            what_to_do = f"choose another with {flag if path is None and number in _PORT_ERRORS else host_flag}"
+        raise ConfigError(f"can't listen on {where}: {why}; {what_to_do}") from error
     own = None if path is None else _identity(path)
     try:
         yield sets

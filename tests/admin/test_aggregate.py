@@ -57,7 +57,7 @@ def test_states_are_not_added_up() -> None:
     assert [value for name, value in sums.items() if "build_info" in name] == [1]
 
 
-async def test_an_unreachable_worker_loses_only_its_gauges(tmp_path: Path) -> None:
+async def test_an_unreachable_worker_loses_only_its_gauges(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     metrics = Metrics()
     metrics.of_model(None).count_request(RequestOutcome.HIT, 200)
     metrics.queued_items.set(5)
@@ -86,8 +86,10 @@ async def test_an_unreachable_worker_loses_only_its_gauges(tmp_path: Path) -> No
     assert await of_workers() == [1, 2, 7]
     await runner.cleanup()
     path.touch()
+    assert "can't read the metrics of the worker with process ID 1: " not in caplog.text
     assert await sums() == (1, 5)  # dead or only slow: nobody knows yet
     assert await of_workers() == [0, 2, 7]
+    assert "can't read the metrics of the worker with process ID 1: " in caplog.text
     path.unlink()
     assert await sums() == (1, 0)
     assert await sums() == (1, 0)

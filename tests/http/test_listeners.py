@@ -1,3 +1,4 @@
+import errno
 import socket
 from pathlib import Path
 
@@ -42,6 +43,27 @@ def test_copies_share_one_port_and_others_cannot_have_it() -> None:
 )
 def test_an_unusable_address_is_an_error(host: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message), listeners.opened(host, 0, flag="--port"):
+        pass
+
+
+@pytest.mark.parametrize(("flag", "named"), [("--port", "--host"), ("--admin-port", "--admin-host"), ("", "TMPDIR")])
+def test_an_unusable_path_names_the_option_that_set_it(flag: str, named: str) -> None:
+    with (
+        pytest.raises(ConfigError, match=f"No such file or directory; choose another with {named}$"),
+        listeners.opened("unix:/no/such/folder/x.sock", 0, flag=flag),
+    ):
+        pass
+
+
+def test_too_many_sockets_for_the_limit_on_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create_server(*_: object, **__: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("proxy.http.listeners.socket.create_server", create_server)
+    with (
+        pytest.raises(ConfigError, match=r"Too many open files; lower --workers, or raise the limit .*\(ulimit -n\)$"),
+        listeners.opened("127.0.0.1", 0, flag="--port", copies=1000),
+    ):
         pass
 
 

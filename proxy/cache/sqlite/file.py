@@ -277,4 +277,8 @@ def _store_error(error: Exception, path: Path) -> StoreError:
         reason = "corrupt"
     else:
         reason = "refused"
-    return StoreError(reason, f"{path}: {error}")
+    # SQLite says only that it can't open the file, or that it is read-only.
+    there = (what for what in (path.parent, path) if reason == "refused" and disk.identity(what) is not None)
+    unwritable = next((what for what in there if not os.access(what, os.W_OK)), None)
+    hint = "" if unwritable is None else f"; {unwritable} can't be written"
+    return StoreError(reason, f"{path}: {error}{hint}")

@@ -1,5 +1,6 @@
 import asyncio
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -273,6 +274,25 @@ async def test_a_directory_that_cannot_be_created_is_a_store_error(tmp_path: Pat
         await store.get_many([key(1)], timeout_s=5.0)
     await store.aclose()
     assert refused.value.reason == "refused"
+
+
+@pytest.mark.parametrize("which", ["folder", "file"])
+async def test_what_can_not_be_written_is_named(sqlite_path: Path, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    """A read-only file system, or another user's folder: SQLite says only that it can't open the file."""
+    sqlite_path.touch()
+    denied = sqlite_path.parent if which == "folder" else sqlite_path
+
+    def connect(*_: object, **__: object) -> sqlite3.Connection:
+        error = sqlite3.OperationalError("unable to open database file")
+        error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+        raise error
+
+    monkeypatch.setattr("proxy.cache.sqlite.file.sqlite3.connect", connect)
+    monkeypatch.setattr("proxy.cache.sqlite.file.os.access", lambda path, _: path != denied)
+    store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
+    with pytest.raises(StoreError, match=f"unable to open database file; {re.escape(str(denied))} can't be written$"):
+        await store.get_many([key(1)], timeout_s=5.0)
+    await store.aclose()
 
 
 async def test_opening_is_tried_again_after_a_failure(sqlite_path: Path) -> None:
