@@ -16,6 +16,7 @@ from proxy.access.admission import Access
 from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry
 from proxy.embeddings.header_watch import HeaderWatch
+from proxy.embeddings.known_head import KnownHead
 from proxy.embeddings.known_heads import KnownHeads
 from proxy.embeddings.lookup import count_model_versions, look_up_in_store
 from proxy.embeddings.recognized import FastPathHit, FastPathMiss, RecognizedRequest
@@ -24,6 +25,7 @@ from proxy.embeddings.responses import ResponseBuilder
 from proxy.embeddings.sighting import IDS, PERSONAL, Sighting, is_plain, is_repeatable
 from proxy.fetch.request import ClientRequest
 from proxy.http.connection import Connection
+from proxy.http.head_template import Head
 from proxy.http.long_response import LongResponse, Response
 from proxy.http.pending_bytes import MAX_PENDING_BYTES
 from proxy.http.recorder import HEAD_END, MAX_WHOLE_BYTES, head_of
@@ -34,7 +36,8 @@ from proxy.telemetry.metrics import Metrics
 # For a larger request the head is looked up first, since a MAC of the whole costs more.
 _SMALL_BYTES = 2 * 1024
 _MAX_BODY_BYTES = 4 * 1024**2
-_MANY_ITEMS = 128  # recognizing so many and looking them up takes a turn
+# Recognizing a request of so many bytes takes a turn, and so does looking so many items up.
+LONG_BYTES, _MANY_ITEMS = 32 * 1024, 128
 
 
 class FastPath:
@@ -113,13 +116,23 @@ class FastPath:
             known.spec, hit.found, known.row, from_memory=memory, request_id=request_id, cors=cors, texts=hit.texts
         )
 
+    def is_for_later(self, sent: bytes, connection: Connection) -> bool:
+        """Whether more than `LONG_BYTES` are to be passed to `recognize`, since that would block the event loop."""
+        return self._matched(sent, connection) is not None
+
+    async def recognize(self, sent: bytes, connection: Connection, began_s: float) -> RecognizedRequest | None:
+        """`find_by_bytes` for a long request."""
+        await turns.turn()
+        return self._recognized(sent, connection, began_s)
+
     async def look_up(self, recognized: RecognizedRequest, connection: Connection) -> FastPathHit | FastPathMiss | None:
         """Look up items that are many, or not all in memory. None: the request must be parsed. Raises `Overloaded`."""
-        known = recognized.known
-        if len(known.spec.keys) > _MANY_ITEMS:
+        known, in_memory, left_out = recognized.known, recognized.in_memory, recognized.left_out
+        if in_memory is None or len(known.spec.keys) > _MANY_ITEMS:
             await turns.turn()
+        if in_memory is None:
+            in_memory = self._peek(known, left_out)
         cutoff_s = self._cache.freshness_cutoff_s(None)
-        in_memory, left_out = recognized.in_memory, recognized.left_out
         found = await look_up_in_store(self._cache, known.spec.keys, in_memory, left_out, min_stored_at_s=cutoff_s)
         if not self._may_serve(known):
             connection.known_head = None
@@ -150,24 +163,32 @@ class FastPath:
             connection.known_head = None  # it has to be parsed, and perhaps others like it
             return None
         found = recognized.in_memory
-        if len(known.spec.keys) > _MANY_ITEMS or not _is_hit(known, found) or self._is_large(known, found):
+        if found is None or len(known.spec.keys) > _MANY_ITEMS:
+            return recognized
+        if not _is_hit(known, found) or self._is_large(known, found):
             return recognized
         return self._observed(FastPathHit(known, found, recognized.looked_up_s, len(found), recognized.fields), began_s)
 
-    def _recognized(self, sent: bytes, connection: Connection, began_s: float) -> RecognizedRequest | None:
-        """A complete request with the head that the connection knows and a body that fits one it knows."""
+    def _matched(self, sent: bytes, connection: Connection) -> tuple[KnownHead, Head] | None:
+        """The head that the connection knows, and what differs in that of ``sent``, if that is a complete request."""
         known_head = self._heads.of(connection)
         if known_head is None or known_head.is_new or len(sent) > MAX_PENDING_BYTES:
             return None
         head = known_head.match(sent)
-        if head is None or head.size_bytes + head.body_bytes != len(sent):
+        return (known_head, head) if head is not None and head.size_bytes + head.body_bytes == len(sent) else None
+
+    def _recognized(self, sent: bytes, connection: Connection, began_s: float) -> RecognizedRequest | None:
+        """A complete request with the head that the connection knows and a body that fits one it knows."""
+        matched = self._matched(sent, connection)
+        if matched is None:
             return None
+        known_head, head = matched
         body = sent[head.size_bytes :]
         found = known_head.match_body(body)
         if found is None:
             return None
         looked_up_s, left_out = time.perf_counter(), dict[bytes, Entry]()
-        in_memory = self._peek(found[0], left_out)
+        in_memory = self._peek(found[0], left_out) if len(sent) <= LONG_BYTES else None
         return RecognizedRequest(*found, body, began_s, looked_up_s, head.fields, in_memory, left_out)
 
     def _find_repeated(self, sent: bytes, began_s: float) -> FastPathHit | None:

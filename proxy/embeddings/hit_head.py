@@ -6,8 +6,8 @@ from aiohttp.http import SERVER_SOFTWARE
 from proxy.embeddings.cache_headers import CACHE_NAME
 
 
-def head(*, length: int, saved: int, detail: str, cors: str, request_id: str) -> bytes:
-    """What aiohttp would write for a hit. ``cors`` are whole lines, or ""."""
+def head(length: int, saved: int, detail: str, *, cors: str, request_id: str) -> bytes:
+    """What aiohttp would write for a hit with a body of ``length`` bytes. ``cors`` are whole lines, or ""."""
     detail = f"; detail={detail}" if detail else ""
     return (
         f"HTTP/1.1 200 OK\r\nX-Cache: HIT\r\nCache-Status: {CACHE_NAME}; hit{detail}\r\n"

@@ -28,8 +28,8 @@ class FastPathHit(NamedTuple):
 
 
 class RecognizedRequest(NamedTuple):
-    """A request that was not parsed, and its items that were ``in_memory``. It began at ``began_s``. Entries that were
-    in memory, too, but may not be served, are ``left_out``."""
+    """A request that was not parsed, and its items that were ``in_memory``; None: they are not looked up yet. It began
+    at ``began_s``. Entries that were in memory, too, but may not be served, are ``left_out``."""
 
     known: MemoEntry
     known_body: KnownBody
@@ -38,8 +38,8 @@ class RecognizedRequest(NamedTuple):
     began_s: float
     looked_up_s: float
     fields: Mapping[str, str]
-    in_memory: dict[bytes, Entry]
-    left_out: Mapping[bytes, Entry]
+    in_memory: dict[bytes, Entry] | None
+    left_out: dict[bytes, Entry]
 
     def client_request(self, reservation: MemoryReservation, span: Span) -> ClientRequest:
         return self.known_body.client_request(

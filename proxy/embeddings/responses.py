@@ -100,7 +100,7 @@ class ResponseBuilder:
         else:
             body = self._bodies.ordered_parts(spec, ordered, end)
             length = sum(map(len, body))
-        top = head(length=length, saved=saved, detail=detail_of(spec), cors=cors, request_id=request_id)
+        top = head(length, saved, detail_of(spec), cors=cors, request_id=request_id)
         self._metrics.of_model(spec.model).count_hit(
             items=len(keys), distinct=len(found), from_memory=from_memory, saved=saved
         )

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from multidict import CIMultiDict
 
 from proxy.embeddings.exchange import BegunExchange
-from proxy.embeddings.fast_path import FastPath
+from proxy.embeddings.fast_path import LONG_BYTES, FastPath
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.recognized import FastPathHit, FastPathMiss, RecognizedRequest
 from proxy.embeddings.request_log import RequestLog
@@ -72,6 +72,8 @@ class UnparsedRequests:
         if self._is_draining():
             return None
         started_s = time.perf_counter()
+        if len(sent) > LONG_BYTES and self._fast_path.is_for_later(sent, connection):
+            return self._recognize(sent, connection, started_s)
         try:
             found = self._fast_path.find_by_bytes(sent, connection, started_s)
             if isinstance(found, RecognizedRequest):
@@ -80,6 +82,15 @@ class UnparsedRequests:
         except Exception:  # noqa: BLE001 - the request is parsed instead
             _log.exception("unexpected error in the fast path")
             return None
+
+    async def _recognize(self, sent: bytes, connection: Connection, started_s: float) -> Response | LongResponse | None:
+        """The same for a long request."""
+        try:
+            found = await self._fast_path.recognize(sent, connection, started_s)
+        except Exception:  # noqa: BLE001 - the request is parsed instead
+            _log.exception("unexpected error in the fast path")
+            return None
+        return None if found is None else await self._look_up(found, connection, started_s)
 
     async def _look_up(
         self, recognized: RecognizedRequest, connection: Connection, started_s: float

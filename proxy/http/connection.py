@@ -128,10 +128,10 @@ class Connection(WritingConnection):
                 return True
             sent = pending.followed_by(data)
         response = handler.handle_bytes(sent, self)
-        if response is not None:
-            self._take_pending()
-        elif pending is not None or not self._keep_beginning(data, handler):
+        if response is None and (pending is not None or not self._keep_beginning(data, handler)):
             return False
+        if pending is not None:
+            self._take_pending()
         if isinstance(response, (list, LongResponse)):
             self.respond(response)
         elif response is not None:

@@ -381,6 +381,29 @@ async def test_large_responses_are_written_in_turns_and_very_large_ones_streamed
         assert parsed.count == before
 
 
+@pytest.mark.parametrize("room", [10**6, 0])
+async def test_long_requests_are_not_parsed_if_there_is_memory_for_them(
+    client: Client, parsed: Parsed, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    texts = [letter * 20_000 for letter in "cdef"]
+    async with wire(client) as line, wire(client) as other:
+        await known(line, client)
+        await fill(client, *texts)
+        sent = request(body(texts))
+        monkeypatch.setattr(Connection, "reservation", lambda _: Reserved(room))
+        before = parsed.count
+        answer = await line.ask(sent[:50_000], sent[50_000:])
+        assert b"X-Cache: HIT" in answer
+        assert parsed.count == before + (not room)
+        assert told(answer) == told(await after_an_empty_line(other, sent))
+        if not room:
+            return
+        before = parsed.count
+        new = await line.ask(request(body([*texts[:3], "g" * 20_000])))
+        assert b"X-Cache: PARTIAL" in new
+        assert parsed.count == before
+
+
 @pytest.mark.parametrize("is_overloaded", [False, True])
 async def test_large_responses_of_numbers_are_made_in_turns_if_there_is_memory_for_them(
     client: Client, upstream: ScriptedUpstream, parsed: Parsed, monkeypatch: pytest.MonkeyPatch, *, is_overloaded: bool

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from proxy.embeddings.fast_path import LONG_BYTES
 from proxy.embeddings.recognized import RecognizedRequest
 from proxy.embeddings.request_log import RequestLog
 from proxy.embeddings.unparsed import UnparsedRequests
@@ -26,6 +27,12 @@ class FastPath:
         self.after_look_up: Any = None
 
     def find_by_bytes(self, _sent: bytes, _connection: Any, _started_s: float) -> Any:
+        return self._or_raise(self.found)
+
+    def is_for_later(self, sent: bytes, _connection: Any) -> bool:
+        return len(sent) > LONG_BYTES
+
+    async def recognize(self, _sent: bytes, _connection: Any, _started_s: float) -> Any:
         return self._or_raise(self.found)
 
     async def look_up(self, _recognized: Any, _connection: Any) -> Any:
@@ -63,10 +70,10 @@ class Bytes:
         """In place of the embeddings route."""
         self.timed += 1
 
-    def handle(self) -> tuple[Any, Any]:
+    def handle(self, sent: bytes = b"sent") -> tuple[Any, Any]:
         """The response, and the connection."""
         connection: Any = SimpleNamespace(tenant=None)
-        return self.requests.handle_bytes(b"sent", connection), connection
+        return self.requests.handle_bytes(sent, connection), connection
 
     @property
     def line(self) -> AccessLogLine:
@@ -118,6 +125,21 @@ async def test_what_is_not_found_or_fails_is_parsed(data: Bytes, caplog: pytest.
     assert await data.handle()[0] is None
     assert proxy_log.messages(caplog) == ["unexpected error in the fast path"] * 2
     assert not data.lines
+
+
+async def test_a_long_request_is_recognized_later(data: Bytes, caplog: pytest.LogCaptureFixture) -> None:
+    sent = bytes(LONG_BYTES + 1)
+    data.fast_path.found, data.fast_path.after_look_up = RECOGNIZED, hit()
+    response, _ = data.handle(sent)
+    assert not data.lines
+    assert (await response)[0] == b"hit "
+    assert data.line.outcome is RequestOutcome.HIT
+    data.fast_path.found = None
+    assert await data.handle(sent)[0] is None
+    data.fast_path.found = ValueError("odd")
+    assert await data.handle(sent)[0] is None
+    assert proxy_log.messages(caplog) == ["unexpected error in the fast path"]
+    assert len(data.lines) == 1
 
 
 def test_while_the_proxy_drains_every_request_is_parsed(data: Bytes) -> None:
