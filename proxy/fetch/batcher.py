@@ -17,7 +17,7 @@ from proxy.fetch.held import GivenUp, HeldRequests
 from proxy.fetch.lane import Lane, LaneCall, Lanes
 from proxy.fetch.merge_limits import MergeLimits
 from proxy.fetch.merged_call import MergedCalls
-from proxy.fetch.outcomes import EmbedResult, Outcome
+from proxy.fetch.outcomes import Outcome
 from proxy.fetch.queue_limits import QueueLimits
 from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.retry_budget import RetryBudget
@@ -25,20 +25,17 @@ from proxy.fetch.runs import runs_of
 from proxy.fetch.slots import Slots
 from proxy.fetch.upstream_call import UpstreamCalls
 from proxy.fetch.waiting import Ended, Waiting
-from proxy.fetch.write_through import Asked, WriteThrough
+from proxy.fetch.write_through import WriteThrough
 from proxy.protocol.provider import Limits
 from proxy.protocol.tokens import estimated_tokens
 from proxy.tasks import TaskSet, log_to
 from proxy.telemetry.metrics import Metrics
-from proxy.turns import in_turns
 from proxy.upstream.client import UpstreamResponse
 from proxy.upstream.router import Origin
 
 _log = logging.getLogger(__name__)
 
 _ABANDONED = "The call was abandoned."
-
-_Embedded = tuple[Waiting, EmbedResult]
 
 
 class Batcher:
@@ -57,7 +54,7 @@ class Batcher:
         max_queued_bytes: int,
         max_incoming_bytes: int,
         room: Callable[[], Awaitable[None]],
-        lanes: Lanes | None = None,
+        lanes: Lanes | None,
     ) -> None:
         """Before a call is sent it waits for ``room``: for memory that holds its response until it is stored. With
         ``lanes``, what an upstream refuses for its rate limit waits, and is sent again.
@@ -243,7 +240,7 @@ class Batcher:
         now_s = time.perf_counter()
         for waiting in batch:
             self._wait_seconds.observe(now_s - waiting.since_s)
-        asked = self._write_through.asked()
+        start = self._write_through.call_starts()
         outcomes: Sequence[Outcome | ProxyError] = [ProxyError(_ABANDONED)] * len(batch)
         try:
             outcomes = await self._merged.outcomes([waiting.request for waiting in batch])
@@ -257,31 +254,7 @@ class Batcher:
                 if group.waiting:
                     self._send_waiting(group)
                 self._forget_if_idle(group)
-        await self._deliver(ended, asked)
-
-    async def _deliver(self, ended: Sequence[Ended], asked: Asked) -> None:
-        """Tell requests their outcomes: failures at once, and vectors when they are in the cache, if they may be."""
-        self._write_through.note([one.request for one, _ in ended], [outcome for _, outcome in ended], asked)
-        embedded: defaultdict[tuple[bool, bool], list[_Embedded]] = defaultdict(list)
-        for waiting, outcome in ended:
-            if isinstance(outcome, EmbedResult):
-                embedded[waiting.request.policy.storing].append((waiting, outcome))
-            else:
-                waiting.resolve(outcome)
-        writes = [self._write(some, asked) for some in embedded.values()]
-        if len(writes) == 1:  # the usual case
-            await writes[0]
-        else:  # side by side: no request waits for the write of another that is stored in another way, or not at all
-            await asyncio.gather(*writes)
-
-    async def _write(self, embedded: Sequence[_Embedded], asked: Asked) -> None:
-        """Write the results of one call whose policies say the same about storing, then tell their requests."""
-        requests, results = [waiting.request for waiting, _ in embedded], [result for _, result in embedded]
-        written = await self._write_through.write(requests, results, asked)
-        told = list(zip(embedded, written, strict=True))
-        async for some in in_turns(told):  # each goes on in the next iteration of the loop, all of them together
-            for (waiting, _), result in some:
-                waiting.resolve(result)
+        await self._write_through.deliver(ended, start)
 
     def _forget_if_idle(self, group: Group) -> None:
         if group.name is None or group.calls or group.waiting:

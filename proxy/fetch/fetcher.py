@@ -44,8 +44,8 @@ class Fetcher:
         validations: Validations,
         *,
         timeout_s: float,
-        spending: Spending | None = None,
-        shares_all: bool = False,
+        spending: Spending,
+        shares_all: bool,
     ) -> None:
         """``timeout_s``: how long to wait for another replica. ``shares_all``: clients with different credentials have
         entries in common."""
@@ -53,7 +53,7 @@ class Fetcher:
         self._validations = validations
         self._timeout_s = timeout_s
         self._batcher = batcher
-        self.spending = spending or Spending()
+        self.spending = spending
         self._shares_all = shares_all
         self._flights: Flights[FlightResult] = Flights()
         self._fetches = TaskSet(log_to(_log, "a fetch"))

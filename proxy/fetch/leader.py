@@ -36,14 +36,14 @@ class Leader:
         wait: ClientWait,
         *,
         timeout_s: float,
-        spending: Spending | None = None,
-        lends: bool = False,
+        spending: Spending,
+        lends: bool,
     ) -> None:
         """``timeout_s``: how long to wait for another replica. ``lends``: another replica may fetch what a rate limit
         holds here, since its client may have a credential with a limit of its own."""
         self._cache = cache
         self._batcher = batcher
-        self._spending = spending or Spending()
+        self._spending = spending
         self._wait = wait
         self._claim: Claim[FlightResult] = wait.claim
         self._timeout_s = timeout_s

@@ -49,10 +49,10 @@ class Flights(Generic[T]):
 class Claim(Generic[T]):
     """One caller's part in the flights of some keys. It must settle each key in ``mine``."""
 
-    __slots__ = ("_all", "_has_given_up", "_left", "_waiter", "flights", "mine")
+    __slots__ = ("_flights_of_all", "_has_given_up", "_left", "_waiter", "flights", "mine")
 
     def __init__(self, all_flights: dict[bytes, "asyncio.Future[T]"]) -> None:
-        self._all = all_flights
+        self._flights_of_all = all_flights
         self.mine: dict[bytes, asyncio.Future[T]] = {}  # to be settled by this caller
         self.flights: dict[bytes, asyncio.Future[T]] = {}  # of every key, mine among them
         self._waiter: asyncio.Future[None] | None = None
@@ -100,7 +100,7 @@ class Claim(Generic[T]):
 
         After that, a waiter that chose to retry may have claimed a key again. Its flight is not affected.
         """
-        flights, mine = self._all, self.mine
+        flights, mine = self._flights_of_all, self.mine
         for key, result in results.items():
             flight = mine[key]
             if flights.get(key) is flight:  # it may be detached or replaced

@@ -1,5 +1,7 @@
 """What calls returned, recorded once for all of their requests: in the cache, and for the credential."""
 
+import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice, repeat
 from typing import NamedTuple
@@ -15,15 +17,17 @@ from proxy.errors import ProxyError
 from proxy.fetch.outcomes import EmbedResult, InvalidResponse, Outcome, status_of
 from proxy.fetch.request import FetchRequest
 from proxy.fetch.result import Failure
+from proxy.fetch.waiting import Ended, Waiting
 from proxy.protocol.records import Record
 from proxy.protocol.vectors import Encoding
 from proxy.steps import Steps
-from proxy.turns import KEYS_A_TURN
+from proxy.turns import KEYS_A_TURN, in_turns
 
 _Records = dict[bytes, Record]
+_Embedded = tuple[Waiting, EmbedResult]
 
 
-class Asked(NamedTuple):
+class CallStart(NamedTuple):
     """When a call was sent, for the validations and for the cache."""
 
     at_s: float
@@ -39,11 +43,37 @@ class WriteThrough:
         self._validations = validations
         self._clock = clock
 
-    def asked(self) -> Asked:
+    def call_starts(self) -> CallStart:
         """A call is sent now."""
-        return Asked(self._validations.now(), self._cache.now)
+        return CallStart(self._validations.now(), self._cache.now)
 
-    def note(self, requests: Sequence[FetchRequest], outcomes: Iterable[Outcome | ProxyError], asked: Asked) -> None:
+    async def deliver(self, ended: Sequence[Ended], start: CallStart) -> None:
+        """Tell requests their outcomes: failures at once, and vectors when they are in the cache, if they may be."""
+        self.note([one.request for one, _ in ended], [outcome for _, outcome in ended], start)
+        embedded: defaultdict[tuple[bool, bool], list[_Embedded]] = defaultdict(list)
+        for waiting, outcome in ended:
+            if isinstance(outcome, EmbedResult):
+                embedded[waiting.request.policy.storing].append((waiting, outcome))
+            else:
+                waiting.resolve(outcome)
+        writes = [self._deliver_written(some, start) for some in embedded.values()]
+        if len(writes) == 1:  # the usual case
+            await writes[0]
+        else:  # side by side: no request waits for the write of another that is stored in another way, or not at all
+            await asyncio.gather(*writes)
+
+    async def _deliver_written(self, embedded: Sequence[_Embedded], start: CallStart) -> None:
+        """Write the results of one call whose policies say the same about storing, then tell their requests."""
+        requests, results = [waiting.request for waiting, _ in embedded], [result for _, result in embedded]
+        written = await self.write(requests, results, start)
+        told = list(zip(embedded, written, strict=True))
+        async for some in in_turns(told):  # each goes on in the next iteration of the loop, all of them together
+            for (waiting, _), result in some:
+                waiting.resolve(result)
+
+    def note(
+        self, requests: Sequence[FetchRequest], outcomes: Iterable[Outcome | ProxyError], start: CallStart
+    ) -> None:
         """Record what a call says about the credential of its requests, even if their clients have disconnected."""
         is_confirmed = False
         for request, outcome in zip(requests, outcomes, strict=True):
@@ -54,13 +84,13 @@ class WriteThrough:
             else:
                 confirms = isinstance(outcome, InvalidResponse) and outcome.confirms
             if confirms and not is_confirmed:
-                self._validations.confirm(*name, asked_at_s=asked.at_s)
+                self._validations.confirm(*name, asked_at_s=start.at_s)
                 is_confirmed = True  # for all of them: requests in one call have one credential
             elif not isinstance(outcome, EmbedResult | ProxyError) and Failure(outcome, request).is_verdict:
                 self._validations.note(*name, status_of(outcome.response))
 
     async def write(
-        self, requests: Sequence[FetchRequest], results: Sequence[EmbedResult], asked: Asked
+        self, requests: Sequence[FetchRequest], results: Sequence[EmbedResult], start: CallStart
     ) -> list[EmbedResult]:
         """The results of a call, each with the entries to serve. What may be stored is in the cache then.
 
@@ -72,7 +102,7 @@ class WriteThrough:
             fresh: _Records = {}
             for records in reversed(received):  # as in the cache, the first of two with the same key counts
                 fresh |= records
-            written = await self._cache.write(fresh, overwrite=policy.overwrite, asked=asked.mark)
+            written = await self._cache.write(fresh, overwrite=policy.overwrite, asked=start.mark)
             entries = [{key: written[key] for key in records} for records in received]
         else:
             entries = [{key: Entry.of(record) for key, record in records.items()} for records in received]

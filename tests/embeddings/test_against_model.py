@@ -30,6 +30,7 @@ from proxy.fetch.batcher import Batcher
 from proxy.fetch.fetcher import ATTEMPTS, Fetcher
 from proxy.fetch.request import ClientRequest, FetchRequest
 from proxy.fetch.result import Failure, FetchResult, FlightResult
+from proxy.fetch.spending import Spending
 from proxy.fetch.write_through import WriteThrough
 from proxy.http.bodies import BodyReader
 from proxy.protocol import embedding_request, identities, keys
@@ -176,6 +177,7 @@ class Machine(RuleBasedStateMachine):
             max_queued_bytes=10**8,
             max_incoming_bytes=10**8,
             room=self.cache.room,
+            lanes=None,
         )
         self.fetcher = WatchedFetcher(self, batcher)
         responses = ResponseBuilder(self.cache.memory, metrics, reports_full_usage=False)
@@ -336,7 +338,9 @@ class WatchedFetcher(Fetcher):
     client's own body after a spoilt answer to a part of it."""
 
     def __init__(self, machine: Machine, batcher: Batcher) -> None:
-        super().__init__(machine.cache, batcher, machine.validations, timeout_s=1000)
+        super().__init__(
+            machine.cache, batcher, machine.validations, timeout_s=1000, spending=Spending(), shares_all=False
+        )
         self._machine = machine
 
     async def _attempt(

@@ -13,6 +13,7 @@ from proxy.errors import Overloaded, ProxyError, UpstreamDown, UpstreamStalled
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.outcomes import ErrorResponse, InvalidResponse, Outcome
 from proxy.fetch.request import FetchRequest, Policy
+from proxy.fetch.spending import Spending
 from proxy.fetch.write_through import WriteThrough
 from proxy.telemetry.metrics import Metrics
 from tests.support.client_requests import client_request_for
@@ -34,7 +35,7 @@ class Probing:
         validations = Validations(ttl_s=60, clock=lambda: 0.0)
         cache = make_cache(NoStore())
         self.batcher.write_through = WriteThrough(cache, validations, clock=Clock())
-        fetcher = Fetcher(cache, as_batcher, validations, timeout_s=1)
+        fetcher = Fetcher(cache, as_batcher, validations, timeout_s=1, spending=Spending(), shares_all=False)
         self.revalidator = Revalidator(fetcher, self.metrics)
 
     def start(

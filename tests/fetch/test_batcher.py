@@ -41,6 +41,7 @@ class Batching:
         self.batcher = Batcher(
             Metrics(), write_through, window_s=WINDOW_S, concurrency=concurrency, timeout_s=60,
             max_queued_items=max_items, max_queued_bytes=max_bytes, max_incoming_bytes=10**8, room=always_room,
+            lanes=None,
         )  # fmt: skip
 
     def request(self, *texts: str, policy: Policy = PLAIN, tenant: bytes = b"tenant", **more: Any) -> FetchRequest:

@@ -14,6 +14,7 @@ from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.request import FetchRequest, Policy
 from proxy.fetch.result import Failure
+from proxy.fetch.spending import Spending
 from proxy.fetch.write_through import WriteThrough
 from proxy.protocol.records import Record
 from proxy.telemetry.metrics import Metrics
@@ -37,7 +38,7 @@ async def fetcher(batcher: FakeBatcher) -> Fetcher:
     validations = Validations(ttl_s=60, clock=lambda: 0.0)
     as_batcher: Any = batcher
     batcher.write_through = WriteThrough(cache, validations, clock=lambda: 1.0)
-    return Fetcher(cache, as_batcher, validations, timeout_s=1)
+    return Fetcher(cache, as_batcher, validations, timeout_s=1, spending=Spending(), shares_all=False)
 
 
 def request(policy: Policy, *, is_keyed_whole: bool = False) -> FetchRequest:

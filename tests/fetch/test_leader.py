@@ -18,6 +18,7 @@ from proxy.fetch.outcomes import ErrorResponse, InvalidResponse, Outcome
 from proxy.fetch.request import FetchRequest, Policy
 from proxy.fetch.result import Failure, FlightResult
 from proxy.fetch.singleflight import Claim, Flights
+from proxy.fetch.spending import Spending
 from proxy.fetch.write_through import WriteThrough
 from proxy.protocol.vectors import DType, Vector
 from tests.support.client_requests import client_request_for
@@ -51,7 +52,7 @@ class Leading:
         self.batcher.write_through = WriteThrough(cache, self.validations, clock=Clock())
         as_batcher: Any = self.batcher
         wait = ClientWait(client_request_for(TEXTS, ALL), self.claim)
-        return Leader(cache, as_batcher, wait, timeout_s=TIMEOUT_S)
+        return Leader(cache, as_batcher, wait, timeout_s=TIMEOUT_S, spending=Spending(), lends=False)
 
     def request(self, policy: Policy = PLAIN, **more: Any) -> FetchRequest:
         return FetchRequest(client_request_for(TEXTS, ALL, **more), ALL, policy)

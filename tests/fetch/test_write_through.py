@@ -35,14 +35,14 @@ class Writing:
         """The payloads by key that each of the requests in one call gets."""
         requests = [request for request, _ in calls]
         results = [embedded(request, **changes) for request, changes in calls]
-        got = await self.write_through.write(requests, results, self.write_through.asked())
+        got = await self.write_through.write(requests, results, self.write_through.call_starts())
         return [{key: entry.payload for key, entry in result.entries.items()} for result in got]
 
     def stored(self) -> dict[bytes, bytes]:
         return {key: entry.payload for key, entry in self.cache.peek([A, B], min_stored_at_s=0.0).items()}
 
     def note(self, *outcomes: Outcome | ProxyError, asked_at_s: float = 100.0) -> None:
-        asked = self.write_through.asked()._replace(at_s=asked_at_s)
+        asked = self.write_through.call_starts()._replace(at_s=asked_at_s)
         self.write_through.note([request(A) for _ in outcomes], outcomes, asked)
 
     def is_confirmed(self) -> bool:
@@ -100,7 +100,7 @@ async def test_results_keep_no_view_of_the_response() -> None:
     client_request = client_request_for(["a"], [A], encoding_format="float")
     numbers = FetchRequest(client_request, [A], PLAIN)
     results = [embedded(numbers, texts=[memoryview(b"[1.0]")])]
-    (result,) = await writing.write_through.write([numbers], results, writing.write_through.asked())
+    (result,) = await writing.write_through.write([numbers], results, writing.write_through.call_starts())
     assert not result.texts
     assert result.entries[A].numbers() == b"[1.0]"
 
@@ -109,7 +109,7 @@ async def test_what_was_purged_since_the_call_was_sent_is_served_and_not_stored(
     store = DictStore()
     writing = Writing(store.of_another_process())
     await writing.cache.feed.poll()
-    asked = writing.write_through.asked()
+    asked = writing.write_through.call_starts()
     await store.announce_purge(Purge(keys=frozenset([A])))
     await writing.cache.feed.poll()
     (result,) = await writing.write_through.write([request(A, B)], [embedded(request(A, B))], asked)
@@ -167,7 +167,9 @@ async def test_many_small_requests_of_one_call_take_turns() -> None:
             iterations += 1
 
     others = asyncio.create_task(other_work())
-    results = await writing.write_through.write(requests, list(map(embedded, requests)), writing.write_through.asked())
+    results = await writing.write_through.write(
+        requests, list(map(embedded, requests)), writing.write_through.call_starts()
+    )
     others.cancel()
     assert [list(result.entries) for result in results] == [one.keys for one in requests]
     assert iterations >= 3

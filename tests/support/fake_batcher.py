@@ -62,7 +62,7 @@ class FakeBatcher:
 
     async def submit(self, request: FetchRequest, wait: ClientWait) -> Outcome:
         self.requests.append(request)
-        asked = self.write_through.asked()
+        asked = self.write_through.call_starts()
         await self.gate.wait()
         outcome = self.outcome(request)
         if isinstance(outcome, ProxyError):

@@ -24,6 +24,7 @@ from proxy.errors import ProxyError
 from proxy.fetch.batcher import Batcher
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.lane import Lanes
+from proxy.fetch.spending import Spending
 from proxy.fetch.write_through import WriteThrough
 from proxy.http.bodies import BodyReader
 from proxy.pacing.pacer import Pacer
@@ -128,7 +129,9 @@ class LimitedRoute:
         access = Access(shares_all=shares_all, owns_key=False, client_keys=None, validations=validations)
         responses = ResponseBuilder(cache.memory, metrics, reports_full_usage=False)
         origin = Origin(name="o", provider=GENERIC, routes=Routes("http://upstream/v1"), client=client)
-        self.fetcher = Fetcher(cache, self.batcher, validations, timeout_s=1000, shares_all=shares_all)
+        self.fetcher = Fetcher(
+            cache, self.batcher, validations, timeout_s=1000, spending=Spending(), shares_all=shares_all
+        )
         self._route = EmbeddingsRoute(
             cache,
             self.fetcher,
