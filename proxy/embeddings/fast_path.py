@@ -7,6 +7,7 @@ store only, or missing (`proxy.embeddings.unparsed`).
 """
 
 import time
+from collections.abc import Mapping
 
 from aiohttp.web import BaseRequest
 from msgspec.structs import replace
@@ -14,9 +15,9 @@ from msgspec.structs import replace
 from proxy import turns
 from proxy.access.admission import Access
 from proxy.cache.cache import Cache
-from proxy.cache.entry import Entry
+from proxy.cache.entry import Entry, current
 from proxy.embeddings.header_watch import HeaderWatch
-from proxy.embeddings.known_head import KnownHead
+from proxy.embeddings.known_head import GivenTexts, KnownBody, KnownHead
 from proxy.embeddings.known_heads import KnownHeads
 from proxy.embeddings.lookup import count_model_versions, look_up_in_store
 from proxy.embeddings.recognized import FastPathHit, FastPathMiss, RecognizedRequest
@@ -36,8 +37,9 @@ from proxy.telemetry.metrics import Metrics
 # For a larger request the head is looked up first, since a MAC of the whole costs more.
 _SMALL_BYTES = 2 * 1024
 _MAX_BODY_BYTES = 4 * 1024**2
-# Recognizing a request of so many bytes takes a turn, and so does looking so many items up.
+# A request of more bytes is recognized in turns, and its items are looked up in turns.
 LONG_BYTES, _MANY_ITEMS = 32 * 1024, 128
+_ITEMS_A_TURN = 64  # to derive or to look up so many keys takes a tenth of a millisecond
 
 
 class FastPath:
@@ -121,17 +123,25 @@ class FastPath:
         return self._matched(sent, connection) is not None
 
     async def recognize(self, sent: bytes, connection: Connection, began_s: float) -> RecognizedRequest | None:
-        """`find_by_bytes` for a long request."""
+        """`find_by_bytes` for a long request, whose items are not looked up."""
         await turns.turn()
-        return self._recognized(sent, connection, began_s)
+        matched = self._matched_body(sent, connection)
+        if matched is None:
+            return None
+        known_body, given, body, fields = matched
+        keys: list[bytes] = []
+        async for texts in turns.in_turns([given] if isinstance(given, str) else given, size=_ITEMS_A_TURN):
+            keys += known_body.keys(list(texts))
+        known, looked_up_s = known_body.entry_of_keys(keys), time.perf_counter()
+        return RecognizedRequest(known, known_body, given, body, began_s, looked_up_s, fields, None, None)
 
     async def look_up(self, recognized: RecognizedRequest, connection: Connection) -> FastPathHit | FastPathMiss | None:
         """Look up items that are many, or not all in memory. None: the request must be parsed. Raises `Overloaded`."""
         known, in_memory, left_out = recognized.known, recognized.in_memory, recognized.left_out
-        if in_memory is None or len(known.spec.keys) > _MANY_ITEMS:
-            await turns.turn()
         if in_memory is None:
-            in_memory = self._peek(known, left_out)
+            in_memory = await self._peek_in_turns(known)
+        elif len(known.spec.keys) > _MANY_ITEMS:
+            await turns.turn()
         cutoff_s = self._cache.freshness_cutoff_s(None)
         found = await look_up_in_store(self._cache, known.spec.keys, in_memory, left_out, min_stored_at_s=cutoff_s)
         if not self._may_serve(known):
@@ -179,17 +189,26 @@ class FastPath:
 
     def _recognized(self, sent: bytes, connection: Connection, began_s: float) -> RecognizedRequest | None:
         """A complete request with the head that the connection knows and a body that fits one it knows."""
+        matched = self._matched_body(sent, connection)
+        if matched is None:
+            return None
+        known_body, given, body, fields = matched
+        known = known_body.entry(given)
+        looked_up_s, left_out = time.perf_counter(), dict[bytes, Entry]()
+        in_memory = self._peek(known, left_out)
+        return RecognizedRequest(known, known_body, given, body, began_s, looked_up_s, fields, in_memory, left_out)
+
+    def _matched_body(
+        self, sent: bytes, connection: Connection
+    ) -> tuple[KnownBody, GivenTexts, bytes, Mapping[str, str]] | None:
+        """The known body that a complete request fits, its input, its body, and what differs in its head."""
         matched = self._matched(sent, connection)
         if matched is None:
             return None
         known_head, head = matched
         body = sent[head.size_bytes :]
         found = known_head.match_body(body)
-        if found is None:
-            return None
-        looked_up_s, left_out = time.perf_counter(), dict[bytes, Entry]()
-        in_memory = self._peek(found[0], left_out) if len(sent) <= LONG_BYTES else None
-        return RecognizedRequest(*found, body, began_s, looked_up_s, head.fields, in_memory, left_out)
+        return None if found is None else (*found, body, head.fields)
 
     def _find_repeated(self, sent: bytes, began_s: float) -> FastPathHit | None:
         """A request that is the same in all its bytes."""
@@ -218,6 +237,15 @@ class FastPath:
     def _peek(self, known: MemoEntry, left_out: dict[bytes, Entry] | None = None) -> dict[bytes, Entry]:
         cutoff_s = self._cache.freshness_cutoff_s(None)
         return self._cache.peek(known.spec.keys, min_stored_at_s=cutoff_s, confirmed=True, left_out=left_out)
+
+    async def _peek_in_turns(self, known: MemoEntry) -> dict[bytes, Entry]:
+        await turns.turn()
+        found: dict[bytes, Entry] = {}
+        cutoff_s = self._cache.freshness_cutoff_s(None)
+        async for keys in turns.in_turns(known.spec.keys, size=_ITEMS_A_TURN):
+            found |= self._cache.peek(keys, min_stored_at_s=cutoff_s, confirmed=True)
+        await turns.turn()  # the response, too, has a turn of its own
+        return current(found)
 
     def _may_serve(self, known: MemoEntry) -> bool:
         return self._access.may_serve(known.credential_id, known.credential_scope)

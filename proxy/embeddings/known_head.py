@@ -57,14 +57,13 @@ class KnownHead(HeadTemplate):
     def add(self, body: "KnownBody") -> None:
         self._bodies = [*self._bodies[1 - _MAX_BODIES :], body]
 
-    def match_body(self, body: bytes) -> "tuple[MemoEntry, KnownBody, GivenTexts] | None":
-        """What a request with this head and ``body`` means, the known body that it fits, and its input; None: it has to
-        be parsed."""
+    def match_body(self, body: bytes) -> "tuple[KnownBody, GivenTexts] | None":
+        """The known body that the ``body`` of a request with this head fits, and its input; None: it has to be
+        parsed."""
         for known in self._bodies:
-            if (found := known.match(body, self.max_items)) is not None:
+            if (given := known.match(body, self.max_items)) is not None:
                 self._unmatched = 0
-                entry, given = found
-                return entry, known, given
+                return known, given
         return None
 
 
@@ -76,11 +75,11 @@ class KnownBody:
         "_accepts_text",
         "_example",
         "_input",
-        "_keys",
         "_known",
         "_names",
         "client",
         "detail",
+        "keys",
         "own",
         "user_agent",
     )
@@ -102,7 +101,7 @@ class KnownBody:
         self.user_agent = client_request.received.get("User-Agent")
         self.detail: RequestDetail | None = None  # of all such requests; set when it is first needed
         self._input = input_template
-        self._keys = text_keys
+        self.keys = text_keys.of
         self._known = replace(MemoEntry.of(client_request, row), spec=replace(spec, keys=()))
         self._accepts_text = InputFormat.TEXT in provider.inputs
         self._accepts_list = InputFormat.TEXTS in provider.inputs and not provider.is_fused_model(spec.model)
@@ -126,19 +125,20 @@ class KnownBody:
         )
         return cls(client_request, found, text_keys, row, own)
 
-    def match(self, body: bytes, max_items: int) -> tuple[MemoEntry, GivenTexts] | None:
-        """What `MemoEntry.of` returns for a parsed request with this ``body``, and its input. None if the body is not
-        of this kind, or has more than ``max_items``."""
+    def match(self, body: bytes, max_items: int) -> GivenTexts | None:
+        """The input of ``body``. None if it is not of this kind, or has more than ``max_items``."""
         given = self._input.texts(body)
         if isinstance(given, str):
-            texts, is_accepted = [given], self._accepts_text
-        elif given is not None:
-            texts, is_accepted = given, self._accepts_list and len(given) <= max_items
-        else:
-            return None
-        if not is_accepted:
-            return None
-        return replace(self._known, spec=replace(self._known.spec, keys=tuple(self._keys.of(texts)))), given
+            return given if self._accepts_text else None
+        return given if given is not None and self._accepts_list and len(given) <= max_items else None
+
+    def entry(self, given: GivenTexts) -> MemoEntry:
+        """What `MemoEntry.of` returns for a parsed request with this input."""
+        return self.entry_of_keys(self.keys([given] if isinstance(given, str) else given))
+
+    def entry_of_keys(self, keys: list[bytes]) -> MemoEntry:
+        """The same for an input of which these are the `keys`."""
+        return replace(self._known, spec=replace(self._known.spec, keys=tuple(keys)))
 
     def client_request(
         self,

@@ -46,7 +46,7 @@ async def look_up_in_store(
     cache: Cache,
     keys: Sequence[bytes],
     found: dict[bytes, Entry],
-    left_out: Mapping[bytes, Entry],
+    left_out: Mapping[bytes, Entry] | None,
     *,
     min_stored_at_s: float,
 ) -> Lookup:

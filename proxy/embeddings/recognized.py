@@ -28,8 +28,8 @@ class FastPathHit(NamedTuple):
 
 
 class RecognizedRequest(NamedTuple):
-    """A request that was not parsed, and its items that were ``in_memory``; None: they are not looked up yet. It began
-    at ``began_s``. Entries that were in memory, too, but may not be served, are ``left_out``."""
+    """A request that was not parsed, and its items that were ``in_memory``. It began at ``began_s``. Entries that were
+    in memory, too, but may not be served, are ``left_out``. Both are None if they are not looked up yet."""
 
     known: MemoEntry
     known_body: KnownBody
@@ -39,7 +39,7 @@ class RecognizedRequest(NamedTuple):
     looked_up_s: float
     fields: Mapping[str, str]
     in_memory: dict[bytes, Entry] | None
-    left_out: dict[bytes, Entry]
+    left_out: dict[bytes, Entry] | None
 
     def client_request(self, reservation: MemoryReservation, span: Span) -> ClientRequest:
         return self.known_body.client_request(
