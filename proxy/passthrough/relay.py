@@ -48,11 +48,11 @@ async def relay(
     """Send ``request`` to ``url`` with the header fields ``forwarded``, and stream the response back.
 
     ``body`` replaces the request's own if that has been read already. The response has ``request_id`` if the upstream
-    sent none. If the proxy ``is_draining`` when the response's head arrives, the
-    client's connection is closed after the response. If the proxy ``owns_key``, a refusal of the key becomes the
-    proxy's own error, and cookies of the upstream are removed; ``refuses_key`` tells a refusal inside a short success,
-    which is read before its head is sent. ``on_head`` is called with the response's status and fields before they are
-    sent, and may change the fields. Raises `ProxyError`.
+    sent none. If the proxy ``is_draining`` when the response's head arrives, the client's connection is closed after
+    the response. If the proxy ``owns_key``, a refusal of the key becomes the proxy's own error, and cookies of the
+    upstream are removed; ``refuses_key`` tells a refusal inside a short success, which is read before its head is sent.
+    ``on_head`` is called with the response's status and fields before they are sent, and may change the fields. Raises
+    `ProxyError`.
 
     For a WebSocket the client's opening handshake is forwarded, and the two connections are joined if the upstream
     accepts (RFC 6455 §4). Key, version, extensions and subprotocols are negotiated between the client and the upstream.
@@ -67,13 +67,7 @@ async def relay(
     async with upstream.stream(request.method, url, forwarded, content) as response:
         if is_handshake and response.status == HTTPStatus.SWITCHING_PROTOCOLS:
             return await _join(request, response, owns_key=owns_key)
-        if owns_key and response.status in CREDENTIAL_REFUSALS:
-            raise KeyRefused
-        beginning = b""
-        if owns_key and refuses_key is not None:
-            beginning = await _beginning(response)
-            if refuses_key(_received(response, beginning)):
-                raise KeyRefused
+        beginning = await _accepted_beginning(response, refuses_key) if owns_key else b""
         fields = _for_client(response.headers, owns_key=owns_key)
         upstream.relocate(url, fields)
         relayed = StreamResponse(status=response.status, reason=headers.reason_phrase(response.reason), headers=fields)
@@ -84,6 +78,20 @@ async def relay(
         await relayed.prepare(request)
         await _stream(response, relayed, beginning)
         return relayed
+
+
+async def _accepted_beginning(
+    response: ClientResponse, refuses_key: Callable[[UpstreamResponse], bool] | None
+) -> bytes:
+    """What was read of the response before its head is sent. Raises `KeyRefused`."""
+    if response.status in CREDENTIAL_REFUSALS:
+        raise KeyRefused
+    if refuses_key is None:
+        return b""
+    beginning = await _beginning(response)
+    if refuses_key(_received(response, beginning)):
+        raise KeyRefused
+    return beginning
 
 
 async def _beginning(response: ClientResponse) -> bytes:
