@@ -164,20 +164,20 @@ class FastPath:
     def _find_by_head(
         self, sent: bytes, connection: Connection, began_s: float
     ) -> FastPathHit | RecognizedRequest | None:
-        """A request with the head that the connection knows."""
-        recognized = self._recognized(sent, connection, began_s)
-        if recognized is None:
+        """A complete request with the head that the connection knows and a body that fits one it knows."""
+        matched = self._matched_body(sent, connection)
+        if matched is None:
             return None
-        known = recognized.known
+        known_body, given, body, fields = matched
+        known = known_body.entry(given)
+        looked_up_s, left_out = time.perf_counter(), dict[bytes, Entry]()
+        found = self._peek(known, left_out)
         if not self._may_serve(known):
             connection.known_head = None  # it has to be parsed, and perhaps others like it
             return None
-        found = recognized.in_memory
-        if found is None or len(known.spec.keys) > _MANY_ITEMS:
-            return recognized
-        if not _is_hit(known, found) or self._is_large(known, found):
-            return recognized
-        return self._observed(FastPathHit(known, found, recognized.looked_up_s, len(found), recognized.fields), began_s)
+        if len(known.spec.keys) > _MANY_ITEMS or not _is_hit(known, found) or self._is_large(known, found):
+            return RecognizedRequest(known, known_body, given, body, began_s, looked_up_s, fields, found, left_out)
+        return self._observed(FastPathHit(known, found, looked_up_s, len(found), fields), began_s)
 
     def _matched(self, sent: bytes, connection: Connection) -> tuple[KnownHead, Head] | None:
         """The head that the connection knows, and what differs in that of ``sent``, if that is a complete request."""
@@ -186,17 +186,6 @@ class FastPath:
             return None
         head = known_head.match(sent)
         return (known_head, head) if head is not None and head.size_bytes + head.body_bytes == len(sent) else None
-
-    def _recognized(self, sent: bytes, connection: Connection, began_s: float) -> RecognizedRequest | None:
-        """A complete request with the head that the connection knows and a body that fits one it knows."""
-        matched = self._matched_body(sent, connection)
-        if matched is None:
-            return None
-        known_body, given, body, fields = matched
-        known = known_body.entry(given)
-        looked_up_s, left_out = time.perf_counter(), dict[bytes, Entry]()
-        in_memory = self._peek(known, left_out)
-        return RecognizedRequest(known, known_body, given, body, began_s, looked_up_s, fields, in_memory, left_out)
 
     def _matched_body(
         self, sent: bytes, connection: Connection
