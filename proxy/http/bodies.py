@@ -23,7 +23,6 @@ from proxy.telemetry.metrics import Metrics
 from proxy.tenant import Tenant
 from proxy.worker_thread import Worker
 
-_MAX_RATIO, _LEAST_BOUND_BYTES = 100, 1024 * 1024
 _SMALL_BYTES = 64 * 1024
 
 
@@ -106,8 +105,7 @@ class BodyReader:
         codings = given.getall("Content-Encoding")
         if len(codings) != 1 or codings[0].lower() not in content_coding.CODINGS:
             raise Bypass(BypassReason.CONTENT_ENCODING)
-        # JSON of texts never compresses to a hundredth of its size. A body that seems to is a decompression bomb.
-        max_bytes = min(self._max_bytes, max(_LEAST_BOUND_BYTES, _MAX_RATIO * len(body)))
+        max_bytes = content_coding.most_bytes(body, self._max_bytes)
         before_bytes = reservation.bytes
         pieces, plain, structure = content_coding.decode_in_pieces(body), Pieces(), Structure()
         try:

@@ -8,8 +8,17 @@ _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # by its header
 _STEP_BYTES, _PIECE_BYTES = 4 * 1024, 64 * 1024  # of compressed input, and of output
 
 
+# JSON never compresses to a hundredth of its size. A body that seems to is a decompression bomb.
+_MAX_RATIO, _LEAST_BOUND_BYTES = 100, 1024 * 1024
+
+
 class InvalidCoding(ValueError):
     """A body that is not of its content coding."""
+
+
+def most_bytes(body: bytes, max_bytes: int) -> int:
+    """The largest size that the decompressed ``body`` may have, where any body may have ``max_bytes``."""
+    return min(max_bytes, max(_LEAST_BOUND_BYTES, _MAX_RATIO * len(body)))
 
 
 def decode(body: bytes, *, max_bytes: int) -> bytes:

@@ -42,8 +42,6 @@ from proxy.upstream.urls import Routes
 _MAX_STREAMS = 512
 # 2048 items of 4096 numbers, written out at full length, are 180 MiB.
 _MAX_RESPONSE_BYTES = 512 * 1024 * 1024
-# Vectors never compress to a hundredth of their size. A response that seems to is a decompression bomb.
-_MAX_RATIO, _LEAST_BOUND_BYTES = 100, 1024 * 1024
 _SMALL_BYTES = 256 * 1024
 _LAST_STATUS = 599  # RFC 9110 §15
 _STORABLE = frozenset({HTTPStatus.OK, HTTPStatus.CREATED})
@@ -79,7 +77,7 @@ class UpstreamResponse:
             return self.body
         if coding not in content_coding.CODINGS:
             raise InvalidEmbeddingResponse("content-encoding")
-        max_bytes = min(_MAX_RESPONSE_BYTES, max(_LEAST_BOUND_BYTES, _MAX_RATIO * len(self.body)))
+        max_bytes = content_coding.most_bytes(self.body, _MAX_RESPONSE_BYTES)
         try:
             return content_coding.decode(self.body, max_bytes=max_bytes)
         except InvalidCoding:
@@ -276,9 +274,9 @@ async def _read(response: ClientResponse, flow: ResponseFlow) -> bytes:
 
 def _status_label(response: UpstreamResponse) -> str:
     """The status that a response is counted under. If a 200 is an error (OpenRouter), its code may be any integer."""
-    if response.status != HTTPStatus.OK or not error_body.is_error(response.error_text):
+    if response.status != HTTPStatus.OK or not error_body.is_error(text := response.error_text):
         return str(response.status)
-    code = error_body.error_status(response.error_text)
+    code = error_body.error_status(text)
     if code < HTTPStatus.BAD_REQUEST:
         return "400"
     return str(code) if code <= _LAST_STATUS else "500"
