@@ -91,13 +91,7 @@ class Resolver:
             if sighting is not None:
                 from_memory = found.from_memory == len(found.entries)
                 self._fast_path.remember(sighting, client_request, from_memory=from_memory)
-            return RequestOutcome.HIT, self._responses.hit(
-                client_request.spec,
-                found.entries,
-                client_request.client,
-                from_memory=found.from_memory,
-                reservation=client_request.reservation,
-            )
+            return RequestOutcome.HIT, self._responses.hit_of(client_request, found)
         if client_request.directives.only_if_cached:
             is_shared = self._access.is_shared_scope(client_request.identity)
             raise not_cached(client_request.spec.keys, found.missing, is_valid=is_valid, is_shared=is_shared)

@@ -11,8 +11,10 @@ from proxy.cache.entry import Entry
 from proxy.cache.memory import Memory
 from proxy.embeddings.cache_headers import add_cache_headers, cache_headers, detail_of
 from proxy.embeddings.hit_head import head
+from proxy.embeddings.lookup import Lookup
 from proxy.embeddings.response_body import LARGE_BYTES, MAX_LONG_BYTES, NO_USAGE, BodyBuilder, base64_parts
 from proxy.fetch.outcomes import EmbedResult, usage_of
+from proxy.fetch.request import ClientRequest
 from proxy.fetch.result import FetchResult
 from proxy.http.long_response import LongResponse, Response
 from proxy.http.plain_response import AssembledResponse
@@ -59,6 +61,20 @@ class ResponseBuilder:
             length, parts = self._bodies.streamed_parts(spec, found, end)
             return Streamed(parts, length=length, status=HTTPStatus.OK, headers=extra)
         return AssembledResponse(self._bodies.parts(spec, found, end), headers=extra)
+
+    def hit_of(
+        self, client_request: ClientRequest, found: Lookup, *, deliveries: Sequence[EmbedResult] = (), detail: str = ""
+    ) -> StreamResponse:
+        """`hit` for a request all of whose items were ``found``. Raises `ResponseTooLarge`, `Overloaded`."""
+        return self.hit(
+            client_request.spec,
+            found.entries,
+            client_request.client,
+            from_memory=found.from_memory,
+            reservation=client_request.reservation,
+            deliveries=deliveries,
+            detail=detail,
+        )
 
     def is_large(self, spec: ResponseSpec, found: dict[bytes, Entry]) -> bool:
         """Whether the response is too large for `bytes_of_hit`, unless it gets texts. Raises `ResponseTooLarge`."""

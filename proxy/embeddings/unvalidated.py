@@ -13,7 +13,7 @@ from proxy.embeddings.revalidation import Revalidator
 from proxy.errors import CredentialRefused
 from proxy.fetch.outcomes import Blame, blame
 from proxy.fetch.request import ClientRequest, FetchRequest
-from proxy.fetch.result import NOTHING, Failure, FetchResult
+from proxy.fetch.result import NOTHING, Failure
 from proxy.labels import RequestOutcome
 from proxy.protocol import tokens
 
@@ -78,7 +78,9 @@ class UnvalidatedRequests:
             return FetchPlan(Lookup.nothing(client_request.spec.keys), policy.refreshing(), first.bill)
         if found.missing:
             return FetchPlan(found, policy, first)
-        return self._hit(client_request, found, first, detail="validated")
+        return RequestOutcome.HIT, self._responses.hit_of(
+            client_request, found, deliveries=first.deliveries, detail="validated"
+        )
 
     def _probe(self, client_request: ClientRequest, found: Lookup, *, may_be_held: bool) -> FetchRequest:
         """A request for the cheapest item: of the missing ones, or if there is none, of all.
@@ -117,20 +119,7 @@ class UnvalidatedRequests:
             if failure is not None:
                 return await self._failures.respond(client_request, failure)
             raise CredentialRefused("The upstream refused this API key, and has not accepted it since.")
-        return self._hit(client_request, found, detail="unvalidated")
-
-    def _hit(
-        self, client_request: ClientRequest, found: Lookup, first: FetchResult = NOTHING, *, detail: str = ""
-    ) -> Resolved:
-        return RequestOutcome.HIT, self._responses.hit(
-            client_request.spec,
-            found.entries,
-            client_request.client,
-            from_memory=found.from_memory,
-            reservation=client_request.reservation,
-            deliveries=first.deliveries,
-            detail=detail,
-        )
+        return RequestOutcome.HIT, self._responses.hit_of(client_request, found, detail="unvalidated")
 
     def _is_refused(self, client_request: ClientRequest) -> bool:
         return self._validations.is_refused(client_request.credential_id, client_request.credential_scope)
