@@ -146,9 +146,9 @@ def known_flags() -> set[str]:
 
 
 def files() -> list[Path]:
-    """Every text under deploy/ that is ours to keep true, and not a lock."""
+    """Every text under deploy/ that is ours to keep true: no lock, no key, and nothing that Python compiled there."""
     return sorted(
         path
         for path in DEPLOY.rglob("*")
-        if path.is_file() and path.suffix != ".lock" and "files" not in path.parts and "keys" not in path.parts
+        if path.is_file() and path.suffix != ".lock" and not {"files", "keys", "__pycache__"} & set(path.parts)
     )
