@@ -108,18 +108,6 @@ class Reader:
             _give_back_unused(reservation, read, body.structure)
         return read
 
-    def recognized(
-        self,
-        make: Callable[[MemoryReservation, Span], ClientRequest],
-        sent: Body,
-        reservation: MemoryReservation,
-        span: Span,
-    ) -> ClientRequest:
-        """``make`` builds the request without parsing it. `BodyReader.received` has reserved the memory."""
-        client_request = make(reservation, span)
-        _give_back_unused(reservation, client_request, sent.structure)
-        return client_request
-
     async def _run(
         self, body: Body, reservation: MemoryReservation, function: Callable[..., _T], *arguments: Any
     ) -> _T:

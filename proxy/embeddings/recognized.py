@@ -1,5 +1,6 @@
 """Requests that were recognized without being parsed, and what the cache has of them."""
 
+import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -40,6 +41,12 @@ class RecognizedRequest(NamedTuple):
     fields: Mapping[str, str]
     in_memory: dict[bytes, Entry] | None
     left_out: dict[bytes, Entry] | None
+
+    @property
+    def texts_bytes(self) -> int:
+        """The memory that its texts take, besides the body."""
+        given = self.given
+        return sys.getsizeof(given) if isinstance(given, str) else sys.getsizeof(given) + sum(map(sys.getsizeof, given))
 
     def client_request(self, reservation: MemoryReservation, span: Span) -> ClientRequest:
         return self.known_body.client_request(

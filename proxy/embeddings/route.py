@@ -208,8 +208,8 @@ class EmbeddingsRoute:
     async def respond_unparsed(self, exchange: Exchange, miss: FastPathMiss) -> StreamResponse:
         """The response to a request that was not parsed. Raises `ProxyError`."""
         progress, reservation, recognized = exchange.progress, exchange.reservation, miss.recognized
-        sent = await self._bodies.received(recognized.body, reservation)
-        client_request = self._reader.recognized(recognized.client_request, sent, reservation, progress.span)
+        self._bodies.received(recognized.body, recognized.texts_bytes, reservation)
+        client_request = recognized.client_request(reservation, progress.span)
         progress.origin = client_request.origin
         known_body = recognized.known_body
         progress.detail = known_body.detail = known_body.detail or detail_of(client_request)

@@ -18,7 +18,7 @@ from proxy.protocol.content_coding import InvalidCoding
 from proxy.protocol.headers import Headers
 from proxy.protocol.json_structure import MAX_MEMBERS, MAX_VALUES, STEP_BYTES, Structure
 from proxy.reservation import MemoryReservation
-from proxy.steps import Steps, finish
+from proxy.steps import Steps
 from proxy.telemetry.metrics import Metrics
 from proxy.tenant import Tenant
 from proxy.worker_thread import Worker
@@ -81,18 +81,12 @@ class BodyReader:
         finally:
             _free(body)
 
-    async def received(self, body: bytes, reservation: MemoryReservation) -> Body:
-        """Check a short body, received without being parsed, against the limits of `read`, and reserve the memory for
-        it and for parsing it. Raises `ProxyError`."""
+    def received(self, body: bytes, objects_bytes: int, reservation: MemoryReservation) -> None:
+        """Check a short body, received without being parsed, against the limit of `read`, and reserve the memory for it
+        and for ``objects_bytes`` that were made of it. Raises `ProxyError`."""
         if len(body) > self._max_bytes:
             raise self._too_large()
-        structure = Structure()
-        if len(body) <= _SMALL_BYTES:
-            finish(_count(structure, body))
-        else:
-            await turns.run(_count(structure, body))
-        reservation.take(len(body) + structure.objects_bytes)
-        return Body(body, structure)
+        reservation.take(len(body) + objects_bytes)
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request body is larger than {self._max_bytes} bytes.")
