@@ -7,7 +7,7 @@ _STORE = [
     *(
         Panel(
             f"{operation.capitalize()} latency",
-            f"One {operation} of the store for one request.",
+            f"One {operation} of the store, for one request or several.",
             quantiles("", "store_duration_seconds", f'operation="{operation}"'),
             "s",
             steps=DELAY_STEPS_S,

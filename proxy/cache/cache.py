@@ -1,5 +1,6 @@
 """The cache: the memory tier, and behind it a store that requests do not depend on."""
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,6 +13,7 @@ from proxy.cache.guarded import GuardedStore
 from proxy.cache.lease import Lease
 from proxy.cache.memory import Memory
 from proxy.cache.recent_writes import RecentWrites
+from proxy.cache.shared_reads import SharedReads
 from proxy.cache.store import Store
 from proxy.cache.writer import Writer
 from proxy.protocol.records import Record, RecordKey
@@ -47,6 +49,9 @@ class Cache:
         self._clock = clock
         self._codec = RecordCodec(metrics, record_key=record_key, ttl_s=ttl_s, store_expires=store.expires, clock=clock)
         self._store = GuardedStore(store, metrics, ttl_s=ttl_s, timeout_s=timeout_s)
+        self._shared_reads = SharedReads(
+            self._read, parts=store.parts, max_keys=_READ_A_TURN, max_reads=store.max_reads
+        )
         self._discards = Discards(again_after_s=AGAIN_AFTER_S)
         recent = RecentWrites()
         self._writer = Writer(
@@ -95,6 +100,7 @@ class Cache:
             await self._writer.tasks.join()
         finally:
             self._store.log_unstored()
+        await self._shared_reads.aclose()
         await self._store.aclose()
 
     def _getter(self) -> Callable[[bytes], Entry | None]:
@@ -144,22 +150,32 @@ class Cache:
         if before is None:
             get = self._getter()
             before = {key: entry for key, entry in zip(keys, map(get, keys), strict=True) if entry is not None}
+        if len(keys) <= _READ_A_TURN:
+            found = await self._shared_reads.read(keys, before)
+        else:
+            found = await self._read(keys, before, asyncio.get_running_loop().time())
+        if not min_stored_at_s:
+            return found
+        return {key: entry for key, entry in found.items() if entry.stored_at_s >= min_stored_at_s}
+
+    async def _read(self, keys: Sequence[bytes], before: Mapping[bytes, Entry], since_s: float) -> dict[bytes, Entry]:
+        """The entries of ``keys`` in the store, however old. ``before`` are those that were in memory. The first of
+        them was asked for at ``since_s``, event loop time."""
         began = self._discards.now
-        values, is_complete = await self._store.get(keys)
+        waited_s = asyncio.get_running_loop().time() - since_s
+        values, is_complete = await self._store.get(keys, waited_s=waited_s)
         if len(values) <= _READ_A_TURN:
-            found = self._adopt(values, before, began, min_stored_at_s)
+            found = self._adopt(values, before, began)
         else:
             found = {}
             async for some in in_turns(list(values), size=_READ_A_TURN):
-                found |= self._adopt({key: values[key] for key in some}, before, began, min_stored_at_s)
+                found |= self._adopt({key: values[key] for key in some}, before, began)
         if is_complete and before:
             self._writer.repeat(before)
         return found
 
-    def _adopt(
-        self, values: Mapping[bytes, bytes], before: Mapping[bytes, Entry], began: Mark, min_stored_at_s: float
-    ) -> dict[bytes, Entry]:
-        """Put records from the store into memory. Returns the entries that count, without those that are too old.
+    def _adopt(self, values: Mapping[bytes, bytes], before: Mapping[bytes, Entry], began: Mark) -> dict[bytes, Entry]:
+        """Put records from the store into memory. Returns the entries that count.
         ``before`` are the entries that were in memory when the read ``began``."""
         discarded = began if began is not self._discards.now else ()
         get, put = self._getter(), self.memory.put
@@ -175,9 +191,7 @@ class Cache:
                 put(key, entry)
             if cached is not None:
                 cached.set_successor(entry)
-        if not min_stored_at_s:
-            return found
-        return {key: entry for key, entry in found.items() if entry.stored_at_s >= min_stored_at_s}
+        return found
 
     @property
     def now(self) -> Mark:

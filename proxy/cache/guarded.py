@@ -86,7 +86,8 @@ class GuardedStore:
                 "store not available (%s: %s); continuing without it, retrying with each request", error.reason, error
             )
 
-    async def get(self, keys: Sequence[bytes]) -> Found:
+    async def get(self, keys: Sequence[bytes], *, waited_s: float = 0.0) -> Found:
+        """``waited_s`` of the timeout have passed."""
         attempt = self._breakers["read"].attempt()
         if attempt is None:
             self._metrics.store_errors.labels("read", "open").inc()
@@ -94,7 +95,8 @@ class GuardedStore:
         started = time.perf_counter()
         with attempt:
             try:
-                values = await self._store.get_many(keys, timeout_s=self.timeout_for_s(keys))
+                timeout_s = max(0.0, self.timeout_for_s(keys) - waited_s)
+                values = await self._store.get_many(keys, timeout_s=timeout_s)
             except StoreError as error:
                 self._count_failure("read", error, attempt)
                 return Found(error.found, is_complete=False)  # values that arrived before the failure are valid

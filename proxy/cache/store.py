@@ -1,6 +1,6 @@
 """The protocol of a store, which keeps the cache's bytes."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -57,6 +57,12 @@ class Store(Protocol):
     expires: bool
     # Whether `lease_many` tells processes apart. If not, every process fetches what it misses.
     has_leases: bool
+    # How many reads of one of its `parts` it works on at once. Further ones would wait.
+    max_reads: int
+
+    def parts(self, keys: Sequence[bytes]) -> Mapping[Hashable, Sequence[bytes]]:
+        """``keys`` by the part of the store that has them, such as a server, which may fail or hang by itself."""
+        ...
 
     async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
         """The values of ``keys`` that have one, within ``timeout_s``. ``keys`` are distinct."""
@@ -126,10 +132,14 @@ class CounterStore(Protocol):
 
 
 class Unleased:
-    """The part of `Store` that stores without leases share. They drop nothing by age."""
+    """The part of `Store` that stores in this process share. They have no leases, and drop nothing by age."""
 
     expires = False
     has_leases = False
+    max_reads = 1
+
+    def parts(self, keys: Sequence[bytes]) -> Mapping[Hashable, Sequence[bytes]]:
+        return {None: keys}
 
     async def lease_many(self, keys: Sequence[bytes], *, ttl_s: float) -> set[bytes]:
         return set(keys)

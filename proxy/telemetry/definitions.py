@@ -183,7 +183,7 @@ BREAKER_STATE = Definition(
 # The store.
 STORE_SECONDS = Definition(
     "embedding_proxy_store_duration_seconds",
-    "One read or write of the store for one request.",
+    "One read or write of the store, for one request or several.",
     ("operation",),
     _STORE_S,
 )

@@ -17,7 +17,7 @@ async def test_a_large_read_has_more_time_than_a_small_one() -> None:
     for count in (1, 1024):
         await cache.read([number.to_bytes(32, "big") for number in range(count)], min_stored_at_s=0)
     # A quarter of a millisecond a key, on top.
-    assert store.timeouts_s == pytest.approx([0.05025, 0.306])
+    assert store.timeouts_s == pytest.approx([0.05025, 0.306], abs=0.02)  # less what has passed
 
 
 async def test_a_write_goes_to_memory_and_to_the_store() -> None:
@@ -167,20 +167,21 @@ async def test_an_invalid_record_is_counted_once_until_it_is_replaced(monkeypatc
     assert counted.value == 2
     await cache.write({A: record()}, overwrite=False)  # finds it taken, and replaces what is there
     assert counted.value == 2
-    for _ in range(2):
+    for count in (3, 4):  # the read replaces it again
         store.values[A] = b"damaged again"
         await cache.read([A], min_stored_at_s=0)
-    assert counted.value == 3
+        await written(cache)
+        assert counted.value == count
     store.values[A] = records.encode(A, record())  # by another proxy
     await cache.read([A], min_stored_at_s=0)
     store.values[A] = b"damaged a third time"
     await cache.read([A], min_stored_at_s=0)
-    assert counted.value == 4
+    assert counted.value == 5
     store.values[C] = b"damaged"
     await cache.read([C], min_stored_at_s=0)
-    assert counted.value == 5
+    assert counted.value == 6
     await cache.read([B], min_stored_at_s=0)
-    assert counted.value == 6  # of more keys than are remembered the oldest are counted again
+    assert counted.value == 7  # of more keys than are remembered the oldest are counted again
     await cache.aclose()
 
 

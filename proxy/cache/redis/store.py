@@ -4,7 +4,7 @@ Start-up does not connect: while Redis is down, hits are lost and requests still
 """
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import partial
 from typing import cast
 
@@ -14,10 +14,10 @@ from proxy.cache.redis import redis_url
 from proxy.cache.redis.change_log import ChangeLog
 from proxy.cache.redis.cluster import Cluster
 from proxy.cache.redis.connection import Command
-from proxy.cache.redis.names import CHANGES_NAME, counter_name, lease_name, record_name
+from proxy.cache.redis.names import CHANGES_NAME, counter_name, lease_name, record_name, record_names
 from proxy.cache.redis.node import Node, store_error
 from proxy.cache.redis.put import Put
-from proxy.cache.redis.reads import MergedReads
+from proxy.cache.redis.reads import Reads
 from proxy.cache.redis.redis_url import Address, Kind, RedisURL
 from proxy.cache.redis.scan import next_names
 from proxy.cache.redis.sentinel import Master
@@ -38,10 +38,23 @@ class RedisStore:
 
     def __init__(self, url: str, *, timeout_s: float, max_connections: int) -> None:
         """``max_connections`` is for each server."""
+        self.max_reads = max_connections
         self._servers = _open(redis_url.parse(url), timeout_s=timeout_s, max_connections=max_connections)
         self._timeout_s = timeout_s
-        self._reads = MergedReads(self._servers, max_names=_NAMES_PER_COMMAND)
+        self._reads = Reads(self._servers, max_names=_NAMES_PER_COMMAND)
         self._log = ChangeLog(self._run_on_log)
+
+    def parts(self, keys: Sequence[bytes]) -> Mapping[Hashable, Sequence[bytes]]:
+        if len(self._servers.addresses) <= 1:
+            return {None: keys}
+        by_name = dict(zip(record_names(keys), keys, strict=True))
+        parts: dict[Hashable, list[bytes]] = {
+            server: [by_name.pop(name) for name in names]
+            for server, names in self._servers.by_server(list(by_name)).items()
+        }
+        if by_name:  # whose server is not known
+            parts[None] = list(by_name.values())
+        return parts
 
     async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
         results = await self._reads.get(keys, timeout_s=timeout_s)

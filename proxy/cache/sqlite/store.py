@@ -19,10 +19,10 @@ from typing import TypeVar
 
 from proxy.cache.sqlite import changes, counters, rows, scan
 from proxy.cache.sqlite.file import FAILURES, DatabaseThread, transaction
-from proxy.cache.sqlite.reads import MergedReads
 from proxy.cache.sqlite.salvage import Salvage
 from proxy.cache.sqlite.size_limit import SharedLimit
 from proxy.cache.store import NOTHING, TTL, Changes, Page, Purge, Unleased
+from proxy.cache.timed_wait import timed_wait
 from proxy.errors import StoreError
 
 _log = logging.getLogger(__name__)
@@ -56,7 +56,6 @@ class SQLiteStore(Unleased):
             replaces=replaces_damaged,
         )
         self._reader, self._writer = thread("sqlite-read"), thread("sqlite-write")
-        self._reads = MergedReads(self._reader, self._read, max_keys=_KEYS_PER_READ)
         self._position = changes.Position()  # used by the reader's thread only
         self._touched: set[bytes] = set()
         self._touching: Future[None] | None = None
@@ -67,7 +66,24 @@ class SQLiteStore(Unleased):
         return f"<SQLiteStore {self._path}, limit {self._limit_bytes} bytes>"
 
     async def get_many(self, keys: Sequence[bytes], *, timeout_s: float) -> dict[bytes, bytes]:
-        return await self._reads.get(keys, timeout_s=timeout_s)
+        now = asyncio.get_running_loop().time
+        end_s = now() + timeout_s
+        found: dict[bytes, bytes] = {}
+        # One part at a time: reads of other requests run in between.
+        for start in range(0, len(keys), _KEYS_PER_READ):
+            read = asyncio.wrap_future(self._reader.submit(self._read, keys[start : start + _KEYS_PER_READ]))
+            try:
+                await timed_wait([read], timeout_s=max(0.0, end_s - now()))
+                is_done = read.done()
+            finally:
+                read.cancel()  # what nobody waits for any more is not read
+            if not is_done:
+                raise StoreError("timeout", f"no result in {timeout_s * 1000:.0f} ms", found=found)
+            try:
+                found |= read.result()
+            except StoreError as failure:
+                raise StoreError(failure.reason, str(failure), found=found) from failure
+        return found
 
     def _read(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         now_s = self._clock()

@@ -15,6 +15,7 @@ from proxy.cache.redis.node import Node
 from proxy.cache.redis.store import RedisStore
 from proxy.cache.redis.topology import TopologyRefresher
 from proxy.errors import StoreError
+from tests.support.dict_store import make_cache
 from tests.support.redis_cluster import RedisCluster, ask
 from tests.support.redis_server import RedisServer, free_port
 
@@ -67,11 +68,11 @@ async def test_each_node_has_the_keys_of_its_slots(cluster: RedisCluster, stores
         assert ask(node, "DBSIZE") > 50
 
 
-async def test_reads_of_one_turn_are_merged(
+async def test_reads_of_one_turn_are_one_exchange_with_each_node(
     cluster: RedisCluster, stores: list[RedisStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = open_store(stores, cluster.url)
-    await store.get_many(KEYS[:1], timeout_s=5.0)
+    cache = make_cache(open_store(stores, cluster.url), memory_bytes=10_000_000)
+    assert await cache.read(KEYS[:1], min_stored_at_s=0) == {}
     sent: list[int] = []
     run = Node.run
 
@@ -80,8 +81,21 @@ async def test_reads_of_one_turn_are_merged(
         return await run(node, commands)
 
     monkeypatch.setattr(Node, "run", counted)
-    await asyncio.gather(*(store.get_many([key], timeout_s=5.0) for key in KEYS[:100]))
+    await asyncio.gather(*(cache.read([key], min_stored_at_s=0) for key in KEYS[:100]))
     assert (len(sent), sum(sent)) == (3, 100)
+
+
+async def test_a_read_does_not_wait_for_a_node_that_has_none_of_its_keys(
+    cluster: RedisCluster, stores: list[RedisStore]
+) -> None:
+    store = open_store(stores, cluster.url)
+    assert list(store.parts(KEYS[:2])) == [None]  # which node has what is not known yet
+    await store.get_many(KEYS[:1], timeout_s=5.0)
+    parts = store.parts(KEYS)
+    assert {part for part in parts if part is not None} == {("127.0.0.1", node.port) for node in cluster.masters}
+    assert sorted(key for keys in parts.values() for key in keys) == sorted(KEYS)
+    for keys in parts.values():
+        assert len(store.parts(keys)) == 1
 
 
 async def test_a_slot_during_and_after_its_migration(cluster: RedisCluster, stores: list[RedisStore]) -> None:

@@ -29,12 +29,6 @@ async def calls(admin: Redis, command: str) -> int:
     return int(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"])
 
 
-async def test_reads_of_one_turn_are_merged(store: RedisStore, admin: Redis) -> None:
-    before = await calls(admin, "mget")
-    await asyncio.gather(*(store.get_many([key(n)], timeout_s=5.0) for n in range(100)))
-    assert await calls(admin, "mget") == before + 1
-
-
 async def test_a_long_read_is_sent_in_chunks_of_128(store: RedisStore, admin: Redis) -> None:
     before = await calls(admin, "mget")
     await store.get_many([key(n) for n in range(300)], timeout_s=5.0)

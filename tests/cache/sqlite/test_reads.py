@@ -1,4 +1,4 @@
-"""Reads that start together, or while another one runs, are one."""
+"""Long reads are taken in turns, and nothing is read that nobody waits for."""
 
 import asyncio
 import sqlite3
@@ -8,114 +8,89 @@ from threading import Event
 
 import pytest
 
-from proxy.cache.sqlite.file import DatabaseThread
-from proxy.cache.sqlite.reads import MergedReads
+from proxy.cache.sqlite import rows
+from proxy.cache.sqlite.store import SQLiteStore
 from proxy.errors import StoreError
+
+_KEYS_PER_READ = 256
 
 
 def keys(*numbers: int) -> list[bytes]:
     return [number.to_bytes(32, "big") for number in numbers]
 
 
-class Selecting:
-    """Has a value for each even key. Waits for ``go``, and raises ``failure`` if there is one."""
+class Reading:
+    """A store that has a value for each even key. Its thread waits for ``go``, and fails after ``max_successes``."""
 
-    def __init__(self, path: Path) -> None:
-        self.thread = DatabaseThread("test", path, on_set_aside=lambda _: None)
-        self.reads = MergedReads(self.thread, self.select, max_keys=10)
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.store = SQLiteStore(path, limit_bytes=64 * 1024**2)
         self.asked: list[list[bytes]] = []
         self.began = Event()
         self.go = Event()
         self.go.set()
-        self.failure: Exception | None = None
+        self.max_successes = 100
+        monkeypatch.setattr(rows, "read", self._read)
 
-    def select(self, _: sqlite3.Connection, its: Sequence[bytes]) -> dict[bytes, bytes]:
+    def _read(self, _: sqlite3.Connection, its: Sequence[bytes], __: float) -> tuple[dict[bytes, bytes], set[bytes]]:
         self.asked.append(list(its))
         self.began.set()
         self.go.wait()
-        if self.failure is not None:
-            raise self.failure
-        return {key: b"value of " + key for key in its if not key[-1] % 2}
+        if len(self.asked) > self.max_successes:
+            raise sqlite3.OperationalError("disk I/O error")
+        return {key: b"value" for key in its if not key[-1] % 2}, set()
 
-    async def get(self, *numbers: int, timeout_s: float = 60.0) -> list[int]:
-        found = await self.reads.get(keys(*numbers), timeout_s=timeout_s)
-        assert all(value == b"value of " + key for key, value in found.items())
-        return [key[-1] for key in found]
+    async def get(self, *numbers: int, timeout_s: float = 60.0) -> list[bytes]:
+        return list(await self.store.get_many(keys(*numbers), timeout_s=timeout_s))
+
+    async def begun(self, *numbers: int) -> "asyncio.Task[list[bytes]]":
+        """A read that the thread has begun and does not end."""
+        self.go.clear()
+        task = asyncio.create_task(self.get(*numbers))
+        await asyncio.to_thread(self.began.wait)
+        return task
 
 
 @pytest.fixture
-async def selecting(tmp_path: Path) -> AsyncIterator[Selecting]:
-    selecting = Selecting(tmp_path / "cache.db")
-    yield selecting
-    selecting.go.set()
-    await selecting.thread.aclose()
+async def reading(sqlite_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Reading]:
+    reading = Reading(sqlite_path, monkeypatch)
+    yield reading
+    reading.go.set()
+    await reading.store.aclose()
 
 
-async def test_reads_of_one_turn_are_merged_and_each_gets_its_own(selecting: Selecting) -> None:
-    found = await asyncio.gather(*(selecting.get(*its) for its in ((1, 2), (2, 4), (5,))))
-    assert found == [[2], [2, 4], []]
-    assert selecting.asked == [keys(1, 2, 4, 5)]
+async def test_a_long_read_is_taken_in_parts(reading: Reading) -> None:
+    assert await reading.get(*range(600)) == keys(*range(0, 600, 2))
+    assert [len(its) for its in reading.asked] == [_KEYS_PER_READ, _KEYS_PER_READ, 600 - 2 * _KEYS_PER_READ]
 
 
-async def test_what_is_asked_during_a_read_is_read_together_next(selecting: Selecting) -> None:
-    selecting.go.clear()
-    first = asyncio.create_task(selecting.get(2))
-    await asyncio.to_thread(selecting.began.wait)
-    others = [asyncio.create_task(selecting.get(number)) for number in (4, 6)]
+async def test_others_have_their_turn_between_the_parts_of_a_long_read(reading: Reading) -> None:
+    first = await reading.begun(2)
+    others = [asyncio.create_task(reading.get(*its)) for its in (range(1000, 1300), (4,))]
     await asyncio.sleep(0)
-    selecting.go.set()
-    assert await asyncio.gather(*[first, *others]) == [[2], [4], [6]]
-    assert selecting.asked == [keys(2), keys(4, 6)]
-
-
-async def test_a_long_read_is_taken_in_turns(selecting: Selecting) -> None:
-    assert await selecting.get(*range(25)) == list(range(0, 25, 2))
-    assert [len(its) for its in selecting.asked] == [10, 10, 5]
-
-
-async def test_others_have_their_turn_between_the_parts_of_a_long_read(selecting: Selecting) -> None:
-    selecting.go.clear()
-    first = asyncio.create_task(selecting.get(2))
-    await asyncio.to_thread(selecting.began.wait)
-    others = [asyncio.create_task(selecting.get(*its)) for its in (range(100, 130), (4,))]
-    await asyncio.sleep(0)
-    selecting.go.set()
+    reading.go.set()
     await asyncio.gather(first, *others)
-    assert [len(its) for its in selecting.asked] == [1, 10, 1, 10, 10]
+    assert [len(its) for its in reading.asked] == [1, _KEYS_PER_READ, 1, 300 - _KEYS_PER_READ]
 
 
-@pytest.mark.parametrize(("neighbor", "its"), [(5, 10), (9, 10), (2, 9), (9, 2), (8, 4)])
-async def test_a_request_gets_its_own_keys_whatever_it_shares_a_read_with(
-    selecting: Selecting, neighbor: int, its: int
-) -> None:
-    """Also where a read that it shares has as many keys as it has itself."""
-    selecting.go.clear()
-    first = asyncio.create_task(selecting.get(2))
-    await asyncio.to_thread(selecting.began.wait)
-    ranges = [range(100, 100 + neighbor), range(200, 200 + its)]
-    both = [asyncio.create_task(selecting.get(*numbers)) for numbers in ranges]
-    await asyncio.sleep(0)
-    selecting.go.set()
-    assert await asyncio.gather(*both) == [[number for number in numbers if not number % 2] for numbers in ranges]
-    await first
-
-
-async def test_what_nobody_waits_for_any_more_is_not_read(selecting: Selecting) -> None:
-    selecting.go.clear()
-    first = asyncio.create_task(selecting.get(2))
-    await asyncio.to_thread(selecting.began.wait)
+async def test_what_nobody_waits_for_any_more_is_not_read(reading: Reading) -> None:
+    first = await reading.begun(2)
     with pytest.raises(StoreError) as failure:
-        await selecting.get(4, timeout_s=0.0)
+        await reading.get(4, timeout_s=0.0)
     assert failure.value.reason == "timeout"
-    selecting.go.set()
-    assert await first == [2]
-    assert await selecting.get(6) == [6]
-    assert selecting.asked == [keys(2), keys(6)]
+    cancelled = asyncio.create_task(reading.get(8))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
+    reading.go.set()
+    assert await first == keys(2)
+    assert await reading.get(6) == keys(6)
+    assert reading.asked == [keys(2), keys(6)]
 
 
-async def test_a_failure_is_everybodys(selecting: Selecting) -> None:
-    selecting.failure = sqlite3.OperationalError("disk I/O error")
-    results = await asyncio.gather(selecting.get(2), selecting.get(4), return_exceptions=True)
-    assert [type(result) for result in results] == [StoreError, StoreError]
-    selecting.failure = None
-    assert await selecting.get(2) == [2]
+async def test_a_read_that_fails_late_has_what_was_read_before(reading: Reading) -> None:
+    reading.max_successes = 1
+    with pytest.raises(StoreError, match="disk I/O error") as failure:
+        await reading.get(*range(300))
+    assert list(failure.value.found) == keys(*range(0, _KEYS_PER_READ, 2))
+    reading.max_successes = 100
+    assert await reading.get(2) == keys(2)
