@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 import orjson
 from multidict import CIMultiDict
 
-from proxy.access.admission import Access
+from proxy.access.access import Access
 from proxy.access.validations import Validations
 from proxy.analysis.call import Call
 from proxy.config.settings import UpstreamSetting

@@ -13,7 +13,7 @@ from aiohttp.web import BaseRequest
 from msgspec.structs import replace
 
 from proxy import turns
-from proxy.access.admission import Access
+from proxy.access.access import Access
 from proxy.cache.cache import Cache
 from proxy.cache.entry import Entry, current
 from proxy.embeddings.header_watch import HeaderWatch

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from proxy import turns
-from proxy.access.admission import Access
+from proxy.access.access import Access
 from proxy.access.validations import CredentialId, CredentialScope, Validations
 from proxy.canary.epochs import EpochOf
 from proxy.fetch.request import ClientRequest

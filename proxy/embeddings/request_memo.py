@@ -43,7 +43,7 @@ class MemoEntry(Struct, frozen=True, gc=False):
     watched: tuple[Group, ...]  # its header fields that a hit clears (`proxy.embeddings.header_watch`)
     doubt: BypassReason | None  # why it is keyed by its whole body
     row: Row = UNCOUNTED  # of the client in the ledger
-    access_version: int = 0  # when it was admitted (`proxy.access.admission.Access.access_version`)
+    access_version: int = 0  # when it was admitted (`proxy.access.access.Access.access_version`)
 
     @classmethod
     def of(cls, client_request: ClientRequest, row: Row) -> "MemoEntry":

@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 from aiohttp.web import BaseRequest, StreamResponse
 
-from proxy.access.admission import Access
+from proxy.access.access import Access
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.canary.canary import Canary

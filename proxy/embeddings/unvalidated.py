@@ -2,7 +2,7 @@
 
 from msgspec.structs import replace
 
-from proxy.access.admission import Access
+from proxy.access.access import Access
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.embeddings.failures import FailureResponses, Resolved

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from multidict import CIMultiDict
 
-from proxy.access.admission import Access
+from proxy.access.access import Access
 from proxy.access.validations import CredentialScope, Validations
 from proxy.cache.cache import Cache
 from proxy.cache.memory import Memory
