@@ -13,10 +13,10 @@ from proxy.access.validations import CredentialId, CredentialScope, Validations
 from proxy.errors import Unauthorized
 from proxy.protocol import assertions, headers, identities, query
 from proxy.protocol.cors import origin_of
+from proxy.protocol.header_kinds import Fields
 from proxy.protocol.headers import Headers
 from proxy.protocol.hosts import LOOPBACK_HOSTS
 from proxy.protocol.identities import Identity
-from proxy.protocol.keys import Fields
 from proxy.tenant import Tenant
 from proxy.upstream.router import Origin
 

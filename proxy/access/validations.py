@@ -9,8 +9,9 @@ from sys import getsizeof
 from msgspec import Struct
 
 from proxy.access.tenant_map import TenantMap
+from proxy.protocol.header_kinds import Fields
 from proxy.protocol.identities import Identity
-from proxy.protocol.keys import Fields, pack
+from proxy.protocol.keys import pack
 from proxy.upstream.router import Origin
 
 # Statuses by which an upstream refuses an API key.

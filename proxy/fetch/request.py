@@ -15,6 +15,7 @@ from proxy.protocol import embedding_request, headers, keys
 from proxy.protocol.cors import origin_of
 from proxy.protocol.directives import Directives
 from proxy.protocol.embedding_request import EmbeddingRequest
+from proxy.protocol.header_kinds import Fields
 from proxy.protocol.headers import Headers
 from proxy.protocol.identities import Identity
 from proxy.protocol.provider import Limits
@@ -44,7 +45,7 @@ class ClientRequest(Struct, kw_only=True, eq=False):
     received: Headers  # the client's header fields
     directives: Directives
     identity: Identity  # as the upstream sees it
-    scope: keys.Fields  # the clients that share its entries, as in their keys
+    scope: Fields  # the clients that share its entries, as in their keys
     credential_id: CredentialId
     credential_scope: CredentialScope
     client: str | None  # for the ledger
