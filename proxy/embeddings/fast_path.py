@@ -80,7 +80,7 @@ class FastPath:
 
     def fetched(self, sighting: Sighting, client_request: ClientRequest) -> None:
         """Learn the head and body of a request whose items were missing: those of similar requests may be, too."""
-        if self._access.may_serve(client_request.credential_id, client_request.credential_scope):
+        if self._access.may_serve(client_request.credential):
             row = self._metrics.row(sighting.client, client_request.spec.model)
             self._heads.learn(sighting, client_request, row, is_hit=False)
 
@@ -237,7 +237,7 @@ class FastPath:
         return current(found)
 
     def _may_serve(self, known: MemoEntry) -> bool:
-        return self._access.may_serve(known.credential_id, known.credential_scope)
+        return self._access.may_serve(known.credential)
 
     def _is_large(self, known: MemoEntry, found: dict[bytes, Entry]) -> bool:
         return len(known.spec.keys) > 1 and self._responses.is_large(known.spec, found)

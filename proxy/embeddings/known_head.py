@@ -119,7 +119,7 @@ class KnownBody:
             return None
         text_keys = TextKeys(
             parsed,
-            url=client_request.credential_scope.url,
+            url=client_request.credential.scope.url,
             scope=scope,
             vector_headers=client_request.identity.vector_affecting,
             epoch=client_request.epoch,

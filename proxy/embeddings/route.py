@@ -247,4 +247,4 @@ class EmbeddingsRoute:
 
 def _subject(read: ClientRequest) -> Subject:
     """What the canary checks in place of a request."""
-    return Subject(read.origin.name, read.credential_scope.url, read.parsed.model, read.spec.model)
+    return Subject(read.origin.name, read.credential.scope.url, read.parsed.model, read.spec.model)

@@ -10,7 +10,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from proxy.access.access import EVERYBODY, OWN_KEY, Access, Admission
 from proxy.access.client_keys import ClientKeys
 from proxy.access.pseudonyms import Pseudonyms
-from proxy.access.validations import CredentialScope, Validations
+from proxy.access.validations import Credential, CredentialScope, Validations
 from proxy.errors import Unauthorized
 from proxy.protocol.cors import Cors
 from tests.support.fake_client import FakeClient, origin_of
@@ -159,15 +159,15 @@ def test_cached_entries_are_served_to_credentials_that_the_upstream_accepted(clo
     admitting, validations = access(clock)
     identity = admitting.identity(headers(Authorization="Bearer k"), "")
     tenant = admitting.tenant(identity, Admission())
-    credential_id = validations.credential_id(tenant.name, ORIGIN, identity)
+    credential = Credential(validations.credential_id(tenant.name, ORIGIN, identity), SCOPE)
     assert tenant.is_unverified
-    assert not admitting.may_serve(credential_id, SCOPE)
-    validations.confirm(credential_id, SCOPE, asked_at_s=clock.now)
+    assert not admitting.may_serve(credential)
+    validations.confirm(credential, asked_at_s=clock.now)
     validations.accept(tenant.name)
-    assert admitting.may_serve(credential_id, SCOPE)
+    assert admitting.may_serve(credential)
     assert not admitting.tenant(identity, Admission()).is_unverified
     owning, _ = access(clock, owns_key=True)
-    assert owning.may_serve(credential_id, SCOPE)
+    assert owning.may_serve(credential)
 
 
 def test_a_tenant_is_its_api_key_whatever_else_looks_like_a_credential(clock: Clock) -> None:
