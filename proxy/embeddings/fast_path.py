@@ -28,7 +28,7 @@ from proxy.fetch.request import ClientRequest
 from proxy.http.connection import Connection
 from proxy.http.head_template import Head
 from proxy.http.long_response import LongResponse, Response
-from proxy.http.pending_bytes import MAX_PENDING_BYTES
+from proxy.http.pending_request import MAX_PENDING_BYTES
 from proxy.http.recorder import HEAD_END, MAX_WHOLE_BYTES, head_of
 from proxy.ledger.hitless import Hitless
 from proxy.protocol.identities import Identity
