@@ -8,7 +8,7 @@ from functools import partial
 from aiohttp import HttpVersion10, HttpVersion11, web
 from multidict import CIMultiDict
 
-from proxy.access.admission import Access
+from proxy.access.access import Access
 from proxy.embeddings.exchange import BegunExchange
 from proxy.embeddings.progress import Progress
 from proxy.embeddings.request_log import RequestLog

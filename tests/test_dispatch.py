@@ -12,7 +12,7 @@ from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from proxy import dispatch
-from proxy.access.admission import Access
+from proxy.access.access import Access
 from proxy.access.validations import Validations
 from proxy.embeddings.request_log import RequestLog
 from proxy.errors import CLIENT_LEFT, NotCached, ProxyError

@@ -2,7 +2,8 @@
 
 from hashlib import blake2b
 
-from proxy.protocol.keys import Fields, pack
+from proxy.protocol.header_kinds import Fields
+from proxy.protocol.keys import pack
 
 _BYTES = 5  # the chance that one of 50 clients shares its name with one of 100,000 is below 1 in 10,000
 

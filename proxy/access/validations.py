@@ -9,8 +9,9 @@ from sys import getsizeof
 from msgspec import Struct
 
 from proxy.access.tenant_map import TenantMap
+from proxy.protocol.header_kinds import Fields
 from proxy.protocol.identities import Identity
-from proxy.protocol.keys import Fields, pack
+from proxy.protocol.keys import pack
 from proxy.upstream.router import Origin
 
 # Statuses by which an upstream refuses an API key.
@@ -37,6 +38,13 @@ class CredentialId(Struct, frozen=True, gc=False):
     def path(self) -> tuple[bytes, bytes]:
         """Where the scopes of this client are in a `TenantMap`."""
         return self.tenant, self.credentials_mac
+
+
+class Credential(Struct, frozen=True, gc=False):
+    """A client's credentials, and the scope that a request needs them accepted for."""
+
+    id: CredentialId
+    scope: CredentialScope
 
 
 class Validations:
@@ -68,61 +76,61 @@ class Validations:
         """Whether an upstream has accepted a credential of ``tenant`` in this process."""
         return tenant in self._accepted
 
-    def is_confirmed(self, credential_id: CredentialId, credential_scope: CredentialScope) -> bool:
+    def is_confirmed(self, credential: Credential) -> bool:
         """Whether the upstream accepted the credential for this scope within the TTL, and did not refuse it since."""
-        return (self._accepted.get(*credential_id.path, credential_scope) or 0.0) > self.now()
+        return (self._accepted.get(*credential.id.path, credential.scope) or 0.0) > self.now()
 
-    def is_refused(self, credential_id: CredentialId, credential_scope: CredentialScope) -> bool:
+    def is_refused(self, credential: Credential) -> bool:
         """Whether the upstream refused the credential, for this scope or at all, and has not accepted it since."""
-        return self._refused_at_s(credential_id, credential_scope) is not None
+        return self._refused_at_s(credential) is not None
 
-    def _refused_at_s(self, credential_id: CredentialId, credential_scope: CredentialScope) -> float | None:
+    def _refused_at_s(self, credential: Credential) -> float | None:
         """The time of the last refusal, unless the credential was accepted since."""
-        if credential_id.tenant not in self._refused:  # the usual case
+        if credential.id.tenant not in self._refused:  # the usual case
             return None
-        path = credential_id.path
-        times = (self._refused.get(*path, None), self._refused.get(*path, credential_scope))
+        path = credential.id.path
+        times = (self._refused.get(*path, None), self._refused.get(*path, credential.scope))
         return max((time for time in times if time is not None), default=None)
 
     def accept(self, tenant: bytes) -> None:
         """An upstream responded 2xx to a credential of ``tenant``, for any scope."""
         self._accepted.add(tenant)
 
-    def confirm(self, credential_id: CredentialId, credential_scope: CredentialScope, *, asked_at_s: float) -> None:
+    def confirm(self, credential: Credential, *, asked_at_s: float) -> None:
         """The upstream itself, not a fallback, responded 2xx to a call that was sent at ``asked_at_s``, by `now`.
 
         This response may arrive after the refusal of a call that was sent later. Then the refusal counts.
         """
-        refused_at_s = self._refused_at_s(credential_id, credential_scope)
-        if _is_too_long(credential_scope) or (refused_at_s is not None and asked_at_s < refused_at_s):
+        refused_at_s = self._refused_at_s(credential)
+        if _is_too_long(credential.scope) or (refused_at_s is not None and asked_at_s < refused_at_s):
             return
         if refused_at_s is not None:
-            self._refused.remove(*credential_id.path, None)
-            self._refused.remove(*credential_id.path, credential_scope)
-        self._accepted.put(*credential_id.path, credential_scope, asked_at_s + self._ttl_s)
+            self._refused.remove(*credential.id.path, None)
+            self._refused.remove(*credential.id.path, credential.scope)
+        self._accepted.put(*credential.id.path, credential.scope, asked_at_s + self._ttl_s)
 
-    def note(self, credential_id: CredentialId, credential_scope: CredentialScope, status: int) -> None:
+    def note(self, credential: Credential, status: int) -> None:
         """The upstream responded with an error status. A refusal ends a confirmation immediately."""
         if status in CREDENTIAL_REFUSALS:
-            self._accepted.clear(*credential_id.path)
-            self._refuse(credential_id, None, credential_scope)
+            self._accepted.clear(*credential.id.path)
+            self._refuse(credential.id, None, credential.scope)
         elif status == HTTPStatus.NOT_FOUND:
-            self.refuse(credential_id, credential_scope)
+            self.refuse(credential)
 
-    def refuse(self, credential_id: CredentialId, credential_scope: CredentialScope) -> None:
+    def refuse(self, credential: Credential) -> None:
         """The upstream refused this scope to a credential, which may still be valid for others."""
-        self._accepted.remove(*credential_id.path, credential_scope)
-        self._refuse(credential_id, credential_scope)
+        self._accepted.remove(*credential.id.path, credential.scope)
+        self._refuse(credential.id, credential.scope)
 
     def _refuse(self, credential_id: CredentialId, *scopes: CredentialScope | None) -> None:
-        for credential_scope in scopes:
-            if credential_scope is None or not _is_too_long(credential_scope):
-                self._refused.put(*credential_id.path, credential_scope, self.now())
+        for scope in scopes:
+            if scope is None or not _is_too_long(scope):
+                self._refused.put(*credential_id.path, scope, self.now())
 
 
-def _is_too_long(credential_scope: CredentialScope) -> bool:
-    return len(credential_scope.url) + len(credential_scope.model or "") > _MAX_SCOPE_CHARS
+def _is_too_long(scope: CredentialScope) -> bool:
+    return len(scope.url) + len(scope.model or "") > _MAX_SCOPE_CHARS
 
 
-def _weight_bytes(credential_scope: CredentialScope | None) -> int:
-    return 0 if credential_scope is None else getsizeof(credential_scope.url) + getsizeof(credential_scope.model)
+def _weight_bytes(scope: CredentialScope | None) -> int:
+    return 0 if scope is None else getsizeof(scope.url) + getsizeof(scope.model)

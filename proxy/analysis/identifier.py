@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 import orjson
 from multidict import CIMultiDict
 
-from proxy.access.admission import Access
+from proxy.access.access import Access
 from proxy.access.validations import Validations
 from proxy.analysis.call import Call
 from proxy.config.settings import UpstreamSetting
@@ -15,6 +15,7 @@ from proxy.labels import BypassReason
 from proxy.protocol import content_coding, embedding_request, json_structure, keys, query, request_body
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.embedding_request import EmbeddingRequest
+from proxy.protocol.header_kinds import Fields
 from proxy.protocol.identities import Identity
 from proxy.protocol.items import ItemKind
 from proxy.protocol.provider import InputFormat, Provider
@@ -95,7 +96,7 @@ class Identifier:
             neutral_headers=neutral_headers,
         )
         self._alike: dict[_Signature, _Alike] = {}
-        self._identities: dict[tuple[_HeaderFields, str, str], tuple[Identity, keys.Fields]] = {}
+        self._identities: dict[tuple[_HeaderFields, str, str], tuple[Identity, Fields]] = {}
 
     def identify(self, call: Call) -> Identified:
         """Raises `Bypass` for a request that would be relayed and not cached, `ProxyError` for one that the proxy
@@ -131,7 +132,7 @@ class Identifier:
         text_keys = keys.TextKeys(request, url=url, scope=scope, vector_headers=vector_headers, epoch=0)
         return Identified(request, derived, origin.provider), text_keys
 
-    def _identity(self, origin: Origin, call: Call) -> tuple[Identity, keys.Fields]:
+    def _identity(self, origin: Origin, call: Call) -> tuple[Identity, Fields]:
         """The identity that a request has upstream, and the scope of its entries. Raises `Bypass`."""
         of = call.headers, call.target, origin.name
         found = self._identities.get(of)

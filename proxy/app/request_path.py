@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from proxy.access.admission import Access
+from proxy.access.access import Access
 from proxy.access.client_keys import ClientKeys
 from proxy.access.pseudonyms import Pseudonyms
 from proxy.access.validations import Validations

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from msgspec import Struct
+
 from proxy.cache.change_feed import AGAIN_AFTER_S, ChangeFeed
 from proxy.cache.codec import RecordCodec
 from proxy.cache.discards import Discards, Mark
@@ -21,6 +23,14 @@ from proxy.telemetry.metrics import Metrics
 from proxy.turns import in_turns
 
 _READ_A_TURN = 64  # records that are unpacked and put into memory in less than half a millisecond
+
+
+class Peeked(Struct, frozen=True):
+    """Entries in memory: those to serve; and those that the store has to be read for, since they are too old or may not
+    be the first of their keys."""
+
+    found: dict[bytes, Entry]
+    left_out: dict[bytes, Entry]
 
 
 class Cache:
@@ -107,39 +117,38 @@ class Cache:
         """`Writer.get`, or a faster function that does the same until the next await."""
         return self._writer.get if self._writer.pending else self.memory.get
 
-    def peek(
-        self,
-        keys: Sequence[bytes],
-        *,
-        min_stored_at_s: float,
-        confirmed: bool = False,
-        left_out: dict[bytes, Entry] | None = None,
-    ) -> dict[bytes, Entry]:
-        """The entries of ``keys`` in memory, without waiting.
-
-        With ``confirmed``, entries that may not be the first of their keys are left out while the store can be read,
-        so that the caller reads them from the store. They and those that are too old are put into ``left_out``.
-        """
-        get, is_confirmed = self._getter(), Certainty.CONFIRMED
+    def peek(self, keys: Sequence[bytes], *, min_stored_at_s: float) -> dict[bytes, Entry]:
+        """The entries of ``keys`` in memory, without waiting, but for those that are too old."""
+        get = self._getter()
         found = {}
+        for key in keys:
+            entry = get(key)
+            if entry is not None and not (min_stored_at_s and entry.source.stored_at_s < min_stored_at_s):
+                found[key] = entry
+        return found
+
+    def peek_confirmed(self, keys: Sequence[bytes], *, min_stored_at_s: float) -> Peeked:
+        """`peek`, but while the store can be read, without entries that may not be the first of their keys."""
+        get, is_confirmed = self._getter(), Certainty.CONFIRMED
+        found: dict[bytes, Entry] = {}
+        left_out: dict[bytes, Entry] = {}
         for key in keys:
             entry = get(key)
             if entry is None:
                 continue
             is_old = min_stored_at_s and entry.source.stored_at_s < min_stored_at_s
-            if is_old or (confirmed and entry.source.certainty is not is_confirmed and not self._store.is_down):
-                if left_out is not None:
-                    left_out[key] = entry
-                continue
-            found[key] = entry
-        return found
+            if is_old or (entry.source.certainty is not is_confirmed and not self._store.is_down):
+                left_out[key] = entry
+            else:
+                found[key] = entry
+        return Peeked(found, left_out)
 
     async def read(
         self, keys: Sequence[bytes], *, min_stored_at_s: float, left_out: Mapping[bytes, Entry] | None = None
     ) -> dict[bytes, Entry]:
         """The entries of ``keys``, which are distinct, in the store. They are put into memory too.
 
-        ``left_out`` are all entries of ``keys`` that `peek` has just found in memory. None: they are looked up.
+        ``left_out`` are all entries of ``keys`` in memory, from a `peek_confirmed` just now. None: they are looked up.
         """
         if not keys or self._store.is_absent:
             return {}

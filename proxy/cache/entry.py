@@ -9,7 +9,7 @@ from msgspec import Struct
 from pybase64 import b64encode
 
 from proxy.protocol import vectors
-from proxy.protocol.records import Fields, Record
+from proxy.protocol.records import Record, RecordFields
 from proxy.protocol.vectors import DType, Vector
 
 # An entry's Python objects, its key and its slot in the cache: measured by RSS, rounded up.
@@ -108,7 +108,7 @@ class Entry(Struct, eq=False, gc=False):
         return cls(vector.payload, source, record.tokens, record.numbers)
 
     @classmethod
-    def of_fields(cls, its: Fields) -> Self:
+    def of_fields(cls, its: RecordFields) -> Self:
         """The entry of a record that is in the store."""
         source = _source(its.model)(
             its.model, its.dtype, its.dimensions, its.tokens_exact, its.stored_at_s, its.scope, Certainty.CONFIRMED

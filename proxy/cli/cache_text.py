@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from proxy.access.admission import EVERYBODY, OWN_KEY
+from proxy.access.access import EVERYBODY, OWN_KEY
 from proxy.amounts import byte_size, counted, entries
 from proxy.maintenance.entry_writer import WrittenEntries
 from proxy.maintenance.purge import Purged

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from aiohttp.web import BaseRequest, StreamResponse
 from multidict import CIMultiDict
 
-from proxy.access.validations import CREDENTIAL_REFUSALS, CredentialScope, Validations
+from proxy.access.validations import CREDENTIAL_REFUSALS, Credential, CredentialScope, Validations
 from proxy.embeddings.cache_headers import add_cache_headers
 from proxy.embeddings.log_once import LogOnce, reason_of
 from proxy.embeddings.progress import Progress
@@ -83,7 +83,7 @@ class BypassRelay:
         row.count_bypass(reason)
         row.count_items(ItemResult.BYPASS, progress.items)
         if response.status in CREDENTIAL_REFUSALS:
-            self._validations.note(bypassed.credential_id, CredentialScope(url, None), response.status)
+            self._validations.note(Credential(bypassed.credential_id, CredentialScope(url, None)), response.status)
         elif is_success(response.status):
             self._validations.accept(bypassed.credential_id.tenant)
         return response

@@ -13,8 +13,8 @@ from aiohttp.web import BaseRequest
 from msgspec.structs import replace
 
 from proxy import turns
-from proxy.access.admission import Access
-from proxy.cache.cache import Cache
+from proxy.access.access import Access
+from proxy.cache.cache import Cache, Peeked
 from proxy.cache.entry import Entry, current
 from proxy.embeddings.header_watch import HeaderWatch
 from proxy.embeddings.known_head import GivenTexts, KnownBody, KnownHead
@@ -28,7 +28,7 @@ from proxy.fetch.request import ClientRequest
 from proxy.http.connection import Connection
 from proxy.http.head_template import Head
 from proxy.http.long_response import LongResponse, Response
-from proxy.http.pending_bytes import MAX_PENDING_BYTES
+from proxy.http.pending_request import MAX_PENDING_BYTES
 from proxy.http.recorder import HEAD_END, MAX_WHOLE_BYTES, head_of
 from proxy.ledger.hitless import Hitless
 from proxy.protocol.identities import Identity
@@ -80,7 +80,7 @@ class FastPath:
 
     def fetched(self, sighting: Sighting, client_request: ClientRequest) -> None:
         """Learn the head and body of a request whose items were missing: those of similar requests may be, too."""
-        if self._access.may_serve(client_request.credential_id, client_request.credential_scope):
+        if self._access.may_serve(client_request.credential):
             row = self._metrics.row(sighting.client, client_request.spec.model)
             self._heads.learn(sighting, client_request, row, is_hit=False)
 
@@ -133,15 +133,17 @@ class FastPath:
         async for texts in turns.in_turns([given] if isinstance(given, str) else given, size=_ITEMS_A_TURN):
             keys += known_body.keys(list(texts))
         known, looked_up_s = known_body.entry_of_keys(keys), time.perf_counter()
-        return RecognizedRequest(known, known_body, given, body, began_s, looked_up_s, fields, None, None)
+        return RecognizedRequest(known, known_body, given, body, began_s, looked_up_s, fields, None)
 
     async def look_up(self, recognized: RecognizedRequest, connection: Connection) -> FastPathHit | FastPathMiss | None:
         """Look up items that are many, or not all in memory. None: the request must be parsed. Raises `Overloaded`."""
-        known, in_memory, left_out = recognized.known, recognized.in_memory, recognized.left_out
-        if in_memory is None:
-            in_memory = await self._peek_in_turns(known)
-        elif len(known.spec.keys) > _MANY_ITEMS:
-            await turns.turn()
+        known, peeked = recognized.known, recognized.peeked
+        if peeked is None:
+            in_memory, left_out = await self._peek_in_turns(known), None
+        else:
+            in_memory, left_out = peeked.found, peeked.left_out
+            if len(known.spec.keys) > _MANY_ITEMS:
+                await turns.turn()
         cutoff_s = self._cache.freshness_cutoff_s(None)
         found = await look_up_in_store(self._cache, known.spec.keys, in_memory, left_out, min_stored_at_s=cutoff_s)
         if not self._may_serve(known):
@@ -170,13 +172,14 @@ class FastPath:
             return None
         known_body, given, body, fields = matched
         known = known_body.entry(given)
-        looked_up_s, left_out = time.perf_counter(), dict[bytes, Entry]()
-        found = self._peek(known, left_out)
+        looked_up_s = time.perf_counter()
+        peeked = self._peek(known)
+        found = peeked.found
         if not self._may_serve(known):
             connection.known_head = None  # it has to be parsed, and perhaps others like it
             return None
         if len(known.spec.keys) > _MANY_ITEMS or not _is_hit(known, found) or self._is_large(known, found):
-            return RecognizedRequest(known, known_body, given, body, began_s, looked_up_s, fields, found, left_out)
+            return RecognizedRequest(known, known_body, given, body, began_s, looked_up_s, fields, peeked)
         return self._observed(FastPathHit(known, found, looked_up_s, len(found), fields), began_s)
 
     def _matched(self, sent: bytes, connection: Connection) -> tuple[KnownHead, Head] | None:
@@ -220,24 +223,23 @@ class FastPath:
 
     def _look_up(self, known: MemoEntry) -> dict[bytes, Entry] | None:
         """The entries of a known request, if memory has them all."""
-        found = self._peek(known)
+        found = self._peek(known).found
         return found if _is_hit(known, found) else None
 
-    def _peek(self, known: MemoEntry, left_out: dict[bytes, Entry] | None = None) -> dict[bytes, Entry]:
-        cutoff_s = self._cache.freshness_cutoff_s(None)
-        return self._cache.peek(known.spec.keys, min_stored_at_s=cutoff_s, confirmed=True, left_out=left_out)
+    def _peek(self, known: MemoEntry) -> Peeked:
+        return self._cache.peek_confirmed(known.spec.keys, min_stored_at_s=self._cache.freshness_cutoff_s(None))
 
     async def _peek_in_turns(self, known: MemoEntry) -> dict[bytes, Entry]:
         await turns.turn()
         found: dict[bytes, Entry] = {}
         cutoff_s = self._cache.freshness_cutoff_s(None)
         async for keys in turns.in_turns(known.spec.keys, size=_ITEMS_A_TURN):
-            found |= self._cache.peek(keys, min_stored_at_s=cutoff_s, confirmed=True)
+            found |= self._cache.peek_confirmed(keys, min_stored_at_s=cutoff_s).found
         await turns.turn()  # the response, too, has a turn of its own
         return current(found)
 
     def _may_serve(self, known: MemoEntry) -> bool:
-        return self._access.may_serve(known.credential_id, known.credential_scope)
+        return self._access.may_serve(known.credential)
 
     def _is_large(self, known: MemoEntry, found: dict[bytes, Entry]) -> bool:
         return len(known.spec.keys) > 1 and self._responses.is_large(known.spec, found)

@@ -14,10 +14,11 @@ from proxy.fetch.limit_wait import LimitWait
 from proxy.fetch.request import ClientRequest
 from proxy.http.head_template import HeadTemplate
 from proxy.ledger.row import Row
+from proxy.protocol.header_kinds import Fields
 from proxy.protocol.identities import Identity
 from proxy.protocol.input_template import InputTemplate
 from proxy.protocol.items import ItemKind
-from proxy.protocol.keys import Fields, TextKeys
+from proxy.protocol.keys import TextKeys
 from proxy.protocol.provider import InputFormat
 from proxy.protocol.response_spec import ResponseSpec
 from proxy.reservation import MemoryReservation
@@ -118,7 +119,7 @@ class KnownBody:
             return None
         text_keys = TextKeys(
             parsed,
-            url=client_request.credential_scope.url,
+            url=client_request.credential.scope.url,
             scope=scope,
             vector_headers=client_request.identity.vector_affecting,
             epoch=client_request.epoch,

@@ -3,12 +3,12 @@
 Most clients repeat their heads. A head is known once it came, and its bodies are learned from when it comes again.
 """
 
-from proxy.access.admission import Access
+from proxy.access.access import Access
 from proxy.embeddings.known_head import KnownBody, KnownHead
 from proxy.embeddings.sighting import ID_NAMES, IDS, PERSONAL, Sighting, is_repeatable
 from proxy.fetch.request import ClientRequest
 from proxy.http.connection import Connection
-from proxy.http.pending_bytes import MAX_PENDING_BYTES
+from proxy.http.pending_request import MAX_PENDING_BYTES
 from proxy.http.recorder import MAX_WHOLE_BYTES
 from proxy.ledger.row import Row
 

@@ -37,9 +37,8 @@ async def look_up(cache: Cache, keys: Sequence[bytes], *, min_stored_at_s: float
 
     If everything is in memory, or there is no store, there is no await in here.
     """
-    left_out: dict[bytes, Entry] = {}
-    found = cache.peek(keys, min_stored_at_s=min_stored_at_s, confirmed=True, left_out=left_out)
-    return await look_up_in_store(cache, keys, found, left_out, min_stored_at_s=min_stored_at_s)
+    peeked = cache.peek_confirmed(keys, min_stored_at_s=min_stored_at_s)
+    return await look_up_in_store(cache, keys, peeked.found, peeked.left_out, min_stored_at_s=min_stored_at_s)
 
 
 async def look_up_in_store(
@@ -50,7 +49,7 @@ async def look_up_in_store(
     *,
     min_stored_at_s: float,
 ) -> Lookup:
-    """`look_up` for a caller that has already ``found`` these entries in memory, and ``left_out`` those."""
+    """`look_up` for a caller that has ``found`` these entries in memory. ``left_out`` are those of `Cache.read`."""
     in_memory = Lookup.of(keys, found, from_memory=len(found))
     if not in_memory.missing or not cache.has_store:
         return in_memory

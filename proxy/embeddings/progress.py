@@ -1,6 +1,6 @@
 """What is known of one request under way, for its metrics, its line of log and its span."""
 
-from proxy.access.admission import Admission
+from proxy.access.access import Admission
 from proxy.embeddings.recognized import FastPathHit
 from proxy.labels import RequestOutcome
 from proxy.ledger.cause import Why

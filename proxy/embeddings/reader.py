@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from proxy import turns
-from proxy.access.admission import Access
-from proxy.access.validations import CredentialId, CredentialScope, Validations
+from proxy.access.access import Access
+from proxy.access.validations import Credential, CredentialId, CredentialScope, Validations
 from proxy.canary.epochs import EpochOf
 from proxy.fetch.request import ClientRequest
 from proxy.http.bodies import Body, BodyReader
@@ -158,8 +158,9 @@ class Reader:
             directives=cache_control(request.headers),
             identity=identity,
             scope=scope,
-            credential_id=self._credential_id(reservation, origin, own),
-            credential_scope=CredentialScope(keyed_url, parsed.model),
+            credential=Credential(
+                self._credential_id(reservation, origin, own), CredentialScope(keyed_url, parsed.model)
+            ),
             client=client,
             reservation=reservation,
             epoch=epoch,

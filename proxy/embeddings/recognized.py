@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from proxy.cache.cache import Peeked
 from proxy.cache.entry import Entry
 from proxy.embeddings.known_head import GivenTexts, KnownBody
 from proxy.embeddings.lookup import Lookup
@@ -29,8 +30,7 @@ class FastPathHit(NamedTuple):
 
 
 class RecognizedRequest(NamedTuple):
-    """A request that was not parsed, and its items that were ``in_memory``. It began at ``began_s``. Entries that were
-    in memory, too, but may not be served, are ``left_out``. Both are None if they are not looked up yet."""
+    """A request that was not parsed, and what memory has of it; None: not looked up. It began at ``began_s``."""
 
     known: MemoEntry
     known_body: KnownBody
@@ -39,8 +39,7 @@ class RecognizedRequest(NamedTuple):
     began_s: float
     looked_up_s: float
     fields: Mapping[str, str]
-    in_memory: dict[bytes, Entry] | None
-    left_out: dict[bytes, Entry] | None
+    peeked: Peeked | None
 
     @property
     def texts_bytes(self) -> int:

@@ -5,7 +5,7 @@ from proxy.fetch.request import ClientRequest
 from proxy.ledger.cause import Cause
 from proxy.protocol.bypass import Bypass
 from proxy.protocol.directives import NO_DIRECTIVES, Directives
-from proxy.protocol.keys import Fields
+from proxy.protocol.header_kinds import Fields
 from proxy.telemetry.recent_request import RequestDetail
 from proxy.upstream.router import Origin
 

@@ -8,7 +8,7 @@ import xxhash
 from moka_py import Moka
 from msgspec import Struct
 
-from proxy.access.validations import CredentialId, CredentialScope
+from proxy.access.validations import Credential
 from proxy.embeddings.header_watch import Group, watched_groups
 from proxy.fetch.request import ClientRequest
 from proxy.http.recorder import head_of
@@ -36,22 +36,20 @@ class MemoEntry(Struct, frozen=True, gc=False):
     """
 
     spec: ResponseSpec
-    credential_id: CredentialId
-    credential_scope: CredentialScope
+    credential: Credential
     origin: Origin  # whose CORS fields the response has
     tenant: Tenant
     watched: tuple[Group, ...]  # its header fields that a hit clears (`proxy.embeddings.header_watch`)
     doubt: BypassReason | None  # why it is keyed by its whole body
     row: Row = UNCOUNTED  # of the client in the ledger
-    access_version: int = 0  # when it was admitted (`proxy.access.admission.Access.access_version`)
+    access_version: int = 0  # when it was admitted (`proxy.access.access.Access.access_version`)
 
     @classmethod
     def of(cls, client_request: ClientRequest, row: Row) -> "MemoEntry":
-        tenant = Tenant(client_request.credential_id.tenant)
+        tenant = Tenant(client_request.credential.id.tenant)
         return cls(
             client_request.spec,
-            client_request.credential_id,
-            client_request.credential_scope,
+            client_request.credential,
             client_request.origin,
             tenant,
             watched_groups(client_request.identity, client_request.parsed.model),
@@ -61,7 +59,7 @@ class MemoEntry(Struct, frozen=True, gc=False):
 
     @property
     def weight_bytes(self) -> int:
-        texts = len(self.credential_scope.url) + 2 * len(self.spec.model or "")
+        texts = len(self.credential.scope.url) + 2 * len(self.spec.model or "")
         return _OVERHEAD_BYTES + _KEY_BYTES * len(self.spec.keys) + 4 * texts  # up to four bytes a character
 
 

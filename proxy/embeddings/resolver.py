@@ -4,7 +4,7 @@ import time
 
 from msgspec.structs import replace
 
-from proxy.access.admission import Access
+from proxy.access.access import Access
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.cache.entry import current

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from proxy.access.validations import CredentialId, CredentialScope
+from proxy.access.validations import Credential
 from proxy.errors import BudgetSpent, BudgetUnknown, Overloaded, ProxyError, RateLimited, UpstreamDown
 from proxy.fetch.fetcher import Fetcher
 from proxy.fetch.outcomes import Blame, blame, rate_limit_refusal
@@ -20,8 +20,6 @@ _log = logging.getLogger(__name__)
 
 # How often a request whose own wait is over checks whether the probe in flight was refused and is held.
 _LOOK_AGAIN_S = 0.1
-
-_Name = tuple[CredentialId, CredentialScope]  # a credential, and what it is to be accepted for
 
 
 class ProbeResult(NamedTuple):
@@ -39,17 +37,17 @@ class Revalidator:
     def __init__(self, fetcher: Fetcher, metrics: Metrics) -> None:
         self._fetcher = fetcher
         self._validations = metrics.validations
-        self._shared: dict[_Name, _Probe] = {}  # that other requests may wait for
+        self._shared: dict[Credential, _Probe] = {}  # that other requests may wait for
         self._probes = TaskSet(log_to(_log, "a validation"))
 
-    async def ask(self, name: _Name, request: FetchRequest, *, timeout_s: float | None) -> ProbeResult | None:
+    async def ask(self, request: FetchRequest, *, timeout_s: float | None) -> ProbeResult | None:
         """Fetch ``request``, or wait for the same probe of another request; None if that takes too long.
 
         The timeout counts from when the probe was sent: an upstream that hangs delays the first few requests, and not
         each of them.
         """
         client_request = request.client_request
-        probe = self._shared.get(name)
+        probe = self._shared.get(client_request.credential)
         while probe is not None:
             fetched = await self._wait(probe, request, client_request.span, timeout_s=timeout_s)
             if fetched is None:
@@ -59,12 +57,13 @@ class Revalidator:
                 if failure is None or not _is_impatient(failure, probe.client_request, client_request):
                     seen = failure and failure.seen_by(request)
                     return ProbeResult(replace(fetched, failure=seen), is_own=False)
-                probe = self._shared.get(name)  # perhaps there is one of a client that waits longer
+                # Perhaps there is now one of a client that waits longer.
+                probe = self._shared.get(client_request.credential)
             else:
                 # It failed because of the other request's item. No other request waits for this one's own probe:
                 # otherwise requests with items that the upstream rejects would queue behind each other.
                 return await self._own_result(self._start(request), request, timeout_s=timeout_s)
-        return await self._own_result(self._begin(name, request), request, timeout_s=timeout_s)
+        return await self._own_result(self._begin(request), request, timeout_s=timeout_s)
 
     async def _own_result(self, own: _Probe, request: FetchRequest, *, timeout_s: float | None) -> ProbeResult | None:
         fetched = await self._wait(own, request, NO_SPAN, timeout_s=timeout_s)  # the fetch has a span of its own
@@ -97,9 +96,9 @@ class Revalidator:
         probe.result.add_done_callback(self._count)
         return probe
 
-    def _begin(self, name: _Name, request: FetchRequest) -> _Probe:
-        probe = self._shared[name] = self._start(request)
-        probe.result.add_done_callback(lambda _: self._forget(name, probe))
+    def _begin(self, request: FetchRequest) -> _Probe:
+        probe = self._shared[request.client_request.credential] = self._start(request)
+        probe.result.add_done_callback(lambda _: self._forget(probe))
         return probe
 
     def _count(self, result: "asyncio.Task[FetchResult]") -> None:
@@ -108,9 +107,10 @@ class Revalidator:
         if label is not None:
             self._validations.labels(label).inc()
 
-    def _forget(self, name: _Name, probe: _Probe) -> None:
-        if self._shared.get(name) is probe:
-            del self._shared[name]
+    def _forget(self, probe: _Probe) -> None:
+        credential = probe.client_request.credential
+        if self._shared.get(credential) is probe:
+            del self._shared[credential]
 
 
 def _result_of(done: "asyncio.Task[FetchResult]") -> FetchResult:

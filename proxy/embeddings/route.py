@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 from aiohttp.web import BaseRequest, StreamResponse
 
-from proxy.access.admission import Access
+from proxy.access.access import Access
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.canary.canary import Canary
@@ -247,4 +247,4 @@ class EmbeddingsRoute:
 
 def _subject(read: ClientRequest) -> Subject:
     """What the canary checks in place of a request."""
-    return Subject(read.origin.name, read.credential_scope.url, read.parsed.model, read.spec.model)
+    return Subject(read.origin.name, read.credential.scope.url, read.parsed.model, read.spec.model)

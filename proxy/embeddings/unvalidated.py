@@ -2,7 +2,7 @@
 
 from msgspec.structs import replace
 
-from proxy.access.admission import Access
+from proxy.access.access import Access
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.embeddings.failures import FailureResponses, Resolved
@@ -41,7 +41,7 @@ class UnvalidatedRequests:
 
     def is_valid(self, client_request: ClientRequest) -> bool:
         """Whether stored items may be served without asking the upstream."""
-        may_serve = self._access.may_serve(client_request.credential_id, client_request.credential_scope)
+        may_serve = self._access.may_serve(client_request.credential)
         return may_serve and self._access.may_read(client_request.origin, client_request.received)
 
     def must_validate(self, client_request: ClientRequest, found: Lookup) -> bool:
@@ -58,8 +58,7 @@ class UnvalidatedRequests:
         is_shared = self._access.is_shared_scope(client_request.identity)
         timeout_s = None if is_shared or found.missing else _PROBE_TIMEOUT_S
         probe = self._probe(client_request, found, may_be_held=timeout_s is None)
-        name = client_request.credential_id, client_request.credential_scope
-        result = await self._revalidator.ask(name, probe, timeout_s=timeout_s)
+        result = await self._revalidator.ask(probe, timeout_s=timeout_s)
         found = found.current()
         failure = None if result is None else result.fetched.failure
         if result is None or (failure is not None and not failure.confirms):
@@ -108,7 +107,7 @@ class UnvalidatedRequests:
         """The response if the upstream failed, or did not respond in time."""
         if failure is not None and failure.is_rejection and found.entries.keys() >= set(probe.keys):
             # The upstream accepted the credential for the same item before.
-            self._validations.refuse(client_request.credential_id, client_request.credential_scope)
+            self._validations.refuse(client_request.credential)
         if failure is not None and (
             self._access.is_shared_scope(client_request.identity)
             or failure.is_verdict
@@ -122,4 +121,4 @@ class UnvalidatedRequests:
         return RequestOutcome.HIT, self._responses.hit_of(client_request, found, detail="unvalidated")
 
     def _is_refused(self, client_request: ClientRequest) -> bool:
-        return self._validations.is_refused(client_request.credential_id, client_request.credential_scope)
+        return self._validations.is_refused(client_request.credential)

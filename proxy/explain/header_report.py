@@ -5,7 +5,7 @@ from proxy.explain.report import FieldReport
 from proxy.printable import printable
 from proxy.protocol import query
 from proxy.protocol.header_fields import document_of
-from proxy.protocol.header_kinds import KINDS, FieldKind, Rule, is_proof, rule_of, why_not_neutral
+from proxy.protocol.header_kinds import KINDS, FieldKind, Fields, Rule, is_proof, rule_of, why_not_neutral
 from proxy.protocol.headers import AWS_SIGNATURE, is_for_key_holder, is_forwarded
 from proxy.protocol.identities import Identity
 
@@ -80,7 +80,7 @@ def _report(name: str, value: str, rule: Rule, identity: Identity | None, *, is_
     )
 
 
-def _scope(identity: Identity, is_scope_shared: bool) -> list[tuple[str, str]]:
+def _scope(identity: Identity, is_scope_shared: bool) -> Fields:
     return [] if is_scope_shared else identity.credentials
 
 

@@ -146,11 +146,9 @@ class Fetcher:
         if by_origin:
             status = status_of(response)
             if is_success(status):
-                self._validations.confirm(
-                    client_request.credential_id, client_request.credential_scope, asked_at_s=asked_at_s
-                )
+                self._validations.confirm(client_request.credential, asked_at_s=asked_at_s)
             else:
-                self._validations.note(client_request.credential_id, client_request.credential_scope, status)
+                self._validations.note(client_request.credential, status)
         return response
 
     def stop_holding(self, timeout_s: float) -> None:

@@ -9,12 +9,13 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 from multidict import CIMultiDict
 
-from proxy.access.validations import CredentialId, CredentialScope
+from proxy.access.validations import Credential
 from proxy.fetch.limit_wait import LimitWait
 from proxy.protocol import embedding_request, headers, keys
 from proxy.protocol.cors import origin_of
 from proxy.protocol.directives import Directives
 from proxy.protocol.embedding_request import EmbeddingRequest
+from proxy.protocol.header_kinds import Fields
 from proxy.protocol.headers import Headers
 from proxy.protocol.identities import Identity
 from proxy.protocol.provider import Limits
@@ -44,9 +45,8 @@ class ClientRequest(Struct, kw_only=True, eq=False):
     received: Headers  # the client's header fields
     directives: Directives
     identity: Identity  # as the upstream sees it
-    scope: keys.Fields  # the clients that share its entries, as in their keys
-    credential_id: CredentialId
-    credential_scope: CredentialScope
+    scope: Fields  # the clients that share its entries, as in their keys
+    credential: Credential
     client: str | None  # for the ledger
     reservation: MemoryReservation  # the memory that the request uses
     epoch: int  # of the model's weights, by which its keys were derived
@@ -77,7 +77,7 @@ class ClientRequest(Struct, kw_only=True, eq=False):
         """Equal for requests that have an upstream's rate limits in common."""
         if self._lane_name is not None:
             return self._lane_name
-        credentials = b"" if self.origin.key is not None else self.credential_id.credentials_mac
+        credentials = b"" if self.origin.key is not None else self.credential.id.credentials_mac
         model = (self.parsed.model or "").encode()
         if len(model) > _MAX_MODEL_BYTES:  # as long as the client likes; lanes outlive the request
             model = blake2b(model, digest_size=_MAX_MODEL_BYTES).digest()

@@ -69,7 +69,7 @@ class Failure:
             case Blame.EVERYBODY:
                 return not is_about_credential(self.cause) or (
                     self.request is not None
-                    and self.request.client_request.credential_id == waiter.client_request.credential_id
+                    and self.request.client_request.credential.id == waiter.client_request.credential.id
                 )
             case Blame.CALL:
                 return self._is_as_if_by(waiter)
@@ -99,7 +99,7 @@ class Failure:
         request = self.request
         return (
             request is not None
-            and request.client_request.credential_id == waiter.client_request.credential_id
+            and request.client_request.credential.id == waiter.client_request.credential.id
             and request.client_request.headers == waiter.client_request.headers
             and self._is_for_items_of(waiter)
         )

@@ -185,10 +185,10 @@ def _named(client_request: ClientRequest, origin: Origin, embeddings: EmbeddingR
     if len(embeddings.model) > MAX_MODEL_CHARS:  # each record would have it
         raise InvalidEmbeddingResponse("model-name")
     if origin is client_request.origin:
-        origin.remember(client_request.credential_id.credentials_mac, parsed.model, embeddings.model)
+        origin.remember(client_request.credential.id.credentials_mac, parsed.model, embeddings.model)
         return embeddings if embeddings.model else replace(embeddings, model=parsed.model or "")
     # A fallback responded. The model has one name in responses and in the store: the origin's, or none until that is
     # known.
     return replace(
-        embeddings, model=client_request.origin.name_of(client_request.credential_id.credentials_mac, parsed.model)
+        embeddings, model=client_request.origin.name_of(client_request.credential.id.credentials_mac, parsed.model)
     )

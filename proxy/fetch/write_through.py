@@ -77,17 +77,16 @@ class WriteThrough:
         """Record what a call says about the credential of its requests, even if their clients have disconnected."""
         is_confirmed = False
         for request, outcome in zip(requests, outcomes, strict=True):
-            client_request = request.client_request
-            name = client_request.credential_id, client_request.credential_scope
+            credential = request.client_request.credential
             if isinstance(outcome, EmbedResult):
                 confirms = outcome.by_origin
             else:
                 confirms = isinstance(outcome, InvalidResponse) and outcome.confirms
             if confirms and not is_confirmed:
-                self._validations.confirm(*name, asked_at_s=start.at_s)
+                self._validations.confirm(credential, asked_at_s=start.at_s)
                 is_confirmed = True  # for all of them: requests in one call have one credential
             elif not isinstance(outcome, EmbedResult | ProxyError) and Failure(outcome, request).is_verdict:
-                self._validations.note(*name, status_of(outcome.response))
+                self._validations.note(credential, status_of(outcome.response))
 
     async def write(
         self, requests: Sequence[FetchRequest], results: Sequence[EmbedResult], start: CallStart

@@ -17,7 +17,7 @@ from proxy.http.head_template import HeadTemplate
 from proxy.http.limited_connection import ConnectionContext
 from proxy.http.liveness import HalfClosed
 from proxy.http.long_response import LongResponse, Response, WritingConnection
-from proxy.http.pending_bytes import MAX_PENDING_BYTES, PendingBytes
+from proxy.http.pending_request import MAX_PENDING_BYTES, PendingRequest
 from proxy.http.recorder import HEAD_END, RequestRecorder
 from proxy.http.upgrade import UpgradeHandler
 
@@ -43,14 +43,18 @@ class Connection(WritingConnection):
 
     At a request boundary, while no response is due, bytes go to the `BytesHandler` first. It responds to a complete
     request only if the parser has seen the same bytes before and found their end there, or the same head but for the
-    values that `HeadTemplate` lets differ. A known head waits for its body, or for the next sweep. A complete request
-    waits while the handler reads what it needs, and for its response once that has begun, however long it takes. Why
-    this is safe: docs/adr/0003-bytes-before-the-parser.md.
+    values that `HeadTemplate` lets differ. Why this is safe: docs/adr/0003-bytes-before-the-parser.md.
+
+    At most one of these is set, and `parse_pending` ends each:
+
+    - ``_early``: bytes, until aiohttp's task has resumed after the last response, in the next iteration of the loop
+    - ``_pending`` without a response: a known head, until its body arrives, at most until the next sweep
+    - ``_pending`` with one: a request, until the response is ready; at most until the next sweep, unless it has begun
+    - ``_rest`` (of the base): what is left of a long response, until that is written
     """
 
     __slots__ = (
-        "_bytes_handler", "_early", "_is_last", "_pending", "_recorder", "_response", "_upgrade_handler", "begun",
-        "known_head",
+        "_bytes_handler", "_early", "_is_last", "_pending", "_recorder", "_upgrade_handler", "begun", "known_head",
     )  # fmt: skip
 
     def __init__(
@@ -59,9 +63,8 @@ class Connection(WritingConnection):
         super().__init__(server, context, **options)
         self._bytes_handler = bytes_handler
         self._recorder = RequestRecorder()
-        self._early = b""  # bytes that arrived before aiohttp was idle again
-        self._pending: PendingBytes | None = None
-        self._response: asyncio.Task[Response | LongResponse | None] | None = None  # to the pending request
+        self._early = b""
+        self._pending: PendingRequest | None = None
         # The response to that request once it has begun, until its handler takes it. A `ResponseLater` sets this.
         self.begun: BegunResponse | None = None
         self.known_head: HeadTemplate | None = None  # of requests that `BytesHandler` may respond to; it sets this
@@ -115,7 +118,7 @@ class Connection(WritingConnection):
         if self._rest is not None:
             self.finish_writing()
         handler = self._bytes_handler
-        is_next = self._recorder.at_boundary and self.is_idle and self._response is None
+        is_next = self._recorder.at_boundary and self.is_idle and not self._is_responding
         if handler is None or not (is_next and self._respond_unparsed(data, handler)):
             self.parse_pending()
             self._parse(data)
@@ -135,15 +138,19 @@ class Connection(WritingConnection):
         if isinstance(response, (list, LongResponse)):
             self.respond(response)
         elif response is not None:
-            self._pending = PendingBytes(sent)
-            self._response = self._context.loop.create_task(response)
-            self._response.add_done_callback(self._pending_ended)
+            task = self._context.loop.create_task(response)
+            self._pending = PendingRequest(sent, task)
+            task.add_done_callback(self._response_ended)
         else:
             self._time_head(data)
         return True
 
-    def _pending_ended(self, task: "asyncio.Task[Response | LongResponse | None]") -> None:
-        if task is self._response:
+    @property
+    def _is_responding(self) -> bool:
+        return self._pending is not None and self._pending.response is not None
+
+    def _response_ended(self, task: "asyncio.Task[Response | LongResponse | None]") -> None:
+        if self._pending is not None and self._pending.response is task:
             self._end_pending()
 
     def _keep_beginning(self, sent: bytes, handler: BytesHandler) -> bool:
@@ -151,43 +158,36 @@ class Connection(WritingConnection):
         head = self.known_head and self.known_head.match(sent)
         size = head.size_bytes + head.body_bytes if head else 0
         if len(sent) < size <= MAX_PENDING_BYTES:
-            self._pending = PendingBytes.beginning(sent, size, self.reservation())
+            self._pending = PendingRequest.beginning(sent, size, self.reservation())
         if self._pending is None and sent.endswith(HEAD_END) and handler.knows_head(sent):
-            self._pending = PendingBytes(sent)
+            self._pending = PendingRequest(sent)
         return self._pending is not None
-
-    def _take_pending(self) -> bytes:
-        """The pending bytes. They are pending no more."""
-        pending, self._pending = self._pending, None
-        return b"" if pending is None else pending.take()
 
     def parse_pending(self) -> None:
         self._end_pending()
-        self.finish_writing()  # of a long response that was just there
+        self.finish_writing()
 
     def _end_pending(self) -> None:
         """Write the response to the pending request if it is ready; otherwise pass its bytes to the parser."""
-        self.finish_writing()
-        response = self._take_response()
-        pending, self._early = self._take_pending() or self._early, b""
+        sent, response = self._take_pending()
         if response is not None:
             self.respond(response)
-        elif pending:
+        elif sent:
             if self.begun is not None:
                 self.begun.hand_over()
-            self._parse(pending)  # by themselves: on an error, the parser drops all bytes of the same call
+            self._parse(sent)  # by themselves: on an error, the parser drops all bytes of the same call
+
+    def _take_pending(self) -> tuple[bytes, Response | LongResponse | None]:
+        """The bytes that wait, and the response to them if it is ready. They wait no more."""
+        early, self._early = self._early, b""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return early, None
+        return pending.take(), pending.take_response(has_begun=self.begun is not None)
 
     def parse_overdue(self) -> None:
         if self.begun is None and self._rest is None:
             self.parse_pending()
-
-    def _take_response(self) -> Response | LongResponse | None:
-        """The response to the pending request if it is ready, because the request has been counted by then. Otherwise
-        cancel the task that makes it, unless the response has begun."""
-        task, self._response = self._response, None
-        if task is None or (not task.done() and self.begun is not None):
-            return None
-        return None if task.cancel() or task.cancelled() else task.result()
 
     def _parse(self, data: bytes) -> None:
         if data:  # aiohttp passes no data to resume a paused parser
@@ -274,7 +274,7 @@ class Connection(WritingConnection):
 
     def eof_received(self) -> bool | None:  # type: ignore[override] # as in the base
         """The client has closed its side. Returns whether the connection stays open for responses."""
-        if self._response is not None or self._early or self._rest is not None:
+        if self._is_responding or self._early or self._rest is not None:
             self.parse_pending()
         if self._upgrade_handler is None or self._lingering is not None:
             return super().eof_received()
@@ -292,9 +292,7 @@ class Connection(WritingConnection):
         super().force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._take_response()
+        self._take_pending()
         if (begun := self.take_begun()) is not None:
             begun.abandon()
-        self._take_pending()
-        self._early = b""
         super().connection_lost(exc)

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from multidict import CIMultiDict
 
-from proxy.access.admission import Access, Admission
+from proxy.access.access import Access, Admission
 from proxy.access.validations import Validations
 from proxy.app.request_path import make_access
 from proxy.app.upstreams import open_router

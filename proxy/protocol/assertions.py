@@ -9,9 +9,7 @@ from typing import Any
 
 import pybase64
 
-from proxy.protocol.header_kinds import is_assertion
-
-Fields = list[tuple[str, str]]  # header names in lower case and values
+from proxy.protocol.header_kinds import Fields, is_assertion
 
 _CERTIFICATE = "x-forwarded-client-cert"
 _RENEWED_KEYS = frozenset({"hash", "cert", "chain"})

@@ -12,6 +12,8 @@ from functools import lru_cache
 from proxy.protocol.header_fields import ASSERTIONS, GATEWAY_PREFIXES, NEUTRAL, SECRETS, SIGNATURES, VECTOR_AFFECTING
 from proxy.protocol.memo import Memoized, memoized
 
+Fields = list[tuple[str, str]]  # names in lower case and values, in the order of the request or by name
+
 _MAX_NAME_CHARS = 128  # of a field whose kind is cached
 
 

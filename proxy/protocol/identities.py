@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
-from proxy.protocol.header_kinds import FieldKind, classifier, is_proof, is_secret
+from proxy.protocol.header_kinds import FieldKind, Fields, classifier, is_proof, is_secret
 from proxy.protocol.headers import AWS_SIGNATURE, Headers, end_to_end
 
 _USUAL_CONNECTION = frozenset({"keep-alive", "Keep-Alive", "close"})  # names no field
@@ -13,8 +13,8 @@ _USUAL_CONNECTION = frozenset({"keep-alive", "Keep-Alive", "close"})  # names no
 class Identity(NamedTuple):
     """The header fields that an item's key depends on. ``is_signed``: they sign the body, so no other can be sent."""
 
-    credentials: list[tuple[str, str]]
-    vector_affecting: list[tuple[str, str]]
+    credentials: Fields
+    vector_affecting: Fields
     is_signed: bool
 
 
@@ -47,6 +47,6 @@ def identity(
     return Identity(credentials, _fields(relevant, FieldKind.VECTOR_AFFECTING), is_signed)
 
 
-def _fields(relevant: list[tuple[FieldKind, str, str]], wanted: FieldKind) -> list[tuple[str, str]]:
+def _fields(relevant: list[tuple[FieldKind, str, str]], wanted: FieldKind) -> Fields:
     found = [(name, value) for kind, name, value in relevant if kind is wanted]
     return sorted(found, key=itemgetter(0)) if len(found) > 1 else found

@@ -14,11 +14,10 @@ import msgpack
 import orjson
 
 from proxy.protocol.embedding_request import EmbeddingRequest
+from proxy.protocol.header_kinds import Fields
 from proxy.protocol.items import ItemKind
 from proxy.protocol.records import SCOPE_BYTES
 from proxy.steps import Steps, finish
-
-Fields = list[tuple[str, str]]  # header names and values
 
 _SCHEMA = 1
 KEY_BYTES = 32

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from urllib.parse import unquote_plus
 
 from proxy.protocol import headers
+from proxy.protocol.header_kinds import Fields
 
 # No header field has this in its name, so none equals a query field.
 _IN_QUERY = "?"
@@ -29,7 +30,7 @@ _QUERY_ONLY = re.compile(
 _PAGE_TOKENS = re.compile(r".*(page|next|previous|continuation|start|starting|sync|skip|delta|cursor)-?token")
 
 
-def credentials(target: str) -> list[tuple[str, str]]:
+def credentials(target: str) -> Fields:
     """The credentials in a target or URL, for `proxy.protocol.identities.identity`: unchanged and in order.
 
     Each has the name that a header field with the same meaning would have, if that would be a credential.

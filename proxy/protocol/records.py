@@ -111,7 +111,7 @@ class Record(Struct, frozen=True, kw_only=True, gc=False):
     numbers: bytes | None = None  # the vector's JSON as the upstream wrote it, if memory is to keep that; not stored
 
 
-class Fields(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+class RecordFields(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     """The array of a record: the data of a `Record`, but cheaper to make, for code that makes something else of it."""
 
     format: Literal[1, 2, 3, 4]
@@ -126,7 +126,7 @@ class Fields(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     scope: bytes = b""
 
 
-_unpack = msgspec.msgpack.Decoder(Fields).decode
+_unpack = msgspec.msgpack.Decoder(RecordFields).decode
 
 
 def encode(key: bytes, record: Record, record_key: RecordKey | None = None) -> bytes:
@@ -154,7 +154,7 @@ def decode(key: bytes, data: bytes, record_key: RecordKey | None = None) -> Reco
     return _record(unpack(key, data, record_key))
 
 
-def unpack(key: bytes, data: bytes, record_key: RecordKey | None = None) -> Fields:
+def unpack(key: bytes, data: bytes, record_key: RecordKey | None = None) -> RecordFields:
     """The fields of the record under ``key``. Raises `InvalidRecord` for anything that must not be served.
 
     With a ``record_key``, only data with a valid tag is unpacked.
@@ -186,7 +186,7 @@ def inspect(key: bytes, data: bytes) -> tuple[Record, bool]:
     return _record(_fields(key, body)), is_tagged
 
 
-def _fields(key: bytes, packed: bytes | memoryview) -> Fields:
+def _fields(key: bytes, packed: bytes | memoryview) -> RecordFields:
     """The fields of an array. Raises `InvalidRecord`."""
     try:
         fields = _unpack(packed)
@@ -202,7 +202,7 @@ def _fields(key: bytes, packed: bytes | memoryview) -> Fields:
     return fields
 
 
-def _record(fields: Fields) -> Record:
+def _record(fields: RecordFields) -> Record:
     return Record(
         vector=Vector(fields.dtype, fields.payload), model=fields.model, tokens=fields.tokens,
         tokens_exact=fields.tokens_exact, stored_at_s=fields.stored_at_s, scope=fields.scope,

@@ -1,201 +1,219 @@
-"""Which requests are served: the matrix of credentials, and the proxy's own key."""
+"""Which requests are admitted, whose they are, and which clients share entries."""
 
-import itertools
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
-from aiohttp import WSServerHandshakeError, web
+from multidict import CIMultiDict, CIMultiDictProxy
 
-from proxy.access import client_keys
-from proxy.config.settings import UpstreamSetting
-from proxy.protocol.providers import PROVIDERS
-from tests.conftest import StartProxy
-from tests.support.client import Client, UpstreamResponse
-from tests.support.guarded import INVALID, REVALIDATE_S, Clock, Guarded
-from tests.support.scripted import Call, ScriptedUpstream, error_reply
+from proxy.access.access import EVERYBODY, OWN_KEY, Access, Admission
+from proxy.access.client_keys import ClientKeys
+from proxy.access.pseudonyms import Pseudonyms
+from proxy.access.validations import Credential, CredentialScope, Validations
+from proxy.errors import Unauthorized
+from proxy.protocol.cors import Cors
+from tests.support.fake_client import FakeClient, origin_of
+from tests.support.guarded import Clock
 
-KINDS = ("valid", "invalid", "revoked", "other tenant", "none", "expired validation")
-HITS = ("miss", "partial", "all-hit")
-SHARINGS = ("credential", "all", "owned")
-STATES = ("up", "down")
-
-
-def expected(kind: str, hit: str, sharing: str, state: str) -> int:  # noqa: PLR0911 - it is the table
-    """The status that the rules require."""
-    if sharing == "owned":
-        if kind in {"invalid", "revoked", "none"}:
-            return 401  # the proxy's own list says so, whatever the upstream does
-        return 200 if state == "up" or hit == "all-hit" else 502
-    if state == "up":
-        return 401 if kind in {"invalid", "revoked", "none"} else 200
-    if hit != "all-hit":
-        return 502
-    if kind == "valid" or (kind == "revoked" and sharing == "credential"):
-        return 200  # what it stored needed a 2xx, and nobody says otherwise
-    if kind == "revoked":
-        return 200  # validated a short time ago
-    if kind == "expired validation":
-        return 200 if sharing == "credential" else 502
-    return 502  # nothing in a scope of its own, or in a shared one never validated
+ORIGIN = origin_of(FakeClient())
+SCOPE = CredentialScope("http://one/v1/embeddings", "m")
 
 
-CELLS = list(itertools.product(KINDS, HITS, SHARINGS, STATES))
+def headers(*fields: tuple[str, str], **more: str) -> CIMultiDictProxy[str]:
+    named = ((name.replace("_", "-"), value) for name, value in more.items())
+    return CIMultiDictProxy(CIMultiDict([*fields, *named]))
 
 
-@pytest.mark.parametrize(("kind", "hit", "sharing", "state"), CELLS, ids=["-".join(cell) for cell in CELLS])
-async def test_the_key_matrix(
-    start_proxy: StartProxy, upstream: ScriptedUpstream, guarded: Guarded, clock: Clock, tmp_path: Path,
-    kind: str, hit: str, sharing: str, state: str,
-) -> None:  # fmt: skip
-    setup = await Setup.make(start_proxy, upstream, clock, tmp_path, sharing)
-    first, second = setup.keys
-    # Somebody has asked for these before, and in these words so often that the request itself is known.
-    for items in (["a", "b"], ["b", "a"], ["b", "a"], ["b", "a"]):
-        assert (await setup.ask(first, items)).status == 200
-    key = {"invalid": "never-heard-of", "none": None, "other tenant": second}.get(kind, first)
-    if kind == "revoked":
-        setup.revoke(first, guarded)
-    if kind == "expired validation" or (kind == "revoked" and state == "up"):
-        clock.now += REVALIDATE_S  # until then the upstream's last word counts
-    guarded.is_down = state == "down"
-    items = {"miss": ["c", "d"], "partial": ["a", "c"], "all-hit": ["b", "a"]}[hit]
-    if kind == "other tenant" and sharing == "credential" and state == "down":
-        assert (await setup.ask(key, items)).status == 502
-        return
-    upstream.calls.clear()
-    answer = await setup.ask(key, items)
-    status = expected(kind, hit, sharing, state)
-    assert answer.status == status, answer.body
-    if status == 200:
-        assert len(answer.vectors) == len(items)
-    elif status == 401 and sharing != "owned":
-        assert answer.body == INVALID
-    if sharing == "owned":
-        assert {call.headers["Authorization"] for call in upstream.calls} <= {"Bearer owned"}
-        assert status != 401 or not upstream.calls
+def access(clock: Clock, **changes: Any) -> tuple[Access, Validations]:
+    validations = Validations(ttl_s=600.0, clock=clock)
+    settings: dict[str, Any] = {"shares_all": False, "owns_key": False, "client_keys": None} | changes
+    return Access(validations=validations, **settings), validations
 
 
-class Setup:
-    """A proxy in one of the three ways to share, and two clients' keys for it."""
-
-    def __init__(self, client: Client, keys: tuple[str, str], path: Path | None) -> None:
-        self._client = client
-        self.keys = keys
-        self._path = path
-
-    @classmethod
-    async def make(
-        cls, start_proxy: StartProxy, upstream: ScriptedUpstream, clock: Clock, folder: Path, sharing: str
-    ) -> "Setup":
-        if sharing != "owned":
-            client = await start_proxy(monotonic=clock, shares_all=sharing == "all", revalidate_s=REVALIDATE_S)
-            return cls(client, ("first", "second"), None)
-        path = folder / "clients"
-        keys = client_keys.add(path, "first"), client_keys.add(path, "second")
-        setting = UpstreamSetting(name="scripted", base_url=upstream.base_url, key="owned")
-        client = await start_proxy(monotonic=clock, upstream=setting, client_keys=path, revalidate_s=REVALIDATE_S)
-        return cls(client, keys, path)
-
-    def revoke(self, key: str, guarded: Guarded) -> None:
-        if self._path is None:
-            guarded.keys.discard(f"Bearer {key}")
-            return
-        client_keys.revoke(self._path, "first")
-        assert self._client.proxy.client_keys is not None
-        self._client.proxy.client_keys.reload()
-
-    async def ask(self, key: str | None, items: list[str]) -> UpstreamResponse:
-        return await self._client.post({"model": "m", "input": items}, key=None if key is None else f"Bearer {key}")
+@pytest.fixture
+def listed(tmp_path: Path) -> ClientKeys:
+    """A list of the clients search (key one) and index (key two)."""
+    path = tmp_path / "clients"
+    hashes = ((name, sha256(key.encode()).hexdigest()) for name, key in (("search", "one"), ("index", "two")))
+    path.write_text("".join(f"{name} sha256:{digest} 2026-01-01\n" for name, digest in hashes))
+    return ClientKeys(path)
 
 
-async def owning(
-    start_proxy: StartProxy, upstream: ScriptedUpstream, folder: Path, provider: str = "generic"
-) -> tuple[Client, str]:
-    key = client_keys.add(folder / "clients", "app")
-    own = UpstreamSetting(name="scripted", base_url=upstream.base_url, key="sk-owned", provider=PROVIDERS[provider])
-    return await start_proxy(upstream=own, client_keys=folder / "clients"), key
+def test_without_a_list_everybody_is_admitted_under_no_name(clock: Clock) -> None:
+    for shares_all in (False, True):
+        admitting, _ = access(clock, shares_all=shares_all)
+        assert admitting.admit(headers(Origin="https://page", Host="evil")) == Admission(0, None)
 
 
 @pytest.mark.parametrize(
-    ("provider", "name", "value"), [("openai", "Authorization", "Bearer sk-owned"), ("azure", "api-key", "sk-owned")]
+    ("fields", "client"),
+    [
+        ([("Authorization", "Bearer one")], "search"),
+        ([("Authorization", "bearer   two ")], "index"),
+        ([("x-api-key", "two")], "index"),
+        ([("api-key", "one")], "search"),
+        ([("Authorization", "Bearer none"), ("Authorization", "Bearer two")], "index"),
+        ([("Authorization", "Basic one"), ("x-api-key", "two")], "index"),
+        ([("Authorization", "Bearer one"), ("x-api-key", "two")], "search"),
+    ],
 )
-async def test_the_upstream_sees_the_proxys_key_and_nothing_of_the_clients(
-    start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path, provider: str, name: str, value: str
+def test_a_client_is_known_by_any_field_that_has_its_key(
+    clock: Clock, listed: ClientKeys, fields: list[tuple[str, str]], client: str
 ) -> None:
-    client, key = await owning(start_proxy, upstream, tmp_path, provider)
-    sent_along = {"Cookie": "session=1", "X-Auth-Token": "t", "x_api_key": key, "X-Trace": "kept"}
-    sent_along |= {"OpenAI-Organization": "another", "Helicone-Target-Url": "https://evil.example"}
-    assert (await client.post({"model": "m", "input": "a"}, key=f"Bearer {key}", **sent_along)).cache == "MISS"
-    assert (await client.post({"model": "m", "input": "a", "stream": True}, key=f"Bearer {key}")).cache == "BYPASS"
-    upstream.reply = error_reply(200, {"data": []})
-    assert (await client.send("GET", "/v1/models", headers={"x-api-key": key})).status == 200
-    for call in upstream.calls:
-        assert call.headers[name] == value
-        everything = " ".join(f"{field}: {said}" for field, said in call.headers.items())
-        assert key not in everything
-        assert "session=1" not in everything
-        assert not {"X-Auth-Token", "OpenAI-Organization", "Helicone-Target-Url"} & set(call.headers)
-    assert upstream.calls[0].headers["X-Trace"] == "kept"
+    admitting, _ = access(clock, owns_key=True, client_keys=listed)
+    assert admitting.admit(headers(*fields)).client == client
 
 
-@pytest.mark.parametrize("target", ["/v1/embeddings", "/v1/models", "/v1/realtime"])
-async def test_requests_without_a_listed_key_are_refused(
-    start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path, target: str
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [],
+        [("Authorization", "one")],
+        [("Authorization", "Basic one")],
+        [("Authorization", "Bearer one two")],
+        [("Cookie", "one")],
+    ],
+)
+def test_whoever_has_no_key_of_the_list_is_refused(
+    clock: Clock, listed: ClientKeys, fields: list[tuple[str, str]]
 ) -> None:
-    client, key = await owning(start_proxy, upstream, tmp_path)
-    websocket = {"Upgrade": "websocket", "Connection": "Upgrade"}
-    for fields in ({}, {"Authorization": "Bearer x"}, {"Authorization": key}, {"api-key": key + "x"}, websocket):
-        answer = await client.send("GET" if fields is websocket else "POST", target, body=b"{}", headers=fields)
-        assert (answer.status, answer.json["error"]["code"]) == (401, "invalid_api_key")
-    assert not upstream.calls
+    admitting, _ = access(clock, owns_key=True, client_keys=listed)
+    with pytest.raises(Unauthorized, match="embedding-proxy keys add"):
+        admitting.admit(headers(*fields))
 
 
-@pytest.mark.parametrize("status", [401, 403])
-@pytest.mark.parametrize("kind", ["embeddings", "bypass", "other"])
-async def test_the_upstreams_refusal_of_the_proxys_key_is_not_relayed(
-    start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path, status: int, kind: str
-) -> None:
-    client, key = await owning(start_proxy, upstream, tmp_path)
-    upstream.reply = error_reply(status, b'{"error":"Incorrect API key: sk-owned"}')
-    body = {"model": "m", "input": "a"} | ({"stream": True} if kind == "bypass" else {})
-    target = "/v1/other" if kind == "other" else "/v1/embeddings"
-    answer = await client.post(body, target=target, key=f"Bearer {key}")
-    assert (answer.status, answer.json["error"]["code"]) == (502, "upstream_key_refused")
-    assert b"sk-owned" not in answer.body
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "[::1]:8080", "[::1]"])
+def test_a_proxy_with_a_key_and_no_list_admits_programs_on_this_machine(clock: Clock, host: str) -> None:
+    admitting, _ = access(clock, owns_key=True)
+    admitting.admit(headers(Host=host))
+    admitting.admit(headers(Host=host, Sec_Fetch_Site="none"))
+    admitting.admit(headers(Host=host, Sec_Fetch_Site="same-origin"))
 
 
-async def test_clients_of_one_proxy_share_entries(
-    start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path
-) -> None:
-    client, key = await owning(start_proxy, upstream, tmp_path)
-    other = client_keys.add(tmp_path / "clients", "other")
-    assert client.proxy.client_keys is not None
-    client.proxy.client_keys.reload()
-    body = {"model": "m", "input": "a"}
-    assert [(await client.post(body, key=f"Bearer {one}")).cache for one in (key, other)] == ["MISS", "HIT"]
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        "evil.example",
+        "evil.example:8080",
+        "localhost.evil.example",
+        "10.0.0.1:80",
+        "localhost:evil",
+        "[::2]:80",
+        "::1",
+    ],
+)
+def test_it_refuses_names_that_may_have_been_made_to_mean_this_machine(clock: Clock, host: str) -> None:
+    admitting, _ = access(clock, owns_key=True)
+    for admit in (admitting.admit, admitting.admit_preflight):
+        with pytest.raises(Unauthorized, match="localhost only"):
+            admit(headers(Host=host))
 
 
-@pytest.mark.parametrize("status", [200, 400, 500])
-async def test_the_upstreams_cookies_go_only_to_the_holder_of_the_key(
-    start_proxy: StartProxy, upstream: ScriptedUpstream, tmp_path: Path, status: int
-) -> None:
-    """They may be a session that replaces the key."""
-    owner, key = await owning(start_proxy, upstream, tmp_path)
+@pytest.mark.parametrize(
+    "fields",
+    [{"Origin": "https://page"}, {"Origin": "null"}, {"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "same-site"}],
+)
+def test_it_refuses_web_pages_that_the_operator_does_not_list(clock: Clock, fields: dict[str, str]) -> None:
+    admitting, _ = access(clock, owns_key=True, cors_origins=frozenset({"https://listed"}))
+    for admit in (admitting.admit, admitting.admit_preflight):
+        with pytest.raises(Unauthorized, match="--cors-origins"):
+            admit(headers(Host="localhost", **fields))
+    admitting.admit(headers(Host="localhost", Origin="https://listed", Sec_Fetch_Site="cross-site"))
 
-    def reply(call: Call) -> web.Response:
-        content = upstream.answer_to(call.json) if status == 200 and call.body else {}
-        return web.json_response(content, status=status, headers={"Set-Cookie": "session=1"})
 
-    upstream.reply = reply
-    for client, bearer in ((owner, f"Bearer {key}"), (await start_proxy(), "Bearer own")):
-        answers = [
-            await client.post({"model": "m", "input": "x"}, key=bearer),
-            await client.post({"model": "m", "input": ["y", "y"]}, key=bearer),
-            await client.post({"model": "m", "input": "x", "stream": True}, key=bearer),
-            await client.send("GET", "/v1/models", headers={"Authorization": bearer}),
-        ]
-        assert {answer.status for answer in answers} == {status}
-        assert {"Set-Cookie" in answer.headers for answer in answers} == {client is not owner}
-        with pytest.raises(WSServerHandshakeError) as refused:
-            await client.session.ws_connect(client.origin + "/v1/x", headers={"Authorization": bearer})
-        assert ("Set-Cookie" in (refused.value.headers or {})) == (client is not owner)
+def test_with_a_list_pages_are_admitted_by_their_key(clock: Clock, listed: ClientKeys) -> None:
+    admitting, _ = access(clock, owns_key=True, client_keys=listed)
+    admitting.admit_preflight(headers(Origin="https://page", Host="evil"))
+    assert admitting.admit(headers(Origin="https://page", Host="evil", Authorization="Bearer one")).client == "search"
+
+
+def test_the_version_changes_with_the_list_and_with_epochs(clock: Clock, listed: ClientKeys) -> None:
+    admitting, _ = access(clock, owns_key=True, client_keys=listed)
+    before = admitting.admit(headers(Authorization="Bearer one")).access_version
+    admitting.outdate_requests()
+    assert admitting.access_version == before + 1
+    listed.reload()
+    assert admitting.admit(headers(Authorization="Bearer one")).access_version > before + 1
+
+
+def test_upstream_requests_have_the_clients_credentials_or_the_proxys(clock: Clock) -> None:
+    given = headers(Authorization="Bearer k", X_Route="eu")
+    own, _ = access(clock)
+    identity = own.identity(given, "/v1/embeddings?key=q")
+    assert [name for name, _ in identity.credentials] == ["authorization", "?key"]
+    assert own.outgoing(given, identity) is identity
+    owning, _ = access(clock, owns_key=True)
+    outgoing = owning.outgoing(given, identity)
+    assert (outgoing.credentials, outgoing.vector_affecting) == (OWN_KEY, [("x-route", "eu")])
+
+
+def test_a_signed_target_makes_a_signed_request(clock: Clock) -> None:
+    admitting, _ = access(clock)
+    assert not admitting.identity(headers(), "/v1/embeddings").is_signed
+    assert admitting.identity(headers(), "/v1/embeddings?X-Amz-Algorithm=AWS4-HMAC-SHA256").is_signed
+
+
+def test_cached_entries_are_served_to_credentials_that_the_upstream_accepted(clock: Clock) -> None:
+    admitting, validations = access(clock)
+    identity = admitting.identity(headers(Authorization="Bearer k"), "")
+    tenant = admitting.tenant(identity, Admission())
+    credential = Credential(validations.credential_id(tenant.name, ORIGIN, identity), SCOPE)
+    assert tenant.is_unverified
+    assert not admitting.may_serve(credential)
+    validations.confirm(credential, asked_at_s=clock.now)
+    validations.accept(tenant.name)
+    assert admitting.may_serve(credential)
+    assert not admitting.tenant(identity, Admission()).is_unverified
+    owning, _ = access(clock, owns_key=True)
+    assert owning.may_serve(credential)
+
+
+def test_a_tenant_is_its_api_key_whatever_else_looks_like_a_credential(clock: Clock) -> None:
+    admitting, _ = access(clock)
+
+    def name(**fields: str) -> bytes:
+        return admitting.tenant(admitting.identity(headers(**fields), ""), Admission()).name
+
+    plain = name(Authorization="Bearer k")
+    assert plain == name(Authorization="Bearer k", x_api_key="other", X_Session_Token="made up")
+    assert plain != name(Authorization="Bearer l")
+    assert name(x_api_key="k", api_key="a") == name(x_api_key="k", api_key="b")
+    assert name(X_Session_Token="a") != name(X_Session_Token="b")
+    identity = admitting.identity(headers(Authorization="Bearer k"), "")
+    of_list = admitting.tenant(identity, Admission(0, "search"))
+    assert (of_list.name != plain, of_list.is_unverified) == (True, False)
+
+
+def test_the_ledger_knows_a_client_by_its_name_or_a_pseudonym(clock: Clock) -> None:
+    names = Pseudonyms(b"5" * 32)
+    plain, _ = access(clock)
+    pseudonymous, _ = access(clock, pseudonyms=names)
+    identity = plain.identity(headers(Authorization="Bearer k", x_api_key="other"), "")
+    assert plain.client(identity, Admission()) is None
+    assert pseudonymous.client(identity, Admission()) == names.of([("authorization", "Bearer k")])
+    assert pseudonymous.client(identity, Admission(0, "search")) == "search"
+
+
+def test_who_shares_entries(clock: Clock) -> None:
+    def scope(given: CIMultiDictProxy[str], **changes: Any) -> tuple[object, bool]:
+        admitting, _ = access(clock, **changes)
+        identity = admitting.outgoing(given, admitting.identity(given, ""))
+        return admitting.scope(identity), admitting.is_shared_scope(identity)
+
+    key = headers(Authorization="Bearer k")
+    assert scope(key) == ([("authorization", "Bearer k")], False)
+    assert scope(key, shares_all=True) == (EVERYBODY, True)
+    assert scope(key, owns_key=True) == scope(headers(), owns_key=True) == (OWN_KEY, True)
+
+
+def test_a_page_is_served_where_the_upstreams_word_on_it_is_known_or_entries_are_shared(clock: Clock) -> None:
+    page = headers(Origin="https://page")
+    admitting, _ = access(clock)
+    sharing, _ = access(clock, shares_all=True)
+    upstream = origin_of(FakeClient())
+    assert isinstance(upstream.cors, Cors)
+    assert admitting.may_read(upstream, headers())
+    assert not admitting.may_read(upstream, page)
+    assert sharing.may_read(upstream, page)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from proxy.access.validations import CredentialId, CredentialScope, Validations
+from proxy.access.validations import Credential, CredentialId, CredentialScope, Validations
 from proxy.config.settings import SameModel, UpstreamSetting
 from proxy.protocol.identities import Identity
 from proxy.protocol.providers import GENERIC
@@ -19,7 +19,7 @@ from tests.support.guarded import INVALID, REVALIDATE_S, Clock, Guarded
 from tests.support.in_flight import waiting
 from tests.support.scripted import Call, ScriptedUpstream, error_reply
 
-CREDENTIAL_ID = CredentialId(b"tenant", b"name")
+CREDENTIAL = Credential(CredentialId(b"tenant", b"name"), CredentialScope("u", "m"))
 
 
 def sent(upstream: ScriptedUpstream) -> list[list[str]]:
@@ -219,15 +219,15 @@ def test_validations_are_bounded_and_contain_no_secrets(monkeypatch: pytest.Monk
     validations = Validations(ttl_s=10, clock=lambda: 0.0)
     one = CredentialId(b"one", b"name")
     for n in range(100):
-        validations.confirm(CredentialId(bytes([n]), b"name"), CredentialScope("u", "m"), asked_at_s=0.0)
-        validations.confirm(one, CredentialScope("u", f"{n}"), asked_at_s=0.0)
-        validations.note(CredentialId(b"refused", f"{n}".encode()), CredentialScope("u", "m"), 401)
-    validations.confirm(one, CredentialScope("u" * 5000, "m"), asked_at_s=0.0)
+        validations.confirm(Credential(CredentialId(bytes([n]), b"name"), CredentialScope("u", "m")), asked_at_s=0.0)
+        validations.confirm(Credential(one, CredentialScope("u", f"{n}")), asked_at_s=0.0)
+        validations.note(Credential(CredentialId(b"refused", f"{n}".encode()), CredentialScope("u", "m")), 401)
+    validations.confirm(Credential(one, CredentialScope("u" * 5000, "m")), asked_at_s=0.0)
     assert len(validations._accepted) < 70
     assert len(validations._refused) <= 10
-    assert validations.is_confirmed(one, CredentialScope("u", "99"))
-    assert not validations.is_confirmed(one, CredentialScope("u", "1"))
-    assert not validations.is_confirmed(one, CredentialScope("u" * 5000, "m"))
+    assert validations.is_confirmed(Credential(one, CredentialScope("u", "99")))
+    assert not validations.is_confirmed(Credential(one, CredentialScope("u", "1")))
+    assert not validations.is_confirmed(Credential(one, CredentialScope("u" * 5000, "m")))
     client: Any = None
     origin = Origin(name="o", provider=GENERIC, routes=Routes("http://h"), client=client)
     identity = Identity([("authorization", "Bearer secret")], [], is_signed=False)
@@ -245,14 +245,14 @@ def test_a_response_to_a_call_sent_before_a_refusal_confirms_nothing() -> None:
     validations = Validations(ttl_s=100, clock=clock)
     asked_at_s = validations.now()
     clock.now += 1
-    validations.note(CREDENTIAL_ID, CredentialScope("u", "m"), 401)
+    validations.note(CREDENTIAL, 401)
     clock.now += 1
-    validations.confirm(CREDENTIAL_ID, CredentialScope("u", "m"), asked_at_s=asked_at_s)
-    assert not validations.is_confirmed(CREDENTIAL_ID, CredentialScope("u", "m"))
-    validations.confirm(CREDENTIAL_ID, CredentialScope("u", "m"), asked_at_s=validations.now())
-    assert validations.is_confirmed(CREDENTIAL_ID, CredentialScope("u", "m"))
+    validations.confirm(CREDENTIAL, asked_at_s=asked_at_s)
+    assert not validations.is_confirmed(CREDENTIAL)
+    validations.confirm(CREDENTIAL, asked_at_s=validations.now())
+    assert validations.is_confirmed(CREDENTIAL)
     clock.now += 100
-    assert not validations.is_confirmed(CREDENTIAL_ID, CredentialScope("u", "m"))
+    assert not validations.is_confirmed(CREDENTIAL)
 
 
 async def test_a_deployment_is_validated_separately(start_proxy: StartProxy, upstream: ScriptedUpstream) -> None:

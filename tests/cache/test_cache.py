@@ -2,7 +2,6 @@ import asyncio
 
 import pytest
 
-from proxy.cache.entry import Entry
 from proxy.cache.store import NoStore
 from proxy.errors import StoreError
 from proxy.protocol import records
@@ -192,21 +191,20 @@ async def test_what_a_peek_leaves_out_is_superseded_by_the_read_after_it_or_stor
     await cache.write({A: record(1.0), B: record(2.0)}, overwrite=False)
     store.failure = None
     store.values[A] = records.encode(A, record(3.0))  # another process was first
-    left_out: dict[bytes, Entry] = {}
-    assert cache.peek([A, B, C], min_stored_at_s=0, confirmed=True, left_out=left_out) == {}
-    assert set(left_out) == {A, B}
-    await cache.read([A, B, C], min_stored_at_s=0, left_out=left_out)
+    peeked = cache.peek_confirmed([A, B, C], min_stored_at_s=0)
+    assert (peeked.found, set(peeked.left_out)) == ({}, {A, B})
+    await cache.read([A, B, C], min_stored_at_s=0, left_out=peeked.left_out)
     await written(cache)
-    assert served(cache.peek([A, B, C], min_stored_at_s=0, confirmed=True)) == {A: b"[3.0,0.5]", B: b"[2.0,0.5]"}
+    assert served(cache.peek_confirmed([A, B, C], min_stored_at_s=0).found) == {A: b"[3.0,0.5]", B: b"[2.0,0.5]"}
     assert set(store.values) == {A, B}
 
 
 async def test_an_entry_that_arrives_between_a_peek_and_the_read_is_not_superseded_by_it() -> None:
     store = DictStore()
     cache, other = make_cache(store), make_cache(store)
-    left_out: dict[bytes, Entry] = {}
-    assert cache.peek([A], min_stored_at_s=0, confirmed=True, left_out=left_out) == {}
+    peeked = cache.peek_confirmed([A], min_stored_at_s=0)
+    assert peeked.found == {}
     await cache.write({A: record(2.0, at=2000)}, overwrite=True)
     await other.write({A: record(3.0, at=3000)}, overwrite=True)
-    assert served(await cache.read([A], min_stored_at_s=0, left_out=left_out)) == {A: b"[2.0,0.5]"}
+    assert served(await cache.read([A], min_stored_at_s=0, left_out=peeked.left_out)) == {A: b"[2.0,0.5]"}
     assert served(await cache.read([A], min_stored_at_s=0)) == {A: b"[3.0,0.5]"}

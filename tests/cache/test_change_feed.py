@@ -25,7 +25,7 @@ class Monotonic:
 
 
 def in_memory(cache: Cache, *keys: bytes) -> dict[bytes, bytes]:
-    return served(cache.peek(keys, min_stored_at_s=0, confirmed=True))
+    return served(cache.peek_confirmed(keys, min_stored_at_s=0).found)
 
 
 class Pair:

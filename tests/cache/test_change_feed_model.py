@@ -291,7 +291,7 @@ class Machine(RuleBasedStateMachine):
                 assert number > self.world.purged_up_to.get(key, -2.0)
         stored = {key: Entry.of(records.decode(key, value)).numbers() for key, value in self.world.values.items()}
         for process in self.processes:
-            in_memory = served(process.cache.peek(KEYS, min_stored_at_s=0.0, confirmed=True))
+            in_memory = served(process.cache.peek_confirmed(KEYS, min_stored_at_s=0.0).found)
             assert in_memory == {key: stored[key] for key in in_memory}
             assert await look_up(process.cache, *KEYS) == stored
 

@@ -35,7 +35,7 @@ async def test_two_caches_over_one_slow_store_serve_the_same_bits_in_the_end(lat
     await written(first)
     await written(second)
     for cache in (first, second):
-        assert served(cache.peek([A], min_stored_at_s=0, confirmed=True)) == {A: FIRST}
+        assert served(cache.peek_confirmed([A], min_stored_at_s=0).found) == {A: FIRST}
     assert records.decode(A, store.values[A]) == record(1.0)
 
 
@@ -94,7 +94,7 @@ async def test_a_late_reply_does_not_undo_a_refresh() -> None:
     store.replies.set()
     await written(cache)
     assert await look_up(cache, A) == {A: SECOND}
-    assert served(cache.peek([A], min_stored_at_s=0, confirmed=True)) == {A: SECOND}
+    assert served(cache.peek_confirmed([A], min_stored_at_s=0).found) == {A: SECOND}
 
 
 async def test_an_item_is_a_hit_during_its_write_even_if_memory_has_no_room() -> None:
@@ -170,7 +170,7 @@ async def test_while_the_circuit_is_open_memory_serves_without_a_read() -> None:
     cache = make_cache(store)
     for _ in range(5):
         await cache.write({A: record(1.0)}, overwrite=False)
-    assert served(cache.peek([A], min_stored_at_s=0, confirmed=True)) == {A: FIRST}
+    assert served(cache.peek_confirmed([A], min_stored_at_s=0).found) == {A: FIRST}
     assert not store.timeouts_s
 
 

@@ -112,7 +112,7 @@ class Machine(RuleBasedStateMachine):
         for cache in self.caches:
             served = await look_up(cache, *KEYS)
             assert served == {key: text_of(key, self.world.values[key]) for key in served}
-            confirmed = cache.peek(KEYS, min_stored_at_s=cache.freshness_cutoff_s(None), confirmed=True)
+            confirmed = cache.peek_confirmed(KEYS, min_stored_at_s=cache.freshness_cutoff_s(None)).found
             assert confirmed.keys() == served.keys()
 
 

@@ -18,7 +18,7 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.access import client_keys
-from proxy.access.validations import CredentialScope, Validations
+from proxy.access.validations import Credential, CredentialScope, Validations
 from proxy.config.settings import KIB, MIB, UpstreamSetting
 from proxy.fetch.outcomes import in_own_words
 from proxy.protocol import json_structure
@@ -324,15 +324,15 @@ async def test_arbitrary_fields_with_a_valid_key_leave_little_memory() -> None:
     client: Any = None
     origin = Origin(name="o", provider=GENERIC, routes=Routes("http://h/v1"), client=client)
 
-    def confirm(number: int, key: str) -> tuple[Any, CredentialScope]:
+    def confirm(number: int, key: str) -> Credential:
         own = identity(CIMultiDict({"Authorization": key, "X-Made-Up-Token": f"{number}"}))
         tenant = validations.tenant([("authorization", key)])
-        credential_id, credential_scope = (
+        credential = Credential(
             validations.credential_id(tenant, origin, own),
             CredentialScope("http://h/v1/embeddings?" + "x" * 3000, f"{number}"),
         )
-        validations.confirm(credential_id, credential_scope, asked_at_s=0.0)
-        return credential_id, credential_scope
+        validations.confirm(credential, asked_at_s=0.0)
+        return credential
 
     good = confirm(0, "Bearer good")
     tracemalloc.start()
@@ -342,8 +342,8 @@ async def test_arbitrary_fields_with_a_valid_key_leave_little_memory() -> None:
     finally:
         tracemalloc.stop()
     assert taken < 3 * MIB
-    assert validations.is_confirmed(*good)
-    assert validations.is_confirmed(*last)
+    assert validations.is_confirmed(good)
+    assert validations.is_confirmed(last)
 
 
 # --- responses

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from multidict import CIMultiDict
 
-from proxy.access.admission import Access
-from proxy.access.validations import CredentialScope, Validations
+from proxy.access.access import Access
+from proxy.access.validations import Credential, CredentialScope, Validations
 from proxy.cache.cache import Cache
 from proxy.cache.memory import Memory
 from proxy.cache.store import NOTHING, TTL, Changes, Page, Purge, Unleased
@@ -203,7 +203,7 @@ class Machine(RuleBasedStateMachine):
         identity = identities.identity(CIMultiDict({"Authorization": "Bearer k"}))
         tenant = validations.tenant(identity.credentials)
         validations.confirm(
-            validations.credential_id(tenant, origin, identity), CredentialScope(URL, "m"), asked_at_s=0.0
+            Credential(validations.credential_id(tenant, origin, identity), CredentialScope(URL, "m")), asked_at_s=0.0
         )
         return validations
 

@@ -659,7 +659,9 @@ async def test_a_pending_request_is_responded_to_before_the_server_stops() -> No
 async def test_a_response_that_is_there_is_sent_whatever_comes_at_that_moment() -> None:
     """Its request is counted, and must not be parsed and counted again."""
     async with pending(turns=100) as (site, line):
-        task = site.connection._response
+        request = site.connection._pending
+        assert request is not None
+        task = request.response
         assert task is not None
         while not task.done():
             await asyncio.sleep(0)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.access.validations import CredentialId, CredentialScope
+from proxy.access.validations import Credential, CredentialId, CredentialScope
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.protocol import request_body
 from proxy.protocol.identities import Identity
@@ -56,10 +56,10 @@ def test_all_bytes_of_a_body_that_takes_several_steps_count(at: int) -> None:
 
 def test_the_garbage_collector_does_not_visit_what_is_known() -> None:
     spec = ResponseSpec("m", Encoding.FLOAT, (b"k" * 32,))
-    credential_id, credential_scope, tenant = CredentialId(b"tenant", b"name"), CredentialScope("u", "m"), Tenant(b"t")
+    credential, tenant = Credential(CredentialId(b"tenant", b"name"), CredentialScope("u", "m")), Tenant(b"t")
     origin: Any = None  # there are few
-    known = MemoEntry(spec, credential_id, credential_scope, origin, tenant, watched=(), doubt=None)
-    assert not any(map(gc.is_tracked, (known, spec, credential_id, credential_scope, tenant)))
+    known = MemoEntry(spec, credential, origin, tenant, watched=(), doubt=None)
+    assert not any(map(gc.is_tracked, (known, spec, credential, credential.id, credential.scope, tenant)))
 
 
 def test_long_names_weigh() -> None:
@@ -67,8 +67,7 @@ def test_long_names_weigh() -> None:
         origin: Any = None  # weighs the same for all
         return MemoEntry(
             ResponseSpec(model, Encoding.FLOAT, (b"k" * 32,)),
-            CredentialId(b"tenant", b"name"),
-            CredentialScope(url, model),
+            Credential(CredentialId(b"tenant", b"name"), CredentialScope(url, model)),
             origin,
             Tenant(b"tenant"),
             watched=(),

@@ -43,8 +43,7 @@ class Probing:
     ) -> "asyncio.Task[ProbeResult | None]":
         client_request = client_request_for([text], [text.encode() * 32], credentials=credentials)
         request = FetchRequest(client_request, [text.encode() * 32], REFRESH)
-        name = client_request.credential_id, client_request.credential_scope
-        return asyncio.create_task(self.revalidator.ask(name, request, timeout_s=timeout_s))
+        return asyncio.create_task(self.revalidator.ask(request, timeout_s=timeout_s))
 
     async def held(self, *starts: "asyncio.Task[ProbeResult | None]") -> None:
         """Until all of these wait for an upstream that has not responded."""

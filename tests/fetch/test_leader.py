@@ -285,9 +285,8 @@ async def test_the_upstreams_verdict_on_the_credential_is_noted(
     leading = Leading()
     leading.batcher.outcome = outcome
     request = (await leading.fetch()).client_request
-    name = request.credential_id, request.credential_scope
-    assert leading.validations.is_confirmed(*name) == is_confirmed
-    assert leading.validations.is_refused(*name) == is_refused
+    assert leading.validations.is_confirmed(request.credential) == is_confirmed
+    assert leading.validations.is_refused(request.credential) == is_refused
 
 
 async def test_a_credential_counts_as_valid_from_when_the_upstream_was_asked() -> None:
@@ -298,9 +297,9 @@ async def test_a_credential_counts_as_valid_from_when_the_upstream_was_asked() -
     leading.now_s += 59
     leading.batcher.gate.set()
     request = (await fetching).client_request
-    assert leading.validations.is_confirmed(request.credential_id, request.credential_scope)
+    assert leading.validations.is_confirmed(request.credential)
     leading.now_s += 1
-    assert not leading.validations.is_confirmed(request.credential_id, request.credential_scope)
+    assert not leading.validations.is_confirmed(request.credential)
 
 
 # --- among replicas

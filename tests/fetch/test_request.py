@@ -145,7 +145,7 @@ def test_a_request_like_another_has_its_own_items_and_field_values() -> None:
     assert (other.group, other.lane_name) == (first.group, first.lane_name)
     assert other.scope_fingerprint == first.scope_fingerprint
     assert other.limit_wait is not first.limit_wait
-    assert other.credential_id == CredentialId(b"tenant", b"credentials")
+    assert other.credential.id == CredentialId(b"tenant", b"credentials")
 
 
 def test_other_header_fields_do_not_change_the_request_itself() -> None:

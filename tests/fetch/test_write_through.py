@@ -47,11 +47,11 @@ class Writing:
 
     def is_confirmed(self) -> bool:
         client_request = request(A).client_request
-        return self.validations.is_confirmed(client_request.credential_id, client_request.credential_scope)
+        return self.validations.is_confirmed(client_request.credential)
 
     def is_refused(self) -> bool:
         client_request = request(A).client_request
-        return self.validations.is_refused(client_request.credential_id, client_request.credential_scope)
+        return self.validations.is_refused(client_request.credential)
 
 
 def request(*keys: bytes, policy: Policy = PLAIN) -> FetchRequest:

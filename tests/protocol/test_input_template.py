@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.protocol import embedding_request, keys, request_body
 from proxy.protocol.bypass import Bypass
+from proxy.protocol.header_kinds import Fields
 from proxy.protocol.input_template import InputTemplate
 from proxy.protocol.items import ItemKind
 from proxy.protocol.keys import TextKeys
@@ -132,7 +133,7 @@ HEADERS = st.lists(st.tuples(st.text(max_size=4), st.text(max_size=4)), max_size
     HEADERS,
 )
 def test_keys_of_further_texts_are_those_of_the_parsed_body(
-    name: str, members: dict[str, Any], first: list[str], second: list[str], scope: keys.Fields, others: keys.Fields
+    name: str, members: dict[str, Any], first: list[str], second: list[str], scope: Fields, others: Fields
 ) -> None:
     def parse(texts: list[str]) -> embedding_request.EmbeddingRequest:
         body = orjson.dumps({"model": "m", "input": texts, **members})

@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from proxy.protocol import embedding_request, keys, request_body
+from proxy.protocol.header_kinds import Fields
 from proxy.protocol.provider import InputFormat
 from proxy.protocol.providers import GENERIC
 
@@ -61,7 +62,7 @@ def body_of(model: str, items: list[Any], parameters: dict[str, Any], **fields: 
 
 
 def derive(
-    body: bytes, url: str = URL, credentials: keys.Fields | None = None, vector_headers: keys.Fields | None = None
+    body: bytes, url: str = URL, credentials: Fields | None = None, vector_headers: Fields | None = None
 ) -> list[bytes]:
     request = embedding_request.parse_request(
         body, request_body.parse_object(body), replace(GENERIC, inputs=frozenset(InputFormat))
@@ -182,7 +183,7 @@ def test_the_key_is_pinned() -> None:
 
 @pytest.mark.parametrize("change", [{"user": "v"}, {"encoding_format": "base64"}, {"dimensions": 4}, {"model": "n"}])
 def test_requests_of_one_group_differ_in_nothing_but_their_items(change: dict[str, Any]) -> None:
-    def group(fields: dict[str, Any], credentials: keys.Fields, page: str | None = None) -> bytes:
+    def group(fields: dict[str, Any], credentials: Fields, page: str | None = None) -> bytes:
         request = embedding_request.parse_request(orjson.dumps(fields), fields, GENERIC)
         return keys.group(request, url=URL, credentials=credentials, vector_headers=[], page=page)
 

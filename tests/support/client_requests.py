@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from proxy.access.validations import CredentialId, CredentialScope
+from proxy.access.validations import Credential, CredentialId, CredentialScope
 from proxy.fetch.request import ClientRequest
 from proxy.http.bodies import BodyReader
 from proxy.protocol import embedding_request, identities
@@ -48,8 +48,7 @@ def client_request_for(
         directives=cache_control(received),
         identity=identities.identity(received),
         scope=[("credential", credentials.hex())],
-        credential_id=CredentialId(b"tenant", credentials),
-        credential_scope=CredentialScope(URL, "m"),
+        credential=Credential(CredentialId(b"tenant", credentials), CredentialScope(URL, "m")),
         client=None,
         reservation=bodies.reserve(Tenant(b"tenant")),
         epoch=0,

@@ -146,7 +146,7 @@ def served(entries: Mapping[bytes, Entry]) -> dict[bytes, bytes]:
 async def look_up(cache: Cache, *keys: bytes) -> dict[bytes, bytes]:
     """What a request is served of ``keys`` without the upstream."""
     min_stored_at_s = cache.freshness_cutoff_s(None)
-    found = cache.peek(keys, min_stored_at_s=min_stored_at_s, confirmed=True)
+    found = cache.peek_confirmed(keys, min_stored_at_s=min_stored_at_s).found
     missing = [key for key in keys if key not in found]
     if missing:
         found |= await cache.read(missing, min_stored_at_s=min_stored_at_s) | cache.peek(

@@ -10,7 +10,7 @@ import orjson
 from aiohttp.web import Response
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from proxy.access.admission import Access
+from proxy.access.access import Access
 from proxy.access.validations import Validations
 from proxy.cache.cache import Cache
 from proxy.cache.memory import Memory

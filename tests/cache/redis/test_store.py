@@ -69,7 +69,7 @@ async def test_replicas_respond_while_redis_is_slow_and_serve_one_vector_afterwa
     assert [served(entries) for entries in mine] == [{key(1): b"[0.0,0.5]"}, {key(1): b"[1.0,0.5]"}]
     server.process.send_signal(signal.SIGCONT)
     await asyncio.gather(*map(written, caches))
-    results = [served(cache.peek([key(1)], min_stored_at_s=0, confirmed=True)) for cache in caches]
+    results = [served(cache.peek_confirmed([key(1)], min_stored_at_s=0).found) for cache in caches]
     assert results[0] == results[1] == served({key(1): mine[0][key(1)].current})
     assert len(results[0]) == 1
     for cache in caches:

@@ -109,7 +109,7 @@ async def test_a_slot_without_its_value_opens_no_circuit(filled: Path, open_stor
     for key in KEYS[:10]:
         await cache.write({key: record()}, overwrite=False)
     for key in KEYS[:10]:
-        assert served(cache.peek([key], min_stored_at_s=0, confirmed=True)) == {key: b"[1.0,0.5]"}
+        assert served(cache.peek_confirmed([key], min_stored_at_s=0).found) == {key: b"[1.0,0.5]"}
     assert cache._store._breakers["write"].state.value == "closed"
     assert metrics.store_unstored_items.labels("corrupt").value == 0
 

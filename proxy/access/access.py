@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 from proxy.access.client_keys import ClientKeys
 from proxy.access.pseudonyms import Pseudonyms
-from proxy.access.validations import CredentialId, CredentialScope, Validations
+from proxy.access.validations import Credential, Validations
 from proxy.errors import Unauthorized
 from proxy.protocol import assertions, headers, identities, query
 from proxy.protocol.cors import origin_of
+from proxy.protocol.header_kinds import Fields
 from proxy.protocol.headers import Headers
 from proxy.protocol.hosts import LOOPBACK_HOSTS
 from proxy.protocol.identities import Identity
-from proxy.protocol.keys import Fields
 from proxy.tenant import Tenant
 from proxy.upstream.router import Origin
 
@@ -104,10 +104,10 @@ class Access:
             return own
         return self.identity(headers.without_credentials(given), "", origin)._replace(credentials=OWN_KEY)
 
-    def may_serve(self, credential_id: CredentialId, credential_scope: CredentialScope) -> bool:
-        """Whether a credential gets cached entries without asking the upstream again: the proxy has the key itself, or
-        the upstream recently accepted the credential for this scope."""
-        return self.owns_key or self._validations.is_confirmed(credential_id, credential_scope)
+    def may_serve(self, credential: Credential) -> bool:
+        """Whether cached entries are served without asking the upstream again: the proxy has the key itself, or the
+        upstream recently accepted ``credential``."""
+        return self.owns_key or self._validations.is_confirmed(credential)
 
     def may_read(self, upstream: Origin, given: Headers) -> bool:
         """Whether the CORS fields of a hit are known, if a web page sent the request.

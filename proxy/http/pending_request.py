@@ -1,6 +1,9 @@
-"""The bytes of a request that the parser has not got yet."""
+"""A request that the parser has not got yet."""
+
+import asyncio
 
 from proxy.errors import Overloaded
+from proxy.http.long_response import LongResponse, Response
 from proxy.reservation import MemoryReservation
 
 # The longest request that is not parsed: understanding it takes less than half a millisecond.
@@ -8,19 +11,22 @@ MAX_PENDING_BYTES = 128 * 1024
 _UNRESERVED_BYTES = 64 * 1024  # that every connection may keep back
 
 
-class PendingBytes:
-    """A head, maybe part of its body, or a request."""
+class PendingRequest:
+    """A head, maybe with part of its body; or a whole request, and the task that makes its response."""
 
-    __slots__ = ("_missing_bytes", "_received", "_reserved")
+    __slots__ = ("_missing_bytes", "_received", "_reserved", "response")
 
-    def __init__(self, sent: bytes | bytearray) -> None:
-        """``sent`` is a head, or a whole request."""
+    def __init__(
+        self, sent: bytes | bytearray, response: "asyncio.Task[Response | LongResponse | None] | None" = None
+    ) -> None:
+        """``sent`` is a head; or, if there is a ``response`` to it, a whole request."""
+        self.response = response
         self._received = sent
         self._missing_bytes = 0  # of a request whose length is known
         self._reserved: tuple[MemoryReservation, int] | None = None
 
     @classmethod
-    def beginning(cls, sent: bytes, size: int, reservation: MemoryReservation | None) -> "PendingBytes | None":
+    def beginning(cls, sent: bytes, size: int, reservation: MemoryReservation | None) -> "PendingRequest | None":
         """The beginning of a request of ``size`` bytes, for which memory is reserved if it is long. None if there is no
         room for it. Without a ``reservation`` there is."""
         pending = cls(bytearray(sent))
@@ -51,3 +57,11 @@ class PendingBytes:
             reservation.give_back(size)
             self._reserved = None
         return bytes(self._received)
+
+    def take_response(self, *, has_begun: bool) -> Response | LongResponse | None:
+        """The response if it is ready, because the request has been counted by then. Otherwise cancel the task that
+        makes it, unless the response ``has_begun``."""
+        task = self.response
+        if task is None or (has_begun and not task.done()):
+            return None
+        return None if task.cancel() or task.cancelled() else task.result()

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.capacity import SharedCapacity
-from proxy.http.pending_bytes import PendingBytes
+from proxy.http.pending_request import PendingRequest
 from proxy.reservation import MemoryReservation
 from proxy.tenant import Tenant
 
@@ -17,7 +17,7 @@ def room(size: int) -> MemoryReservation:
 
 
 def test_a_head_waits_for_whatever_follows() -> None:
-    pending = PendingBytes(b"head")
+    pending = PendingRequest(b"head")
     assert not pending.add(b"x")
     assert pending.followed_by(b"x") == b"headx"
     assert pending.take() == b"head"
@@ -27,7 +27,7 @@ def test_a_head_waits_for_whatever_follows() -> None:
 def test_a_request_is_the_same_in_whatever_pieces_it_comes(sent: bytes, cuts: list[int]) -> None:
     ends = [*sorted({1, *(cut for cut in cuts if cut < len(sent))}), len(sent)]
     first, *rest = [sent[start:end] for start, end in pairwise([0, *ends])]
-    pending = PendingBytes.beginning(first, len(sent), None)
+    pending = PendingRequest.beginning(first, len(sent), None)
     assert pending is not None
     assert [pending.add(piece) for piece in rest] == [True] * (len(rest) - 1) + [False]
     assert pending.followed_by(rest[-1]) == sent
@@ -35,7 +35,7 @@ def test_a_request_is_the_same_in_whatever_pieces_it_comes(sent: bytes, cuts: li
 
 
 def test_what_follows_a_request_is_not_added_to_it() -> None:
-    pending = PendingBytes.beginning(b"ab", 4, None)
+    pending = PendingRequest.beginning(b"ab", 4, None)
     assert pending is not None
     assert not pending.add(b"cdef")
     assert pending.take() == b"ab"
@@ -43,10 +43,10 @@ def test_what_follows_a_request_is_not_added_to_it() -> None:
 
 def test_a_long_request_takes_memory_until_it_is_taken() -> None:
     reservation = room(LONG)
-    pending = PendingBytes.beginning(b"ab", LONG, reservation)
+    pending = PendingRequest.beginning(b"ab", LONG, reservation)
     assert pending is not None
     assert reservation.bytes == LONG
-    assert PendingBytes.beginning(b"ab", LONG, reservation) is None
+    assert PendingRequest.beginning(b"ab", LONG, reservation) is None
     assert reservation.bytes == LONG
     assert pending.take() == b"ab"
     pending.take()
@@ -55,4 +55,4 @@ def test_a_long_request_takes_memory_until_it_is_taken() -> None:
 
 @pytest.mark.parametrize("size", [3, 64 * 1024])
 def test_a_short_request_takes_none(size: int) -> None:
-    assert PendingBytes.beginning(b"ab", size, room(0)) is not None
+    assert PendingRequest.beginning(b"ab", size, room(0)) is not None
