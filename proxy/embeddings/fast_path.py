@@ -19,7 +19,7 @@ from proxy.cache.entry import Entry, current
 from proxy.embeddings.header_watch import HeaderWatch
 from proxy.embeddings.known_head import GivenTexts, KnownBody, KnownHead
 from proxy.embeddings.known_heads import KnownHeads
-from proxy.embeddings.lookup import count_model_versions, look_up_in_store
+from proxy.embeddings.lookup import count_model_versions, look_up_in_store, peek_in_turns
 from proxy.embeddings.recognized import FastPathHit, FastPathMiss, RecognizedRequest
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.embeddings.responses import ResponseBuilder
@@ -39,7 +39,7 @@ _SMALL_BYTES = 2 * 1024
 _MAX_BODY_BYTES = 4 * 1024**2
 # A request of more bytes is recognized in turns, and its items are looked up in turns.
 LONG_BYTES, _MANY_ITEMS = 32 * 1024, 128
-_ITEMS_A_TURN = 64  # to derive or to look up so many keys takes a tenth of a millisecond
+_ITEMS_A_TURN = 64  # to derive so many keys takes a tenth of a millisecond
 
 
 class FastPath:
@@ -84,7 +84,7 @@ class FastPath:
             row = self._metrics.row(sighting.client, client_request.spec.model)
             self._heads.learn(sighting, client_request, row, is_hit=False)
 
-    def find(self, sighting: Sighting, began_s: float) -> FastPathHit | None:
+    async def find(self, sighting: Sighting, began_s: float) -> FastPathHit | None:
         """A known request, if memory has all its items."""
         known = None if sighting.fingerprint is None else self._memo.get(sighting.fingerprint)
         if known is None or not self._access.may_read(known.origin, sighting.request.headers):
@@ -92,8 +92,8 @@ class FastPath:
         if self._heads.is_worth_parsing(sighting):
             return None
         parsed_s = time.perf_counter()
-        found = self._look_up(known) if self._may_serve(known) else None
-        if found is None:
+        found = await self._peek_in_turns(known, {}) if self._may_serve(known) else {}
+        if not (_is_hit(known, found) and self._may_serve(known)):
             return None
         # The list of client keys may give the same key another name.
         row = self._metrics.row(sighting.client, known.spec.model)
@@ -138,8 +138,10 @@ class FastPath:
     async def look_up(self, recognized: RecognizedRequest, connection: Connection) -> FastPathHit | FastPathMiss | None:
         """Look up items that are many, or not all in memory. None: the request must be parsed. Raises `Overloaded`."""
         known, in_memory, left_out = recognized.known, recognized.in_memory, recognized.left_out
-        if in_memory is None:
-            in_memory = await self._peek_in_turns(known)
+        if in_memory is None or left_out is None:
+            await turns.turn()
+            left_out = {}
+            in_memory = await self._peek_in_turns(known, left_out)
         elif len(known.spec.keys) > _MANY_ITEMS:
             await turns.turn()
         cutoff_s = self._cache.freshness_cutoff_s(None)
@@ -227,12 +229,11 @@ class FastPath:
         cutoff_s = self._cache.freshness_cutoff_s(None)
         return self._cache.peek(known.spec.keys, min_stored_at_s=cutoff_s, confirmed=True, left_out=left_out)
 
-    async def _peek_in_turns(self, known: MemoEntry) -> dict[bytes, Entry]:
-        await turns.turn()
-        found: dict[bytes, Entry] = {}
-        cutoff_s = self._cache.freshness_cutoff_s(None)
-        async for keys in turns.in_turns(known.spec.keys, size=_ITEMS_A_TURN):
-            found |= self._cache.peek(keys, min_stored_at_s=cutoff_s, confirmed=True)
+    async def _peek_in_turns(self, known: MemoEntry, left_out: dict[bytes, Entry]) -> dict[bytes, Entry]:
+        keys, cutoff_s = known.spec.keys, self._cache.freshness_cutoff_s(None)
+        found = await peek_in_turns(self._cache, keys, min_stored_at_s=cutoff_s, confirmed=True, left_out=left_out)
+        if len(keys) <= _MANY_ITEMS:
+            return found
         await turns.turn()  # the response, too, has a turn of its own
         return current(found)
 
