@@ -16,9 +16,9 @@ from proxy.cache.store import Store
 from proxy.cache.writer import Writer
 from proxy.protocol.records import Record, RecordKey
 from proxy.telemetry.metrics import Metrics
-from proxy.turns import in_turns
+from proxy.turns import free, in_turns
 
-_READ_A_TURN = 64  # records that are unpacked and put into memory in less than half a millisecond
+_FEW_VALUES = 64  # are unpacked and put into memory in half a millisecond
 
 
 class Cache:
@@ -97,10 +97,6 @@ class Cache:
             self._store.log_unstored()
         await self._store.aclose()
 
-    def _getter(self) -> Callable[[bytes], Entry | None]:
-        """`Writer.get`, or a faster function that does the same until the next await."""
-        return self._writer.get if self._writer.pending else self.memory.get
-
     def peek(
         self,
         keys: Sequence[bytes],
@@ -114,10 +110,8 @@ class Cache:
         With ``confirmed``, entries that may not be the first of their keys are left out while the store can be read,
         so that the caller reads them from the store. They and those that are too old are put into ``left_out``.
         """
-        get, is_confirmed = self._getter(), Certainty.CONFIRMED
-        found = {}
-        for key in keys:
-            entry = get(key)
+        is_confirmed, found = Certainty.CONFIRMED, {}
+        for key, entry in zip(keys, map(self._writer.getter(), keys), strict=True):
             if entry is None:
                 continue
             is_old = min_stored_at_s and entry.source.stored_at_s < min_stored_at_s
@@ -133,7 +127,7 @@ class Cache:
     ) -> dict[bytes, Entry]:
         """The entries of ``keys``, which are distinct, in the store. They are put into memory too.
 
-        ``left_out`` are all entries of ``keys`` that `peek` has just found in memory. None: they are looked up.
+        ``left_out`` are all entries of ``keys`` that `peek` has found in memory. None: they are looked up.
         """
         if not keys or self._store.is_absent:
             return {}
@@ -142,16 +136,17 @@ class Cache:
             await self._writer.wait_for(keys)
             before = None
         if before is None:
-            get = self._getter()
+            get = self._writer.getter()
             before = {key: entry for key, entry in zip(keys, map(get, keys), strict=True) if entry is not None}
         began = self._discards.now
         values, is_complete = await self._store.get(keys)
-        if len(values) <= _READ_A_TURN:
+        if len(values) <= _FEW_VALUES:
             found = self._adopt(values, before, began, min_stored_at_s)
         else:
             found = {}
-            async for some in in_turns(list(values), size=_READ_A_TURN):
+            async for some in in_turns(list(values)):
                 found |= self._adopt({key: values[key] for key in some}, before, began, min_stored_at_s)
+            free(list(values.values()))
         if is_complete and before:
             self._writer.repeat(before)
         return found
@@ -162,7 +157,7 @@ class Cache:
         """Put records from the store into memory. Returns the entries that count, without those that are too old.
         ``before`` are the entries that were in memory when the read ``began``."""
         discarded = began if began is not self._discards.now else ()
-        get, put = self._getter(), self.memory.put
+        get, put = self._writer.getter(), self.memory.put
         found = self._codec.decode(values)
         for key, entry in found.items():
             cached = get(key)
