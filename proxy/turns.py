@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Any, Generic, Self, TypeVar
 from weakref import WeakKeyDictionary
@@ -66,7 +66,7 @@ async def turn() -> None:
     await _turns[loop].next()
 
 
-def are_many(keys: Sequence[bytes]) -> bool:
+def are_many(keys: Collection[bytes]) -> bool:
     """Whether there are so many keys that the work on them takes a turn of its own."""
     return len(keys) > KEYS_A_TURN
 

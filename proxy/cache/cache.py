@@ -20,9 +20,9 @@ from proxy.cache.store import Store
 from proxy.cache.writer import Writer
 from proxy.protocol.records import Record, RecordKey
 from proxy.telemetry.metrics import Metrics
-from proxy.turns import in_turns
+from proxy.turns import free, in_turns
 
-_READ_A_TURN = 64  # records that are unpacked and put into memory in less than half a millisecond
+_FEW_VALUES = 64  # are unpacked and put into memory in half a millisecond
 
 
 class Peeked(Struct, frozen=True):
@@ -59,9 +59,7 @@ class Cache:
         self._clock = clock
         self._codec = RecordCodec(metrics, record_key=record_key, ttl_s=ttl_s, store_expires=store.expires, clock=clock)
         self._store = GuardedStore(store, metrics, ttl_s=ttl_s, timeout_s=timeout_s)
-        self._shared_reads = SharedReads(
-            self._read, parts=store.parts, max_keys=_READ_A_TURN, max_reads=store.max_reads
-        )
+        self._shared_reads = SharedReads(self._read, parts=store.parts, max_keys=_FEW_VALUES, max_reads=store.max_reads)
         self._discards = Discards(again_after_s=AGAIN_AFTER_S)
         recent = RecentWrites()
         self._writer = Writer(
@@ -113,27 +111,21 @@ class Cache:
         await self._shared_reads.aclose()
         await self._store.aclose()
 
-    def _getter(self) -> Callable[[bytes], Entry | None]:
-        """`Writer.get`, or a faster function that does the same until the next await."""
-        return self._writer.get if self._writer.pending else self.memory.get
-
     def peek(self, keys: Sequence[bytes], *, min_stored_at_s: float) -> dict[bytes, Entry]:
         """The entries of ``keys`` in memory, without waiting, but for those that are too old."""
-        get = self._getter()
-        found = {}
-        for key in keys:
-            entry = get(key)
-            if entry is not None and not (min_stored_at_s and entry.source.stored_at_s < min_stored_at_s):
-                found[key] = entry
-        return found
+        entries = zip(keys, map(self._writer.getter(), keys), strict=True)
+        return {
+            key: entry
+            for key, entry in entries
+            if entry is not None and not (min_stored_at_s and entry.source.stored_at_s < min_stored_at_s)
+        }
 
     def peek_confirmed(self, keys: Sequence[bytes], *, min_stored_at_s: float) -> Peeked:
         """`peek`, but while the store can be read, without entries that may not be the first of their keys."""
-        get, is_confirmed = self._getter(), Certainty.CONFIRMED
+        is_confirmed = Certainty.CONFIRMED
         found: dict[bytes, Entry] = {}
         left_out: dict[bytes, Entry] = {}
-        for key in keys:
-            entry = get(key)
+        for key, entry in zip(keys, map(self._writer.getter(), keys), strict=True):
             if entry is None:
                 continue
             is_old = min_stored_at_s and entry.source.stored_at_s < min_stored_at_s
@@ -148,7 +140,7 @@ class Cache:
     ) -> dict[bytes, Entry]:
         """The entries of ``keys``, which are distinct, in the store. They are put into memory too.
 
-        ``left_out`` are all entries of ``keys`` in memory, from a `peek_confirmed` just now. None: they are looked up.
+        ``left_out`` are all entries of ``keys`` in memory, from a `peek_confirmed`. None: they are looked up.
         """
         if not keys or self._store.is_absent:
             return {}
@@ -157,9 +149,9 @@ class Cache:
             await self._writer.wait_for(keys)
             before = None
         if before is None:
-            get = self._getter()
+            get = self._writer.getter()
             before = {key: entry for key, entry in zip(keys, map(get, keys), strict=True) if entry is not None}
-        if len(keys) <= _READ_A_TURN:
+        if len(keys) <= _FEW_VALUES:
             found = await self._shared_reads.read(keys, before)
         else:
             found = await self._read(keys, before, asyncio.get_running_loop().time())
@@ -173,12 +165,13 @@ class Cache:
         began = self._discards.now
         waited_s = asyncio.get_running_loop().time() - since_s
         values, is_complete = await self._store.get(keys, waited_s=waited_s)
-        if len(values) <= _READ_A_TURN:
+        if len(values) <= _FEW_VALUES:
             found = self._adopt(values, before, began)
         else:
             found = {}
-            async for some in in_turns(list(values), size=_READ_A_TURN):
+            async for some in in_turns(list(values)):
                 found |= self._adopt({key: values[key] for key in some}, before, began)
+            free(list(values.values()))
         if is_complete and before:
             self._writer.repeat(before)
         return found
@@ -187,7 +180,7 @@ class Cache:
         """Put records from the store into memory. Returns the entries that count.
         ``before`` are the entries that were in memory when the read ``began``."""
         discarded = began if began is not self._discards.now else ()
-        get, put = self._getter(), self.memory.put
+        get, put = self._writer.getter(), self.memory.put
         found = self._codec.decode(values)
         for key, entry in found.items():
             cached = get(key)

@@ -51,6 +51,7 @@ class Source(Struct, frozen=True, eq=False, gc=False):
     model_version: tuple[str, int]
     is_base64_as_stored: bool
     base64_length: int  # of an embedding
+    payload_bytes: int  # its vector
     overhead_bytes: int  # of an entry: what it takes besides its vector and the text of its numbers
 
 
@@ -72,6 +73,7 @@ def _new_source(  # noqa: PLR0917 - memoized by position
     return Source(
         model, dtype, dimensions, tokens_exact, stored_at_s, _shared(scope), certainty, (model, dimensions),
         vectors.is_base64_as_stored(dtype), vectors.base64_length(dtype, dimensions),
+        vectors.ITEM_BYTES[dtype] * dimensions,
         _OVERHEAD_BYTES + (_MAX_CHAR_BYTES * len(model) if len(model) > _MAX_MODEL_LENGTH else 0),
     )  # fmt: skip
 

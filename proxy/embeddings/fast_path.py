@@ -19,7 +19,7 @@ from proxy.cache.entry import Entry, current
 from proxy.embeddings.header_watch import HeaderWatch
 from proxy.embeddings.known_head import GivenTexts, KnownBody, KnownHead
 from proxy.embeddings.known_heads import KnownHeads
-from proxy.embeddings.lookup import count_model_versions, look_up_in_store
+from proxy.embeddings.lookup import count_model_versions, look_up_in_store, peek_in_turns
 from proxy.embeddings.recognized import FastPathHit, FastPathMiss, RecognizedRequest
 from proxy.embeddings.request_memo import MemoEntry, RequestMemo
 from proxy.embeddings.responses import ResponseBuilder
@@ -39,7 +39,7 @@ _SMALL_BYTES = 2 * 1024
 _MAX_BODY_BYTES = 4 * 1024**2
 # A request of more bytes is recognized in turns, and its items are looked up in turns.
 LONG_BYTES, _MANY_ITEMS = 32 * 1024, 128
-_ITEMS_A_TURN = 64  # to derive or to look up so many keys takes a tenth of a millisecond
+_ITEMS_A_TURN = 64  # to derive so many keys takes a tenth of a millisecond
 
 
 class FastPath:
@@ -84,7 +84,7 @@ class FastPath:
             row = self._metrics.row(sighting.client, client_request.spec.model)
             self._heads.learn(sighting, client_request, row, is_hit=False)
 
-    def find(self, sighting: Sighting, began_s: float) -> FastPathHit | None:
+    async def find(self, sighting: Sighting, began_s: float) -> FastPathHit | None:
         """A known request, if memory has all its items."""
         known = None if sighting.fingerprint is None else self._memo.get(sighting.fingerprint)
         if known is None or not self._access.may_read(known.origin, sighting.request.headers):
@@ -92,8 +92,8 @@ class FastPath:
         if self._heads.is_worth_parsing(sighting):
             return None
         parsed_s = time.perf_counter()
-        found = self._look_up(known) if self._may_serve(known) else None
-        if found is None:
+        found = (await self._peek_in_turns(known)).found if self._may_serve(known) else {}
+        if not (_is_hit(known, found) and self._may_serve(known)):
             return None
         # The list of client keys may give the same key another name.
         row = self._metrics.row(sighting.client, known.spec.model)
@@ -139,13 +139,12 @@ class FastPath:
         """Look up items that are many, or not all in memory. None: the request must be parsed. Raises `Overloaded`."""
         known, peeked = recognized.known, recognized.peeked
         if peeked is None:
-            in_memory, left_out = await self._peek_in_turns(known), None
-        else:
-            in_memory, left_out = peeked.found, peeked.left_out
-            if len(known.spec.keys) > _MANY_ITEMS:
-                await turns.turn()
+            await turns.turn()
+            peeked = await self._peek_in_turns(known)
+        elif len(known.spec.keys) > _MANY_ITEMS:
+            await turns.turn()
         cutoff_s = self._cache.freshness_cutoff_s(None)
-        found = await look_up_in_store(self._cache, known.spec.keys, in_memory, left_out, min_stored_at_s=cutoff_s)
+        found = await look_up_in_store(self._cache, known.spec.keys, peeked, min_stored_at_s=cutoff_s)
         if not self._may_serve(known):
             connection.known_head = None
             return None
@@ -229,14 +228,13 @@ class FastPath:
     def _peek(self, known: MemoEntry) -> Peeked:
         return self._cache.peek_confirmed(known.spec.keys, min_stored_at_s=self._cache.freshness_cutoff_s(None))
 
-    async def _peek_in_turns(self, known: MemoEntry) -> dict[bytes, Entry]:
-        await turns.turn()
-        found: dict[bytes, Entry] = {}
-        cutoff_s = self._cache.freshness_cutoff_s(None)
-        async for keys in turns.in_turns(known.spec.keys, size=_ITEMS_A_TURN):
-            found |= self._cache.peek_confirmed(keys, min_stored_at_s=cutoff_s).found
+    async def _peek_in_turns(self, known: MemoEntry) -> Peeked:
+        keys, cutoff_s = known.spec.keys, self._cache.freshness_cutoff_s(None)
+        peeked = await peek_in_turns(self._cache, keys, min_stored_at_s=cutoff_s)
+        if len(keys) <= _MANY_ITEMS:
+            return peeked
         await turns.turn()  # the response, too, has a turn of its own
-        return current(found)
+        return Peeked(current(peeked.found), peeked.left_out)
 
     def _may_serve(self, known: MemoEntry) -> bool:
         return self._access.may_serve(known.credential)

@@ -1,10 +1,13 @@
 """What the cache has of a request's items, and what is missing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
-from proxy.cache.cache import Cache
+from proxy.cache.cache import Cache, Peeked
 from proxy.cache.entry import Entry, current
+from proxy.turns import in_turns
+
+KEYS_A_TURN = 256  # are looked up in memory in a tenth of a millisecond
 
 
 class Lookup(NamedTuple):
@@ -35,29 +38,37 @@ class Lookup(NamedTuple):
 async def look_up(cache: Cache, keys: Sequence[bytes], *, min_stored_at_s: float) -> Lookup:
     """Look ``keys`` up in memory and, where something is missing, in the store.
 
-    If everything is in memory, or there is no store, there is no await in here.
+    If everything is in memory, or there is no store, only many keys wait in here.
     """
-    peeked = cache.peek_confirmed(keys, min_stored_at_s=min_stored_at_s)
-    return await look_up_in_store(cache, keys, peeked.found, peeked.left_out, min_stored_at_s=min_stored_at_s)
+    peeked = await peek_in_turns(cache, keys, min_stored_at_s=min_stored_at_s)
+    return await look_up_in_store(cache, keys, peeked, min_stored_at_s=min_stored_at_s)
 
 
-async def look_up_in_store(
-    cache: Cache,
-    keys: Sequence[bytes],
-    found: dict[bytes, Entry],
-    left_out: Mapping[bytes, Entry] | None,
-    *,
-    min_stored_at_s: float,
-) -> Lookup:
-    """`look_up` for a caller that has ``found`` these entries in memory. ``left_out`` are those of `Cache.read`."""
+async def peek_in_turns(cache: Cache, keys: Sequence[bytes], *, min_stored_at_s: float) -> Peeked:
+    """`Cache.peek_confirmed`, which takes turns with other work if there are many ``keys``."""
+    if len(keys) <= KEYS_A_TURN:
+        return cache.peek_confirmed(keys, min_stored_at_s=min_stored_at_s)
+    found: dict[bytes, Entry] = {}
+    left_out: dict[bytes, Entry] = {}
+    async for some in in_turns(keys, size=KEYS_A_TURN):
+        peeked = cache.peek_confirmed(some, min_stored_at_s=min_stored_at_s)
+        found |= peeked.found
+        left_out |= peeked.left_out
+    return Peeked(current(found), left_out)
+
+
+async def look_up_in_store(cache: Cache, keys: Sequence[bytes], peeked: Peeked, *, min_stored_at_s: float) -> Lookup:
+    """`look_up` for a caller that has ``peeked`` into memory."""
+    found = peeked.found
     in_memory = Lookup.of(keys, found, from_memory=len(found))
     if not in_memory.missing or not cache.has_store:
         return in_memory
-    stored = await cache.read(in_memory.missing, min_stored_at_s=min_stored_at_s, left_out=left_out)
+    stored = await cache.read(in_memory.missing, min_stored_at_s=min_stored_at_s, left_out=peeked.left_out)
     missing = [key for key in in_memory.missing if key not in stored]
     if missing:
         # While the store was read, a fetch of another request may have brought more into memory.
-        found |= cache.peek(missing, min_stored_at_s=min_stored_at_s)
+        async for some in in_turns(missing, size=KEYS_A_TURN):
+            found |= cache.peek(some, min_stored_at_s=min_stored_at_s)
         missing = [key for key in missing if key not in found]
     return Lookup(found | stored, missing, from_memory=len(found))
 

@@ -73,7 +73,7 @@ class Resolver:
     ) -> Resolved:
         """The outcome and response of a request that was parsed at ``parsed_s`` and then looked up. With a
         ``sighting``, a hit is remembered for the fast path. Raises `ProxyError`."""
-        if are_many(found.missing):
+        if are_many(client_request.spec.keys):
             await turn()
             found = found.current()
         self._lookup_seconds.observe(time.perf_counter() - parsed_s)
@@ -91,6 +91,8 @@ class Resolver:
             if sighting is not None:
                 from_memory = found.from_memory == len(found.entries)
                 self._fast_path.remember(sighting, client_request, from_memory=from_memory)
+                if are_many(client_request.spec.keys):
+                    await turn()  # the response has one of its own
             return RequestOutcome.HIT, self._responses.hit_of(client_request, found)
         if client_request.directives.only_if_cached:
             is_shared = self._access.is_shared_scope(client_request.identity)
@@ -182,6 +184,8 @@ class Resolver:
             return await self._failures.send_own_body(client_request)
         if not (fetched.is_billed or self._unvalidated.is_valid(client_request)):
             return Lookup(cached | fetched.entries, [], found.from_memory)
+        if are_many(missing):
+            await turn()  # the response has one of its own
         response = self._responses.fetched(
             client_request.spec,
             cached,

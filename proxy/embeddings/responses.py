@@ -174,7 +174,7 @@ class ResponseBuilder:
         them, so ``reservation`` takes their memory. Raises `ResponseTooLarge`, `Overloaded`."""
         is_large = self._bodies.size_bytes(spec, entries) > LARGE_BYTES
         if is_large:
-            reservation.take(sum([len(entry.payload) for entry in entries.values()]), may_exceed=True)
+            reservation.take(sum([entry.source.payload_bytes for entry in entries.values()]), may_exceed=True)
         return is_large
 
     def _count_items(

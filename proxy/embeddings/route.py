@@ -39,6 +39,7 @@ from proxy.protocol.bypass import Bypass
 from proxy.protocol.identities import Identity
 from proxy.telemetry.metrics import Metrics
 from proxy.tenant import Tenant
+from proxy.turns import are_many, turn
 from proxy.upstream.router import Origin, Router
 
 _FETCHED = frozenset({RequestOutcome.MISS, RequestOutcome.PARTIAL})
@@ -171,7 +172,7 @@ class EmbeddingsRoute:
         sighting = await self._fast_path.sight(
             request, own, sent.content, access_version=progress.admission.access_version, client=progress.client
         )
-        hit = None if sighting is None else self._fast_path.find(sighting, began_s)
+        hit = None if sighting is None else await self._fast_path.find(sighting, began_s)
         if hit is not None:
             progress.hit(hit)
             spec, found = hit.known.spec, hit.found
@@ -187,6 +188,8 @@ class EmbeddingsRoute:
         self._parse_seconds.observe(parsed_s - began_s)
         response = await self._resolve(read, progress, parsed_s, sighting=sighting)
         if sighting is not None and progress.outcome in _FETCHED:
+            if are_many(read.spec.keys):
+                await turn()  # the response has one of its own
             self._fast_path.fetched(sighting, read)
         return response
 

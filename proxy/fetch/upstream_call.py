@@ -123,7 +123,9 @@ class UpstreamCalls:
         await turns.turn()
         batch = await turns.run(vector_batch.parse(body, expected))
         steps = embedding_response.parse(body, expected, batch)
-        return await (self._worker.run(finish, steps) if batch is None else turns.run(steps))
+        parsed = await (self._worker.run(finish, steps) if batch is None else turns.run(steps))
+        await turns.turn()  # what is done with the result has one of its own
+        return parsed
 
     async def _with(self, response: UpstreamResponse, function: Callable[..., _T], *arguments: Any) -> _T:
         """Call ``function``, which parses ``response``: in a thread if that takes long."""

@@ -21,7 +21,7 @@ from proxy.fetch.waiting import Ended, Waiting
 from proxy.protocol.records import Record
 from proxy.protocol.vectors import Encoding
 from proxy.steps import Steps
-from proxy.turns import KEYS_A_TURN, in_turns
+from proxy.turns import KEYS_A_TURN, are_many, in_turns
 
 _Records = dict[bytes, Record]
 _Embedded = tuple[Waiting, EmbedResult]
@@ -95,6 +95,8 @@ class WriteThrough:
 
         The requests' policies say the same about storing (`Policy.storing`).
         """
+        if any(are_many(request.keys) for request in requests):
+            await turns.turn()  # after the parts of the response were shared out
         received = await turns.run(self._records_in_steps(requests, results))
         policy = requests[0].policy
         if policy.is_stored:
@@ -105,6 +107,8 @@ class WriteThrough:
             entries = [{key: written[key] for key in records} for records in received]
         else:
             entries = [{key: Entry.of(record) for key, record in records.items()} for records in received]
+        if any(map(are_many, received)):
+            turns.free([record for records in received for record in records.values()])
         # Texts are views of the whole response, which they would keep in memory.
         return [replace(result, entries=own, texts=()) for result, own in zip(results, entries, strict=True)]
 

@@ -168,7 +168,12 @@ def _sort_by_index(data: Any, items: int) -> list[dict[str, Any]]:
         return data
     if absent == 1:  # protocol buffers omit zeros (Gemini)
         indices[indices.index(None)] = 0
-    if set(map(type, indices)) != {int} or sorted(indices) != list(range(items)):
+    if set(map(type, indices)) != {int}:
+        raise InvalidEmbeddingResponse("indices")
+    positions = list(range(items))
+    if indices == positions:  # the usual case
+        return data
+    if sorted(indices) != positions:
         raise InvalidEmbeddingResponse("indices")
     ordered = data.copy()
     for index, datum in zip(indices, data, strict=True):
@@ -178,9 +183,11 @@ def _sort_by_index(data: Any, items: int) -> list[dict[str, Any]]:
 
 def _forbid_further_fields(data: list[dict[str, Any]]) -> None:
     """Raises `InvalidEmbeddingResponse` for data that a hit would lose, such as sparse weights or an item's tokens."""
-    for datum in data:
-        if not datum.keys() <= _ITEM_FIELDS and any(datum[name] is not None for name in datum.keys() - _ITEM_FIELDS):
-            raise InvalidEmbeddingResponse("further-fields")
+    if set[str]().union(*data) <= _ITEM_FIELDS:  # the usual case
+        return
+    values = ((name, value) for datum in data for name, value in datum.items())
+    if any(value is not None and name not in _ITEM_FIELDS for name, value in values):
+        raise InvalidEmbeddingResponse("further-fields")
 
 
 def _parse_singly(

@@ -81,6 +81,32 @@ async def test_many_records_that_the_store_had_are_adopted_in_turns(monkeypatch:
         await cache.aclose()
 
 
+async def test_entries_whose_write_takes_long_come_into_memory_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = DictStore()
+    cache = make_cache(store, timeout_s=0.0)
+    store.replies.clear()
+    keys = [key_of(number) for number in range(2 * KEYS_A_TURN + 1)]
+    monkeypatch.setattr("proxy.cache.guarded._TIMEOUT_PER_KEY_S", 0.0)
+    in_memory: set[int] = set()
+
+    async def look() -> None:
+        while True:
+            await asyncio.sleep(0)
+            in_memory.add(len(cache.peek(keys, min_stored_at_s=0)))
+
+    looking = asyncio.create_task(look())
+    entries = await cache.write({key: record(1.0) for key in keys}, overwrite=False)
+    looking.cancel()
+    assert in_memory == {0, KEYS_A_TURN, 2 * KEYS_A_TURN}
+    assert cache.peek(keys, min_stored_at_s=0) == entries
+    assert cache._writer.pending.keys() == entries.keys()
+    store.replies.set()
+    await written(cache)
+    assert not cache._writer.pending
+    assert cache.peek_confirmed(keys, min_stored_at_s=0).found == entries
+    await cache.aclose()
+
+
 async def test_the_next_upstream_call_waits_until_the_store_has_written(
     start_proxy: StartProxy, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -347,7 +347,7 @@ class WatchedFetcher(Fetcher):
         self, request: FetchRequest, *, attempt: int, left: dict[bytes, "asyncio.Future[FlightResult]"]
     ) -> tuple[FetchResult, dict[bytes, Failure]]:
         if attempt == ATTEMPTS:
-            in_memory = self._in_memory(request)
+            in_memory = self._in_memory(request, request.keys)
             self._machine.apart |= set(request.only([key for key in request.keys if key not in in_memory]).items)
         return await super()._attempt(request, attempt=attempt, left=left)
 

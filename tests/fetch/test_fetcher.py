@@ -1,6 +1,7 @@
 """The fetcher looks into memory itself, with no await before it claims what is missing."""
 
 import asyncio
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -11,9 +12,9 @@ from proxy.cache.memory import Memory
 from proxy.cache.store import NoStore
 from proxy.errors import BudgetSpent, ProxyError
 from proxy.fetch.client_wait import ClientWait
-from proxy.fetch.fetcher import Fetcher
+from proxy.fetch.fetcher import CLAIMED_A_TURN, Fetcher
 from proxy.fetch.request import FetchRequest, Policy
-from proxy.fetch.result import Failure
+from proxy.fetch.result import Failure, FetchResult
 from proxy.fetch.spending import Spending
 from proxy.fetch.write_through import WriteThrough
 from proxy.protocol.records import Record
@@ -106,3 +107,45 @@ async def test_what_a_last_attempt_fetches_does_not_stay_in_flight(fetcher: Fetc
     fetcher._cache.memory.discard(A)  # as a purge does
     again = await fetcher.fetch(request(Policy(0.0)))
     assert again.asked == {A}
+
+
+def large_request() -> FetchRequest:
+    """For more keys than are claimed in one turn."""
+    count = 2 * CLAIMED_A_TURN + 1
+    keys = [number.to_bytes(32) for number in range(count)]
+    return FetchRequest(client_request_for(list(map(str, range(count))), keys), keys, Policy(0.0))
+
+
+async def claiming(fetcher: Fetcher, request: FetchRequest) -> "asyncio.Task[FetchResult]":
+    """A fetch that has claimed some of its keys, and waits for its turn to claim the others."""
+    fetching = asyncio.create_task(fetcher.fetch(request))
+    while not len(fetcher._flights):
+        await asyncio.sleep(0)
+    assert len(fetcher._flights) < len(request.keys)
+    return fetching
+
+
+async def test_what_comes_into_memory_before_its_key_is_claimed_is_not_fetched(
+    fetcher: Fetcher, batcher: FakeBatcher
+) -> None:
+    request = large_request()
+    fetching = await claiming(fetcher, request)
+    record = Record(vector=VECTOR, model="m", tokens=1, tokens_exact=True, stored_at_s=1)
+    await fetcher._cache.write({request.keys[-1]: record}, overwrite=False)
+    fetched = await fetching
+    assert list(chain.from_iterable(batcher.calls)) == request.items[:-1]
+    assert fetched.entries.keys() == set(request.keys)
+
+
+async def test_a_client_that_leaves_while_its_keys_are_claimed_fails_no_other(
+    fetcher: Fetcher, batcher: FakeBatcher
+) -> None:
+    request = large_request()
+    leaving = await claiming(fetcher, request)
+    staying = asyncio.create_task(fetcher.fetch(request.part(slice(1))))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    fetched = await staying
+    assert (fetched.failure, list(fetched.entries)) == (None, request.keys[:1])
+    assert batcher.calls == [request.items[:1]]
+    assert repr(fetcher).startswith("<Fetcher <Flights 0 under way>")
