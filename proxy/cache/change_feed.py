@@ -116,7 +116,8 @@ class ChangeFeed:
         for call in self._on_purge:
             call(purge)
         if purge.models:  # only keys in the store are announced; memory may have entries that the store has evicted
-            self._discarded.labels("purged").inc(await self._memory.clear(keeps_undecided=False))
+            count = await self._memory.clear(purges=purge.covers)
+            self._discarded.labels("purged").inc(count)
         async for some in in_iterations(list(purge.keys)):
             for key in some:
                 self._discarded.labels("purged").inc(self._memory.get(key) is not None)

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Collection, Container
 from typing import Final
 
-from proxy.cache.store import Purge
+from proxy.cache.store import Purge, RecordInfo
 
 
 class _Everything:
@@ -36,11 +36,11 @@ class Mark:
             mark = mark._next
         return False
 
-    def is_purged(self, key: bytes, model: str) -> bool:
-        """Whether this key or model has been purged since. If so, a response asked for before must not be stored."""
+    def is_purged(self, key: bytes, record: RecordInfo) -> bool:
+        """Whether this record has been purged since. If so, a response asked for before must not be stored."""
         mark = self
         while mark._next is not None:
-            if mark._purge is not None and mark._purge.covers(key, model):
+            if mark._purge is not None and mark._purge.covers(key, record):
                 return True
             mark = mark._next
         return False

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from moka_py import Moka
 
-from proxy.cache.entry import Entry, weight_bytes
+from proxy.cache.entry import Entry, Source, weight_bytes
 from proxy.protocol.vectors import Encoding
 
 
@@ -38,19 +38,20 @@ class Memory:
     def discard(self, key: bytes) -> None:
         self._entries.remove(key)
 
-    async def clear(self, *, keeps_undecided: bool = True) -> int:
-        """Discard all entries, except those that the store has not decided on if it ``keeps_undecided``. Returns how
-        many there were.
+    async def clear(self, *, purges: Callable[[bytes, Source], bool] = lambda *_: False) -> int:
+        """Discard all entries, except those that the store has not decided on, since they may be nowhere else, unless
+        ``purges`` is true of them. Returns how many there were.
 
         Other tasks run meanwhile: moka hides all entries at once, but takes seconds to remove a million of them.
         """
         before = left = self.entries
-        self._to_keep = [] if keeps_undecided else None
+        self._to_keep = []
         self._entries.clear()
         while (now_left := self.entries) < left:
             left = now_left
             await asyncio.sleep(0)
-        kept, self._to_keep = self._to_keep or [], None
+        left_over, self._to_keep = self._to_keep or [], None
+        kept = [(key, entry) for key, entry in left_over if not purges(key, entry.source)]
         for key, entry in kept:
             if entry.is_undecided and entry.current is entry and self.get(key) is None:
                 self.put(key, entry)

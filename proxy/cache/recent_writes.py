@@ -16,7 +16,7 @@ class RecentWrite(NamedTuple):
 
     def purged(self) -> list[bytes]:
         """The keys of what was purged after the upstream was asked."""
-        return [key for key, entry in self.entries.items() if self.asked.is_purged(key, entry.model)]
+        return [key for key, entry in self.entries.items() if self.asked.is_purged(key, entry.source)]
 
 
 class RecentWrites:

@@ -23,15 +23,47 @@ class Page(NamedTuple):
     cursor: bytes | None  # where the next part begins; None after the last one
 
 
+class RecordInfo(Protocol):
+    """What a purge selects records by."""
+
+    @property
+    def model(self) -> str: ...  # as the upstream's response named it
+
+    @property
+    def scope(self) -> bytes: ...  # its fingerprint
+
+    @property
+    def stored_at_s(self) -> int: ...  # Unix time
+
+
+class PurgedModels(NamedTuple):
+    """The entries of the models that match a pattern; of these, the ones that meet all further conditions."""
+
+    pattern: str
+    scope: bytes | None = None  # a fingerprint
+    stored_before_s: float | None = None  # Unix time
+
+    @property
+    def has_conditions(self) -> bool:
+        return self.scope is not None or self.stored_before_s is not None
+
+    def covers(self, record: RecordInfo) -> bool:
+        return (
+            fnmatchcase(record.model, self.pattern)
+            and self.scope in (None, record.scope)
+            and (self.stored_before_s is None or record.stored_at_s < self.stored_before_s)
+        )
+
+
 class Purge(NamedTuple):
     """The keys and models that an operator removes from the store, whatever their values are by then. An upstream's
     response that was asked for before the purge must not bring them back."""
 
     keys: AbstractSet[bytes] = frozenset()
-    models: AbstractSet[str] = frozenset()  # patterns of names of models, as the upstream's responses have them
+    models: AbstractSet[PurgedModels] = frozenset()
 
-    def covers(self, key: bytes, model: str) -> bool:
-        return key in self.keys or any(fnmatchcase(model, pattern) for pattern in self.models)
+    def covers(self, key: bytes, record: RecordInfo) -> bool:
+        return key in self.keys or any(models.covers(record) for models in self.models)
 
 
 class Changes(NamedTuple):

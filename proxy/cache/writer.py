@@ -79,7 +79,7 @@ class Writer:
         """As `Cache.write`."""
         late: dict[bytes, Entry] = {}
         if asked is not self._discards.now:
-            late = {key: Entry.of(record) for key, record in fresh.items() if asked.is_purged(key, record.model)}
+            late = {key: Entry.of(record) for key, record in fresh.items() if asked.is_purged(key, record)}
             fresh = {key: record for key, record in fresh.items() if key not in late}
         certainty = Certainty.REPLACING if overwrite else Certainty.INSERTING
         mine: dict[bytes, Entry] = {}
@@ -97,7 +97,7 @@ class Writer:
         async for some in in_turns(list(mine)):
             for key in some:
                 entry = mine[key]
-                if asked is not self._discards.now and asked.is_purged(key, entry.model):
+                if asked is not self._discards.now and asked.is_purged(key, entry.source):
                     continue
                 if entry.is_undecided and entry.current is entry:
                     self._put_unconfirmed(key, entry, cutoff_s)
@@ -108,7 +108,7 @@ class Writer:
     def forget(self, purge: Purge) -> None:
         """Stop serving purged entries whose writes are still in progress."""
         for key, (entry, _) in list(self.pending.items()):
-            if purge.covers(key, entry.model):
+            if purge.covers(key, entry.source):
                 del self.pending[key]
 
     def _put_unconfirmed(self, key: bytes, mine: Entry, cutoff_s: float) -> None:
@@ -235,7 +235,7 @@ class Writer:
         mine.set_successor(final)
         if cached is not None and not cached.is_confirmed:
             cached.set_successor(final)
-        if key in write.began or write.asked.is_purged(key, mine.model):  # a process may have replaced it since
+        if key in write.began or write.asked.is_purged(key, mine.source):  # a process may have replaced it since
             self._memory.discard(key)
         else:
             self._memory.put(key, final)

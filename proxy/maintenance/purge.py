@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from fnmatch import fnmatchcase
 
-from proxy.cache.store import Purge, Store
+from proxy.cache.store import Purge, PurgedModels, Store
 from proxy.maintenance.transfer import Advance, pages
 from proxy.protocol import records
 from proxy.protocol.records import InvalidRecord
@@ -42,6 +42,12 @@ class Selection:
     def is_everything(self) -> bool:
         return self.model is None and self.stored_before_s is None and self.scopes is None
 
+    @property
+    def announced(self) -> frozenset[PurgedModels]:
+        pattern = _EVERY_MODEL if self.model is None else self.model
+        scopes = (None,) if self.scopes is None else self.scopes
+        return frozenset(PurgedModels(pattern, scope, self.stored_before_s) for scope in scopes)
+
     def model_of(self, key: bytes, value: bytes) -> "str | Unselected":
         """The model of an entry that is selected."""
         try:
@@ -70,10 +76,10 @@ async def purge(store: Store, selection: Selection, *, is_dry_run: bool, advance
     """Remove the selected entries. Raises `StoreError`.
 
     The purge is announced to every process. Each drops its whole memory tier, which may have entries that the store has
-    evicted, and does not store what it is fetching. The purge is announced before the deletions and again after them,
-    because they may push the first announcement out of the store's log.
+    evicted, and does not store what it is fetching if that would be selected too. The purge is announced before the
+    deletions and again after them, because they may push the first announcement out of the store's log.
     """
-    announced = Purge(models=frozenset({selection.model or _EVERY_MODEL}))
+    announced = Purge(models=selection.announced)
     if not is_dry_run:
         await store.announce_purge(announced)
     purged = Purged()
@@ -92,7 +98,7 @@ async def purge_keys(store: Store, keys: Collection[bytes], *, is_dry_run: bool,
     """Remove the entries of ``keys``, as `purge` does."""
     distinct = list(dict.fromkeys(keys))
     is_large = len(distinct) > _MAX_ANNOUNCED_KEYS
-    announced = Purge(models=frozenset({_EVERY_MODEL})) if is_large else Purge(keys=frozenset(distinct))
+    announced = Purge(models=Selection().announced) if is_large else Purge(keys=frozenset(distinct))
     if not is_dry_run:
         await store.announce_purge(announced)
     purged = Purged()

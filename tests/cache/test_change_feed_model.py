@@ -17,7 +17,7 @@ from proxy.cache.change_feed import AGAIN_AFTER_S, POLL_S
 from proxy.cache.discards import Mark
 from proxy.cache.entry import Entry
 from proxy.cache.memory import Memory
-from proxy.cache.store import NOTHING, TTL, Changes, Purge
+from proxy.cache.store import NOTHING, TTL, Changes, Purge, PurgedModels
 from proxy.errors import StoreError
 from proxy.protocol import records
 from proxy.protocol.records import Record
@@ -28,6 +28,11 @@ from tests.support.stepped_store import SteppedStore, World
 
 KEYS = [bytes(32)]
 PROCESSES = 2
+PURGES = [
+    Purge(keys=frozenset(KEYS[:1])),
+    Purge(models={PurgedModels("mod*")}),
+    Purge(models={PurgedModels("mod*", b"another")}),  # covers nothing
+]
 MODEL = "model"
 # Turns of the loop after which everything that can happen without the store has happened.
 TURNS = 30
@@ -41,6 +46,7 @@ class FedWorld(World):
         self.log: list[Changes] = []
         self.now_s = 0.0
         self.asked = 0  # the number of the latest fetch, which is in its vector
+        self.has_purged = False  # anything that is stored
         self.purged_up_to: dict[bytes, float] = {}  # by key the number of the latest fetch before its last purge
 
     def clock(self) -> float:
@@ -102,6 +108,7 @@ class Process(SteppedStore):
         self.unannounced.clear()
 
     async def delete_many(self, keys: Collection[bytes]) -> int:
+        assert not keys or self.world.has_purged
         named = dict.fromkeys(keys, b"")
         await self._announce(named)
         self.replacing += 1
@@ -120,11 +127,13 @@ class Process(SteppedStore):
     async def purge(self, purge: Purge) -> None:
         """As an operator does it: what the store then has of ``KEYS`` is deleted."""
         asked = self.world.asked
+        covered = [key for key in KEYS if purge.covers(key, record(model=MODEL))]
+        self.world.has_purged |= bool(covered)
         with suppress(StoreError):
             await self.announce_purge(purge)
-            await self.delete_many([key for key in KEYS if purge.covers(key, MODEL)])
+            await self.delete_many(covered)
             await self.announce_purge(purge)
-            self.world.purged_up_to |= {key: float(asked) for key in KEYS if purge.covers(key, MODEL)}
+            self.world.purged_up_to |= dict.fromkeys(covered, float(asked))
 
     async def changes(self) -> Changes:
         if self.unannounced:
@@ -194,7 +203,7 @@ class Machine(RuleBasedStateMachine):
                 self.processes.index(process), lambda cache: cache.write(fresh, overwrite=overwrite, asked=asked)
             )
 
-    @rule(purge=st.sampled_from([Purge(keys=frozenset(KEYS[:1])), Purge(models=frozenset({"mod*"}))]))
+    @rule(purge=st.sampled_from(PURGES))
     def operator_purges(self, purge: Purge) -> None:
         if all(task.done() for task in self.operator.tasks):  # one at a time
 

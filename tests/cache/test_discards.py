@@ -4,10 +4,11 @@ import gc
 import weakref
 
 from proxy.cache.discards import EVERYTHING, Discards
-from proxy.cache.store import Purge
+from proxy.cache.store import Purge, PurgedModels
+from tests.support.dict_store import record
 
 A, B = b"a" * 32, b"b" * 32
-ALL_OF_M = Purge(set(), {"m*"})
+ALL_OF_M = Purge(set(), {PurgedModels("m*")})
 
 
 def test_a_moment_has_the_keys_that_were_discarded_after_it() -> None:
@@ -47,19 +48,19 @@ def test_a_purge_covers_what_was_asked_for_before_it() -> None:
     before = discards.now
     discards.add({A}, 0.0)
     discards.add(EVERYTHING, 0.0, ALL_OF_M)
-    assert before.is_purged(A, "model")
-    assert not before.is_purged(A, "another")
-    assert not discards.now.is_purged(A, "model")
+    assert before.is_purged(A, record(model="model"))
+    assert not before.is_purged(A, record(model="another"))
+    assert not discards.now.is_purged(A, record(model="model"))
     discards.add({B}, 0.0, Purge({B}, set()))
-    assert before.is_purged(B, "another")
-    assert not before.is_purged(A, "another")
+    assert before.is_purged(B, record(model="another"))
+    assert not before.is_purged(A, record(model="another"))
 
 
 def test_a_discard_without_purge_purges_nothing() -> None:
     discards = Discards(again_after_s=10.0)
     before = discards.now
     discards.add({A}, 0.0)
-    assert not before.is_purged(A, "m")
+    assert not before.is_purged(A, record())
 
 
 def test_a_mark_ends_with_the_read_that_holds_it() -> None:

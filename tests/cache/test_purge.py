@@ -7,13 +7,14 @@ import pytest
 
 from proxy.cache.cache import Cache
 from proxy.cache.recent_writes import RecentWrite, RecentWrites
-from proxy.cache.store import Changes, Purge
+from proxy.cache.store import Changes, Purge, PurgedModels
 from proxy.errors import StoreError
 from proxy.fetch.singleflight import Flights
-from tests.support.dict_store import A, B, DictStore, look_up, make_cache, record, served, written
+from tests.support.dict_store import A, B, C, Clock, DictStore, look_up, make_cache, record, served, written
 
 ONE, TWO = b"[1.0,0.5]", b"[2.0,0.5]"
-EVERYTHING = Purge(models=frozenset("*"))
+OTHERS = b"scope  2"
+EVERYTHING = Purge(models={PurgedModels("*")})
 
 
 @pytest.fixture
@@ -39,7 +40,15 @@ async def purge(store: DictStore, purge: Purge, *keys: bytes) -> None:
     await store.announce_purge(purge)
 
 
-PURGES = [Purge(keys=frozenset([A])), Purge(models=frozenset({"m"})), Purge(models=frozenset({"*"}))]
+PURGES = [
+    Purge(keys=frozenset([A])), Purge(models={PurgedModels("m")}), EVERYTHING, Purge(models={PurgedModels("m", b"")}),
+    Purge(models={PurgedModels("*", None, Clock.now + 1), PurgedModels("*", OTHERS)}),
+]  # fmt: skip
+# They cover nothing that the tests store.
+OTHER_PURGES = [
+    Purge(models={PurgedModels("*", OTHERS)}), Purge(models={PurgedModels("*", None, Clock.now)}),
+    Purge(models={PurgedModels("other")}), Purge(models={PurgedModels("m", OTHERS, Clock.now + 1)}), Purge(keys={B}),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("announced", PURGES)
@@ -61,9 +70,9 @@ async def test_what_was_asked_for_before_is_not_stored(
     entries = await cache.write({A: record(2.0), B: record(2.0, model="other")}, overwrite=overwrite, asked=asked)
     await written(cache)
     assert served(entries) == {A: TWO, B: TWO}  # its clients are served
-    is_everything = "*" in announced.models
-    assert store.values.keys() == (set() if is_everything else {B})
-    assert await look_up(cache, A, B) == ({} if is_everything else {B: TWO})
+    covers_both = any(models.pattern == "*" for models in announced.models)
+    assert store.values.keys() == (set() if covers_both else {B})
+    assert await look_up(cache, A, B) == ({} if covers_both else {B: TWO})
 
 
 @pytest.mark.parametrize("announced", PURGES)
@@ -82,6 +91,57 @@ async def test_what_was_stored_before_the_process_knew_is_deleted_by_the_next_po
     assert await look_up(cache, A) == {}
     await other.feed.poll()
     assert await look_up(other, A) == {}
+
+
+@pytest.mark.parametrize("announced", OTHER_PURGES)
+async def test_what_it_does_not_cover_is_stored_and_stays(store: DictStore, cache: Cache, announced: Purge) -> None:
+    asked = cache.now
+    await cache.write({A: record(2.0)}, overwrite=True, asked=asked)  # before the purge, which is known only afterwards
+    await written(cache)
+    await purge(store, announced)
+    for _ in range(2):
+        await cache.feed.poll()
+    assert A in store.values
+    assert await look_up(cache, A) == {A: TWO}
+    await cache.write({C: record(2.0)}, overwrite=False, asked=asked)  # after the purge, and asked for before it
+    await written(cache)
+    for _ in range(2):
+        await cache.feed.poll()
+    assert C in store.values
+    assert await look_up(cache, A, C) == {A: TWO, C: TWO}
+
+
+@pytest.mark.parametrize("announced", OTHER_PURGES)
+async def test_what_it_does_not_cover_stays_though_memory_alone_has_it(
+    store: DictStore, cache: Cache, announced: Purge
+) -> None:
+    its = cache._store._store
+    assert isinstance(its, DictStore)
+    its.write_failure = StoreError("connection", "down")
+    await cache.write({C: record(2.0)}, overwrite=False)
+    await purge(store, announced)
+    await cache.feed.poll()
+    assert served(cache.peek([C], min_stored_at_s=0)) == {C: TWO}
+    its.write_failure = None
+    assert await look_up(cache, C) == {C: TWO}
+
+
+@pytest.mark.parametrize("announced", OTHER_PURGES)
+async def test_a_write_under_way_that_it_does_not_cover_is_served(
+    store: DictStore, cache: Cache, announced: Purge
+) -> None:
+    its = cache._store._store
+    assert isinstance(its, DictStore)
+    its.writes.clear()
+    cache._store._timeout_s = 0.001
+    await cache.write({C: record(2.0)}, overwrite=False)
+    await purge(store, announced)
+    await cache.feed.poll()
+    assert served(cache.peek([C], min_stored_at_s=0)) == {C: TWO}
+    its.writes.set()
+    await written(cache)
+    await cache.feed.poll()
+    assert C in store.values
 
 
 async def test_what_is_asked_for_afterwards_is_stored_and_stays(store: DictStore, cache: Cache) -> None:

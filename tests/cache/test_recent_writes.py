@@ -3,7 +3,7 @@
 from proxy.cache.discards import EVERYTHING, Discards, Mark
 from proxy.cache.entry import Entry
 from proxy.cache.recent_writes import RecentWrite, RecentWrites
-from proxy.cache.store import Purge
+from proxy.cache.store import Purge, PurgedModels
 from tests.support.dict_store import A, B, key_of, record
 
 
@@ -18,7 +18,7 @@ def test_a_write_names_what_was_purged_after_its_upstream_call() -> None:
     late = write(A, B, asked=discards.now)
     assert early.purged() == [A]
     assert late.purged() == []
-    discards.add(EVERYTHING, 0.0, Purge(set(), {"m"}))
+    discards.add(EVERYTHING, 0.0, Purge(set(), {PurgedModels("m")}))
     assert late.purged() == [A, B]
     assert write(A, asked=early.asked, model="n").purged() == [A]
 

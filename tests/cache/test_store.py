@@ -10,7 +10,7 @@ import pytest
 
 from proxy.cache.redis.store import RedisStore
 from proxy.cache.sqlite.store import SQLiteStore
-from proxy.cache.store import CounterStore, Purge, Store
+from proxy.cache.store import CounterStore, Purge, PurgedModels, Store
 from tests.support.dict_store import key_of as key
 from tests.support.dict_store import look_up, make_cache, record, written
 from tests.support.servers import AVAILABLE, Servers
@@ -149,11 +149,11 @@ async def changes(store: Store) -> set[bytes]:
     return (await changes_and_purges(store))[0]
 
 
-async def changes_and_purges(store: Store) -> tuple[set[bytes], set[bytes], set[str]]:
+async def changes_and_purges(store: Store) -> tuple[set[bytes], set[bytes], set[PurgedModels]]:
     """The keys that were replaced or removed, and those and the models that are purged."""
     keys: set[bytes] = set()
     purged: set[bytes] = set()
-    models: set[str] = set()
+    models: set[PurgedModels] = set()
     has_more = True
     while has_more:
         part = await store.changes()
@@ -266,13 +266,18 @@ async def test_what_is_deleted_is_gone_and_announced(open_store: OpenStore) -> N
 async def test_every_process_learns_what_is_purged(open_store: OpenStore) -> None:
     store, other = open_store(), open_store()
     purged = {key(n) for n in range(100)}
-    await store.announce_purge(Purge(purged, {"text-*"}))
-    await store.announce_purge(Purge(models={"größer*"}))
-    assert await changes_and_purges(other) == (set(), purged, {"text-*", "größer*"})
+    texts, greater = PurgedModels("text-*"), PurgedModels("größer*")
+    some = {
+        PurgedModels("text-*", b"scope  1"), PurgedModels("größer*", b""), PurgedModels("*", None, 1_700_000_000.25),
+        PurgedModels("*", b"\0\xff scope", 1_700_000_000.25),
+    }  # fmt: skip
+    await store.announce_purge(Purge(purged, {texts}))
+    await store.announce_purge(Purge(models={greater, *some}))
+    assert await changes_and_purges(other) == (set(), purged, {texts, greater, *some})
     assert await changes_and_purges(other) == (set(), set(), set())
-    await store.announce_purge(Purge(models={"text-*"}))
+    await store.announce_purge(Purge(models={texts}))
     for process in (other, store):
-        assert "text-*" in (await changes_and_purges(process))[2]
+        assert texts in (await changes_and_purges(process))[2]
 
 
 async def test_processes_add_to_one_counter(open_store: OpenStore) -> None:

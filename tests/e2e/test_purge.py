@@ -72,6 +72,7 @@ async def test_a_purge_of_one_clients_scope_leaves_the_others_their_entries(
 ) -> None:
     store = StoreSetting(path=sqlite_path)
     client = await start_proxy(store=store)
+    await client.proxy.cache.feed.poll()  # as its timer does
     asked = {"model": "m", "input": TEXTS}
     kept = (await client.post(asked, key="Bearer of-another-client")).vectors
     old = (await client.embed(TEXTS)).vectors
@@ -84,6 +85,27 @@ async def test_a_purge_of_one_clients_scope_leaves_the_others_their_entries(
     await client.proxy.cache.feed.poll()
     assert (await client.post(asked, key="Bearer of-another-client")).vectors == kept
     assert (await client.embed(TEXTS)).vectors != old
+
+
+@pytest.mark.parametrize("store", KINDS, indirect=True)
+async def test_a_purge_of_old_entries_leaves_what_was_just_stored(
+    start_proxy: StartProxy,
+    upstream: ScriptedUpstream,
+    store: StoreSetting,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    client = await start_proxy(store=store)
+    await client.proxy.cache.feed.poll()
+    kept = (await client.embed(TEXTS)).vectors
+    await written(client.proxy.cache)
+    change_vectors(upstream)
+    done = await run_beside(
+        monkeypatch, capsys, "cache", "purge", "--older-than", "1h", "--store", url_of(store), "--json"
+    )
+    assert (done.status, done.json["entries"]) == (0, 0)
+    await client.proxy.cache.feed.poll()
+    assert (await client.embed(TEXTS)).vectors == kept
 
 
 class HeldUpstream:

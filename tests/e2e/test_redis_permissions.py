@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from proxy.cache.redis.store import RedisStore
-from proxy.cache.store import Page, Purge
+from proxy.cache.store import Page, Purge, PurgedModels
 from proxy.config.settings import BudgetSettings, StoreSetting
 from proxy.errors import StoreError
 from proxy.ledger.spending import SpendingBudget
@@ -128,9 +128,9 @@ async def test_the_commands_on_a_store_need_one_more_rule(redis_server: RedisSer
     await admin.acl_log_reset()
     redis_server.command("ACL", "SETUSER", "embedding-proxy", "+scan")
     assert await store.scan() == Page({key_of(1): b"x", key_of(2): b"y"}, None)
-    await store.announce_purge(Purge(models=frozenset("*")))
+    await store.announce_purge(Purge(models={PurgedModels("*")}))
     assert await store.delete_many([key_of(1)]) == 1
-    assert (await store.changes()).purge.models == {"*"}
+    assert (await store.changes()).purge.models == {PurgedModels("*")}
     assert await admin.acl_log() == []
     await store.aclose()
 

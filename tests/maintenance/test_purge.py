@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.cache.store import Purge
+from proxy.cache.store import Purge, PurgedModels
 from proxy.maintenance.purge import NO_RECORD, Purged, Selection, purge, purge_keys
 from proxy.protocol import records
 from tests.maintenance.test_transfer import ignore
@@ -25,18 +25,18 @@ def store() -> DictStore:
 
 
 @pytest.mark.parametrize(
-    ("selection", "numbers", "models"),
+    ("selection", "numbers", "announced"),
     [
-        (Selection(), [1, 2, 3, 4, 5, 6], {"*"}),
-        (Selection(model="text-*"), [1, 2, 3], {"text-*"}),
-        (Selection(model="*"), [1, 2, 3, 4, 5], {"*"}),
-        (Selection(model="TEXT-A"), [], {"TEXT-A"}),
-        (Selection(stored_before_s=NOW_S - 100), [2, 3, 4], {"*"}),
-        (Selection(model="*a", stored_before_s=NOW_S - 100), [2], {"*a"}),
+        (Selection(), [1, 2, 3, 4, 5, 6], {PurgedModels("*")}),
+        (Selection(model="text-*"), [1, 2, 3], {PurgedModels("text-*")}),
+        (Selection(model="*"), [1, 2, 3, 4, 5], {PurgedModels("*")}),
+        (Selection(model="TEXT-A"), [], {PurgedModels("TEXT-A")}),
+        (Selection(stored_before_s=NOW_S - 100), [2, 3, 4], {PurgedModels("*", None, NOW_S - 100)}),
+        (Selection(model="*a", stored_before_s=NOW_S - 100), [2], {PurgedModels("*a", None, NOW_S - 100)}),
     ],
 )
 async def test_the_selected_entries_go_and_every_process_is_told_before_and_afterwards(
-    store: DictStore, selection: Selection, numbers: list[int], models: set[str]
+    store: DictStore, selection: Selection, numbers: list[int], announced: set[PurgedModels]
 ) -> None:
     before = dict(store.values)
     gone = {key_of(number) for number in numbers}
@@ -44,7 +44,7 @@ async def test_the_selected_entries_go_and_every_process_is_told_before_and_afte
     assert (store.values, store.purges, store.log) == (before, [], [])
     done = await purge(store, selection, is_dry_run=False, advance=ignore)
     assert store.values == {key: value for key, value in before.items() if key not in gone}
-    assert store.purges == [Purge(models=frozenset(models))] * 2
+    assert store.purges == [Purge(models=announced)] * 2
     assert set(store.log) == gone
     assert done == dry
     assert done.entries.total() == len(gone)
@@ -60,7 +60,7 @@ async def test_so_many_keys_that_no_log_holds_them_are_announced_as_everything(s
     keys = [key_of(n) for n in range(5000)]
     await purge_keys(store, keys, is_dry_run=False, advance=ignore)
     assert store.values == {}
-    assert store.purges == [Purge(models=frozenset("*"))] * 2
+    assert store.purges == [Purge(models={PurgedModels("*")})] * 2
 
 
 async def test_keys_go_also_where_only_a_process_has_them_in_memory(store: DictStore) -> None:
@@ -101,7 +101,9 @@ async def test_a_scope_goes_and_what_may_be_of_it_is_counted(
     done = await purge(store, selection, is_dry_run=False, advance=ignore)
     assert before.keys() - store.values.keys() == set(map(key_of, numbers))
     assert (done.entries.total(), done.unknown) == (len(numbers), unknown)
-    assert store.purges == [Purge(models=frozenset({selection.model or "*"}))] * 2
+    assert selection.scopes is not None
+    announced = {PurgedModels(selection.model or "*", scope, selection.stored_before_s) for scope in selection.scopes}
+    assert store.purges == [Purge(models=announced)] * 2
 
 
 @pytest.mark.parametrize(

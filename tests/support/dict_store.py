@@ -100,7 +100,7 @@ class DictStore(Unleased):
         self._read_of_log += len(new)
         self._read_of_purges += len(purges)
         keys = {key for purge in purges for key in purge.keys}
-        return Changes(set(new), purge=Purge(keys, {pattern for purge in purges for pattern in purge.models}))
+        return Changes(set(new), purge=Purge(keys, {models for purge in purges for models in purge.models}))
 
     def of_another_process(self) -> "DictStore":
         """The same store, as another process has it open."""

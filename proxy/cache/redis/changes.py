@@ -1,22 +1,24 @@
 """The log of replaced and removed values in a Redis, a stream: its events, and where a reader is (pure).
 
 An event has the concatenated keys whose values are replaced or removed; no key means all keys. A purge has other
-fields, which earlier versions take to mean all keys. The stream is trimmed to its latest events, and a server that lost
-its data has lost the stream too. A reader notices both: it always reads from the latest event that it knows, which must
-still be there. If it is not, the reader starts again at the beginning of the log; to discard a key twice does no harm.
+fields, which versions that do not know them take to mean all keys. The stream is trimmed to its latest events, and a
+server that lost its data has lost the stream too. A reader notices both: it always reads from the latest event that it
+knows, which must still be there. If it is not, the reader starts again at the beginning of the log; to discard a key
+twice does no harm.
 """
 
 from collections.abc import Iterator, Sequence
 
+from proxy.cache import purge_conditions
 from proxy.cache.redis.names import CHANGES_NAME
-from proxy.cache.store import Changes, Purge
+from proxy.cache.store import Changes, Purge, PurgedModels
 from proxy.protocol.keys import KEY_BYTES
 
 # At most 5 MB: 2 KiB an event. Every process reads all of it once, when it starts.
 MAX_EVENTS = 2_048
 _KEYS_PER_EVENT = 64
 _EVENTS_PER_READ = 256
-_FIELD, _PURGED_KEYS, _PURGED_MODELS = b"keys", b"purged-keys", b"purged-models"
+_FIELD, _PURGED_KEYS, _PURGED_MODELS, _PURGED_SOME = b"keys", b"purged-keys", b"purged-models", b"purged-some"
 # Above this, an event for all keys announces them.
 MAX_ANNOUNCED_KEYS = 65_536
 
@@ -39,8 +41,11 @@ def purge_announcements(purge: Purge) -> Iterator[_Command]:
     keys = list(purge.keys)
     for start in range(0, len(keys), _KEYS_PER_EVENT):
         yield _append(b"".join(keys[start : start + _KEYS_PER_EVENT]), _PURGED_KEYS)
-    for pattern in purge.models:
-        yield _append(pattern.encode(), _PURGED_MODELS)
+    for models in purge.models:
+        if models.has_conditions:
+            yield _append(purge_conditions.encode(models), _PURGED_SOME)
+        else:
+            yield _append(models.pattern.encode(), _PURGED_MODELS)
 
 
 def _append(value: bytes, field: bytes = _FIELD) -> _Command:
@@ -78,8 +83,9 @@ class Position:
         if not is_complete or not has_more:
             self._read_again = 0
         keys, purged = _keys(events, _FIELD), _keys(events, _PURGED_KEYS)
-        models = {value.decode(errors="replace") for _, field, value in events if field == _PURGED_MODELS}
-        known = sum(1 for _, field, value in events if field == _PURGED_MODELS or _is_keys(field, value))
+        found = [_models(field, value) for _, field, value in events]
+        models = {its for its in found if its is not None}
+        known = len(found) - found.count(None) + sum(_is_keys(field, value) for _, field, value in events)
         return Changes(
             keys,
             is_complete=is_complete and known == len(events),
@@ -91,6 +97,12 @@ class Position:
 def _keys(events: list[_Event], field: bytes) -> set[bytes]:
     found = [value for _, its_field, value in events if its_field == field and _is_keys(its_field, value)]
     return {value[at : at + KEY_BYTES] for value in found for at in range(0, len(value), KEY_BYTES)}
+
+
+def _models(field: bytes, value: bytes) -> PurgedModels | None:
+    if field == _PURGED_SOME:
+        return purge_conditions.decode(value)
+    return PurgedModels(value.decode(errors="replace")) if field == _PURGED_MODELS else None
 
 
 def _is_keys(field: bytes, value: bytes) -> bool:

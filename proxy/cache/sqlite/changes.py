@@ -3,27 +3,34 @@
 The transaction that replaces values also writes the log, so a reader of the log finds the new values. Each key has one
 row, with the number of the latest transaction that replaced its value: values that are replaced all the time do not
 lengthen the log. The row of the empty key has the number up to which rows have been deleted. Purges have rows with
-longer keys, which earlier versions take to mean all keys.
+longer keys, which versions that do not know them take to mean all keys.
 """
 
 import sqlite3
 from collections.abc import Collection
 
+from proxy.cache import purge_conditions
 from proxy.cache.sqlite.file import DamagedFile
-from proxy.cache.store import Changes, Purge
+from proxy.cache.store import Changes, Purge, PurgedModels
 from proxy.protocol.keys import KEY_BYTES
 
 # Above this, the oldest rows are deleted. About 400 KiB, which count toward the size of the file.
 MAX_ROWS = 8192
 _MAX_NUMBER = 2**62  # SQLite's integers have 64 bits
 _FORGOTTEN = b""
-_PURGED_KEY, _PURGED_MODELS = b"purged-key:", b"purged-models:"
+_PURGED_KEY, _PURGED_MODELS, _PURGED_SOME = b"purged-key:", b"purged-models:", b"purged-some:"
 
 
 def announce_purge(connection: sqlite3.Connection, purge: Purge) -> None:
     """Within a transaction."""
     announce(connection, [_PURGED_KEY + key for key in purge.keys])
-    announce(connection, [_PURGED_MODELS + pattern.encode() for pattern in purge.models])
+    announce(connection, list(map(_row_of, purge.models)))
+
+
+def _row_of(models: PurgedModels) -> bytes:
+    if models.has_conditions:
+        return _PURGED_SOME + purge_conditions.encode(models)
+    return _PURGED_MODELS + models.pattern.encode()
 
 
 def announce(connection: sqlite3.Connection, keys: Collection[bytes]) -> None:
@@ -73,9 +80,11 @@ def _without(prefix: bytes, keys: Collection[bytes]) -> set[bytes]:
     return set(filter(_is_key, found))
 
 
-def _models(keys: Collection[bytes]) -> set[str]:
+def _models(keys: Collection[bytes]) -> set[PurgedModels]:
     found = (key.removeprefix(_PURGED_MODELS) for key in keys if key.startswith(_PURGED_MODELS))
-    return {pattern.decode(errors="replace") for pattern in found}
+    of_all = {PurgedModels(pattern.decode(errors="replace")) for pattern in found}
+    some = (key.removeprefix(_PURGED_SOME) for key in keys if key.startswith(_PURGED_SOME))
+    return of_all | {models for models in map(purge_conditions.decode, some) if models is not None}
 
 
 def _is_key(key: object) -> bool:

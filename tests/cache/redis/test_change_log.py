@@ -10,7 +10,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 from proxy.cache.redis import change_log
 from proxy.cache.redis.change_log import ChangeLog
 from proxy.cache.redis.changes import Position, announcements, purge_announcements
-from proxy.cache.store import Purge
+from proxy.cache.store import Purge, PurgedModels
 from proxy.errors import StoreError
 from tests.support import proxy_log
 from tests.support.dict_store import A, B, C, key_of
@@ -138,7 +138,7 @@ async def test_a_command_that_the_server_will_never_take_is_not_sent_again(
 
 
 async def test_a_purge_is_announced_or_raises(server: Server) -> None:
-    purge = Purge({A}, {"text-*"})
+    purge = Purge({A}, {PurgedModels("text-*")})
     await server.log.announce_purge(purge)
     assert server.sent == list(purge_announcements(purge))
     server.reply = lambda command: DOWN if b"text-*" in command else b"1-1"
