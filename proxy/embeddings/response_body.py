@@ -1,14 +1,18 @@
 """The bodies of responses, made from entries."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
+
+from multidict import CIMultiDict
 
 from proxy import turns
 from proxy.cache.entry import Entry, base64_texts, generated_base64
 from proxy.cache.memory import Memory
 from proxy.errors import ResponseTooLarge
+from proxy.http.long_response import MAX_LONG_BYTES
+from proxy.http.streamed import Streamed
 from proxy.protocol import embedding_response
 from proxy.protocol.memo import memoized
 from proxy.protocol.response_spec import ResponseSpec
@@ -21,7 +25,6 @@ _MANY_ITEMS, _MAX_BODY_BYTES = 2048, 512 * 1024**2
 # A larger body is streamed, or written in turns. A smaller one is written at once, which is faster. A client that does
 # not read its response ties up no more memory: a connection serves no request before the last response has been read.
 LARGE_BYTES = 1024**2
-MAX_LONG_BYTES = 4 * LARGE_BYTES  # of a body that is written in turns; its length must be known
 _FEW_NUMBERS = LARGE_BYTES // 32  # a number takes less than 32 bytes in any encoding
 _NOTHING: Mapping[Any, Any] = {}
 _MAX_MODEL_LENGTH = 256  # of a name in an end of body that is kept
@@ -101,13 +104,29 @@ class BodyBuilder:
             yield
         return texts
 
-    def streamed_parts(
-        self, spec: ResponseSpec, entries: Mapping[bytes, Entry], end: bytes
-    ) -> tuple[int | None, Iterator[bytes]]:
-        """The parts of a large body, each made when it is written, and their length if it is known before."""
+    def streamed(
+        self,
+        spec: ResponseSpec,
+        entries: Mapping[bytes, Entry],
+        end: bytes,
+        *,
+        status: int,
+        headers: CIMultiDict[str],
+    ) -> Streamed:
+        """A response with a large body, whose parts are made when they are written."""
+        ordered = [entries[key] for key in spec.keys]
+        length: int | None
+        parts: Iterable[bytes]
         if spec.encoding is Encoding.BASE64:
-            return base64_parts([entries[key] for key in spec.keys], end)
-        return None, embedding_response.stream_parts(self._numbers(spec, entries), len(spec.keys), end)
+            length, parts = base64_parts(ordered, end)
+        elif (texts := _texts_at_hand(ordered)) is not None:
+            parts = embedding_response.parts(texts, end)
+            length = sum(map(len, parts))
+        else:
+            length = None
+            parts = embedding_response.stream_parts(self._numbers(spec, entries), len(ordered), end)
+        part_bytes = None if length is None else part_bytes_of(length, len(ordered))
+        return Streamed(parts, length=length, part_bytes=part_bytes, status=status, headers=headers)
 
     def _numbers(self, spec: ResponseSpec, entries: Mapping[bytes, Entry]) -> Iterator[bytes]:
         """Each embedding as numbers, made when it is written: their text takes more memory than the vector."""
@@ -135,6 +154,17 @@ class BodyBuilder:
         if self._reports_full_usage:
             usage = usage | {name: usage[name] + saved for name in ("prompt_tokens", "total_tokens")}
         return embedding_response.ending(model, usage, extra)
+
+
+def _texts_at_hand(entries: Sequence[Entry]) -> list[bytes] | None:
+    """The texts of the vectors as numbers, if all are in memory, and may stay there until the response is written."""
+    texts = [entry.numbers() for entry in entries if entry.has_numbers]
+    return texts if len(texts) == len(entries) and sum(map(len, texts)) <= MAX_LONG_BYTES else None
+
+
+def part_bytes_of(length: int, items: int) -> int:
+    """The average size of the parts of a body: one of each embedding, and one before it."""
+    return length // (2 * items)
 
 
 def base64_parts(entries: list[Entry], end: bytes) -> tuple[int, Iterator[bytes]]:

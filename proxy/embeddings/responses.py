@@ -12,13 +12,12 @@ from proxy.cache.memory import Memory
 from proxy.embeddings.cache_headers import add_cache_headers, cache_headers, detail_of
 from proxy.embeddings.hit_head import head
 from proxy.embeddings.lookup import Lookup
-from proxy.embeddings.response_body import LARGE_BYTES, MAX_LONG_BYTES, NO_USAGE, BodyBuilder, base64_parts
+from proxy.embeddings.response_body import LARGE_BYTES, NO_USAGE, BodyBuilder, base64_parts, part_bytes_of
 from proxy.fetch.outcomes import EmbedResult, usage_of
 from proxy.fetch.request import ClientRequest
 from proxy.fetch.result import FetchResult
-from proxy.http.long_response import LongResponse, Response
+from proxy.http.long_response import MAX_LONG_BYTES, LongResponse, Response
 from proxy.http.plain_response import AssembledResponse
-from proxy.http.streamed import Streamed
 from proxy.labels import ItemResult
 from proxy.ledger.row import Row
 from proxy.protocol import embedding_response
@@ -58,8 +57,7 @@ class ResponseBuilder:
         extra["Content-Type"] = "application/json"
         end = self._bodies.end(spec, found, usage, saved)
         if is_large:
-            length, parts = self._bodies.streamed_parts(spec, found, end)
-            return Streamed(parts, length=length, status=HTTPStatus.OK, headers=extra)
+            return self._bodies.streamed(spec, found, end, status=HTTPStatus.OK, headers=extra)
         return AssembledResponse(self._bodies.parts(spec, found, end), headers=extra)
 
     def hit_of(
@@ -126,7 +124,9 @@ class ResponseBuilder:
         if from_memory < len(keys):
             row.duplicates += len(keys) - len(found)
             row.from_store += len(found) - from_memory
-        return LongResponse.of([top], rest) if rest else [top, *body]
+        if rest:
+            return LongResponse.of([top], rest, part_bytes=part_bytes_of(length, len(keys)))
+        return [top, *body]
 
     def fetched(
         self,
@@ -164,8 +164,7 @@ class ResponseBuilder:
         unusable = {key: response.embedding or b"null" for key, response in fetched.unusable.items()}
         end = self._bodies.end(spec, entries, usage_of(deliveries), saved, extra_fields)
         if is_large:
-            length, parts = self._bodies.streamed_parts(spec, entries, end)
-            return Streamed(parts, length=length, status=upstream_status, headers=extra)
+            return self._bodies.streamed(spec, entries, end, status=upstream_status, headers=extra)
         body = self._bodies.parts(spec, entries, end, unusable=unusable)
         return AssembledResponse(body, status=upstream_status, headers=extra)
 

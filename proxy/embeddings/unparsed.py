@@ -31,7 +31,7 @@ from proxy.embeddings.response_head import finish_head
 from proxy.embeddings.route import EmbeddingsRoute
 from proxy.errors import CLIENT_LEFT, Overloaded
 from proxy.http.connection import Connection, ResponseLater
-from proxy.http.long_response import LongResponse, Response
+from proxy.http.long_response import LongResponse, Response, long_response_of
 from proxy.http.plain_response import parts_of
 from proxy.telemetry.access_log import RequestIds, trace_id
 from proxy.telemetry.tracing import EMBEDDINGS_ROUTE, Traces
@@ -117,7 +117,9 @@ class UnparsedRequests:
         self._ended(progress, hit.fields, _OK, started_s)
         return response
 
-    async def _miss(self, miss: FastPathMiss, connection: Connection, started_s: float) -> Response | None:
+    async def _miss(
+        self, miss: FastPathMiss, connection: Connection, started_s: float
+    ) -> Response | LongResponse | None:
         """None: the request is parsed, and its handler takes the response. There is no await before
         ``connection.begun`` is set, so the request can't be begun twice."""
         fields = miss.recognized.fields
@@ -137,11 +139,11 @@ class UnparsedRequests:
             return None
         # The only request field that matters here is Origin, and requests with Origin are always parsed.
         finish_head(response, _NO_FIELDS, upstream=progress.origin, request_id=progress.request_id)
-        parts = parts_of(response)
-        if parts is not None:
+        written = parts_of(response) or long_response_of(response)
+        if written is not None:
             connection.take_begun()
             end(response.status)
-        return parts
+        return written
 
     def _begin(self, request_id: str, fields: Mapping[str, str], started_s: float) -> Progress:
         progress = Progress(request_id)

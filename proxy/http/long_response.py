@@ -6,13 +6,17 @@ from itertools import islice
 from typing import Any, NamedTuple, Self
 
 from aiohttp import web
+from aiohttp.web import StreamResponse
 
 from proxy.http.limited_connection import ConnectionContext, LimitedConnection
+from proxy.http.plain_response import head_of
+from proxy.http.streamed import Streamed
 from proxy.turns import turn
 
 Response = list[bytes]  # in parts
+MAX_LONG_BYTES = 4 * 1024**2  # a client that does not read its response ties up so much of the proxy's memory
 _FEW_PARTS, _SMALL_BYTES = 16, 64 * 1024
-_PARTS_A_TURN = 32  # to write 300 kB takes a tenth of a millisecond, and so does to make as much base64
+_TURN_BYTES = 256 * 1024  # to write so much takes a tenth of a millisecond, and so does to make it of vectors
 
 
 class LongResponse(NamedTuple):
@@ -23,14 +27,24 @@ class LongResponse(NamedTuple):
     rest: Iterator[Response]
 
     @classmethod
-    def of(cls, first: Response, parts: Iterable[bytes]) -> Self:
-        """One that writes some of ``parts`` in each turn."""
-        return cls(first, _in_turns(iter(parts)))
+    def of(cls, first: Response, parts: Iterable[bytes], *, part_bytes: int) -> Self:
+        """One that writes some of ``parts`` in each turn. Their average size is ``part_bytes``."""
+        return cls(first, _in_turns(iter(parts), 1 + _TURN_BYTES // part_bytes))
 
 
-def _in_turns(parts: Iterator[bytes]) -> Iterator[Response]:
-    while some := list(islice(parts, _PARTS_A_TURN)):
+def _in_turns(parts: Iterator[bytes], parts_a_turn: int) -> Iterator[Response]:
+    while some := list(islice(parts, parts_a_turn)):
         yield some
+
+
+def long_response_of(response: StreamResponse) -> LongResponse | None:
+    """A response to an HTTP/1.1 request as the bytes that aiohttp would write. None unless it is one that may be
+    written in turns, and `proxy.http.plain_response.head_of` makes its head."""
+    if type(response) is not Streamed or response.part_bytes is None:
+        return None
+    length = response.content_length
+    head = head_of(response, length) if length is not None and length <= MAX_LONG_BYTES else None
+    return None if head is None else LongResponse.of([head], response.parts, part_bytes=response.part_bytes)
 
 
 class WritingConnection(LimitedConnection):

@@ -31,13 +31,20 @@ class AssembledResponse(Response):
 def parts_of(response: StreamResponse) -> list[bytes] | None:
     """The head and the body of a response to an HTTP/1.1 request. None unless it is an ordinary response with a body
     that keeps the connection open, and all its fields can be written."""
-    body = _body_of(response) if response.status in _STATUSES else None
-    if body is None or response.keep_alive is False or hdrs.CONNECTION in response.headers:
+    body = _body_of(response)
+    if body is None:
+        return None
+    head = head_of(response, sum(map(len, body)))
+    return None if head is None else [head, *body]
+
+
+def head_of(response: StreamResponse, length: int) -> bytes | None:
+    """The head of a response with a body of ``length`` bytes; None: aiohttp has to write it, or to refuse that."""
+    if response.status not in _STATUSES or response.keep_alive is False or hdrs.CONNECTION in response.headers:
         return None
     if response.chunked or response.compression or response.cookies:
         return None
     fields = response.headers
-    length = sum(map(len, body))
     fields[hdrs.CONTENT_LENGTH] = str(length)
     if length:
         fields.setdefault(hdrs.CONTENT_TYPE, "application/octet-stream")
@@ -48,7 +55,7 @@ def parts_of(response: StreamResponse) -> list[bytes] | None:
     head = "\r\n".join(lines)
     if head.count("\r") + head.count("\n") + head.count("\0") != 2 * (len(lines) - 1):
         return None  # aiohttp refuses to write it
-    return [f"{head}\r\n\r\n".encode(), *body]
+    return f"{head}\r\n\r\n".encode()
 
 
 def _body_of(response: StreamResponse) -> list[bytes] | None:

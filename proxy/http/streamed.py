@@ -12,7 +12,10 @@ _PIECE_BYTES = 128 * 1024
 
 
 class Streamed(StreamResponse):
-    """``parts`` of the body are made only as they are written. ``length`` is that of the whole body, if known."""
+    """``parts`` of the body are made only as they are written. ``length`` is that of the whole body, if known.
+
+    ``part_bytes`` is the average size of many similar parts, for which `proxy.http.long_response` may be used as well.
+    """
 
     def __init__(
         self,
@@ -22,9 +25,11 @@ class Streamed(StreamResponse):
         headers: CIMultiDict[str],
         reason: str | None = None,
         length: int | None = None,
+        part_bytes: int | None = None,
     ) -> None:
         super().__init__(status=status, reason=reason, headers=headers)
-        self._parts = parts
+        self.parts = parts
+        self.part_bytes = part_bytes
         self.content_length = length
 
     async def send(self, request: BaseRequest) -> None:
@@ -33,7 +38,7 @@ class Streamed(StreamResponse):
         await self.prepare(request)
         piece: list[bytes] = []
         size = 0
-        for part in self._parts:
+        for part in self.parts:
             piece.append(part)
             size += len(part)
             if size >= _PIECE_BYTES:

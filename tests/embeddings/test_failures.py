@@ -293,7 +293,7 @@ async def test_a_large_response_is_written_in_parts_and_takes_memory_meanwhile(f
     assert isinstance(found, Streamed) is is_large
     assert (found.headers["X-Some"], found.headers["X-Cache"]) == ("1", "MISS")
     if isinstance(found, Streamed):
-        assert b"".join(found._parts) == b"x" * size
+        assert b"".join(found.parts) == b"x" * size
     assert client_request.reservation.bytes == (size if is_large else 0)
 
 

@@ -18,6 +18,7 @@ from proxy.fetch.outcomes import EmbedResult, InvalidResponse
 from proxy.fetch.request import FetchRequest, Policy
 from proxy.fetch.result import FetchResult
 from proxy.http.bodies import BodyReader
+from proxy.http.long_response import MAX_LONG_BYTES
 from proxy.http.plain_response import AssembledResponse
 from proxy.http.streamed import Streamed
 from proxy.ledger.ledger import Ledger
@@ -259,7 +260,7 @@ def test_a_large_response_is_streamed_and_its_memory_is_reserved(encoding: Encod
     assert made.builder.is_large(many, large)
     answer = made.builder.hit(many, large, "search", from_memory=1, reservation=made.reservation)
     assert isinstance(answer, Streamed)
-    body = b"".join(answer._parts)
+    body = b"".join(answer.parts)
     assert len(body) > LARGE_BYTES
     assert len(orjson.loads(body)["data"]) == 400
     assert answer.content_length == (len(body) if encoding is Encoding.BASE64 else None)
@@ -271,10 +272,25 @@ def test_a_large_fetched_response_is_streamed_unless_an_item_has_other_json() ->
     answer = made.builder.fetched(spec, {}, fetched, None, from_memory=0, reservation=made.reservation, is_stored=True)
     assert isinstance(answer, Streamed)
     assert answer.status == 201
-    assert len(orjson.loads(b"".join(answer._parts))["data"]) == 400
+    assert len(orjson.loads(b"".join(answer.parts))["data"]) == 400
+    assert answer.content_length is None
     odd = {A: InvalidResponse(response(200, {}), b"", "vector", True)}
     fetched = FetchResult(entries={B: large}, deliveries=[delivery()], unusable=odd)
     assert len(json_of(made.fetched(spec_of(A, *[B] * 400), {}, fetched))["data"]) == 401
+
+
+@pytest.mark.parametrize(("items", "is_known"), [(100, True), (400, False)])
+def test_the_length_of_numbers_is_known_if_few_enough_texts_are_in_memory(items: int, *, is_known: bool) -> None:
+    made, large = Made(), entry(*[0.1] * 4096)
+    text = large.numbers()
+    assert (len(text) * items <= MAX_LONG_BYTES) is is_known
+    spec, fetched = spec_of(*[B] * items), FetchResult(entries={B: large}, deliveries=[delivery()])
+    answer = made.builder.fetched(spec, {}, fetched, None, from_memory=0, reservation=made.reservation, is_stored=True)
+    assert isinstance(answer, Streamed)
+    body = b"".join(answer.parts)
+    assert body.count(text) == items
+    assert answer.content_length == (len(body) if is_known else None)
+    assert answer.part_bytes == (len(body) // (2 * items) if is_known else None)
 
 
 def test_a_response_that_no_client_could_read_is_refused() -> None:

@@ -13,9 +13,11 @@ from prometheus_client import Gauge
 
 from proxy.app import data_port
 from proxy.config.settings import StoreSetting
+from proxy.embeddings.response_body import LARGE_BYTES
 from proxy.embeddings.route import EmbeddingsRoute
 from proxy.embeddings.unparsed import UnparsedRequests
 from proxy.http.connection import Connection
+from proxy.http.long_response import MAX_LONG_BYTES
 from proxy.http.server import Server
 from tests.conftest import StartProxy
 from tests.embeddings.test_fast_path import Parsed, Wire, request, told, wire
@@ -65,7 +67,7 @@ def adopted(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 
 
 def body(given: Any, **members: Any) -> bytes:
-    return orjson.dumps({"model": "m", "input": given, "encoding_format": "base64", **members})
+    return orjson.dumps({"model": "m", "input": given, "encoding_format": "base64"} | members)
 
 
 class Site(NamedTuple):
@@ -335,11 +337,42 @@ async def test_what_a_client_that_left_has_asked_for_is_kept_and_counted_once(
     assert [line.split()[1:3] for line in "".join(lines).splitlines()][-2:] == [["error", "499"], ["hit", "200"]]
 
 
-async def test_a_large_response_is_streamed_by_the_parsed_request(
+@pytest.mark.parametrize("encoding", ["base64", "float"])
+async def test_a_long_response_is_written_in_turns(
+    start_proxy: StartProxy,
+    upstream: ScriptedUpstream,
+    servers: list[Server],
+    adopted: list[None],
+    parsed: Parsed,
+    encoding: str,
+) -> None:
+    lines: list[str] = []
+    client = await start_proxy(write_log=lines.append)
+    site = Site(client, servers[-1], upstream, lines)
+    upstream.dimensions = 4096
+    many = [f"text {number}" for number in range(64)]
+    async with wire(client) as line:
+        for text in "ab":
+            await line.ask(request(body(text, encoding_format=encoding)))
+        before = parsed.count
+        written = await line.ask(request(body(many, encoding_format=encoding)))
+        assert (len(adopted), parsed.count) == (0, before)
+        head, _, content = written.partition(b"\r\n\r\n")
+        assert b"X-Cache: MISS" in head
+        assert LARGE_BYTES < len(content) < MAX_LONG_BYTES
+        await site.quiet()
+        assert _held_bytes(site) == 0
+        again = await line.ask(request(body(many, encoding_format=encoding)))
+    assert again.partition(b"\r\n\r\n")[2].partition(b'"usage"')[0] == content.partition(b'"usage"')[0]
+    client.proxy.log.flush()
+    assert [line.split()[1:3] for line in "".join(lines).splitlines()][-2:] == [["miss", "200"], ["hit", "200"]]
+
+
+async def test_a_longer_response_is_streamed_by_the_parsed_request(
     client: Client, upstream: ScriptedUpstream, adopted: list[None], parsed: Parsed
 ) -> None:
     upstream.dimensions = 4096
-    many = [f"text {number}" for number in range(96)]
+    many = [f"text {number}" for number in range(200)]
     async with wire(client) as line:
         await learnt(line, client)
         before = parsed.count

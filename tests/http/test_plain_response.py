@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 from aiohttp import web
@@ -56,7 +56,12 @@ async def test_it_is_what_aiohttp_writes(make: Make) -> None:
 
     parts = parts_of(make())
     assert parts is not None
-    expected = b"".join(parts)
+    await assert_is_written(b"".join(parts), handle)
+
+
+async def assert_is_written(
+    expected: bytes, handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+) -> None:
     runner = web.ServerRunner(web.Server(handle))
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
