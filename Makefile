@@ -16,8 +16,10 @@ BUILD_LOCK := deploy/build.lock
 .PHONY: help run test test-slow test-providers test-clients test-infinity test-cluster test-browser test-grafana test-deploy screenshots
 .PHONY: readme dashboards dashboard-pictures check fmt lock audit bench added cost ledger-cost workers stores transfer coherence sizing memory pauses replica faults hostile limits clean
 
+##@ Every day
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@awk -F ':.*## ' '/^##@ / {printf "%s%s\n", blank, substr($$0, 5); blank = "\n"} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' \
+	  $(MAKEFILE_LIST)
 
 $(VENV)/python-ok:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -36,8 +38,18 @@ $(VENV)/dev-ok: $(VENV)/python-ok pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/run-ok
 
-run: $(VENV)/run-ok ## serve on 127.0.0.1:8080; flags go in ARGS="--port 9000"
+run: $(VENV)/run-ok ## serve on 127.0.0.1:8080, with the demo upstream; flags go in ARGS="--port 9000"
 	@exec $(BIN)/embedding-proxy serve $(ARGS)
+
+check: $(VENV)/dev-ok ## lint, format, types, import layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+fmt: $(VENV)/dev-ok ## format the code and mend what the linter can
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
 
 # A process of tests for each core. Where a shell forbids bytecode, each would compile every test and what these import,
 # and so would each proxy that they start.
@@ -47,6 +59,11 @@ PARALLEL := --numprocesses auto --dist worksteal
 test: $(VENV)/dev-ok ## all tests, with a real Redis or Valkey; pytest's flags go in ARGS
 	@$(PYTEST) $(PARALLEL) $(ARGS)
 
+clean: ## remove the environment and all caches
+	rm -rf .venv .venv-3.* $(VENV) $(OTHERS) $(INFINITY) $(LOCKER) $(NODE) $(PAGE) .ci/programs *.egg-info .mypy_cache .pytest_cache .ruff_cache \
+	  .hypothesis .import_linter_cache
+
+##@ More tests
 test-slow: $(VENV)/dev-ok ## the same with many more random examples, and long loads
 	@HYPOTHESIS_PROFILE=slow $(PYTEST) $(PARALLEL) --timeout 1800 \
 	  -m 'not (prometheus or browser or cluster or deploy or infinity)' $(ARGS)
@@ -71,9 +88,6 @@ test-clients: $(NODE)/ok $(OTHERS:=/ok) $(VENV)/dev-ok ## every client, the larg
 test-browser: $(VENV)/dev-ok ## the status page and pages on another origin in a headless browser; needs chromium and chromedriver
 	@$(BIN)/pytest tests/e2e/test_browser.py -m browser $(ARGS)
 
-screenshots: $(VENV)/dev-ok ## pictures of the status page under load, into docs/; needs chromium and chromedriver
-	@$(BIN)/python -m tests.support.browser docs
-
 test-providers: $(VENV)/dev-ok ## what was tried of each provider, as a table
 	@$(BIN)/pytest tests/e2e/test_providers.py --matrix $(ARGS)
 
@@ -95,8 +109,12 @@ test-cluster: $(VENV)/dev-ok ## failovers and resharding of real clusters and se
 test-deploy: $(VENV)/dev-ok ## deploy/ by the programs that read it; needs kustomize, helm, nginx, promtool, systemd
 	@$(BIN)/pytest tests/deploy -m deploy $(ARGS)
 
+##@ Files that are generated
 readme: $(VENV)/dev-ok ## write README's table of options, from proxy/cli/options/table.py
 	@$(BIN)/python -m tests.support.readme
+
+screenshots: $(VENV)/dev-ok ## pictures of the status page under load, into docs/; needs chromium and chromedriver
+	@$(BIN)/python -m tests.support.browser docs
 
 dashboards: $(VENV)/dev-ok ## write the dashboards' JSON, from grafana/source
 	@$(BIN)/python -m grafana.source
@@ -111,16 +129,7 @@ $(PAGE)/ok: tests/grafana/page/package.json tests/grafana/page/package-lock.json
 dashboard-pictures: $(PAGE)/ok $(VENV)/dev-ok ## pictures of the dashboards, six minutes; needs prometheus, chromium, chromedriver, node, npm
 	@$(BIN)/python -m tests.grafana.pictures grafana/pictures
 
-check: $(VENV)/dev-ok ## lint, format, types, import layers
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-logo
-
-fmt: $(VENV)/dev-ok ## format the code and mend what the linter can
-	@$(BIN)/ruff check --fix-only --quiet .
-	@$(BIN)/ruff format .
-
+##@ Dependencies
 $(LOCKER)/ok: $(VENV)/python-ok
 	@echo "installing pip-tools and pip-audit into $(LOCKER) ..."
 	@$(PYTHON) -m venv $(LOCKER)
@@ -143,6 +152,7 @@ lock: $(LOCKER)/ok ## pin what the container installs and is built with, by hash
 audit: $(LOCKER)/ok ## known vulnerabilities of what the container installs; asks PyPI, with ARGS="-s osv" OSV
 	@$(LOCKER)/bin/pip-audit --disable-pip --require-hashes -r $(LOCK) $(ARGS)
 
+##@ Measurements
 bench: $(VENV)/dev-ok ## CPU time of every path against bare aiohttp; needs wrk; ROWS=fresh,miss/1: only those
 	@$(BIN)/python -m bench.paths --rows "$(ROWS)" $(ARGS)
 
@@ -187,7 +197,3 @@ limits: $(VENV)/dev-ok ## jobs under rate limits of every kind, direct and throu
 
 hostile: $(VENV)/dev-ok ## what slow and too many clients cost, a few minutes; ARGS=--quick for less
 	@$(BIN)/python -m bench.hostile $(ARGS)
-
-clean: ## remove the environment and all caches
-	rm -rf .venv .venv-3.* $(VENV) $(OTHERS) $(INFINITY) $(LOCKER) $(NODE) $(PAGE) .ci/programs *.egg-info .mypy_cache .pytest_cache .ruff_cache \
-	  .hypothesis .import_linter_cache

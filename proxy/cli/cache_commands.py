@@ -30,7 +30,7 @@ OVERWRITE = click.option("--overwrite", "overwrites", is_flag=True, help="Replac
 
 @click.group(name="cache")
 def cache_group() -> None:
-    """Inspect, check, move and clear the entries of a store, with or without running proxies on it."""
+    """Inspect, check, move and clear the entries of a store. Proxies may be running on it."""
 
 
 def show(text: str, data: dict[str, Any], *, is_json: bool) -> None:

@@ -37,7 +37,7 @@ from proxy.upstream.urls import Routes
 # Options that `serve` has too; there they apply to more than one upstream.
 _HELPS = {
     "provider": "Which provider's API the URL serves.",
-    "upstream_proxy": "Forward proxy for the calls, as `http://user:password@host:3128`. Proxy variables in the"
+    "upstream_proxy": "Forward proxy for the calls, such as `http://user:password@host:3128`. Proxy variables in the"
     " environment (`HTTPS_PROXY`, …) are ignored.",
     "upstream_ca": "PEM bundle of the certificate authorities to trust.",
     "upstream_cert": "PEM client certificate, or chain, for an upstream that requests one.",
@@ -76,7 +76,7 @@ _PARAMETERS: list[click.Parameter] = [
 def check_command(
     ctx: click.Context, /, upstream: str, model: str, *, key_env: str | None, yes: bool, as_json: bool, **options: Any
 ) -> None:
-    """Ask an upstream which inputs, encodings and batches it takes, and print how to serve it.
+    """Ask an upstream what it accepts, and print how to serve it. It tries inputs, encodings and batches.
 
     URL is its base URL, as SDKs take it, or the name of a provider. The command spends a few tokens. Before that, it
     says how many at most.

@@ -89,7 +89,7 @@ def demo_command(host: str, port: int) -> None:
 @click.option("--json", "is_json", is_flag=True, help="Print the status once, as JSON: all clients, not the first ten.")
 @stats_client.ADMIN_URL
 def stats_command(admin_url: str, *, is_watching: bool, is_json: bool) -> None:
-    """Print live statistics of a running proxy: hits, savings, clients, latency, breakers."""
+    """Print live statistics of a running proxy. They include hits, savings, clients, latency and circuit breakers."""
     if is_watching and is_json:
         raise click.UsageError("--watch is for people and --json for programs; use one of them")
     with suppress(KeyboardInterrupt):

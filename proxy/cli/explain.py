@@ -68,8 +68,8 @@ _PARAMETERS: list[click.Parameter] = [
 @click.command(name="explain", params=_PARAMETERS)
 @click.pass_context
 def explain_command(ctx: click.Context, /, *, is_json: bool, **_: Any) -> None:
-    """Explain how a proxy with these settings handles a request: what is in its key, and why it hits, misses or is
-    relayed.
+    """Explain how a proxy with these settings handles a request. It says what is in the request's key, and why the
+    request hits, misses or is relayed.
 
     REQUEST is a curl command line, the name of a file that has one or that is an HTTP Archive (HAR), or - for standard
     input. Nothing is sent. --store names a store to look in; the other options are those of serve. With --last, it

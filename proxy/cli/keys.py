@@ -47,7 +47,7 @@ def keys_add(path: Path, name: str) -> None:
     type=types.OVERLAP,
     default="0s",
     show_default=True,
-    help="How long the present key stays valid, as 7d.",
+    help="How long the present key stays valid, such as 7d.",
 )
 @_KEYS_FILE
 def keys_rotate(path: Path, name: str, overlap_s: float) -> None:
@@ -60,7 +60,8 @@ def keys_rotate(path: Path, name: str, overlap_s: float) -> None:
 @_KEYS_FILE
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON list.")
 @click.option(
-    "--admin-url", help="Also ask the proxy with this admin port, as http://127.0.0.1:9090, when each was last used."
+    "--admin-url",
+    help="Also ask the proxy with this admin port, such as http://127.0.0.1:9090, when each was last used.",
 )
 def keys_list(path: Path, admin_url: str | None, *, is_json: bool) -> None:
     """Print the names of the clients, when their keys were created and end, and when they were last used."""

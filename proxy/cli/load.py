@@ -55,7 +55,7 @@ _EXIT_REFUSED = 1
 @with_request_options
 @click.pass_context
 def load_command(ctx: click.Context, /, *, is_dry_run: bool, is_json: bool, **_: Any) -> int:
-    """Store vectors that were paid for before, as if the upstream had just sent them.
+    """Store vectors that were paid for before. Requests then hit them as if the upstream had just sent them.
 
     TEXTS is JSON Lines of "text" (or "input") and "embedding" (or "vector": an array, or base64), a Parquet file with
     such columns, the input file of a Batch API job beside its --output, or a corpus beside its --vectors. A line whose

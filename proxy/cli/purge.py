@@ -26,7 +26,7 @@ _CONDITIONS = "--model, --older-than, --scope, --credential-env, --text or --all
 
 @click.command(name="purge")
 @click.option("--model", metavar="PATTERN", help="Entries of models that match, as cache info names them: text-*.")
-@click.option("--older-than", metavar="DURATION", type=types.POSITIVE_SECONDS, help="Older entries, as 30d.")
+@click.option("--older-than", metavar="DURATION", type=types.POSITIVE_SECONDS, help="Older entries, such as 30d.")
 @click.option(
     "--text",
     "texts_path",
@@ -60,7 +60,8 @@ def purge_command(
     is_json: bool,
     **_: Any,
 ) -> None:
-    """Remove entries from the store, and within a second from the memory of every proxy that uses it.
+    """Remove entries from the store and from running proxies. Within a second, they are gone from the memory of
+    every proxy that uses the store.
 
     With several of --model, --older-than and --scope, it removes the entries that meet all of them.
     """

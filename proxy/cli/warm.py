@@ -48,7 +48,7 @@ _REPORT_PERIOD_S = 1.0
     "fields",
     metavar="NAME=JSON",
     multiple=True,
-    help="A further field of the requests' bodies, as input_type=passage. May be given several times.",
+    help="A further field of the requests' bodies, such as input_type=passage. May be given several times.",
 )
 @click.option(
     "--header",
@@ -97,7 +97,7 @@ _REPORT_PERIOD_S = 1.0
 )
 @click.pass_context
 def warm_command(ctx: click.Context, /, corpus: Path, *, dry_run: bool, is_json: bool, **_: Any) -> int:
-    """Send the texts of CORPUS through a running proxy, so that they are cached.
+    """Send a corpus through a running proxy, to cache its texts.
 
     CORPUS has a text on each line, or is JSON Lines with the text under "text", "input" or "content"; it may be
     gzipped. The requests have the lowest priority (u=7) and wait for the upstream's rate limit. If the command is

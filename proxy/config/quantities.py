@@ -14,14 +14,14 @@ _QUANTITY = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([a-z]*)", re.IGNORECASE)
 
 def parse_size(text: str) -> int:
     """Bytes: ``512MiB``, ``2GB``, ``1048576``. Raises `ConfigError`."""
-    return int(_quantity(text, _SIZES, "a size", "a number with B, KB, MB, GB, KiB, MiB or GiB, as 512MiB"))
+    return int(_quantity(text, _SIZES, "a size", "a number with B, KB, MB, GB, KiB, MiB or GiB, such as 512MiB"))
 
 
 def parse_duration(text: str) -> float | None:
     """Seconds: ``30d``, ``12h``, ``90``; None for ``none``. Raises `ConfigError`."""
     if text.strip().lower() == "none":
         return None
-    seconds = _quantity(text, _DURATIONS, "a duration", "a number with ms, s, m, h, d or w, as 30d; or none")
+    seconds = _quantity(text, _DURATIONS, "a duration", "a number with ms, s, m, h, d or w, such as 30d; or none")
     if seconds <= 0:
         raise ConfigError(f"{text!r} is not a duration above zero; to keep entries indefinitely, use none")
     return seconds

@@ -12,6 +12,7 @@ from multidict import CIMultiDict
 from proxy.config.settings import UpstreamSetting
 from proxy.inquiry.interview import Ask
 from proxy.inquiry.reply import Reply
+from proxy.upstream.failures import FailureMapper
 from proxy.upstream.outbound import Outbound
 
 _TIMEOUT_S = 60.0
@@ -24,7 +25,7 @@ async def asking(
     setting: UpstreamSetting, url: str, key: str | None, *, connector: BaseConnector | None = None
 ) -> AsyncIterator[Ask]:
     """Yields a function that sends a body to ``url``. Raises `ConfigError` for certificates that can't be used."""
-    outbound = Outbound(setting.name, setting.egress)
+    outbound, failures = Outbound(setting.name, setting.egress), FailureMapper(setting.egress.proxy)
     headers = CIMultiDict({"Content-Type": "application/json", "Accept": "application/json"})
     if key is not None:
         name, _, scheme = setting.provider.auth.partition(": ")
@@ -50,7 +51,7 @@ async def asking(
             except TimeoutError:
                 return _failed(f"no response within {_TIMEOUT_S:g} s")
             except (ClientError, OSError, ValueError) as error:
-                return _failed(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+                return _failed(failures.describe(error))
 
         yield ask
 

@@ -198,7 +198,7 @@ def _answers(said: Any, status: int = 200) -> Reply:
         (_answers({"data": [{"embedding": "AAA"}]}), "200, but a vector is base64 that doesn't decode"),
         (_answers({"data": [{"embedding": [1.5], "index": 3}]}), "200, but the indexes of the vectors are not 0, 1, …"),
         (_answers({"data": [{"embedding": {"a": 1}}]}), "200, but a vector is neither numbers nor base64"),
-        (_drop, "ServerDisconnectedError"),
+        (_drop, "Server disconnected"),
     ],
 )  # fmt: skip
 async def test_why_there_is_no_vector(upstream: ScriptedUpstream, reply: Reply, message: str) -> None:

@@ -10,8 +10,8 @@ CANARY_OPTIONS = (
         name="canary",
         type=types.CANARY_INTERVAL,
         default="off",
-        help="How often to check whether each model in use still computes the same vectors, as `6h`. A check costs a"
-        " few hundred tokens; the start banner says how many a month.",
+        help="How often to check whether each model in use still computes the same vectors, such as `6h`. A check costs"
+        " a few hundred tokens; the start banner says how many a month.",
         link="[More](docs/drift.md).",
         field="canary_interval_s",
     ),

@@ -80,7 +80,7 @@ OPTIONS = (
         name="ttl",
         type=types.TTL,
         default="none",
-        help="How long to serve an entry after it was stored, as `30d`.",
+        help="How long to serve an entry after it was stored, such as `30d`.",
         field="ttl_s",
     ),
     Option(
@@ -102,14 +102,14 @@ OPTIONS = (
     Option(
         name="key-headers",
         type=types.HEADER_NAMES,
-        help="Extra request headers to include in the cache key, as `X-Route, X-User`. Credential and routing headers"
-        " are detected automatically.",
+        help="Extra request headers to include in the cache key, such as `X-Route, X-User`. Credential and routing"
+        " headers are detected automatically.",
         to_field=_or_none,
     ),
     Option(
         name="neutral-headers",
         type=types.NEUTRAL_HEADERS,
-        help="Request headers to exclude from the cache key, as `X-Session-Token`, although their names look like"
+        help="Request headers to exclude from the cache key, such as `X-Session-Token`, although their names look like"
         " credentials or routing. Tracing, mesh and CDN headers are detected automatically.",
         link="[More](docs/providers.md#header-fields).",
         to_field=_or_none,
@@ -124,7 +124,7 @@ OPTIONS = (
         name="upstream-proxy",
         metavar="URL",
         type=types.FORWARD_PROXY,
-        help="Forward proxy for all upstream calls, as `http://user:password@host:3128`. Proxy variables in the"
+        help="Forward proxy for all upstream calls, such as `http://user:password@host:3128`. Proxy variables in the"
         " environment (`HTTPS_PROXY`, …) are ignored.",
         field=None,
     ),
@@ -169,7 +169,7 @@ OPTIONS = (
         name="cors-origins",
         type=types.ORIGINS,
         default_words="the upstream decides",
-        help="Origins of the web pages that can read responses, as `https://app.example.com, http://localhost:3000`,"
+        help="Origins of the web pages that can read responses, such as `https://app.example.com, http://localhost:3000`,"
         " or `*`.",
         link="[Web pages](#web-pages).",
         to_field=_or_none,
