@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from functools import partial
 
 from proxy.cache.entry import Entry
 from proxy.tasks import TaskSet, log_to
@@ -36,7 +35,8 @@ class SharedReads:
         self._read = read
         self._parts = parts
         self._max_keys = max_keys
-        self._queues: defaultdict[_Part, _Queue] = defaultdict(partial(_Queue, max_reads))
+        self._max_reads = max_reads
+        self._queues: defaultdict[_Part, _Queue] = defaultdict(_Queue)  # of parts that are being read
         self._tasks = TaskSet(log_to(_log, "a read of the store"))
 
     async def read(self, keys: Sequence[bytes], before: _Entries) -> dict[bytes, Entry]:
@@ -52,7 +52,7 @@ class SharedReads:
         if shared is None or len(shared.keys) + len(keys) > self._max_keys:
             shared = queue.open = _SharedRead(loop.time())
             queue.waiting.append(shared)
-            self._begin_next(queue)
+            self._begin_next(part, queue)
         shared.keys += keys
         if before:
             shared.before = {**before, **shared.before}  # the earliest, since an entry may arrive in between
@@ -60,13 +60,13 @@ class SharedReads:
         shared.waiters.append(waiter)
         return waiter
 
-    def _begin_next(self, queue: "_Queue") -> None:
-        if queue.waiting and len(queue.under_way) < queue.max_reads:
+    def _begin_next(self, part: _Part, queue: "_Queue") -> None:
+        if queue.waiting and len(queue.under_way) < self._max_reads:
             shared = queue.waiting.popleft()
             queue.under_way.add(shared)
-            self._tasks.start(self._run(queue, shared))
+            self._tasks.start(self._run(part, queue, shared))
 
-    async def _run(self, queue: "_Queue", shared: "_SharedRead") -> None:
+    async def _run(self, part: _Part, queue: "_Queue", shared: "_SharedRead") -> None:
         # A new task first runs after everything that was ready when it was made, so the other requests of this turn
         # have added their keys by now.
         if queue.open is shared:
@@ -76,7 +76,9 @@ class SharedReads:
         finally:
             queue.under_way.discard(shared)
             shared.end()
-            self._begin_next(queue)
+            self._begin_next(part, queue)
+            if not queue.under_way:
+                self._queues.pop(part, None)
 
     async def aclose(self) -> None:
         """End the reads. What still waits gets nothing."""
@@ -92,10 +94,9 @@ class SharedReads:
 class _Queue:
     """The reads of one part of the store."""
 
-    __slots__ = ("max_reads", "open", "under_way", "waiting")
+    __slots__ = ("open", "under_way", "waiting")
 
-    def __init__(self, max_reads: int) -> None:
-        self.max_reads = max_reads
+    def __init__(self) -> None:
         self.open: _SharedRead | None = None  # takes more keys
         self.waiting: deque[_SharedRead] = deque()
         self.under_way: set[_SharedRead] = set()

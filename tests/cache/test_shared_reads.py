@@ -112,6 +112,7 @@ async def test_no_request_waits_for_a_part_of_the_store_that_has_none_of_its_key
     reading.gates[1].set()
     assert await both == [2, 100, 4, 102]
     assert reading.asked == [[2, 4, 6], [100, 102]]
+    assert not reading.reads._queues  # servers come and go
 
 
 async def test_a_request_that_stops_waiting_stops_nothing() -> None:
