@@ -145,14 +145,14 @@ class FastPath:
             await turns.turn()
         cutoff_s = self._cache.freshness_cutoff_s(None)
         found = await look_up_in_store(self._cache, known.spec.keys, peeked, min_stored_at_s=cutoff_s)
-        if not self._may_serve(known):
-            connection.known_head = None
-            return None
         if found.entries:
             self._metrics.admit_model(known.spec.model)  # another process may have stored them
         if found.missing or count_model_versions(found.entries) > 1:
             self._parse_seconds.observe(recognized.looked_up_s - recognized.began_s)
             return FastPathMiss(recognized, found)
+        if not self._may_serve(known):  # any more
+            connection.known_head = None
+            return None
         texts = None
         if self._is_large(known, found.entries):
             texts = await self._responses.numbers(known.spec, found.entries, connection.reservation())
