@@ -122,8 +122,20 @@ class Writer:
     def repeat(self, looked_up: Mapping[bytes, Entry]) -> None:
         """Write the entries of keys that a working store does not have: the store was down when they were written, or
         too many bytes were waiting for it. ``looked_up`` are the entries from before the store was read."""
+        unstored = self._unstored(looked_up)
+        for overwrite in (False, True):
+            entries = {key: entry for key, entry in unstored.items() if entry.overwrites is overwrite}
+            if not entries:
+                continue
+            values = partial(self._codec.encode, {key: entry.record() for key, entry in entries.items()})
+            task = self._start(entries, values, overwrite=overwrite, is_repeated=True, asked=self._discards.now)
+            if task is not None:
+                self.pending.update((key, (entry, task)) for key, entry in entries.items())
+
+    def _unstored(self, looked_up: Mapping[bytes, Entry]) -> dict[bytes, Entry]:
+        """Those that are not confirmed, that no write is under way for, and that may still be served."""
         cutoff_s = self._freshness_cutoff_s()
-        unstored = {
+        return {
             key: entry
             for key, entry in looked_up.items()
             if not entry.is_confirmed
@@ -131,19 +143,6 @@ class Writer:
             and key not in self.pending
             and self._memory.get(key) is entry  # the read has not replaced it
         }
-        for overwrite in (False, True):
-            entries = {key: entry for key, entry in unstored.items() if entry.overwrites is overwrite}
-            fresh = {key: entry.record() for key, entry in entries.items()}
-            if fresh and (
-                task := self._start(
-                    entries,
-                    partial(self._codec.encode, fresh),
-                    overwrite=overwrite,
-                    is_repeated=True,
-                    asked=self._discards.now,
-                )
-            ):
-                self.pending.update((key, (entry, task)) for key, entry in entries.items())
 
     async def wait_for(self, keys: Sequence[bytes]) -> None:
         """Wait for unfinished writes of ``keys`` as long as a read may take: they show whose record was first."""

@@ -64,7 +64,7 @@ def keys_rotate(path: Path, name: str, overlap_s: float) -> None:
     help="Also ask the proxy with this admin port, such as http://127.0.0.1:9090, when each was last used.",
 )
 def keys_list(path: Path, admin_url: str | None, *, is_json: bool) -> None:
-    """Print the names of the clients, when their keys were created and end, and when they were last used."""
+    """Print the clients and their dates. These say when a key was created, when it ends, and when it was last used."""
     used = {} if admin_url is None else _last_used(admin_url)
     rows = [
         {"name": key.name, "since": key.since, "until": key.until, "last_used": used.get(key.name)}

@@ -148,25 +148,17 @@ class ResponseBuilder:
         joined = len(fetched.entries) - len(fetched.asked)
         own = len(fetched.asked) + len(fetched.unusable)
         self._count_items(spec, found, client, from_memory, own=own, joined=joined, saved=saved)
-        state, status = ("PARTIAL", "fwd=partial") if found else ("MISS", "fwd=miss")
-        upstream_status = fetched.deliveries[-1].status if fetched.deliveries else HTTPStatus.OK
-        status += f"; fwd-status={upstream_status}" + ("; stored" if is_stored else "")
-        status += "; collapsed" if joined else ""
-        status += f"; detail={detail_of(spec)}" if spec.is_keyed_whole else ""
         deliveries = fetched.deliveries
-        merged = [delivery for delivery in deliveries if not delivery.is_unmerged]
-        extra = (merged or deliveries)[0].relayed.copy() if deliveries else CIMultiDict[str]()
-        add_cache_headers(extra, state, status, saved_tokens=saved)
-        if found:
-            extra["X-Cache-Hits"] = str(sum(map(found.__contains__, spec.keys)))
-        extra["Content-Type"] = "application/json"
+        status = deliveries[-1].status if deliveries else HTTPStatus.OK
+        detail = f"fwd-status={status}" + ("; stored" if is_stored else "") + ("; collapsed" if joined else "")
+        fields = _fetched_head(spec, found, deliveries, detail, saved=saved)
         extra_fields = deliveries[0].extra_fields if len(deliveries) == 1 and deliveries[0].is_own_body else _NOTHING
         unusable = {key: response.embedding or b"null" for key, response in fetched.unusable.items()}
         end = self._bodies.end(spec, entries, usage_of(deliveries), saved, extra_fields)
         if is_large:
-            return self._bodies.streamed(spec, entries, end, status=upstream_status, headers=extra)
+            return self._bodies.streamed(spec, entries, end, status=status, headers=fields)
         body = self._bodies.parts(spec, entries, end, unusable=unusable)
-        return AssembledResponse(body, status=upstream_status, headers=extra)
+        return AssembledResponse(body, status=status, headers=fields)
 
     def _reserve(self, spec: ResponseSpec, entries: dict[bytes, Entry], reservation: MemoryReservation) -> bool:
         """Whether the response is large. If so, it holds its entries until it is written, even if memory evicts
@@ -205,3 +197,18 @@ class ResponseBuilder:
             if count:
                 row.count_items(result, count)
                 counters.items[result].inc(count)
+
+
+def _fetched_head(
+    spec: ResponseSpec, found: dict[bytes, Entry], deliveries: Sequence[EmbedResult], detail: str, *, saved: int
+) -> CIMultiDict[str]:
+    """The header fields of a response with items that were fetched. ``detail`` is for `Cache-Status`."""
+    merged = [delivery for delivery in deliveries if not delivery.is_unmerged]
+    fields = (merged or deliveries)[0].relayed.copy() if deliveries else CIMultiDict[str]()
+    state, forwarded = ("PARTIAL", "fwd=partial") if found else ("MISS", "fwd=miss")
+    whole = f"; detail={detail_of(spec)}" if spec.is_keyed_whole else ""
+    add_cache_headers(fields, state, f"{forwarded}; {detail}{whole}", saved_tokens=saved)
+    if found:
+        fields["X-Cache-Hits"] = str(sum(map(found.__contains__, spec.keys)))
+    fields["Content-Type"] = "application/json"
+    return fields

@@ -40,14 +40,8 @@ def opened(host: str, port: int, *, flag: str, copies: int = 1) -> Iterator[list
     try:
         sets = _tcp_sets(host, port, copies) if path is None else [[_unix_socket(path)]] * copies
     except (OSError, UnicodeError) as error:
-        number = getattr(error, "errno", None) or 0
-        why = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error
-        where = f"{host}:{port}" if path is None else path
-        if number in _DESCRIPTOR_ERRORS:  # each worker needs some
-            what_to_do = "lower --workers, or raise the limit on open files (ulimit -n)"
-        else:
-            what_to_do = f"choose another with {flag if path is None and number in _PORT_ERRORS else host_flag}"
-        raise ConfigError(f"can't listen on {where}: {why}; {what_to_do}") from error
+        where, port_flag = (f"{host}:{port}", flag) if path is None else (path, host_flag)
+        raise ConfigError(f"can't listen on {where}: {_reason(error, port_flag, host_flag)}") from error
     own = None if path is None else _identity(path)
     try:
         yield sets
@@ -57,6 +51,15 @@ def opened(host: str, port: int, *, flag: str, copies: int = 1) -> Iterator[list
         # While this proxy drained, another one may have created the path again.
         if path is not None and own == _identity(path):
             path.unlink(missing_ok=True)
+
+
+def _reason(error: Exception, port_flag: str, host_flag: str) -> str:
+    """Why an address can't be listened on, and what to do about it."""
+    number = getattr(error, "errno", None) or 0
+    why = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error
+    if number in _DESCRIPTOR_ERRORS:  # each worker needs some
+        return f"{why}; lower --workers, or raise the limit on open files (ulimit -n)"
+    return f"{why}; choose another with {port_flag if number in _PORT_ERRORS else host_flag}"
 
 
 def close(sockets: Sockets) -> None:

@@ -43,7 +43,7 @@ CELLS = list(itertools.product(KINDS, HITS, SHARINGS, STATES))
 
 
 @pytest.mark.parametrize(("kind", "hit", "sharing", "state"), CELLS, ids=["-".join(cell) for cell in CELLS])
-async def test_the_key_matrix(
+async def test_each_credential_gets_the_status_that_the_rules_require(
     start_proxy: StartProxy, upstream: ScriptedUpstream, guarded: Guarded, clock: Clock, tmp_path: Path,
     kind: str, hit: str, sharing: str, state: str,
 ) -> None:  # fmt: skip

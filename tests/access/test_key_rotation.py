@@ -95,7 +95,9 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
         commands.main()
 
 
-def test_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: Path) -> None:
+def test_commands_rotate_and_list_the_keys_of_a_client(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: Path
+) -> None:
     monkeypatch.setenv("EMBEDDING_PROXY_CLIENT_KEYS", str(path))
     run(monkeypatch, "add", "app")
     run(monkeypatch, "rotate", "app", "--overlap", "7d")

@@ -125,7 +125,9 @@ async def test_it_is_not_on_the_data_port(client: Client, upstream: ScriptedUpst
     assert [call.target for call in upstream.calls] == ["/", "/status.json"]
 
 
-async def test_stats(client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_command_stats_prints_the_numbers_of_the_page(
+    client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     await client.embed(["a", "b", "a"])
     await client.embed("a")
     run = await cli.run_beside(monkeypatch, capsys, "stats", "--admin-url", client.proxy.admin_url + "/")

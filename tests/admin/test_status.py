@@ -55,7 +55,9 @@ def status(metrics: Metrics, history: History | None = None, *, now_s: float = 0
         ({1.0: 0, 2.0: 1, inf: 1}, 0.0, 1.0),
     ],
 )
-def test_quantiles(buckets: Mapping[float, float], q: float, expected: float | None) -> None:
+def test_quantiles_are_estimated_within_a_bucket(
+    buckets: Mapping[float, float], q: float, expected: float | None
+) -> None:
     assert quantile(buckets, q) == expected
 
 

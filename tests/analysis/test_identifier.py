@@ -82,7 +82,9 @@ def test_each_credential_has_entries_of_its_own_unless_they_are_shared() -> None
         ((), "/api/embed", BypassReason.OTHER_ROUTE),
     ],
 )
-def test_bypasses(headers: tuple[tuple[str, str], ...], target: str, reason: BypassReason) -> None:
+def test_what_the_proxy_relays_has_no_keys_but_a_reason(
+    headers: tuple[tuple[str, str], ...], target: str, reason: BypassReason
+) -> None:
     call = Call({"model": "m", "input": "a"}, headers=headers, target=target)
     assert keys_of(Identifier(UPSTREAM), call) is reason
 

@@ -151,7 +151,7 @@ def test_what_is_no_embeddings_request(line: dict[str, object]) -> None:
     [(1.8e9, 1.8e9), (1_800_000_000_500, 1_800_000_000.5), ("1800000000", 1.8e9), (5, None), ("soon", None),
      (True, None), (float("nan"), None), ("2027-01-15T10:00:00+02:00", 1.8e9)],
 )  # fmt: skip
-def test_times(value: object, at_s: float | None) -> None:
+def test_times_of_logs_are_read_in_every_notation(value: object, at_s: float | None) -> None:
     assert timestamps.parse(value) == at_s
 
 

@@ -29,7 +29,7 @@ def recorded(sequence: list[list[int]], times_s: list[float] | None = None, kind
 
 
 @given(SEQUENCES)
-def test_repetition(sequence: list[list[int]]) -> None:
+def test_repetition_is_counted_as_by_hand(sequence: list[list[int]]) -> None:
     requests = recorded(sequence)
     found = statistics.repetition(requests, statistics.occurrences(requests))
     flat = [item for items in sequence for item in items]
@@ -71,7 +71,7 @@ def test_intervals_are_of_time_if_there_are_times() -> None:
     assert [(own.label, own.items) for own in found.intervals if own.items] == [("1 min", 1), ("1 d", 1)]
 
 
-def test_totals_by_model() -> None:
+def test_each_model_has_its_own_totals() -> None:
     recording = Recording()
     for model, key in (("a", b"1"), ("a", b"1"), ("b", b"2"), (None, b"3")):
         fresh = recording.add(KIND._replace(model=model), [key], None)

@@ -77,7 +77,7 @@ def test_all_tables_in_their_order() -> None:
     assert rows(report, "Lines that could") == {"a.log": ("not JSON", "1,200", "7")}
 
 
-def test_what_repeats() -> None:
+def test_the_first_table_says_what_repeats() -> None:
     assert rows(replace(SMALL, repetition=REPEATING), WHAT_REPEATS) == {
         "requests": ("1,000", ""),
         "… without any new item": ("333", "33.3 %"),
@@ -105,7 +105,7 @@ def test_requests_that_are_not_cached_are_requests_too() -> None:
     }
 
 
-def test_money_and_times() -> None:
+def test_money_and_times_are_told_where_they_are_known() -> None:
     money = Money(without_cache=200.0, at_best=50.0, models_without_price=["x"])
     report = replace(SMALL, money=money, begins_at_s=1_800_000_000.9, ends_at_s=1_800_003_600.0)
     found = rows(report, WHAT_REPEATS)
@@ -119,7 +119,7 @@ def test_money_and_times() -> None:
     assert "first request" not in rows(replace(report, ends_at_s=None), WHAT_REPEATS)
 
 
-def test_scenarios() -> None:
+def test_each_size_has_a_row_with_its_hits() -> None:
     with_store = replace(SCENARIO, store_bytes=4096 * MIB, evicts=True)
     report = replace(SMALL, scenarios=[SCENARIO, with_store])
     found = table(report, BY_SIZE)
@@ -152,7 +152,7 @@ def test_only_so_many_models_are_shown() -> None:
     assert list(rows(replace(SMALL, models=models), "By model")) == [str(n) for n in range(20)]
 
 
-def test_assumptions() -> None:
+def test_assumptions_are_listed() -> None:
     assert rows(SMALL, "Assumptions") == {
         "the API's rules": ("those of openai (--provider)",),
         "order": ("requests in the order of their times",),
@@ -190,5 +190,5 @@ def test_assumptions() -> None:
         ),
     ],
 )  # fmt: skip
-def test_the_headline(report: Report, says: str) -> None:
+def test_the_headline_says_what_would_be_saved(report: Report, says: str) -> None:
     assert headline(report) == says

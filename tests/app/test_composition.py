@@ -34,7 +34,7 @@ async def test_bytes_that_are_not_http_are_refused_and_the_process_lives(client:
     assert (await client.embed("x")).cache == "MISS"
 
 
-async def test_health(client: Client) -> None:
+async def test_a_started_proxy_is_healthy_and_ready(client: Client) -> None:
     for path in ("/healthz", "/readyz"):
         async with client.session.get(client.proxy.admin_url + path) as response:
             assert (response.status, await response.text()) == (200, "ok\n")

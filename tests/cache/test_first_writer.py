@@ -16,7 +16,7 @@ from tests.support.gate import Gate
 from tests.support.redis_server import RedisServer
 from tests.support.scripted import ScriptedUpstream
 
-FIRST, SECOND, THIRD = b"[1.0,0.5]", b"[2.0,0.5]", b"[3.0,0.5]"
+FIRST, SECOND = b"[1.0,0.5]", b"[2.0,0.5]"
 HOUR_S = 3600.0
 
 

@@ -40,7 +40,7 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path, servers: Se
         yield open_
 
 
-async def test_empty_at_first(open_store: OpenStore) -> None:
+async def test_a_new_store_has_nothing(open_store: OpenStore) -> None:
     assert await open_store().get_many([key(1), key(2)], timeout_s=5.0) == {}
 
 

@@ -20,7 +20,9 @@ def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *
     return ended.value.code, shown.out, shown.err
 
 
-def test_the_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_demo_accepts_is_found_and_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = "demo", "--model", "demo", "--yes", "--max-items", "8"
     status, text, err = check(monkeypatch, capsys, *arguments)
     assert status == 0

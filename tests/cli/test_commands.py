@@ -1,8 +1,10 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from proxy.cli import commands
@@ -31,11 +33,23 @@ def test_the_providers_are_shown_as_the_file_has_them(
     assert rest.startswith("For all of them, lists for *gemini-embedding-2* and any request for *colbert*,")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"]])
-def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
-    shown = run(monkeypatch, capsys, *arguments)
+def paths(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words that name ``command`` and each of its subcommands."""
+    yield path
+    if isinstance(command, click.Group):
+        for name, subcommand in command.commands.items():
+            yield from paths(subcommand, (*path, name))
+
+
+@pytest.mark.parametrize("path", [*paths(commands.cli)], ids="-".join)
+def test_every_command_has_a_help_whose_lists_are_not_cut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run(monkeypatch, capsys, *path, "--help")
     assert (shown.status, shown.err) == (0, "")
-    assert "embedding-proxy" in shown.out
+    assert shown.out.startswith(" ".join(("Usage: embedding-proxy", *path)))
+    assert "..." not in shown.out.partition("\nCommands:\n")[2]
 
 
 def test_a_process_shows_its_version() -> None:

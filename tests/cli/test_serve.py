@@ -11,7 +11,9 @@ from proxy.upstream.egress import DIRECT
 from tests.support.command import FILE, KEYED, OWN, UNKEYED, serve
 
 
-def test_defaults(served: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_serve_without_options_has_the_documented_settings(
+    served: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert serve(monkeypatch) == 0
     assert served == [
         Settings(

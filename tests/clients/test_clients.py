@@ -170,7 +170,7 @@ def assert_vectors(answer: dict[str, Any], items: list[Any]) -> None:
 
 
 @pytest.mark.usefixtures("client")
-async def test_what_it_sends(
+async def test_a_client_sends_the_items_that_it_is_given(
     program: Program, process: ClientProcess, upstream: ScriptedUpstream, fills: Fills
 ) -> None:
     fills("sends")
@@ -195,7 +195,7 @@ async def test_which_of_its_headers_change(
     assert changed == program.changing
 
 
-async def test_a_miss(
+async def test_a_client_gets_its_vectors_of_a_miss(
     program: Program, process: ClientProcess, client: Client, upstream: ScriptedUpstream, fills: Fills
 ) -> None:
     fills("miss")
@@ -203,7 +203,7 @@ async def test_a_miss(
     assert sent(upstream.calls) == program.items(TEXTS)
 
 
-async def test_a_hit(
+async def test_a_client_gets_its_vectors_of_a_hit(
     program: Program, process: ClientProcess, client: Client, upstream: ScriptedUpstream, fills: Fills
 ) -> None:
     fills("hit")
@@ -263,7 +263,7 @@ def refusal(status: int) -> Reply:
 
 
 @pytest.mark.parametrize("status", [400, 401])
-async def test_an_error(
+async def test_a_client_gets_the_upstreams_error(
     program: Program,
     process: ClientProcess,
     client: Client,

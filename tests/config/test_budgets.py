@@ -16,7 +16,7 @@ def parsed(text: str, *, has_prices: bool = True, names_clients: bool = True) ->
     return parse_budgets(table, "proxy.toml", has_prices=has_prices, names_clients=names_clients)
 
 
-def test_all_keys() -> None:
+def test_every_key_of_a_budget_is_read() -> None:
     settings = parsed(
         """
         on_store_down = "closed"

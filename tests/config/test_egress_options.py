@@ -18,7 +18,7 @@ from proxy.upstream.egress import parse_proxy
         ("http://user@proxy:3128", "http://proxy:3128", "Basic dXNlcjo="),
     ],
 )
-def test_forward_proxies(text: str, url: str, authorization: str | None) -> None:
+def test_a_forward_proxys_login_is_taken_from_its_url(text: str, url: str, authorization: str | None) -> None:
     proxy = parse_proxy(text)
     assert proxy is not None
     assert (proxy.url, proxy.authorization) == (url, authorization)

@@ -4,7 +4,7 @@ from proxy.config.header_names import parse_header_names, parse_neutral_headers
 from proxy.errors import ConfigError
 
 
-def test_neutral_headers() -> None:
+def test_neutral_headers_are_names_in_lower_case() -> None:
     assert parse_neutral_headers("X-Plan, x-session") == {"x-plan", "x-session"}
 
 
@@ -27,7 +27,7 @@ def test_a_digest_of_the_body_can_not_be_declared_neutral(name: str) -> None:
         parse_neutral_headers(name)
 
 
-def test_header_names() -> None:
+def test_key_headers_are_names_and_nothing_else() -> None:
     assert parse_header_names("X-Route, x-user") == {"x-route", "x-user"}
     for wrong in ("", "a b", "x-a,", "x:", "ü"):
         with pytest.raises(ConfigError, match="is not the name of a header field; accepted: names as X-Route, X-User"):

@@ -15,7 +15,7 @@ from proxy.errors import ConfigError
         ("1 B", 1),
     ],
 )
-def test_sizes(text: str, size: int) -> None:
+def test_a_size_is_a_number_with_a_unit(text: str, size: int) -> None:
     assert quantities.parse_size(text) == size
 
 
@@ -28,7 +28,7 @@ def test_invalid_sizes_are_rejected(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("30d", 30 * 86400), ("1.5h", 5400), ("250ms", 0.25), ("None", None)]
 )
-def test_durations(text: str, seconds: float | None) -> None:
+def test_a_duration_is_a_number_with_a_unit(text: str, seconds: float | None) -> None:
     assert quantities.parse_duration(text) == seconds
 
 

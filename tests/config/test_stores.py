@@ -20,7 +20,7 @@ from proxy.errors import ConfigError
         ("rediss+sentinel://a,b:1/m/0", StoreSetting(url="rediss+sentinel://a,b:1/m/0")),
     ],
 )
-def test_stores(text: str, setting: StoreSetting) -> None:
+def test_a_store_is_named_by_its_url(text: str, setting: StoreSetting) -> None:
     assert parse_store(text) == setting
 
 

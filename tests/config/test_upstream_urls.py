@@ -22,7 +22,7 @@ from proxy.protocol.providers import PROVIDERS
         ("http://[::1]:80/a/b", UpstreamSetting(name="::1", base_url="http://[::1]:80/a/b")),
     ],
 )
-def test_upstreams(text: str, setting: UpstreamSetting) -> None:
+def test_an_upstream_is_a_base_url_or_the_name_of_a_provider(text: str, setting: UpstreamSetting) -> None:
     assert parse_upstream(text) == setting
 
 

@@ -108,7 +108,7 @@ def test_every_pod_is_restricted(what: str) -> None:
 
 
 @EVERY
-def test_selectors_select(what: str) -> None:
+def test_every_selector_selects_some_of_the_pods(what: str) -> None:
     """A Service, a policy or a budget that selects nothing, or everything, says so to nobody."""
     resources = rendered(what)
     labels = [

@@ -81,7 +81,7 @@ async def test_other_models_and_clients_are_not_covered(start: Start) -> None:
     assert (await ask(client, "b", "new")).status == 200
 
 
-async def test_money(start: Start) -> None:
+async def test_a_budget_of_money_is_spent_by_price(start: Start) -> None:
     client = await start(budget={"tokens": None, "money": 0.0002}, prices={"m": 2.0})
     response = await ask(client, "a", "x" * 60)
     assert response.headers["X-Budget-Remaining-Tokens"] == "40"

@@ -76,7 +76,9 @@ async def test_a_refresh_through_one_proxy_reaches_the_other(
 
 
 @pytest.mark.parametrize("store", ["sqlite", "one"], indirect=True)
-async def test_the_timer_polls(start_proxy: StartProxy, upstream: ScriptedUpstream, store: StoreSetting) -> None:
+async def test_a_refresh_reaches_other_processes_without_a_poll_by_hand(
+    start_proxy: StartProxy, upstream: ScriptedUpstream, store: StoreSetting
+) -> None:
     one, other = [await start_proxy(store=store) for _ in range(2)]
     await known_to(one, other)
     change_vectors(upstream)

@@ -59,7 +59,7 @@ async def test_a_header_that_never_repeats(client: Client, caplog: pytest.LogCap
     assert "varying-header x-route; if it does not change the vector, set --neutral-headers x-route" in warning
 
 
-async def test_a_wrong_path(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_with_a_wrong_path_is_reported(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     for number in range(MANY_REQUESTS):
         await ask(client, number, target="/api/embed")
     (warning,) = warnings_in(caplog)

@@ -62,7 +62,7 @@ def test_the_garbage_collector_does_not_visit_what_is_known() -> None:
     assert not any(map(gc.is_tracked, (known, spec, credential, credential.id, credential.scope, tenant)))
 
 
-def test_long_names_weigh() -> None:
+def test_an_entry_weighs_more_by_its_long_names() -> None:
     def weight(model: str, url: str) -> int:
         origin: Any = None  # weighs the same for all
         return MemoEntry(

@@ -64,7 +64,9 @@ def test_the_command_that_browsers_copy() -> None:
         ("-sSLd x", b"x", {}),
     ],
 )
-def test_options(options: str, body: bytes, headers: dict[str, str]) -> None:
+def test_options_of_curl_make_the_body_and_the_header_fields(
+    options: str, body: bytes, headers: dict[str, str]
+) -> None:
     request = parse(f"curl {options} http://h/v1/embeddings")
     assert request.body == body
     assert headers == {name: request.headers[name] for name in headers}
@@ -124,5 +126,5 @@ def test_any_text_is_split_or_refused(text: str) -> None:
         ("http://h?a=b", "/?a=b"),
     ],
 )
-def test_targets(url: str, target: str) -> None:
+def test_the_target_is_what_curl_would_send(url: str, target: str) -> None:
     assert target_of(url) == target

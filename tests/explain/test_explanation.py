@@ -142,7 +142,9 @@ async def test_without_a_store_the_outcome_is_not_known() -> None:
         ({0: record()}, "only-if-cached", "504", "only-if-cached, and 1 distinct items are not stored"),
     ],
 )
-async def test_outcomes(stored: dict[int, Record], cache_control: str, outcome: str, why: str) -> None:
+async def test_the_outcome_follows_from_what_is_stored(
+    stored: dict[int, Record], cache_control: str, outcome: str, why: str
+) -> None:
     explanation = await explained(headers=HEADERS | {"Cache-Control": cache_control}, stored=stored)
     assert explanation.outcome == outcome
     assert explanation.why.startswith(why)

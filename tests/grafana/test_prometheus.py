@@ -60,7 +60,7 @@ def test_an_expression_has_data(serving: Live, prometheus: Prometheus, expressio
         assert all(-0.01 <= value <= most for value in values(prometheus, expression))
 
 
-def test_hits_avoid_calls(serving: Live, prometheus: Prometheus) -> None:
+def test_panels_show_the_calls_that_hits_avoid(serving: Live, prometheus: Prometheus) -> None:
     avoided = [expression for expression in WITH_DATA if "Upstream calls avoided" in expression.where]
     assert len(avoided) == 2
     assert serving.poll(
@@ -76,7 +76,7 @@ def test_an_expression_without_data_parses(prometheus: Prometheus, where: str) -
 
 
 @pytest.mark.parametrize("expression", expressions.of_rules("alert"), ids=str)
-def test_an_alert_parses(prometheus: Prometheus, expression: Expression) -> None:
+def test_prometheus_takes_every_alerts_expression(prometheus: Prometheus, expression: Expression) -> None:
     values(prometheus, expression)
 
 

@@ -191,7 +191,7 @@ async def test_a_client_that_closes_is_not_lingered_for(site: Site, broken: Stre
     await until(lambda: not site.server.connections)
 
 
-async def test_lingering_ends(site: Site, broken: Streams) -> None:
+async def test_a_connection_lingers_no_longer_than_its_time(site: Site, broken: Streams) -> None:
     site.pass_time(LINGER_S)
     assert site.server.connections
     site.pass_time(0.1)

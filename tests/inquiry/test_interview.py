@@ -137,7 +137,7 @@ async def test_a_server_that_reads_tokens_as_items(upstream: ScriptedUpstream) -
     assert inputs["inputs"] == ["text", "texts", "token lists"]
 
 
-async def test_bits_that_change(upstream: ScriptedUpstream) -> None:
+async def test_vectors_that_change_from_call_to_call_are_noticed(upstream: ScriptedUpstream) -> None:
     count = 0
 
     def noisy(call: Call) -> web.Response:

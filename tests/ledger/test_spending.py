@@ -23,7 +23,7 @@ def at(text: str) -> float:
         (3600.0, "2026-05-05T10:59:59", "2026-05-05T10:00:00", "2026-05-05T11:00:00"),
     ],
 )
-def test_windows(window: str | float, now: str, start: str, end: str) -> None:
+def test_a_window_has_its_start_and_end_in_utc(window: str | float, now: str, start: str, end: str) -> None:
     assert window_of(window, at(now)) == (at(start), at(end))
 
 

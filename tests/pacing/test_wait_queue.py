@@ -90,7 +90,7 @@ def test_every_value_leaves_once(values: list[tuple[int, bytes, int, int]], data
 
 
 @given(st.integers(0, 7), st.lists(st.tuples(st.sampled_from([b"x", b"y", b"z"]), st.integers(1, 40)), min_size=1))
-def test_none_starves(urgency: int, others: list[tuple[bytes, int]]) -> None:
+def test_a_patient_request_is_not_starved_by_urgent_ones(urgency: int, others: list[tuple[bytes, int]]) -> None:
     """However many more urgent requests come all the time, from three other tenants."""
     queue: WaitQueue[str] = WaitQueue()
     for tenant, items in others:

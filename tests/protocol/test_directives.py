@@ -26,11 +26,11 @@ from proxy.protocol.directives import (
         ("", NO_DIRECTIVES),
     ],
 )
-def test_cache_control(value: str, directives: Directives) -> None:
+def test_directives_are_read_from_cache_control(value: str, directives: Directives) -> None:
     assert cache_control(CIMultiDict({"Cache-Control": value})) == directives
 
 
-def test_no_cache_control() -> None:
+def test_a_request_without_cache_control_has_no_directives() -> None:
     assert cache_control(CIMultiDict()) == NO_DIRECTIVES
 
 
@@ -60,11 +60,11 @@ def test_few_items_are_a_query() -> None:
     ("value", "wait_s"),
     [("wait=10", 10.0), ("respond-async, wait=5", 5.0), ('WAIT="3"', 3.0), ("wait=soon", None), ("waits=1", None)],
 )
-def test_prefer_wait(value: str, wait_s: float | None) -> None:
+def test_a_wait_is_read_from_prefer(value: str, wait_s: float | None) -> None:
     assert wait_s_of(CIMultiDict({"Prefer": value})) == wait_s
 
 
-def test_no_preference() -> None:
+def test_a_request_without_prefer_states_no_wait() -> None:
     assert wait_s_of(CIMultiDict()) is None
 
 
@@ -72,5 +72,5 @@ def test_no_preference() -> None:
     ("value", "is_minimal"),
     [("return=minimal", True), ('wait=3, Return = "minimal"; x', True), ("return=representation", False), ("", False)],
 )
-def test_prefer_return(value: str, *, is_minimal: bool) -> None:
+def test_a_minimal_response_is_read_from_prefer(value: str, *, is_minimal: bool) -> None:
     assert prefers_minimal(CIMultiDict([("Prefer", "a=b"), ("Prefer", value)])) is is_minimal

@@ -57,7 +57,7 @@ IMAGE = '{"content":[{"type":"image_url","image_url":{"url":"data:image/png;base
         (f"[{IMAGE}]", ItemKind.OBJECT, [json.loads(IMAGE)]),
     ],
 )
-def test_the_input_forms(given_input: str, kind: ItemKind, items: list[Any]) -> None:
+def test_each_form_of_input_has_its_kind_and_items(given_input: str, kind: ItemKind, items: list[Any]) -> None:
     request = parse(f'{{"model":"m","input":{given_input}}}')
     assert (request.kind, request.items) == (kind, items)
 
@@ -70,7 +70,7 @@ def test_the_input_forms(given_input: str, kind: ItemKind, items: list[Any]) -> 
         (',"encoding_format":"base64"', Encoding.BASE64),
     ],
 )
-def test_the_encodings(field: str, encoding: Encoding) -> None:
+def test_the_encoding_is_that_of_encoding_format(field: str, encoding: Encoding) -> None:
     assert parse(f'{{"model":"m","input":"x"{field}}}').encoding is encoding
 
 

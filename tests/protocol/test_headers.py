@@ -189,7 +189,7 @@ def test_key_headers_are_vector_affecting() -> None:
 
 
 @pytest.mark.parametrize("fields", [{"Repr-Digest": "x"}, {"Authorization": "AWS4-HMAC-SHA256 Credential=a"}])
-def test_signed_bodies(fields: dict[str, str]) -> None:
+def test_a_signature_of_the_body_is_noticed(fields: dict[str, str]) -> None:
     assert identities.identity(CIMultiDict(fields)).is_signed
 
 

@@ -139,7 +139,7 @@ def test_tokens_alone_are_one_item() -> None:
         ('"t"', '"i"'),
     ],
 )
-def test_near_misses(one: str, other: str) -> None:
+def test_inputs_that_only_look_alike_have_different_keys(one: str, other: str) -> None:
     assert derive(f'{{"model":"m","input":{one}}}'.encode()) != derive(f'{{"model":"m","input":{other}}}'.encode())
 
 

@@ -54,7 +54,7 @@ SCOPES = NO_SCOPE | st.binary(min_size=records.SCOPE_BYTES, max_size=records.SCO
 
 
 @given(st.binary(min_size=32, max_size=32), any_record())
-def test_round_trip(key: bytes, record: Record) -> None:
+def test_a_record_is_decoded_as_it_was_encoded(key: bytes, record: Record) -> None:
     assert records.decode(key, records.encode(key, record)) == record
 
 

@@ -51,7 +51,7 @@ def test_the_shortest_texts_of_numbers_with_few_digits_are_known(seed: int, digi
 
 
 @pytest.mark.parametrize("number", [0.1, -0.25, 1e-9, 16777215.0, 2.0**-10, 0.3000001])
-def test_single_numbers(number: float) -> None:
+def test_a_number_is_told_from_its_neighbor(number: float) -> None:
     narrow = np.array([number], np.float32)
     assert are_shortest(parsed(narrow), narrow)
     assert not are_shortest(np.nextafter(parsed(narrow), np.inf), narrow)

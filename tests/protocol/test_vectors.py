@@ -115,7 +115,7 @@ def test_negative_zero_keeps_its_sign() -> None:
         [-(2**63) - 1],
     ],
 )
-def test_invalid_arrays(numbers: list[object]) -> None:
+def test_an_array_that_is_no_vector_is_refused(numbers: list[object]) -> None:
     with pytest.raises(InvalidVector):
         vectors.from_numbers(numbers)
 
@@ -134,6 +134,6 @@ def test_invalid_arrays(numbers: list[object]) -> None:
         pybase64.b64encode(b"12345").decode(),
     ],
 )
-def test_invalid_base64(text: str) -> None:
+def test_base64_that_is_no_vector_is_refused(text: str) -> None:
     with pytest.raises(InvalidVector):
         vectors.from_base64(text)

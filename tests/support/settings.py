@@ -1,13 +1,20 @@
 """The settings that tests start from: the defaults, but for ports, an upstream, and what would make a test slow."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from proxy.cli.options.option import default_fields
+from proxy.cli.options.option import Option, settings_fields
 from proxy.cli.options.table import OPTIONS
 from proxy.config.settings import MIB, Settings, StoreSetting, UpstreamSetting
 from proxy.protocol.providers import PROVIDERS
 from tests.support.scripted import ScriptedUpstream
+
+
+def default_fields(options: Sequence[Option]) -> dict[str, Any]:
+    """The fields of `Settings` by the options' default values."""
+    return settings_fields(options, {option.key: option.default_value() for option in options})
+
 
 DEFAULTS = replace(
     Settings(

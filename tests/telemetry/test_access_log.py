@@ -34,7 +34,7 @@ def text_of(line: AccessLogLine, *, is_json: bool = True) -> str:
     return text
 
 
-def test_a_json_line() -> None:
+def test_a_line_of_json_has_every_field() -> None:
     assert orjson.loads(text_of(LINE._replace(trace_id="ab" * 16))) == {
         "time": "2023-11-14T22:13:20.250Z",
         "level": "info",
@@ -52,7 +52,7 @@ def test_a_json_line() -> None:
     assert "trace_id" not in orjson.loads(text_of(LINE))
 
 
-def test_a_console_line() -> None:
+def test_a_line_for_people_has_what_they_look_for() -> None:
     assert text_of(LINE, is_json=False)[8:] == " hit     200      0.21 ms     3/3     m  id-1\n"
 
 
@@ -92,11 +92,11 @@ def test_nothing_is_buffered_without_an_access_log() -> None:
         (None, None),
     ],
 )
-def test_trace_ids(given: str | None, expected: str | None) -> None:
+def test_only_a_valid_traceparent_gives_a_trace_id(given: str | None, expected: str | None) -> None:
     assert trace_id(given) == expected
 
 
-def test_request_ids() -> None:
+def test_a_plain_id_of_the_client_is_kept_and_others_are_numbered() -> None:
     ids = RequestIds("abcd")
     assert ids.of("the-clients-own") == "the-clients-own"
     assert [ids.of(given) for given in (None, "", "two words", "x" * 129, "line\nbreak")] == [

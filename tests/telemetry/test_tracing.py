@@ -82,7 +82,7 @@ async def until_queued(client: Client, items: int) -> None:
         await asyncio.sleep(0)
 
 
-async def test_miss(traced: Traced, collector: Receiver, upstream: ScriptedUpstream) -> None:
+async def test_the_spans_of_a_miss(traced: Traced, collector: Receiver, upstream: ScriptedUpstream) -> None:
     async with traced() as client:
         await client.embed(["a", "b", "a"])
     assert collector.tree() == [ROUTE, "  cache.lookup", "  flight", "  upstream"]
@@ -121,7 +121,7 @@ async def test_miss(traced: Traced, collector: Receiver, upstream: ScriptedUpstr
     assert request.resource["service.name"] == "embedding-proxy"
 
 
-async def test_hit_and_partial(traced: Traced, collector: Receiver) -> None:
+async def test_a_span_says_how_many_items_were_cached(traced: Traced, collector: Receiver) -> None:
     async with traced() as client:
         for given in (["a"], ["a"], ["a"], ["a", "b"]):  # the third is known by its bytes
             await client.embed(given)
@@ -214,7 +214,9 @@ async def test_a_merged_call_prefers_a_sampled_parent(
     assert len(call.links) == 2
 
 
-async def test_errors(traced: Traced, collector: Receiver, upstream: ScriptedUpstream) -> None:
+async def test_a_span_fails_by_the_servers_errors_only(
+    traced: Traced, collector: Receiver, upstream: ScriptedUpstream
+) -> None:
     async with traced(rate_limit_wait_s=0.0) as client:
         for status in (429, 500):
             upstream.reply = error_reply(status, b"{}")
@@ -258,7 +260,7 @@ async def test_a_fallback_has_a_call_of_its_own(
     assert calls[1].attributes["gen_ai.provider.name"] == "mistral_ai"
 
 
-async def test_bypass(traced: Traced, collector: Receiver, upstream: ScriptedUpstream) -> None:
+async def test_the_spans_of_a_relayed_request(traced: Traced, collector: Receiver, upstream: ScriptedUpstream) -> None:
     async with traced() as client:
         assert (await client.embed(["a", "b"], stream=True)).cache == "BYPASS"
     assert collector.tree() == [ROUTE, "  upstream"]
@@ -296,7 +298,7 @@ async def test_every_other_route_has_a_span_with_no_path(
     assert b"secret" not in b"".join(collector.bodies)
 
 
-async def test_websockets(traced: Traced, collector: Receiver, upstream: ScriptedUpstream) -> None:
+async def test_the_span_of_a_websocket(traced: Traced, collector: Receiver, upstream: ScriptedUpstream) -> None:
     async def talk(call: Call) -> web.StreamResponse:
         socket = web.WebSocketResponse()
         await socket.prepare(call.request)

@@ -65,9 +65,3 @@ def settings_fields(options: Iterable[Option], values: Mapping[str, Any]) -> dic
         for option in options
         if option.field is not None
     }
-
-
-def default_fields(options: Iterable[Option]) -> dict[str, Any]:
-    """The same fields with the options' default values."""
-    options = list(options)
-    return settings_fields(options, {option.key: option.default_value() for option in options})

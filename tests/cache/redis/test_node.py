@@ -197,7 +197,7 @@ async def test_connections_in_use_are_closed_after_their_commands_if_they_are_ou
         (Login(user="u"), [[b"AUTH", b"u", b""]]),
     ],
 )
-async def test_logging_in(login: Login, sent: list[list[bytes]]) -> None:
+async def test_a_connection_logs_in_before_its_first_command(login: Login, sent: list[list[bytes]]) -> None:
     async with serving(lambda command: b"+OK\r\n" if command[0] == b"AUTH" else b"$-1\r\n") as server:
         node = server.node(login=login)
         assert await node.run([GET]) == [None]

@@ -27,7 +27,7 @@ LOGIN = Login(user="u", password="p@/?#")
             master="my master", sentinel_login=LOGIN)),
     ],
 )  # fmt: skip
-def test_urls(text: str, url: RedisURL) -> None:
+def test_a_url_names_servers_database_and_login(text: str, url: RedisURL) -> None:
     assert redis_url.parse(text) == url
 
 
@@ -41,7 +41,7 @@ def test_urls(text: str, url: RedisURL) -> None:
         "redis+sentinel://a/m?db=1", "redis+sentinel://a/m?sentinel_password=x@y", "redis+ssl://a", "unix+cluster:///x",
     ],
 )  # fmt: skip
-def test_invalid_urls(text: str) -> None:
+def test_an_invalid_url_is_refused_without_being_quoted(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - it says nothing on purpose: there may be a password in it
         redis_url.parse(text)
 

@@ -1,7 +1,7 @@
 """The sizes that a reply declares are checked against its command before hiredis parses it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import hiredis
@@ -134,8 +134,6 @@ def test_hiredis_never_gets_more_elements_than_expected(case: tuple[Shape, bytes
 
 
 # --- servers that lie
-
-Lie = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager

@@ -47,7 +47,7 @@ def test_all_values_are_found_however_the_reply_is_split(values: list[bytes | No
 
 
 @given(VALUE_LISTS)
-def test_byte_by_byte(values: list[bytes | None]) -> None:
+def test_a_reply_may_arrive_byte_by_byte(values: list[bytes | None]) -> None:
     reply = reply_of(values)
     reader = ValuesReader(len(values))
     assert feed(reader, [reply[at : at + 1] for at in range(len(reply))]) is None

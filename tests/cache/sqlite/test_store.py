@@ -87,7 +87,7 @@ async def test_overwriting_with_larger_values_makes_room_for_them(sqlite_path: P
     assert sqlite_path.stat().st_size <= 16 * MIB + 50 * 32 * 1024 + MIB
 
 
-async def test_bytes_an_item(sqlite_path: Path) -> None:
+async def test_an_item_takes_less_than_7400_bytes_of_the_file(sqlite_path: Path) -> None:
     store = SQLiteStore(sqlite_path, limit_bytes=64 * MIB)
     for start in range(0, 3000, 64):
         await put(store, range(start, start + 64))

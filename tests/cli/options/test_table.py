@@ -10,12 +10,13 @@ import pytest
 
 from proxy.cli.options.config_file import use_config_file
 from proxy.cli.options.environment import forbid_unknown_variables
-from proxy.cli.options.option import Option, default_fields, settings_fields
+from proxy.cli.options.option import Option, settings_fields
 from proxy.cli.options.table import CONFIG, OPTIONS
 from proxy.cli.options.types import COUNT
 from proxy.cli.serve import serve_command
 from proxy.config.settings import Settings
 from tests.support import readme
+from tests.support.settings import default_fields
 
 ADDED = Option(name="max-things", type=COUNT, default="7", help="Maximum `things`.", field="things_count")
 
