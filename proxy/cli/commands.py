@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 from contextlib import suppress
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -18,6 +19,7 @@ from proxy.cli.explain import explain_command
 from proxy.cli.keys import keys_group
 from proxy.cli.load import load_command
 from proxy.cli.options import environment, types
+from proxy.cli.options.admin import admin_url_of, with_admin_options
 from proxy.cli.options.config_file import config_file_of
 from proxy.cli.options.config_flag import READS_CONFIG
 from proxy.cli.purge import purge_command
@@ -87,11 +89,13 @@ def demo_command(host: str, port: int) -> None:
 @cli.command(name="stats")
 @click.option("--watch", "is_watching", is_flag=True, help="Refresh every 2 s, until Ctrl-C.")
 @click.option("--json", "is_json", is_flag=True, help="Print the status once, as JSON: all clients, not the first ten.")
-@stats_client.ADMIN_URL
-def stats_command(admin_url: str, *, is_watching: bool, is_json: bool) -> None:
+@with_admin_options
+@click.pass_context
+def stats_command(ctx: click.Context, /, *, is_watching: bool, is_json: bool, **_: Any) -> None:
     """Print live statistics of a running proxy. They include hits, savings, clients, latency and circuit breakers."""
     if is_watching and is_json:
         raise click.UsageError("--watch is for people and --json for programs; use one of them")
+    admin_url = admin_url_of(ctx)
     with suppress(KeyboardInterrupt):
         asyncio.run(_watch(admin_url) if is_watching else _print_stats(admin_url, is_json=is_json))
 

@@ -16,6 +16,7 @@ from multidict import CIMultiDict
 from proxy.canary.epochs import FIRST_EPOCH
 from proxy.cli import explain_text, stats_client
 from proxy.cli.options import types
+from proxy.cli.options.admin import admin_url_of, admin_url_parameter
 from proxy.cli.options.requests import parse_header, request_settings, settings_parameters
 from proxy.cli.options.store import StoreOptions
 from proxy.config.settings import Settings
@@ -54,12 +55,7 @@ _PARAMETERS: list[click.Parameter] = [
         metavar="N",
         help=f"Explain the last N requests of a running proxy in place of a REQUEST; it remembers {MAX_REQUESTS}.",
     ),
-    click.Option(
-        ["--admin-url"],
-        default=stats_client.default_admin_url,
-        show_default=stats_client.DEFAULT_IN_WORDS,
-        help="With --last: URL of the proxy's admin port.",
-    ),
+    admin_url_parameter("With --last: "),
     click.Option(["--json", "is_json"], is_flag=True, help="Print the explanation as JSON."),
     *settings_parameters(),
 ]
@@ -94,7 +90,7 @@ def _explain_last(ctx: click.Context, *, is_json: bool) -> None:
     """Raises `click.UsageError` and `Unreachable`."""
     if ctx.params["request"] is not None or ctx.params["body"] is not None:
         raise click.UsageError("--last is about requests that a proxy has had; leave out the REQUEST and --body")
-    requests = asyncio.run(stats_client.recent_requests(ctx.params["admin_url"], ctx.params["last"]))
+    requests = asyncio.run(stats_client.recent_requests(admin_url_of(ctx), ctx.params["last"]))
     if is_json:
         reports = map(report_recent, requests)
         shown = [{"request": request, **report._asdict()} for request, report in zip(requests, reports, strict=True)]

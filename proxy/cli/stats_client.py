@@ -5,12 +5,20 @@ import os
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
-import click
 import msgspec
-from aiohttp import ClientConnectorError, ClientError, ClientSession, ClientTimeout, InvalidURL, NonHttpUrlClientError
+from aiohttp import (
+    ClientConnectorError,
+    ClientError,
+    ClientSession,
+    ClientTimeout,
+    InvalidURL,
+    NonHttpUrlClientError,
+    UnixConnector,
+)
 
 from proxy.admin.recent import RecentDocument
 from proxy.admin.status import Status
+from proxy.protocol.hosts import UNIX_PREFIX
 from proxy.telemetry.recent_request import RecentRequest
 from proxy.upstream.base_urls import redacted
 
@@ -20,21 +28,13 @@ PERIOD_S = 2.0
 _TIMEOUT_S = 5.0
 
 
-def default_admin_url() -> str:
-    return f"http://127.0.0.1:{os.environ.get('EMBEDDING_PROXY_ADMIN_PORT', '9090')}"
-
-
-DEFAULT_IN_WORDS = "http://127.0.0.1:9090, or the port of EMBEDDING_PROXY_ADMIN_PORT"
-ADMIN_URL = click.option(
-    "--admin-url",
-    default=default_admin_url,
-    show_default=DEFAULT_IN_WORDS,
-    help="URL of the proxy's admin port.",
-)
-
-
 class Unreachable(Exception):
     """There is no status, and the message says why."""
+
+
+def _session(admin_url: str) -> ClientSession:
+    path = admin_url.removeprefix(UNIX_PREFIX)
+    return ClientSession(connector=None if path == admin_url else UnixConnector(path))
 
 
 async def ask(session: ClientSession, admin_url: str) -> tuple[bytes, Status]:
@@ -47,8 +47,9 @@ async def read(session: ClientSession, admin_url: str, name: str, kind: type[_T]
 
     Raises `Unreachable`.
     """
-    url = f"{admin_url.rstrip('/')}/{name}"
-    shown = f"{redacted(admin_url).rstrip('/')}/{name}"
+    is_path = admin_url.startswith(UNIX_PREFIX)
+    url = f"{'http://localhost' if is_path else admin_url.rstrip('/')}/{name}"
+    shown = admin_url if is_path else f"{redacted(admin_url).rstrip('/')}/{name}"
     try:
         async with session.get(url, allow_redirects=False, timeout=ClientTimeout(_TIMEOUT_S)) as response:
             body = await response.read()
@@ -77,7 +78,7 @@ def _why(error: ClientError) -> str:
 
 async def recent_requests(admin_url: str, count: int) -> list[RecentRequest]:
     """The last ``count`` requests, the newest last. Raises `Unreachable`."""
-    async with ClientSession() as session:
+    async with _session(admin_url) as session:
         name = f"requests.json?last={count}"
         _, document = await read(session, admin_url, name, RecentDocument, what="requests")
         return document.requests
@@ -85,13 +86,13 @@ async def recent_requests(admin_url: str, count: int) -> list[RecentRequest]:
 
 async def once(admin_url: str) -> tuple[bytes, Status]:
     """The status, as JSON and parsed. Raises `Unreachable`."""
-    async with ClientSession() as session:
+    async with _session(admin_url) as session:
         return await ask(session, admin_url)
 
 
 async def watch(admin_url: str) -> AsyncIterator[Status | Unreachable]:
     """The status every `PERIOD_S`, or the reason why there is none."""
-    async with ClientSession() as session:
+    async with _session(admin_url) as session:
         while True:
             try:
                 _, status = await ask(session, admin_url)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from ipaddress import ip_address
 
+from proxy.amounts import byte_size
 from proxy.config.settings import Settings
 from proxy.errors import ConfigError
 from proxy.protocol.hosts import UNIX_PREFIX
@@ -10,7 +11,14 @@ from proxy.upstream.egress import Egress
 
 
 def forbid_contradictions(settings: Settings) -> None:
-    """Refuse a header field that is configured as part of the key and as neutral. Raises `ConfigError`."""
+    """Refuse a header field that is configured as part of the key and as neutral, and bodies that may be so large that
+    no memory is held for them. Raises `ConfigError`."""
+    if settings.max_held_bytes < settings.max_body_bytes:
+        raise ConfigError(
+            f"--max-held {byte_size(settings.max_held_bytes)} is less than --max-body"
+            f" {byte_size(settings.max_body_bytes)}: larger bodies would get 503 for ever; raise --max-held or lower"
+            " --max-body"
+        )
     rows = {setting.provider.name: setting.provider for setting in settings.upstreams}
     neutral = {"--neutral-headers": settings.neutral_headers}
     neutral |= {f"neutral_headers of [providers.{name}]": row.neutral_headers for name, row in rows.items()}

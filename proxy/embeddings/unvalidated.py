@@ -108,8 +108,10 @@ class UnvalidatedRequests:
         if failure is not None and failure.is_rejection and found.entries.keys() >= set(probe.keys):
             # The upstream accepted the credential for the same item before.
             self._validations.refuse(client_request.credential)
+        # Something is missing only if the credential was refused. It may have been accepted for another request since.
         if failure is not None and (
-            self._access.is_shared_scope(client_request.identity)
+            found.missing
+            or self._access.is_shared_scope(client_request.identity)
             or failure.is_verdict
             or blame(failure.cause) is Blame.CALL
         ):

@@ -1,5 +1,6 @@
 """A refusal in any form lasts until the upstream accepts the key again."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
@@ -167,3 +168,29 @@ async def test_a_fallback_does_not_reveal_another_clients_name_of_the_model(
     for name in ("ann", "bob", "cat"):
         answer = await pair.client.post({"model": "m", "input": "y"}, key=f"Bearer {name}")
         assert answer.json["model"] == ("m" if name == "cat" else f"model of Bearer {name}")
+
+
+async def test_what_is_missing_fails_as_it_did_though_the_credential_was_accepted_meanwhile(
+    start_proxy: StartProxy, upstream: ScriptedUpstream
+) -> None:
+    """The upstream is down when it is asked for what is missing. That is no reason to serve a part of the request."""
+    client = await start_proxy()
+    assert (await client.embed("stored")).status == 200
+    upstream.reply = error_reply(401, {"error": {"message": "no"}})
+    assert (await client.embed("missing")).status == 401
+    is_asked, may_respond = asyncio.Event(), asyncio.Event()
+
+    async def reply(call: Call) -> web.StreamResponse:
+        if "missing" not in call.items:
+            return upstream.embed(call)
+        is_asked.set()
+        await may_respond.wait()
+        return web.json_response({"error": {"message": "down"}}, status=503)
+
+    upstream.reply = reply
+    asking = asyncio.create_task(client.embed(["stored", "missing"]))
+    await is_asked.wait()
+    assert (await client.embed("another")).status == 200
+    may_respond.set()
+    response = await asking
+    assert (response.status, response.json) == (503, {"error": {"message": "down"}})

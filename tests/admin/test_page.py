@@ -169,6 +169,31 @@ async def test_stats_without_a_proxy(
         assert run.err.startswith(f"embedding-proxy: {message}")
 
 
+async def test_stats_of_the_proxy_that_has_the_same_file(
+    start_proxy: StartProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = await start_proxy()
+    await client.embed("a")
+    file = tmp_path / "proxy.toml"
+    file.write_text(f"admin_port = {client.proxy.admin_url.rpartition(':')[2]}\n")
+    run = await cli.run_beside(monkeypatch, capsys, "stats", "--json", "--config", str(file))
+    assert (run.status, run.json["models"][0]["name"]) == (0, "m")
+    explained = await cli.run_beside(monkeypatch, capsys, "explain", "--last", "1", "--config", str(file))
+    assert explained.status == 0, explained.err
+
+
+async def test_stats_over_a_socket(
+    start_proxy: StartProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = f"unix:{tmp_path / 'admin.sock'}"
+    await start_proxy(admin_host=address)
+    for option in ("--admin-host", "--admin-url"):
+        run = await cli.run_beside(monkeypatch, capsys, "stats", option, address)
+        assert (run.status, run.out.split()[0]) == (0, "embedding-proxy"), run.err
+    run = await cli.run_beside(monkeypatch, capsys, "stats", "--admin-url", f"unix:{tmp_path / 'other.sock'}")
+    assert (run.status, run.err.startswith(f"embedding-proxy: can't reach the proxy at unix:{tmp_path}")) == (1, True)
+
+
 def test_watching_continues_without_the_proxy_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     process = Process(tmp_path, free_port(), "--store", "memory:")
     command = [sys.executable, "-m", "proxy", "stats", "--watch", "--admin-url", process.admin_url]

@@ -75,12 +75,12 @@ async def test_second_signal_exits_immediately(upstream: ScriptedUpstream, tmp_p
 
 
 async def test_draining_takes_no_longer_than_the_shutdown_timeout(upstream: ScriptedUpstream, tmp_path: Path) -> None:
-    arrived = asyncio.Event()
+    arrived, has_ended = asyncio.Event(), asyncio.Event()
 
-    async def hang(_: Call) -> web.StreamResponse:
+    async def hang(call: Call) -> web.StreamResponse:
         arrived.set()
-        await asyncio.Event().wait()
-        raise AssertionError
+        await has_ended.wait()
+        return upstream.embed(call)
 
     upstream.reply = hang
     arguments = ("--upstream", upstream.base_url, "--store", "memory:", "--shutdown-timeout", "100ms")
@@ -88,9 +88,10 @@ async def test_draining_takes_no_longer_than_the_shutdown_timeout(upstream: Scri
     async with ClientSession() as session:
         request = asyncio.create_task(session.post(f"{process.base_url}/embeddings", json={"model": "m", "input": "x"}))
         await arrived.wait()
-        status, _ = await asyncio.to_thread(process.stop, signal.SIGTERM)
+        status, rest = await asyncio.to_thread(process.stop, signal.SIGTERM)
+        has_ended.set()
         await asyncio.gather(request, return_exceptions=True)
-    assert status == 0, "though the upstream would never have responded"
+    assert status == 0, rest
 
 
 # --- a request that has begun is finished

@@ -40,9 +40,10 @@ CALL_OPTIONS = (
     ),
     Option(
         name="max-held",
-        type=types.SIZE,
+        type=types.HELD_LIMIT,
         default="1GiB",
-        help="Maximum memory of all requests and responses in progress. Excess requests get 503 with `Retry-After`.",
+        help="Maximum memory of all requests and responses in progress, at least `--max-body`. Excess requests get 503"
+        " with `Retry-After`.",
         field="max_held_bytes",
     ),
     Option(
@@ -59,21 +60,21 @@ CALL_OPTIONS = (
     ),
     Option(
         name="upstream-connect-timeout",
-        type=types.SECONDS,
+        type=types.POSITIVE_SECONDS,
         default="10s",
         help="Maximum time to connect to an upstream.",
         field="upstream_connect_timeout_s",
     ),
     Option(
         name="upstream-read-timeout",
-        type=types.SECONDS,
+        type=types.POSITIVE_SECONDS,
         default="600s",
         help="Maximum time to wait for an upstream's next byte, including the first.",
         field="upstream_read_timeout_s",
     ),
     Option(
         name="upstream-timeout",
-        type=types.SECONDS,
+        type=types.POSITIVE_SECONDS,
         default="600s",
         help="Maximum total time of an embeddings call to an upstream.",
         field="upstream_timeout_s",

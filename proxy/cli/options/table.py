@@ -190,7 +190,7 @@ OPTIONS = (
     ),
     Option(
         name="max-body",
-        type=types.SIZE,
+        type=types.BODY_LIMIT,
         default="64MiB",
         help="Maximum size of a request body on the embeddings route. Larger ones get 413.",
         field="max_body_bytes",

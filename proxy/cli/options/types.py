@@ -11,8 +11,10 @@ from proxy.config.header_names import parse_header_names, parse_neutral_headers
 from proxy.config.models import parse_model
 from proxy.config.paths import parse_file
 from proxy.config.quantities import (
+    parse_body_limit,
     parse_canary_interval,
     parse_duration,
+    parse_held_limit,
     parse_overlap,
     parse_positive_seconds,
     parse_seconds,
@@ -46,6 +48,8 @@ MODEL = Parsed("name", parse_model)
 FILE: click.ParamType[Path] = click.Path(path_type=Path, dir_okay=False)
 PEM_FILE = Parsed("file", parse_file)
 SIZE = Parsed("size", parse_size)
+BODY_LIMIT = Parsed("size", parse_body_limit)
+HELD_LIMIT = Parsed("size", parse_held_limit)
 STORE = Parsed("url", parse_store)
 STORE_LIMIT = Parsed("size", parse_store_limit)
 SECONDS = Parsed("duration", parse_seconds)
