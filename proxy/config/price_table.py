@@ -11,5 +11,5 @@ def parse_prices(table: Mapping[str, Any], where: str) -> dict[str, float]:
     for name, price in table.items():
         if type(price) not in {int, float} or not price >= 0:
             hint = "; quote names that have dots" if type(price) is dict else ""
-            raise ConfigError(f"{where}: [prices] {name!r}: accepted: money per million tokens, as 0.02{hint}")
+            raise ConfigError(f"{where}: [prices] {name!r}: accepted: money per million tokens, such as 0.02{hint}")
     return {name: float(price) for name, price in table.items()}

@@ -54,14 +54,14 @@ def parse_duration(text: str) -> float | None:
 
 def parse_seconds(text: str) -> float:
     """Seconds, zero included: ``10ms``, ``5s``, ``0``. Raises `ConfigError`."""
-    return _seconds(text, "a number with ms, s, m, h, d or w, as 10ms")
+    return _seconds(text, "a number with ms, s, m, h, d or w, such as 10ms")
 
 
 def parse_overlap(text: str) -> float:
     """Seconds of at most ten years. Raises `ConfigError`."""
     seconds = parse_seconds(text)
     if seconds > _MAX_OVERLAP_S:
-        raise ConfigError(f"{text!r} is more than ten years; accepted: less, as 7d")
+        raise ConfigError(f"{text!r} is more than ten years; accepted: less, such as 7d")
     return seconds
 
 
@@ -69,7 +69,7 @@ def parse_positive_seconds(text: str) -> float:
     """Seconds above zero: ``10m``, ``30s``. Raises `ConfigError`."""
     seconds = parse_seconds(text)
     if seconds <= 0:
-        raise ConfigError(f"{text!r} is not above zero; accepted: a number with ms, s, m, h, d or w, as 10m")
+        raise ConfigError(f"{text!r} is not above zero; accepted: a number with ms, s, m, h, d or w, such as 10m")
     return seconds
 
 
@@ -77,9 +77,9 @@ def parse_canary_interval(text: str) -> float | None:
     """Seconds: ``6h``, at least a minute; None for ``off``. Raises `ConfigError`."""
     if text.strip().lower() in {"off", "none"}:
         return None
-    seconds = _seconds(text, "a number with m, h, d or w, as 6h; or off")
+    seconds = _seconds(text, "a number with m, h, d or w, such as 6h; or off")
     if seconds < _MIN_CANARY_INTERVAL_S:
-        raise ConfigError(f"{text!r} is less than a minute; accepted: 1m or more, as 6h; or off")
+        raise ConfigError(f"{text!r} is less than a minute; accepted: 1m or more, such as 6h; or off")
     return seconds
 
 
