@@ -177,8 +177,8 @@ class Cache:
         return found
 
     def _adopt(self, values: Mapping[bytes, bytes], before: Mapping[bytes, Entry], began: Mark) -> dict[bytes, Entry]:
-        """Put records from the store into memory. Returns the entries that count.
-        ``before`` are the entries that were in memory when the read ``began``."""
+        """Put records from the store into memory. Returns the entries that count. ``before`` are those that were in
+        memory when the read ``began``."""
         discarded = began if began is not self._discards.now else ()
         get, put = self._writer.getter(), self.memory.put
         found = self._codec.decode(values)
