@@ -132,7 +132,7 @@ def in_turns(items: Sequence[_Item], *, size: int = KEYS_A_TURN) -> AsyncIterato
     return _Chunks(items, size, turn)
 
 
-def in_iterations(items: Sequence[_Item]) -> AsyncIterator[Sequence[_Item]]:
-    """``items`` in chunks, one in each iteration of the loop: for short work that must not wait behind the turns of
-    large requests."""
-    return _Chunks(items, KEYS_A_TURN, partial(asyncio.sleep, 0))
+def in_iterations(items: Sequence[_Item], *, size: int = KEYS_A_TURN) -> AsyncIterator[Sequence[_Item]]:
+    """``items`` in chunks of ``size``, one in each iteration of the loop: for short work that must not wait behind the
+    turns of large requests."""
+    return _Chunks(items, size, partial(asyncio.sleep, 0))
