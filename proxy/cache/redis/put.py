@@ -3,8 +3,11 @@
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from proxy.cache.redis.connection import Command
-from proxy.cache.redis.names import record_name
+from proxy.cache.redis.names import record_names
 from proxy.cache.store import TTL
+from proxy.turns import in_turns
+
+_KEYS_A_TURN = 256  # whose commands are made in a quarter of a millisecond
 
 
 class Put:
@@ -14,7 +17,7 @@ class Put:
         get: Callable[[Sequence[bytes]], Awaitable[dict[bytes, object]]],
         ttl_s: TTL,
     ) -> None:
-        """``run`` runs commands and returns their results by name; ``get`` reads the values of keys."""
+        """``run`` runs commands and returns their results by name, in their order; ``get`` reads the values of keys."""
         self._run = run
         self._get = get
         self._ttl_s = ttl_s
@@ -47,14 +50,18 @@ class Put:
         """Returns the keys that are taken."""
         if not values:
             return []
-        names = {key: record_name(key) for key in values}
-        commands: dict[str, Command] = {
-            name: ("SET", name, values[key], *self._expiry(key), *options) for key, name in names.items()
-        }
+        commands: dict[str, Command] = {}
+        async for keys in in_turns(list(values), size=_KEYS_A_TURN):
+            named = zip(keys, record_names(keys), strict=True)
+            commands |= {name: ("SET", name, values[key], *self._expiry(key), *options) for key, name in named}
         results = await self._run(commands)
         self.results += results.values()
-        self.accepted |= {key for key, name in names.items() if results[name] == b"OK"}
-        return [key for key, name in names.items() if results[name] is None]
+        replies = list(zip(values, results.values(), strict=True))
+        taken: list[bytes] = []
+        async for some in in_turns(replies, size=_KEYS_A_TURN):
+            self.accepted |= {key for key, reply in some if reply == b"OK"}
+            taken += [key for key, reply in some if reply is None]
+        return taken
 
     def _expiry(self, key: bytes) -> tuple[str | int, ...]:
         ttl_s = self._ttl_s.get(key) if isinstance(self._ttl_s, Mapping) else self._ttl_s
