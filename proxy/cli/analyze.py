@@ -16,7 +16,7 @@ from proxy.analysis.token_counter import TokenCounter, local_vocabulary
 from proxy.cli.options.config_file import ConfigFile, config_file_of
 from proxy.cli.options.config_flag import READS_CONFIG
 from proxy.cli.options.table import BY_KEY
-from proxy.cli.options.types import FILE, Parsed
+from proxy.cli.options.types import FILE, MODEL, Parsed
 from proxy.cli.progress import progress
 from proxy.config.quantities import parse_size
 from proxy.config.settings import UpstreamSetting
@@ -77,7 +77,9 @@ _PARAMETERS: list[click.Parameter] = [
         type=click.Choice([own.value for own in Format]),
         help="Format of the files: jsonl, text (a text on each line) or log. Default: detected in each file.",
     ),
-    click.Option(["--model"], default=_DEFAULT_MODEL, show_default=True, help="Model of the texts of corpora."),
+    click.Option(
+        ["--model"], type=MODEL, default=_DEFAULT_MODEL, show_default=True, help="Model of the texts of corpora."
+    ),
     click.Option(
         ["--batch"],
         type=click.IntRange(1, 16_384),

@@ -25,7 +25,12 @@ _CONDITIONS = "--model, --older-than, --scope, --credential-env, --text or --all
 
 
 @click.command(name="purge")
-@click.option("--model", metavar="PATTERN", help="Entries of models that match, as cache info names them: text-*.")
+@click.option(
+    "--model",
+    metavar="PATTERN",
+    type=types.MODEL,
+    help="Entries of models that match, as cache info names them: text-*.",
+)
 @click.option("--older-than", metavar="DURATION", type=types.POSITIVE_SECONDS, help="Older entries, such as 30d.")
 @click.option(
     "--text",

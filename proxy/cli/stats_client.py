@@ -73,7 +73,9 @@ def _why(error: ClientError) -> str:
     if not isinstance(error, ClientConnectorError):
         return str(error) or type(error).__name__
     # asyncio's own text for a refused connection repeats the address. The resolver's error numbers are below zero.
-    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error.strerror)
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return str(error.strerror or error.os_error)
 
 
 async def recent_requests(admin_url: str, count: int) -> list[RecentRequest]:

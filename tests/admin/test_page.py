@@ -162,6 +162,7 @@ async def test_stats_without_a_proxy(
         (base_url, f"{base_url}/status.json returned 404 without a status; "),
         (f"http://u:secret@127.0.0.1:{port}", f"can't reach the proxy at http://…@127.0.0.1:{port}/status.json: "),
         ("ftp://u:secret@host", "'ftp://…@host' is not a URL; "),
+        (f"unix:{'x' * 200}", f"can't reach the proxy at unix:{'x' * 200}: AF_UNIX path too long; "),
     ):
         run = await cli.run_beside(monkeypatch, capsys, "stats", "--admin-url", url)
         assert "secret" not in run.err

@@ -88,3 +88,14 @@ async def test_a_file_without_texts_removes_nothing(purge: Purge, sqlite_path: P
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert f"--text {texts}: it has no texts; accepted: one text a line" in err
     assert left(sqlite_path) == 12
+
+
+@pytest.mark.parametrize("more", [(), ("--older-than", "1s"), ("--dry-run",)])
+async def test_a_pattern_that_is_no_text_removes_nothing(
+    purge: Purge, sqlite_path: Path, more: tuple[str, ...]
+) -> None:
+    for pattern, message in (("\udcff*", "'\\udcff*' is not UTF-8"), ("", "the name is empty")):
+        refused = await purge("--model", pattern, *more)
+        assert (refused.status, refused.err.count("\n")) == (2, 1)
+        assert refused.err.startswith(f"embedding-proxy: --model: {message}; accepted: the model as clients name it")
+    assert left(sqlite_path) == 2 * 2 * len(TEXTS)

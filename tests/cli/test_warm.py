@@ -135,6 +135,8 @@ async def test_a_dry_run_with_a_key_that_is_new_to_the_proxy_is_one_line(
             ["--credential-env", "NOT_SET"],
             "--credential-env: the environment variable NOT_SET is not set, or empty",
         ),
+        ("a", ["--field", "x=\udcff"], "--field: 'x=\\udcff' is not a field of the body; accepted: NAME=JSON"),
+        ("a", ["--model", "\udcff"], "--model: '\\udcff' is not UTF-8; accepted: the model as clients name it"),
         ("a", ["--field", "x"], "--field: 'x' is not a field of the body; accepted: NAME=JSON, as dimensions=256"),
         ("a", ["--field", "model=x"], "--field: 'model=x' is not a field of the body"),
         ("a", ["--header", "X"], "--header: 'X' is not a header field; accepted: NAME:VALUE"),

@@ -12,6 +12,7 @@ from proxy.cli.options import environment
 from proxy.cli.options.config_flag import READS_CONFIG, VARIABLES
 from proxy.cli.options.proxy_settings import settings_of
 from proxy.cli.options.table import CONFIG, OPTIONS
+from proxy.config.models import is_utf8
 from proxy.config.secrets import read_secret
 from proxy.config.settings import Settings
 from proxy.maintenance.identity import RequestForm
@@ -90,7 +91,7 @@ def parse_field(text: str) -> tuple[str, Any]:
         parsed = orjson.loads(value)
     except orjson.JSONDecodeError:
         parsed = value  # a text without quotes
-    if not equals or not name or name in _OWN_FIELDS:
+    if not equals or not name or name in _OWN_FIELDS or not is_utf8(text):
         raise click.UsageError(f"--field: {text!r} is not a field of the body; accepted: NAME=JSON, as dimensions=256")
     return name, parsed
 
