@@ -8,6 +8,8 @@ import asyncio
 
 import aiohttp
 from aiohttp import BaseConnector, ClientResponse, ClientSession
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.client_proto import ResponseHandler
 
 from proxy.errors import ConfigError
 
@@ -15,6 +17,7 @@ PRIVATE_NAMES: dict[type, tuple[str, ...]] = {
     ClientSession: ("_retry_connection",),
     BaseConnector: ("_conns",),
     ClientResponse: ("_continue",),
+    BaseProtocol: ("_parser",),  # of which ResponseHandler is one
 }
 
 
@@ -36,6 +39,16 @@ def disable_retries(session: ClientSession) -> None:
 def has_idle_connections(connector: BaseConnector) -> bool:
     """Whether the pool keeps a connection that the next request might use."""
     return any(connector._conns.values())  # noqa: SLF001 - aiohttp has no public name for it
+
+
+def has_begun_message(protocol: ResponseHandler) -> bool:
+    """Whether a part of a message has been read from a connection on which no response is due. The next request gets a
+    parser of its own, to which the rest of the message would come."""
+    parser = protocol._parser  # noqa: SLF001 - aiohttp has no public name for it
+    try:
+        return parser is not None and parser.feed_eof() is not None
+    except Exception:  # noqa: BLE001 - what it makes of half a head is of no interest
+        return True
 
 
 def interim_of(response: ClientResponse) -> "asyncio.Future[bool]":

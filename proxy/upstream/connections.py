@@ -26,7 +26,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from proxy.turns import turn
-from proxy.upstream.aiohttp_seam import disable_retries, has_idle_connections, interim_of
+from proxy.upstream.aiohttp_seam import disable_retries, has_begun_message, has_idle_connections, interim_of
 from proxy.upstream.failures import broke_before_response, proxy_refused
 from proxy.upstream.outbound import Outbound
 
@@ -190,6 +190,8 @@ def has_received(protocol: ResponseHandler | None) -> bool:
     """
     transport = None if protocol is None else protocol.transport
     if protocol is None or transport is None or protocol.should_close:
+        return True
+    if has_begun_message(protocol):
         return True
     poll = select.poll()
     poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)

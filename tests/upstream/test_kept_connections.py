@@ -19,7 +19,7 @@ from proxy.upstream.connections import has_received
 from tests.conftest import StartProxy
 from tests.support.client import Client, UpstreamResponse
 from tests.support.gate import Gate
-from tests.support.scripted import ScriptedUpstream
+from tests.support.scripted import Call, ScriptedUpstream
 
 KEPT = 6
 Send = Callable[[Client, int], Awaitable[UpstreamResponse]]
@@ -225,6 +225,9 @@ UNASKED = {
     "another response": b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"data":[]}',
     "a balancer's timeout": b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
     "an interim response": b"HTTP/1.1 103 Early Hints\r\n\r\n",
+    "part of a head": b"HTTP/1.1 408 Request Timeout\r\nContent-",
+    "part of a status line": b"HTTP/1.1 40",
+    "a letter": b"H",
 }
 
 
@@ -241,6 +244,38 @@ async def test_what_an_upstream_says_unasked_is_no_response_to_the_next_request(
         answer = await send(client, 0)
     assert [sent.is_first for sent in mortal.sent] == [True]
     assert (answer.status, b'"data":[]' in answer.body) == (200, False)
+
+
+def chunked(_: Call) -> web.Response:
+    response = web.Response(body=b"x" * 10)
+    response.enable_chunked_encoding()
+    return response
+
+
+RESPONSES: dict[str, Callable[[Call], web.Response]] = {
+    "empty": lambda _: web.Response(),
+    "no content": lambda _: web.Response(status=204),
+    "not modified": lambda _: web.Response(status=304),
+    "chunked": chunked,
+    "large": lambda _: web.Response(body=bytes(4_000_000)),
+}
+
+
+@pytest.mark.parametrize(("method", "name"), [*(("GET", name) for name in RESPONSES), ("HEAD", "large")])
+async def test_after_a_whole_response_a_connection_is_used_again(
+    client: Client, upstream: ScriptedUpstream, method: str, name: str
+) -> None:
+    ports = set()
+
+    def reply_noting_port(call: Call) -> web.Response:
+        assert call.request.transport is not None
+        ports.add(call.request.transport.get_extra_info("peername"))
+        return RESPONSES[name](call)
+
+    upstream.reply = reply_noting_port
+    for _ in range(4):
+        await client.send(method, "/v1/files/1/content")
+    assert len(ports) == 1
 
 
 async def test_requests_that_close_connections_do_not_fail_others(
