@@ -33,7 +33,8 @@ class Breaker:
 
     Any result counts, even of an attempt that was permitted before the circuit opened. During a probe, it closes or
     opens the circuit as the probe's own result would. While the circuit is open, it does not change the state.
-    ``clock`` counts seconds and only goes forward; ``on_change`` is called with each new state.
+    ``clock`` counts seconds and only goes forward; ``on_change`` is called with each new state and the
+    one before.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Breaker:
         max_failures: int,
         cooldown_s: float,
         clock: Callable[[], float],
-        on_change: Callable[[State], None] = lambda _: None,
+        on_change: Callable[[State, State], None] = lambda *_: None,
     ) -> None:
         self._max_failures = max_failures
         self._cooldown_s = cooldown_s
@@ -94,12 +95,12 @@ class Breaker:
             self._move(_Event.PROBE_ABANDONED)
 
     def _move(self, event: _Event) -> None:
-        self.state = _TRANSITIONS[self.state, event]
+        before, self.state = self.state, _TRANSITIONS[self.state, event]
         if self.state is not State.HALF_OPEN:
             self._probe = None
         if self.state is State.OPEN:
             self._cooled_at_s = self._clock() + (0 if event is _Event.PROBE_ABANDONED else self._cooldown_s)
-        self._on_change(self.state)
+        self._on_change(self.state, before)
 
 
 class Attempt:

@@ -24,7 +24,7 @@ def states() -> list[State]:
 
 @pytest.fixture
 def breaker(clock: Clock, states: list[State]) -> Breaker:
-    return Breaker(max_failures=3, cooldown_s=10, clock=clock, on_change=states.append)
+    return Breaker(max_failures=3, cooldown_s=10, clock=clock, on_change=lambda state, _: states.append(state))
 
 
 def permitted(breaker: Breaker) -> Attempt:

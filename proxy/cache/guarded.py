@@ -160,9 +160,9 @@ class GuardedStore:
             self._last_failure = f"{error.reason}: {error}"
             attempt.failed()
 
-    def _on_breaker(self, operation: str, state: State) -> None:
+    def _on_breaker(self, operation: str, state: State, before: State) -> None:
         self._metrics.breaker(f"store_{operation}", state.value)
-        if state is State.OPEN:
+        if before is State.CLOSED:  # once, and not with each probe that fails
             _log.warning(
                 "circuit open for store %ss (%s); probing every %g s", operation, self._last_failure, COOLDOWN_S
             )

@@ -55,9 +55,9 @@ class Circuit:
             _log.warning("upstream %s: connection rejected: %s", self._name, described)
         self._is_refused = True
 
-    def _on_change(self, state: State) -> None:
+    def _on_change(self, state: State, before: State) -> None:
         self._metrics.breaker(f"upstream {self._name}", state.value)
-        if state is State.OPEN:
+        if before is State.CLOSED:  # once, and not with each probe that fails
             _log.warning(
                 "circuit open for upstream %s (%s); probing every %g s", self._name, self._last_failure, _COOLDOWN_S
             )

@@ -50,6 +50,20 @@ async def test_a_failed_read_keeps_what_arrived_and_says_that_more_may_be_there(
     assert guarded.store.has_failed_read
 
 
+async def test_an_outage_is_logged_once_however_many_probes_fail(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.cache.guarded.COOLDOWN_S", 0.0)
+    guarded = Guarded()
+    guarded.dict_store.failure = StoreError("connection", "gone")
+    for _ in range(4 * MAX_FAILURES):
+        await guarded.store.get([A])
+    assert caplog.messages == ["circuit open for store reads (connection: gone); probing every 0 s"]
+    guarded.dict_store.failure = None
+    await guarded.store.get([A])
+    assert caplog.messages[1:] == ["circuit closed for store reads"]
+
+
 async def test_five_failed_reads_open_the_circuit_of_reads_alone(caplog: pytest.LogCaptureFixture) -> None:
     guarded = Guarded()
     guarded.dict_store.failure = StoreError("connection", "gone")

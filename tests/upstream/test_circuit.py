@@ -41,6 +41,23 @@ def test_a_connection_between_failures_keeps_it_closed(caplog: pytest.LogCapture
     assert caplog.messages == ["upstream east: connection failed: refused"] * 3  # once until it is connected again
 
 
+def test_an_outage_is_logged_once_however_many_probes_fail(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.upstream.circuit._COOLDOWN_S", 0.0)
+    circuit = Circuit("east", Metrics())
+    fail(circuit, 5)
+    for _ in range(20):
+        fail(circuit, 1)
+        circuit.attempt().end()  # cancelled
+    assert caplog.messages[1:] == ["circuit open for upstream east (refused); probing every 0 s"]
+    with circuit.attempt():
+        circuit.connected()
+    assert caplog.messages[2:] == ["circuit closed for upstream east"]
+    fail(circuit, 5, "reset")
+    assert caplog.messages[4:] == ["circuit open for upstream east (reset); probing every 0 s"]
+
+
 def test_calls_that_end_without_a_result_count_for_nothing() -> None:
     circuit = Circuit("east", Metrics())
     for _ in range(20):
