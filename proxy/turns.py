@@ -22,7 +22,8 @@ _T = TypeVar("_T")
 _Item = TypeVar("_Item")
 
 _TURN_S = 0.00015  # a step that has begun is finished, so a turn may take a few times as long
-KEYS_A_TURN = 32  # making so many entries takes less than half a millisecond
+KEYS_A_TURN = 32  # making so many entries, or their records, takes less than half a millisecond
+FEW_KEYS = 64  # to look up, to put into memory or to settle so many takes less than a quarter of one
 
 
 class _Turns:
@@ -68,7 +69,7 @@ async def turn() -> None:
 
 def are_many(keys: Collection[bytes]) -> bool:
     """Whether there are so many keys that the work on them takes a turn of its own."""
-    return len(keys) > KEYS_A_TURN
+    return len(keys) > FEW_KEYS
 
 
 async def run(steps: Steps[_T]) -> _T:

@@ -20,7 +20,7 @@ from proxy.cache.store import Store
 from proxy.cache.writer import Writer
 from proxy.protocol.records import Record, RecordKey
 from proxy.telemetry.metrics import Metrics
-from proxy.turns import free, in_turns
+from proxy.turns import FEW_KEYS, free, in_turns
 
 _PEEKED_A_TURN = 256  # keys that are looked up in memory in a tenth of a millisecond
 _FEW_VALUES = 64  # are unpacked and put into memory in half a millisecond
@@ -221,7 +221,7 @@ class Cache:
     async def _write_to_memory(self, fresh: Mapping[bytes, Record], *, overwrite: bool) -> dict[bytes, Entry]:
         """Without a store the first entry in memory stays."""
         entries: dict[bytes, Entry] = {}
-        async for some in in_turns(list(fresh)):
+        async for some in in_turns(list(fresh), size=FEW_KEYS):
             if not overwrite:
                 entries |= self.peek(some, min_stored_at_s=self.freshness_cutoff_s(None))
             for key in some:

@@ -16,7 +16,7 @@ from proxy.cache.recent_writes import RecentWrite, RecentWrites
 from proxy.cache.store import Purge
 from proxy.protocol.records import Record
 from proxy.tasks import TaskSet, log_to
-from proxy.turns import are_many, free, in_turns, turn
+from proxy.turns import FEW_KEYS, are_many, free, in_turns, turn
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Writer:
         if task is not None and not self._store.has_failed_read:
             await asyncio.wait([task], timeout=self._store.timeout_for_s(mine))
         cutoff_s = self._freshness_cutoff_s()
-        async for some in in_turns(list(mine)):
+        async for some in in_turns(list(mine), size=FEW_KEYS):
             for key in some:
                 entry = mine[key]
                 if asked is not self._discards.now and asked.is_purged(key, entry.source):
@@ -216,7 +216,7 @@ class Writer:
                     self._settle(key, write, existing[key])
                 else:
                     invalid[key] = written.existing[key]
-        async for some in in_turns(list(written.accepted)):
+        async for some in in_turns(list(written.accepted), size=FEW_KEYS):
             for key in some:
                 write.entries[key].mark_stored(certainty)
                 self._settle(key, write, write.entries[key])

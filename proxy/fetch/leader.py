@@ -15,7 +15,7 @@ from proxy.fetch.result import Failure, FlightResult
 from proxy.fetch.singleflight import Claim
 from proxy.fetch.spending import Spending
 from proxy.tasks import TaskSet, log_to
-from proxy.turns import are_many, in_turns, turn
+from proxy.turns import FEW_KEYS, KEYS_A_TURN, in_turns, turn
 
 _log = logging.getLogger(__name__)
 
@@ -149,8 +149,8 @@ class Leader:
 
     async def _ask_now(self, request: FetchRequest) -> None:
         """Ask the upstream for leased keys, in as few calls as its limits allow."""
-        if are_many(request.keys):
-            await turn()
+        if len(request.keys) > KEYS_A_TURN:
+            await turn()  # requests of several clients that miss together would write their bodies in one iteration
         parts = self._batcher.split(request)
         if len(parts) == 1:
             await self._ask_part(parts[0])
@@ -180,7 +180,7 @@ class Leader:
         self.deliveries.append(outcome)
         entries = outcome.entries
         self.asked.update(entries)
-        async for some in in_turns(list(entries.items())):
+        async for some in in_turns(list(entries.items()), size=FEW_KEYS):
             self._claim.settle(dict(some))
         if outcome.unusable is not None:
             unusable = [key for key in part.keys if key not in entries]

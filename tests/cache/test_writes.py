@@ -15,7 +15,7 @@ from proxy.config.settings import StoreSetting
 from proxy.errors import StoreError
 from proxy.protocol.records import Record
 from proxy.telemetry.metrics import Metrics
-from proxy.turns import KEYS_A_TURN
+from proxy.turns import FEW_KEYS, KEYS_A_TURN
 from tests.conftest import StartProxy
 from tests.support.client import Client
 from tests.support.dict_store import A, B, DictStore, key_of, look_up, make_cache, record, served, written
@@ -85,7 +85,7 @@ async def test_entries_whose_write_takes_long_come_into_memory_in_turns(monkeypa
     store = DictStore()
     cache = make_cache(store, timeout_s=0.0)
     store.replies.clear()
-    keys = [key_of(number) for number in range(2 * KEYS_A_TURN + 1)]
+    keys = [key_of(number) for number in range(2 * FEW_KEYS + 1)]
     monkeypatch.setattr("proxy.cache.guarded._TIMEOUT_PER_KEY_S", 0.0)
     in_memory: set[int] = set()
 
@@ -97,7 +97,7 @@ async def test_entries_whose_write_takes_long_come_into_memory_in_turns(monkeypa
     looking = asyncio.create_task(look())
     entries = await cache.write({key: record(1.0) for key in keys}, overwrite=False)
     looking.cancel()
-    assert in_memory == {0, KEYS_A_TURN, 2 * KEYS_A_TURN}
+    assert in_memory == {0, FEW_KEYS, 2 * FEW_KEYS}
     assert cache.peek(keys, min_stored_at_s=0) == entries
     assert cache._writer.pending.keys() == entries.keys()
     store.replies.set()

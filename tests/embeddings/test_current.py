@@ -10,7 +10,7 @@ from proxy.fetch.request import FetchRequest
 from proxy.fetch.result import FetchResult
 from proxy.protocol.records import Record
 from proxy.protocol.vectors import DType, Vector
-from proxy.turns import KEYS_A_TURN
+from proxy.turns import FEW_KEYS
 from tests.support.content import content_of
 from tests.support.fake_request import FakeRequest
 from tests.support.limited_route import LimitedRoute
@@ -30,7 +30,7 @@ async def test_the_store_may_name_the_first_record_of_a_key_while_a_large_reques
         return fetched
 
     route.fetcher.fetch = fetch_and_hear_late  # type: ignore[method-assign]
-    items = ["x" * (n + 2) for n in range(KEYS_A_TURN + 1)]
+    items = ["x" * (n + 2) for n in range(FEW_KEYS + 1)]
     request = FakeRequest(items, {"Authorization": "Bearer k"})
     response = await route._route.handle(request, Progress("id"))  # type: ignore[arg-type]
     content = content_of(response)
