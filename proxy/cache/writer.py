@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +16,7 @@ from proxy.cache.recent_writes import RecentWrite, RecentWrites
 from proxy.cache.store import Purge
 from proxy.protocol.records import Record
 from proxy.tasks import TaskSet, log_to
-from proxy.turns import FEW_KEYS, are_many, free, in_turns, turn
+from proxy.turns import FEW_KEYS, are_many, free, in_turns
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +25,8 @@ _WriteTask = asyncio.Task[None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Write:
-    """One write to the store. ``before`` are the entries that were in memory at the moment when it ``began``."""
+    """One write to the store. ``before`` are the entries that were in memory when it ``began``, or just before that:
+    what has come since counts as newer."""
 
     attempt: Attempt
     entries: Mapping[bytes, Entry]
@@ -75,6 +76,9 @@ class Writer:
         """`get`, or a faster function that does the same until the next await."""
         return self.get if self.pending else self._memory.get
 
+    def _in_memory(self, keys: Collection[bytes]) -> dict[bytes, Entry | None]:
+        return dict(zip(keys, map(self.getter(), keys), strict=True))
+
     async def write(self, fresh: Mapping[bytes, Record], *, overwrite: bool, asked: Mark) -> dict[bytes, Entry]:
         """As `Cache.write`."""
         late: dict[bytes, Entry] = {}
@@ -84,12 +88,12 @@ class Writer:
         certainty = Certainty.REPLACING if overwrite else Certainty.INSERTING
         mine: dict[bytes, Entry] = {}
         values: dict[bytes, bytes] = {}
+        before: dict[bytes, Entry | None] = {}
         async for some in in_turns(list(fresh)):
             mine |= {key: Entry.of(fresh[key], certainty) for key in some}
             values |= self._codec.encode({key: fresh[key] for key in some})
-        if are_many(mine):
-            await turn()  # many entries begin together
-        task = self._start(mine, values.copy, overwrite=overwrite, asked=asked) if mine else None
+            before |= self._in_memory(some)
+        task = self._start(mine, values.copy, before, overwrite=overwrite, asked=asked) if mine else None
         del values  # when the write has ended, it frees them in turns
         if task is not None and not self._store.has_failed_read:
             await asyncio.wait([task], timeout=self._store.timeout_for_s(mine))
@@ -128,7 +132,8 @@ class Writer:
             if not entries:
                 continue
             values = partial(self._codec.encode, {key: entry.record() for key, entry in entries.items()})
-            task = self._start(entries, values, overwrite=overwrite, is_repeated=True, asked=self._discards.now)
+            before = self._in_memory(entries)
+            task = self._start(entries, values, before, overwrite=overwrite, is_repeated=True, asked=self._discards.now)
             if task is not None:
                 self.pending.update((key, (entry, task)) for key, entry in entries.items())
 
@@ -154,6 +159,7 @@ class Writer:
         self,
         entries: Mapping[bytes, Entry],
         values: Callable[[], Mapping[bytes, bytes]],
+        before: Mapping[bytes, Entry | None],
         *,
         overwrite: bool,
         asked: Mark,
@@ -168,7 +174,7 @@ class Writer:
             attempt=attempt,
             entries=entries,
             values=values(),
-            before=dict(zip(entries, map(self.getter(), entries), strict=True)),
+            before=before,
             began=self._discards.now,
             asked=asked,
             overwrite=overwrite,
