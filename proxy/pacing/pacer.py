@@ -192,6 +192,9 @@ class Pacer:
         if call.at_s < self._rates.cut_at_s:  # sent before the last refusal that taught something
             self._wait(stated.retry_after_s or 0.0, now_s)
             return
+        if self._quotas.explain(call.cost, now_s):
+            self._wait(stated.retry_after_s or 0.0, now_s)
+            return
         in_flight = len(self._in_flight)
         if not self._rates.explain(call, now_s) and self._concurrency.explains(call, in_flight, is_probe=is_probe):
             self._concurrency.refused(call, in_flight, now_s)

@@ -52,6 +52,13 @@ class Quotas:
         """From when on a call of ``cost`` is within all of them; minus infinity if there are none."""
         return max((_ready_at_s(name, quota, cost, now_s) for name, quota in self._by_name.items()), default=-math.inf)
 
+    def explain(self, cost: Cost, now_s: float) -> bool:
+        """Whether a refusal of ``cost`` is about what is left of one of them, which is a bucket."""
+        return any(
+            not quota.is_window and quota.ready_at_s(_amount(name, cost), now_s) > now_s
+            for name, quota in self._by_name.items()
+        )
+
     def is_empty(self, now_s: float) -> bool:
         """Whether nothing is left of one of them."""
         return any(quota.ready_at_s(1, now_s) > now_s for quota in self._by_name.values())
@@ -59,7 +66,7 @@ class Quotas:
     @property
     def has_window(self) -> bool:
         """Whether one is full again at a known time, and not before."""
-        return any(not quota.per_s for quota in self._by_name.values())
+        return any(quota.is_window for quota in self._by_name.values())
 
     @property
     def calls_per_s(self) -> float:
@@ -80,9 +87,9 @@ class Quotas:
 
 
 def _ready_at_s(name: str, quota: StatedQuota, cost: Cost, now_s: float) -> float:
-    amount = _amount(name, cost)
-    if cost.is_bulk and quota.per_s and not name.startswith("tokens"):  # a bucket, which loses nothing by that
-        amount += RESERVED_CALLS
+    amount: float = _amount(name, cost)
+    if cost.is_bulk and quota.per_s:  # a bucket, which loses nothing by that
+        amount += quota.cushion + (not name.startswith("tokens")) * RESERVED_CALLS
     return quota.ready_at_s(amount, now_s)
 
 

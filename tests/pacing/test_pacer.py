@@ -83,6 +83,26 @@ def test_queries_do_not_wait_for_batches(name: str) -> None:
     assert p95_s <= 0.05 + 1.1 / 10  # the time of the call, and one slot of the limit
 
 
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_replicas_share_a_bucket_that_responses_state(replicas: int) -> None:
+    result = Simulation(limiter=LIMITERS["OpenAI's header fields"](), batches=400, replicas=replicas).run()
+    assert result.batches == 400
+    assert result.took_s <= 1.2 * 4 * ALONE
+    assert result.late_ratio <= 0.02
+    assert result.query_delays_s[int(0.95 * len(result.query_delays_s))] <= 0.05 + 1.1 / 10
+    assert max(result.accepted_of) <= 1.4 * min(result.accepted_of)  # the first has all queries, which leave nothing
+
+
+def test_a_refusal_that_a_stated_bucket_explains_teaches_nothing() -> None:
+    pacer = Pacer()
+    empty = RateLimits(quotas={"requests": Quota(limit=10, remaining=0, reset_s=1.0)})
+    for _ in range(10):
+        pacer.accepted(pacer.sent(ONE, 0.0), NOTHING_STATED, 0.0)
+    pacer.refused(pacer.sent(ONE, 0.0), empty, 0.01)
+    assert not pacer.is_learned
+    assert pacer.ready_at_s(ONE, 0.01) == pytest.approx(0.11)
+
+
 def test_a_call_under_no_limit_goes_at_once() -> None:
     pacer = Pacer()
     for n in range(1000):

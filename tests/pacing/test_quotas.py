@@ -95,7 +95,7 @@ def test_an_upstream_can_not_state_any_number_of_names() -> None:
     assert quotas.is_empty(0.0)
 
 
-def test_a_call_of_a_bucket_is_kept_for_urgent_requests_and_no_tokens_are() -> None:
+def test_a_call_of_a_bucket_is_kept_for_urgent_requests_and_of_tokens_only_the_cushion() -> None:
     quotas = Quotas()
     quotas.configure("requests", 60.0)
     quotas.configure("tokens", 200.0)
@@ -103,9 +103,20 @@ def test_a_call_of_a_bucket_is_kept_for_urgent_requests_and_no_tokens_are() -> N
     for _ in range(59):
         quotas.take(Cost(items=1, tokens=0), 0.0)
     assert quotas.ready_at_s(CALL, 0.0) == 0.0
-    assert quotas.ready_at_s(bulk, 0.0) == 1.0
+    assert quotas.ready_at_s(bulk, 0.0) == 1.5  # a call, and what comes in half a second
     quotas.take(Cost(items=1, tokens=100), 10.0)
     assert quotas.ready_at_s(bulk, 20.0) == 20.0
+
+
+def test_a_refusal_is_explained_by_a_bucket_that_has_too_little() -> None:
+    quotas = Quotas()
+    assert not quotas.explain(CALL, 0.0)
+    state(quotas, requests=Quota(limit=10, remaining=0, reset_s=1.0))
+    assert quotas.explain(CALL, 0.0)
+    assert not quotas.explain(CALL, 0.2)
+    state(quotas, requests=Quota(limit=10, remaining=0, reset_s=0.5), now_s=0.5)
+    assert quotas.has_window
+    assert not quotas.explain(CALL, 0.5)
 
 
 def test_of_a_window_bulk_takes_every_call() -> None:

@@ -56,6 +56,61 @@ def test_a_reset_at_a_later_moment_than_before_is_that_of_a_bucket() -> None:
     assert quota.per_s == 2
 
 
+def test_statements_of_one_moment_do_not_tell_a_window_from_a_bucket() -> None:
+    """Of a bucket too, the reset stays where it is while nothing is taken."""
+    quota = stated(limit=60, remaining=0, reset_s=30.5)
+    for n in range(5):
+        quota.state(Quota(limit=60, remaining=0, reset_s=30.5), 0, n / 1000)
+    assert not quota.is_window
+    assert quota.per_s > 1.9
+
+
+def test_a_window_is_known_though_each_statement_takes_one_call_of_it() -> None:
+    quota = stated(limit=20, remaining=19, reset_s=1.9)
+    for n in range(1, 10):
+        quota.state(Quota(limit=20, remaining=19 - n, reset_s=1.9 - n / 1000), 0, n / 1000)
+    assert quota.is_window
+
+
+def test_a_reset_in_whole_seconds_may_be_off_by_one() -> None:
+    quota = stated(limit=20, remaining=19, reset_s=10.0)
+    quota.state(Quota(limit=20, remaining=12, reset_s=10.0), 0, 0.7)
+    assert quota.is_window
+    quota = stated(limit=20, remaining=19, reset_s=10.25)
+    quota.state(Quota(limit=20, remaining=12, reset_s=10.25), 0, 0.7)
+    assert not quota.is_window
+
+
+def test_a_window_stays_one_in_the_next_window() -> None:
+    quota = stated(limit=60, remaining=0, reset_s=30.0)
+    quota.state(Quota(limit=60, remaining=0, reset_s=20.0), 0, 10.0)
+    quota.state(Quota(limit=60, remaining=59, reset_s=30.0), 0, 30.0)
+    assert quota.is_window
+    quota.state(Quota(limit=60, remaining=49, reset_s=30.0), 0, 40.0)
+    assert not quota.is_window  # another limit by now
+
+
+def test_the_more_is_used_of_a_bucket_the_more_of_it_is_left_for_others() -> None:
+    quota = stated(limit=60, remaining=0, reset_s=30.0)
+    assert quota.cushion == 0
+    cushions = []
+    for n in range(20):
+        quota.take(1, n / 2)
+        cushions.append(quota.cushion)
+    assert cushions == sorted(cushions)
+    assert cushions[0] == 0.5
+    assert cushions[-1] == 1.0  # half a second of the limit, at most
+    quota.take(1, 100.0)
+    assert quota.cushion == 0.5
+
+
+def test_no_more_than_half_of_a_bucket_is_left_for_others() -> None:
+    quota = stated(limit=2, remaining=0, reset_s=0.1)
+    for n in range(100):
+        quota.take(1, n / 20)
+    assert quota.cushion == 1
+
+
 def test_what_was_taken_in_an_ended_window_begins_the_next_one() -> None:
     quota = stated(limit=4, remaining=4, reset_s=10.0)
     quota.state(Quota(limit=4, remaining=0, reset_s=5.0), 0, 5.0)

@@ -35,6 +35,7 @@ class _Request:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     batches: int  # that were answered
+    accepted_of: list[int]  # calls of each replica
     took_s: float
     calls: int
     late_refusals: int
@@ -63,6 +64,7 @@ class Simulation:
         self._pacers = [Pacer() for _ in range(self.replicas)]
         self._waiting: list[list[_Request]] = [[] for _ in range(self.replicas)]
         self._left, self._done, self._calls, self._late = self.batches, 0, 0, 0
+        self._accepted_of = [0] * self.replicas
         self._delays_s: list[float] = []
         for client in range(_CLIENTS):
             self._at(0.0, partial(self._next_batch, client % self.replicas))
@@ -72,6 +74,7 @@ class Simulation:
             event()
         return Result(
             batches=self._done,
+            accepted_of=self._accepted_of,
             took_s=self._now_s,
             calls=self._calls,
             late_refusals=self._late,
@@ -120,6 +123,7 @@ class Simulation:
         else:
             self.limiter.leaves(self._now_s)
             pacer.accepted(call, stated, self._now_s)
+            self._accepted_of[replica] += 1
             if request.is_bulk:
                 self._done += 1
                 self._next_batch(replica)
