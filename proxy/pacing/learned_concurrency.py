@@ -8,7 +8,12 @@ from proxy.pacing.sent_call import SentCall
 # By so much each accepted call widens the window after a refusal: what has gathered meanwhile does not leave at once.
 _WINDOW_GROWTH = 1 / 4
 # This many accepted calls for one more call in flight.
-_CALLS_PER_SLOT = 30
+_CALLS_PER_SLOT = 20
+# So many calls as large as the refused one, and so many times as many as may be in flight, were accepted since then: no
+# rate is as low.
+_KNOWN_CALLS, _KNOWN_TURNS = 8, 2
+# So many refusals in a row, while no other call is in flight, may be due to other replicas.
+_MOST_IN_A_ROW = 3
 
 
 @dataclass(slots=True)
@@ -21,6 +26,9 @@ class LearnedConcurrency:
     _safe: int = 0  # so many were accepted at a time when one more was refused
     _refused_at_s: float = -math.inf
     _accepted: int = 0  # calls since then
+    _refused_items: int = 0
+    _alike: int = 0  # of them, that were as large as what was refused
+    call_s: float = 0.0  # how long an accepted call took
 
     @property
     def is_learned(self) -> bool:
@@ -29,26 +37,35 @@ class LearnedConcurrency:
     def has_room(self, in_flight: int) -> bool:
         return in_flight + 1 <= min(self._most, self._window)
 
-    def explains(self, call: SentCall, in_flight: int, *, is_probe: bool) -> bool:
+    def explains(self, call: SentCall, in_flight: int, *, is_probe: bool, in_a_row: int) -> bool:
         """Whether a refusal of ``call`` may be about the calls in flight. Those that it refuses end at once; what is
-        left, ``in_flight``, was accepted. ``is_probe``: it is the first one after another refusal."""
-        return self._is_of_last_burst(call) or (in_flight > 0 and call.in_flight > self._safe and not is_probe)
+        left, ``in_flight``, was accepted. ``is_probe``: it is the first one after another refusal. ``in_a_row``: so
+        many refusals."""
+        if self.is_known and not in_flight:  # another replica has all of them
+            return in_a_row <= _MOST_IN_A_ROW
+        is_more = call.in_flight > self._safe or self.is_known
+        return self._is_of_last_burst(call) or (in_flight > 0 and is_more and not is_probe)
 
     def refused(self, call: SentCall, in_flight: int, now_s: float) -> None:
         """That explains a refusal. Of several that were in flight together, the first one counts."""
-        self._safe = max(1, in_flight)
-        self._most, self._window = float(self._safe), max(1.0, in_flight - 1)
-        self._accepted = 0
+        self._safe = int(max(1, min(in_flight, self._most)))  # some of what is in flight may have been sent since
+        self._most, self._window = float(self._safe), max(1.0, self._safe - 1)
         if not self._is_of_last_burst(call):
             self._refused_at_s = now_s
+            self.is_known = self.is_known and self._accepted > _KNOWN_TURNS * self._safe
+        self._accepted, self._alike, self._refused_items = 0, 0, call.cost.items
 
     def begin_again(self) -> None:
         """A call was refused for another reason."""
-        self._window, self._accepted, self.is_known = 1.0, 0, False
+        self._most, self._window, self._accepted, self._alike, self.is_known = math.inf, 1.0, 0, 0, False
 
-    def accepted(self) -> None:
+    def accepted(self, call: SentCall, now_s: float) -> None:
+        self.call_s = now_s - call.at_s
+        self._alike += call.cost.items >= self._refused_items
         self._window += _WINDOW_GROWTH
         self._accepted += 1
+        if self._alike > max(_KNOWN_CALLS, _KNOWN_TURNS * self._most):
+            self.is_known = True
 
     def grow(self, call: SentCall, calm_calls: int) -> None:
         """``call`` was accepted. With ``calm_calls`` accepted in a row the limit was probably raised."""

@@ -25,6 +25,7 @@ stated, statements count for nothing until a call is refused.
 import math
 from dataclasses import dataclass, field
 
+from proxy.pacing.backoff import MIN_BACKOFF_S, Backoff
 from proxy.pacing.learned_concurrency import LearnedConcurrency
 from proxy.pacing.learned_rate import BURST_S
 from proxy.pacing.learned_rates import CALM_CALLS, LearnedRates
@@ -34,13 +35,6 @@ from proxy.pacing.sent_call import SentCall
 from proxy.pacing.stated_quota import NEVER_S
 from proxy.protocol.rate_limits import NOTHING_STATED, RateLimits
 
-# The wait after a refusal that states none. It doubles with each further one until a call is accepted. The next time it
-# begins with half of what was long enough, down to the time of a few calls.
-_MIN_BACKOFF_S, _MAX_BACKOFF_S, _BACKOFF_CALLS = 1.0, 16.0, 2.0
-# A long one grows by less if the next probe is another request: the refusals may be about single requests.
-_BACKOFF_GROWTH, _BACKOFF_GROWTH_OTHER, _LONG_BACKOFF_S = 2.0, 2.0**0.5, 2.0
-# The least wait after the second refusal in a row, also if it states a shorter one. It doubles with each further one.
-_REPEATED_BACKOFF_S = 0.25
 # Before any call was accepted, so many refusals in a row may be about the size of the calls.
 _REFUSALS_OF_A_SIZE = 3
 # Without a call for this long learned limits are forgotten, and one call is sent to try stated ones.
@@ -65,11 +59,8 @@ class Pacer:
     _size: LearnedSize = field(default_factory=LearnedSize)
     is_paced: bool = False  # anything was configured, stated or refused
     _blocked_until_s: float = 0.0
-    _refusals: int = 0  # in a row
-    _backoff_s: float = 0.0  # 0: the last call was accepted
-    _long_enough_s: float = 0.0  # the last backoff after which a call was accepted
+    _backoff: Backoff = field(default_factory=Backoff)
     _called_at_s: float = -math.inf  # the last call was sent, or ended
-    _refused_at_s: float = -math.inf  # the last refusal
     _is_distrusted: bool = False  # a call was accepted against what responses state
 
     def __post_init__(self) -> None:
@@ -85,11 +76,11 @@ class Pacer:
     @property
     def probes_alone(self) -> bool:
         """Whether the next call is a probe after another, so that no request should fail another's."""
-        return self._refusals > (0 if self._rates.is_learned else 1)
+        return self._backoff.refusals > (0 if self._rates.is_learned else 1)
 
     @property
     def is_learned(self) -> bool:
-        return self._rates.is_learned or self._concurrency.is_learned or self._backoff_s > 0
+        return self._rates.is_learned or self._concurrency.is_learned or self._backoff.wait_s > 0
 
     @property
     def calls_per_s(self) -> float:
@@ -102,7 +93,7 @@ class Pacer:
             return now_s
         self._forget(now_s)
         in_flight = len(self._in_flight)
-        if not self._concurrency.has_room(in_flight) or (self._backoff_s and in_flight):
+        if not self._concurrency.has_room(in_flight) or (self._backoff.wait_s and in_flight):
             ready_at_s = NEVER_S
         elif self._rates.may_test:
             ready_at_s = self._quotas_ready_at_s(cost, now_s)
@@ -113,7 +104,7 @@ class Pacer:
 
     def is_confirmed(self, now_s: float) -> bool:
         """Whether a call was refused lately, so that what is stated counts."""
-        return now_s - self._refused_at_s < _CONFIRMED_S
+        return now_s - self._backoff.refused_at_s < _CONFIRMED_S
 
     def stated_at_s(self, cost: Cost, now_s: float) -> float:
         """From when on a call is accepted, by what responses stated."""
@@ -160,77 +151,79 @@ class Pacer:
             return
         is_test = self._end(call, stated, now_s)
         self._is_distrusted = self._is_distrusted or call.is_against_stated
-        if call.at_s >= self._refused_at_s:
-            self._refusals, self._blocked_until_s = 0, min(self._blocked_until_s, now_s)
+        if call.at_s >= self._backoff.refused_at_s:
+            self._backoff.accepted(call)
+            self._blocked_until_s = min(self._blocked_until_s, now_s)
         elif call.at_s < self._blocked_until_s:
             return  # it was sent before the refusal, of which it says nothing
-        self._concurrency.accepted()
+        self._concurrency.accepted(call, now_s)
         if is_test and self._rates.accepted_test():
             self._concurrency.is_known = True
-        if self._backoff_s:
-            self._long_enough_s, self._backoff_s = self._backoff_s, 0.0
+        self._backoff.wait_s = 0.0
         self._rates.grow(now_s)
         self._concurrency.grow(call, CALM_CALLS)
 
     def refused(self, call: SentCall, stated: RateLimits, now_s: float, *, is_other_next: bool = False) -> None:
         """It was refused for the upstream's limits and computed nothing. ``is_other_next``: the next call is another
         request."""
-        self.is_paced, is_probe, self._is_distrusted = True, self._backoff_s > 0, False
+        self.is_paced, is_probe, self._is_distrusted = True, self._backoff.wait_s > 0, False
         is_test = self._end(call, stated, now_s)
         self._rates.refused(call)
         if is_test:
             self._rates.learn(call, now_s, is_probe=False, largest=self._size.largest)
-            self._refused_at_s = now_s
+            self._backoff.refused_at_s = now_s
             self._wait(stated.retry_after_s or 0.0, now_s)
             return
-        self._count_refusal(call, now_s)
+        self._wait(self._backoff.refused(call, now_s), now_s)
         self.holds(now_s)
-        is_alone = is_probe and call.at_s - self._rates.cut_at_s >= _MIN_BACKOFF_S and not self._rates.calls.accepted
+        is_alone = is_probe and call.at_s - self._rates.cut_at_s >= MIN_BACKOFF_S and not self._rates.calls.accepted
         if not self._size.largest:
-            is_alone = is_alone and self._refusals % _REFUSALS_OF_A_SIZE == 0
+            is_alone = is_alone and self._backoff.refusals % _REFUSALS_OF_A_SIZE == 0
         self._size.refused(call.cost.items, at_s=call.at_s, now_s=now_s, is_alone=is_alone)
-        if call.at_s < self._rates.cut_at_s:  # sent before the last refusal that taught something
+        is_old = call.at_s < self._rates.cut_at_s  # sent before the last refusal that taught something
+        if is_old or self._quotas.explain(call.cost, now_s):
             self._wait(stated.retry_after_s or 0.0, now_s)
             return
-        if self._quotas.explain(call.cost, now_s):
-            self._wait(stated.retry_after_s or 0.0, now_s)
+        if self._is_for_concurrency(call, now_s, is_probe=is_probe):
+            self._refused_for_concurrency(call, stated.retry_after_s, now_s)
             return
+        self._learn_rate(call, now_s, is_probe=is_probe)
+        if stated.retry_after_s is None or not self._rates.is_learned:
+            self._backoff.grow(self._rates.calls.per_s, is_other_next=is_other_next)
+        # A quota of which nothing is left says by itself for how long nothing can be sent.
+        own_wait_s = 0.0 if self._quotas.is_empty(now_s) else self._backoff.wait_s
+        self._wait(own_wait_s if stated.retry_after_s is None else stated.retry_after_s, now_s)
+
+    def _is_for_concurrency(self, call: SentCall, now_s: float, *, is_probe: bool) -> bool:
+        in_flight, in_a_row = len(self._in_flight), self._backoff.refusals
+        return not self._rates.explain(call, now_s) and self._concurrency.explains(
+            call, in_flight, is_probe=is_probe, in_a_row=in_a_row
+        )
+
+    def _refused_for_concurrency(self, call: SentCall, retry_after_s: float | None, now_s: float) -> None:
         in_flight = len(self._in_flight)
-        if not self._rates.explain(call, now_s) and self._concurrency.explains(call, in_flight, is_probe=is_probe):
-            self._concurrency.refused(call, in_flight, now_s)
-            if stated.retry_after_s is not None and not self._concurrency.is_known:
-                self._wait(stated.retry_after_s, now_s)
+        self._concurrency.refused(call, in_flight, now_s)
+        if retry_after_s is None:
+            self._wait(0.0 if in_flight else self._concurrency.call_s, now_s)
+        elif not (in_flight and self._concurrency.is_known):
+            self._wait(retry_after_s, now_s)
+            if not self._concurrency.is_known:
                 self._rates.suspect()
-            return
+
+    def _learn_rate(self, call: SentCall, now_s: float, *, is_probe: bool) -> None:
         self._concurrency.begin_again()
+        was_learned, is_explained = self._rates.is_learned, self._rates.explain(call, now_s)
         if self._quotas.has_window:  # it says what is there at once, and no more comes before it ends
             self._rates.spread()
         self._rates.learn(call, now_s, is_probe=is_probe, largest=self._size.largest)
-        if stated.retry_after_s is None or not self._rates.is_learned:
-            is_slow = is_other_next and self._backoff_s >= _LONG_BACKOFF_S
-            growth = _BACKOFF_GROWTH_OTHER if is_slow else _BACKOFF_GROWTH
-            self._backoff_s = min(_MAX_BACKOFF_S, self._backoff_s * growth or self._first_backoff_s())
-        # A quota of which nothing is left says by itself for how long nothing can be sent.
-        own_wait_s = 0.0 if self._quotas.is_empty(now_s) else self._backoff_s
-        self._wait(own_wait_s if stated.retry_after_s is None else stated.retry_after_s, now_s)
+        if self._backoff.refusals > 1 and not is_explained and self._rates.is_learned == was_learned:
+            self._backoff.was_too_short()
 
     def refused_for_itself(self, call: SentCall, now_s: float) -> None:
         """It was refused again, while others are accepted: that says nothing about them, but perhaps about its size."""
         self._end(call, NOTHING_STATED, now_s)
         if call.cost.items > self._size.largest:
             self._size.refused(call.cost.items, at_s=call.at_s, now_s=now_s, is_alone=True)
-
-    def _count_refusal(self, call: SentCall, now_s: float) -> None:
-        if call.at_s >= self._refused_at_s:  # and not one of several that were in flight together
-            self._refusals += 1
-        self._refused_at_s = now_s
-        if self._refusals > 1:
-            self._wait(min(_MAX_BACKOFF_S, _REPEATED_BACKOFF_S * 2 ** min(self._refusals - 2, 10)), now_s)
-
-    def _first_backoff_s(self) -> float:
-        if not self._long_enough_s:
-            return _MIN_BACKOFF_S
-        return max(self._long_enough_s / 2, min(_MIN_BACKOFF_S, _BACKOFF_CALLS / self._rates.calls.per_s))
 
     def lost(self, call: SentCall, now_s: float) -> None:
         """It ended without a response, if it has not ended yet."""
@@ -244,7 +237,7 @@ class Pacer:
 
     def is_free(self, now_s: float) -> None:
         """Nothing waits."""
-        if now_s >= self._blocked_until_s and not self._backoff_s:
+        if now_s >= self._blocked_until_s and not self._backoff.wait_s:
             self.held_since_s = None
 
     def _end(self, call: SentCall, stated: RateLimits, now_s: float) -> bool:
@@ -264,4 +257,4 @@ class Pacer:
             self._rates.forget()
             self._size, self._concurrency = LearnedSize(), LearnedConcurrency()
             self.is_paced = bool(self._configured or self._quotas)
-            self._refusals, self._backoff_s, self._long_enough_s = 0, 0.0, 0.0
+            self._backoff = Backoff(refused_at_s=self._backoff.refused_at_s)
