@@ -12,6 +12,8 @@ _CALLS_PER_SLOT = 20
 # So many calls as large as the refused one, and so many times as many as may be in flight, were accepted since then: no
 # rate is as low.
 _KNOWN_CALLS, _KNOWN_TURNS = 8, 2
+# If no call has ended for several times as long as one takes, those in flight hang, and one more is tried.
+_PATIENCE_CALLS, _MIN_PATIENCE_S, _UNKNOWN_PATIENCE_S = 4.0, 1.0, 4.0
 # So many refusals in a row, while no other call is in flight, may be due to other replicas.
 _MOST_IN_A_ROW = 3
 
@@ -28,11 +30,16 @@ class LearnedConcurrency:
     _accepted: int = 0  # calls since then
     _refused_items: int = 0
     _alike: int = 0  # of them, that were as large as what was refused
-    call_s: float = 0.0  # how long an accepted call took
+    call_s: float = 0.0  # how long the last accepted call took; 0: unknown
 
     @property
     def is_learned(self) -> bool:
         return math.isfinite(self._most)
+
+    @property
+    def patience_s(self) -> float:
+        """How long to wait for the end of a call in flight, if there is no room for one more."""
+        return max(_MIN_PATIENCE_S, _PATIENCE_CALLS * self.call_s) if self.call_s else _UNKNOWN_PATIENCE_S
 
     def has_room(self, in_flight: int) -> bool:
         return in_flight + 1 <= min(self._most, self._window)
@@ -59,8 +66,7 @@ class LearnedConcurrency:
         """A call was refused for another reason."""
         self._most, self._window, self._accepted, self._alike, self.is_known = math.inf, 1.0, 0, 0, False
 
-    def accepted(self, call: SentCall, now_s: float) -> None:
-        self.call_s = now_s - call.at_s
+    def accepted(self, call: SentCall) -> None:
         self._alike += call.cost.items >= self._refused_items
         self._window += _WINDOW_GROWTH
         self._accepted += 1
@@ -69,6 +75,8 @@ class LearnedConcurrency:
 
     def grow(self, call: SentCall, calm_calls: int) -> None:
         """``call`` was accepted. With ``calm_calls`` accepted in a row the limit was probably raised."""
+        if call.in_flight > self._most and not self._is_of_last_burst(call):  # others hang, and don't count
+            self._most = self._window = float(call.in_flight)
         if call.in_flight + 1 > self._most:
             self._most += max(1.0, self._accepted / calm_calls) / _CALLS_PER_SLOT
 

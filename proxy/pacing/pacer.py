@@ -92,15 +92,21 @@ class Pacer:
         if not self.is_paced:
             return now_s
         self._forget(now_s)
-        in_flight = len(self._in_flight)
-        if not self._concurrency.has_room(in_flight) or (self._backoff.wait_s and in_flight):
+        if self._backoff.wait_s and self._has_probe():
             ready_at_s = NEVER_S
+        elif not self._concurrency.has_room(len(self._in_flight)):
+            quiet_until_s = self._called_at_s + self._concurrency.patience_s
+            ready_at_s = max(quiet_until_s, self._rates.ready_at_s(cost), self.stated_at_s(cost, now_s))
         elif self._rates.may_test:
             ready_at_s = self._quotas_ready_at_s(cost, now_s)
         else:
             ready_at_s = max(self._rates.ready_at_s(cost), self.stated_at_s(cost, now_s))
         tried_at_s = self._called_at_s + (_FORGET_S if self.is_confirmed(now_s) else _TRY_S)
         return max(min(ready_at_s, tried_at_s), self._configured.ready_at_s(cost, now_s))
+
+    def _has_probe(self) -> bool:
+        """Whether a call is in flight that was sent after the last refusal. Others may hang for ever."""
+        return any(call.at_s >= self._backoff.refused_at_s for call in self._in_flight)
 
     def is_confirmed(self, now_s: float) -> bool:
         """Whether a call was refused lately, so that what is stated counts."""
@@ -143,6 +149,7 @@ class Pacer:
     def accepted(self, call: SentCall, stated: RateLimits, now_s: float) -> None:
         """The upstream computed it, or refused it for another reason than its limits."""
         self._rates.accepted(call)
+        self._concurrency.call_s = now_s - call.at_s
         if call.cost.items > self._size.largest or self.is_paced:
             self._size.accepted(call.cost.items)
         if not (self.is_paced or stated.quotas):  # the usual case
@@ -156,7 +163,7 @@ class Pacer:
             self._blocked_until_s = min(self._blocked_until_s, now_s)
         elif call.at_s < self._blocked_until_s:
             return  # it was sent before the refusal, of which it says nothing
-        self._concurrency.accepted(call, now_s)
+        self._concurrency.accepted(call)
         if is_test and self._rates.accepted_test():
             self._concurrency.is_known = True
         self._backoff.wait_s = 0.0

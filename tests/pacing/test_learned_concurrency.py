@@ -13,7 +13,7 @@ def call(in_flight: int, at_s: float = 0.0, items: int = 1) -> SentCall:
 
 def accept(learned: LearnedConcurrency, calls: int, items: int = 1) -> None:
     for _ in range(calls):
-        learned.accepted(call(1, items=items), 0.25)
+        learned.accepted(call(1, items=items))
 
 
 def explains(learned: LearnedConcurrency, one: SentCall, in_flight: int, *, is_probe: bool, in_a_row: int = 1) -> bool:
@@ -92,7 +92,6 @@ def test_a_known_limit_explains_a_refusal_also_of_no_more_calls_than_before() ->
     assert learned.is_known
     learned.refused(call(1, at_s=4.0), 0, 5.0)
     assert not learned.is_known  # nothing was accepted in between
-    assert learned.call_s == 0.25
 
 
 def test_calls_that_were_sent_since_do_not_raise_the_limit() -> None:
