@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from proxy.pacing.sent_call import SentCall
 
 # The wait after a refusal that states none. It doubles with each further one until a call is accepted. The next time it
-# begins with half of what was long enough, down to the time of one call and a little.
-MIN_BACKOFF_S, _MAX_BACKOFF_S, _BACKOFF_CALLS = 1.0, 16.0, 1.2
+# begins with half of what was long enough, down to the time of a few calls.
+MIN_BACKOFF_S, _MAX_BACKOFF_S, _BACKOFF_CALLS = 1.0, 16.0, 2.0
 # Once a shorter one was not long enough, it is a little longer: another replica may have been refused a moment later.
 _MARGIN = 1.1
 # A long one grows by less if the next probe is another request: the refusals may be about single requests.
@@ -35,13 +35,13 @@ class Backoff:
 
     def accepted(self, call: SentCall) -> None:
         """``call`` was sent after the last refusal."""
-        if self.refusals:
+        if self.refusals and self.wait_s:
             waited_s = call.at_s - self.refused_at_s
             if waited_s < self._long_enough_s:
                 self._has_minimum = False
             if self.refusals > 1 or not 0 < self._long_enough_s < waited_s:
                 self._long_enough_s = waited_s
-            self.refusals = 0
+        self.refusals = 0
 
     def was_too_short(self) -> None:
         """The call after it was refused, and by the known rate it should not have been."""

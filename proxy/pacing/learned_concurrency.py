@@ -3,15 +3,16 @@
 import math
 from dataclasses import dataclass
 
+from proxy.pacing.learned_rate import BURST_S
 from proxy.pacing.sent_call import SentCall
 
 # By so much each accepted call widens the window after a refusal: what has gathered meanwhile does not leave at once.
 _WINDOW_GROWTH = 1 / 4
 # This many accepted calls for one more call in flight.
 _CALLS_PER_SLOT = 20
-# So many calls as large as the refused one, and so many times as many as may be in flight, were accepted since then: no
-# rate is as low.
-_KNOWN_CALLS, _KNOWN_TURNS = 8, 2
+# If a rate were the limit, as many calls a second would be accepted as at once: as were in flight at the refusal. Its
+# bucket may be full again meanwhile. With so many times as many as that, it is none.
+_KNOWN_TIMES = 2.0
 # If no call has ended for several times as long as one takes, those in flight hang, and one more is tried.
 _PATIENCE_CALLS, _MIN_PATIENCE_S, _UNKNOWN_PATIENCE_S = 4.0, 1.0, 4.0
 # So many refusals in a row, while no other call is in flight, may be due to other replicas.
@@ -28,7 +29,7 @@ class LearnedConcurrency:
     _safe: int = 0  # so many were accepted at a time when one more was refused
     _refused_at_s: float = -math.inf
     _accepted: int = 0  # calls since then
-    _refused_items: int = 0
+    _refused_items: float = 0  # of the refused call; infinite after another refusal, which leaves all unknown
     _alike: int = 0  # of them, that were as large as what was refused
     call_s: float = 0.0  # how long the last accepted call took; 0: unknown
 
@@ -59,18 +60,19 @@ class LearnedConcurrency:
         self._most, self._window = float(self._safe), max(1.0, self._safe - 1)
         if not self._is_of_last_burst(call):
             self._refused_at_s = now_s
-            self.is_known = self.is_known and self._accepted > _KNOWN_TURNS * self._safe
+            self.is_known = self.is_known and self._accepted > _KNOWN_TIMES * self._safe
         self._accepted, self._alike, self._refused_items = 0, 0, call.cost.items
 
     def begin_again(self) -> None:
         """A call was refused for another reason."""
-        self._most, self._window, self._accepted, self._alike, self.is_known = math.inf, 1.0, 0, 0, False
+        self._window, self._accepted, self.is_known = 1.0, 0, False
+        self._alike, self._refused_items = 0, math.inf
 
-    def accepted(self, call: SentCall) -> None:
+    def accepted(self, call: SentCall, now_s: float) -> None:
         self._alike += call.cost.items >= self._refused_items
         self._window += _WINDOW_GROWTH
         self._accepted += 1
-        if self._alike > max(_KNOWN_CALLS, _KNOWN_TURNS * self._most):
+        if self.is_learned and self._alike > self._least_known(now_s):
             self.is_known = True
 
     def grow(self, call: SentCall, calm_calls: int) -> None:
@@ -79,6 +81,9 @@ class LearnedConcurrency:
             self._most = self._window = float(call.in_flight)
         if call.in_flight + 1 > self._most:
             self._most += max(1.0, self._accepted / calm_calls) / _CALLS_PER_SLOT
+
+    def _least_known(self, now_s: float) -> float:
+        return _KNOWN_TIMES * self._safe * (BURST_S + now_s - self._refused_at_s)
 
     def _is_of_last_burst(self, call: SentCall) -> bool:
         return call.at_s < self._refused_at_s

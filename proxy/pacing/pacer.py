@@ -163,7 +163,7 @@ class Pacer:
             self._blocked_until_s = min(self._blocked_until_s, now_s)
         elif call.at_s < self._blocked_until_s:
             return  # it was sent before the refusal, of which it says nothing
-        self._concurrency.accepted(call)
+        self._concurrency.accepted(call, now_s)
         if is_test and self._rates.accepted_test():
             self._concurrency.is_known = True
         self._backoff.wait_s = 0.0

@@ -11,9 +11,9 @@ def call(in_flight: int, at_s: float = 0.0, items: int = 1) -> SentCall:
     return SentCall(Cost(items, 1), at_s, in_flight)
 
 
-def accept(learned: LearnedConcurrency, calls: int, items: int = 1) -> None:
+def accept(learned: LearnedConcurrency, calls: int, items: int = 1, now_s: float = 1.0) -> None:
     for _ in range(calls):
-        learned.accepted(call(1, items=items))
+        learned.accepted(call(1, items=items), now_s)
 
 
 def explains(learned: LearnedConcurrency, one: SentCall, in_flight: int, *, is_probe: bool, in_a_row: int = 1) -> bool:
@@ -56,28 +56,34 @@ def test_four_accepted_calls_open_the_window_again_up_to_the_limit() -> None:
     assert not learned.has_room(4)
 
 
-def test_a_refusal_for_another_reason_forgets_the_limit_and_opens_the_window_slowly() -> None:
+def test_another_refusal_closes_the_window_but_forgets_no_limit() -> None:
     learned = refused(4)
     learned.is_known = True
     learned.begin_again()
     assert not learned.is_known
-    assert not learned.is_learned
+    assert learned.is_learned
     assert learned.has_room(0)
     assert not learned.has_room(1)
-    accept(learned, 100)
-    assert learned.has_room(20)
+    accept(learned, 1000)
     assert not learned.is_known
 
 
-def test_it_is_known_when_many_calls_as_large_were_accepted_since_a_refusal() -> None:
+def test_it_is_known_when_far_more_calls_as_large_are_accepted_than_a_rate_would_allow() -> None:
     learned = LearnedConcurrency()
     learned.refused(call(5, items=40), 4, 1.0)
-    accept(learned, 50, items=1)
+    accept(learned, 100, items=1)
     assert not learned.is_known  # the refusal may have been about its size
-    accept(learned, 8, items=40)
+    accept(learned, 12, items=40, now_s=1.5)
     assert not learned.is_known
-    accept(learned, 1, items=40)
+    accept(learned, 1, items=40, now_s=1.5)
     assert learned.is_known
+
+
+def test_calls_that_are_accepted_as_a_rate_allows_them_tell_nothing() -> None:
+    learned = refused(4, now_s=1.0)
+    for second in range(100):
+        accept(learned, 4, now_s=2.0 + second)
+    assert not learned.is_known
 
 
 def test_a_known_limit_explains_a_refusal_also_of_no_more_calls_than_before() -> None:
