@@ -8,7 +8,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from proxy.config.header_names import parse_neutral_headers
 from proxy.config.suggestion import suggestion
-from proxy.config.tables import Name, NonEmpty, Output, read_table
+from proxy.config.tables import Name, Output, read_table
 from proxy.config.upstream_urls import parse_base_url
 from proxy.errors import ConfigError
 from proxy.protocol.provider import InputFormat, Limits, Provider
@@ -18,6 +18,8 @@ _Field = Annotated[str, Meta(min_length=1, max_length=128)]
 _Fields = Annotated[list[_Field], Meta(max_length=256)]
 _Count = Annotated[int, Meta(ge=1)]
 _Path = Annotated[str, Meta(pattern=r"^/[!-~]*$")]
+# The name of a header field (RFC 9110 §5.6.2), and what precedes the key in its value.
+_Auth = Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+(: [!-~]+)?$")]
 _ENCODING_FIELDS = frozenset({"encoding_format", "embedding_type", "output_dtype", "embed_dtype", "endianness"})
 _RESERVED_FIELDS = frozenset({"model", "input"})
 
@@ -26,7 +28,7 @@ class _ProviderTable(Struct, forbid_unknown_fields=True, kw_only=True):
     like: str | UnsetType = UNSET  # the row to start from; default: the row of this name, or `generic`
     base_url: str | UnsetType = UNSET
     path: _Path | UnsetType = UNSET
-    auth: NonEmpty | UnsetType = UNSET
+    auth: _Auth | UnsetType = UNSET
     inputs: list[InputFormat] | UnsetType = UNSET
     key: _Fields = []
     neutral: _Fields = []

@@ -25,12 +25,16 @@ class _SameModelTable(Struct, forbid_unknown_fields=True, kw_only=True):
     model: NonEmpty | UnsetType = UNSET
 
 
+# Not infinity, and not so few that the next call would be sent in years.
+_PerMinute = Annotated[float, Meta(ge=0.001, le=1e12)]
+
+
 class _LimitTable(Struct, forbid_unknown_fields=True, kw_only=True):
     """``[[upstream.limits]]``: rate limits that the operator knows."""
 
     models: Annotated[list[NonEmpty], Meta(min_length=1)] | UnsetType = UNSET
-    requests_per_minute: Annotated[float, Meta(gt=0)] | UnsetType = UNSET
-    tokens_per_minute: Annotated[float, Meta(gt=0)] | UnsetType = UNSET
+    requests_per_minute: _PerMinute | UnsetType = UNSET
+    tokens_per_minute: _PerMinute | UnsetType = UNSET
 
 
 class _UpstreamTable(Struct, forbid_unknown_fields=True, kw_only=True):

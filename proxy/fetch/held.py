@@ -134,9 +134,9 @@ class HeldRequests:
         try:
             if has_joined:
                 self._keys.follow(wait)
-            if await claim.wait() or wait.given_up is None:
-                return None
-            return self._given_up(wait.given_up)
+            have_ended, given_up = await claim.wait(), wait.given_up
+            is_served = given_up is None or (have_ended and not given_up.is_dropped)
+            return None if is_served else self._given_up(given_up)
         finally:
             wait.end()
             if has_joined:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from proxy.errors import ProxyError
+from proxy.errors import Abandoned, ProxyError
 from proxy.fetch.client_wait import ClientWait
 from proxy.fetch.outcomes import CallFailure, Outcome
 from proxy.fetch.request import FetchRequest
@@ -38,6 +38,11 @@ class Waiting(Struct, eq=False):
     def tenant_name(self) -> bytes:
         """Whose a call is that begins with it."""
         return self.request.client_request.tenant.name
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether it was not sent because no client waited for it when its turn came."""
+        return self.outcome.done() and isinstance(self.outcome.result(), Abandoned)
 
     def resolve(self, outcome: Outcome | ProxyError) -> None:
         if not self.outcome.done():

@@ -38,6 +38,16 @@ ERRORS = [
     ([], {}, '[upstream]\nprovider = "jina"', "upstream in FILE: accepted: a URL or a name, as in upstream ="),
     ([], {}, "[provider.openai]", "provider in FILE: accepted: the name of a provider, as in prov"),
     ([], {}, "prices = 3", "prices in FILE: accepted: a table [prices] with lines as"),
+    *[([], {}, f'[prices]\n"a" = {price}', "FILE: [prices] 'a': accepted: money per million tokens, such as 0.02")
+      for price in ("inf", "nan", "-1", "1e400")],
+    *[([], {}, f'[[upstream]]\nbase_url = "http://h/v1"\n[[upstream.limits]]\n{name} = {limit}',
+       f"FILE: [[upstream]] 1: Expected `float` {bound}") for name in ("requests_per_minute", "tokens_per_minute")
+      for limit, bound in (("inf", "<= 1000000000000.0"), ("1e400", "<= 1000000000000.0"), ("1e-320", ">= 0.001"),
+                           ("0", ">= 0.001"))],
+    *[([], {}, f"[providers.x]\nauth = {auth!r}", "FILE: [providers.x]: Expected `str` matching regex")
+      for auth in (" ", "X Key", "Authorization:Bearer", "Authorization: ", "X-Key\\n")],
+    *[([], {}, f'{key} = "a\\u0000b"', f"{key} in FILE: has a NUL character")
+      for key in ("client_keys", "host", "store", "upstream")],
     ([], {}, '[prices]\n"a" = "0.02"', "FILE: [prices] 'a': accepted: money per million tokens, such as 0.02"),
     ([], {}, "[prices]\na.b = 1", "FILE: [prices] 'a': accepted: money per million tokens, such as 0.02; quote names"),
     (["--upstream", "https://h/v1/embeddings"], {}, "", "--upstream: 'https://h/v1/embeddings' ends with the route /e"),

@@ -76,6 +76,8 @@ def _text(key: str, value: Any, options: Mapping[str, Option], path: Path) -> st
         return "yes" if value else "no"
     if type(value) not in {str, int, float}:
         raise click.UsageError(f"{key} in {path}: not a single value; accepted: a string or a number")
+    if "\0" in str(value):  # no flag and no variable can have it, so nothing expects it
+        raise click.UsageError(f"{key} in {path}: has a NUL character")
     return str(value)
 
 
