@@ -144,9 +144,8 @@ class Reader:
             credential_id, items = self._credential_id(reservation, origin, own), request_body.count_items(fields)
             return BypassedRequest(bypass, origin, credential_id, model, items)
         identity = _with_content_type(identity, request.headers)
-        keyed_url = query.keyed(url)
+        keyed_url, hashed = query.keyed(url), identity.vector_affecting
         epoch, scope = self._epoch_of(keyed_url, parsed.model), self._access.scope(identity)
-        hashed = identity.vector_affecting
         steps = keys.derive_in_steps(parsed, url=keyed_url, scope=scope, vector_headers=hashed, epoch=epoch)
         return ClientRequest(
             parsed=parsed,

@@ -168,13 +168,11 @@ def _sort_by_index(data: Any, items: int) -> list[dict[str, Any]]:
         return data
     if absent == 1:  # protocol buffers omit zeros (Gemini)
         indices[indices.index(None)] = 0
-    if set(map(type, indices)) != {int}:
-        raise InvalidEmbeddingResponse("indices")
     positions = list(range(items))
+    if set(map(type, indices)) != {int} or sorted(indices) != positions:
+        raise InvalidEmbeddingResponse("indices")
     if indices == positions:  # the usual case
         return data
-    if sorted(indices) != positions:
-        raise InvalidEmbeddingResponse("indices")
     ordered = data.copy()
     for index, datum in zip(indices, data, strict=True):
         ordered[index] = datum
