@@ -32,9 +32,8 @@ _log = logging.getLogger(__name__)
 # could wait 5 ms each time it runs.
 _SWITCH_INTERVAL_S = 0.0005
 # A few dozen misses in flight are more than 700 young objects, Python's default threshold: it would collect a hundred
-# times a second and find no garbage. But a large request makes thousands, and visiting 5,000 of them takes a
-# millisecond, in which the event loop stands still. The oldest generation is collected as often as by default.
-_GC_THRESHOLDS = (1500, 2, 26)
+# times a second and find no garbage. The oldest generation is collected as often as by default.
+_GC_THRESHOLDS = (5000, 5, 3)
 
 
 def run_proxy(
