@@ -33,8 +33,7 @@ class Breaker:
 
     Any result counts, even of an attempt that was permitted before the circuit opened. During a probe, it closes or
     opens the circuit as the probe's own result would. While the circuit is open, it does not change the state.
-    ``clock`` counts seconds and only goes forward; ``on_change`` is called with each new state and the
-    one before.
+    ``clock`` counts seconds and only goes forward; ``on_change`` is called with each new state and the one before.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from proxy.protocol.records import Record, RecordKey
 from proxy.telemetry.metrics import Metrics
 from proxy.turns import FEW_KEYS, free, in_turns
 
-_PEEKED_A_TURN = 256  # keys that are looked up in memory in a tenth of a millisecond
+PEEKED_A_TURN = 256  # keys that are looked up in memory in a tenth of a millisecond
 _FEW_VALUES = 64  # are unpacked and put into memory in half a millisecond
 
 
@@ -151,9 +151,8 @@ class Cache:
             before = None
         if before is None:
             before = {}
-            async for some in in_turns(keys, size=_PEEKED_A_TURN):
-                entries = zip(some, map(self._writer.getter(), some), strict=True)
-                before |= {key: entry for key, entry in entries if entry is not None}
+            async for some in in_turns(keys, size=PEEKED_A_TURN):
+                before |= self.peek(some, min_stored_at_s=0.0)
         if len(keys) <= _FEW_VALUES:
             found = await self._shared_reads.read(keys, before)
         else:

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
-from proxy.cache.cache import Cache, Peeked
+from proxy.cache.cache import PEEKED_A_TURN, Cache, Peeked
 from proxy.cache.entry import Entry, current
 from proxy.turns import in_turns
-
-KEYS_A_TURN = 256  # are looked up in memory in a tenth of a millisecond
 
 
 class Lookup(NamedTuple):
@@ -46,11 +44,11 @@ async def look_up(cache: Cache, keys: Sequence[bytes], *, min_stored_at_s: float
 
 async def peek_in_turns(cache: Cache, keys: Sequence[bytes], *, min_stored_at_s: float) -> Peeked:
     """`Cache.peek_confirmed`, which takes turns with other work if there are many ``keys``."""
-    if len(keys) <= KEYS_A_TURN:
+    if len(keys) <= PEEKED_A_TURN:
         return cache.peek_confirmed(keys, min_stored_at_s=min_stored_at_s)
     found: dict[bytes, Entry] = {}
     left_out: dict[bytes, Entry] = {}
-    async for some in in_turns(keys, size=KEYS_A_TURN):
+    async for some in in_turns(keys, size=PEEKED_A_TURN):
         peeked = cache.peek_confirmed(some, min_stored_at_s=min_stored_at_s)
         found |= peeked.found
         left_out |= peeked.left_out
@@ -67,7 +65,7 @@ async def look_up_in_store(cache: Cache, keys: Sequence[bytes], peeked: Peeked, 
     missing = [key for key in in_memory.missing if key not in stored]
     if missing:
         # While the store was read, a fetch of another request may have brought more into memory.
-        async for some in in_turns(missing, size=KEYS_A_TURN):
+        async for some in in_turns(missing, size=PEEKED_A_TURN):
             found |= cache.peek(some, min_stored_at_s=min_stored_at_s)
         missing = [key for key in missing if key not in found]
     return Lookup(found | stored, missing, from_memory=len(found))

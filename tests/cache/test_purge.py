@@ -93,6 +93,13 @@ async def test_what_was_stored_before_the_process_knew_is_deleted_by_the_next_po
     assert await look_up(other, A) == {}
 
 
+def store_of(cache: Cache) -> DictStore:
+    """The store as this cache's process sees it."""
+    its = cache._store._store
+    assert isinstance(its, DictStore)
+    return its
+
+
 @pytest.mark.parametrize("announced", OTHER_PURGES)
 async def test_what_it_does_not_cover_is_stored_and_stays(store: DictStore, cache: Cache, announced: Purge) -> None:
     asked = cache.now
@@ -115,8 +122,7 @@ async def test_what_it_does_not_cover_is_stored_and_stays(store: DictStore, cach
 async def test_what_it_does_not_cover_stays_though_memory_alone_has_it(
     store: DictStore, cache: Cache, announced: Purge
 ) -> None:
-    its = cache._store._store
-    assert isinstance(its, DictStore)
+    its = store_of(cache)
     its.write_failure = StoreError("connection", "down")
     await cache.write({C: record(2.0)}, overwrite=False)
     await purge(store, announced)
@@ -130,8 +136,7 @@ async def test_what_it_does_not_cover_stays_though_memory_alone_has_it(
 async def test_a_write_under_way_that_it_does_not_cover_is_served(
     store: DictStore, cache: Cache, announced: Purge
 ) -> None:
-    its = cache._store._store
-    assert isinstance(its, DictStore)
+    its = store_of(cache)
     its.writes.clear()
     cache._store._timeout_s = 0.001
     await cache.write({C: record(2.0)}, overwrite=False)
@@ -170,8 +175,7 @@ async def test_deleting_a_late_write_does_not_concern_what_was_asked_for_since(s
 
 
 async def test_a_write_under_way_is_hidden_at_once_and_undone_when_it_ends(store: DictStore, cache: Cache) -> None:
-    its = cache._store._store
-    assert isinstance(its, DictStore)
+    its = store_of(cache)
     its.writes.clear()
     cache._store._timeout_s = 0.001
     await cache.write({B: record(2.0)}, overwrite=False)
@@ -189,8 +193,7 @@ async def test_a_write_under_way_is_hidden_at_once_and_undone_when_it_ends(store
 
 async def test_what_memory_alone_has_goes_too(store: DictStore, cache: Cache) -> None:
     """The store may have evicted it, or not been there when it was written."""
-    its = cache._store._store
-    assert isinstance(its, DictStore)
+    its = store_of(cache)
     its.write_failure = StoreError("connection", "down")
     await cache.write({B: record(2.0)}, overwrite=False)
     store.values.clear()
@@ -201,8 +204,7 @@ async def test_what_memory_alone_has_goes_too(store: DictStore, cache: Cache) ->
 
 
 async def test_a_late_write_is_remembered_until_the_log_was_read_completely(store: DictStore, cache: Cache) -> None:
-    its = cache._store._store
-    assert isinstance(its, DictStore)
+    its = store_of(cache)
     asked = cache.now
     await cache.write({A: record(2.0)}, overwrite=True, asked=asked)
     await written(cache)
@@ -227,8 +229,7 @@ async def test_a_late_write_is_remembered_until_the_log_was_read_completely(stor
 async def test_a_store_that_refuses_deletion_is_reported(
     store: DictStore, cache: Cache, caplog: pytest.LogCaptureFixture
 ) -> None:
-    its = cache._store._store
-    assert isinstance(its, DictStore)
+    its = store_of(cache)
     asked = cache.now
     await purge(store, EVERYTHING, A)
     await cache.write({A: record(2.0)}, overwrite=True, asked=asked)

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.cache.cache import Cache
+from proxy.cache.cache import PEEKED_A_TURN, Cache
 from proxy.cache.memory import Memory
 from proxy.cache.store import NoStore
-from proxy.embeddings.lookup import KEYS_A_TURN, Lookup, look_up
+from proxy.embeddings.lookup import Lookup, look_up
 from proxy.fetch.request import FetchRequest, Policy
 from proxy.protocol.records import Record
 from proxy.telemetry.metrics import Metrics
@@ -49,7 +49,7 @@ def test_a_b_a_with_b_found_requests_one_a() -> None:
 
 async def test_many_keys_are_looked_up_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Cache(Memory(10**7), NoStore(), Metrics(), ttl_s=None, timeout_s=1)
-    keys = [number.to_bytes(32) for number in range(2 * KEYS_A_TURN + 1)]
+    keys = [number.to_bytes(32) for number in range(2 * PEEKED_A_TURN + 1)]
     record = Record(vector=VECTOR, model="m", tokens=1, tokens_exact=True, stored_at_s=1)
     await cache.write(dict.fromkeys(keys[1:], record), overwrite=False)
     sizes: list[int] = []
@@ -61,5 +61,5 @@ async def test_many_keys_are_looked_up_in_turns(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Cache, "peek_confirmed", count)
     found = await look_up(cache, keys, min_stored_at_s=0)
-    assert (list(found.entries), found.missing, found.from_memory) == (keys[1:], keys[:1], 2 * KEYS_A_TURN)
-    assert sizes == [KEYS_A_TURN, KEYS_A_TURN, 1]
+    assert (list(found.entries), found.missing, found.from_memory) == (keys[1:], keys[:1], 2 * PEEKED_A_TURN)
+    assert sizes == [PEEKED_A_TURN, PEEKED_A_TURN, 1]
